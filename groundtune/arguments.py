@@ -1,0 +1,245 @@
+"""Every argument of Groundtune itself, in groups, each with its one help text; `check` says all that is wrong at once.
+
+The arguments of optimisation, saving and logging are those of `transformers.TrainingArguments` (see `trainer.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+def _argument(default, help: str, choices: list[str] | None = None):
+    metadata = {"help": help.replace("%", "%%")}  # argparse formats it
+    if choices is not None:
+        metadata["choices"] = choices
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class DataArguments:
+    """Examples, documents and the length that one training row may have."""
+
+    _argument_group_name = "data"
+
+    train_file: str = _argument("", "Training examples (.jsonl): question, gold_docs, gold_answer, chat_history.")
+    eval_file: str = _argument("", "Examples evaluated end to end during training; the best checkpoint is chosen on them.")
+    test_file: str = _argument(
+        "", "Examples on which the untouched and the tuned model are compared at the end. Empty: the eval file."
+    )
+    full_dataset_file_path: str = _argument(
+        "", "Document database: .jsonl, .parquet, or the historical .pkl (read without executing anything)."
+    )
+    full_dataset_index_path: str = _argument(
+        "", "Folder that caches the documents' vectors; made on first use, checked on every use. "
+        "Empty: `index` beside the document database."
+    )
+    max_seq_length: int = _argument(
+        2048, "Longest row in tokens: passages, chat history, question and answer. "
+        "What does not fit loses retrieved passages, last first; never gold, question or answer."
+    )
+
+
+@dataclass
+class RetrievalArguments:
+    """Which frozen retriever finds passages, for training (SwR) and for end-to-end evaluation (both methods)."""
+
+    _argument_group_name = "retrieval"
+
+    embedding_model: str = _argument(
+        "", "Embedding model (hub name or folder) that retrieves for training (SwR) and evaluation."
+    )
+    eval_embedding_model: str = _argument("", "Embedding model for evaluation only. Empty: --embedding_model.")
+    embedding_max_num_to_retrieve: int = _argument(
+        3, "k of SwR: a training row holds at most k + 1 passages, the gold ones first, then retrieved ones."
+    )
+    eval_num_to_retrieve: int = _argument(4, "Passages retrieved for a question in end-to-end evaluation.")
+    retriever: str = _argument("dense", "How passages are found. bm25 and hybrid need the extra [bm25].",
+                               ["dense", "bm25", "hybrid"])
+    query_history: str = _argument(
+        "user", "What of the chat history goes into the search query, in training, evaluation and serving alike: "
+        "nothing, the user's messages, or all messages.", ["none", "user", "all"]
+    )
+    embedding_batch_size: int = _argument(64, "Texts embedded at once.")
+    query_prompt: str | None = _argument(
+        None, "Text put before a question when it is embedded. Default: what the embedding model asks for."
+    )
+    document_prompt: str | None = _argument(
+        None, "Text put before a document when it is embedded. Default: what the embedding model asks for."
+    )
+
+
+@dataclass
+class PromptArguments:
+    """How a prompt is written. Any of the four prefix flags chooses the prefix style."""
+
+    _argument_group_name = "prompt"
+
+    user_prefix: str | None = _argument(None, 'What a user\'s turn begins with, as in "USER" or "<s>[INST]".')
+    assistant_prefix: str | None = _argument(None, 'What an answer begins with, as in "ASSISTANT" or "[/INST]".')
+    sep_user: str | None = _argument(None, "What ends a user's turn. Default in the prefix style: one space.")
+    sep_sys: str | None = _argument(
+        None, "What ends an assistant's turn. Default in the prefix style: the tokenizer's end-of-sequence token."
+    )
+    instruction: str = _argument(
+        "Answer the user's question with the information in the passages below.",
+        "The sentence that opens every prompt.",
+    )
+
+
+@dataclass
+class ModelArguments:
+    """The model that is trained, and how it is loaded."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str = _argument("", "Decoder to train: hub name or folder; a folder of an adapter is not one.")
+    model_revision: str | None = _argument(None, "Commit, tag or branch of a hub model.")
+    gguf_file: str | None = _argument(None, "Name of a GGUF file inside the model folder; it is dequantised for training.")
+    trust_remote_code: bool = _argument(
+        False, "Let the model's repository run its own code. Needs --model_revision with a full commit hash."
+    )
+    dtype: str = _argument(
+        "auto", "Type of the frozen weights. auto: bfloat16 with LoRA where the machine computes it, else float32.",
+        ["auto", "float32", "bfloat16", "float16"]
+    )
+    use_flash_attention: bool = _argument(False, "FlashAttention 2 instead of PyTorch's attention; needs flash-attn and CUDA.")
+    use_peft: bool = _argument(False, "Train a LoRA adapter instead of all weights.")
+    lora_r: int = _argument(16, "Rank of the adapter.")
+    lora_alpha: int = _argument(32, "Scale of the adapter: its output is multiplied by alpha / r.")
+    lora_dropout: float = _argument(0.0, "Dropout on the adapter's input.")
+    lora_target_modules: list[str] = _argument(
+        ["all-linear"], "Linear layers that get an adapter, by the end of their name; all-linear: every one but the head."
+    )
+
+
+@dataclass
+class EvaluationArguments:
+    """End-to-end evaluation: retrieve, generate, score."""
+
+    _argument_group_name = "evaluation"
+
+    eval_max_samples: int = _argument(
+        0, "During training evaluate only this many eval examples, spread evenly over the file. 0: all. "
+        "The test at the end is never cut."
+    )
+    max_new_tokens: int = _argument(256, "Longest answer in tokens.")
+    bootstrap_samples: int = _argument(2000, "Resamples behind the 95 % intervals.")
+
+
+@dataclass
+class LoggerArguments:
+    """How a tracker files the run; which trackers is --report_to."""
+
+    _argument_group_name = "tracking"
+
+    run_group: str = _argument("", "Group of the run, handed to trackers that know groups (WANDB_RUN_GROUP).")
+
+
+GROUPS = (DataArguments, RetrievalArguments, PromptArguments, ModelArguments, EvaluationArguments, LoggerArguments)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """All arguments of one run; `training` is a `trainer.QATrainingArguments`."""
+
+    method: str
+    data: DataArguments
+    retrieval: RetrievalArguments
+    prompt: PromptArguments
+    model: ModelArguments
+    evaluation: EvaluationArguments
+    logger: LoggerArguments
+    training: object
+
+    def check(self) -> list[str]:
+        """Every problem that can be seen without reading data or loading a model, one line each; empty if none."""
+        return [
+            *_check_data(self.data),
+            *_check_retrieval(self.retrieval, self.method),
+            *_check_model(self.model),
+            *_check_numbers(self),
+        ]
+
+
+def _check_data(data: DataArguments) -> list[str]:
+    problems = []
+    for name in ("train_file", "eval_file", "full_dataset_file_path"):
+        if not getattr(data, name):
+            problems.append(f"--{name}: missing; {type(data).__dataclass_fields__[name].metadata['help']}")
+    for name in ("train_file", "eval_file", "test_file", "full_dataset_file_path"):
+        value = getattr(data, name)
+        if value and not Path(value).is_file():
+            problems.append(f"--{name}: no such file: {value}; give the path of an existing file")
+    index = data.full_dataset_index_path
+    if index and Path(index).exists() and not Path(index).is_dir():
+        problems.append(f"--full_dataset_index_path: {index} is a file; name a folder, new or existing")
+    return problems
+
+
+def _check_retrieval(retrieval: RetrievalArguments, method: str) -> list[str]:
+    problems = []
+    if retrieval.retriever != "bm25" and not (retrieval.embedding_model or retrieval.eval_embedding_model):
+        flag = "--embedding_model" if method == "swr" else "--eval_embedding_model"
+        problems.append(f"{flag}: missing; name an embedding model such as intfloat/e5-base-v2, or use --retriever bm25")
+    elif method == "swr" and retrieval.retriever != "bm25" and not retrieval.embedding_model:
+        problems.append("--embedding_model: missing; SwR retrieves training passages with it")
+    for flag in ("embedding_model", "eval_embedding_model"):
+        problems += _check_model_name(flag, getattr(retrieval, flag))
+    return problems
+
+
+def _check_model(model: ModelArguments) -> list[str]:
+    if not model.model_name_or_path:
+        return ["--model_name_or_path: missing; name a hub model or a local folder"]
+    problems = _check_model_name("model_name_or_path", model.model_name_or_path)
+    folder = Path(model.model_name_or_path)
+    if folder.is_dir() and (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        problems.append(f"--model_name_or_path: {folder} holds an adapter; merge it into its base model first")
+    if model.gguf_file and folder.is_dir() and not (folder / model.gguf_file).is_file():
+        problems.append(f"--gguf_file: no {model.gguf_file} in {folder}")
+    revision = model.model_revision or ""
+    if model.trust_remote_code and not (len(revision) == 40 and all(c in "0123456789abcdef" for c in revision)):
+        problems.append("--trust_remote_code: runs code from the hub; pin it with --model_revision and a full commit hash")
+    return problems
+
+
+def _check_model_name(flag: str, value: str) -> list[str]:
+    """A hub name is `name` or `owner/name`; anything that looks like a path must be a folder that exists."""
+    path = Path(value)
+    if not value or path.is_dir():
+        return []
+    if path.is_file():
+        return [f"--{flag}: {value} is a file; name the folder that holds the model"]
+    if path.is_absolute() or value.startswith((".", "~")) or value.count("/") > 1 or "\\" in value:
+        return [f"--{flag}: no such folder: {value}; give an existing folder or a hub name such as owner/model"]
+    return []
+
+
+def _check_numbers(arguments: Arguments) -> list[str]:
+    least = [
+        (arguments.data, "max_seq_length", 16),
+        (arguments.retrieval, "embedding_max_num_to_retrieve", 0),
+        (arguments.retrieval, "eval_num_to_retrieve", 1),
+        (arguments.retrieval, "embedding_batch_size", 1),
+        (arguments.model, "lora_r", 1),
+        (arguments.model, "lora_alpha", 1),
+        (arguments.evaluation, "eval_max_samples", 0),
+        (arguments.evaluation, "max_new_tokens", 1),
+        (arguments.evaluation, "bootstrap_samples", 100),
+    ]
+    problems = [
+        f"--{name}: {getattr(group, name)} is too small; the least is {smallest}"
+        for group, name, smallest in least
+        if getattr(group, name) < smallest
+    ]
+    if not 0 <= arguments.model.lora_dropout < 1:
+        problems.append(f"--lora_dropout: {arguments.model.lora_dropout} is not in [0, 1)")
+    if arguments.evaluation.max_new_tokens >= arguments.data.max_seq_length:
+        problems.append(
+            f"--max_new_tokens: {arguments.evaluation.max_new_tokens} leaves no room for a prompt in "
+            f"--max_seq_length {arguments.data.max_seq_length}"
+        )
+    return problems

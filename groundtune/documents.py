@@ -1,0 +1,52 @@
+"""Documents -> passages, and whether the examples' gold documents are among them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from groundtune.schema import Document, Example
+
+_SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+")
+
+
+def split_into_passages(text: str, max_words: int) -> list[str]:
+    """Cut a text at blank lines into passages of at most `max_words` words.
+
+    Paragraphs stay whole and follow each other in one passage while they fit; a paragraph that is longer than a whole
+    passage is cut at the ends of its sentences, and a sentence longer than that stays as it is.
+    """
+    pieces: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", text.strip("\n")):
+        pieces += [paragraph] if _words(paragraph) <= max_words else _split_paragraph(paragraph, max_words)
+    return _join_while_they_fit(pieces, max_words, "\n\n")
+
+
+def passage_document(text: str, title: str, source: str) -> Document:
+    """A document whose `fmt_content` carries its title, so that retriever and model know where the passage stands."""
+    metadata = {"source": source, "title": title}
+    return Document(page_content=text, fmt_content=f"Title: {title}\n{text}", metadata=metadata)
+
+
+def examples_without_gold(examples: Iterable[Example], documents: Sequence[Document]) -> list[str]:
+    """Sources (`file:line`) of examples none of whose gold documents is in the database: retrieval cannot find them."""
+    ids = {document.id for document in documents}
+    return [e.source for e in examples if not any(gold.id in ids for gold in e.gold_documents)]
+
+
+def _words(text: str) -> int:
+    return len(text.split())
+
+
+def _split_paragraph(paragraph: str, max_words: int) -> list[str]:
+    return _join_while_they_fit(_SENTENCE_END.split(paragraph), max_words, " ")
+
+
+def _join_while_they_fit(pieces: list[str], max_words: int, separator: str) -> list[str]:
+    joined: list[str] = []
+    for piece in pieces:
+        if joined and _words(joined[-1]) + _words(piece) <= max_words:
+            joined[-1] += separator + piece
+        else:
+            joined.append(piece)
+    return [piece for piece in joined if piece.strip()]

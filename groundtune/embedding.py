@@ -1,0 +1,142 @@
+"""Texts -> vectors, the way the embedding model means it: its prompts, its pooling, its similarity."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+# Families that need a prompt but whose folders often do not carry it, by a part of the model's name; the first that
+# matches counts. Each pair is what the model's card asks for: (before a question, before a document).
+_BGE_EN = "Represent this sentence for searching relevant passages: "
+KNOWN_PROMPTS: dict[str, tuple[str, str]] = {
+    "e5-mistral": ("Instruct: Given a question, retrieve passages that answer it\nQuery: ", ""),
+    "e5-large-instruct": ("Instruct: Given a question, retrieve passages that answer it\nQuery: ", ""),
+    "e5-": ("query: ", "passage: "),
+    "bge-m3": ("", ""),
+    "bge-small-en": (_BGE_EN, ""),
+    "bge-base-en": (_BGE_EN, ""),
+    "bge-large-en": (_BGE_EN, ""),
+    "bge-small-zh": ("为这个句子生成表示以用于检索相关文章：", ""),
+    "bge-base-zh": ("为这个句子生成表示以用于检索相关文章：", ""),
+    "bge-large-zh": ("为这个句子生成表示以用于检索相关文章：", ""),
+    "gte-qwen": ("Instruct: Given a question, retrieve passages that answer it\nQuery: ", ""),
+    "gte-": ("", ""),
+    "nomic-embed": ("search_query: ", "search_document: "),
+    "arctic-embed-l-v2": ("query: ", ""),
+    "arctic-embed-m-v2": ("query: ", ""),
+    "arctic-embed": (_BGE_EN, ""),
+    "mxbai-embed": (_BGE_EN, ""),
+    "qwen3-embedding": ("Instruct: Given a question, retrieve passages that answer it\nQuery: ", ""),
+    "embeddinggemma": ("task: search result | query: ", "title: none | text: "),
+}
+
+
+def prompts_for(name: str, own: dict[str, str]) -> tuple[str, str]:
+    """What goes before a question and before a document: the model's own prompts, else the table's, else nothing.
+
+    `name` is a hub name or folder; `own` the `prompts` of its sentence-transformers configuration.
+    """
+    query = own.get("query") or ""
+    document = own.get("document") or own.get("passage") or ""
+    if query or document:
+        return query, document
+    folder = Path(name).name.lower()
+    return next((pair for part, pair in KNOWN_PROMPTS.items() if part in folder), ("", ""))
+
+
+@dataclass
+class Embedder:
+    """A frozen embedding model of sentence-transformers.
+
+    Raises `OSError` or `ValueError` (from sentence-transformers) when the model cannot be loaded.
+    """
+
+    name: str
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+    batch_size: int = 64
+    device: str | None = None
+    model: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        self.model = SentenceTransformer(self.name, device=self.device).eval()
+        query, document = prompts_for(self.name, self.model.prompts)
+        self.query_prompt = query if self.query_prompt is None else self.query_prompt
+        self.document_prompt = document if self.document_prompt is None else self.document_prompt
+
+    @cached_property
+    def similarity(self) -> str:
+        """`cosine` or `dot`, as the model's configuration says; sentence-transformers takes cosine where it is silent."""
+        return "dot" if self.model.similarity_fn_name == "dot" else "cosine"
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that decides a document's vector apart from its text: two indexes may be mixed only where this is equal."""
+        return {
+            "weights": _sha256_of_weights(self.model),
+            "modules": [type(module).__name__ + str(_config_of(module)) for module in self.model],
+            "document_prompt": self.document_prompt,
+            "similarity": self.similarity,
+            "max_tokens": self.model.max_seq_length,
+            "dtype": str(next(self.model.parameters()).dtype),
+        }
+
+    def embed_questions(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [n, dimensions]; the inner product with a document's vector is their similarity."""
+        return self._embed(texts, self.query_prompt, progress=False)
+
+    def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [n, dimensions]; warns of texts that are longer than the model reads."""
+        self._warn_of_long(texts)
+        return self._embed(texts, self.document_prompt, progress=len(texts) > self.batch_size)
+
+    def _embed(self, texts: Sequence[str], prompt: str | None, progress: bool) -> np.ndarray:
+        # prompt="" and not None: None would let the library put its default prompt in front.
+        vectors = self.model.encode(
+            list(texts), prompt=prompt or "", batch_size=self.batch_size, show_progress_bar=progress,
+            normalize_embeddings=self.similarity == "cosine", convert_to_numpy=True,
+        )
+        return np.ascontiguousarray(vectors, dtype=np.float32)
+
+    def _warn_of_long(self, texts: Sequence[str]) -> None:
+        limit = self.model.max_seq_length
+        if limit is None:
+            return
+        rows = self.model.tokenizer([self.document_prompt + text for text in texts], truncation=False, padding=False,
+                                    verbose=False)["input_ids"]
+        lengths = [len(ids) for ids in rows]
+        too_long = [i for i, n in enumerate(lengths) if n > limit]
+        if too_long:
+            longest = max(too_long, key=lengths.__getitem__)
+            logger.warning(
+                "%d of %d documents are longer than the %d tokens that %s reads; their ends are not searched. "
+                "The longest has %d tokens: %.60r", len(too_long), len(texts), limit, self.name, lengths[longest],
+                texts[longest],
+            )
+
+
+def _config_of(module: Any) -> dict[str, Any]:
+    """Pooling mode and the like; the transformer's own configuration is covered by its weights."""
+    read = getattr(module, "get_config_dict", None)
+    return read() if read else {}
+
+
+def _sha256_of_weights(model: Any) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,415 @@
+"""Examples and documents from and to files: JSONL, Parquet, and the historical pickle, which is not executed.
+
+All that is wrong with a file is said at once, one line each: `train.jsonl:17: question: missing; <way out>`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import os
+import reprlib
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from groundtune.safe_pickle import RefusedPickle, load_fields
+from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
+
+logger = logging.getLogger(__name__)
+
+FilePath = str | os.PathLike[str]
+T = TypeVar("T")
+Rows = Iterator[tuple[int, dict[str, Any]]]
+Reader = Callable[[FilePath, list[str]], Rows]  # yields what can be read, adds the rest to the problems
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+# The historical format calls the assistant "system".
+_USERS = ["user", "human", "customer", "client", "question"]
+_ASSISTANTS = ["assistant", "system", "bot", "chatbot", "gpt", "ai", "agent", "model", "answer"]
+_SPEAKERS = {**dict.fromkeys(_USERS, USER), **dict.fromkeys(_ASSISTANTS, ASSISTANT)}
+_A_DOCUMENT = 'a document is {"page_content": "its text", ...}'
+_A_TURN = 'a turn is {"speaker": "user", "message": "what was said"}'
+_HALF_A_CHARACTER = "holds half of a surrogate pair, which UTF-8 cannot encode; write the whole character"
+_DOCUMENT_COLUMNS = ("page_content", "fmt_content", "metadata")
+_BATCH = 4096  # Parquet rows in memory at a time
+
+
+class DataError(Exception):
+    """What is wrong with a file, all of it: `problems`, one line each. As a string, the first 20 of them."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        more = len(self.problems) - 20
+        return "\n".join(self.problems[:20] + ([f"... and {more} more"] if more > 0 else []))
+
+
+def read_examples(path: FilePath) -> list[Example]:
+    """Read questions, gold passages and answers from JSONL, one example a line, blank lines skipped.
+
+    A line is `{"question", "gold_docs": [document], "gold_answer", "chat_history": [turn], "hard_neg_docs":
+    [document]}`, the last two optional; other keys are ignored. An example whose question or answer is blank is left
+    out with a warning: published data has such lines, and there is nothing in them to learn or to score.
+
+    Raises:
+        DataError: the file cannot be read, holds no example, or any line is wrong; names all that is wrong.
+    """
+    examples = _read(path, _json_rows, _example)
+    usable = [example for example in examples if example.question.strip() and example.answer.strip()]
+    if not usable:
+        raise DataError([f"{path}: every question or answer is blank; write at least one example"])
+    if blank := [example.source for example in examples if not (example.question.strip() and example.answer.strip())]:
+        logger.warning("%s: left out %d examples with a blank question or answer: %s", path, len(blank), _few(blank))
+    return usable
+
+
+def read_documents(path: FilePath) -> list[Document]:
+    """Read a document database: `.jsonl`, `.parquet` or `.pkl`. Of documents with one text the first is kept.
+
+    Parquet has a column `page_content` and may have `fmt_content` and `metadata` (struct, map or JSON text);
+    other columns go into the metadata, except binary ones. `documents.parquet:17` is its 17th document.
+
+    Raises:
+        DataError: the file is of another kind, cannot be read, holds no document, or any document is wrong.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in _READERS:
+        raise DataError([f"{path}: cannot hold documents; a database ends in {', '.join(_READERS)}"])
+    documents = _read(path, _READERS[suffix], _document)
+    distinct: dict[str, Document] = {}
+    for document in documents:
+        distinct.setdefault(document.text, document)
+    if len(distinct) < len(documents):
+        dropped = len(documents) - len(distinct)
+        logger.info("%s: dropped %d of %d documents as duplicates", path, dropped, len(documents))
+    return list(distinct.values())
+
+
+def read_pickle_documents(path: FilePath, max_bytes: int = 4 * 2**30) -> list[Document]:
+    """Read the historical pickle, a list of `local_rqa.schema.document.Document`, without executing anything.
+
+    `max_bytes` bounds both the file and what its documents take when written out.
+
+    Raises:
+        DataError: the file is not such a pickle, or any document in it is wrong.
+    """
+    return _read(path, partial(_pickle_rows, max_bytes=max_bytes), _document)
+
+
+def write_documents(path: FilePath, documents: Iterable[Document]) -> None:
+    """Write a document database as `.jsonl` or `.parquet`; the file is there as a whole or not at all.
+
+    Raises:
+        DataError: another suffix, or Parquet without pyarrow.
+        OSError: the file cannot be written.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".jsonl":
+        write_jsonl(path, (document.to_dict() for document in documents))
+    elif suffix == ".parquet":
+        _write_parquet(path, documents)
+    else:
+        raise DataError([f"{path}: documents are not written so; end the name in .jsonl or .parquet"])
+
+
+def write_jsonl(path: FilePath, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line, UTF-8; the file is there as a whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+        TypeError, ValueError: a row is not JSON, or its text not encodable; an existing file stays as it was.
+    """
+    with _replacing(path) as file:
+        for row in rows:
+            file.write(_encode(row).encode("utf-8") + b"\n")
+
+
+def sha256_of(path: FilePath) -> str:
+    """SHA-256 of a file's bytes, in hex.
+
+    Raises:
+        DataError: the file cannot be opened.
+    """
+    digest = hashlib.sha256()
+    with _open(path) as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Record:
+    """An object in a file: where it stands, its fields, and the `problems` of the whole file so far.
+
+    What is wrong is noted and something harmless returned, so that one reading finds every problem.
+    """
+
+    where: str  # "train.jsonl:17"
+    fields: dict[str, Any]
+    problems: list[str]
+    prefix: str = ""  # "gold_docs[0]."
+
+    def note(self, key: str, problem: str) -> None:
+        self.problems.append(f"{self.where}: {self.prefix}{key}: {problem}")
+
+    def text(self, key: str, need: str, required: bool = True, may_be_blank: bool = False) -> str:
+        value = self.fields.get(key)
+        if value is None:
+            value = ""
+            if required:
+                self.note(key, f"missing; {need}")
+        elif not isinstance(value, str):
+            self.note(key, f"is {_shown(value)}, not text; {need}")
+        elif required and not may_be_blank and not value.strip():
+            self.note(key, f"is blank ({_shown(value)}); {need}")
+        elif not _encodable(value):
+            self.note(key, f"{_shown(value)} {_HALF_A_CHARACTER}")
+        return value if isinstance(value, str) else ""
+
+    def metadata(self) -> dict[str, Any]:
+        value = self.fields.get("metadata")
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            self.note("metadata", f"is {_shown(value)}, not an object; write one or leave it out")
+            return {}
+        if not _encodable(value):
+            self.note("metadata", _HALF_A_CHARACTER)
+        return value
+
+    def records(self, key: str, each: str) -> Iterator[_Record]:
+        """The objects in the list at `key`; missing, null and "" mean none."""
+        values = self.fields.get(key)
+        if values is None or values == "":
+            return
+        if not isinstance(values, list):
+            self.note(key, f"is {_shown(values)}, not a list; {each}")
+            return
+        for position, value in enumerate(values):
+            if isinstance(value, dict):
+                yield _Record(self.where, value, self.problems, f"{self.prefix}{key}[{position}].")
+            else:
+                self.note(f"{key}[{position}]", f"is {_shown(value)}, not an object; {each}")
+
+
+def _example(record: _Record) -> Example:
+    if record.fields.get("gold_docs") in (None, "", []):
+        state = "empty" if "gold_docs" in record.fields else "missing"
+        record.note("gold_docs", f'{state}; every line needs "gold_docs", the documents that hold the answer')
+    return Example(
+        question=record.text("question", 'every line needs a "question" with the text of the question', may_be_blank=True),
+        answer=record.text("gold_answer", 'every line needs a "gold_answer" with the text of the answer', may_be_blank=True),
+        gold_documents=tuple(map(_document, record.records("gold_docs", _A_DOCUMENT))),
+        chat_history=tuple(map(_turn, record.records("chat_history", _A_TURN))),
+        hard_negatives=tuple(map(_document, record.records("hard_neg_docs", _A_DOCUMENT))),
+        source=record.where,
+    )
+
+
+def _turn(record: _Record) -> Turn:
+    name = record.text("speaker", _A_TURN)
+    if name.strip() and name.strip().lower() not in _SPEAKERS:
+        record.note("speaker", f"{_shown(name)} is unknown; use one of {', '.join(_SPEAKERS)}")
+    return Turn(
+        speaker=_SPEAKERS.get(name.strip().lower(), USER),
+        message=record.text("message", _A_TURN),
+        source_documents=tuple(map(_document, record.records("source_documents", _A_DOCUMENT))),
+    )
+
+
+def _document(record: _Record) -> Document:
+    formatted = record.text("fmt_content", "it is the page content with its metadata", required=False)
+    page = record.text("page_content", _A_DOCUMENT, required=not formatted.strip())
+    return Document(page, formatted, record.metadata())
+
+
+def _few(names: list[str], at_most: int = 5) -> str:
+    return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it: one line, about 60 characters, however large or deep it is."""
+    shorten = reprlib.Repr()
+    shorten.maxstring = shorten.maxother = 60
+    shorten.maxlevel = 2
+    shown = shorten.repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def _encodable(value: Any) -> bool:
+    """JSON can spell half of a surrogate pair, which no file in UTF-8 can hold."""
+    try:
+        _encode(value).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read(path: FilePath, rows: Reader, build: Callable[[_Record], T]) -> list[T]:
+    """Build every row of a file, or raise with all that is wrong in it."""
+    problems: list[str] = []
+    built = [build(_Record(f"{path}:{number}", row, problems)) for number, row in rows(path, problems)]
+    if not built and not problems:
+        problems.append(f"{path}: is empty; it needs at least one entry")
+    if problems:
+        raise DataError(problems)
+    return built
+
+
+def _json_rows(path: FilePath, problems: list[str]) -> Rows:
+    """Number and object of every line that is not blank; lines that hold no object become problems."""
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if not line.strip():
+                continue
+            try:
+                yield number, _json_object(line)
+            except ValueError as error:
+                problems.append(f"{path}:{number}: line: {error}")
+
+
+def _json_object(line: bytes) -> dict[str, Any]:
+    """Raises ValueError with a message for the user, whatever is wrong with the line."""
+    try:
+        value = json.loads(line.decode("utf-8").rstrip())  # or an error at the end is on "line 2 column 1"
+    except UnicodeDecodeError as error:
+        seen = f"byte {error.start + 1} is {line[error.start]:#04x}"
+        raise ValueError(f"not UTF-8 ({seen}); save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        problem = f"not valid JSON at column {error.colno}: {error.msg}"
+        raise ValueError(f"{problem}; every line must be one whole JSON object") from error
+    except RecursionError as error:
+        raise ValueError("nests too deeply to be read; flatten it") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise ValueError(f"holds a number that cannot be read ({error}); write it as text") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"is {_shown(value)}, not an object; every line must be one JSON object")
+    return value
+
+
+def _parquet_rows(path: FilePath, problems: list[str]) -> Rows:
+    pa, pq = _pyarrow(path)
+    with _open(path) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+            binary = (pa.binary(), pa.large_binary())
+            columns = [column.name for column in parquet.schema_arrow if column.type not in binary]
+            if not {"page_content", "fmt_content"} & set(columns):
+                seen = ", ".join(columns) or "none"
+                problems.append(f"{path}: page_content: missing; name a column so (there are: {seen})")
+                return
+            batches = parquet.iter_batches(_BATCH, columns=columns)
+            for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+                yield number, _document_fields(row)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = _one_line(error)
+            raise DataError([f"{path}: not a readable Parquet file ({reason}); write it again"]) from error
+
+
+def _document_fields(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with its metadata as an object and its other columns in there; dates and the like become text."""
+    fields = {name: row.pop(name, None) for name in _DOCUMENT_COLUMNS}
+    metadata = fields["metadata"]
+    try:
+        if isinstance(metadata, str):
+            metadata = json.loads(metadata)
+        elif isinstance(metadata, list) and all(isinstance(entry, tuple) for entry in metadata):
+            metadata = dict(metadata)  # a map column
+        if metadata is None or isinstance(metadata, dict):
+            fields["metadata"] = json.loads(json.dumps({**row, **(metadata or {})}, default=str))
+    except (ValueError, RecursionError):
+        pass  # stays as it is, and is reported as that
+    return fields
+
+
+def _write_parquet(path: FilePath, documents: Iterable[Document]) -> None:
+    pa, pq = _pyarrow(path)
+    schema = pa.schema([(name, pa.string()) for name in _DOCUMENT_COLUMNS])
+    rows = ({**d.to_dict(), "metadata": _encode(d.metadata)} for d in documents)
+    with _replacing(path) as file, pq.ParquetWriter(file, schema) as writer:
+        while batch := list(islice(rows, _BATCH)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+
+
+def _pyarrow(path: FilePath) -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError([f'{path}: Parquet needs pyarrow; pip install "groundtune[parquet]"']) from error
+    return pyarrow, pyarrow.parquet
+
+
+def _pickle_rows(path: FilePath, problems: list[str], max_bytes: int = 4 * 2**30) -> Rows:
+    with _open(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise DataError([f"{path}: {size:,} bytes, over the limit of {max_bytes:,}; save it as .jsonl"])
+        data = file.read(size)
+    try:
+        yield from enumerate(load_fields(data, max_bytes), 1)
+    except RefusedPickle as error:
+        problem = f"{path}: refused, nothing in it was executed: {_one_line(error)}"
+        accepted = "only a list of local_rqa Documents of plain data, in pickle protocol 2 to 5, is read"
+        raise DataError([f"{problem}; {accepted}: save the documents as .jsonl"]) from error
+
+
+_READERS = {".jsonl": _json_rows, ".parquet": _parquet_rows, ".pkl": _pickle_rows, ".pickle": _pickle_rows}
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _open(path: FilePath) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise DataError([_why_not_opened(Path(path), error)]) from error
+
+
+def _why_not_opened(path: Path, error: Exception) -> str:
+    if os.path.isdir(path):  # unlike Path.is_dir, this never raises
+        return f"no such file: {path} is a folder; name a file in it"
+    if not isinstance(error, FileNotFoundError):
+        return f"{path}: cannot be opened ({_one_line(error)}); check its name and permissions"
+    folder = path.parent
+    if not folder.is_dir():
+        return f"no such file: {path}; there is no folder {folder} either"
+    names = sorted(os.listdir(folder)) if os.access(folder, os.R_OK) else []
+    near = difflib.get_close_matches(path.name, names)
+    return f"no such file: {path}; " + (f"did you mean {' or '.join(near)}?" if near else "check the path")
+
+
+@contextmanager
+def _replacing(path: FilePath) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` in one step when the block ends, and vanishes if it raises.
+
+    Made by `open` and not by `tempfile`, whose files nobody else may read.
+    """
+    target = Path(os.path.realpath(path))  # a link goes on pointing to the file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,299 @@
+"""Scores of one question, and what may be concluded from many: pure functions, no models and no files.
+
+Generation and retrieval scores lie in [0, 1]. One that failed is NaN, and taking a mean over it raises: no
+question drops out of a mean unseen.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+METRICS: dict[str, str] = {
+    "generation/exact_match": "share of answers equal to the gold answer after SQuAD normalisation",
+    "generation/f1": "token F1 of answer and gold answer (SQuAD)",
+    "generation/precision": "share of the answer's tokens that are in the gold answer",
+    "generation/recall": "share of the gold answer's tokens that are in the answer",
+    "generation/rouge1": "ROUGE-1 F-measure: words in common, stemmed",
+    "generation/rouge2": "ROUGE-2 F-measure: pairs of neighbouring words in common, stemmed",
+    "generation/rougeL": "ROUGE-L F-measure: longest common subsequence of words, stemmed",
+    "generation/bleu": "sentence BLEU with effective order, on a scale of 0 to 1",
+    "generation/answer_rate": "share of answers that are not empty",
+    "generation/unfinished": "share of answers cut at the token limit; lower is better",
+    "generation/new_tokens": "tokens generated for an answer; a cost, so lower counts as better",
+    "retrieval/recall@k": "share of a question's gold documents among the first k retrieved",
+    "retrieval/hit@k": "share of questions with a gold document among the first k retrieved",
+    "retrieval/mrr": "mean reciprocal rank of the first gold document",
+    "retrieval/ndcg@k": "normalised discounted cumulative gain of the first k retrieved",
+    "latency/retrieval_s": "seconds to retrieve for a question; lower is better",
+    "latency/generation_s": "seconds to generate an answer; lower is better",
+    "loss": "cross-entropy on answer tokens in nats per token; lower is better",
+    "loss_with_gold_passage": "the same with the gold passage in the prompt, not end to end; lower is better",
+}
+_FLIPS = 10_000  # random sign flips behind a p-value
+_CELLS = 1_000_000  # resampled values held at once: some dozen MB, however many questions there are
+
+
+def greater_is_better(metric: str) -> bool:
+    """Direction of a metric by its name, which may begin with `eval_` or `test_`.
+
+    `@k` stands for any integer from 1. Any name under `latency/`, ending in `loss` or with `loss_` in it will
+    do; another name that is not in `METRICS` raises ValueError.
+    """
+    name = re.sub(r"@[1-9][0-9]*$", "@k", re.sub(r"^(eval|test)_", "", metric))
+    if name.startswith("latency/") or name.endswith("loss") or "loss_" in name:
+        return False
+    if name not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}; known, also after eval_ or test_: {', '.join(METRICS)}")
+    return name not in ("generation/unfinished", "generation/new_tokens")
+
+
+# Generation: (answer, gold) -> [0, 1]
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def _tokens(text: str) -> list[str]:
+    """SQuAD v1.1 normalisation: lower case, no ASCII punctuation, then no articles; split at whitespace."""
+    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+
+
+def exact_match(answer: str, gold: str) -> float:
+    """1 if both are the same after SQuAD v1.1 normalisation, else 0 (Rajpurkar et al. 2016)."""
+    return float(_tokens(answer) == _tokens(gold))
+
+
+def token_precision(answer: str, gold: str) -> float:
+    """Share of the answer's tokens that are in the gold answer, counted as bags; see `token_f1`."""
+    predicted, wanted = _tokens(answer), _tokens(gold)
+    if not predicted or not wanted:
+        return float(predicted == wanted)
+    return (Counter(predicted) & Counter(wanted)).total() / len(predicted)
+
+
+def token_recall(answer: str, gold: str) -> float:
+    """Share of the gold answer's tokens that are in the answer, counted as bags; see `token_f1`."""
+    return token_precision(gold, answer)
+
+
+def token_f1(answer: str, gold: str) -> float:
+    """Harmonic mean of token precision and recall (the SQuAD v1.1 script of Rajpurkar et al. 2016).
+
+    Two texts that are empty after normalisation score 1, one that is empty against one that is not 0, as in
+    SQuAD 2.0 (Rajpurkar et al. 2018). A text without spaces, in Chinese say, is a single token.
+    """
+    precision, recall = token_precision(answer, gold), token_recall(answer, gold)
+    return 2 * precision * recall / (precision + recall) if precision else 0.0
+
+
+@lru_cache(maxsize=1)
+def _scorers() -> tuple[Any, Any]:
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU
+
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True), BLEU(effective_order=True)
+
+
+def rouge(answer: str, gold: str) -> dict[str, float]:
+    """F-measures `rouge1`, `rouge2`, `rougeL` (Lin 2004; the package rouge-score, Porter stemmer).
+
+    rouge-score reads only digits and the letters a to z: other scripts score 0, even against themselves.
+    """
+    return {name: float(score.fmeasure) for name, score in _scorers()[0].score(gold, answer).items()}
+
+
+def bleu(answer: str, gold: str) -> float:
+    """Sentence BLEU (Papineni et al. 2002; sacrebleu, Post 2018) divided by 100; an empty text scores 0.
+
+    Effective order leaves out the n-grams that an answer under four words cannot have; it would score 0.
+    `min` is for rounding, which lifts sacrebleu's perfect score a little over 100.
+    """
+    return min(1.0, _scorers()[1].sentence_score(answer, [gold]).score / 100)
+
+
+def generation_scores(answer: str, gold: str) -> dict[str, float]:
+    """All generation scores of one answer, named as in `METRICS`."""
+    return {
+        "generation/exact_match": exact_match(answer, gold),
+        "generation/f1": token_f1(answer, gold),
+        "generation/precision": token_precision(answer, gold),
+        "generation/recall": token_recall(answer, gold),
+        **{f"generation/{name}": score for name, score in rouge(answer, gold).items()},
+        "generation/bleu": bleu(answer, gold),
+    }
+
+
+# Retrieval: (ranked document ids, relevant ids) -> [0, 1]
+# A repeated id counts once, at its first place; the repeat still takes up a place, as it does in a prompt.
+# With no relevant document no score is defined, and 0 or 1 would be made up: ValueError, as for k < 1.
+def _found(ranked: Sequence[str], relevant: Collection[str], k: int | None = None) -> list[int]:
+    """Ranks, from 1, at which relevant documents first appear among the first `k`."""
+    if not relevant or (k is not None and k < 1):
+        raise ValueError(f"need a relevant document and k >= 1; there are {len(relevant)} and k is {k}")
+    first = {document: rank for rank, document in reversed(list(enumerate(ranked[:k], start=1)))}
+    return sorted(first[document] for document in set(relevant) if document in first)
+
+
+def recall_at_k(ranked: Sequence[str], relevant: Collection[str], k: int) -> float:
+    """Share of the relevant documents that are among the first `k`; below 1 where there are more than `k`."""
+    return len(_found(ranked, relevant, k)) / len(set(relevant))
+
+
+def hit_at_k(ranked: Sequence[str], relevant: Collection[str], k: int) -> float:
+    """1 if any relevant document is among the first `k`, else 0."""
+    return float(bool(_found(ranked, relevant, k)))
+
+
+def reciprocal_rank(ranked: Sequence[str], relevant: Collection[str]) -> float:
+    """1 / rank of the first relevant document, 0 if there is none in `ranked` (Voorhees 1999)."""
+    ranks = _found(ranked, relevant)
+    return 1 / ranks[0] if ranks else 0.0
+
+
+def ndcg_at_k(ranked: Sequence[str], relevant: Collection[str], k: int) -> float:
+    """Normalised discounted cumulative gain of the first `k` (Järvelin & Kekäläinen 2002), as in trec_eval.
+
+    A relevant document gains 1 / log2(1 + rank); the ideal has min(k, relevant) of them in front.
+    """
+    gain = math.fsum(1 / math.log2(1 + rank) for rank in _found(ranked, relevant, k))
+    return gain / math.fsum(1 / math.log2(1 + rank) for rank in range(1, min(k, len(set(relevant))) + 1))
+
+
+def retrieval_scores(
+    ranked: Sequence[str], relevant: Collection[str], ks: Sequence[int] = (1, 4)
+) -> dict[str, float]:
+    """Recall at each of `ks`, reciprocal rank, and nDCG at the largest of them, named as in `METRICS`."""
+    return {
+        **{f"retrieval/recall@{k}": recall_at_k(ranked, relevant, k) for k in ks},
+        "retrieval/mrr": reciprocal_rank(ranked, relevant),
+        f"retrieval/ndcg@{max(ks)}": ndcg_at_k(ranked, relevant, max(ks)),
+    }
+
+
+# Many questions: means, intervals and differences
+@dataclass(frozen=True)
+class Interval:
+    """A mean over questions and its confidence interval, in the unit of the values."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PairedDifference(Interval):
+    """Two models on the same questions: mean of tuned - base, its 95 % interval and a two-sided test.
+
+    `value`, `low` and `high` keep the sign of tuned - base; a win is a question on which tuned is the better.
+    """
+
+    wins: int
+    losses: int
+    ties: int
+    n: int
+    p_value: float
+    greater_is_better: bool = True
+
+    @property
+    def verdict(self) -> str:
+        """`better` or `worse` if the interval excludes 0, else `no clear difference`.
+
+        The latter always under 6 questions: chance gives 5 differences one sign in 2 of 2 ** 5 cases (6 %).
+        """
+        slack = 1e-9 * (self.high - self.low)  # an end that is 0 on paper may be 1e-17
+        if self.n < 6 or (self.low <= slack and self.high >= -slack):
+            return "no clear difference"
+        return "better" if (self.low > 0) == self.greater_is_better else "worse"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "verdict": self.verdict}
+
+
+def bootstrap_mean(
+    values: Sequence[float], *, samples: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Mean of one value per question; percentile bootstrap over questions (Efron & Tibshirani 1993, ch. 13).
+
+    Their order has no effect. Raises ValueError if there are no values or if one is NaN or infinite.
+    """
+    return aggregate([{"value": value} for value in values], samples=samples, seed=seed, level=level)["value"]
+
+
+def aggregate(
+    rows: Sequence[Mapping[str, float]], *, samples: int = 2000, seed: int = 0, level: float = 0.95
+) -> dict[str, Interval]:
+    """`bootstrap_mean` of every metric, all from one set of resamples; a row is the scores of one question.
+
+    Raises ValueError if there are no rows, if one has other metrics than the first, or for a NaN or infinity.
+    """
+    if not rows:
+        raise ValueError("no values: there is no mean over 0 questions")
+    names = list(rows[0])
+    for number, row in enumerate(rows):
+        if differing := sorted(row.keys() ^ rows[0].keys()):
+            raise ValueError(f"row {number} and row 0 have different metrics: only one has {differing}")
+    columns = np.array([[row[name] for name in names] for row in rows], dtype=float)
+    for number, metric in np.argwhere(~np.isfinite(columns)):
+        raise ValueError(f"row {number}: {names[metric]} is {columns[number, metric]}; a mean would hide it")
+    return dict(zip(names, _intervals(columns, samples, seed, level), strict=True))
+
+
+def paired_difference(
+    base: Sequence[float], tuned: Sequence[float], *,
+    samples: int = 2000, seed: int = 0, greater_is_better: bool = True,
+) -> PairedDifference:
+    """Compare two models question by question: `base[i]` and `tuned[i]` belong to the same question.
+
+    The interval is that of `bootstrap_mean` over the differences, the p-value that of the randomisation test
+    that flips their signs (Fisher 1935; in retrieval Smucker, Allan & Carterette 2007): 10,000 random flips,
+    (b + 1) / (m + 1), so never 0 (Davison & Hinkley 1997, ch. 4). Raises ValueError as `bootstrap_mean` does
+    and if the lengths differ.
+    """
+    if len(base) != len(tuned):
+        raise ValueError(f"base has {len(base)} values, tuned {len(tuned)}; need one each for every question")
+    change = np.asarray(tuned, dtype=float) - np.asarray(base, dtype=float)
+    ends = astuple(bootstrap_mean(change, samples=samples, seed=seed))
+    gain = change if greater_is_better else -change
+    counts = [int(where.sum()) for where in (gain > 0, gain < 0, gain == 0)]
+    return PairedDifference(*ends, *counts, len(gain), _sign_flip_p_value(change, seed), greater_is_better)
+
+
+def _chunks(total: int, width: int) -> Iterator[int]:
+    """Cut `total` rows of `width` values into row counts of about `_CELLS` values each."""
+    step = 1 + _CELLS // (1 + width)
+    return (min(step, total - start) for start in range(0, total, step))
+
+
+def _intervals(columns: np.ndarray, samples: int, seed: int, level: float) -> list[Interval]:
+    """Percentile bootstrap of the mean of each column; a row is a question."""
+    # No statistic joins two columns, so each may be sorted: the order of the questions then has no effect.
+    # Resampling what exceeds the smallest value keeps the mean of a constant column exact.
+    n, smallest = len(columns), columns.min(axis=0)
+    excess, means, generator = np.sort(columns, axis=0) - smallest, [], np.random.default_rng(seed)
+    for rows in _chunks(samples, n):
+        drawn = generator.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        times_drawn = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
+        means.append(times_drawn.astype(float) @ excess / n)
+    low_high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return [Interval(*ends) for ends in (smallest + np.vstack([excess.mean(axis=0), low_high])).T.tolist()]
+
+
+def _sign_flip_p_value(change: np.ndarray, seed: int) -> float:
+    size = np.sort(np.abs(change[change != 0]))  # a tie is the same with either sign
+    generator, extreme = np.random.default_rng(seed), 0
+    least = abs(change.sum()) - 1e-9 * size.sum()  # sums equal on paper must not differ by rounding
+    for rows in _chunks(_FLIPS, len(size)):
+        positive = generator.integers(2, size=(rows, len(size)), dtype=np.int8).astype(float)
+        extreme += int((np.abs(2 * positive @ size - size.sum()) >= least).sum())
+    return (extreme + 1) / (_FLIPS + 1)

@@ -1,0 +1,126 @@
+"""The decoder and its tokenizer: dtype, attention, LoRA, GGUF."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from groundtune.arguments import ModelArguments
+
+logger = logging.getLogger(__name__)
+
+
+class ModelError(Exception):
+    """The model cannot be loaded as asked for; the message says why and what to do."""
+
+
+def load_tokenizer(arguments: ModelArguments) -> Any:
+    """The model's tokenizer; one without a padding token pads with its end token (labels never depend on it).
+
+    Raises `ModelError` when it cannot be loaded or has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path, **_source(arguments))
+    except (OSError, ValueError) as error:
+        raise ModelError(_cannot_load("tokenizer", arguments, error)) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{arguments.model_name_or_path}: the tokenizer has no end-of-sequence token; set eos_token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ...], pad_id: int) -> Any:
+    """The model ready to train, with a fresh adapter if asked for, and generation settings that stop at `stop_ids`.
+
+    Raises `ModelError` when the model cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    options: dict[str, Any] = {"dtype": _dtype(arguments, bf16), **_source(arguments)}
+    options["attn_implementation"] = "flash_attention_2" if arguments.use_flash_attention else "sdpa"
+    if arguments.gguf_file:
+        from transformers import GgufConfig
+
+        # Without it the weights stay in GGUF blocks, which neither train nor save.
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(arguments.model_name_or_path, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(_cannot_load("model", arguments, error)) from error
+    if arguments.gguf_file:
+        model.config.quantization_config = None
+    # A fresh one: sampling and penalties that came with the model would make plain `generate` differ from what was
+    # evaluated, and its end tokens may not be the prompt's.
+    model.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=list(stop_ids), pad_token_id=pad_id, bos_token_id=model.config.bos_token_id
+    )
+    return add_lora(model, arguments) if arguments.use_peft else model
+
+
+def add_lora(model: Any, arguments: ModelArguments) -> Any:
+    """A LoRA adapter (Hu et al. 2021) on the named linear layers; its weights are float32 whatever the model's are.
+
+    Raises `ModelError` when no layer has such a name.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = list(arguments.lora_target_modules)
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=arguments.lora_r, lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout, target_modules=names[0] if names == ["all-linear"] else names,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        linear = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
+        raise ModelError(f"--lora_target_modules: {error}; this model's linear layers: {', '.join(linear)}") from error
+
+
+def flash_attention_problems(arguments: ModelArguments) -> list[str]:
+    """Why FlashAttention, if asked for, cannot be used here; empty if it can."""
+    if not arguments.use_flash_attention:
+        return []
+    missing = [] if importlib.util.find_spec("flash_attn") else ["the package flash-attn is not installed"]
+    missing += [] if torch.cuda.is_available() else ["there is no CUDA device"]
+    if not missing:
+        return []
+    return [
+        f"--use_flash_attention: {' and '.join(missing)}; pip install flash-attn on a CUDA machine, "
+        "or leave the flag out: PyTorch's own attention is used then"
+    ]
+
+
+def computes_bf16() -> bool:
+    """Whether bfloat16 is computed by the hardware here and not emulated."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.backends.mps.is_available():
+        return True
+    # On a CPU the answer is the instruction set: AVX512-BF16 or AMX. Asked by private names, so absence means no.
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+
+
+def _dtype(arguments: ModelArguments, bf16: bool) -> torch.dtype:
+    """Weights that are trained are kept in float32, or small updates are lost to rounding; frozen ones need not be."""
+    if arguments.dtype != "auto":
+        return getattr(torch, arguments.dtype)
+    return torch.bfloat16 if arguments.use_peft and bf16 else torch.float32
+
+
+def _source(arguments: ModelArguments) -> dict[str, Any]:
+    source = {"revision": arguments.model_revision, "trust_remote_code": arguments.trust_remote_code}
+    return {**source, "gguf_file": arguments.gguf_file} if arguments.gguf_file else source
+
+
+def _cannot_load(what: str, arguments: ModelArguments, error: Exception) -> str:
+    name = arguments.model_name_or_path
+    inside = sorted(path.name for path in Path(name).iterdir())[:12] if Path(name).is_dir() else None
+    where = f"the folder holds {', '.join(inside) or 'nothing'}" if inside is not None else "not a local folder either"
+    return f"--model_name_or_path: cannot load the {what} of {name} ({where}): {str(error).strip().splitlines()[0]}"

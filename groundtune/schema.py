@@ -1,0 +1,105 @@
+"""What flows through the project: documents, dialogue turns, examples, hits, predictions.
+
+Standard library only, frozen, and free of any idea of files, tokens or models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+USER = "user"
+ASSISTANT = "assistant"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One passage of the document database.
+
+    `fmt_content` is the page content with its metadata written in; it is what retrievers and models read.
+    """
+
+    page_content: str
+    fmt_content: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @cached_property
+    def text(self) -> str:
+        """What retrievers and models read: `fmt_content`, else `page_content`, stripped."""
+        return self.fmt_content.strip() or self.page_content.strip()
+
+    @cached_property
+    def id(self) -> str:
+        """The same text is the same document, whatever file it came from: SHA-256 of `text`, 16 hex digits."""
+        return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"page_content": self.page_content, "fmt_content": self.fmt_content, "metadata": self.metadata}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a dialogue; `speaker` is `USER` or `ASSISTANT`, whatever the file called them."""
+
+    speaker: str
+    message: str
+    source_documents: tuple[Document, ...] = ()
+
+
+@dataclass(frozen=True)
+class Example:
+    """`<chat_history, question, passage, answer>`: what is trained on and evaluated.
+
+    `source` says where it came from (`train.jsonl:17`), so that every message about it can name the line.
+    """
+
+    question: str
+    answer: str
+    gold_documents: tuple[Document, ...]
+    chat_history: tuple[Turn, ...] = ()
+    hard_negatives: tuple[Document, ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A retrieved document with the retriever's score (higher is better)."""
+
+    document: Document
+    score: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One question answered end to end, with all that is needed to judge it by eye.
+
+    `hits` is what was retrieved, best first; the first `passages_read` of them fitted into the prompt.
+    `finished` says whether the model ended its answer itself, and did not run into the token limit.
+    """
+
+    example: Example
+    hits: tuple[Hit, ...]
+    answer: str
+    finished: bool
+    passages_read: int
+    prompt_tokens: int
+    new_tokens: int
+    scores: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "source": self.example.source,
+            "question": self.example.question,
+            "chat_history": [{"speaker": t.speaker, "message": t.message} for t in self.example.chat_history],
+            "gold_answer": self.example.answer,
+            "answer": self.answer,
+            "finished": self.finished,
+            "gold_docs": [d.to_dict() for d in self.example.gold_documents],
+            "retrieved_docs": [{**h.document.to_dict(), "score": h.score} for h in self.hits],
+            "passages_read": self.passages_read,
+            "prompt_tokens": self.prompt_tokens,
+            "new_tokens": self.new_tokens,
+            "scores": self.scores,
+        }

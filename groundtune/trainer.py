@@ -1,0 +1,166 @@
+"""QATrainer: `transformers.Trainer` with the answer loss and an end-to-end evaluation at every evaluation step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SchedulerType
+
+from groundtune.batching import IGNORED, GroupedByLength
+from groundtune.evaluation import EndToEndEvaluator, Evaluation
+from groundtune.methods import Method
+from groundtune.metrics import greater_is_better
+from groundtune.models import computes_bf16
+
+logger = logging.getLogger(__name__)
+
+GOLD_LOSS = "loss_with_gold_passage"
+_SWITCH = {"nargs": "?", "const": True}  # a flag without a value means true
+
+
+@dataclass
+class QATrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the defaults of this kind of training; every flag of it is accepted.
+
+    A save strategy that is not given follows the evaluation strategy, and the best checkpoint is loaded at the end
+    wherever both allow it.
+    """
+
+    _argument_group_name = "training (transformers.TrainingArguments)"
+
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Rows per device and forward pass."})
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Questions answered at once on a device."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training file."})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate. Default: 2e-4 with --use_peft, 2e-5 without."}
+    )
+    lr_scheduler_type: SchedulerType | str = field(
+        default="cosine", metadata={"help": "Shape of the learning rate after the warm-up."}
+    )
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Warm-up in steps, or below 1 as a share of all steps (--warmup_ratio maps to it)."}
+    )
+    logging_steps: float = field(default=5, metadata={"help": "Log the loss every so many steps."})
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "Compute in bfloat16. Default: wherever the hardware does so itself.", **_SWITCH},
+    )
+    eval_strategy: IntervalStrategy | str = field(
+        default="steps", metadata={"help": "When to evaluate end to end: no, steps or epoch."}
+    )
+    eval_steps: float | None = field(
+        default=0.5, metadata={"help": "Evaluate every so many steps, or below 1 every such share of the run."}
+    )
+    eval_on_start: bool = field(
+        default=True, metadata={"help": "Evaluate the untouched model before the first step: the baseline of the curves."}
+    )
+    save_strategy: str | None = field(default=None, metadata={"help": "When to save. Default: when evaluating."})
+    save_steps: float | None = field(default=None, metadata={"help": "As --eval_steps. Default: the same."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best always among them."})
+    load_best_model_at_end: bool | None = field(
+        default=None,
+        metadata={"help": "End with the best checkpoint. Default: if checkpoints are saved when evaluating.", **_SWITCH},
+    )
+    metric_for_best_model: str | None = field(
+        default=EndToEndEvaluator.primary_metric,
+        metadata={"help": "End-to-end metric that chooses the best checkpoint; its direction is known."},
+    )
+    report_to: None | str | list[str] = field(
+        default="none", metadata={"help": "Trackers: none, trackio, tensorboard, wandb, mlflow ..."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses. Off: they must be seen."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Has no effect here: rows have no columns."})
+
+    def __post_init__(self) -> None:
+        accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
+        self.use_cpu = self.use_cpu or not accelerator
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and computes_bf16()
+        if self.save_strategy is None:
+            self.save_strategy = self.eval_strategy
+        if self.save_steps is None:
+            self.save_steps = self.eval_steps or 500
+        saves_when_evaluating = self.save_strategy == self.eval_strategy != "no" and self.save_steps == self.eval_steps
+        if self.load_best_model_at_end is None:
+            self.load_best_model_at_end = self.eval_strategy != "no" and (
+                saves_when_evaluating or self.save_strategy == self.eval_strategy == "epoch"
+            )
+        if self.greater_is_better is None:
+            self.greater_is_better = greater_is_better(self.metric_for_best_model)
+        if self.dataloader_pin_memory and not torch.cuda.is_available():
+            self.dataloader_pin_memory = False
+        super().__post_init__()
+
+
+class QATrainer(Trainer):
+    """Trains `method`'s rows; `evaluate` returns the end-to-end metrics of `evaluator` beside the gold-passage loss.
+
+    `on_evaluation(step, evaluation)` receives every end-to-end evaluation with its predictions.
+    """
+
+    def __init__(self, *args: Any, method: Method, evaluator: EndToEndEvaluator | None, pad_id: int,
+                 on_evaluation: Callable[[int, Evaluation], None] = lambda step, evaluation: None, **kwargs: Any):
+        super().__init__(*args, data_collator=partial(method.collate, pad_id=pad_id), **kwargs)
+        self.method, self.evaluator, self.on_evaluation = method, evaluator, on_evaluation
+        # The loss is divided by the answer tokens of the whole step: tell Trainer to count them, and not to divide again.
+        self.model_accepts_loss_kwargs = True
+        self.add_callback(_EvaluateAtTheEnd())
+
+    def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """The method's loss over the answer tokens of the optimizer step, all micro-batches and devices."""
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        loss = self.method.loss(model, inputs, answer_tokens=num_items_in_batch, head=head)
+        # Each device's gradient is averaged with the others'; the count is over all of them.
+        return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+
+    def run_evaluator(self, evaluator: EndToEndEvaluator) -> Evaluation:
+        """The current weights, end to end, in the precision that training computes in."""
+        with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
+            return evaluator(self.model.to(self.args.device))
+
+    def evaluation_loop(self, dataloader: Any, description: str, prediction_loss_only: bool | None = None,
+                        ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> EvalLoopOutput:
+        """In place of Trainer's: the exact loss per answer token, then the end-to-end evaluation."""
+        metrics = {GOLD_LOSS: self._gold_loss(dataloader)}
+        if self.evaluator is not None:
+            evaluation = self.run_evaluator(self.evaluator)
+            self.on_evaluation(self.state.global_step, evaluation)
+            for name, interval in evaluation.metrics.items():
+                metrics |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(None, None, metrics, num_samples=self.num_examples(dataloader))
+
+    @torch.no_grad()
+    def _gold_loss(self, dataloader: Any) -> float:
+        model = self._wrap_model(self.model, training=False)
+        was_training = model.training
+        model.eval()
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for batch in dataloader:
+            batch = self._prepare_inputs(batch)
+            with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
+                loss = self.method.loss(model, batch, answer_tokens=1, head=head)
+            sums += torch.tensor([loss.item(), (batch["labels"][:, 1:] != IGNORED).sum().item()], device=sums.device)
+        model.train(was_training)
+        total, tokens = self.accelerator.reduce(sums).tolist()
+        return total / tokens
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> GroupedByLength:
+        lengths = [len(row) for row in (self.train_dataset if train_dataset is None else train_dataset)]
+        return GroupedByLength(lengths, self.args.train_batch_size, self.args.data_seed or self.args.seed)
+
+
+class _EvaluateAtTheEnd(TrainerCallback):
+    """The last step is evaluated and saved even where it is no multiple of `eval_steps`: it may be the best."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps and args.eval_strategy == "steps":
+            control.should_evaluate = True
+            control.should_save = control.should_save or args.save_strategy == "steps"

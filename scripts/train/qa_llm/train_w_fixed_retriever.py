@@ -1,0 +1,8 @@
+"""SwR: train on gold passages and what a frozen retriever finds. Same as `groundtune swr`; -h lists every argument."""
+
+import sys
+
+from groundtune.cli import train_command
+
+if __name__ == "__main__":
+    sys.exit(train_command("swr", sys.argv[1:]))
