@@ -25,7 +25,9 @@ class DataArguments:
     _argument_group_name = "data"
 
     train_file: str = _argument("", "Training examples (.jsonl): question, gold_docs, gold_answer, chat_history.")
-    eval_file: str = _argument("", "Examples evaluated end to end during training; the best checkpoint is chosen on them.")
+    eval_file: str = _argument(
+        "", "Examples evaluated end to end during training; the best checkpoint is chosen on them."
+    )
     test_file: str = _argument(
         "", "Examples on which the untouched and the tuned model are compared at the end. Empty: the eval file."
     )
@@ -33,12 +35,14 @@ class DataArguments:
         "", "Document database: .jsonl, .parquet, or the historical .pkl (read without executing anything)."
     )
     full_dataset_index_path: str = _argument(
-        "", "Folder that caches the documents' vectors; made on first use, checked on every use. "
-        "Empty: `index` beside the document database."
+        "",
+        "Folder that caches the documents' vectors; made on first use, checked on every use. "
+        "Empty: `index` beside the document database.",
     )
     max_seq_length: int = _argument(
-        2048, "Longest row in tokens: passages, chat history, question and answer. "
-        "What does not fit loses retrieved passages, last first; never gold, question or answer."
+        2048,
+        "Longest row in tokens: passages, chat history, question and answer. "
+        "What does not fit loses retrieved passages, last first; never gold, question or answer.",
     )
 
 
@@ -56,11 +60,14 @@ class RetrievalArguments:
         3, "k of SwR: a training row holds at most k + 1 passages, the gold ones first, then retrieved ones."
     )
     eval_num_to_retrieve: int = _argument(4, "Passages retrieved for a question in end-to-end evaluation.")
-    retriever: str = _argument("dense", "How passages are found. bm25 and hybrid need the extra [bm25].",
-                               ["dense", "bm25", "hybrid"])
+    retriever: str = _argument(
+        "dense", "How passages are found. bm25 and hybrid need the extra [bm25].", ["dense", "bm25", "hybrid"]
+    )
     query_history: str = _argument(
-        "user", "What of the chat history goes into the search query, in training, evaluation and serving alike: "
-        "nothing, the user's messages, or all messages.", ["none", "user", "all"]
+        "user",
+        "What of the chat history goes into the search query, in training, evaluation and serving alike: "
+        "nothing, the user's messages, or all messages.",
+        ["none", "user", "all"],
     )
     embedding_batch_size: int = _argument(64, "Texts embedded at once.")
     query_prompt: str | None = _argument(
@@ -97,21 +104,27 @@ class ModelArguments:
 
     model_name_or_path: str = _argument("", "Decoder to train: hub name or folder; a folder of an adapter is not one.")
     model_revision: str | None = _argument(None, "Commit, tag or branch of a hub model.")
-    gguf_file: str | None = _argument(None, "Name of a GGUF file inside the model folder; it is dequantised for training.")
+    gguf_file: str | None = _argument(
+        None, "Name of a GGUF file inside the model folder; it is dequantised for training."
+    )
     trust_remote_code: bool = _argument(
         False, "Let the model's repository run its own code. Needs --model_revision with a full commit hash."
     )
     dtype: str = _argument(
-        "auto", "Type of the frozen weights. auto: bfloat16 with LoRA where the machine computes it, else float32.",
-        ["auto", "float32", "bfloat16", "float16"]
+        "auto",
+        "Type of the frozen weights. auto: bfloat16 with LoRA where the machine computes it, else float32.",
+        ["auto", "float32", "bfloat16", "float16"],
     )
-    use_flash_attention: bool = _argument(False, "FlashAttention 2 instead of PyTorch's attention; needs flash-attn and CUDA.")
+    use_flash_attention: bool = _argument(
+        False, "FlashAttention 2 instead of PyTorch's attention; needs flash-attn and CUDA."
+    )
     use_peft: bool = _argument(False, "Train a LoRA adapter instead of all weights.")
     lora_r: int = _argument(16, "Rank of the adapter.")
     lora_alpha: int = _argument(32, "Scale of the adapter: its output is multiplied by alpha / r.")
     lora_dropout: float = _argument(0.0, "Dropout on the adapter's input.")
     lora_target_modules: list[str] = _argument(
-        ["all-linear"], "Linear layers that get an adapter, by the end of their name; all-linear: every one but the head."
+        ["all-linear"],
+        "Linear layers that get an adapter, by the end of their name; all-linear: every one but the head.",
     )
 
 
@@ -122,8 +135,9 @@ class EvaluationArguments:
     _argument_group_name = "evaluation"
 
     eval_max_samples: int = _argument(
-        0, "During training evaluate only this many eval examples, spread evenly over the file. 0: all. "
-        "The test at the end is never cut."
+        0,
+        "During training evaluate only this many eval examples, spread evenly over the file. 0: all. "
+        "The test at the end is never cut.",
     )
     max_new_tokens: int = _argument(256, "Longest answer in tokens.")
     bootstrap_samples: int = _argument(2000, "Resamples behind the 95 % intervals.")
@@ -183,7 +197,9 @@ def _check_retrieval(retrieval: RetrievalArguments, method: str) -> list[str]:
     problems = []
     if retrieval.retriever != "bm25" and not (retrieval.embedding_model or retrieval.eval_embedding_model):
         flag = "--embedding_model" if method == "swr" else "--eval_embedding_model"
-        problems.append(f"{flag}: missing; name an embedding model such as intfloat/e5-base-v2, or use --retriever bm25")
+        problems.append(
+            f"{flag}: missing; name an embedding model such as intfloat/e5-base-v2, or use --retriever bm25"
+        )
     elif method == "swr" and retrieval.retriever != "bm25" and not retrieval.embedding_model:
         problems.append("--embedding_model: missing; SwR retrieves training passages with it")
     for flag in ("embedding_model", "eval_embedding_model"):
@@ -202,7 +218,9 @@ def _check_model(model: ModelArguments) -> list[str]:
         problems.append(f"--gguf_file: no {model.gguf_file} in {folder}")
     revision = model.model_revision or ""
     if model.trust_remote_code and not (len(revision) == 40 and all(c in "0123456789abcdef" for c in revision)):
-        problems.append("--trust_remote_code: runs code from the hub; pin it with --model_revision and a full commit hash")
+        problems.append(
+            "--trust_remote_code: runs code from the hub; pin it with --model_revision and a full commit hash"
+        )
     return problems
 
 

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,27 @@ RENAMED = {
 }
 # Flags that once did something and now have nothing to do: accepted, with a line that says so.
 WITHOUT_EFFECT = (
-    "group_by_length", "overwrite_output_dir", "logging_dir", "save_safetensors", "include_inputs_for_metrics",
-    "include_tokens_per_second", "fp16_backend", "half_precision_backend", "fp16_opt_level", "use_ipex",
-    "jit_mode_eval", "past_index", "mp_parameters", "ray_scope", "tpu_num_cores", "tpu_metrics_debug",
-    "use_mps_device", "dispatch_batches", "split_batches", "use_legacy_prediction_loop", "adafactor",
+    "group_by_length",
+    "overwrite_output_dir",
+    "logging_dir",
+    "save_safetensors",
+    "include_inputs_for_metrics",
+    "include_tokens_per_second",
+    "fp16_backend",
+    "half_precision_backend",
+    "fp16_opt_level",
+    "use_ipex",
+    "jit_mode_eval",
+    "past_index",
+    "mp_parameters",
+    "ray_scope",
+    "tpu_num_cores",
+    "tpu_metrics_debug",
+    "use_mps_device",
+    "dispatch_batches",
+    "split_batches",
+    "use_legacy_prediction_loop",
+    "adafactor",
 )
 
 logger = logging.getLogger(__name__)
@@ -149,17 +167,14 @@ def _expand_files(argv: Sequence[str]) -> list[str]:
 
 
 def _flags_of(path: str) -> list[str]:
+    import yaml
+
     try:
         text = Path(path).read_text("utf-8")
-        if path.endswith(".json"):
-            values = json.loads(text)
-        else:
-            import yaml
-
-            values = yaml.safe_load(text)
+        values = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
     except OSError as error:
         raise DataError([f"{path}: {error.strerror or error}; name a YAML or JSON file of arguments"]) from error
-    except ValueError as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise DataError([f"{path}: not valid: {' '.join(str(error).split())}"]) from error
     if not isinstance(values, dict):
         raise DataError([f"{path}: holds {type(values).__name__}; it must map argument names to values"])
@@ -212,6 +227,8 @@ def _unknown_flags(words: Sequence[str], parser: Any) -> list[str]:
 def _set_up_logging() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("groundtune").setLevel(logging.INFO)
+    # Libraries' notes to each other's developers; a user can do nothing about them.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
 
 
 if __name__ == "__main__":

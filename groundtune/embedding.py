@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -77,12 +78,12 @@ class Embedder:
 
     @cached_property
     def similarity(self) -> str:
-        """`cosine` or `dot`, as the model's configuration says; sentence-transformers takes cosine where it is silent."""
+        """`cosine` or `dot`, as the model's configuration says; cosine where it is silent (the library's default)."""
         return "dot" if self.model.similarity_fn_name == "dot" else "cosine"
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All that decides a document's vector apart from its text: two indexes may be mixed only where this is equal."""
+        """All that decides a document's vector apart from its text; vectors may be mixed only where this is equal."""
         return {
             "weights": _sha256_of_weights(self.model),
             "modules": [type(module).__name__ + str(_config_of(module)) for module in self.model],
@@ -104,24 +105,34 @@ class Embedder:
     def _embed(self, texts: Sequence[str], prompt: str | None, progress: bool) -> np.ndarray:
         # prompt="" and not None: None would let the library put its default prompt in front.
         vectors = self.model.encode(
-            list(texts), prompt=prompt or "", batch_size=self.batch_size, show_progress_bar=progress,
-            normalize_embeddings=self.similarity == "cosine", convert_to_numpy=True,
+            list(texts),
+            prompt=prompt or "",
+            batch_size=self.batch_size,
+            show_progress_bar=progress,
+            normalize_embeddings=self.similarity == "cosine",
+            convert_to_numpy=True,
         )
         return np.ascontiguousarray(vectors, dtype=np.float32)
 
     def _warn_of_long(self, texts: Sequence[str]) -> None:
         limit = self.model.max_seq_length
-        if limit is None:
+        if limit is None or math.isinf(limit):  # models of static vectors read texts of any length
             return
-        rows = self.model.tokenizer([self.document_prompt + text for text in texts], truncation=False, padding=False,
-                                    verbose=False)["input_ids"]
+        rows = self.model.tokenizer(
+            [self.document_prompt + text for text in texts], truncation=False, padding=False, verbose=False
+        )["input_ids"]
         lengths = [len(ids) for ids in rows]
         too_long = [i for i, n in enumerate(lengths) if n > limit]
         if too_long:
             longest = max(too_long, key=lengths.__getitem__)
             logger.warning(
                 "%d of %d documents are longer than the %d tokens that %s reads; their ends are not searched. "
-                "The longest has %d tokens: %.60r", len(too_long), len(texts), limit, self.name, lengths[longest],
+                "The longest has %d tokens: %.60r",
+                len(too_long),
+                len(texts),
+                limit,
+                self.name,
+                lengths[longest],
                 texts[longest],
             )
 

@@ -68,15 +68,24 @@ class EndToEndEvaluator:
         if cut:
             logger.warning(
                 "%s: %d of %d prompts lost retrieved passages to fit into --max_seq_length %d less --max_new_tokens %d",
-                self.name, cut, len(self.questions), self.max_length, self.max_new_tokens,
+                self.name,
+                cut,
+                len(self.questions),
+                self.max_length,
+                self.max_new_tokens,
             )
 
     def __call__(self, model: Any, on_batch=lambda done: None) -> Evaluation:
         """Evaluate `model`; `on_batch` is told how many more questions were answered."""
         begin = time.perf_counter()
         generated = generate_greedy(
-            model, [question.prompt_ids for question in self.questions], stop_ids=self.prompt.stop_ids,
-            pad_id=self.pad_id, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size, on_batch=on_batch,
+            model,
+            [question.prompt_ids for question in self.questions],
+            stop_ids=self.prompt.stop_ids,
+            pad_id=self.pad_id,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+            on_batch=on_batch,
         )
         seconds = (time.perf_counter() - begin) / len(self.questions)
         predictions = tuple(
@@ -85,8 +94,9 @@ class EndToEndEvaluator:
         )
         return Evaluation(aggregate([p.scores for p in predictions], samples=self.bootstrap_samples), predictions)
 
-    def _score(self, example: Example, hits: Sequence[Hit], question: Question, generated: Generated,
-               generation_seconds: float) -> Prediction:
+    def _score(
+        self, example: Example, hits: Sequence[Hit], question: Question, generated: Generated, generation_seconds: float
+    ) -> Prediction:
         answer = self.prompt.answer_text(generated.ids)
         ranked = [hit.document.id for hit in hits]
         scores = {
@@ -99,7 +109,12 @@ class EndToEndEvaluator:
             "latency/generation_s": generation_seconds,
         }
         return Prediction(
-            example=example, hits=tuple(hits), answer=answer, finished=generated.finished,
-            passages_read=question.passages_read, prompt_tokens=len(question.prompt_ids),
-            new_tokens=len(generated.ids), scores=scores,
+            example=example,
+            hits=tuple(hits),
+            answer=answer,
+            finished=generated.finished,
+            passages_read=question.passages_read,
+            prompt_tokens=len(question.prompt_ids),
+            new_tokens=len(generated.ids),
+            scores=scores,
         )

@@ -89,6 +89,7 @@ def _too_long(prompt: Prompt, example: Example, passages: Passages, answer: int,
     history = length([], example.chat_history) - question
     gold = length(passages.required, []) - question
     return (
-        f"{example.source}: too long: instruction and question {question}, chat history {history}, gold passages {gold}, "
-        f"answer {answer} tokens, together more than {max_length}; raise --max_seq_length or shorten the example"
+        f"{example.source}: too long: instruction and question {question}, chat history {history}, "
+        f"gold passages {gold}, answer {answer} tokens, together more than {max_length}; "
+        "raise --max_seq_length or shorten the example"
     )

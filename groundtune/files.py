@@ -208,8 +208,12 @@ def _example(record: _Record) -> Example:
         state = "empty" if "gold_docs" in record.fields else "missing"
         record.note("gold_docs", f'{state}; every line needs "gold_docs", the documents that hold the answer')
     return Example(
-        question=record.text("question", 'every line needs a "question" with the text of the question', may_be_blank=True),
-        answer=record.text("gold_answer", 'every line needs a "gold_answer" with the text of the answer', may_be_blank=True),
+        question=record.text(
+            "question", 'every line needs a "question" with the text of the question', may_be_blank=True
+        ),
+        answer=record.text(
+            "gold_answer", 'every line needs a "gold_answer" with the text of the answer', may_be_blank=True
+        ),
         gold_documents=tuple(map(_document, record.records("gold_docs", _A_DOCUMENT))),
         chat_history=tuple(map(_turn, record.records("chat_history", _A_TURN))),
         hard_negatives=tuple(map(_document, record.records("hard_neg_docs", _A_DOCUMENT))),

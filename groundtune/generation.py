@@ -60,7 +60,11 @@ def _generate_batch(
     cache = None
     for _ in range(max_new_tokens):
         output = model(
-            input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
             logits_to_keep=1,
         )
         cache = output.past_key_values

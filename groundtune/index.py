@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from groundtune.embedding import Embedder
-from groundtune.files import sha256_of
+from groundtune.files import DataError, sha256_of
 from groundtune.schema import Document
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def _read(store: Path) -> dict[str, np.ndarray]:
         if vectors.dtype != np.float32 or vectors.shape != (len(manifest["ids"]), manifest["dimensions"]):
             raise ValueError(f"vectors.npy is {vectors.dtype} {vectors.shape}, the manifest says otherwise")
         return dict(zip(manifest["ids"], vectors))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (DataError, OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("the index in %s is damaged (%s); embedding all documents anew", store, error)
         return {}
 

@@ -12,8 +12,12 @@ from torch.nn.functional import cross_entropy
 from groundtune.batching import IGNORED
 
 
-def answer_loss(model: Any, batch: dict[str, torch.Tensor], answer_tokens: torch.Tensor | int | None = None,
-                head: torch.nn.Module | None = None) -> torch.Tensor:
+def answer_loss(
+    model: Any,
+    batch: dict[str, torch.Tensor],
+    answer_tokens: torch.Tensor | int | None = None,
+    head: torch.nn.Module | None = None,
+) -> torch.Tensor:
     """Sum of the answer tokens' cross-entropy over `answer_tokens`.
 
     `batch` holds input_ids, attention_mask and labels, all [rows, length]. `answer_tokens` is the number of answer

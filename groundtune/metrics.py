@@ -167,9 +167,7 @@ def ndcg_at_k(ranked: Sequence[str], relevant: Collection[str], k: int) -> float
     return gain / math.fsum(1 / math.log2(1 + rank) for rank in range(1, min(k, len(set(relevant))) + 1))
 
 
-def retrieval_scores(
-    ranked: Sequence[str], relevant: Collection[str], ks: Sequence[int] = (1, 4)
-) -> dict[str, float]:
+def retrieval_scores(ranked: Sequence[str], relevant: Collection[str], ks: Sequence[int] = (1, 4)) -> dict[str, float]:
     """Recall at each of `ks`, reciprocal rank, and nDCG at the largest of them, named as in `METRICS`."""
     return {
         **{f"retrieval/recall@{k}": recall_at_k(ranked, relevant, k) for k in ks},
@@ -220,9 +218,7 @@ class PairedDifference(Interval):
         return {**asdict(self), "verdict": self.verdict}
 
 
-def bootstrap_mean(
-    values: Sequence[float], *, samples: int = 2000, seed: int = 0, level: float = 0.95
-) -> Interval:
+def bootstrap_mean(values: Sequence[float], *, samples: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
     """Mean of one value per question; percentile bootstrap over questions (Efron & Tibshirani 1993, ch. 13).
 
     Their order has no effect. Raises ValueError if there are no values or if one is NaN or infinite.
@@ -250,8 +246,7 @@ def aggregate(
 
 
 def paired_difference(
-    base: Sequence[float], tuned: Sequence[float], *,
-    samples: int = 2000, seed: int = 0, greater_is_better: bool = True,
+    base: Sequence[float], tuned: Sequence[float], *, samples: int = 2000, seed: int = 0, greater_is_better: bool = True
 ) -> PairedDifference:
     """Compare two models question by question: `base[i]` and `tuned[i]` belong to the same question.
 

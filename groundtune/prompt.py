@@ -108,13 +108,15 @@ class ChatPrompt:
 
     @cached_property
     def _around_answer(self) -> tuple[str, str, int]:
-        """The end of the generation prompt, what the template writes from there to the answer, and the id that ends it."""
+        """End of the generation prompt, what the template writes from there to the answer, and the id that ends it."""
         question, answer = "Question7Q", "Answer7A"
         asked = self._render([Turn(USER, question)], asks=True)
         whole = self._render([Turn(USER, question), Turn(ASSISTANT, answer)], asks=False)
         # Templates of reasoning models put an empty thought before an answer but not into the generation prompt (or
         # the other way round); what the model will see is the generation prompt, so that is what training follows.
+        # Only space between the two is the answer's: it belongs to the answer's first token.
         lead = whole[len(asked) :].partition(answer)[0] if whole.startswith(asked) else ""
+        lead = "" if lead.strip() else lead
         closing = self.tokens.encode(whole.rpartition(answer)[2])
         end = next((id for id in closing if id in self.tokens.special_ids), self.tokens.eos_id)
         return asked.rpartition(question)[2], lead, end
@@ -185,7 +187,9 @@ class _Tokens:
     def decode(self, ids: Sequence[int], stop_ids: Sequence[int]) -> str:
         """Text up to the first stop token, stripped."""
         end = next((i for i, id in enumerate(ids) if id in stop_ids), len(ids))
-        return self.tokenizer.decode(list(ids[:end]), skip_special_tokens=True).strip()
+        # Some tokenizers are set to delete spaces before punctuation when they decode: no answer is to be changed.
+        kept = list(ids[:end])
+        return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
     def inert(self, text: str) -> str:
         """A text that spells no special token: a document or a user must not be able to end a turn or begin one."""

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from enum import Enum
 from functools import cached_property
 from html import escape
 from importlib import metadata, resources
@@ -44,10 +45,16 @@ _SCORES = {
     "generation/precision": "Precision",
     "generation/recall": "Recall",
 }
+_COST = {
+    "generation/unfinished": "Unfinished",
+    "generation/new_tokens": "New tokens",
+    "latency/generation_s": "Seconds/answer",
+}
 _HOW_TO_READ = (
-    "Means over questions, in brackets their 95 % bootstrap interval. A difference is better or worse where its paired "
-    "interval excludes 0. The verdict rests on token F1 alone; the other rows are not corrected for being many. "
-    "The retriever is frozen, so its rows are the same for both models. Seconds are one timing, without an interval."
+    "Means over questions with their 95 % bootstrap intervals. A difference is better or worse where its paired "
+    "interval excludes 0, else unclear. The verdict rests on token F1 alone; the other rows are not corrected for "
+    "being many. The retriever is frozen: its scores are the same for both models. Seconds are one timing and have "
+    "no interval."
 )
 
 
@@ -67,7 +74,8 @@ class Results:
 
     @cached_property
     def differences(self) -> dict[str, PairedDifference]:
-        return differences(self.base, self.tuned)
+        samples = _flat(self.record.get("arguments", {})).get("bootstrap_samples", 2000)
+        return differences(self.base, self.tuned, samples=samples)
 
     @cached_property
     def verdict(self) -> str:
@@ -94,9 +102,7 @@ def verdict(
     questions = "1 question" if f1.n == 1 else f"{f1.n} questions"
     if f1.wins == f1.losses == 0:
         return f"No difference: both models have the same token F1 on every one of {questions}"
-    # As few decimals as still show on which side of 0 an end of the interval lies.
-    digits = next((d for d in (2, 3) if min(abs(f1.low), abs(f1.high)) >= 0.5 * 10**-d), 4)
-    means = ""
+    digits, means = _digits(f1), ""
     if base is not None and tuned is not None:
         means = f" {tuned.metrics[F1].value:.{digits}f} against {base.metrics[F1].value:.{digits}f},"
     found = (
@@ -110,6 +116,12 @@ def verdict(
     # A measured difference is called clear where it exceeds half the width of its interval.
     blind = f"a difference under about {(f1.high - f1.low) / 2:.{digits}f} could not be seen"
     return f"No clear difference: {found}; with this many questions {blind}"
+
+
+def _digits(interval: Interval) -> int:
+    """As few decimals, from 2, as still show on which side of 0 the interval ends."""
+    ends = [abs(end) for end in (interval.low, interval.high) if end]
+    return next((digits for digits in (2, 3) if min(ends, default=1) >= 0.5 * 10**-digits), 4)
 
 
 def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
@@ -139,7 +151,10 @@ def write_predictions(path: str | os.PathLike[str], evaluation: Evaluation) -> N
 
 
 def run_record(
-    arguments: Mapping[str, Any], inputs: Mapping[str, str | os.PathLike[str]], durations: Mapping[str, float], seed: int
+    arguments: Mapping[str, Any],
+    inputs: Mapping[str, str | os.PathLike[str]],
+    durations: Mapping[str, float],
+    seed: int,
 ) -> dict[str, Any]:
     """What it takes to run this again: command, arguments, versions, device, hashes of the input files.
 
@@ -149,7 +164,7 @@ def run_record(
     return {
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": _command(sys.argv),
-        "arguments": _without_secrets(arguments),
+        "arguments": _plain(_without_secrets(arguments)),
         "seed": seed,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "platform": platform.platform(),
@@ -182,13 +197,18 @@ def gained_and_lost(results: Results, most: int = MOST) -> tuple[list[Change], l
 
 def summary_table(results: Results) -> Table:
     """Before and after, for the terminal."""
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("", "untouched [95 %]", "tuned [95 %]", "difference [95 %]", "verdict", title=f"{results.base.n} questions")
+    # Without a frame it fits into 80 columns.
+    table = Table(f"{results.base.n} questions", box=None, padding=(0, 1, 0, 0))
+    for heading in ("untouched [95 %]", "tuned [95 %]", "difference [95 %]", ""):
+        table.add_column(escape(heading), no_wrap=True)
     colours = {"better": "green", "worse": "red"}
     for row in _comparison(results):
-        cells = [" ".join(cell).strip().replace("[", r"\[") for cell in (row.base, row.tuned, row.difference)]
-        table.add_row(row.label, *cells, row.verdict, style=colours.get(row.verdict, ""))
+        cells = (" ".join(cell).strip() for cell in (row.base, row.tuned, row.difference))
+        table.add_row(row.label, *map(escape, cells), row.verdict, style=colours.get(row.verdict))
+    table.caption = escape(_warning(results))
     return table
 
 
@@ -230,47 +250,45 @@ class _Row:
 
 def _comparison(results: Results) -> list[_Row]:
     ks = sorted(int(name.split("@")[1]) for name in results.base.metrics if name.startswith("retrieval/recall@"))
-    recalls = {f"retrieval/recall@{k}": f"Recall@{k}" for k in (ks[:1] + ks[-1:])}
-    groups = {
-        "Answers": (_SCORES, 3),
-        "Retrieval": ({**recalls, "retrieval/mrr": "Mean reciprocal rank"}, 3),
-        "Cost": ({"generation/unfinished": "Unfinished"}, 3),
-        "Cost ": ({"generation/new_tokens": "New tokens", "latency/generation_s": "Seconds per answer"}, 2),
-    }
+    retrieval = {f"retrieval/recall@{k}": f"Recall@{k}" for k in ks[:1] + ks[-1:]} | {"retrieval/mrr": "MRR"}
     return [
-        _row(results, group.strip(), label, metric, digits)
-        for group, (labels, digits) in groups.items()
+        _row(results, group, label, metric)
+        for group, labels in (("Answers", _SCORES), ("Retrieval", retrieval), ("Cost", _COST))
         for metric, label in labels.items()
         if metric in results.differences
     ]
 
 
-def _row(results: Results, group: str, label: str, metric: str, digits: int) -> _Row:
-    base, tuned, difference = (
-        _cell(interval, digits, timing=metric.startswith("latency/"), sign=sign)
-        for interval, sign in (
-            (results.base.metrics[metric], ""), (results.tuned.metrics[metric], ""), (results.differences[metric], "+"),
-        )
-    )
-    found = results.differences[metric]
-    same = found.wins == found.losses == 0
-    if same and group == "Retrieval":
-        return _Row(group, label, base, ("", ""), ("same", ""), "")
-    # Every question has its batch's share of the time: any difference would look certain.
-    unknown = "" if metric.startswith("latency/") else found.verdict
-    return _Row(group, label, base, tuned, difference, "same" if same else unknown)
+def _row(results: Results, group: str, label: str, metric: str) -> _Row:
+    base, tuned, found = results.base.metrics[metric], results.tuned.metrics[metric], results.differences[metric]
+    # More decimals than the intervals allow would only be noise.
+    digits = 1 if metric == "generation/new_tokens" else 2 if results.base.n < 1000 else 3
+    timing = metric.startswith("latency/")
+
+    def cell(interval: Interval, sign: str = "") -> tuple[str, str]:
+        ends = "" if timing else f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+        return f"{interval.value:{sign}.{digits}f}", ends
+
+    verdict = "unclear" if found.verdict == "no clear difference" else found.verdict
+    if found.wins == found.losses == 0:
+        verdict = "same"
+        if group == "Retrieval":
+            return _Row(group, label, cell(base), ("", ""), ("same", ""), "")
+    elif timing:  # a question's time is its batch's share: whatever the difference, it would look certain
+        verdict = ""
+    elif metric == "generation/new_tokens":  # short answers are cheap, not good
+        verdict = {"better": "fewer", "worse": "more"}.get(verdict, verdict)
+    return _Row(group, label, cell(base), cell(tuned), cell(found, "+"), verdict)
 
 
-def _cell(interval: Interval, digits: int, timing: bool, sign: str) -> tuple[str, str]:
-    ends = "" if timing else f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
-    return f"{interval.value:{sign}.{digits}f}", ends
+_EVALUATION_COLUMNS = ("Step", "Training loss", "Loss with gold passage", "Token F1", "ROUGE-L")
 
 
 def _evaluations(results: Results) -> list[list[str]]:
     """A row per evaluation during training; the training loss is the mean of those logged since the one before."""
     rows, losses = [], []
     for row in merged_history(results.history):
-        losses += [row["loss"]] if "loss" in row else []
+        losses += [row["loss"]] if _finite(row.get("loss")) else []
         if f"eval_{F1}" in row or GOLD_LOSS in row:
             values = [sum(losses) / len(losses) if losses else None]
             values += [row.get(name) for name in (GOLD_LOSS, f"eval_{F1}", "eval_generation/rougeL")]
@@ -279,9 +297,6 @@ def _evaluations(results: Results) -> list[list[str]]:
             rows.append([step, *shown])
             losses = []
     return rows
-
-
-_EVALUATION_COLUMNS = ("Step", "Training loss", "Loss with gold passage", "Token F1", "ROUGE-L")
 
 
 def _facts(results: Results) -> dict[str, str]:
@@ -310,14 +325,14 @@ def _facts(results: Results) -> dict[str, str]:
 def _warning(results: Results) -> str:
     if not results.selected_on_test:
         return ""
-    return (
-        "No test file was given: the checkpoint was chosen on the same questions that are reported here, so these numbers "
-        "flatter it. Give a separate --test_file for an unbiased verdict."
-    )
+    chosen = "these questions were also evaluated during training"
+    if results.best_step is not None:
+        chosen = "the checkpoint was chosen on the same questions that are reported here, so these numbers flatter it"
+    return f"No separate test: {chosen}. Give --test_file for an unbiased verdict."
 
 
 def _notes(results: Results) -> list[str]:
-    bad = [row["step"] for row in results.history if not math.isfinite(row.get("loss", 0.0))]
+    bad = [row["step"] for row in results.history if "loss" in row and not _finite(row["loss"])]
     return [*results.notes, *([f"The training loss was not finite at step {bad[0]}."] if bad else [])]
 
 
@@ -332,14 +347,12 @@ def _run_facts(record: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in facts.items() if value}
 
 
-def _inputs(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, path and what identifies the content."""
-    rows = []
+def _inputs(record: Mapping[str, Any]) -> dict[str, str]:
+    shown = {}
     for name, about in record.get("inputs", {}).items():
-        size = f"{about['rows']} rows, " if "rows" in about else ""
-        size += f"{about['bytes']:,} bytes, " if "bytes" in about else ""
-        rows.append((name, str(about.get("path", "")), f"{size}SHA-256 {about.get('sha256', 'unknown')}"))
-    return rows
+        size = "".join(f"{about[unit]:,} {unit}, " for unit in ("rows", "bytes") if unit in about)
+        shown[name] = f"{about.get('path', '')} ({size}SHA-256 {about.get('sha256', 'unknown')})"
+    return shown
 
 
 def _duration(seconds: float) -> str:
@@ -350,22 +363,18 @@ def _duration(seconds: float) -> str:
 
 # Markdown
 def _markdown(results: Results) -> str:
-    facts = [f"- {_md(name)}: {_md(value)}" for name, value in _facts(results).items()]
-    facts += [f"- {_md(name)}: {_md(path)} ({_md(about)})" for name, path, about in _inputs(results.record)]
-    warning = _warning(results)
-    notes = [f"- {_md(note)}" for note in _notes(results)]
+    record, warning, notes = results.record, _warning(results), [f"- {_md(note)}" for note in _notes(results)]
     comparison = [
         [row.label, *(" ".join(cell).strip() for cell in (row.base, row.tuned, row.difference)), row.verdict]
         for row in _comparison(results)
     ]
     gained, lost = gained_and_lost(results)
-    run = [f"- {_md(name)}: {_md(value)}" for name, value in _run_facts(results.record).items()]
     evaluations = _evaluations(results)
     blocks = [
         "# Groundtune report",
         f"**{_md(results.verdict)}.**",
-        f"> **Chosen on the test questions.** {_md(warning)}" if warning else "",
-        "## What was compared", "\n".join(facts),
+        f"> **{_md(warning)}**" if warning else "",
+        "## What was compared", _md_list(_facts(results)),
         "## Before and after",
         _md_table(["", "Untouched [95 %]", "Tuned [95 %]", "Difference [95 %]", "Verdict"], comparison),
         _md(_HOW_TO_READ),
@@ -373,9 +382,13 @@ def _markdown(results: Results) -> str:
         *(["## During training", _md_table(_EVALUATION_COLUMNS, evaluations)] if evaluations else []),
         "## Answers that gained most", _md_changes(gained),
         "## Answers that lost most", _md_changes(lost),
-        "## To reproduce", _md_fence(results.record.get("command", "")), "\n".join(run),
+        "## To reproduce", _md_fence(record.get("command", "")), _md_list(_run_facts(record) | _inputs(record)),
     ]  # fmt: skip
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _md_list(pairs: Mapping[str, str]) -> str:
+    return "\n".join(f"- {_md(name)}: {_md(value)}" for name, value in pairs.items())
 
 
 def _md_changes(changes: Sequence[Change]) -> str:
@@ -388,16 +401,20 @@ def _md_changes(changes: Sequence[Change]) -> str:
 
 
 def _md_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join("---" if cell == "---" else _md(cell) for cell in line) + " |" for line in lines)
+    lines = [map(_md, header), ["---"] * len(header), *(map(_md, row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _md(text: str) -> str:
     """Text that stays text in Markdown and in a table cell, on one line."""
-    text = escape(str(text), quote=False).strip()
-    for character in "\\|`":  # entities: tables are cut at pipes before backslashes are read, in ways that differ
-        text = text.replace(character, f"&#{ord(character)};")
-    return re.sub(r"\s*[\r\n\v\f\x85\u2028\u2029]+\s*", "<br>", re.sub(r"([*_\[\]~#$])", r"\\\1", text))
+
+    def plain(match: re.Match[str]) -> str:
+        # Entities where renderers differ: tables are cut at pipes before or after backslashes are read.
+        character = match.group()
+        return f"&#{ord(character)};" if character in "&<>\\|`]" else f"\\{character}"
+
+    text = re.sub(r"[&<>\\|`*_~#$]|\](?=[(\[:])", plain, text.strip())  # "](" would make a link
+    return re.sub(r"\s*[\r\n\v\f\x85\u2028\u2029]+\s*", "<br>", text)
 
 
 def _md_fence(text: str) -> str:
@@ -413,32 +430,39 @@ def _page(results: Results) -> str:
     head, _, rest = results.verdict.partition(": ")
     gained, lost = gained_and_lost(results)
     warning, notes = _warning(results), "".join(f"<li>{escape(note)}</li>" for note in _notes(results))
+    curves, nothing = _metric_plot(results) + _loss_plot(results), '<p class="empty">Nothing was logged.</p>'
     between = found.n - len(gained) - len(lost)
     arguments = {k: v for k, v in _flat(record.get("arguments", {})).items() if v not in (None, "", [])}
     return template.substitute(
-        eyebrow="Groundtune report",
         title=escape(f"{model}, tuned by {results.method.upper().replace('SWR', 'SwR')}"),
         verdict_class={"better": "better", "worse": "worse"}.get(found.verdict, "unclear"),
         verdict_head=escape(head),
         verdict_rest=_minus(rest[:1].upper() + rest[1:]) + ".",
         verdict_change=_html_change(found),
-        warning=f'<div class="callout" role="note"><p><strong>Chosen on the test questions.</strong> {escape(warning)}</p></div>'
-        if warning else "",
-        notes=f'<div class="callout" role="note"><ul>{notes}</ul></div>' if notes else "",
-        facts="".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in _facts(results).items()),
+        warning=_callout(f"<p><strong>{escape(warning)}</strong></p>") if warning else "",
+        notes=_callout(f"<ul>{notes}</ul>") if notes else "",
+        facts=_pairs(_facts(results)),
         metrics=_html_metrics(results),
         dot_plot=_dot_plot(results),
         how_to_read=escape(_HOW_TO_READ),
-        curves=f'<div class="pair">{_metric_plot(results)}{_loss_plot(results)}</div>',
+        curves=f'<div class="pair curves">{curves or nothing}</div>',
         history=_html_evaluations(results),
         between=f"{between} other question{'' if between == 1 else 's'}",
         gained=_html_changes(gained),
         lost=_html_changes(lost),
         command=escape(record.get("command", "")),
         run="".join(_html_cells(row) for row in _run_facts(record).items()),
-        inputs="".join(_html_cells(row) for row in _inputs(record)),
-        arguments="".join(f"<div><dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd></div>" for k, v in arguments.items()),
+        inputs="".join(_html_cells(row) for row in _inputs(record).items()),
+        arguments=_pairs(arguments),
     )  # fmt: skip
+
+
+def _callout(content: str) -> str:
+    return f'<div class="callout" role="note">{content}</div>'
+
+
+def _pairs(pairs: Mapping[str, Any]) -> str:
+    return "".join(f"<div><dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd></div>" for k, v in pairs.items())
 
 
 def _minus(text: str) -> str:
@@ -451,39 +475,38 @@ def _html_change(found: PairedDifference) -> str:
     bar = "".join(f'<i class="{name}" style="flex: {n}"></i>' for name, (n, _) in counts.items() if n)
     legend = "".join(f'<span class="{name}">{n} {what}</span>' for name, (n, what) in counts.items())
     return (
-        f'<div class="change num"><b>{_minus(f"{found.value:+.2f}")}</b><small>token F1</small></div>'
+        f'<div class="change num"><b>{_minus(f"{found.value:+.{_digits(found)}f}")}</b><small>token F1</small></div>'
         f'<div class="tally" aria-hidden="true">{bar}</div><div class="legend small num">{legend}</div>'
     )
 
 
 def _html_metrics(results: Results) -> str:
-    def cell(value: str, interval: str, chip: str = "") -> str:
-        interval = f' <span class="interval">{_minus(interval)}</span>' if interval else ""
-        kind = chip if chip in ("better", "worse") else ""
-        return f"{_minus(value)}{interval}" + (f' <span class="chip {kind}">{escape(chip)}</span>' if chip else "")
+    def cell(shown: tuple[str, str]) -> str:
+        return f'{_minus(shown[0])} <span class="interval">{_minus(shown[1])}</span>'
 
     lines, group = [], ""
     for row in _comparison(results):
         if row.group != group:
-            lines.append(f'<tr class="group"><th colspan="4" scope="rowgroup">{escape(row.group)}</th></tr>')
             group = row.group
-        tuned = [("", *row.base), ("", *row.tuned)] if any(row.tuned) else [(' colspan="2"', *row.base)]
-        cells = "".join(f"<td{span}>{cell(*shown)}</td>" for span, *shown in tuned)
-        lines.append(f'<tr><th scope="row">{escape(row.label)}</th>{cells}<td>{cell(*row.difference, row.verdict)}</td></tr>')
+            lines.append(f'<tr class="group"><th colspan="4" scope="rowgroup">{escape(group)}</th></tr>')
+        both = f"<td>{cell(row.base)}</td><td>{cell(row.tuned)}</td>"
+        one = f'<td colspan="2">{cell(row.base)}</td>'
+        kind = row.verdict if row.verdict in ("better", "worse") else ""
+        chip = f'<span class="chip {kind}">{escape(row.verdict)}</span>' if row.verdict else ""
+        difference = f'<td><div class="difference"><span>{cell(row.difference)}</span>{chip}</div></td>'
+        lines.append(f'<tr><th scope="row">{escape(row.label)}</th>{both if row.tuned[0] else one}{difference}</tr>')
     return "".join(lines)
 
 
 def _html_evaluations(results: Results) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in _EVALUATION_COLUMNS)
-    rows = "".join(
-        f'<tr class="{"chosen" if "chosen" in row[0] else ""}">' + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>"
-        for row in _evaluations(results)
-    )
+    rows = "".join(map(_html_cells, _evaluations(results)))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def _html_cells(row: Sequence[str]) -> str:
-    return f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:]) + "</tr>"
+    cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+    return f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>'
 
 
 def _html_changes(changes: Sequence[Change]) -> str:
@@ -499,8 +522,9 @@ def _html_answer(change: Change) -> str:
         ("base", f"Untouched, F1 {change.base.scores[F1]:.2f}", change.base.answer),
         ("tuned", f"Tuned, F1 {change.tuned.scores[F1]:.2f}", change.tuned.answer),
     )
+    nothing = '<span class="empty">no text</span>'
     shown = "".join(
-        f'<dt>{escape(name)}</dt><dd class="text {kind}" dir="auto">{escape(text) or "<span class=empty>no text</span>"}</dd>'
+        f'<dt>{escape(name)}</dt><dd class="text {kind}" dir="auto">{escape(text) or nothing}</dd>'
         for kind, name, text in texts
         if text or kind
     )
@@ -521,10 +545,10 @@ def _figure(name: str, size: tuple[float, float], caption: str, explanation: str
 
     c = _COLOURS
     style = {
-        "svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, "text.color": c["ink"], "axes.labelcolor": c["muted"],
-        "axes.edgecolor": c["muted"], "xtick.color": c["muted"], "ytick.color": c["muted"], "grid.color": c["grid"],
-        "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.spines.left": False, "xtick.major.size": 3, "ytick.major.size": 0, "lines.linewidth": 1.8,
+        "svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, "text.color": c["ink"], "grid.color": c["grid"],
+        "xtick.color": c["muted"], "ytick.color": c["muted"], "xtick.major.size": 3, "ytick.major.size": 0,
+        "axes.edgecolor": c["muted"], "axes.labelcolor": c["muted"], "axes.grid": True, "axes.axisbelow": True,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
     }  # fmt: skip
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
@@ -541,7 +565,8 @@ def _svg(figure: Any, alt: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
     box = re.search(r'viewBox="[^"]*"', svg).group()
     svg = svg[svg.index(">", svg.index("<svg")) + 1 :]
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # the same in every figure, and an id may be in a page only once
+    # Most ids are the same in every figure, and a page may hold an id only once: keep what is referred to.
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if f"#{found[1]}" in svg else "", svg)
     svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
     for name, colour in _COLOURS.items():
         svg = svg.replace(colour, f"var(--{name})")
@@ -560,42 +585,47 @@ def _dot_plot(results: Results) -> str:
             colour = _COLOURS[name]
             axes.hlines(at, [end.low for end in ends], [end.high for end in ends], colour, linewidth=2, alpha=0.5)
             label = "untouched" if name == "base" else name
-            axes.plot([end.value for end in ends], at, "o", color=colour, markersize=6, label=label)
+            axes.plot([end.value for end in ends], at, "o", color=colour, markersize=6, label=label, clip_on=False)
         axes.set_yticks(range(len(labels)), labels.values(), color=_COLOURS["ink"])
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.set_xlim(left=0)
+        axes.tick_params(axis="y", pad=8)  # room for a dot at 0
         axes.grid(axis="y", visible=False)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, frameon=False, handletextpad=0.1)
 
-    alt = "; ".join(f"{n}: untouched {b.value:.2f}, tuned {t.value:.2f}" for n, (b, t) in zip(labels.values(), pairs, strict=True))
-    return _figure("before_after", (4.2, 4.3), "Before and after", "Means with 95 % intervals.", alt, draw)
+    values = zip(labels.values(), pairs, strict=True)
+    alt = "; ".join(f"{name}: untouched {base.value:.2f}, tuned {tuned.value:.2f}" for name, (base, tuned) in values)
+    return _figure("before_after", (3.7, 3.9), "Means with 95 % intervals", "", alt, draw)
 
 
 def _metric_plot(results: Results) -> str:
     names = dict.fromkeys([results.selection_metric.removeprefix("eval_"), F1, "generation/rougeL"])
-    points = {name: _points(results, f"eval_{name}") for name in names if name in _SCORES}
-    points = dict([(name, rows) for name, rows in points.items() if rows][:2])
-    if not points:
+    curves = [(name, _points(results, f"eval_{name}")) for name in names if name in _SCORES]
+    curves = [(_SCORES[name], rows) for name, rows in curves if rows][:2]
+    if not curves:
         return ""
-    (chosen_by, first), styles = next(iter(points.items())), (("tuned", 1.8, 0.16), ("muted", 1.2, 0.10))
+    highest = max(rows[-1][1] for _, rows in curves)
 
     def draw(axes: Any) -> None:
-        for (name, rows), (colour, width, shade) in zip(points.items(), styles, strict=False):
+        for (name, rows), colour in zip(reversed(curves), ("muted", "tuned")[-len(curves) :], strict=True):
             steps, values, lows, highs = zip(*rows, strict=True)
-            colour = _COLOURS[colour]
-            axes.fill_between(steps, lows, highs, color=colour, alpha=shade, linewidth=0)
-            axes.plot(steps, values, "o-", color=colour, linewidth=width, markersize=4)
-            axes.annotate(_SCORES[name], (steps[-1], values[-1]), (7, -3), textcoords="offset points", color=colour)
-        chosen = [row for row in first if row[0] == results.best_step]
-        for step, value, *_ in chosen:
-            axes.plot(step, value, "o", color=_COLOURS["paper"], markeredgecolor=_COLOURS["tuned"], markersize=9, markeredgewidth=2)
-            axes.axvline(step, color=_COLOURS["muted"], linewidth=1, linestyle=(0, (2, 3)), zorder=0)
+            main, colour = colour == "tuned", _COLOURS[colour]
+            if main:  # two bands on each other could not be told apart
+                axes.fill_between(steps, lows, highs, color=colour, alpha=0.15, linewidth=0)
+                axes.vlines(steps[:1], lows[:1], highs[:1], colour, linewidth=1, alpha=0.5)
+            axes.plot(steps, values, "o-", color=colour, linewidth=1.8 if main else 1.1, markersize=4 if main else 3)
+            at = (7, 1 if values[-1] == highest else -8)  # points from the curve's end, away from the other's name
+            axes.annotate(name, (steps[-1], values[-1]), at, textcoords="offset points", color=colour)
+            if main and results.best_step in steps:
+                best = steps.index(results.best_step)
+                axes.axvline(steps[best], color=_COLOURS["muted"], linewidth=1, linestyle=(0, (2, 3)), zorder=0)
+                axes.plot(steps[best], values[best], "o", color=_COLOURS["paper"], mec=colour, ms=9, mew=2)
         _steps_axis(axes)
-        axes.set_ylim(bottom=0)
 
-    alt = f"{_SCORES[chosen_by]} by step: " + ", ".join(f"{value:.2f} at step {step}" for step, value, *_ in first)
+    name, rows = curves[0]
+    alt = f"{name} by step: " + ", ".join(f"{value:.2f} at step {step}" for step, value, *_ in rows)
     ring = "" if results.best_step is None else f" The ring marks the chosen checkpoint, step {results.best_step}."
-    explanation = f"On the questions evaluated during training, with 95 % intervals; step 0 is the untouched model.{ring}"
+    explanation = f"Questions evaluated during training, {name} with its 95 % interval; step 0 is untouched.{ring}"
     return _figure("metric", (5.2, 3.0), "Answers, end to end", explanation, alt, draw)
 
 
@@ -611,7 +641,6 @@ def _loss_plot(results: Results) -> str:
                 marker = "o" if len(rows) == 1 else marker
                 axes.plot(steps, values, marker, color=_COLOURS[colour], linewidth=1.4, markersize=4, label=name)
         _steps_axis(axes)
-        axes.set_ylim(bottom=0)
         axes.legend(loc="upper right", frameon=False)
 
     explanation = "Nats per answer token: on the training rows, and on the evaluated questions with their gold passage."
@@ -624,8 +653,8 @@ def _loss_plot(results: Results) -> str:
 
 def _points(results: Results, name: str) -> list[tuple[int, float, float, float]]:
     """(step, value, low, high) wherever the history has a finite value."""
-    rows = [row for row in merged_history(results.history) if math.isfinite(row.get(name, math.nan))]
-    return [(row["step"], row[name], row.get(f"{name}_low", row[name]), row.get(f"{name}_high", row[name])) for row in rows]
+    rows = (row for row in merged_history(results.history) if _finite(row.get(name)))
+    return [(r["step"], r[name], r.get(f"{name}_low", r[name]), r.get(f"{name}_high", r[name])) for r in rows]
 
 
 def _steps_axis(axes: Any) -> None:
@@ -634,6 +663,7 @@ def _steps_axis(axes: Any) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel("step")
     axes.grid(axis="x", visible=False)
+    axes.set_ylim(bottom=0)
 
 
 # The run record
@@ -644,7 +674,7 @@ def _without_secrets(value: Any, name: str = "") -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_secrets(item, name) for item in value]
     # --max_new_tokens is a count and no token
-    count = "tokens" in name and re.fullmatch(r"[\d.]+|True|False", str(value), re.IGNORECASE)
+    count = "tokens" in name and re.fullmatch(r"[\d.]+|true|false|no", str(value), re.IGNORECASE)
     if re.search("token|key|password|secret", name, re.IGNORECASE) and value not in (None, "") and not count:
         return "***"
     return re.sub(r"://[^/@\s]+@", "://***@", value) if isinstance(value, str) else value
@@ -677,13 +707,13 @@ def _device() -> str:
     if torch.backends.mps.is_available():
         return f"Apple GPU, {platform.machine()}"
     cpu = platform.processor() or platform.machine()
-    if sys.platform == "linux":  # where platform knows only "x86_64"
-        names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
-        cpu = names[0] if names else cpu
+    details = Path("/proc/cpuinfo")  # on Linux platform knows only "x86_64"
+    names = re.findall(r"model name\s*: (.+)", details.read_text(errors="replace")) if details.exists() else []
+    cpu = names[0] if names else cpu
     return f"{cpu}, {torch.get_num_threads()} threads"
 
 
-# Files
+# Values and files
 def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments without their groups."""
     flat: dict[str, Any] = {}
@@ -692,12 +722,18 @@ def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def _finite(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and math.isfinite(value)
+
+
 def _plain(value: Any) -> Any:
     """What JSON can say: NaN and infinity become null, objects that it does not know become text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):
         return [_plain(item) for item in value]
+    if isinstance(value, Enum):
+        return _plain(value.value)
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, numbers.Integral):

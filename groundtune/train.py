@@ -15,11 +15,11 @@ from transformers import set_seed
 from groundtune.arguments import Arguments, RetrievalArguments
 from groundtune.documents import examples_without_gold
 from groundtune.embedding import Embedder
-from groundtune.evaluation import EndToEndEvaluator, Evaluation
+from groundtune.evaluation import Evaluation
 from groundtune.files import DataError, read_documents, read_examples
 from groundtune.index import load_or_build_index
 from groundtune.methods import METHODS, Method
-from groundtune.models import flash_attention_problems, load_tokenizer
+from groundtune.models import ModelError, flash_attention_problems, load_tokenizer
 from groundtune.passages import Passages
 from groundtune.prompt import Prompt, make_prompt
 from groundtune.report import Results, run_record, write_predictions, write_results
@@ -55,16 +55,23 @@ def train(arguments: Arguments) -> Results:
         split: method.encode(
             examples[split],
             [method.passages(example, found, k) for example, found in zip(examples[split], hits[f"{split} rows"])],
-            prompt, data.max_seq_length,
+            prompt,
+            data.max_seq_length,
         )
         for split in ("train", "eval")
     }
     notes += _dropped_passages(rows)
     evaluators = {
         split: method.evaluator(
-            name=split, examples=examples[split], hits=hits[split], prompt=prompt, pad_id=tokenizer.pad_token_id,
-            max_length=data.max_seq_length, max_new_tokens=arguments.evaluation.max_new_tokens,
-            batch_size=training.per_device_eval_batch_size, retrieval_seconds=seconds[split],
+            name=split,
+            examples=examples[split],
+            hits=hits[split],
+            prompt=prompt,
+            pad_id=tokenizer.pad_token_id,
+            max_length=data.max_seq_length,
+            max_new_tokens=arguments.evaluation.max_new_tokens,
+            batch_size=training.per_device_eval_batch_size,
+            retrieval_seconds=seconds[split],
             bootstrap_samples=arguments.evaluation.bootstrap_samples,
         )
         for split in ("eval", "test")
@@ -79,8 +86,15 @@ def train(arguments: Arguments) -> Results:
         write_predictions(output_dir / "predictions" / f"eval_step_{step:06d}.jsonl", evaluation)
 
     trainer = QATrainer(
-        model=model, args=training, train_dataset=rows["train"], eval_dataset=rows["eval"], processing_class=tokenizer,
-        method=method, evaluator=evaluators["eval"], pad_id=tokenizer.pad_token_id, on_evaluation=on_evaluation,
+        model=model,
+        args=training,
+        train_dataset=rows["train"],
+        eval_dataset=rows["eval"],
+        processing_class=tokenizer,
+        method=method,
+        evaluator=evaluators["eval"],
+        pad_id=tokenizer.pad_token_id,
+        on_evaluation=on_evaluation,
     )
     with _timed("evaluate the untouched model on test", durations):
         base = trainer.run_evaluator(evaluators["test"])
@@ -92,9 +106,14 @@ def train(arguments: Arguments) -> Results:
     trainer.save_model()
     trainer.save_state()
     results = Results(
-        method=method.name, base=base, tuned=tuned, history=trainer.state.log_history,
-        best_step=_best_step(trainer), selection_metric=training.metric_for_best_model,
-        selected_on_test=not data.test_file and training.load_best_model_at_end, notes=notes,
+        method=method.name,
+        base=base,
+        tuned=tuned,
+        history=trainer.state.log_history,
+        best_step=_best_step(trainer),
+        selection_metric=training.metric_for_best_model,
+        selected_on_test=not data.test_file and training.load_best_model_at_end,
+        notes=notes,
         record=_record(arguments, durations),
     )
     write_results(output_dir, results)
@@ -189,10 +208,16 @@ def make_retriever(
     """The retriever that `--retriever` names, over all documents."""
     if retrieval.retriever == "bm25":
         return BM25Retriever(documents)
-    embedder = Embedder(
-        embedding_model, query_prompt=retrieval.query_prompt, document_prompt=retrieval.document_prompt,
-        batch_size=retrieval.embedding_batch_size,
-    )
+    try:
+        embedder = Embedder(
+            embedding_model,
+            query_prompt=retrieval.query_prompt,
+            document_prompt=retrieval.document_prompt,
+            batch_size=retrieval.embedding_batch_size,
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"--embedding_model: cannot load {embedding_model}: {reason}") from error
     dense = DenseRetriever(embedder, load_or_build_index(index_folder, documents, embedder))
     return dense if retrieval.retriever == "dense" else HybridRetriever([dense, BM25Retriever(documents)])
 
@@ -209,7 +234,8 @@ def _dropped_passages(rows: dict[str, list]) -> list[str]:
         if shortened:
             dropped = sum(row.passages_dropped for row in shortened)
             notes.append(
-                f"{split}: {len(shortened)} of {len(these)} rows lost {dropped} retrieved passages to fit --max_seq_length"
+                f"{split}: {len(shortened)} of {len(these)} rows lost {dropped} retrieved passages to fit "
+                "--max_seq_length"
             )
             logger.warning(notes[-1])
     return notes

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from tqdm.auto import tqdm
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SchedulerType
 
 from groundtune.batching import IGNORED, GroupedByLength
@@ -44,7 +45,8 @@ class QATrainingArguments(TrainingArguments):
         default="cosine", metadata={"help": "Shape of the learning rate after the warm-up."}
     )
     warmup_steps: float = field(
-        default=0.05, metadata={"help": "Warm-up in steps, or below 1 as a share of all steps (--warmup_ratio maps to it)."}
+        default=0.05,
+        metadata={"help": "Warm-up in steps, or below 1 as a share of all steps (--warmup_ratio maps to it)."},
     )
     logging_steps: float = field(default=5, metadata={"help": "Log the loss every so many steps."})
     bf16: bool | None = field(
@@ -58,14 +60,18 @@ class QATrainingArguments(TrainingArguments):
         default=0.5, metadata={"help": "Evaluate every so many steps, or below 1 every such share of the run."}
     )
     eval_on_start: bool = field(
-        default=True, metadata={"help": "Evaluate the untouched model before the first step: the baseline of the curves."}
+        default=True,
+        metadata={"help": "Evaluate the untouched model before the first step: the baseline of the curves."},
     )
     save_strategy: str | None = field(default=None, metadata={"help": "When to save. Default: when evaluating."})
     save_steps: float | None = field(default=None, metadata={"help": "As --eval_steps. Default: the same."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best always among them."})
     load_best_model_at_end: bool | None = field(
         default=None,
-        metadata={"help": "End with the best checkpoint. Default: if checkpoints are saved when evaluating.", **_SWITCH},
+        metadata={
+            "help": "End with the best checkpoint. Default: if checkpoints are saved when evaluating.",
+            **_SWITCH,
+        },
     )
     metric_for_best_model: str | None = field(
         default=EndToEndEvaluator.primary_metric,
@@ -104,15 +110,27 @@ class QATrainer(Trainer):
     `on_evaluation(step, evaluation)` receives every end-to-end evaluation with its predictions.
     """
 
-    def __init__(self, *args: Any, method: Method, evaluator: EndToEndEvaluator | None, pad_id: int,
-                 on_evaluation: Callable[[int, Evaluation], None] = lambda step, evaluation: None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        method: Method,
+        evaluator: EndToEndEvaluator | None,
+        pad_id: int,
+        on_evaluation: Callable[[int, Evaluation], None] = lambda step, evaluation: None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, data_collator=partial(method.collate, pad_id=pad_id), **kwargs)
         self.method, self.evaluator, self.on_evaluation = method, evaluator, on_evaluation
-        # The loss is divided by the answer tokens of the whole step: tell Trainer to count them, and not to divide again.
+        # The loss is divided by the answer tokens of the whole step: Trainer is to count them, and not to divide again.
         self.model_accepts_loss_kwargs = True
         self.add_callback(_EvaluateAtTheEnd())
+        if not self.args.disable_tqdm:
+            self.pop_callback(ProgressCallback)
+            self.add_callback(_Progress())
 
-    def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """The method's loss over the answer tokens of the optimizer step, all micro-batches and devices."""
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         loss = self.method.loss(model, inputs, answer_tokens=num_items_in_batch, head=head)
@@ -122,10 +140,19 @@ class QATrainer(Trainer):
     def run_evaluator(self, evaluator: EndToEndEvaluator) -> Evaluation:
         """The current weights, end to end, in the precision that training computes in."""
         with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
-            return evaluator(self.model.to(self.args.device))
+            model = self.model.to(self.args.device)
+            total, quiet = len(evaluator.examples), self.args.disable_tqdm
+            with tqdm(total=total, desc=f"answering {evaluator.name}", unit="q", leave=False, disable=quiet) as bar:
+                return evaluator(model, on_batch=bar.update)
 
-    def evaluation_loop(self, dataloader: Any, description: str, prediction_loss_only: bool | None = None,
-                        ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """In place of Trainer's: the exact loss per answer token, then the end-to-end evaluation."""
         metrics = {GOLD_LOSS: self._gold_loss(dataloader)}
         if self.evaluator is not None:
@@ -142,7 +169,7 @@ class QATrainer(Trainer):
         was_training = model.training
         model.eval()
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        sums = torch.zeros(2, device=self.args.device)
         for batch in dataloader:
             batch = self._prepare_inputs(batch)
             with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
@@ -164,3 +191,16 @@ class _EvaluateAtTheEnd(TrainerCallback):
         if state.global_step >= state.max_steps and args.eval_strategy == "steps":
             control.should_evaluate = True
             control.should_save = control.should_save or args.save_strategy == "steps"
+
+
+class _Progress(ProgressCallback):
+    """Transformers' progress bar, with a line for what a person follows and not for all that is logged."""
+
+    _shown = ("loss", f"eval_{GOLD_LOSS}", "eval_generation/f1", "eval_generation/rougeL", "eval_generation/unfinished")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        shown = [
+            f"{name.removeprefix('eval_')} {float(logs[name]):.3f}" for name in self._shown if name in (logs or {})
+        ]
+        if shown and self.training_bar is not None:
+            self.training_bar.write(f"step {state.global_step}: {', '.join(shown)}")

@@ -1,0 +1,22 @@
+# Two commands for a new machine with Python and pip: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test clean
+
+demo: .venv/installed-demo  ## train and compare the embedded model, in about a quarter of an hour on two cores
+	$(BIN)/groundtune demo
+
+test: .venv/installed-test  ## every test; no network, no model download
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+# torch is pinned first: a range would fetch gigabytes of CUDA packages on a machine that has no use for them.
+.venv/installed-%: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv || ($(PYTHON) -m pip install virtualenv && $(PYTHON) -m virtualenv .venv)
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	touch $@
+
+clean:
+	rm -rf .venv runs build *.egg-info

