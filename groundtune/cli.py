@@ -7,13 +7,14 @@ import difflib
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from groundtune import __version__
+import groundtune
 from groundtune.arguments import GROUPS, Arguments
 from groundtune.files import DataError
 
@@ -58,22 +59,20 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `groundtune COMMAND ...`; returns the exit status: 0, or 2 for a problem that the user can solve."""
+    """Run `groundtune COMMAND ...`; returns 0, 1 if training had to stop, 2 for a problem that the user can solve."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    command = argv[0] if argv else "--help"
+    command, rest = (argv[0], argv[1:]) if argv else ("", [])
     if command in ("sft", "swr"):
-        return train_command(command, argv[1:])
+        return train_command(command, rest)
     if command == "demo":
-        from groundtune.demo import main as demo
-
-        return demo(argv[1:])
-    parser = argparse.ArgumentParser(prog="groundtune", description=__import__("groundtune").__doc__)
-    parser.add_argument("--version", action="version", version=f"groundtune {__version__}")
+        return demo_command(rest)
+    parser = argparse.ArgumentParser(prog="groundtune", description=groundtune.__doc__)
+    parser.add_argument("--version", action="version", version=f"groundtune {groundtune.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text)
     parser.parse_args(argv or ["--help"])
-    return 2
+    return 0
 
 
 COMMANDS = {
@@ -83,21 +82,45 @@ COMMANDS = {
 }
 
 
+def demo_command(argv: Sequence[str]) -> int:
+    """Make the demo's data, unpack its models, and train."""
+    from groundtune import demo
+
+    parser = argparse.ArgumentParser(prog="groundtune demo", description=demo.DESCRIPTION)
+    parser.add_argument(
+        "--output_dir", default="runs/demo", help="where data, model and report go (default: runs/demo)"
+    )
+    folder = parser.parse_args(argv).output_dir
+    try:
+        flags = demo.prepare(Path(folder))
+    except DataError as error:
+        return _refuse(error.problems)
+    print(f"groundtune swr {shlex.join(flags)}", flush=True)
+    return train_command("swr", flags)
+
+
 def train_command(method: str, argv: Sequence[str]) -> int:
     """Parse, train, print the table; problems go to standard error, one a line."""
     _set_up_logging()
     try:
         arguments = parse_arguments(method, argv)
-        from groundtune.models import ModelError
-        from groundtune.train import train
-
-        try:
-            results = train(arguments)
-        except ModelError as error:
-            raise DataError([str(error)]) from error
     except DataError as error:
-        print(*error.problems, sep="\n", file=sys.stderr)
-        return 2
+        return _refuse(error.problems)
+
+    from groundtune.loss import NonFiniteLoss
+    from groundtune.models import ModelError
+    from groundtune.train import train
+
+    try:
+        results = train(arguments)
+    except DataError as error:
+        return _refuse(error.problems)
+    except ModelError as error:
+        return _refuse([str(error)])
+    except NonFiniteLoss as error:
+        print(error, file=sys.stderr)
+        return 1
+
     from rich.console import Console
 
     from groundtune.report import differences, summary_table, verdict
@@ -107,6 +130,11 @@ def train_command(method: str, argv: Sequence[str]) -> int:
     console.print(verdict(differences(results.base, results.tuned)), highlight=False)
     console.print(f"Report: {Path(arguments.training.output_dir) / 'report.html'}", highlight=False)
     return 0
+
+
+def _refuse(problems: Sequence[str]) -> int:
+    print(*problems, sep="\n", file=sys.stderr)
+    return 2
 
 
 def parse_arguments(method: str, argv: Sequence[str]) -> Arguments:

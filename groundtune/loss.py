@@ -12,6 +12,10 @@ from torch.nn.functional import cross_entropy
 from groundtune.batching import IGNORED
 
 
+class NonFiniteLoss(ArithmeticError):
+    """A training loss that is NaN or infinite: going on would train nothing and say nothing."""
+
+
 def answer_loss(
     model: Any,
     batch: dict[str, torch.Tensor],

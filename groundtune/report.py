@@ -67,7 +67,7 @@ class Results:
     tuned: Evaluation  # the chosen checkpoint
     history: Sequence[Mapping[str, Any]]  # transformers' TrainerState.log_history; step 0 is the untouched model
     best_step: int | None  # step of the checkpoint that was chosen, None if the last weights were kept
-    selection_metric: str  # what chose it: "generation/f1"
+    selection_metric: str | None  # what chose it: "generation/f1"
     selected_on_test: bool  # no test file was given: the numbers are of the questions that chose the checkpoint
     notes: Sequence[str]  # warnings that a reader of the numbers must see
     record: Mapping[str, Any]  # of `run_record`: the content of run.json
@@ -599,7 +599,7 @@ def _dot_plot(results: Results) -> str:
 
 
 def _metric_plot(results: Results) -> str:
-    names = dict.fromkeys([results.selection_metric.removeprefix("eval_"), F1, "generation/rougeL"])
+    names = dict.fromkeys([(results.selection_metric or F1).removeprefix("eval_"), F1, "generation/rougeL"])
     curves = [(name, _points(results, f"eval_{name}")) for name in names if name in _SCORES]
     curves = [(_SCORES[name], rows) for name, rows in curves if rows][:2]
     if not curves:

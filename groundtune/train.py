@@ -105,6 +105,8 @@ def train(arguments: Arguments) -> Results:
 
     trainer.save_model()
     trainer.save_state()
+    # An adapter is saved without them; whoever generates with it must stop where the evaluation did.
+    model.generation_config.save_pretrained(output_dir)
     results = Results(
         method=method.name,
         base=base,

@@ -15,6 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, Schedul
 
 from groundtune.batching import IGNORED, GroupedByLength
 from groundtune.evaluation import EndToEndEvaluator, Evaluation
+from groundtune.loss import NonFiniteLoss
 from groundtune.methods import Method
 from groundtune.metrics import greater_is_better
 from groundtune.models import computes_bf16
@@ -134,6 +135,11 @@ class QATrainer(Trainer):
         """The method's loss over the answer tokens of the optimizer step, all micro-batches and devices."""
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         loss = self.method.loss(model, inputs, answer_tokens=num_items_in_batch, head=head)
+        if not torch.isfinite(loss):
+            raise NonFiniteLoss(
+                f"step {self.state.global_step + 1}: the loss is {loss.item()}, stopped before the weights changed; "
+                f"checkpoints so far are in {self.args.output_dir}. Lower --learning_rate, or try --bf16 false"
+            )
         # Each device's gradient is averaged with the others'; the count is over all of them.
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
 

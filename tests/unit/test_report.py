@@ -363,7 +363,8 @@ def test_plots_are_well_formed_described_and_follow_the_pages_colours(tmp_path):
 
 
 def test_a_run_without_history_is_reported_too(tmp_path):
-    text = written(tmp_path, results(wrong(), COLOURS, history=[], best_step=None, record={}), "report.html")
+    made = results(wrong(), COLOURS, history=[], best_step=None, selection_metric=None, record={})
+    text = written(tmp_path, made, "report.html")
     assert text.count("<svg") == 1 and "Nothing was logged" in text
 
 

@@ -1,0 +1,199 @@
+"""An embedding model is used as it means to be: its prompts, its similarity, and a fingerprint of all that matters."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_bert_embedder
+
+from groundtune.embedding import Embedder, prompts_for
+
+TEXTS = ["The library opens at nine.", "A book", "question about a book"]
+_BGE = "Represent this sentence for searching relevant passages: "
+_INSTRUCT = "Instruct: Given a question, retrieve passages that answer it\nQuery: "
+
+
+# Prompts
+
+
+@pytest.mark.parametrize(
+    "name, question, document",
+    [
+        ("intfloat/e5-base-v2", "query: ", "passage: "),
+        ("intfloat/multilingual-e5-small", "query: ", "passage: "),
+        ("/models/E5-Small-v2/", "query: ", "passage: "),
+        ("intfloat/e5-mistral-7b-instruct", _INSTRUCT, ""),
+        ("intfloat/multilingual-e5-large-instruct", _INSTRUCT, ""),
+        ("BAAI/bge-base-en-v1.5", _BGE, ""),
+        ("BAAI/bge-m3", "", ""),
+        ("thenlper/gte-base", "", ""),
+        ("nomic-ai/nomic-embed-text-v1.5", "search_query: ", "search_document: "),
+        ("Snowflake/snowflake-arctic-embed-l", _BGE, ""),
+        ("Snowflake/snowflake-arctic-embed-l-v2.0", "query: ", ""),
+        ("sentence-transformers/all-MiniLM-L6-v2", "", ""),
+        ("me/my-model", "", ""),
+    ],
+)
+def test_known_families_get_the_prompts_of_their_cards(name, question, document):
+    assert prompts_for(name, {}) == prompts_for(name, {"query": "", "document": ""}) == (question, document)
+
+
+@pytest.mark.parametrize("name", ["intfloat/e5-base-v2", "me/my-model"])
+def test_a_model_s_own_prompts_win(name):
+    assert prompts_for(name, {"query": "Q: ", "document": "D: "}) == ("Q: ", "D: ")
+    assert prompts_for(name, {"query": "Q: ", "passage": "P: "}) == ("Q: ", "P: ")
+    assert prompts_for(name, {"query": "Q: ", "document": ""}) == ("Q: ", "")
+
+
+@dataclass
+class FakeModel:
+    """Notes what it is asked to encode."""
+
+    prompts: dict = field(default_factory=dict)
+    similarity_fn_name: str = "cosine"
+    max_seq_length: int | None = None
+    calls: list = field(default_factory=list)
+
+    def __call__(self, name, device=None):
+        return self
+
+    def eval(self):
+        return self
+
+    def encode(self, texts, **options):
+        self.calls.append((texts, options))
+        return np.ones((len(texts), 4), dtype=np.float16)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    import sentence_transformers
+
+    model = FakeModel()
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", model)
+    return model
+
+
+def test_questions_and_documents_are_embedded_with_their_own_prompts(fake):
+    embedder = Embedder("intfloat/e5-base-v2")
+    assert embedder.embed_questions(["a"]).dtype == np.float32
+    embedder.embed_documents(["b"])
+    assert [(texts, options["prompt"]) for texts, options in fake.calls] == [(["a"], "query: "), (["b"], "passage: ")]
+
+
+def test_prompts_that_are_given_win_also_when_empty(fake):
+    fake.prompts = {"query": "own: "}
+    embedder = Embedder("intfloat/e5-base-v2", query_prompt="", document_prompt="D: ")
+    embedder.embed_questions(["a"])
+    embedder.embed_documents(["b"])
+    assert [options["prompt"] for _, options in fake.calls] == ["", "D: "]
+
+
+@pytest.mark.parametrize("similarity, normalised", [("cosine", True), (None, True), ("dot", False)])
+def test_vectors_are_normalised_where_the_similarity_is_cosine(fake, similarity, normalised):
+    fake.similarity_fn_name = similarity
+    Embedder("me/my-model").embed_questions(["a"])
+    assert fake.calls[0][1]["normalize_embeddings"] is normalised
+
+
+# A real model, if tiny
+
+
+def test_a_prompt_is_put_in_front_and_the_model_s_default_prompt_is_not(tmp_path):
+    options = {"prompts": {"query": "book ", "document": "library "}, "default_prompt_name": "query"}
+    embedder = Embedder(str(save_bert_embedder(tmp_path, **options)))
+    assert (embedder.query_prompt, embedder.document_prompt) == ("book ", "library ")
+    bare = Embedder(embedder.name, query_prompt="", document_prompt="")
+    for text in TEXTS:
+        np.testing.assert_allclose(embedder.embed_questions([text]), bare.embed_questions([f"book {text}"]), atol=1e-5)
+        np.testing.assert_allclose(embedder.embed_documents([text]), bare.embed_documents([f"library {text}"]), atol=1e-5)
+        assert not np.allclose(bare.embed_questions([text]), embedder.embed_questions([text]), atol=1e-3)
+
+
+def test_a_vector_does_not_depend_on_its_batch(bert_embedding_folder):
+    embedder = Embedder(str(bert_embedding_folder), batch_size=2)
+    together = embedder.embed_documents(TEXTS)
+    assert together.shape == (3, 16) and together.dtype == np.float32 and together.flags.c_contiguous
+    for text, vector in zip(TEXTS, together, strict=True):
+        np.testing.assert_allclose(embedder.embed_documents([text])[0], vector, atol=1e-5)
+
+
+def test_cosine_models_give_unit_vectors_and_dot_models_do_not(bert_embedding_folder, tmp_path):
+    cosine = Embedder(str(bert_embedding_folder))
+    np.testing.assert_allclose(np.linalg.norm(cosine.embed_documents(TEXTS), axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(cosine.embed_questions(TEXTS), axis=1), 1, atol=1e-5)
+    dot = Embedder(str(save_bert_embedder(tmp_path, similarity_fn_name="dot")))
+    assert (cosine.similarity, dot.similarity) == ("cosine", "dot")
+    vectors = dot.embed_documents(TEXTS)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert (abs(lengths - 1) > 0.1).all()
+    np.testing.assert_allclose(vectors / lengths, cosine.embed_documents(TEXTS), atol=1e-5)
+
+
+def test_documents_longer_than_the_model_reads_are_counted_and_the_longest_named(bert_embedding_folder, caplog):
+    embedder = Embedder(str(bert_embedding_folder))
+    assert embedder.model.max_seq_length == 24
+    with caplog.at_level(logging.WARNING, "groundtune"):
+        embedder.embed_documents(["book " * 22])  # with the two special tokens just as many as it reads
+        assert not caplog.records
+        embedder.embed_documents(["book " * 23, "book", "library " * 40])
+        embedder.embed_questions(["book " * 30])
+    (record,) = caplog.records
+    assert record.getMessage().startswith("2 of 3 documents are longer than the 24 tokens that ")
+    assert "The longest has 42 tokens: 'library library" in record.getMessage()
+
+
+def test_the_document_prompt_counts_towards_the_length(bert_embedding_folder, caplog):
+    with caplog.at_level(logging.WARNING, "groundtune"):
+        Embedder(str(bert_embedding_folder), document_prompt="book book ").embed_documents(["book " * 21])
+    assert "The longest has 25 tokens" in caplog.text
+
+
+def test_models_of_static_vectors_embed_and_read_any_length(static_embedding_folder, caplog):
+    embedder = Embedder(str(static_embedding_folder))
+    with caplog.at_level(logging.WARNING, "groundtune"):
+        vectors = embedder.embed_documents(["the library " * 500, "library the"])
+    assert not caplog.records
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-4)
+
+
+# The fingerprint
+
+
+def test_settings_are_the_same_for_the_same_model_wherever_it_lies(bert_embedding_folder, tmp_path):
+    copy = tmp_path / "by another name"
+    shutil.copytree(bert_embedding_folder, copy)
+    first, second = Embedder(str(bert_embedding_folder)), Embedder(str(copy), batch_size=3, query_prompt="Q: ")
+    second.embed_documents(TEXTS)  # using it changes nothing
+    assert first.settings == second.settings
+    assert json.loads(json.dumps(first.settings)) == first.settings
+
+
+def test_one_changed_weight_changes_the_settings(bert_embedding_folder):
+    embedder, other = Embedder(str(bert_embedding_folder)), Embedder(str(bert_embedding_folder))
+    with torch.no_grad():
+        next(other.model.parameters()).view(-1)[0] += 1e-6
+    assert embedder.settings["weights"] != other.settings["weights"]
+
+
+CHANGES = {
+    "dtype": lambda embedder: embedder.model.half(),
+    "length": lambda embedder: setattr(embedder.model, "max_seq_length", 12),
+    "pooling": lambda embedder: setattr(embedder.model[1], "pooling_mode", "cls"),
+    "similarity": lambda embedder: setattr(embedder.model, "similarity_fn_name", "dot"),
+    "document prompt": lambda embedder: setattr(embedder, "document_prompt", "passage: "),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_everything_that_decides_a_document_s_vector_is_a_setting(bert_embedding_folder, change):
+    embedder, other = Embedder(str(bert_embedding_folder)), Embedder(str(bert_embedding_folder))
+    change(other)
+    assert not np.array_equal(embedder.embed_documents(["book " * 15]), other.embed_documents(["book " * 15]))
+    assert embedder.settings != other.settings
