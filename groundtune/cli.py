@@ -123,11 +123,11 @@ def train_command(method: str, argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from groundtune.report import differences, summary_table, verdict
+    from groundtune.report import summary_table
 
     console = Console()
     console.print(summary_table(results))
-    console.print(verdict(differences(results.base, results.tuned)), highlight=False)
+    console.print(results.verdict, highlight=False)
     console.print(f"Report: {Path(arguments.training.output_dir) / 'report.html'}", highlight=False)
     return 0
 

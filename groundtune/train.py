@@ -22,7 +22,9 @@ from groundtune.methods import METHODS, Method
 from groundtune.models import ModelError, flash_attention_problems, load_tokenizer
 from groundtune.passages import Passages
 from groundtune.prompt import Prompt, make_prompt
-from groundtune.report import Results, run_record, write_predictions, write_results
+from groundtune.record import run_record
+from groundtune.report import write_predictions, write_results
+from groundtune.results import Results
 from groundtune.retrieval import BM25Retriever, DenseRetriever, HybridRetriever, Retriever, retrieve
 from groundtune.schema import Document, Example, Hit
 from groundtune.trainer import QATrainer
@@ -98,6 +100,7 @@ def train(arguments: Arguments) -> Results:
     )
     with _timed("evaluate the untouched model on test", durations):
         base = trainer.run_evaluator(evaluators["test"])
+        write_predictions(output_dir / "predictions" / "test_base.jsonl", base)
     with _timed("train and evaluate", durations):
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     with _timed("evaluate the tuned model on test", durations):

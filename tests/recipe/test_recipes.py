@@ -94,7 +94,7 @@ def sft_run(learner, static_embedding_folder, data_folder, tmp_path_factory) -> 
         per_device_train_batch_size=6, learning_rate=5e-3, logging_steps=1, use_flash_attention="false",
     )  # fmt: skip
     done = subprocess.run(
-        [sys.executable, SCRIPTS["sft"], *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, SCRIPTS["sft"], *arguments], cwd=ROOT, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "report.html" in done.stdout and "Traceback" not in done.stderr
@@ -296,7 +296,7 @@ def test_a_fresh_process_without_groundtune_loads_the_same_model_and_gives_the_s
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-c", LOAD], input=json.dumps(jobs), cwd=tmp_path, env=environment, capture_output=True,
-        text=True, timeout=300,
+        text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "newly initialized" not in done.stderr and "missing" not in done.stderr.lower()

@@ -1,0 +1,138 @@
+"""The report's figures: inline SVG in the page's colour variables, so that they follow light, dark and print."""
+
+from __future__ import annotations
+
+import re
+from html import escape
+from typing import Any
+
+from groundtune.results import F1, GOLD_LOSS, SCORES, Results, finite, merged_history
+
+_COLOURS = dict(ink="#000001", muted="#000002", grid="#000003", tuned="#000004", base="#000005", paper="#000006")
+
+
+def dot_plot(results: Results) -> str:
+    labels = {metric: label for metric, label in SCORES.items() if metric in results.differences}
+    pairs = [(results.base.metrics[metric], results.tuned.metrics[metric]) for metric in labels]
+
+    def draw(axes: Any) -> None:
+        for kind, offset, name in ((0, -0.14, "base"), (1, 0.14, "tuned")):
+            at = [position + offset for position in range(len(pairs))]
+            ends = [pair[kind] for pair in pairs]
+            colour = _COLOURS[name]
+            axes.hlines(at, [end.low for end in ends], [end.high for end in ends], colour, linewidth=2, alpha=0.5)
+            label = "untouched" if name == "base" else name
+            axes.plot([end.value for end in ends], at, "o", color=colour, markersize=6, label=label, clip_on=False)
+        axes.set_yticks(range(len(labels)), labels.values(), color=_COLOURS["ink"])
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        axes.set_xlim(left=0)
+        axes.tick_params(axis="y", pad=8)  # room for a dot at 0
+        axes.grid(axis="y", visible=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, frameon=False, handletextpad=0.1)
+
+    values = zip(labels.values(), pairs, strict=True)
+    alt = "; ".join(f"{name}: untouched {base.value:.2f}, tuned {tuned.value:.2f}" for name, (base, tuned) in values)
+    return _figure("before_after", (3.7, 3.9), "Means with 95 % intervals", "", alt, draw)
+
+
+def metric_plot(results: Results) -> str:
+    names = dict.fromkeys([(results.selection_metric or F1).removeprefix("eval_"), F1, "generation/rougeL"])
+    curves = [(name, _points(results, f"eval_{name}")) for name in names if name in SCORES]
+    curves = [(SCORES[name], rows) for name, rows in curves if rows][:2]
+    if not curves:
+        return ""
+    highest = max(rows[-1][1] for _, rows in curves)
+
+    def draw(axes: Any) -> None:
+        for (name, rows), colour in zip(reversed(curves), ("muted", "tuned")[-len(curves) :], strict=True):
+            steps, values, lows, highs = zip(*rows, strict=True)
+            main, colour = colour == "tuned", _COLOURS[colour]
+            if main:  # two bands on each other could not be told apart
+                axes.fill_between(steps, lows, highs, color=colour, alpha=0.15, linewidth=0)
+                axes.vlines(steps[:1], lows[:1], highs[:1], colour, linewidth=1, alpha=0.5)
+            axes.plot(steps, values, "o-", color=colour, linewidth=1.8 if main else 1.1, markersize=4 if main else 3)
+            at = (7, 1 if values[-1] == highest else -8)  # points from the curve's end, away from the other's name
+            axes.annotate(name, (steps[-1], values[-1]), at, textcoords="offset points", color=colour)
+            if main and results.best_step in steps:
+                best = steps.index(results.best_step)
+                axes.axvline(steps[best], color=_COLOURS["muted"], linewidth=1, linestyle=(0, (2, 3)), zorder=0)
+                axes.plot(steps[best], values[best], "o", color=_COLOURS["paper"], mec=colour, ms=9, mew=2)
+        _steps_axis(axes)
+
+    name, rows = curves[0]
+    alt = f"{name} by step: " + ", ".join(f"{value:.2f} at step {step}" for step, value, *_ in rows)
+    ring = "" if results.best_step is None else f" The ring marks the chosen checkpoint, step {results.best_step}."
+    explanation = f"Questions evaluated during training, {name} with its 95 % interval; step 0 is untouched.{ring}"
+    return _figure("metric", (5.2, 3.0), "Answers, end to end", explanation, alt, draw)
+
+
+def loss_plot(results: Results) -> str:
+    training, gold = _points(results, "loss"), _points(results, GOLD_LOSS)
+    if not training and not gold:
+        return ""
+
+    def draw(axes: Any) -> None:
+        for rows, marker, colour, name in ((training, "-", "muted", "training"), (gold, "o-", "tuned", "evaluation")):
+            if rows:
+                steps, values, *_ = zip(*rows, strict=True)
+                marker = "o" if len(rows) == 1 else marker
+                axes.plot(steps, values, marker, color=_COLOURS[colour], linewidth=1.4, markersize=4, label=name)
+        _steps_axis(axes)
+        axes.legend(loc="upper right", frameon=False)
+
+    explanation = "Nats per answer token: on the training rows, and on the evaluated questions with their gold passage."
+    alt = "; ".join(
+        f"{name} loss {rows[0][1]:.2f} at step {rows[0][0]}, {rows[-1][1]:.2f} at step {rows[-1][0]}"
+        for name, rows in (("training", training), ("evaluation", gold)) if rows
+    )  # fmt: skip
+    return _figure("loss", (5.2, 3.0), "Loss", explanation, alt, draw)
+
+
+def _points(results: Results, name: str) -> list[tuple[int, float, float, float]]:
+    """(step, value, low, high) wherever the history has a finite value."""
+    rows = (row for row in merged_history(results.history) if finite(row.get(name)))
+    return [(r["step"], r[name], r.get(f"{name}_low", r[name]), r.get(f"{name}_high", r[name])) for r in rows]
+
+
+def _steps_axis(axes: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlabel("step")
+    axes.grid(axis="x", visible=False)
+    axes.set_ylim(bottom=0)
+
+
+def _figure(name: str, size: tuple[float, float], caption: str, explanation: str, alt: str, draw: Any) -> str:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    c = _COLOURS
+    style = {
+        "svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, "text.color": c["ink"], "grid.color": c["grid"],
+        "xtick.color": c["muted"], "ytick.color": c["muted"], "xtick.major.size": 3, "ytick.major.size": 0,
+        "axes.edgecolor": c["muted"], "axes.labelcolor": c["muted"], "axes.grid": True, "axes.axisbelow": True,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+    }  # fmt: skip
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot())
+        svg = _svg(figure, alt)
+    return f"<figure>{svg}<figcaption><b>{escape(caption)}</b>{escape(explanation)}</figcaption></figure>"
+
+
+def _svg(figure: Any, alt: str) -> str:
+    from io import StringIO
+
+    file = StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    svg = re.sub(r"<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
+    box = re.search(r'viewBox="[^"]*"', svg).group()
+    svg = svg[svg.index(">", svg.index("<svg")) + 1 :]
+    # Most ids are the same in every figure, and a page may hold an id only once: keep what is referred to.
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if f"#{found[1]}" in svg else "", svg)
+    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    for name, colour in _COLOURS.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    links = 'xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'<svg {box} {links} role="img" aria-label="{escape(alt)}">{svg}'

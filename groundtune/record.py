@@ -1,0 +1,112 @@
+"""How a run is repeated: its command, arguments and versions, without secrets, and hashes of its inputs."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from groundtune.files import sha256_of
+
+_PACKAGES = ("groundtune", "torch", "transformers", "peft", "sentence-transformers", "faiss-cpu")
+
+
+def run_record(
+    arguments: Mapping[str, Any],
+    inputs: Mapping[str, str | os.PathLike[str]],
+    durations: Mapping[str, float],
+    seed: int,
+) -> dict[str, Any]:
+    """What it takes to run this again: command, arguments, versions, device, hashes of the input files.
+
+    The value of an argument that sounds like a token, key, password or secret is "***". An input without a path is
+    left out. Raises DataError if an input cannot be read.
+    """
+    return {
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": _command(sys.argv),
+        "arguments": plain(_without_secrets(arguments)),
+        "seed": seed,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "platform": platform.platform(),
+        "device": _device(),
+        "inputs": {
+            name: {"path": str(path), "sha256": sha256_of(path), "bytes": os.stat(path).st_size}
+            for name, path in inputs.items()
+            if str(path)
+        },
+        "durations": dict(durations),
+    }
+
+
+def _without_secrets(value: Any, name: str = "") -> Any:
+    """`value` with "***" for whatever has a name that sounds like a secret, at any depth, and in addresses."""
+    if isinstance(value, Mapping):
+        return {key: _without_secrets(item, str(key)) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_secrets(item, name) for item in value]
+    # --max_new_tokens is a count and no token
+    count = "tokens" in name and re.fullmatch(r"[\d.]+|true|false|no", str(value), re.IGNORECASE)
+    if re.search("token|key|password|secret", name, re.IGNORECASE) and value not in (None, "") and not count:
+        return "***"
+    return re.sub(r"://[^/@\s]+@", "://***@", value) if isinstance(value, str) else value
+
+
+def _command(argv: Sequence[str]) -> str:
+    program = ["python", argv[0]] if argv[0].endswith(".py") else [Path(argv[0]).name]
+    words, flag = [], ""
+    for word in argv[1:]:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            words.append(flag + equals + str(_without_secrets(value, flag)))
+        else:
+            words.append(str(_without_secrets(word, flag)))
+    return shlex.join(program + words)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    if torch.backends.mps.is_available():
+        return f"Apple GPU, {platform.machine()}"
+    cpu = platform.processor() or platform.machine()
+    details = Path("/proc/cpuinfo")  # on Linux platform knows only "x86_64"
+    names = re.findall(r"model name\s*: (.+)", details.read_text(errors="replace")) if details.exists() else []
+    cpu = names[0] if names else cpu
+    return f"{cpu}, {torch.get_num_threads()} threads"
+
+
+def plain(value: Any) -> Any:
+    """What JSON can say: NaN and infinity become null, objects that it does not know become text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(item) for item in value]
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    return str(value)

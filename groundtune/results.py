@@ -1,0 +1,294 @@
+"""What a run found: before, after and their paired differences, as rows that terminal, Markdown and HTML render."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from groundtune.metrics import Interval, PairedDifference, greater_is_better, paired_difference
+
+if TYPE_CHECKING:
+    from groundtune.evaluation import Evaluation
+    from groundtune.schema import Prediction
+
+F1 = "generation/f1"
+GOLD_LOSS = "eval_loss_with_gold_passage"
+MOST = 10  # answers shown on each side
+SCORES = {
+    F1: "Token F1",
+    "generation/rougeL": "ROUGE-L",
+    "generation/bleu": "BLEU",
+    "generation/exact_match": "Exact match",
+    "generation/precision": "Precision",
+    "generation/recall": "Recall",
+}
+_COST = {
+    "generation/unfinished": "Unfinished",
+    "generation/new_tokens": "New tokens",
+    "latency/generation_s": "Seconds/answer",
+}
+HOW_TO_READ = (
+    "Means over questions with their 95 % bootstrap intervals. A difference is better or worse where its paired "
+    "interval excludes 0, else unclear. The verdict rests on token F1 alone; the other rows are not corrected for "
+    "being many. The retriever is frozen: its scores are the same for both models. Seconds are one timing and have "
+    "no interval."
+)
+EVALUATION_COLUMNS = ("Step", "Training loss", "Loss with gold passage", "Token F1", "ROUGE-L")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one run found. `base` and `tuned` answer the same examples in the same order."""
+
+    method: str  # "sft" or "swr"
+    base: Evaluation  # the untouched model
+    tuned: Evaluation  # the chosen checkpoint
+    history: Sequence[Mapping[str, Any]]  # transformers' TrainerState.log_history; step 0 is the untouched model
+    best_step: int | None  # step of the checkpoint that was chosen, None if the last weights were kept
+    selection_metric: str | None  # what chose it: "generation/f1"
+    selected_on_test: bool  # no test file was given: the numbers are of the questions that chose the checkpoint
+    notes: Sequence[str]  # warnings that a reader of the numbers must see
+    record: Mapping[str, Any]  # of `run_record`: the content of run.json
+
+    @cached_property
+    def differences(self) -> dict[str, PairedDifference]:
+        samples = flat(self.record.get("arguments", {})).get("bootstrap_samples", 2000)
+        return differences(self.base, self.tuned, samples=samples)
+
+    @cached_property
+    def verdict(self) -> str:
+        return verdict(self.differences, self.base, self.tuned)
+
+
+def differences(base: Evaluation, tuned: Evaluation, samples: int = 2000) -> dict[str, PairedDifference]:
+    """tuned - base of every metric but the times, question by question.
+
+    Questions are timed in batches, so their times are all alike and an interval of their difference would look certain.
+    Raises ValueError if base and tuned answered different examples.
+    """
+    if [p.example for p in base.predictions] != [p.example for p in tuned.predictions]:
+        raise ValueError("base and tuned answered different examples, or in another order; nothing can be paired")
+    return {
+        metric: paired_difference(
+            base.values(metric), tuned.values(metric), samples=samples, greater_is_better=greater_is_better(metric)
+        )
+        for metric in base.metrics
+        if not _is_time(metric)
+    }
+
+
+def _is_time(metric: str) -> bool:
+    return metric.startswith("latency/")
+
+
+def verdict(
+    differences: Mapping[str, PairedDifference], base: Evaluation | None = None, tuned: Evaluation | None = None
+) -> str:
+    """One honest sentence from token F1; with `base` and `tuned` it also says both means."""
+    f1 = differences[F1]
+    questions = "1 question" if f1.n == 1 else f"{f1.n} questions"
+    if f1.wins == f1.losses == 0:
+        return f"No difference: both models have the same token F1 on every one of {questions}"
+    digits, means = decimals(f1), ""
+    if base is not None and tuned is not None:
+        means = f" {tuned.metrics[F1].value:.{digits}f} against {base.metrics[F1].value:.{digits}f},"
+    found = (
+        f"token F1{means} {f1.value:+.{digits}f} [{f1.low:.{digits}f}, {f1.high:.{digits}f}] "
+        f"on {questions} ({f1.wins} better, {f1.losses} worse, {f1.ties} the same)"
+    )
+    if f1.verdict != "no clear difference":
+        return f"Tuned answers {f1.verdict}: {found}"
+    if f1.n < 6:
+        return f"No clear difference: {found}; under 6 questions nothing can be concluded"
+    # A measured difference is called clear where it exceeds half the width of its interval.
+    blind = f"a difference under about {(f1.high - f1.low) / 2:.{digits}f} could not be seen"
+    return f"No clear difference: {found}; with this many questions {blind}"
+
+
+def decimals(interval: Interval) -> int:
+    """As few decimals, from 2, as still show on which side of 0 the interval ends."""
+    ends = [abs(end) for end in (interval.low, interval.high) if end]
+    return next((digits for digits in (2, 3) if min(ends, default=1) >= 0.5 * 10**-digits), 4)
+
+
+def merged_history(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per step, in order: Trainer logs the loss and the evaluation of a step apart."""
+    steps: dict[int, dict[str, Any]] = {}
+    for row in history:
+        if row.get("step") is not None:
+            steps.setdefault(row["step"], {"step": row["step"]}).update(row)
+    return [steps[step] for step in sorted(steps)]
+
+
+def gained_and_lost(results: Results, most: int = MOST) -> tuple[list[Change], list[Change]]:
+    """The answers whose token F1 rose most and fell most, the largest change first; a tie is in neither."""
+    pairs = zip(results.base.predictions, results.tuned.predictions, strict=True)
+    changes = sorted((Change(base, tuned) for base, tuned in pairs), key=lambda change: change.value)
+    gained = [change for change in reversed(changes) if change.value > 0]
+    return gained[:most], [change for change in changes if change.value < 0][:most]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One question, answered before and after."""
+
+    base: Prediction
+    tuned: Prediction
+
+    @property
+    def value(self) -> float:
+        return self.tuned.scores[F1] - self.base.scores[F1]
+
+    @property
+    def gold_rank(self) -> str:
+        """Where the retriever put the gold documents, and whether the prompt had room for the first."""
+        gold = {document.id for document in self.tuned.example.gold_documents}
+        ranks = [rank for rank, hit in enumerate(self.tuned.hits, 1) if hit.document.id in gold]
+        if not ranks:
+            return f"not among the {len(self.tuned.hits)} retrieved"
+        some = f" ({len(ranks)} of {len(gold)} gold documents)" if len(gold) > 1 else ""
+        cut = ", cut from the prompt" if ranks[0] > self.tuned.passages_read else ""
+        return f"rank {', '.join(map(str, ranks))}{some}{cut}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric as it is shown: a cell is a value and its interval, either of which may be empty."""
+
+    group: str
+    label: str
+    base: tuple[str, str]
+    tuned: tuple[str, str]
+    difference: tuple[str, str]
+    verdict: str
+
+
+def comparison(results: Results) -> list[Row]:
+    """A row per metric, in the order in which they are read."""
+    ks = sorted(int(name.split("@")[1]) for name in results.base.metrics if name.startswith("retrieval/recall@"))
+    retrieval = {f"retrieval/recall@{k}": f"Recall@{k}" for k in ks[:1] + ks[-1:]} | {"retrieval/mrr": "MRR"}
+    return [
+        _row(results, group, label, metric)
+        for group, labels in (("Answers", SCORES), ("Retrieval", retrieval), ("Cost", _COST))
+        for metric, label in labels.items()
+        if metric in results.base.metrics
+    ]
+
+
+def _row(results: Results, group: str, label: str, metric: str) -> Row:
+    base, tuned = results.base.metrics[metric], results.tuned.metrics[metric]
+    # More decimals than the intervals allow would only be noise.
+    digits = 1 if metric == "generation/new_tokens" else 2 if results.base.n < 1000 else 3
+    if _is_time(metric):
+        times = [f"{base.value:.{digits}f}", f"{tuned.value:.{digits}f}", f"{tuned.value - base.value:+.{digits}f}"]
+        return Row(group, label, *((time, "") for time in times), "")
+
+    def cell(interval: Interval, sign: str = "") -> tuple[str, str]:
+        return f"{interval.value:{sign}.{digits}f}", f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+    found = results.differences[metric]
+    verdict = "unclear" if found.verdict == "no clear difference" else found.verdict
+    if found.wins == found.losses == 0:
+        verdict = "same"
+        if group == "Retrieval":
+            return Row(group, label, cell(base), ("", ""), ("same", ""), "")
+    elif metric == "generation/new_tokens":  # short answers are cheap, not good
+        verdict = {"better": "fewer", "worse": "more"}.get(verdict, verdict)
+    return Row(group, label, cell(base), cell(tuned), cell(found, "+"), verdict)
+
+
+def evaluations(results: Results) -> list[list[str]]:
+    """A row per evaluation during training; the training loss is the mean of those logged since the one before."""
+    rows, losses = [], []
+    for row in merged_history(results.history):
+        losses += [row["loss"]] if finite(row.get("loss")) else []
+        if f"eval_{F1}" in row or GOLD_LOSS in row:
+            values = [sum(losses) / len(losses) if losses else None]
+            values += [row.get(name) for name in (GOLD_LOSS, f"eval_{F1}", "eval_generation/rougeL")]
+            shown = ["" if value is None else f"{value:.3f}" for value in values]
+            step = f"{row['step']} (chosen)" if row["step"] == results.best_step else str(row["step"])
+            rows.append([step, *shown])
+            losses = []
+    return rows
+
+
+def facts(results: Results) -> dict[str, str]:
+    """What was compared, in a few words each."""
+    arguments = flat(results.record.get("arguments", {}))
+    test = arguments.get("test_file") or arguments.get("eval_file")
+    embedding = arguments.get("eval_embedding_model") or arguments.get("embedding_model")
+    retriever = arguments.get("retriever") or "dense"
+    found_by = retriever if retriever == "bm25" or not embedding else f"{embedding} ({retriever})"
+    passages = arguments.get("eval_num_to_retrieve") or len(results.base.predictions[0].hits)
+    method = {"sft": "SFT: gold passages", "swr": "SwR: gold and retrieved passages"}
+    step = "last weights" if results.best_step is None else f"step {results.best_step}, best {results.selection_metric}"
+    shown = {
+        "Model": arguments.get("model_name_or_path"),
+        "Trained by": method.get(results.method, results.method) + (", LoRA" if arguments.get("use_peft") else ""),
+        "Checkpoint": step,
+        "Questions": f"{results.base.n} from {test}" if test else str(results.base.n),
+        "Training file": arguments.get("train_file"),
+        "Documents": arguments.get("full_dataset_file_path"),
+        "Retriever": f"{found_by}, {passages} passages a question",
+        "Seed": results.record.get("seed"),
+    }
+    return {name: str(value) for name, value in shown.items() if value not in (None, "")}
+
+
+def warning(results: Results) -> str:
+    """That no separate questions were kept for the test; empty if they were."""
+    if not results.selected_on_test:
+        return ""
+    chosen = "these questions were also evaluated during training"
+    if results.best_step is not None:
+        chosen = "the checkpoint was chosen on the same questions that are reported here, so these numbers flatter it"
+    return f"No separate test: {chosen}. Give --test_file for an unbiased verdict."
+
+
+def notes(results: Results) -> list[str]:
+    """What else a reader of the numbers must see."""
+    bad = [row["step"] for row in results.history if "loss" in row and not finite(row["loss"])]
+    return [*results.notes, *([f"The training loss was not finite at step {bad[0]}."] if bad else [])]
+
+
+def run_facts(record: Mapping[str, Any]) -> dict[str, str]:
+    """Where, with what and how long it ran."""
+    shown = {
+        "Versions": ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items()),
+        "Platform": record.get("platform"),
+        "Device": record.get("device"),
+        "Durations": ", ".join(f"{name} {_duration(s)}" for name, s in record.get("durations", {}).items()),
+        "Finished": record.get("finished"),
+    }
+    return {name: str(value) for name, value in shown.items() if value}
+
+
+def inputs(record: Mapping[str, Any]) -> dict[str, str]:
+    """Path, size and hash of each input file."""
+    shown = {}
+    for name, about in record.get("inputs", {}).items():
+        size = "".join(f"{about[unit]:,} {unit}, " for unit in ("rows", "bytes") if unit in about)
+        shown[name] = f"{about.get('path', '')} ({size}SHA-256 {about.get('sha256', 'unknown')})"
+    return shown
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
+
+
+def flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments without their groups."""
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        found.update(flat(value) if isinstance(value, Mapping) else {name: value})
+    return found
+
+
+def finite(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and math.isfinite(value)

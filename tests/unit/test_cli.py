@@ -1,0 +1,374 @@
+"""Old command lines go on working, files and flags mix, and what is wrong is said at once and without a traceback."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from dataclasses import fields
+
+import pytest
+import yaml
+
+from groundtune.arguments import GROUPS
+from groundtune.cli import RENAMED, WITHOUT_EFFECT, main, parse_arguments
+from groundtune.files import DataError
+
+# The historical command lines, verbatim.
+COMMON = """
+  --use_flash_attention true --per_device_train_batch_size 4 --per_device_eval_batch_size 4
+  --model_name_or_path mistralai/Mistral-7B-Instruct-v0.2
+  --assistant_prefix [/INST] --user_prefix "<s>[INST]" --sep_user " " --sep_sys "</s>"
+  --output_dir model_checkpoints/my_qa_model
+  --train_file train_w_qa.jsonl --eval_file eval_w_qa.jsonl --test_file test_w_qa.jsonl
+  --full_dataset_file_path documents.pkl --full_dataset_index_path index
+"""
+HISTORICAL = {
+    "sft": f"{COMMON} --eval_embedding_model intfloat/e5-base-v2",
+    "swr": f"{COMMON} --embedding_model intfloat/e5-base-v2 --embedding_max_num_to_retrieve 3",
+}
+# The flags of TrainingArguments when the scripts were written (transformers 4.36), but for four that were deprecated then.
+TRAINING_FLAGS_OF_2023 = """
+  output_dir overwrite_output_dir do_train do_eval do_predict evaluation_strategy prediction_loss_only
+  per_device_train_batch_size per_device_eval_batch_size per_gpu_train_batch_size per_gpu_eval_batch_size
+  gradient_accumulation_steps eval_accumulation_steps eval_delay learning_rate weight_decay adam_beta1 adam_beta2
+  adam_epsilon max_grad_norm num_train_epochs max_steps lr_scheduler_type lr_scheduler_kwargs warmup_ratio warmup_steps
+  log_level log_level_replica log_on_each_node logging_dir logging_strategy logging_first_step logging_steps
+  logging_nan_inf_filter save_strategy save_steps save_total_limit save_safetensors save_on_each_node save_only_model
+  no_cuda use_cpu use_mps_device seed data_seed jit_mode_eval use_ipex bf16 fp16 fp16_opt_level half_precision_backend
+  bf16_full_eval fp16_full_eval tf32 local_rank ddp_backend tpu_num_cores tpu_metrics_debug debug dataloader_drop_last
+  eval_steps dataloader_num_workers past_index run_name disable_tqdm remove_unused_columns label_names
+  load_best_model_at_end metric_for_best_model greater_is_better ignore_data_skip fsdp fsdp_config deepspeed
+  label_smoothing_factor optim optim_args adafactor group_by_length length_column_name report_to
+  ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers dataloader_pin_memory
+  dataloader_persistent_workers skip_memory_metrics use_legacy_prediction_loop push_to_hub resume_from_checkpoint
+  hub_model_id hub_strategy hub_token hub_private_repo hub_always_push gradient_checkpointing
+  gradient_checkpointing_kwargs include_inputs_for_metrics fp16_backend push_to_hub_model_id push_to_hub_token
+  mp_parameters auto_find_batch_size full_determinism ray_scope ddp_timeout torch_compile torch_compile_backend
+  torch_compile_mode dispatch_batches split_batches include_tokens_per_second include_num_input_tokens_seen
+  neftune_noise_alpha xpu_backend
+""".split()
+
+
+def parse(*argv: str, method: str = "sft"):
+    return parse_arguments(method, ["--output_dir", "out", *argv])
+
+
+def problems_of(*argv: str) -> list[str]:
+    with pytest.raises(DataError) as caught:
+        parse(*argv)
+    return caught.value.problems
+
+
+def run(*argv: str) -> int:
+    """The exit status of the command, however it ends."""
+    try:
+        return main([*map(str, argv)])
+    except SystemExit as ended:
+        return ended.code
+
+
+# Command lines of earlier days
+
+
+@pytest.mark.parametrize("method", HISTORICAL)
+def test_the_historical_command_lines_parse_to_what_they_say(method):
+    words = shlex.split(HISTORICAL[method])
+    arguments = parse_arguments(method, words)
+    assert (arguments.model.use_flash_attention, arguments.model.model_name_or_path) == (
+        True, "mistralai/Mistral-7B-Instruct-v0.2",
+    )  # fmt: skip
+    prompt = arguments.prompt
+    assert (prompt.user_prefix, prompt.assistant_prefix, prompt.sep_user, prompt.sep_sys) == (
+        "<s>[INST]", "[/INST]", " ", "</s>",
+    )  # fmt: skip
+    training, retrieval = arguments.training, arguments.retrieval
+    assert training.per_device_train_batch_size == training.per_device_eval_batch_size == 4
+    assert training.output_dir == "model_checkpoints/my_qa_model"
+    assert (arguments.data.full_dataset_file_path, arguments.data.full_dataset_index_path) == ("documents.pkl", "index")
+    expected = ("", "intfloat/e5-base-v2") if method == "sft" else ("intfloat/e5-base-v2", "")
+    assert (retrieval.embedding_model, retrieval.eval_embedding_model) == expected
+    assert retrieval.embedding_max_num_to_retrieve == 3
+    # What is wrong with it on this machine is said, and it is not its spelling.
+    flags = {problem.split(":")[0] for problem in arguments.check()}
+    assert flags == {"--train_file", "--eval_file", "--test_file", "--full_dataset_file_path"}
+
+
+@pytest.mark.parametrize(
+    "words, group, name, expected",
+    [
+        ("--evaluation_strategy epoch", "training", "eval_strategy", "epoch"),
+        ("--evaluation_strategy=no", "training", "eval_strategy", "no"),
+        ("--evaluation-strategy epoch", "training", "eval_strategy", "epoch"),
+        ("--warmup_ratio 0.1", "training", "warmup_steps", 0.1),
+        ("--warmup_steps 7", "training", "warmup_steps", 7),
+        ("--no_cuda", "training", "use_cpu", True),
+        ("--no_cuda true", "training", "use_cpu", True),
+        ("--per_gpu_train_batch_size 3", "training", "per_device_train_batch_size", 3),
+        ("--per_gpu_eval_batch_size 3", "training", "per_device_eval_batch_size", 3),
+        ("--torch_dtype bfloat16", "model", "dtype", "bfloat16"),
+        ("--push_to_hub_token secret", "training", "hub_token", "secret"),
+        ("--push_to_hub_model_id me/model", "training", "hub_model_id", "me/model"),
+        ("--xpu_backend ccl", "training", "ddp_backend", "ccl"),
+        ("--max_seq_length 77", "data", "max_seq_length", 77),
+        ("--run_group mine", "logger", "run_group", "mine"),
+        ("--lr_scheduler_type linear", "training", "lr_scheduler_type", "linear"),
+    ],
+)
+def test_old_spellings_mean_what_they_meant(monkeypatch, words, group, name, expected):
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    assert getattr(getattr(parse(*words.split(), "--seed", "5"), group), name) == expected
+
+
+def test_every_renaming_is_tested_above_and_leads_to_a_flag_that_exists():
+    from groundtune.cli import _parser
+
+    known = {flag for action in _parser("sft")._actions for flag in action.option_strings}
+    assert all(f"--{new}" in known and f"--{old}" not in known for old, new in RENAMED.items())
+    assert not known & {f"--{name}" for name in WITHOUT_EFFECT}
+    accepted = {flag.removeprefix("--") for flag in known} | RENAMED.keys() | set(WITHOUT_EFFECT)
+    assert [flag for flag in TRAINING_FLAGS_OF_2023 if flag not in accepted] == []
+
+
+@pytest.mark.parametrize("value", [[], ["true"], ["False"]], ids=["bare", "true", "False"])
+def test_flags_without_effect_are_ignored_with_their_value_and_with_a_line_each(caplog, value):
+    words = [word for name in WITHOUT_EFFECT for word in (f"--{name}", *value)]
+    with caplog.at_level(logging.WARNING, "groundtune"):
+        arguments = parse("--use_peft", *words, "--seed", "5")
+    assert arguments.training.seed == 5 and arguments.model.use_peft
+    assert [record.getMessage().split()[0] for record in caplog.records] == [f"--{name}" for name in WITHOUT_EFFECT]
+
+
+def test_a_value_with_an_equals_sign_is_ignored_with_its_flag():
+    assert parse("--logging_dir=/somewhere", "--group_by_length=true", "--seed", "5").training.seed == 5
+
+
+def test_the_run_group_reaches_trackers_but_does_not_overrule_the_environment(monkeypatch):
+    import os
+
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
+    parse("--run_group", "other")
+    assert os.environ["WANDB_RUN_GROUP"] == "mine"
+    monkeypatch.delenv("WANDB_RUN_GROUP")
+    parse("--run_group", "other")
+    assert os.environ["WANDB_RUN_GROUP"] == "other"
+
+
+# Files of arguments
+
+
+VALUES = {
+    "output_dir": "from file", "learning_rate": 1e-4, "use_peft": True, "lora_target_modules": ["q_proj", "v_proj"],
+    "sep_user": " ", "sep_sys": "--", "user_prefix": "<s>[INST]", "evaluation_strategy": "epoch", "run_name": None,
+    "gradient_checkpointing_kwargs": {"use_reentrant": False}, "eval_max_samples": 3, "instruction": "Größe = 1: ja?",
+    "logging_nan_inf_filter": False,
+}  # fmt: skip
+
+
+def check_values(arguments) -> None:
+    training, model, prompt = arguments.training, arguments.model, arguments.prompt
+    assert (training.output_dir, training.learning_rate, training.eval_strategy) == ("from file", 1e-4, "epoch")
+    assert (model.use_peft, model.lora_target_modules) == (True, ["q_proj", "v_proj"])
+    assert (prompt.sep_user, prompt.sep_sys, prompt.user_prefix) == (" ", "--", "<s>[INST]")
+    assert prompt.instruction == "Größe = 1: ja?" and arguments.evaluation.eval_max_samples == 3
+    assert training.gradient_checkpointing_kwargs == {"use_reentrant": False}
+    assert training.logging_nan_inf_filter is False
+
+
+def test_one_json_file_is_all_arguments(tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(VALUES), encoding="utf-8")
+    check_values(parse_arguments("sft", [str(path)]))
+
+
+@pytest.mark.parametrize("suffix, write", [("yaml", yaml.safe_dump), ("json", json.dumps)])
+def test_a_config_file_holds_arguments(tmp_path, suffix, write):
+    path = tmp_path / f"run.{suffix}"
+    path.write_text(write(VALUES), encoding="utf-8")
+    check_values(parse_arguments("sft", ["--config", str(path)]))
+    check_values(parse_arguments("sft", [f"--config={path}"]))
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_flags_win_over_the_file_wherever_they_stand(tmp_path, before):
+    path = tmp_path / "run.yaml"
+    path.write_text("output_dir: a\nlearning_rate: 1e-4\nuse_peft: true\nseed: 3\nevaluation_strategy: epoch\n")
+    flags = ["--learning_rate", "0.5", "--use_peft", "false", "--eval_strategy", "no"]
+    config = ["--config", str(path)]
+    arguments = parse_arguments("sft", [*flags, *config] if before else [*config, *flags])
+    assert (arguments.training.learning_rate, arguments.model.use_peft, arguments.training.seed) == (0.5, False, 3)
+    assert arguments.training.eval_strategy == "no"
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (None, "No such file or directory; name a YAML or JSON file"),
+        ("a: [1, 2", "not valid: "),
+        ("a:\n\t- b", "not valid: "),
+        ("- a\n- b", "holds list; it must map"),
+        ("", "holds NoneType; it must map"),
+        (b"\xff\xfe\x00", "not valid: "),
+    ],
+)
+def test_a_bad_config_file_is_one_problem_that_names_it(tmp_path, capsys, content, problem):
+    path = tmp_path / "run.yaml"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (found,) = problems_of("--config", str(path))
+    assert found.startswith(f"{path}: {problem}") and "\n" not in found
+    assert run("sft", "--config", path) == 2
+    assert capsys.readouterr().err.strip() == found
+
+
+def test_a_config_flag_without_a_file_and_a_folder_as_one_are_problems(tmp_path):
+    assert problems_of("--config") == ["--config: missing; name a YAML or JSON file"]
+    assert problems_of("--config", str(tmp_path))[0].startswith(f"{tmp_path}: ")
+
+
+def test_an_unknown_name_in_a_file_is_refused_like_a_flag(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("lerning_rate: 1\n")
+    assert problems_of("--config", str(path))[0].startswith("--lerning_rate: no such argument; near: --learning_rate")
+
+
+# What is wrong
+
+
+def test_unknown_flags_are_all_named_with_near_ones(capsys):
+    words = ["--trian_file", "x", "--lerning-rate=1", "--zzzzzzzz", "3"]
+    problems = problems_of(*words)
+    assert len(problems) == 3
+    assert problems[0].startswith("--trian_file: no such argument; near: --train_file")
+    assert "--learning-rate" in problems[1] and problems[2] == "--zzzzzzzz: no such argument; -h lists all"
+    assert run("sft", "--output_dir", "out", *words) == 2
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == problems and captured.out == ""
+
+
+def test_a_flag_may_not_be_abbreviated():
+    assert problems_of("--train", "x")[0].startswith("--train: no such argument; near: ")
+
+
+def test_a_stray_word_is_refused():
+    assert problems_of("--seed", "1", "stray") == ["stray: not expected here; every argument is a flag, or one FILE.json"]
+
+
+@pytest.mark.parametrize(
+    "words", ["--lora_r many", "--retriever magic", "--dtype float8", "--use_peft perhaps", "--learning_rate", "--seed 1.5"]
+)
+def test_a_bad_value_ends_with_status_2_and_names_its_flag(capsys, words):
+    assert run("sft", "--output_dir", "out", *words.split()) == 2
+    error = capsys.readouterr().err
+    assert words.split()[0] in error and "Traceback" not in error
+
+
+def test_an_unknown_metric_is_refused_with_those_there_are(capsys):
+    assert run("sft", "--output_dir", "out", "--metric_for_best_model", "generation/f2") == 2
+    assert "unknown metric 'generation/f2'; known" in capsys.readouterr().err
+
+
+def test_all_that_can_be_seen_without_loading_a_model_is_said_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    status = run(
+        "swr", "--output_dir", "out", "--train_file", "missing.jsonl", "--full_dataset_file_path", "none.pkl",
+        "--model_name_or_path", "./no_folder", "--lora_r", "0", "--max_new_tokens", "4096", "--lora_dropout", "1",
+        "--use_flash_attention",
+    )  # fmt: skip
+    captured = capsys.readouterr()
+    assert status == 2 and captured.out == "" and "Traceback" not in captured.err
+    lines = captured.err.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "--eval_file", "--train_file", "--full_dataset_file_path", "--embedding_model", "--model_name_or_path",
+        "--lora_r", "--lora_dropout", "--max_new_tokens", "--use_flash_attention",
+    ]  # fmt: skip
+    assert "missing.jsonl" in lines[1] and "none.pkl" in lines[2]
+    assert not (tmp_path / "out").exists()
+
+
+def test_problems_of_all_data_files_are_said_at_once(tmp_path, monkeypatch, capsys, families):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.jsonl").write_text('{"question": 1}\n')
+    (tmp_path / "eval.jsonl").write_text("{}\n")
+    (tmp_path / "documents.jsonl").write_text("not json\n")
+    status = run(
+        "sft", "--output_dir", "out", "--train_file", "train.jsonl", "--eval_file", "eval.jsonl",
+        "--full_dataset_file_path", "documents.jsonl", "--model_name_or_path", families["llama"].folder,
+        "--retriever", "bm25",
+    )  # fmt: skip
+    captured = capsys.readouterr()
+    assert status == 2 and "Traceback" not in captured.err
+    found = [":".join(line.split(":")[:3]) for line in captured.err.splitlines() if line[0] in "tde"]
+    assert found == ["documents.jsonl:1: line"] + [
+        f"{file}.jsonl:1: {field}" for file in ("train", "eval") for field in ("gold_docs", "question", "gold_answer")
+    ]
+
+
+@pytest.mark.parametrize("what", ["model", "embedding model"])
+def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path, capsys, families, data_folder, what):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    model, embedding = (empty, empty) if what == "model" else (families["llama"].folder, "nobody/nothing")
+    status = run(
+        "sft", "--output_dir", tmp_path / "out", "--train_file", data_folder / "train.jsonl",
+        "--eval_file", data_folder / "eval.jsonl", "--full_dataset_file_path", data_folder / "documents.jsonl",
+        "--model_name_or_path", model, "--eval_embedding_model", embedding, "--max_seq_length", "600",
+    )  # fmt: skip
+    (line,) = capsys.readouterr().err.splitlines()
+    assert status == 2
+    expected = "--model_name_or_path: cannot load the tokenizer of" if what == "model" else "cannot load nobody/nothing"
+    assert expected in line
+
+
+# Help
+
+
+@pytest.mark.parametrize("method", ["sft", "swr"])
+def test_help_lists_every_argument_of_every_group(capsys, method):
+    from groundtune.trainer import QATrainingArguments
+
+    assert run(method, "-h") == 0
+    words = set(capsys.readouterr().out.replace(",", " ").split())
+    names = [field.name for group in (*GROUPS, QATrainingArguments) for field in fields(group) if field.init]
+    assert len(names) > 100
+    assert [name for name in names if f"--{name}" not in words] == []
+
+
+def test_every_argument_of_our_own_has_a_help_text_and_fits_one_group():
+    names = [field.name for group in GROUPS for field in fields(group)]
+    assert len(names) == len(set(names))
+    assert all(len(field.metadata["help"]) > 15 for group in GROUPS for field in fields(group))
+
+
+def test_the_command_without_arguments_shows_its_commands(capsys):
+    assert run() == run("--help") == 0
+    shown = capsys.readouterr().out
+    assert all(f"    {command} " in shown for command in ("sft", "swr", "demo"))
+    assert run("--version") == 0 and "0." in capsys.readouterr().out
+    assert run("train") == 2
+
+
+# Defaults
+
+
+@pytest.mark.parametrize("words, expected", [([], 2e-5), (["--use_peft"], 2e-4), (["--learning_rate", "0"], 0)])
+def test_the_learning_rate_follows_what_is_trained_unless_given(words, expected):
+    assert parse(*words).training.learning_rate == expected
+
+
+@pytest.mark.parametrize(
+    "words, save, best, better",
+    [
+        ("", "steps", True, True),
+        ("--eval_strategy epoch", "epoch", True, True),
+        ("--eval_strategy no", "no", False, True),
+        ("--save_strategy no", "no", False, True),
+        ("--save_steps 0.25 --eval_steps 0.5", "steps", False, True),
+        ("--load_best_model_at_end false", "steps", False, True),
+        ("--metric_for_best_model generation/unfinished", "steps", True, False),
+        ("--metric_for_best_model eval_loss_with_gold_passage", "steps", True, False),
+    ],
+)
+def test_the_best_checkpoint_is_kept_wherever_evaluation_and_saving_allow_it(words, save, best, better):
+    training = parse(*words.split()).training
+    assert (training.save_strategy, training.load_best_model_at_end, training.greater_is_better) == (save, best, better)
