@@ -231,7 +231,8 @@ def _check_model_name(flag: str, value: str) -> list[str]:
         return []
     if path.is_file():
         return [f"--{flag}: {value} is a file; name the folder that holds the model"]
-    if path.is_absolute() or value.startswith((".", "~")) or value.count("/") > 1 or "\\" in value:
+    beside_others = "/" in value and path.parent.is_dir()
+    if beside_others or path.is_absolute() or value.startswith((".", "~")) or value.count("/") > 1 or "\\" in value:
         return [f"--{flag}: no such folder: {value}; give an existing folder or a hub name such as owner/model"]
     return []
 

@@ -255,6 +255,7 @@ def _unknown_flags(words: Sequence[str], parser: Any) -> list[str]:
 def _set_up_logging() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("groundtune").setLevel(logging.INFO)
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own; once is enough
     # Libraries' notes to each other's developers; a user can do nothing about them.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
 

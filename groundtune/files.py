@@ -47,8 +47,9 @@ class DataError(Exception):
     """What is wrong with a file, all of it: `problems`, one line each. As a string, the first 20 of them."""
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__(problems)
-        self.problems = problems
+        # One file given twice (as eval and as test, say) is wrong only once.
+        self.problems = list(dict.fromkeys(problems))
+        super().__init__(self.problems)
 
     def __str__(self) -> str:
         more = len(self.problems) - 20

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundtune.metrics import Interval, PairedDifference, greater_is_better, paired_difference
@@ -221,6 +223,8 @@ def facts(results: Results) -> dict[str, str]:
     arguments = flat(results.record.get("arguments", {}))
     test = arguments.get("test_file") or arguments.get("eval_file")
     embedding = arguments.get("eval_embedding_model") or arguments.get("embedding_model")
+    if embedding and os.path.isabs(embedding):  # the whole path stands in the command
+        embedding = os.path.join(*Path(embedding).parts[-2:])
     retriever = arguments.get("retriever") or "dense"
     found_by = retriever if retriever == "bm25" or not embedding else f"{embedding} ({retriever})"
     passages = arguments.get("eval_num_to_retrieve") or len(results.base.predictions[0].hits)

@@ -147,7 +147,7 @@ def _read(arguments: Arguments) -> tuple[list[Document], dict[str, list[Example]
         except DataError as error:
             problems += error.problems
     if problems:
-        raise DataError(list(dict.fromkeys(problems)))
+        raise DataError(problems)
     documents = read.pop("documents")
     read["eval"] = _spread(read["eval"], arguments.evaluation.eval_max_samples)
     logger.info("%d documents; %s", len(documents), ", ".join(f"{len(e)} {split}" for split, e in read.items()))

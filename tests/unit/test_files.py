@@ -150,7 +150,6 @@ LINES = {  # a line, and what its one problem starts with after "train.jsonl:2: 
     ),
     "no question": (row(question=...), 'question: missing; every line needs a "question" with the text of'),
     "null question": (row(question=None), "question: missing; "),
-    "blank question": (row(question=" \n"), "question: is blank (' \\n'); every line needs a"),
     "number as question": (row(question=7), "question: is 7, not text; every line needs a"),
     "half a character": (row(question="a\ud800"), r"question: 'a\ud800' holds half of a surrogate pair, "),
     "no answer": (row(gold_answer=...), 'gold_answer: missing; every line needs a "gold_answer"'),
@@ -203,6 +202,29 @@ LINES = {  # a line, and what its one problem starts with after "train.jsonl:2: 
 }
 
 
+def test_examples_with_a_blank_question_or_answer_are_left_out_with_one_warning(folder, caplog):
+    blank = [row(question=" \n"), row(gold_answer=""), row(question="", gold_answer="\t")]
+    write_lines(row(), *blank, row(question="Last?"), *blank)
+    with caplog.at_level(logging.WARNING, "groundtune"):
+        examples = read_examples("train.jsonl")
+    assert [example.source for example in examples] == ["train.jsonl:1", "train.jsonl:5"]
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert message.startswith("train.jsonl: left out 6 examples with a blank question or answer: train.jsonl:2, ")
+    assert message.endswith("train.jsonl:7 and 1 more")
+
+
+def test_no_warning_is_given_where_nothing_is_blank(folder, caplog):
+    write_lines(row())
+    assert len(read_examples("train.jsonl")) == 1 and not caplog.records
+
+
+def test_a_file_of_blank_examples_is_a_problem(folder):
+    write_lines(row(question=""), row(gold_answer=" "))
+    (problem,) = problems_of(read_examples, "train.jsonl")
+    assert problem == "train.jsonl: every question or answer is blank; write at least one example"
+
+
 @pytest.mark.parametrize("line, start", LINES.values(), ids=LINES)
 def test_a_wrong_line_is_one_problem_that_names_file_line_and_field(folder, line, start):
     write_lines(row(), line, row())
@@ -229,11 +251,11 @@ def test_all_problems_of_one_line_are_named_at_once(folder):
 
 
 def test_twenty_problems_are_shown_and_the_rest_counted(folder):
-    write_lines(*[row(question="")] * 20)
+    write_lines(*[row(question=3)] * 20)
     with pytest.raises(DataError) as caught:
         read_examples("train.jsonl")
     assert str(caught.value) == "\n".join(caught.value.problems)
-    write_lines(*[row(question="")] * 23)
+    write_lines(*[row(question=3)] * 23)
     with pytest.raises(DataError) as caught:
         read_examples("train.jsonl")
     assert len(caught.value.problems) == 23
@@ -506,10 +528,13 @@ def test_the_faire_eval_examples_are_read(folder):
 
 
 @needs_faire
-def test_the_one_blank_question_among_the_faire_train_examples_is_named(folder):
+def test_the_one_faire_train_example_with_a_blank_question_is_left_out_and_named(folder, caplog):
     path = FAIRE / "train_w_qa.jsonl"
-    (problem,) = problems_of(read_examples, path)
-    assert problem.startswith(f"{path}:495: question: is blank (''); ")
+    with caplog.at_level(logging.WARNING, "groundtune"):
+        examples = read_examples(path)
+    assert len(examples) == 574 and f"{path}:495" not in {example.source for example in examples}
+    (record,) = caplog.records
+    assert record.getMessage() == f"{path}: left out 1 examples with a blank question or answer: {path}:495"
 
 
 @needs_faire
