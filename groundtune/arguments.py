@@ -5,6 +5,7 @@ The arguments of optimisation, saving and logging are those of `transformers.Tra
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -195,6 +196,8 @@ def _check_data(data: DataArguments) -> list[str]:
 
 def _check_retrieval(retrieval: RetrievalArguments, method: str) -> list[str]:
     problems = []
+    if retrieval.retriever != "dense" and importlib.util.find_spec("bm25s") is None:
+        problems.append(f'--retriever: {retrieval.retriever} needs bm25s; pip install "groundtune[bm25]"')
     if retrieval.retriever != "bm25" and not (retrieval.embedding_model or retrieval.eval_embedding_model):
         flag = "--embedding_model" if method == "swr" else "--eval_embedding_model"
         problems.append(

@@ -56,6 +56,10 @@ def _generate_batch(
     input_ids, mask = _left_padded(prompts, pad_id, model.device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     answers: list[list[int]] = [[] for _ in prompts]
+    # The last position, as an index and not as 1: an index copies, where a slice would leave the head a view with gaps,
+    # for which PyTorch multiplies row by row and copies the frozen head for each (45 s instead of 9 s for 16 prompts
+    # of 600 tokens on two cores).
+    last = torch.tensor([-1], device=input_ids.device)
     alive = list(range(len(prompts)))  # the prompt behind each row of the shrinking batch
     cache = None
     for _ in range(max_new_tokens):
@@ -65,7 +69,7 @@ def _generate_batch(
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=last,
         )
         cache = output.past_key_values
         next_ids = output.logits[:, -1].argmax(dim=-1)

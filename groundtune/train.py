@@ -103,13 +103,13 @@ def train(arguments: Arguments) -> Results:
         write_predictions(output_dir / "predictions" / "test_base.jsonl", base)
     with _timed("train and evaluate", durations):
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    with _timed("evaluate the tuned model on test", durations):
-        tuned = trainer.run_evaluator(evaluators["test"])
-
     trainer.save_model()
     trainer.save_state()
     # An adapter is saved without them; whoever generates with it must stop where the evaluation did.
     model.generation_config.save_pretrained(output_dir)
+    with _timed("evaluate the tuned model on test", durations):
+        tuned = trainer.run_evaluator(evaluators["test"])
+
     results = Results(
         method=method.name,
         base=base,

@@ -31,16 +31,17 @@ CORPUS = [
     "USER: What does it cost? ASSISTANT: Nothing at all; it is free for everyone.",
     "model user assistant system\n\nTitle: Opening hours\nContent: nine to six.\n",
 ]
-WORDS = (
-    "library book question answer nine évening 日本 naïve free, (desk) the The it's 1,024 42% x=y a->b semi;colon end. "
-    "[INST] USER: -- 😀 Ω\u0301 \ttab two\nlines para\n\ngraph really?! \"quoted\" don't a . b , 's n't"
-).split(" ")
+WORDS = [
+    "library", "book", "question", "answer", "nine", "évening", "日本", "naïve", "free,", "(desk)", "the", "The",
+    "it's", "1,024", "42%", "x=y", "a->b", "semi;colon", "end.", "[INST]", "USER:", "--", "😀", "Ω\u0301", "\ttab",
+    "two\nlines", "para\n\ngraph", "really?!", '"quoted"', "don't", "a", ".", "b", ",", "'s", "n't",
+]  # fmt: skip
 INSTRUCTION = "Answer with the passages."
 
 # Each refuses roles that do not alternate, as the real ones do.
 _REFUSE = (
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% endfor %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/...') }}{% endif %}{% endfor %}"
 )
 TEMPLATES = {
     "llama": _REFUSE
@@ -60,14 +61,15 @@ TEMPLATES = {
     "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
     "{{ m['content'] + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
-    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}",
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    "{% endif %}",
 }
 HISTORICAL_PREFIXES = {"user_prefix": "<s>[INST]", "assistant_prefix": "[/INST]", "sep_user": " ", "sep_sys": "</s>"}
 
 
 @dataclass(frozen=True)
 class Family:
-    """A tiny tokenizer and model in the shape of a real family; `folder` holds both as `save_pretrained` writes them."""
+    """A tiny tokenizer and model in the shape of a real family; `folder` holds both as saved by transformers."""
 
     name: str
     folder: Path
@@ -168,8 +170,12 @@ def make_tokenizer(name: str) -> Any:
     make = _byte_level if name in ("llama", "qwen") else _sentencepiece_like
     backend = make(name, [*specials.values(), *turns])
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, chat_template=TEMPLATES[name], extra_special_tokens=turns,
-        padding_side="left" if name == "gemma" else "right", clean_up_tokenization_spaces=name == "mistral", **specials,
+        tokenizer_object=backend,
+        chat_template=TEMPLATES[name],
+        extra_special_tokens=turns,
+        padding_side="left" if name == "gemma" else "right",
+        clean_up_tokenization_spaces=name == "mistral",
+        **specials,
     )
 
 
@@ -192,7 +198,7 @@ def _byte_level(name: str, specials: list[str]) -> Any:
 
 
 def _sentencepiece_like(name: str, specials: list[str]) -> Any:
-    """As converted from SentencePiece: "▁" for a space, bytes where a character is unknown; Mistral's prefixes a space."""
+    """As converted from SentencePiece: "▁" for a space, bytes for unknown characters; Mistral's prefixes a space."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     trained = Tokenizer(models.BPE())
@@ -246,7 +252,7 @@ class FakeEmbedder:
     """A bag of words as a vector, so that shared words are similar. Remembers every text that it embedded."""
 
     name: str = "fake"
-    settings: dict[str, Any] = field(default_factory=lambda: {"weights": "1", "document_prompt": "", "dtype": "float32"})
+    settings: dict[str, Any] = field(default_factory=lambda: {"weights": "1", "document_prompt": "", "dtype": "f32"})
     dimensions: int = 32
     documents: list[str] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
@@ -274,10 +280,10 @@ def embedder() -> FakeEmbedder:
 
 
 FACTS = {  # title: (passage, question, answer)
-    "Opening": ("The library opens at nine.", "When does the library open?", "At nine."),
+    "Opening": ("The library opens at nine.", "When is it that the library opens?", "At nine."),
     "Returns": ("Bring books back to the desk.", "Where do I bring a book back?", "To the desk."),
     "Price": ("A card costs four coins a year.", "What does a card cost?", "Four coins a year."),
-    "Food": ("Only water may be brought inside.", "May I eat inside?", "No, only water may be brought."),
+    "Food": ("Guests may bring only water inside.", "May guests bring food inside?", "No, only water."),
     "Dogs": ("Dogs wait at the red door.", "Where do dogs wait?", "At the red door."),
     "Music": ("Headphones are lent on floor two.", "Where are headphones lent?", "On floor two."),
 }
@@ -301,7 +307,7 @@ def tiny_examples() -> list[Example]:
 
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory) -> Path:
-    """documents.jsonl, and the tiny examples as train.jsonl, eval.jsonl (the first four) and test.jsonl (the last three)."""
+    """documents.jsonl, and the tiny examples as train.jsonl, eval.jsonl (first four) and test.jsonl (last three)."""
     from groundtune.files import write_documents, write_jsonl
 
     folder = tmp_path_factory.mktemp("data")
@@ -347,18 +353,31 @@ def save_bert_embedder(folder: Path, **options: Any) -> Path:
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     characters = [chr(c) for c in range(33, 127)]
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters), "library", "book"]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "library", "book"]
+    pieces += [*characters, *(f"##{c}" for c in characters)]
     tokenizer = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        mask_token="[MASK]", model_max_length=24,
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=24,
     )
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(pieces), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                        num_attention_heads=2, max_position_embeddings=64, initializer_range=0.5)
+    config = BertConfig(
+        vocab_size=len(pieces),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+    )
     BertModel(config).save_pretrained(folder / "bert")
     fast.save_pretrained(folder / "bert")
     transformer = Transformer(str(folder / "bert"), max_seq_length=24)

@@ -27,7 +27,7 @@ HISTORICAL = {
     "sft": f"{COMMON} --eval_embedding_model intfloat/e5-base-v2",
     "swr": f"{COMMON} --embedding_model intfloat/e5-base-v2 --embedding_max_num_to_retrieve 3",
 }
-# The flags of TrainingArguments when the scripts were written (transformers 4.36), but for four that were deprecated then.
+# The flags of TrainingArguments when the scripts were written (transformers 4.36), but for four long deprecated.
 TRAINING_FLAGS_OF_2023 = """
   output_dir overwrite_output_dir do_train do_eval do_predict evaluation_strategy prediction_loss_only
   per_device_train_batch_size per_device_eval_batch_size per_gpu_train_batch_size per_gpu_eval_batch_size
@@ -47,7 +47,7 @@ TRAINING_FLAGS_OF_2023 = """
   mp_parameters auto_find_batch_size full_determinism ray_scope ddp_timeout torch_compile torch_compile_backend
   torch_compile_mode dispatch_batches split_batches include_tokens_per_second include_num_input_tokens_seen
   neftune_noise_alpha xpu_backend
-""".split()
+""".split()  # noqa: SIM905
 
 
 def parse(*argv: str, method: str = "sft"):
@@ -251,11 +251,14 @@ def test_a_flag_may_not_be_abbreviated():
 
 
 def test_a_stray_word_is_refused():
-    assert problems_of("--seed", "1", "stray") == ["stray: not expected here; every argument is a flag, or one FILE.json"]
+    assert problems_of("--seed", "1", "stray") == [
+        "stray: not expected here; every argument is a flag, or one FILE.json"
+    ]
 
 
 @pytest.mark.parametrize(
-    "words", ["--lora_r many", "--retriever magic", "--dtype float8", "--use_peft perhaps", "--learning_rate", "--seed 1.5"]
+    "words",
+    ["--lora_r many", "--retriever magic", "--dtype float8", "--use_peft perhaps", "--learning_rate", "--seed 1.5"],
 )
 def test_a_bad_value_ends_with_status_2_and_names_its_flag(capsys, words):
     assert run("sft", "--output_dir", "out", *words.split()) == 2

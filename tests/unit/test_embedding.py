@@ -112,7 +112,9 @@ def test_a_prompt_is_put_in_front_and_the_model_s_default_prompt_is_not(tmp_path
     bare = Embedder(embedder.name, query_prompt="", document_prompt="")
     for text in TEXTS:
         np.testing.assert_allclose(embedder.embed_questions([text]), bare.embed_questions([f"book {text}"]), atol=1e-5)
-        np.testing.assert_allclose(embedder.embed_documents([text]), bare.embed_documents([f"library {text}"]), atol=1e-5)
+        np.testing.assert_allclose(
+            embedder.embed_documents([text]), bare.embed_documents([f"library {text}"]), atol=1e-5
+        )
         assert not np.allclose(bare.embed_questions([text]), embedder.embed_questions([text]), atol=1e-3)
 
 

@@ -46,12 +46,16 @@ def without_times(evaluation) -> str:
 
 def test_gold_passages_and_answers_never_enter_a_prompt(family):
     secret = Document("SESAME")
-    examples = [replace(e, gold_documents=(secret,), answer="SESAME", hard_negatives=(secret,)) for e in tiny_examples()]
+    examples = [
+        replace(e, gold_documents=(secret,), answer="SESAME", hard_negatives=(secret,)) for e in tiny_examples()
+    ]
     made = evaluator(family, examples, hits_for(tiny_examples()))
     assert [q.prompt_ids for q in made.questions] == [q.prompt_ids for q in evaluator(family).questions]
     prompts = [family.tokenizer.decode(question.prompt_ids) for question in made.questions]
     assert not any("SESAME" in prompt for prompt in prompts)
-    for prompt, example, hits in zip(prompts, examples, made.hits, strict=True):  # but what was retrieved does, in order
+    for prompt, example, hits in zip(
+        prompts, examples, made.hits, strict=True
+    ):  # but what was retrieved does, in order
         parts = [INSTRUCTION, *(hit.document.text for hit in hits), *(t.message for t in example.chat_history)]
         places = [prompt.index(part) for part in [*parts, example.question]]
         assert places == sorted(places)

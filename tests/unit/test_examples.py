@@ -89,7 +89,9 @@ def test_every_example_that_cannot_fit_is_named_with_its_lengths(family, style):
     assert len(caught.value.problems) == 4
     for (part, example), problem in zip(parts.items(), caught.value.problems, strict=True):
         assert problem.startswith(f"{example.source}: too long: ")
-        lengths = {name: int(n) for name, n in re.findall(r"(question|chat history|gold passages|answer) (\d+)", problem)}
+        lengths = {
+            name: int(n) for name, n in re.findall(r"(question|chat history|gold passages|answer) (\d+)", problem)
+        }
         assert max(lengths, key=lengths.get) == part and lengths[part] > 60
         assert "60; raise --max_seq_length" in problem
         # The lengths add up to the row that does not fit, but for the few ids around each part.
@@ -123,7 +125,9 @@ def test_a_question_that_cannot_fit_is_named():
         def prompt_ids(self, passages, chat_history, question):
             return [*"".join(d.text for d in passages), *"".join(t.message for t in chat_history), *question]
 
-    examples = [Example(text, "So.", (), source=f"eval.jsonl:{n}") for n, text in enumerate(["short", "much longer"], 1)]
+    examples = [
+        Example(text, "So.", (), source=f"eval.jsonl:{n}") for n, text in enumerate(["short", "much longer"], 1)
+    ]
     with pytest.raises(DataError) as caught:
         encode_questions(examples, [Passages(optional=(Document("passage"),))] * 2, Letters(), 8)
     assert len(caught.value.problems) == 1 and caught.value.problems[0].startswith("eval.jsonl:2: too long: ")

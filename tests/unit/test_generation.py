@@ -38,7 +38,9 @@ def generate_of_transformers(model, prompt: list[int], stop_ids, new: int = NEW)
 def frequent_stops(family, model, prompts) -> list[int]:
     """Two ids that end some of these answers early and others not at all; a random model knows no end of its own."""
     free = [g.ids for g in answers(family, model, prompts, 100, [-1])]
-    late = sorted({id for ids in free for id in ids}, key=lambda id: abs(sum(id in ids for ids in free) - len(free) / 3))
+    late = sorted(
+        {id for ids in free for id in ids}, key=lambda id: abs(sum(id in ids for ids in free) - len(free) / 3)
+    )
     return late[:2]
 
 
@@ -46,8 +48,7 @@ def test_batches_of_any_size_equal_generate_row_by_row(family):
     model, prompts = family.model(), prompts_for(family)
     stop_ids = frequent_stops(family, model, prompts)
     expected = [generate_of_transformers(model, prompt, stop_ids) for prompt in prompts]
-    assert 2 <= len({len(ids) for ids in expected}) and any(len(ids) == NEW for ids in expected)
-    assert any(len(ids) < NEW for ids in expected)
+    assert {len(ids) < NEW for ids in expected} == {True, False}  # some stop early, others never
     for batch_size in (1, 3, 8, 100):
         assert [g.ids for g in answers(family, model, prompts, batch_size, stop_ids)] == expected
 

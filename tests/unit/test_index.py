@@ -1,4 +1,4 @@
-"""The cache of vectors is used where it fits, and where it does not, what is missing is embedded and nothing stale searched."""
+"""The cache of vectors is used where it fits; elsewhere what is missing is embedded, and nothing stale is searched."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def test_vectors_of_other_settings_are_neither_reused_nor_evicted(built, setting
 
 def test_the_name_of_the_model_is_no_setting(built):
     """The same weights by another path are the same model."""
-    assert load_or_build_index(built, tiny_documents(), (other := FakeEmbedder(name="elsewhere"))) and not other.documents
+    assert (
+        load_or_build_index(built, tiny_documents(), (other := FakeEmbedder(name="elsewhere"))) and not other.documents
+    )
 
 
 def truncate(path):

@@ -9,10 +9,12 @@ import pytest
 import torch
 from conftest import make_family, random_documents, random_history, random_text
 
+from groundtune.arguments import ModelArguments
 from groundtune.batching import IGNORED, GroupedByLength, collate
 from groundtune.examples import Row, encode_rows
-from groundtune.loss import answer_loss
+from groundtune.loss import NonFiniteLoss, answer_loss
 from groundtune.methods import METHODS
+from groundtune.models import add_lora
 from groundtune.passages import Passages
 from groundtune.schema import Example
 from groundtune.trainer import QATrainer, QATrainingArguments
@@ -88,7 +90,9 @@ def test_the_first_position_is_never_learnt(families):
     model, batch = family.model(), collate([Row([], [5, 6, 2], 0, "")], 0)
     loss = answer_loss(model, batch)
     logits = model(torch.tensor([[5, 6, 2]])).logits[0, :2]
-    assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(logits, torch.tensor([6, 2])).item(), abs=1e-5)
+    assert loss.item() == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, torch.tensor([6, 2])).item(), abs=1e-5
+    )
 
 
 def test_softcapped_logits_are_capped_here_too(tmp_path):
@@ -99,9 +103,6 @@ def test_softcapped_logits_are_capped_here_too(tmp_path):
 
 
 def test_with_lora_the_gradients_of_the_adapter_are_those_of_the_plain_computation(family):
-    from groundtune.arguments import ModelArguments
-    from groundtune.models import add_lora
-
     model = add_lora(family.model(), ModelArguments(use_peft=True, lora_r=2)).eval()
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -120,15 +121,31 @@ def test_with_lora_the_gradients_of_the_adapter_are_those_of_the_plain_computati
 # Through the trainer
 
 
-def train(family, rows, folder, kind=QATrainer, method=METHODS["sft"], seed: int = 0, **options) -> QATrainer:
+def train(
+    family, rows, folder, kind=QATrainer, method=METHODS["sft"], model=None, seed: int = 0, **options
+) -> QATrainer:
     """SGD on the rows without warm-up, decay or clipping: the weights move by the gradients and nothing else."""
     arguments = QATrainingArguments(
-        output_dir=str(folder), optim="sgd", learning_rate=0.1, lr_scheduler_type="constant", warmup_steps=0,
-        max_grad_norm=0, eval_strategy="no", eval_on_start=False, bf16=False, disable_tqdm=True, seed=seed,
-        logging_steps=1, **options,
+        output_dir=str(folder),
+        optim="sgd",
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        max_grad_norm=0,
+        eval_strategy="no",
+        eval_on_start=False,
+        bf16=False,
+        disable_tqdm=True,
+        seed=seed,
+        logging_steps=1,
+        **options,
     )
     trainer = kind(
-        model=family.model(), args=arguments, train_dataset=rows, method=method, evaluator=None,
+        model=model or family.model(),
+        args=arguments,
+        train_dataset=rows,
+        method=method,
+        evaluator=None,
         pad_id=family.tokenizer.pad_token_id,
     )
     trainer.train()
@@ -137,7 +154,7 @@ def train(family, rows, folder, kind=QATrainer, method=METHODS["sft"], seed: int
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_accumulation_moves_the_weights_as_one_large_batch_does(families, tmp_path, epochs):
-    """11 rows in batches of 8 are steps of 8 and 3; in micro-batches of 2, the last window is partial and so is its end."""
+    """11 rows in batches of 8 are steps of 8 and 3; in micro-batches of 2 the last window is 2 and 1."""
     family = families["llama"]
     rows = rows_for(family, 11)
     assert len({len(row.answer_ids) for row in rows}) > 3  # so that a mean of means would be another loss
@@ -161,6 +178,37 @@ def test_accumulation_moves_the_weights_as_one_large_batch_does(families, tmp_pa
     for name, parameter in whole.items():
         assert not torch.equal(parameter, before[name]), name
         torch.testing.assert_close(cut[name], parameter, rtol=1e-5, atol=2e-6, msg=name)
+
+
+@pytest.mark.parametrize("peft", [False, True], ids=["all weights", "LoRA"])
+def test_gradient_checkpointing_moves_the_weights_as_without(families, tmp_path, peft):
+    """With frozen embeddings, some ways of checkpointing train nothing and say so in a warning only."""
+    family, moved = families["llama"], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = family.model()
+        model = add_lora(model, ModelArguments(use_peft=True, lora_r=2)) if peft else model
+        before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        trainer = train(
+            family, rows_for(family, 6), tmp_path, model=model, per_device_train_batch_size=3, num_train_epochs=2,
+            gradient_checkpointing=checkpointing,
+        )  # fmt: skip
+        after = dict(trainer.model.named_parameters())
+        assert not any(torch.equal(before[name], after[name]) for name in before)
+        moved.append({name: after[name].detach() for name in before})
+    for name, parameter in moved[0].items():
+        torch.testing.assert_close(moved[1][name], parameter, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_change(families, tmp_path):
+    family = families["llama"]
+    model = family.model()
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    before = model.model.embed_tokens.weight.detach().clone()
+    with pytest.raises(NonFiniteLoss, match="step 1: the loss is nan, stopped before the weights changed"):
+        train(family, rows_for(family), tmp_path, model=model)
+    assert torch.equal(model.model.embed_tokens.weight, before)
 
 
 def test_the_logged_loss_is_the_mean_over_the_step_s_answer_tokens(families, tmp_path):

@@ -100,7 +100,11 @@ def test_there_is_one_beginning_of_sequence_and_it_is_first(family, style):
         if bos is None:
             assert ids[0] != tokenizer.eos_token_id
             continue
-        spelt = 1 + sum(turn.speaker == USER for turn in history) if style == "prefix" and tokenizer.bos_token == "<s>" else 0
+        spelt = (
+            1 + sum(turn.speaker == USER for turn in history)
+            if style == "prefix" and tokenizer.bos_token == "<s>"
+            else 0
+        )
         if family.name == "llama" and style == "chat template":  # its template begins every user's turn with one
             turns = [Turn(USER, "opening"), *history, Turn(USER, question)]
             spelt = sum(t.speaker == USER and (i == 0 or turns[i - 1].speaker != USER) for i, t in enumerate(turns)) - 1
@@ -124,7 +128,7 @@ def test_special_tokens_spelt_in_data_stay_text(family, style):
         return f"a{''.join(pieces)}z"
 
     special = set(tokenizer.all_special_ids)
-    for documents, history, question, answer in dialogues(4):
+    for documents, history, _, answer in dialogues(4):
         spelt = [Document(hostile()) for _ in documents], [Turn(t.speaker, hostile()) for t in history], hostile()
         harmless = [Document("b") for _ in documents], [Turn(t.speaker, "b") for t in history], "b"
         found = [id for id in prompt.prompt_ids(*spelt) if id in special]
@@ -153,7 +157,12 @@ def test_stop_ids_are_the_end_of_turn_and_of_sequence_and_never_padding(family, 
 
 def test_an_answer_survives_tokens_and_back(family, style):
     prompt, rng = family.prompt(style), random.Random(5)
-    for text in [random_text(rng, 12) for _ in range(200)] + ["x", " Two  spaces , kept . ", "line\n\nline", "don 't . !"]:
+    for text in [random_text(rng, 12) for _ in range(200)] + [
+        "x",
+        " Two  spaces , kept . ",
+        "line\n\nline",
+        "don 't . !",
+    ]:
         assert prompt.answer_text(prompt.answer_ids(text)) == text.strip()
 
 

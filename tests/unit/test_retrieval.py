@@ -33,7 +33,9 @@ def dense(documents) -> DenseRetriever:
 def test_dense_hits_are_those_of_brute_force():
     documents, queries = random_documents(), random_queries()
     found = dense(documents).search(queries, 7)
-    similarities = FakeEmbedder().embed_questions(queries) @ FakeEmbedder().embed_documents([d.text for d in documents]).T
+    similarities = (
+        FakeEmbedder().embed_questions(queries) @ FakeEmbedder().embed_documents([d.text for d in documents]).T
+    )
     for hits, row in zip(found, similarities, strict=True):
         expected = np.argsort(-row, kind="stable")[:7]
         assert [hit.document for hit in hits] == [documents[i] for i in expected]

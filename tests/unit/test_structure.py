@@ -36,7 +36,9 @@ def imported(path: Path) -> set[str]:
     """Lines of the tree that a file imports, at the top or inside functions; what is imported for types only is not."""
     found = set()
     parsed = ast.parse(path.read_text("utf-8"))
-    for_types = [node for node in ast.walk(parsed) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    for_types = [
+        node for node in ast.walk(parsed) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+    ]
     ignored = {id(inner) for node in for_types for inner in ast.walk(node)}
     for node in ast.walk(parsed):
         names = []
