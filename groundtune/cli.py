@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import groundtune
 from groundtune.arguments import GROUPS, Arguments
@@ -172,13 +172,18 @@ def _parser(method: str) -> Any:
         epilog="Instead of flags: --config FILE.yaml (flags after it win), or one FILE.json.",
         allow_abbrev=False,
     )
+    parser.error = _bad_value  # argparse's own prints two hundred lines of usage first
     return parser
+
+
+def _bad_value(message: str) -> NoReturn:
+    raise DataError([message.removeprefix("argument ")])
 
 
 def _expand_files(argv: Sequence[str]) -> list[str]:
     """One argument that ends in .json, or `--config FILE`, becomes the flags it holds; other flags follow and win."""
     argv = list(argv)
-    if len(argv) == 1 and argv[0].endswith(".json"):
+    if len(argv) == 1 and argv[0].endswith(".json") and not argv[0].startswith("-"):
         return _flags_of(argv[0])
     from_files: list[str] = []
     while any(a == "--config" or a.startswith("--config=") for a in argv):

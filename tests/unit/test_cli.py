@@ -109,7 +109,6 @@ def test_the_historical_command_lines_parse_to_what_they_say(method):
         ("--torch_dtype bfloat16", "model", "dtype", "bfloat16"),
         ("--push_to_hub_token secret", "training", "hub_token", "secret"),
         ("--push_to_hub_model_id me/model", "training", "hub_model_id", "me/model"),
-        ("--xpu_backend ccl", "training", "ddp_backend", "ccl"),
         ("--max_seq_length 77", "data", "max_seq_length", 77),
         ("--run_group mine", "logger", "run_group", "mine"),
         ("--lr_scheduler_type linear", "training", "lr_scheduler_type", "linear"),
@@ -120,7 +119,7 @@ def test_old_spellings_mean_what_they_meant(monkeypatch, words, group, name, exp
     assert getattr(getattr(parse(*words.split(), "--seed", "5"), group), name) == expected
 
 
-def test_every_renaming_is_tested_above_and_leads_to_a_flag_that_exists():
+def test_every_renaming_leads_to_a_flag_that_exists_and_no_flag_of_then_is_unknown():
     from groundtune.cli import _parser
 
     known = {flag for action in _parser("sft")._actions for flag in action.option_strings}
@@ -159,7 +158,7 @@ def test_the_run_group_reaches_trackers_but_does_not_overrule_the_environment(mo
 
 VALUES = {
     "output_dir": "from file", "learning_rate": 1e-4, "use_peft": True, "lora_target_modules": ["q_proj", "v_proj"],
-    "sep_user": " ", "sep_sys": "--", "user_prefix": "<s>[INST]", "evaluation_strategy": "epoch", "run_name": None,
+    "sep_user": " ", "sep_sys": "--end ", "user_prefix": "<s>[INST]", "evaluation_strategy": "epoch", "run_name": None,
     "gradient_checkpointing_kwargs": {"use_reentrant": False}, "eval_max_samples": 3, "instruction": "Größe = 1: ja?",
     "logging_nan_inf_filter": False,
 }  # fmt: skip
@@ -169,7 +168,7 @@ def check_values(arguments) -> None:
     training, model, prompt = arguments.training, arguments.model, arguments.prompt
     assert (training.output_dir, training.learning_rate, training.eval_strategy) == ("from file", 1e-4, "epoch")
     assert (model.use_peft, model.lora_target_modules) == (True, ["q_proj", "v_proj"])
-    assert (prompt.sep_user, prompt.sep_sys, prompt.user_prefix) == (" ", "--", "<s>[INST]")
+    assert (prompt.sep_user, prompt.sep_sys, prompt.user_prefix) == (" ", "--end ", "<s>[INST]")
     assert prompt.instruction == "Größe = 1: ja?" and arguments.evaluation.eval_max_samples == 3
     assert training.gradient_checkpointing_kwargs == {"use_reentrant": False}
     assert training.logging_nan_inf_filter is False
@@ -260,10 +259,10 @@ def test_a_stray_word_is_refused():
     "words",
     ["--lora_r many", "--retriever magic", "--dtype float8", "--use_peft perhaps", "--learning_rate", "--seed 1.5"],
 )
-def test_a_bad_value_ends_with_status_2_and_names_its_flag(capsys, words):
+def test_a_bad_value_is_one_line_that_names_its_flag(capsys, words):
     assert run("sft", "--output_dir", "out", *words.split()) == 2
-    error = capsys.readouterr().err
-    assert words.split()[0] in error and "Traceback" not in error
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words.split()[0] in line
 
 
 def test_an_unknown_metric_is_refused_with_those_there_are(capsys):
@@ -301,7 +300,7 @@ def test_problems_of_all_data_files_are_said_at_once(tmp_path, monkeypatch, caps
     )  # fmt: skip
     captured = capsys.readouterr()
     assert status == 2 and "Traceback" not in captured.err
-    found = [":".join(line.split(":")[:3]) for line in captured.err.splitlines() if line[0] in "tde"]
+    found = [":".join(line.split(":")[:3]) for line in captured.err.splitlines() if line[:1] in ("t", "d", "e")]
     assert found == ["documents.jsonl:1: line"] + [
         f"{file}.jsonl:1: {field}" for file in ("train", "eval") for field in ("gold_docs", "question", "gold_answer")
     ]
