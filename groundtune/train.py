@@ -27,7 +27,7 @@ from groundtune.report import write_predictions, write_results
 from groundtune.results import Results
 from groundtune.retrieval import BM25Retriever, DenseRetriever, HybridRetriever, Retriever, retrieve
 from groundtune.schema import Document, Example, Hit
-from groundtune.trainer import QATrainer
+from groundtune.trainer import GOLD_LOSS, QATrainer
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,7 @@ def train(arguments: Arguments) -> Results:
     )
     with _timed("evaluate the untouched model on test", durations):
         base = trainer.run_evaluator(evaluators["test"])
+        _check_metric(training, base)
         write_predictions(output_dir / "predictions" / "test_base.jsonl", base)
     with _timed("train and evaluate", durations):
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
@@ -129,6 +130,14 @@ def _check(arguments: Arguments) -> None:
     problems = [*arguments.check(), *flash_attention_problems(arguments.model)]
     if problems:
         raise DataError(problems)
+
+
+def _check_metric(training: Any, evaluation: Evaluation) -> None:
+    """The best checkpoint is chosen by a metric that this run measures; Trainer would notice halfway through."""
+    measured = [GOLD_LOSS, *evaluation.metrics]
+    if training.load_best_model_at_end and training.metric_for_best_model.removeprefix("eval_") not in measured:
+        name = training.metric_for_best_model
+        raise DataError([f"--metric_for_best_model: {name} is not measured here; choose one of {', '.join(measured)}"])
 
 
 def _read(arguments: Arguments) -> tuple[list[Document], dict[str, list[Example]]]:

@@ -361,6 +361,18 @@ def test_the_best_step_by_the_chosen_metric_is_loaded_tested_and_saved(
     assert [row["answer"] for row in tuned] == [row["answer"] for row in then]
 
 
+@pytest.mark.parametrize("metric", ["retrieval/recall@7", "generation/answer_rate", "loss"])
+def test_a_metric_that_the_run_does_not_measure_is_refused_before_training(
+    families, static_embedding_folder, data_folder, tmp_path, monkeypatch, capsys, metric
+):
+    monkeypatch.setattr(QATrainer, "train", lambda *args, **kwargs: pytest.fail("training began"))
+    arguments = flags(families["mistral"], static_embedding_folder, data_folder, tmp_path, metric_for_best_model=metric)
+    assert train_command("sft", arguments) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("--")]
+    assert line.startswith(f"--metric_for_best_model: {metric} is not measured here; choose one of loss_with_gold")
+    assert "retrieval/recall@2" in line and "generation/rougeL" in line
+
+
 def test_without_loading_the_best_nothing_was_selected(families, static_embedding_folder, data_folder, tmp_path):
     arguments = flags(
         families["mistral"], static_embedding_folder, data_folder, tmp_path, test_file=..., max_steps=1,
@@ -376,7 +388,7 @@ def test_without_loading_the_best_nothing_was_selected(families, static_embeddin
 
 
 def test_blank_lines_of_published_data_are_left_out_and_the_run_goes_on(
-    families, static_embedding_folder, data_folder, tmp_path, capsys
+    families, static_embedding_folder, data_folder, tmp_path
 ):
     rows = lines(data_folder / "eval.jsonl")
     rows[1]["question"], rows[2]["gold_answer"] = " ", ""
