@@ -45,6 +45,12 @@ class DataArguments:
         "Longest row in tokens: passages, chat history, question and answer. "
         "What does not fit loses retrieved passages, last first; never gold, question or answer.",
     )
+    share_prefix: str = _argument(
+        "auto",
+        "Train questions on one passage behind one copy of it; the gradient is the same. auto: where it is exact, "
+        "and in batches of common passages where that saves tokens.",
+        ["auto", "on", "off"],
+    )
 
 
 @dataclass

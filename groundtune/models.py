@@ -74,6 +74,8 @@ def add_lora(model: Any, arguments: ModelArguments) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
+    from groundtune.lora import fuse
+
     names = list(arguments.lora_target_modules)
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -83,10 +85,12 @@ def add_lora(model: Any, arguments: ModelArguments) -> Any:
         target_modules=names[0] if names == ["all-linear"] else names,
     )
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         linear = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
         raise ModelError(f"--lora_target_modules: {error}; this model's linear layers: {', '.join(linear)}") from error
+    fuse(adapted)
+    return adapted
 
 
 def flash_attention_problems(arguments: ModelArguments) -> list[str]:

@@ -96,6 +96,7 @@ def train(arguments: Arguments) -> Results:
         method=method,
         evaluator=evaluators["eval"],
         pad_id=tokenizer.pad_token_id,
+        share_prefix=data.share_prefix,
         on_evaluation=on_evaluation,
     )
     with _timed("evaluate the untouched model on test", durations):

@@ -13,12 +13,13 @@ from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SchedulerType
 
-from groundtune.batching import IGNORED, GroupedByLength
+from groundtune.attention import use_packed_attention
+from groundtune.batching import IGNORED, WORTH_GROUPING, EpochOrder, by_length, by_prefix, prefix_groups, share_saved
 from groundtune.evaluation import EndToEndEvaluator, Evaluation
 from groundtune.loss import NonFiniteLoss
 from groundtune.methods import Method
 from groundtune.metrics import greater_is_better
-from groundtune.models import computes_bf16
+from groundtune.models import ModelError, computes_bf16
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,9 @@ class QATrainingArguments(TrainingArguments):
 class QATrainer(Trainer):
     """Trains `method`'s rows; `evaluate` returns the end-to-end metrics of `evaluator` beside the gold-passage loss.
 
-    `on_evaluation(step, evaluation)` receives every end-to-end evaluation with its predictions.
+    Rows are packed end to end where the model's attention can, and prompts that begin alike share their beginning
+    (`share_prefix`: auto, on, off; `ModelError` if it is on and cannot be exact). `on_evaluation(step, evaluation)`
+    receives every end-to-end evaluation with its predictions.
     """
 
     def __init__(
@@ -117,10 +120,12 @@ class QATrainer(Trainer):
         method: Method,
         evaluator: EndToEndEvaluator | None,
         pad_id: int,
+        share_prefix: str = "auto",
         on_evaluation: Callable[[int, Evaluation], None] = lambda step, evaluation: None,
         **kwargs: Any,
     ):
         super().__init__(*args, data_collator=partial(method.collate, pad_id=pad_id), **kwargs)
+        self._choose_batches(share_prefix)
         self.method, self.evaluator, self.on_evaluation = method, evaluator, on_evaluation
         # The loss is divided by the answer tokens of the whole step: Trainer is to count them, and not to divide again.
         self.model_accepts_loss_kwargs = True
@@ -128,6 +133,30 @@ class QATrainer(Trainer):
         if not self.args.disable_tqdm:
             self.pop_callback(ProgressCallback)
             self.add_callback(_Progress())
+
+    def _choose_batches(self, share_prefix: str) -> None:
+        """Packed or padded, and the order of the rows that suits it."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1
+        not_packed = "the model is split over devices" if sharded else use_packed_attention(self.model)
+        # Dropout draws once for a shared token where separate rows would draw for each.
+        not_shared = not_packed or ("dropout is on" if _drops_out(self.model) else None)
+        if share_prefix == "on" and not_shared:
+            raise ModelError(f"--share_prefix on: it would not be exact here: {not_shared}; use auto")
+        if not_packed:
+            logger.info("rows are padded, not packed: %s", not_packed)
+        share = share_prefix != "off" and not not_shared
+        self.data_collator.keywords.update(packed=not not_packed, share_prefix=share)
+        rows, batch_size = self.train_dataset, self.args.train_batch_size
+        if not_packed:
+            self._order = partial(by_length, [len(row) for row in rows], batch_size)
+            return
+        groups = prefix_groups([row.prompt_ids for row in rows]) if share else []
+        saved = share_saved(rows, groups) if share else 0
+        if share_prefix == "auto" and saved < WORTH_GROUPING:
+            groups = []
+        if groups:
+            logger.info("prompts with a common beginning share a batch: %.0f %% of the tokens saved", 100 * saved)
+        self._order = partial(by_prefix, groups or [[i] for i in range(len(rows))], batch_size)
 
     def compute_loss(
         self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -149,7 +178,7 @@ class QATrainer(Trainer):
             model = self.model.to(self.args.device)
             total, quiet = len(evaluator.examples), self.args.disable_tqdm
             with tqdm(total=total, desc=f"answering {evaluator.name}", unit="q", leave=False, disable=quiet) as bar:
-                return evaluator(model, on_batch=bar.update)
+                return evaluator(model, on_answer=bar.update)
 
     def evaluation_loop(
         self,
@@ -185,9 +214,13 @@ class QATrainer(Trainer):
         total, tokens = self.accelerator.reduce(sums).tolist()
         return total / tokens
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> GroupedByLength:
-        lengths = [len(row) for row in (self.train_dataset if train_dataset is None else train_dataset)]
-        return GroupedByLength(lengths, self.args.train_batch_size, self.args.data_seed or self.args.seed)
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        return EpochOrder(len(rows), self._order, self.args.data_seed or self.args.seed)
+
+
+def _drops_out(model: Any) -> bool:
+    return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
 
 
 class _EvaluateAtTheEnd(TrainerCallback):
