@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +43,6 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    _keep_freed_memory()
     options: dict[str, Any] = {"dtype": _dtype(arguments, bf16), **_source(arguments)}
     options["attn_implementation"] = "flash_attention_2" if arguments.use_flash_attention else "sdpa"
     if arguments.gguf_file:
@@ -122,19 +119,6 @@ def _dtype(arguments: ModelArguments, bf16: bool) -> torch.dtype:
     if arguments.dtype != "auto":
         return getattr(torch, arguments.dtype)
     return torch.bfloat16 if arguments.use_peft and bf16 else torch.float32
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc reuse large freed blocks instead of giving them back to the system after every operation.
-
-    Each tensor over 32 MB is otherwise mapped and zeroed anew, half a million page faults in a training step of a
-    270M model on a CPU: 7.4 s a step with them, 6.2 s without (two cores). Elsewhere than on Linux nothing is done.
-    """
-    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(mmap_threshold, 2**30)
-        mallopt(trim_threshold, 2**31 - 1)
 
 
 def _source(arguments: ModelArguments) -> dict[str, Any]:
