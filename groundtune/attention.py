@@ -48,6 +48,7 @@ class Packed:
     slots: Sequence[int | None] = ()
     _masks: dict[Any, Any] = field(default_factory=dict, repr=False)
 
+    @torch.compiler.disable  # its shapes are new with every batch
     def attend(self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None) -> Any:
         """Output [1, tokens, heads, size] for query [1, heads, tokens, size], key and value [1, kv heads, ...]."""
         if query.is_cuda and self.memory is None:

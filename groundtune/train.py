@@ -27,7 +27,7 @@ from groundtune.report import write_predictions, write_results
 from groundtune.results import Results
 from groundtune.retrieval import BM25Retriever, DenseRetriever, HybridRetriever, Retriever, retrieve
 from groundtune.schema import Document, Example, Hit
-from groundtune.trainer import GOLD_LOSS, QATrainer
+from groundtune.trainer import GOLD_LOSS, QATrainer, compile_problems
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def train(arguments: Arguments) -> Results:
 
 
 def _check(arguments: Arguments) -> None:
-    problems = [*arguments.check(), *flash_attention_problems(arguments.model)]
+    problems = [*arguments.check(), *flash_attention_problems(arguments.model), *compile_problems(arguments.training)]
     if problems:
         raise DataError(problems)
 

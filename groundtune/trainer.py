@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -82,6 +84,14 @@ class QATrainingArguments(TrainingArguments):
     report_to: None | str | list[str] = field(
         default="none", metadata={"help": "Trackers: none, trackio, tensorboard, wandb, mlflow ..."}
     )
+    compile_layers: bool = field(
+        default=False,
+        metadata={
+            "help": "torch.compile each layer for rows of any length: some minutes first, then faster steps. "
+            "--torch_compile would compile the whole model anew for each length.",
+            **_SWITCH,
+        },
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses. Off: they must be seen."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Has no effect here: rows have no columns."})
 
@@ -126,6 +136,8 @@ class QATrainer(Trainer):
     ):
         super().__init__(*args, data_collator=partial(method.collate, pad_id=pad_id), **kwargs)
         self._choose_batches(share_prefix)
+        if self.args.compile_layers:
+            compile_layers(self.model)
         self.method, self.evaluator, self.on_evaluation = method, evaluator, on_evaluation
         # The loss is divided by the answer tokens of the whole step: Trainer is to count them, and not to divide again.
         self.model_accepts_loss_kwargs = True
@@ -174,7 +186,9 @@ class QATrainer(Trainer):
 
     def run_evaluator(self, evaluator: EndToEndEvaluator) -> Evaluation:
         """The current weights, end to end, in the precision that training computes in."""
-        with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
+        # Compiled layers would be compiled again and again for steps of one token.
+        as_it_is = torch.compiler.set_stance("force_eager" if self.args.compile_layers else "default")
+        with as_it_is, torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
             model = self.model.to(self.args.device)
             total, quiet = len(evaluator.examples), self.args.disable_tqdm
             with tqdm(total=total, desc=f"answering {evaluator.name}", unit="q", leave=False, disable=quiet) as bar:
@@ -217,6 +231,22 @@ class QATrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
         rows = self.train_dataset if train_dataset is None else train_dataset
         return EpochOrder(len(rows), self._order, self.args.data_seed or self.args.seed)
+
+
+def compile_layers(model: Any, **options: Any) -> None:
+    """Let `torch.compile` (and its `options`) fuse the small operations of each layer, in place."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == model.config.get_text_config().num_hidden_layers:
+            for layer in module:
+                layer.compile(dynamic=True, **options)
+
+
+def compile_problems(training: QATrainingArguments) -> list[str]:
+    """Why layers, if they are to be compiled, cannot be; empty if they can."""
+    compilers = [os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl"]
+    if not training.compile_layers or torch.cuda.is_available() or any(map(shutil.which, filter(None, compilers))):
+        return []
+    return ["--compile_layers: needs a C++ compiler, and neither $CXX nor c++, g++ or clang++ is there; install one"]
 
 
 def _drops_out(model: Any) -> bool:

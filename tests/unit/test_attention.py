@@ -18,6 +18,7 @@ from groundtune.loss import answer_loss
 from groundtune.models import add_lora
 from groundtune.passages import Passages
 from groundtune.schema import Example
+from groundtune.trainer import compile_layers
 
 MODES = {"padded": {}, "packed": {"packed": True}, "shared": {"packed": True, "share_prefix": True}}
 
@@ -125,6 +126,27 @@ def test_an_adapter_gets_the_same_gradient_from_shared_rows(family, checkpointin
     for mode in ("packed", "shared"):
         assert torch.cosine_similarity(found[mode], found["padded"], dim=0) >= 0.99999
         torch.testing.assert_close(found[mode].norm(), found["padded"].norm(), rtol=1e-4, atol=0)
+
+
+def test_compiled_layers_give_the_same_loss_and_gradient(families):
+    torch.manual_seed(0)
+    model = add_lora(families["gemma"].model(), ModelArguments(use_peft=True, lora_r=4))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    assert use_packed_attention(model) is None
+    batches = [collate(rows_on_common_passages(families["gemma"], seed=s), 0, **MODES["shared"]) for s in range(2)]
+
+    def results():
+        losses = [answer_loss(model, batch) for batch in batches]
+        sum(losses).backward()
+        return [loss.item() for loss in losses], gradients(model)
+
+    losses, expected = results()
+    compile_layers(model, backend="aot_eager")
+    compiled_losses, found = results()
+    assert compiled_losses == pytest.approx(losses, rel=1e-5)
+    assert torch.cosine_similarity(found, expected, dim=0) >= 0.99999
 
 
 def reads(sequences: list[list[int]]) -> tuple[Packed, torch.Tensor]:
