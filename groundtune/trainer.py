@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SchedulerType
 
 from groundtune.batching import IGNORED, GroupedByLength
 from groundtune.evaluation import EndToEndEvaluator, Evaluation
-from groundtune.loss import NonFiniteLoss
+from groundtune.examples import Row
 from groundtune.methods import Method
 from groundtune.metrics import greater_is_better
 from groundtune.models import computes_bf16
+from groundtune.safe_trainer import SOURCES, SafeTrainer
+from groundtune.signals import at_once
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +83,20 @@ class QATrainingArguments(TrainingArguments):
     report_to: None | str | list[str] = field(
         default="none", metadata={"help": "Trackers: none, trackio, tensorboard, wandb, mlflow ..."}
     )
+    resume_from_checkpoint: str | None = field(
+        default="auto",
+        metadata={
+            "help": "auto: go on from the last complete checkpoint of this very run in output_dir, if there is one. "
+            "A folder: from that checkpoint. no: from the beginning; output_dir must hold no checkpoint then."
+        },
+    )
+    resume_anyway: bool = field(
+        default=False,
+        metadata={"help": "Resume although arguments, data or model have changed since the checkpoint.", **_SWITCH},
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Remove what an earlier run left in output_dir, and begin anew.", **_SWITCH}
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses. Off: they must be seen."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Has no effect here: rows have no columns."})
 
@@ -105,7 +121,7 @@ class QATrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
-class QATrainer(Trainer):
+class QATrainer(SafeTrainer):
     """Trains `method`'s rows; `evaluate` returns the end-to-end metrics of `evaluator` beside the gold-passage loss.
 
     `on_evaluation(step, evaluation)` receives every end-to-end evaluation with its predictions.
@@ -120,7 +136,7 @@ class QATrainer(Trainer):
         on_evaluation: Callable[[int, Evaluation], None] = lambda step, evaluation: None,
         **kwargs: Any,
     ):
-        super().__init__(*args, data_collator=partial(method.collate, pad_id=pad_id), **kwargs)
+        super().__init__(*args, data_collator=partial(_collate, method, pad_id), **kwargs)
         self.method, self.evaluator, self.on_evaluation = method, evaluator, on_evaluation
         # The loss is divided by the answer tokens of the whole step: Trainer is to count them, and not to divide again.
         self.model_accepts_loss_kwargs = True
@@ -135,11 +151,6 @@ class QATrainer(Trainer):
         """The method's loss over the answer tokens of the optimizer step, all micro-batches and devices."""
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         loss = self.method.loss(model, inputs, answer_tokens=num_items_in_batch, head=head)
-        if not torch.isfinite(loss):
-            raise NonFiniteLoss(
-                f"step {self.state.global_step + 1}: the loss is {loss.item()}, stopped before the weights changed; "
-                f"checkpoints so far are in {self.args.output_dir}. Lower --learning_rate, or try --bf16 false"
-            )
         # Each device's gradient is averaged with the others'; the count is over all of them.
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
 
@@ -151,6 +162,7 @@ class QATrainer(Trainer):
             with tqdm(total=total, desc=f"answering {evaluator.name}", unit="q", leave=False, disable=quiet) as bar:
                 return evaluator(model, on_batch=bar.update)
 
+    @at_once()
     def evaluation_loop(
         self,
         dataloader: Any,
@@ -188,6 +200,10 @@ class QATrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> GroupedByLength:
         lengths = [len(row) for row in (self.train_dataset if train_dataset is None else train_dataset)]
         return GroupedByLength(lengths, self.args.train_batch_size, self.args.data_seed or self.args.seed)
+
+
+def _collate(method: Method, pad_id: int, rows: Sequence[Row]) -> dict[str, Any]:
+    return {**method.collate(rows, pad_id=pad_id), SOURCES: [row.source for row in rows]}
 
 
 class _EvaluateAtTheEnd(TrainerCallback):
