@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from groundtune.durable import Damaged, discard, disk_errors, read_manifest, sync_folder, write_manifest
+from groundtune.durable import MANIFEST, Damaged, discard, disk_errors, read_manifest, sync_folder, write_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +73,11 @@ def newest_checkpoint(output_dir: Path) -> Checkpoint | None:
 
 @contextmanager
 def writing(
-    target: Path, *, writes: bool, wait: Callable[[], None], needed: int, about: Callable[[], Mapping[str, Any]]
+    target: Path, about: Mapping[str, Any], *, needed: int, writes: bool = True, wait: Callable[[], None] = lambda: None
 ) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `target` in one step when the block ends.
+    """A folder to fill, which takes the place of `target` in one step when the block ends; `about` is told with it.
 
-    Every process of the run enters; those with `writes` (one on each disk) vouch for what all wrote, after `wait`.
+    Every process of a run enters; those with `writes` (one on each disk) vouch for what all wrote, after `wait`.
     Killed at any time, either `target` is as it was, or the new folder is whole and `newest_checkpoint` ends the work.
     Raises `DiskError` when the disk is full or fails; `needed` is about what it takes, in bytes.
     """
@@ -93,12 +93,13 @@ def writing(
             yield folder
             wait()
             if writes:
-                write_manifest(folder, about())
+                write_manifest(folder, about)
                 _publish(folder, target)
             wait()
         except Exception:
-            if writes:
-                shutil.rmtree(folder, ignore_errors=True)  # room for others; after a kill it is the next save's to do
+            # Room for others. A folder that is whole stays: the one that it was to replace may be gone already.
+            if writes and not (folder / MANIFEST).exists():
+                shutil.rmtree(folder, ignore_errors=True)
             raise
 
 
@@ -112,9 +113,12 @@ def remove_old(output_dir: Path, *, limit: int | None, keep: set[Path]) -> None:
     newest = max(step_of(folder) for folder in keep)
     ahead = [folder for folder in checkpoint_folders(output_dir) if step_of(folder) > newest]
     others = [folder for folder in checkpoint_folders(output_dir) if folder not in keep and folder not in ahead]
-    spare = max(limit - len(keep), 0)
-    for folder in ahead + others[: len(others) - spare]:
-        discard(folder)
+    too_many = max(len(others) + len(keep) - limit, 0)
+    for folder in ahead + others[:too_many]:
+        try:
+            discard(folder)
+        except OSError as error:  # in use by another program, say; it is tried again at the next save
+            logger.warning("%s could not be removed: %s", folder, error)
 
 
 def _publish(folder: Path, target: Path) -> None:
@@ -153,7 +157,7 @@ def save_state(folder: Path, name: str, state: Any) -> None:
     if tensors:
         save_file(tensors, folder / f"{name}.safetensors")
     with open(folder / f"{name}.json", "w", encoding="utf-8") as file:
-        json.dump(described, file)
+        file.write(json.dumps(described))
 
 
 def load_state(folder: Path, name: str) -> Any:
@@ -202,7 +206,7 @@ def randomness() -> dict[str, Any]:
     kind, keys, *rest = np.random.get_state()
     state = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = [torch.cuda.get_rng_state(device) for device in _cuda_devices()]
     if torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
     return state
@@ -212,10 +216,18 @@ def restore_randomness(state: Mapping[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.cuda.is_available():
+        for device, generator in zip(_cuda_devices(), state.get("cuda", ())):
+            torch.cuda.set_rng_state(generator, device)
     if torch.backends.mps.is_available() and "mps" in state:
         torch.mps.set_rng_state(state["mps"])
+
+
+def _cuda_devices() -> list[int]:
+    """Those that this process computes on; to ask the others would take memory on each."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return [torch.cuda.current_device()]
+    return list(range(torch.cuda.device_count()))
 
 
 @contextmanager

@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 
 TRAINER_STATE_NAME, TRAINING_ARGS_NAME = "trainer_state.json", "training_args.bin"
 SOURCES = "sources"  # key of a batch: where its rows stand, as "train.jsonl:17"
-_WAYS_OUT = "Lower --learning_rate, or try --bf16 false"
 
 
 class SafeTrainer(Trainer):
@@ -76,6 +75,7 @@ class SafeTrainer(Trainer):
         self._resumed = checkpoint
         if checkpoint is not None:
             self.args.eval_on_start = False  # the untouched model was evaluated when the run began
+            logging.getLogger("transformers.trainer_utils").addFilter(_no_false_alarm)
         with signals.deferred(interruptible=self.args.world_size == 1):
             return super().train(resume_from_checkpoint=checkpoint and str(checkpoint.folder), **kwargs)
 
@@ -98,7 +98,7 @@ class SafeTrainer(Trainer):
         self._rows_of_step += rows
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
-            self._refuse(f"the loss is {loss.item()}", rows)
+            self._refuse(f"the loss is {loss.item()}, stopped before the weights changed", rows)
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -106,17 +106,17 @@ class SafeTrainer(Trainer):
         rows, self._rows_of_step = self._rows_of_step, []
         # To fp16's loss scaler an infinite norm is nothing special: it leaves the step out and scales less.
         if norm is not None and self.accelerator.scaler is None and not math.isfinite(norm):
-            self._refuse(f"the norm of the gradient is {float(norm)}", rows)
+            self._refuse(f"the norm of the gradient is {float(norm)}, stopped before the weights changed", rows)
         return norm
 
     def _refuse(self, what: str, rows: list[str]) -> NoReturn:
-        last = checkpoint_folders(Path(self.args.output_dir))[-1:]
-        named = ", ".join(dict.fromkeys(rows[:20])) + (f" and {len(rows) - 20} more" if len(rows) > 20 else "")
+        rows, last = list(dict.fromkeys(rows)), checkpoint_folders(Path(self.args.output_dir))[-1:]
+        named = ", ".join(rows[:20]) + (f" and {len(rows) - 20} more" if len(rows) > 20 else "")
         raise NonFiniteLoss(
-            f"step {self.state.global_step + 1}: {what}, stopped before the weights changed; "
-            + (f"in the rows of {named}; " if rows else "")
+            f"step {self.state.global_step + 1}: {what}; "
+            + (f"its rows are {named}; " if rows else "")
             + (f"the last checkpoint is {last[0]}. " if last else "there is no checkpoint yet. ")
-            + _WAYS_OUT
+            + "Lower --learning_rate, or try --bf16 false"
         )
 
     # Stopping
@@ -155,6 +155,7 @@ class SafeTrainer(Trainer):
         best = json.loads((folder / TRAINER_STATE_NAME).read_text("utf-8"))["best_model_checkpoint"]
         if best:  # its path is that of the process which wrote it
             self.state.best_model_checkpoint = str(folder.parent / Path(best).name)
+        self.state.compute_steps(self.args, self.state.max_steps)  # with --resume_anyway they may be others
         unfinished = self._resumed.about["unfinished"]
         if unfinished.get("evaluate"):
             self._load_rng_state(str(folder))
@@ -173,7 +174,7 @@ class SafeTrainer(Trainer):
         """`scheduled`: as the arguments say and not because of a signal; only such a checkpoint may become the best."""
         broken = [name for name, p in self._trained() if not torch.isfinite(p).all()]
         if broken:
-            self._refuse(f"after {self.state.global_step} steps {broken[0]} is not finite", [])
+            self._refuse(f"the step before made {broken[0]} infinite or NaN, which is not saved", [])
         step, target = self.state.global_step, self._folder()
         if scheduled and self.state.best_global_step == step:
             self.state.best_model_checkpoint = str(target)
@@ -187,7 +188,7 @@ class SafeTrainer(Trainer):
             "parameters": {name: _sum_of_bits(p) for name, p in self._trained()},
         }
         wait, needed = self.accelerator.wait_for_everyone, self._bytes_to_save()
-        with writing(target, writes=self.args.should_save, wait=wait, needed=needed, about=about) as folder:
+        with writing(target, about, needed=needed, writes=self.args.should_save, wait=wait) as folder:
             self.save_model(str(folder), _internal_call=True)
             if not self.args.save_only_model:
                 self._save_optimizer_and_scheduler(str(folder))
@@ -315,6 +316,11 @@ class _Watch(TrainerCallback):
 
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         self.trainer._epoch_ended = True
+
+
+def _no_false_alarm(record: logging.LogRecord) -> bool:
+    """Trainer compares `--eval_steps 0.5` with the steps that it became; `resume.py` compares all arguments."""
+    return "do not match the ones in the `trainer_state.json`" not in record.getMessage()
 
 
 def tracker_problems(names: Sequence[str]) -> list[str]:

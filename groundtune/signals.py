@@ -68,13 +68,15 @@ def watched() -> Iterator[None]:
 
 @contextmanager
 def deferred(interruptible: bool = True) -> Iterator[None]:
-    """Inside, a signal is only noted, except within `at_once` if this is `interruptible`."""
+    """Inside, a signal is only noted, except within `at_once` if this is `interruptible`; at the end it counts."""
     before = _state.deferred, _state.interruptible
     _state.deferred, _state.interruptible = True, interruptible
     try:
         yield
     finally:
         _state.deferred, _state.interruptible = before
+    if _state.asked is not None and not _state.deferred:
+        raise Stopped(_state.asked)
 
 
 @contextmanager
