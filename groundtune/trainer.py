@@ -91,11 +91,10 @@ class QATrainingArguments(TrainingArguments):
         },
     )
     resume_anyway: bool = field(
-        default=False,
-        metadata={"help": "Resume although arguments, data or model have changed since the checkpoint.", **_SWITCH},
+        default=False, metadata={"help": "Resume although arguments, data or model have changed since the checkpoint."}
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Remove what an earlier run left in output_dir, and begin anew.", **_SWITCH}
+        default=False, metadata={"help": "Remove what an earlier run left in output_dir, and begin anew."}
     )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses. Off: they must be seen."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Has no effect here: rows have no columns."})

@@ -140,9 +140,9 @@ def _trainer(inputs: Path, output: Path, variant: str) -> int:
         model,
         TrainingArguments(
             str(output), per_device_train_batch_size=1, gradient_accumulation_steps=4, max_steps=9,
-            eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2, save_total_limit=2, load_best_model_at_end=True,
-            learning_rate=1e-2, logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=True,
-            per_device_eval_batch_size=1,
+            eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2, save_total_limit=2,
+            load_best_model_at_end=True, learning_rate=1e-2, logging_steps=1, report_to="none", disable_tqdm=True,
+            use_cpu=True, per_device_eval_batch_size=1,
         ),
         train_dataset=rows("train.jsonl"),
         eval_dataset=rows("eval.jsonl"),
