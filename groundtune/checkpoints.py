@@ -164,7 +164,9 @@ def load_state(folder: Path, name: str) -> Any:
     """What `save_state` wrote, tensors on the CPU."""
     described = json.loads((folder / f"{name}.json").read_text("utf-8"))
     file = folder / f"{name}.safetensors"
-    return _restore(described, load_file(file) if file.exists() else {})
+    # Copies: what is loaded is the file itself in memory, and the file may be removed while training goes on.
+    tensors = {path: tensor.clone() for path, tensor in load_file(file).items()} if file.exists() else {}
+    return _restore(described, tensors)
 
 
 def _describe(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:

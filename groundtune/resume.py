@@ -155,7 +155,15 @@ def locked(output_dir: Path, patience: float = 10.0) -> Iterator[None]:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _read(holder: Path) -> str:
+    try:
+        return holder.read_text("utf-8")
+    except OSError:  # it has just been made, or has just gone
+        return "another process"
 
 
 def _check_finished(output_dir: Path, run: Mapping[str, Any], anyway: bool) -> None:

@@ -54,7 +54,6 @@ def watched() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _state.asked, _state.deferred, _state.interruptible = None, False, True
     before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
     for signum, handler in before.items():
         if handler is not signal.SIG_IGN:
@@ -62,6 +61,7 @@ def watched() -> Iterator[None]:
     try:
         yield
     finally:
+        _state.asked = None
         for signum, handler in before.items():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # None: set by other than Python
 

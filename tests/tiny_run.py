@@ -49,13 +49,14 @@ def make_inputs(folder: Path) -> None:
 
     def make() -> int:
         for name in ("models", "embedding", "data"):
-            (folder / name).mkdir(parents=True)
+            (folder / name).mkdir()
         make_family("gemma", folder / "models" / VARIANTS[0])
         make_family("llama", folder / "models" / VARIANTS[1], attention_dropout=0.2)
         save_static_embedder(folder / "embedding")
         write_data(folder / "data")
         return 0
 
+    folder.mkdir(parents=True)
     ended = Child(make, folder / "inputs.log").wait()
     assert ended == 0, (folder / "inputs.log").read_text()
 

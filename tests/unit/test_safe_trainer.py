@@ -38,12 +38,14 @@ class Killed(BaseException):
 
 
 class At(TrainerCallback):
-    """Does something at an event of a step."""
+    """Does something once, at an event of a step."""
 
     def __init__(self, event: str, step: int, act):
+        pending = [act]
+
         def hook(args, state, control, **kwargs):
-            if state.global_step == step:
-                act()
+            if state.global_step == step and pending:
+                pending.pop()()
 
         setattr(self, event, hook)
 
