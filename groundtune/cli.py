@@ -16,7 +16,9 @@ from typing import Any, NoReturn
 
 import groundtune
 from groundtune.arguments import GROUPS, Arguments
+from groundtune.durable import DiskError, disk_errors
 from groundtune.files import DataError
+from groundtune.signals import Stopped, watched
 
 # Flags as they were once spelt -> today's. A share of the steps and a number of steps are one flag today.
 RENAMED = {
@@ -33,7 +35,6 @@ RENAMED = {
 # Flags that once did something and now have nothing to do: accepted, with a line that says so.
 WITHOUT_EFFECT = (
     "group_by_length",
-    "overwrite_output_dir",
     "logging_dir",
     "save_safetensors",
     "include_inputs_for_metrics",
@@ -100,8 +101,21 @@ def demo_command(argv: Sequence[str]) -> int:
 
 
 def train_command(method: str, argv: Sequence[str]) -> int:
-    """Parse, train, print the table; problems go to standard error, one a line."""
+    """Parse, train, print the table; problems go to standard error, one a line.
+
+    Returns 0, or 1 if the training diverged, 2 for what the user can solve, 3 if the disk is full or fails, 143 and 130
+    after SIGTERM and SIGINT.
+    """
     _set_up_logging()
+    try:
+        with watched():
+            return _train_command(method, argv)
+    except Stopped as stopped:
+        print(f"{stopped}; the same command goes on from the last checkpoint", file=sys.stderr)
+        return stopped.exit_status
+
+
+def _train_command(method: str, argv: Sequence[str]) -> int:
     try:
         arguments = parse_arguments(method, argv)
     except DataError as error:
@@ -109,10 +123,12 @@ def train_command(method: str, argv: Sequence[str]) -> int:
 
     from groundtune.loss import NonFiniteLoss
     from groundtune.models import ModelError
+    from groundtune.resume import AlreadyFinished
     from groundtune.train import train
 
     try:
-        results = train(arguments)
+        with disk_errors(arguments.training.output_dir):
+            results = train(arguments)
     except DataError as error:
         return _refuse(error.problems)
     except ModelError as error:
@@ -120,6 +136,12 @@ def train_command(method: str, argv: Sequence[str]) -> int:
     except NonFiniteLoss as error:
         print(error, file=sys.stderr)
         return 1
+    except DiskError as error:
+        print(error, file=sys.stderr)
+        return 3
+    except AlreadyFinished as finished:
+        print(finished)
+        return 0
 
     from rich.console import Console
 

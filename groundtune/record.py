@@ -35,9 +35,9 @@ def run_record(
     return {
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": _command(sys.argv),
-        "arguments": plain(_without_secrets(arguments)),
+        "arguments": plain(without_secrets(arguments)),
         "seed": seed,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": versions(),
         "platform": platform.platform(),
         "device": _device(),
         "inputs": {
@@ -49,12 +49,17 @@ def run_record(
     }
 
 
-def _without_secrets(value: Any, name: str = "") -> Any:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide what is computed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def without_secrets(value: Any, name: str = "") -> Any:
     """`value` with "***" for whatever has a name that sounds like a secret, at any depth, and in addresses."""
     if isinstance(value, Mapping):
-        return {key: _without_secrets(item, str(key)) for key, item in value.items()}
+        return {key: without_secrets(item, str(key)) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_secrets(item, name) for item in value]
+        return [without_secrets(item, name) for item in value]
     # --max_new_tokens is a count and no token
     count = "tokens" in name and re.fullmatch(r"[\d.]+|true|false|no", str(value), re.IGNORECASE)
     if re.search("token|key|password|secret", name, re.IGNORECASE) and value not in (None, "") and not count:
@@ -68,9 +73,9 @@ def _command(argv: Sequence[str]) -> str:
     for word in argv[1:]:
         if word.startswith("--"):
             flag, equals, value = word.partition("=")
-            words.append(flag + equals + str(_without_secrets(value, flag)))
+            words.append(flag + equals + str(without_secrets(value, flag)))
         else:
-            words.append(str(_without_secrets(word, flag)))
+            words.append(str(without_secrets(word, flag)))
     return shlex.join(program + words)
 
 

@@ -6,6 +6,7 @@ Terminal, Markdown and HTML render the same rows. Everything shown is escaped, a
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from groundtune.files import write_jsonl
-from groundtune.metrics import PairedDifference
+from groundtune.metrics import PairedDifference, aggregate
 from groundtune.plots import dot_plot, loss_plot, metric_plot
 from groundtune.record import plain
 from groundtune.results import (
@@ -37,11 +38,12 @@ from groundtune.results import (
     run_facts,
     warning,
 )
+from groundtune.schema import Prediction
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from groundtune.evaluation import Evaluation
+    from groundtune.evaluation import EndToEndEvaluator, Evaluation
 
 
 def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
@@ -68,6 +70,29 @@ def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
 def write_predictions(path: str | os.PathLike[str], evaluation: Evaluation) -> None:
     """Write an evaluation's predictions as JSONL, in the order of its examples."""
     write_jsonl(path, (plain(prediction.to_dict()) for prediction in evaluation.predictions))
+
+
+def read_evaluation(path: str | os.PathLike[str], evaluator: EndToEndEvaluator) -> Evaluation | None:
+    """The evaluation that `write_predictions` wrote, None if its questions are not those of `evaluator`.
+
+    Raises OSError, ValueError or KeyError if it is not such a file.
+    """
+    from groundtune.evaluation import Evaluation
+
+    rows = [json.loads(line) for line in Path(path).read_text("utf-8").split("\n") if line]
+    if [row["question"] for row in rows] != [example.question for example in evaluator.examples]:
+        return None
+    predictions = tuple(
+        Prediction(
+            example=example,
+            hits=tuple(hits),
+            scores={name: math.nan if score is None else score for name, score in row["scores"].items()},
+            **{name: row[name] for name in ("answer", "finished", "passages_read", "prompt_tokens", "new_tokens")},
+        )
+        for example, hits, row in zip(evaluator.examples, evaluator.hits, rows, strict=True)
+    )
+    metrics = aggregate([prediction.scores for prediction in predictions], samples=evaluator.bootstrap_samples)
+    return Evaluation(metrics, predictions)
 
 
 def _write(path: Path, text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,22 @@ from typing import Any
 from transformers import set_seed
 
 from groundtune.arguments import Arguments, RetrievalArguments
+from groundtune.checkpoints import Checkpoint
 from groundtune.documents import examples_without_gold
 from groundtune.embedding import Embedder
-from groundtune.evaluation import Evaluation
-from groundtune.files import DataError, read_documents, read_examples
+from groundtune.evaluation import EndToEndEvaluator, Evaluation
+from groundtune.files import DataError, read_documents, read_examples, sha256_of
 from groundtune.index import load_or_build_index
 from groundtune.methods import METHODS, Method
 from groundtune.models import ModelError, flash_attention_problems, load_tokenizer
 from groundtune.passages import Passages
 from groundtune.prompt import Prompt, make_prompt
 from groundtune.record import run_record
-from groundtune.report import write_predictions, write_results
+from groundtune.report import read_evaluation, write_predictions, write_results
 from groundtune.results import Results
+from groundtune.resume import check_same_run, checkpoint_to_resume, identity, locked, rows_identity
 from groundtune.retrieval import BM25Retriever, DenseRetriever, HybridRetriever, Retriever, retrieve
+from groundtune.safe_trainer import tracker_problems
 from groundtune.schema import Document, Example, Hit
 from groundtune.trainer import GOLD_LOSS, QATrainer, compile_problems
 
@@ -35,11 +38,24 @@ logger = logging.getLogger(__name__)
 def train(arguments: Arguments) -> Results:
     """Train `arguments.method`, compare the result with the untouched model, and write it all to `output_dir`.
 
-    Raises `DataError` with every problem of arguments and data, and `ModelError`, before any model is loaded.
+    A run that was interrupted goes on from its last complete checkpoint, to the weights that it would have had.
+
+    Raises `DataError` with every problem of arguments and data, and `ModelError`, before any model is loaded;
+    `AlreadyFinished` for a run that is done; and in the middle `Stopped`, `NonFiniteLoss` and `DiskError`.
     """
+    _check(arguments)
+    training = arguments.training
+    with locked(Path(training.output_dir)) if training.process_index == 0 else nullcontext():
+        run = identity(arguments)
+        with training.main_process_first(local=False, desc="looking for a checkpoint"):
+            checkpoint = checkpoint_to_resume(training, run)
+        return _train(arguments, run, checkpoint)
+
+
+def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | None) -> Results:
+    """The recipe; `run` is this run's identity, `checkpoint` where it goes on."""
     method, data, training = METHODS[arguments.method], arguments.data, arguments.training
     output_dir, durations, notes = Path(training.output_dir), {}, []
-    _check(arguments)
     set_seed(training.seed)
 
     with _timed("read", durations):
@@ -63,6 +79,9 @@ def train(arguments: Arguments) -> Results:
         for split in ("train", "eval")
     }
     notes += _dropped_passages(rows)
+    run = run | rows_identity(rows["train"])
+    if checkpoint is not None:
+        check_same_run(checkpoint, run, training.resume_anyway)
     evaluators = {
         split: method.evaluator(
             name=split,
@@ -98,13 +117,13 @@ def train(arguments: Arguments) -> Results:
         pad_id=tokenizer.pad_token_id,
         share_prefix=data.share_prefix,
         on_evaluation=on_evaluation,
+        run=run,
     )
     with _timed("evaluate the untouched model on test", durations):
-        base = trainer.run_evaluator(evaluators["test"])
+        base = _untouched(trainer, evaluators["test"], output_dir / "predictions" / "test_base.jsonl", checkpoint)
         _check_metric(training, base)
-        write_predictions(output_dir / "predictions" / "test_base.jsonl", base)
     with _timed("train and evaluate", durations):
-        trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
     # An adapter is saved without them; whoever generates with it must stop where the evaluation did.
@@ -121,7 +140,7 @@ def train(arguments: Arguments) -> Results:
         selection_metric=training.metric_for_best_model,
         selected_on_test=not data.test_file and training.load_best_model_at_end,
         notes=notes,
-        record=_record(arguments, durations),
+        record={**_record(arguments, durations), "identity": run, "resumed_from_step": checkpoint and checkpoint.step},
     )
     write_results(output_dir, results)
     return results
@@ -129,8 +148,23 @@ def train(arguments: Arguments) -> Results:
 
 def _check(arguments: Arguments) -> None:
     problems = [*arguments.check(), *flash_attention_problems(arguments.model), *compile_problems(arguments.training)]
+    problems += tracker_problems(arguments.training.report_to)
     if problems:
         raise DataError(problems)
+
+
+def _untouched(
+    trainer: QATrainer, evaluator: EndToEndEvaluator, path: Path, checkpoint: Checkpoint | None
+) -> Evaluation:
+    """The untouched model end to end on test; a run that goes on reads its own answers of the first time."""
+    run, key, base = trainer.run, "answers of the untouched model", None
+    if checkpoint is not None and path.exists() and checkpoint.about["run"] == {**run, key: sha256_of(path)}:
+        base = read_evaluation(path, evaluator)
+    if base is None:
+        base = trainer.run_evaluator(evaluator)
+        write_predictions(path, base)
+    trainer.run = {**run, key: sha256_of(path)}
+    return base
 
 
 def _check_metric(training: Any, evaluation: Evaluation) -> None:

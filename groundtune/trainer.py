@@ -5,23 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SchedulerType
 
 from groundtune.attention import use_packed_attention
 from groundtune.batching import IGNORED, WORTH_GROUPING, EpochOrder, by_length, by_prefix, prefix_groups, share_saved
 from groundtune.evaluation import EndToEndEvaluator, Evaluation
-from groundtune.loss import NonFiniteLoss
+from groundtune.examples import Row
 from groundtune.methods import Method
 from groundtune.metrics import greater_is_better
 from groundtune.models import ModelError, computes_bf16
+from groundtune.safe_trainer import SOURCES, SafeTrainer
+from groundtune.signals import at_once
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +94,19 @@ class QATrainingArguments(TrainingArguments):
             **_SWITCH,
         },
     )
+    resume_from_checkpoint: str | None = field(
+        default="auto",
+        metadata={
+            "help": "auto: go on from the last complete checkpoint of this very run in output_dir, if there is one. "
+            "A folder: from that checkpoint. no: from the beginning; output_dir must hold no checkpoint then."
+        },
+    )
+    resume_anyway: bool = field(
+        default=False, metadata={"help": "Resume although arguments, data or model have changed since the checkpoint."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Remove what an earlier run left in output_dir, and begin anew."}
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses. Off: they must be seen."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Has no effect here: rows have no columns."})
 
@@ -116,7 +131,7 @@ class QATrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
-class QATrainer(Trainer):
+class QATrainer(SafeTrainer):
     """Trains `method`'s rows; `evaluate` returns the end-to-end metrics of `evaluator` beside the gold-passage loss.
 
     Rows are packed end to end where the model's attention can, and prompts that begin alike share their beginning
@@ -134,7 +149,7 @@ class QATrainer(Trainer):
         on_evaluation: Callable[[int, Evaluation], None] = lambda step, evaluation: None,
         **kwargs: Any,
     ):
-        super().__init__(*args, data_collator=partial(method.collate, pad_id=pad_id), **kwargs)
+        super().__init__(*args, data_collator=partial(_collate, method, pad_id), **kwargs)
         self._choose_batches(share_prefix)
         if self.args.compile_layers:
             compile_layers(self.model)
@@ -176,11 +191,6 @@ class QATrainer(Trainer):
         """The method's loss over the answer tokens of the optimizer step, all micro-batches and devices."""
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         loss = self.method.loss(model, inputs, answer_tokens=num_items_in_batch, head=head)
-        if not torch.isfinite(loss):
-            raise NonFiniteLoss(
-                f"step {self.state.global_step + 1}: the loss is {loss.item()}, stopped before the weights changed; "
-                f"checkpoints so far are in {self.args.output_dir}. Lower --learning_rate, or try --bf16 false"
-            )
         # Each device's gradient is averaged with the others'; the count is over all of them.
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
 
@@ -194,6 +204,7 @@ class QATrainer(Trainer):
             with tqdm(total=total, desc=f"answering {evaluator.name}", unit="q", leave=False, disable=quiet) as bar:
                 return evaluator(model, on_answer=bar.update)
 
+    @at_once()
     def evaluation_loop(
         self,
         dataloader: Any,
@@ -221,6 +232,7 @@ class QATrainer(Trainer):
         sums = torch.zeros(2, device=self.args.device)
         for batch in dataloader:
             batch = self._prepare_inputs(batch)
+            batch.pop(SOURCES)
             with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
                 loss = self.method.loss(model, batch, answer_tokens=1, head=head)
             sums += torch.tensor([loss.item(), (batch["labels"][:, 1:] != IGNORED).sum().item()], device=sums.device)
@@ -251,6 +263,10 @@ def compile_problems(training: QATrainingArguments) -> list[str]:
 
 def _drops_out(model: Any) -> bool:
     return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+
+
+def _collate(method: Method, pad_id: int, rows: Sequence[Row], **how: Any) -> dict[str, Any]:
+    return {**method.collate(rows, pad_id, **how), SOURCES: [row.source for row in rows]}
 
 
 class _EvaluateAtTheEnd(TrainerCallback):
