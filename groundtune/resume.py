@@ -98,8 +98,8 @@ def checkpoint_to_resume(training: Any, run: Mapping[str, Any]) -> Checkpoint | 
             raise DataError(
                 [f"--resume_from_checkpoint: {asked}, but {output_dir} holds {there[-1].name}; {_WAYS_OUT}"]
             )
-        return None
-    if asked in ("auto", "true"):
+        checkpoint = None
+    elif asked in ("auto", "true"):
         checkpoint = newest_checkpoint(output_dir)
         if checkpoint is None and asked == "true":
             raise DataError([f"--resume_from_checkpoint: no complete checkpoint in {output_dir}; leave the flag out"])
@@ -108,6 +108,7 @@ def checkpoint_to_resume(training: Any, run: Mapping[str, Any]) -> Checkpoint | 
     if checkpoint is not None:
         check_same_run(checkpoint, run, training.resume_anyway)
         logger.info("going on from %s", checkpoint.folder)
+    (output_dir / _RESULTS[0]).unlink(missing_ok=True)  # or a run killed beside an old report would seem finished
     return checkpoint
 
 

@@ -76,7 +76,8 @@ def _all_failures(save: Callable[[], None], trainer: Any, options: argparse.Name
     size = _attempt(output, before, save, trainer, events)
     largest = max(path.stat().st_size for path in output.glob("checkpoint-4/*"))
     assert size == "saved", size
-    calls = range(1, events.count + 1)
+    count = events.count
+    calls = range(1, count + 1)
     step = max(len(calls) // options.calls, 1) if options.calls else 1
     ways: list[tuple[str, Events, int | None]] = [
         (os.strerror(number), Events(at=at, act=_raise(number)), None) for at in calls[::step] for number in ERRORS
@@ -89,10 +90,7 @@ def _all_failures(save: Callable[[], None], trainer: Any, options: argparse.Name
             failures += 1
             print(f"{name} at call {events.at} ({events.last}), limit {limit}: {result}")
         results[result] = results.get(result, 0) + 1
-    print(
-        f"SAVE {len(ways)} failing saves ({events.count or len(calls)} calls): {results}, {failures} failures",
-        flush=True,
-    )
+    print(f"SAVE {len(ways)} failing saves ({count} calls): {results}, {failures} failures", flush=True)
     return failures
 
 

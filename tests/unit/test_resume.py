@@ -245,6 +245,7 @@ def test_more_epochs_can_be_added_to_a_finished_run(place):
     finish(place, identity=identity(given))
     save(place / "output", 4, identity(given))
     assert find(arguments(place, "--num_train_epochs", "2", "--resume_anyway")).step == 4
+    assert find(given).step == 4  # and until the end of that the folder holds no finished run
 
 
 def test_overwriting_removes_what_a_run_leaves_and_nothing_else(place):
