@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from groundtune.embedding import Embedder
-from groundtune.files import DataError, sha256_of
+from groundtune.files import sha256_of
 from groundtune.schema import Document
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,7 @@ def load_or_build_index(folder: str | Path, documents: Sequence[Document], embed
 
 
 def _fingerprint(settings: dict[str, Any]) -> str:
-    text = json.dumps({"format": _FORMAT, **settings}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return _sha256_of_json({"format": _FORMAT, **settings})[:16]
 
 
 def _read(store: Path) -> dict[str, np.ndarray]:
@@ -76,15 +75,33 @@ def _read(store: Path) -> dict[str, np.ndarray]:
         return {}
     try:
         manifest = json.loads(manifest_path.read_text("utf-8"))
-        if sha256_of(vectors_path) != manifest["vectors_sha256"]:
-            raise ValueError("vectors.npy does not match its checksum")
-        vectors = np.load(vectors_path, allow_pickle=False)
+        if manifest.pop("sha256") != _sha256_of_json(manifest):
+            raise ValueError("manifest.json does not match its checksum")
+        if manifest["fingerprint"] != store.name:
+            raise ValueError("manifest.json is that of another embedding model")
+        vectors = _verified_vectors(vectors_path, manifest["vectors_sha256"])
         if vectors.dtype != np.float32 or vectors.shape != (len(manifest["ids"]), manifest["dimensions"]):
             raise ValueError(f"vectors.npy is {vectors.dtype} {vectors.shape}, the manifest says otherwise")
         return dict(zip(manifest["ids"], vectors))
-    except (DataError, OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         logger.warning("the index in %s is damaged (%s); embedding all documents anew", store, error)
         return {}
+
+
+def _verified_vectors(path: Path, sha256: str) -> np.ndarray:
+    """Nothing is parsed before its bytes are known to be those that were written."""
+    with open(path, "rb") as file:  # opened once, so that what was verified is what is read
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+        if digest.hexdigest() != sha256:
+            raise ValueError(f"{path.name} does not match its checksum")
+        file.seek(0)
+        return np.load(file, allow_pickle=False)
+
+
+def _sha256_of_json(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _write(store: Path, ids: list[str], vectors: np.ndarray, embedder: Embedder) -> None:
@@ -97,7 +114,7 @@ def _write(store: Path, ids: list[str], vectors: np.ndarray, embedder: Embedder)
         os.fsync(file.fileno())
     os.replace(store / "vectors.npy.tmp", store / "vectors.npy")
     manifest = {
-        "format": _FORMAT,
+        "fingerprint": store.name,
         "embedding_model": embedder.name,
         "settings": embedder.settings,
         "dimensions": int(vectors.shape[1]),
@@ -105,7 +122,7 @@ def _write(store: Path, ids: list[str], vectors: np.ndarray, embedder: Embedder)
         "ids": ids,
     }
     with open(store / "manifest.json.tmp", "w", encoding="utf-8") as file:
-        json.dump(manifest, file, default=str)
+        json.dump({"sha256": _sha256_of_json(manifest), **manifest}, file, default=str)
         file.flush()
         os.fsync(file.fileno())
     os.replace(store / "manifest.json.tmp", store / "manifest.json")

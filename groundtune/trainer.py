@@ -104,6 +104,10 @@ class QATrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False
         super().__post_init__()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Trainer pickles its arguments beside every model, in a file that people share: tokens stay out of it."""
+        return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+
 
 class QATrainer(Trainer):
     """Trains `method`'s rows; `evaluate` returns the end-to-end metrics of `evaluator` beside the gold-passage loss.
