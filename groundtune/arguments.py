@@ -268,7 +268,7 @@ def _check_numbers(arguments: Arguments) -> list[str]:
         if getattr(group, name) is not None and not getattr(group, name) >= smallest  # so that NaN is too small
     ]
     if not 0 <= arguments.model.lora_dropout < 1:
-        problems.append(f"--lora_dropout: {arguments.model.lora_dropout} is not in [0, 1)")
+        problems.append(f"--lora_dropout: {arguments.model.lora_dropout} is not in [0, 1); give a share such as 0.1")
     if arguments.evaluation.max_new_tokens >= arguments.data.max_seq_length:
         problems.append(
             f"--max_new_tokens: {arguments.evaluation.max_new_tokens} leaves no room for a prompt in "

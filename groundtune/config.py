@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from groundtune.files import DataError
 
 _SCALARS = (str, int, float, bool)
@@ -114,14 +116,21 @@ def _json_entries(path: str, text: str) -> Iterator[Entry]:
         yield Entry(name, value, where)
 
 
-def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
-    import yaml
+_OPENING = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken,
+            yaml.BlockMappingStartToken)  # fmt: skip
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 
+
+def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
     try:
+        depth = 0
         for token in yaml.scan(text, yaml.SafeLoader):
+            where = f"{path}:{token.start_mark.line + 1}: line"
             if isinstance(token, yaml.AliasToken):  # a few lines of them stand for gigabytes
-                line = token.start_mark.line + 1
-                raise DataError([f"{path}:{line}: line: *{token.value} is an alias; write the value out"])
+                raise DataError([f"{where}: *{token.value} is an alias; write the value out"])
+            depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+            if depth > 50:  # the time to read it grows with the square
+                raise DataError([f"{where}: nests too deeply to be read; write plain values"])
         node = yaml.compose(text, yaml.SafeLoader)
         if not isinstance(node, yaml.MappingNode):
             raise _no_mapping(path, yaml.safe_load(text))
@@ -138,12 +147,11 @@ def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
         if mark.index >= len(text.rstrip()) and error.context_mark:  # the end of the file, for want of a bracket above
             mark = error.context_mark
         where = f"{path}:{mark.line + 1}: line"
-        raise DataError([f"{where}: not valid YAML: {error.problem or error.context}; correct it"]) from error
+        what = ", ".join(filter(None, (error.context, error.problem)))
+        raise DataError([f"{where}: not valid YAML: {what}; correct it"]) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise DataError([f"{path}:{line}: line: holds the character {error.character:#x}; remove it"]) from error
-    except RecursionError as error:
-        raise DataError([f"{path}:1: line: nests too deeply to be read; write plain values"]) from error
 
 
 def _constructed(loader: Any, node: Any, where: str) -> Any:

@@ -153,7 +153,7 @@ def _cannot_load(what: str, arguments: ModelArguments, error: Exception) -> str:
 
 def why_not_loaded(error: Exception) -> str:
     """A library's error in one line."""
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    reason = " ".join(str(error).split()) or type(error).__name__
     if "safetensors" in reason:
-        reason += " Weights are read from safetensors only, as a .bin file is a pickle; convert them first"
-    return reason
+        return f"{reason} Weights are read from safetensors only, as a .bin file is a pickle; convert them first"
+    return reason if len(reason) <= 240 else f"{reason[:237]}..."

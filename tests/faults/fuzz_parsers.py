@@ -37,8 +37,9 @@ from groundtune.schema import Document, Example  # noqa: E402
 MOST_SECONDS = 2.0  # for one file of a few hundred bytes, in CPU time
 WORDS = [
     b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\", b"\\u", b"\\ud800", b"null", b"NaN", b"1e999", b"-", b"9" * 50,
-    b"\x00", b"\xff", b"\xef\xbb\xbf", b"\n", b"\r", b"\t", b"question", b"gold_docs", b"metadata", b"!!python/name:os.system",
-    b"&a ", b"*a", b"<<: ", b"? ", b"---\n", b"%YAML 9.9\n", b"|", b">", b"c", b"R", b"\x81", b"b", b"\x93", b"h\x00", b"q\x00",
+    b"\x00", b"\xff", b"\xef\xbb\xbf", b"\n", b"\r", b"\t", b"question", b"gold_docs", b"metadata",
+    b"&a ", b"*a", b"<<: ", b"!!python/name:os.system", b"? ", b"---\n", b"%YAML 9.9\n", b"|", b">",
+    b"c", b"R", b"\x81", b"b", b"\x93", b"h\x00", b"q\x00",
     b"PAR1", b"\x15\x00", struct.pack("<I", 2**31 - 1), struct.pack("<q", -1),
 ]  # fmt: skip
 

@@ -335,8 +335,8 @@ def main() -> int:
         os.chdir("/")
     print(*wrong, sep="\n")
     print(
-        f"{n} malformed inputs, {len(wrong)} not answered as they should be; the slowest took {slowest:.2f} CPU seconds, "
-        f"all {time.process_time() - begin:.0f}"
+        f"{n} malformed inputs, {len(wrong)} not answered as they should be; "
+        f"the slowest took {slowest:.2f} CPU seconds, all {time.process_time() - begin:.0f}"
     )
     return bool(wrong)
 
