@@ -208,17 +208,20 @@ def _repeated_questions(dataset: Dataset) -> Iterator[Finding]:
 def _leaks(dataset: Dataset) -> Iterator[Finding]:
     """Questions and gold passages of the training file in eval and test, and questions of eval in test."""
     given_twice = [tuple(flag.removesuffix("_file") for flag in pair) for pair in _same_files(dataset)]
+    leaked: set[str] = set()
     for split, other in (("eval", "train"), ("test", "train"), ("test", "eval")):
         if not {split, other} <= dataset.examples.keys() or (split, other) in given_twice:
             continue
         asked = {_asked(example): example.source for example in reversed(dataset.examples[other])}
         gold = {d.id: e.source for e in reversed(dataset.examples[other]) for d in e.gold_documents}
         for example in dataset.examples[split]:
-            if before := asked.get(_asked(example)):
+            before = asked.get(_asked(example))
+            if before and example.source not in leaked:
+                leaked.add(example.source)
                 use = "chosen" if other == "eval" else "trained"
                 message = f"is also {before}, so the model was {use} on what it is judged by; delete one of the two"
                 yield _warning("leaked-question", example.source, "question", message)
-            elif other == "train":
+            elif not before and other == "train":
                 yield from _leaked_gold(example, gold)
 
 

@@ -19,6 +19,7 @@ from groundtune.loss import NonFiniteLoss
 from groundtune.methods import Method
 from groundtune.metrics import greater_is_better
 from groundtune.models import computes_bf16
+from groundtune.record import hide_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,8 @@ class QATrainingArguments(TrainingArguments):
 
     def __getstate__(self) -> dict[str, Any]:
         """Trainer pickles its arguments beside every model, in a file that people share: tokens stay out of it."""
-        return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+        hidden = {name: hide_secrets(value) for name, value in vars(self).items() if isinstance(value, str)}
+        return vars(self) | hidden | {name: None for name in vars(self) if name.endswith("_token")}
 
 
 class QATrainer(Trainer):
