@@ -277,14 +277,20 @@ def _at_their_lines(problems: Sequence[str], argv: Sequence[str]) -> list[str]:
         entries = [entry for path in paths for entry in read_config(path)]
     except DataError:
         return list(problems)
-    given = {word.partition("=")[0] for word in words}
-    origins = {f"--{RENAMED.get(entry.name, entry.name)}": entry for entry in entries}
+    given = {_name_of_today(word) for word in words if word.startswith("--")}
+    origins = {_name_of_today(entry.name): entry for entry in entries}
     placed = []
     for problem in problems:
         flag, _, rest = problem.partition(": ")
-        entry = origins.get(flag) if flag not in given else None
+        name = _name_of_today(flag) if flag.startswith("--") else ""
+        entry = origins.get(name) if name not in given else None
         placed.append(f"{entry.where}: {entry.name}: {rest}" if entry else problem)
     return placed
+
+
+def _name_of_today(flag: str) -> str:
+    name = flag.partition("=")[0].removeprefix("--").replace("-", "_")
+    return RENAMED.get(name, name)
 
 
 def _spelt_as_today(argv: Sequence[str], known: set[str], tell: bool = True) -> list[str]:

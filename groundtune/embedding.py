@@ -166,10 +166,11 @@ def reading_limit(name: str, document_prompt: str | None = None) -> ReadingLimit
     if modules[0]["type"].rpartition(".")[2] != "Transformer":  # static vectors, for one
         return None
     folder = modules[0]["path"]
-    tokenizer = AutoTokenizer.from_pretrained(name, subfolder=folder)
+    source = {"pretrained_model_name_or_path": name, "subfolder": folder, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
     limit = (_read_json(name, f"{folder}/sentence_bert_config.json".lstrip("/")) or {}).get("max_seq_length")
     if limit is None:
-        positions = getattr(AutoConfig.from_pretrained(name, subfolder=folder), "max_position_embeddings", -1)
+        positions = getattr(AutoConfig.from_pretrained(**source), "max_position_embeddings", -1)
         limit = min(tokenizer.model_max_length, positions if positions != -1 else math.inf)
     own = (_read_json(name, "config_sentence_transformers.json") or {}).get("prompts") or {}
     prompt = prompts_for(name, own)[1] if document_prompt is None else document_prompt
