@@ -27,7 +27,7 @@ def load_tokenizer(arguments: ModelArguments) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path, **_source(arguments))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises bare exceptions on a damaged file
         raise ModelError(_cannot_load("tokenizer", arguments, error)) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{arguments.model_name_or_path}: the tokenizer has no end-of-sequence token; set eos_token")
@@ -39,6 +39,7 @@ def load_tokenizer(arguments: ModelArguments) -> Any:
 def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ...], pad_id: int) -> Any:
     """The model ready to train, with a fresh adapter if asked for, and generation settings that stop at `stop_ids`.
 
+    Weights come from safetensors or GGUF files and never from a `.bin` file, which is a pickle.
     Raises `ModelError` when the model cannot be loaded.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
@@ -50,6 +51,8 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
 
         # Without it the weights stay in GGUF blocks, which neither train nor save.
         options["quantization_config"] = GgufConfig(dequantize=True)
+    else:
+        options["use_safetensors"] = True
     try:
         model = AutoModelForCausalLM.from_pretrained(arguments.model_name_or_path, **options)
     except (OSError, ValueError, RuntimeError) as error:
@@ -122,7 +125,10 @@ def _dtype(arguments: ModelArguments, bf16: bool) -> torch.dtype:
 
 
 def _source(arguments: ModelArguments) -> dict[str, Any]:
-    source = {"revision": arguments.model_revision, "trust_remote_code": arguments.trust_remote_code}
+    source: dict[str, Any] = {"revision": arguments.model_revision, "trust_remote_code": arguments.trust_remote_code}
+    if arguments.trust_remote_code:
+        # A model may name another repository for its code, which `revision` does not pin: this refuses it there.
+        source["code_revision"] = arguments.model_revision
     return {**source, "gguf_file": arguments.gguf_file} if arguments.gguf_file else source
 
 
@@ -130,4 +136,12 @@ def _cannot_load(what: str, arguments: ModelArguments, error: Exception) -> str:
     name = arguments.model_name_or_path
     inside = sorted(path.name for path in Path(name).iterdir())[:12] if Path(name).is_dir() else None
     where = f"the folder holds {', '.join(inside) or 'nothing'}" if inside is not None else "not a local folder either"
-    return f"--model_name_or_path: cannot load the {what} of {name} ({where}): {str(error).strip().splitlines()[0]}"
+    return f"--model_name_or_path: cannot load the {what} of {name} ({where}): {why_not_loaded(error)}"
+
+
+def why_not_loaded(error: Exception) -> str:
+    """A library's error in one line."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if "safetensors" in reason:
+        return f"{reason} Weights are read from safetensors only, as a .bin file is a pickle; convert them first"
+    return reason if len(reason) <= 240 else f"{reason[:237]}..."

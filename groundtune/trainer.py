@@ -22,6 +22,7 @@ from groundtune.examples import Row
 from groundtune.methods import Method
 from groundtune.metrics import greater_is_better
 from groundtune.models import ModelError, computes_bf16
+from groundtune.record import hide_secrets
 from groundtune.safe_trainer import SOURCES, SafeTrainer
 from groundtune.signals import at_once
 
@@ -129,6 +130,11 @@ class QATrainingArguments(TrainingArguments):
         if self.dataloader_pin_memory and not torch.cuda.is_available():
             self.dataloader_pin_memory = False
         super().__post_init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Trainer pickles its arguments beside every model, in a file that people share: tokens stay out of it."""
+        hidden = {name: hide_secrets(value) for name, value in vars(self).items() if isinstance(value, str)}
+        return vars(self) | hidden | {name: None for name in vars(self) if name.endswith("_token")}
 
 
 class QATrainer(SafeTrainer):
