@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train_command(command, rest)
     if command == "demo":
         return demo_command(rest)
+    if command in ("documents", "convert", "questions"):
+        return data_command(command, rest)
     parser = argparse.ArgumentParser(prog="groundtune", description=groundtune.__doc__)
     parser.add_argument("--version", action="version", version=f"groundtune {groundtune.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -76,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 COMMANDS = {
+    "documents": "cut a folder of files into passages: the document database",
     "sft": "train on gold passages, and compare with the untouched model end to end",
     "swr": "train on gold and retrieved passages, and compare with the untouched model end to end",
     "demo": "the whole road with a small model, on the Python language reference; needs no hub",
@@ -97,6 +100,14 @@ def demo_command(argv: Sequence[str]) -> int:
         return _refuse(error.problems)
     print(f"groundtune swr {shlex.join(flags)}", flush=True)
     return train_command("swr", flags)
+
+
+def data_command(command: str, argv: Sequence[str]) -> int:
+    """Make documents, or examples, from what the user has."""
+    from groundtune import commands_data
+
+    _set_up_logging()
+    return commands_data.run(command, argv)
 
 
 def train_command(method: str, argv: Sequence[str]) -> int:
