@@ -15,6 +15,7 @@ from groundtune.files import DataError
 from groundtune.pages import Page
 from groundtune.schema import Document
 
+_HEADINGS = re.compile(r"^#{1,6} .*$", re.MULTILINE)
 _LOOK_BACK = 20_000  # characters; the splitter asks about texts near the one that it asked about before
 
 
@@ -64,8 +65,8 @@ class Chunker:
         count = _SpanCounter(self.tokenizer, page.text)
         end, number = 0, 0
         for start, text in self._splitter(page.markdown, count, capacity).chunk_indices(page.text):
-            if not text.strip():
-                continue
+            if not _HEADINGS.sub("", text).strip() if page.markdown else not text.strip():
+                continue  # headings alone: those below carry them
             # Where its own text begins: what it shares with its predecessor may belong to the section before.
             own = _next_character(page.text, max(start, end))
             end, number = start + len(text), number + 1

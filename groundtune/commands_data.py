@@ -56,9 +56,7 @@ def documents_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--chunk_overlap", type=int, default=50, help="tokens that neighbouring passages may share (default: 50)"
     )
-    parser.add_argument(
-        "--text_field", default="", help="JSONL field or CSV column with the text (default: text)"
-    )
+    parser.add_argument("--text_field", default="", help="JSONL field or CSV column with the text (default: text)")
     parser.add_argument("--title_field", default="", help="the one with the title (default: title, if there is one)")
     parser.add_argument("--source_field", default="", help="the one that says where the text is from (default: source)")
     parser.add_argument("--encoding", default="utf-8", help="of txt, rst, md and csv (default: utf-8)")
@@ -95,7 +93,8 @@ class _progress:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task(unit, total=None)
 
     def __enter__(self) -> tuple[Callable[[int], None], Callable[[int], None]]:
