@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 COMMANDS = {
     "documents": "cut a folder of files into passages: the document database",
+    "convert": "turn SQuAD, BEIR, chats and other published data into examples and documents, and back",
     "sft": "train on gold passages, and compare with the untouched model end to end",
     "swr": "train on gold and retrieved passages, and compare with the untouched model end to end",
     "demo": "the whole road with a small model, on the Python language reference; needs no hub",

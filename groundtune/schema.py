@@ -12,6 +12,8 @@ from typing import Any
 
 USER = "user"
 ASSISTANT = "assistant"
+# What a model learns to say where the passages hold no answer.
+UNANSWERABLE = "The passages do not answer this question."
 
 
 @dataclass(frozen=True)
