@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 COMMANDS = {
     "documents": "cut a folder of files into passages: the document database",
+    "questions": "let an LLM write questions and answers on your documents, with gates",
     "convert": "turn SQuAD, BEIR, chats and other published data into examples and documents, and back",
     "sft": "train on gold passages, and compare with the untouched model end to end",
     "swr": "train on gold and retrieved passages, and compare with the untouched model end to end",
@@ -105,10 +106,15 @@ def demo_command(argv: Sequence[str]) -> int:
 
 def data_command(command: str, argv: Sequence[str]) -> int:
     """Make documents, or examples, from what the user has."""
-    from groundtune import commands_data
+    from importlib import import_module
 
     _set_up_logging()
-    return commands_data.run(command, argv)
+    try:
+        return import_module(f"groundtune.commands.{command}").main(argv)
+    except DataError as error:
+        return _refuse([str(error)])
+    except OSError as error:
+        return _refuse([f"{error.filename or command}: {error.strerror or error}; check the path and the free space"])
 
 
 def train_command(method: str, argv: Sequence[str]) -> int:

@@ -84,7 +84,7 @@ def convert(
     folder: Path,
     options: Options,
     limit: int = 0,
-    on_example: Callable[[], None] = lambda: None,
+    on_example: Callable[[int], None] = lambda done: None,
 ) -> Summary:
     """Write `folder`/documents.jsonl and, for each input, a file of examples; at most `limit` of each input if not 0.
 
@@ -101,8 +101,8 @@ def convert(
             for step in FORMATS[name].read(path, options, problems):
                 output.write(step, stem_of(path))
                 if step.example:
-                    on_example()
                     taken += 1
+                    on_example(taken)
                 if taken == limit > 0 or len(problems) >= _ENOUGH:
                     break
         if problems:

@@ -48,13 +48,12 @@ def write_corpus(
     output: Path,
     chunker: Chunker,
     options: ReadOptions,
-    on_files: Callable[[int], None] = lambda files: None,
-    on_file: Callable[[Found], None] = lambda found: None,
+    on_file: Callable[[Found, int, int], None] = lambda file, number, total: None,
 ) -> Summary:
     """Write the passages of all files into `output` (.jsonl or .parquet), in the order of the files' names.
 
     Passages of the same title and text are written once, wherever they come from: a retriever could not tell them
-    apart. Only their hashes are kept in memory. `on_files` is told how many files there are, `on_file` each in turn.
+    apart. Only their hashes are kept in memory. `on_file` is told each file, its number and the total.
 
     Raises:
         DataError: an input is missing or of an unknown kind, or no passage at all came out; nothing is written.
@@ -63,7 +62,6 @@ def write_corpus(
     found = find_files(inputs, output, summary.other_kinds)
     if problems := missing_libraries(file.kind for file in found):
         raise DataError(problems)
-    on_files(len(found))
     write_documents(output, _passages(found, chunker, options, summary, on_file))
     return summary
 
@@ -117,11 +115,15 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _passages(
-    found: Sequence[Found], chunker: Chunker, options: ReadOptions, summary: Summary, on_file: Callable[[Found], None]
+    found: Sequence[Found],
+    chunker: Chunker,
+    options: ReadOptions,
+    summary: Summary,
+    on_file: Callable[[Found, int, int], None],
 ) -> Iterator[Document]:
     seen: set[bytes] = set()
-    for file in found:
-        on_file(file)
+    for number, file in enumerate(found, 1):
+        on_file(file, number, len(found))
         try:
             for passage in _of_file(file, chunker, options, summary):
                 digest = _digest(passage)

@@ -95,6 +95,14 @@ class Hit:
 
 
 @dataclass(frozen=True)
+class Reply:
+    """What a model wrote to one prompt; or, where `failure` is not empty, why it wrote nothing."""
+
+    text: str = ""
+    failure: str = ""
+
+
+@dataclass(frozen=True)
 class Prediction:
     """One question answered end to end, with all that is needed to judge it by eye.
 

@@ -382,7 +382,8 @@ def test_passages_are_written_as_they_come_and_not_collected_first(folder, tmp_p
     monkeypatch.setattr(corpus, "write_documents", write)
     chunker = Chunker(counter, 200, 0)
     output = tmp_path / "documents.jsonl"
-    corpus.write_corpus([str(folder)], output, chunker, ReadOptions(), on_file=lambda file: opened.append(file.source))
+    note = lambda file, number, total: opened.append(file.source)  # noqa: E731
+    corpus.write_corpus([str(folder)], output, chunker, ReadOptions(), on_file=note)
     assert len(opened) == 5 and len({source for source, _ in written}) == 4
     assert all(files[-1] == source for source, files in written)
 
