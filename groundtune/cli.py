@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return doctor_command(rest)
     if command == "demo":
         return demo_command(rest)
+    if command in ("documents", "convert", "questions"):
+        return data_command(command, rest)
     parser = argparse.ArgumentParser(prog="groundtune", description=groundtune.__doc__)
     parser.add_argument("--version", action="version", version=f"groundtune {groundtune.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -80,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 COMMANDS = {
+    "documents": "cut a folder of files into passages: the document database",
+    "questions": "let an LLM write questions and answers on your documents, with gates",
+    "convert": "turn SQuAD, BEIR, chats and other published data into examples and documents, and back",
     "sft": "train on gold passages, and compare with the untouched model end to end",
     "swr": "train on gold and retrieved passages, and compare with the untouched model end to end",
     "doctor": "all that is wrong with the data of an sft or swr command, without loading a model",
@@ -139,6 +144,19 @@ def doctor_command(argv: Sequence[str]) -> int:
     else:
         print(shown(diagnosis))
     return 2 if diagnosis.errors else 0
+
+
+def data_command(command: str, argv: Sequence[str]) -> int:
+    """Make documents, or examples, from what the user has."""
+    from importlib import import_module
+
+    _set_up_logging()
+    try:
+        return import_module(f"groundtune.commands.{command}").main(argv)
+    except DataError as error:
+        return _refuse([str(error)])
+    except OSError as error:
+        return _refuse([f"{error.filename or command}: {error.strerror or error}; check the path and the free space"])
 
 
 def train_command(method: str, argv: Sequence[str]) -> int:

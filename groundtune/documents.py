@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from groundtune.schema import Document
 
@@ -25,6 +26,24 @@ def passage_document(text: str, title: str, source: str) -> Document:
     """A document whose `fmt_content` carries its title, so that retriever and model know where the passage stands."""
     metadata = {"source": source, "title": title}
     return Document(page_content=text, fmt_content=f"Title: {title}\n{text}", metadata=metadata)
+
+
+def format_passage(text: str, *, source: str = "", title: str = "", section: str = "", **metadata: Any) -> Document:
+    """A document whose `fmt_content` says where it stands, the historical way: `Source: ...`, `Title: ...`, `Content:`.
+
+    What is empty has no line; with nothing to say, `fmt_content` stays empty and the text is read as it is.
+    """
+    place = {"source": source, "title": title, "section": section}
+    given = {name: value for name, value in place.items() if value}
+    header = header_of(**given)
+    return Document(text, f"{header}{text}" if header else "", {**given, **metadata})
+
+
+def header_of(*, source: str = "", title: str = "", section: str = "") -> str:
+    """The lines before the text in `fmt_content`, the last of them `Content:`; empty if there is nothing to say."""
+    lines = (("Source", source), ("Title", title), ("Section", section))
+    said = "".join(f"{name}: {value}\n" for name, value in lines if value)
+    return f"{said}Content:\n" if said else ""
 
 
 def _words(text: str) -> int:

@@ -100,7 +100,7 @@ class EndToEndEvaluator:
         answer = self.prompt.answer_text(generated.ids)
         ranked = [hit.document.id for hit in hits]
         scores = {
-            **generation_scores(answer, example.answer),
+            **generation_scores(answer, example.acceptable_answers),
             "generation/unfinished": float(not generated.finished),
             "generation/new_tokens": float(len(generated.ids)),
             **retrieval_scores(ranked, {document.id for document in example.gold_documents}, ks=(1, len(hits))),

@@ -16,7 +16,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -81,7 +81,7 @@ class Contents(Generic[T]):
 
 def scan_examples(path: FilePath) -> Contents[Example]:
     """As `read_examples`, but nothing is left out or raised: for those who want to know all about the file."""
-    return _scan(path, _json_rows, _example)
+    return _scan(path, json_rows, _example)
 
 
 def scan_documents(path: FilePath) -> Contents[Document]:
@@ -96,8 +96,9 @@ def read_examples(path: FilePath) -> list[Example]:
     """Read questions, gold passages and answers from JSONL, one example a line, blank lines skipped.
 
     A line is `{"question", "gold_docs": [document], "gold_answer", "chat_history": [turn], "hard_neg_docs":
-    [document]}`, the last two optional; other keys are ignored. An example whose question or answer is blank is left
-    out with a warning: published data has such lines, and there is nothing in them to learn or to score.
+    [document], "gold_answers": [text], "answerable": bool}`, the last four optional; other keys are ignored. An
+    example whose question or answer is blank is left out with a warning: published data has such lines, and there is
+    nothing in them to learn or to score.
 
     Raises:
         DataError: the file cannot be read, holds no example, or any line is wrong; names all that is wrong.
@@ -164,7 +165,7 @@ def write_jsonl(path: FilePath, rows: Iterable[dict[str, Any]]) -> None:
         OSError: the file cannot be written.
         TypeError, ValueError: a row is not JSON, or its text not encodable; an existing file stays as it was.
     """
-    with _replacing(path) as file:
+    with replacing(path) as file:
         for row in rows:
             file.write(_encode(row).encode("utf-8") + b"\n")
 
@@ -183,7 +184,7 @@ def sha256_of(path: FilePath) -> str:
 
 
 @dataclass(frozen=True)
-class _Record:
+class Record:
     """An object in a file: where it stands, its fields, and the `problems` and `suspicions` of the whole file so far.
 
     What is wrong is noted and something harmless returned, so that one reading finds every problem.
@@ -192,7 +193,7 @@ class _Record:
     where: str  # "train.jsonl:17"
     fields: dict[str, Any]
     problems: list[str]
-    suspicions: list[str]
+    suspicions: list[str] = field(default_factory=list)
     prefix: str = ""  # "gold_docs[0]."
 
     def note(self, key: str, problem: str) -> None:
@@ -205,18 +206,18 @@ class _Record:
             if required:
                 self.note(key, f"missing{self.other_spelling(key)}; {need}")
         elif not isinstance(value, str):
-            self.note(key, f"is {_shown(value)}, not text; {need}")
+            self.note(key, f"is {shown(value)}, not text; {need}")
         elif required and not may_be_blank and not value.strip():
-            self.note(key, f"is blank ({_shown(value)}); {need}")
+            self.note(key, f"is blank ({shown(value)}); {need}")
         elif not _encodable(value):
-            self.note(key, f"{_shown(value)} {_HALF_A_CHARACTER}")
+            self.note(key, f"{shown(value)} {_HALF_A_CHARACTER}")
         return value if isinstance(value, str) else ""
 
     def other_spelling(self, key: str) -> str:
         """A hint where a field that is missing stands there by a name like its own."""
         names = {name.lower(): name for name in self.fields if name != key}
         near = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
-        return f" (there is {_shown(names[near[0]])})" if near else ""
+        return f" (there is {shown(names[near[0]])})" if near else ""
 
     def suspect_misspelt(self, *optional: str) -> None:
         """A misspelt field that may be left out would be missed in silence."""
@@ -227,35 +228,55 @@ class _Record:
                     problem = f"is ignored; rename it to {meant}, if that is meant"
                     self.suspicions.append(f"{self.where}: {self.prefix}{_shown_name(key)}: {problem}")
 
+    def texts(self, key: str, need: str) -> list[str]:
+        """The texts in the list at `key`, blank ones left out; missing, null and "" mean none."""
+        values = self.fields.get(key)
+        if values is None or values == "":
+            return []
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            self.note(key, f"is {shown(values)}, not a list of texts; {need}")
+            return []
+        if not _encodable(values):
+            self.note(key, _HALF_A_CHARACTER)
+        return [value for value in values if value.strip()]
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.fields.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            self.note(key, f"is {shown(value)}; write true or false, or leave it out")
+        return value is True
+
     def metadata(self) -> dict[str, Any]:
         value = self.fields.get("metadata")
         if value is None:
             return {}
         if not isinstance(value, dict):
-            self.note("metadata", f"is {_shown(value)}, not an object; write one or leave it out")
+            self.note("metadata", f"is {shown(value)}, not an object; write one or leave it out")
             return {}
         if not _encodable(value):
             self.note("metadata", _HALF_A_CHARACTER)
         return value
 
-    def records(self, key: str, each: str) -> Iterator[_Record]:
+    def records(self, key: str, each: str) -> Iterator[Record]:
         """The objects in the list at `key`; missing, null and "" mean none."""
         values = self.fields.get(key)
         if values is None or values == "":
             return
         if not isinstance(values, list):
-            self.note(key, f"is {_shown(values)}, not a list; {each}")
+            self.note(key, f"is {shown(values)}, not a list; {each}")
             return
         for position, value in enumerate(values):
             if isinstance(value, dict):
                 prefix = f"{self.prefix}{key}[{position}]."
-                yield _Record(self.where, value, self.problems, self.suspicions, prefix)
+                yield Record(self.where, value, self.problems, self.suspicions, prefix)
             else:
-                self.note(f"{key}[{position}]", f"is {_shown(value)}, not an object; {each}")
+                self.note(f"{key}[{position}]", f"is {shown(value)}, not an object; {each}")
 
 
-def _example(record: _Record) -> Example:
-    record.suspect_misspelt("chat_history", "hard_neg_docs")
+def _example(record: Record) -> Example:
+    record.suspect_misspelt("chat_history", "hard_neg_docs", "gold_answers", "answerable")
     if record.fields.get("gold_docs") in (None, "", []):
         state = "empty" if "gold_docs" in record.fields else "missing" + record.other_spelling("gold_docs")
         record.note("gold_docs", f'{state}; every line needs "gold_docs", the documents that hold the answer')
@@ -269,15 +290,17 @@ def _example(record: _Record) -> Example:
         gold_documents=tuple(map(_document, record.records("gold_docs", _A_DOCUMENT))),
         chat_history=tuple(map(_turn, record.records("chat_history", _A_TURN))),
         hard_negatives=tuple(map(_document, record.records("hard_neg_docs", _A_DOCUMENT))),
+        gold_answers=tuple(record.texts("gold_answers", "it lists the acceptable answers, each a text")),
+        answerable=record.flag("answerable", default=True),
         source=record.where,
     )
 
 
-def _turn(record: _Record) -> Turn:
+def _turn(record: Record) -> Turn:
     record.suspect_misspelt("source_documents")
     name = record.text("speaker", _A_TURN)
     if name.strip() and name.strip().lower() not in _SPEAKERS:
-        record.note("speaker", f"{_shown(name)} is unknown; use one of {', '.join(_SPEAKERS)}")
+        record.note("speaker", f"{shown(name)} is unknown; use one of {', '.join(_SPEAKERS)}")
     return Turn(
         speaker=_SPEAKERS.get(name.strip().lower(), USER),
         message=record.text("message", _A_TURN),
@@ -285,7 +308,7 @@ def _turn(record: _Record) -> Turn:
     )
 
 
-def _document(record: _Record) -> Document:
+def _document(record: Record) -> Document:
     record.suspect_misspelt("fmt_content", "metadata")
     formatted = record.text("fmt_content", "it is the page content with its metadata", required=False)
     page = record.text("page_content", _A_DOCUMENT, required=not formatted.strip())
@@ -296,7 +319,7 @@ def _few(names: list[str], at_most: int = 5) -> str:
     return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as a message shows it: one line, about 60 characters, however large or deep it is."""
     shorten = reprlib.Repr()
     shorten.maxstring = shorten.maxother = 60
@@ -307,7 +330,7 @@ def _shown(value: Any) -> str:
 
 def _shown_name(name: str) -> str:
     """A field's name as a message shows it; one with blanks or unprintable characters in quotes."""
-    return name if re.fullmatch(r"[\w.-]{1,40}", name) else _shown(name)
+    return name if re.fullmatch(r"[\w.-]{1,40}", name) else shown(name)
 
 
 def _encodable(value: Any) -> bool:
@@ -319,13 +342,13 @@ def _encodable(value: Any) -> bool:
     return True
 
 
-def _scan(path: FilePath, rows: Reader, build: Callable[[_Record], T]) -> Contents[T]:
+def _scan(path: FilePath, rows: Reader, build: Callable[[Record], T]) -> Contents[T]:
     """Build every row of a file that is a valid one."""
     found: Contents[T] = Contents([], [], [])
     try:
         for number, row in rows(path, found.problems):
             problems_before = len(found.problems)
-            record = _Record(f"{path}:{number}", row, found.problems, found.suspicions)
+            record = Record(f"{path}:{number}", row, found.problems, found.suspicions)
             entry = build(record)
             if len(found.problems) == problems_before:
                 found.entries.append((record.where, entry))
@@ -342,7 +365,7 @@ def _entries(found: Contents[T]) -> list[T]:
     return [entry for _, entry in found.entries]
 
 
-def _json_rows(path: FilePath, problems: list[str]) -> Rows:
+def json_rows(path: FilePath, problems: list[str]) -> Rows:
     """Number and object of every line that is not blank; lines that hold no object become problems."""
     with _open(path) as file:
         for number, line in enumerate(file, 1):
@@ -390,7 +413,7 @@ def _json_object(line: bytes) -> dict[str, Any]:
     except ValueError as error:  # an integer of thousands of digits
         raise ValueError(f"holds a number that cannot be read ({error}); write it as text") from error
     if not isinstance(value, dict):
-        raise ValueError(f"is {_shown(value)}, not an object; every line must be one JSON object")
+        raise ValueError(f"is {shown(value)}, not an object; every line must be one JSON object")
     return value
 
 
@@ -433,7 +456,7 @@ def _write_parquet(path: FilePath, documents: Iterable[Document]) -> None:
     pa, pq = _pyarrow(path)
     schema = pa.schema([(name, pa.string()) for name in _DOCUMENT_COLUMNS])
     rows = ({**d.to_dict(), "metadata": _encode(d.metadata)} for d in documents)
-    with _replacing(path) as file, pq.ParquetWriter(file, schema) as writer:
+    with replacing(path) as file, pq.ParquetWriter(file, schema) as writer:
         while batch := list(islice(rows, _BATCH)):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
 
@@ -461,7 +484,7 @@ def _pickle_rows(path: FilePath, problems: list[str], max_bytes: int = 4 * 2**30
         raise DataError([f"{problem}; {accepted}: save the documents as .jsonl"]) from error
 
 
-_READERS = {".jsonl": _json_rows, ".parquet": _parquet_rows, ".pkl": _pickle_rows, ".pickle": _pickle_rows}
+_READERS = {".jsonl": json_rows, ".parquet": _parquet_rows, ".pkl": _pickle_rows, ".pickle": _pickle_rows}
 
 
 def _one_line(error: Exception) -> str:
@@ -490,7 +513,7 @@ def _why_not_opened(path: Path, error: Exception) -> str:
 
 
 @contextmanager
-def _replacing(path: FilePath) -> Iterator[BinaryIO]:
+def replacing(path: FilePath) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` in one step when the block ends, and vanishes if it raises.
 
     Made by `open` and not by `tempfile`, whose files nobody else may read.

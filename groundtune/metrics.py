@@ -119,8 +119,21 @@ def bleu(answer: str, gold: str) -> float:
     return min(1.0, _scorers()[1].sentence_score(answer, [gold]).score / 100)
 
 
-def generation_scores(answer: str, gold: str) -> dict[str, float]:
-    """All generation scores of one answer, named as in `METRICS`."""
+def generation_scores(answer: str, gold: str | Sequence[str]) -> dict[str, float]:
+    """All generation scores of one answer, named as in `METRICS`.
+
+    Of several acceptable answers each score takes the one that suits it best, as the SQuAD script does (Rajpurkar et
+    al. 2016); none at all raises ValueError.
+    """
+    if isinstance(gold, str):
+        return _scores_against(answer, gold)
+    if not gold:
+        raise ValueError("no gold answer: there is nothing to score against")
+    of_each = [_scores_against(answer, one) for one in gold]
+    return {name: max(scores[name] for scores in of_each) for name in of_each[0]}
+
+
+def _scores_against(answer: str, gold: str) -> dict[str, float]:
     return {
         "generation/exact_match": exact_match(answer, gold),
         "generation/f1": token_f1(answer, gold),

@@ -128,6 +128,14 @@ class ChatPrompt:
         )
 
 
+def chat_turns(
+    instruction: str, passages: Sequence[Document], chat_history: Sequence[Turn], question: str
+) -> list[Turn]:
+    """The turns that a chat template is given, roles alternating: for files that other tools train on."""
+    opening = "\n\n".join([instruction, *(document.text for document in passages)]).strip()
+    return _alternating([Turn(USER, opening), *chat_history, Turn(USER, question)])
+
+
 def _opening(tokens: _Tokens, instruction: str, passages: Sequence[Document]) -> str:
     """What comes before the conversation: the same text for every question on the same passages."""
     return "\n\n".join([instruction, *(tokens.inert(document.text) for document in passages)]).strip()

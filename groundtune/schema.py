@@ -12,6 +12,8 @@ from typing import Any
 
 USER = "user"
 ASSISTANT = "assistant"
+# What a model learns to say where the passages hold no answer.
+UNANSWERABLE = "The passages do not answer this question."
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Turn:
 class Example:
     """`<chat_history, question, passage, answer>`: what is trained on and evaluated.
 
+    `answer` is what is learnt; `gold_answers` are all that count as right, none meaning just `answer`. An example that
+    is not `answerable` has gold documents that do not hold the answer, and an `answer` that says so.
     `source` says where it came from (`train.jsonl:17`), so that every message about it can name the line.
     """
 
@@ -61,6 +65,25 @@ class Example:
     chat_history: tuple[Turn, ...] = ()
     hard_negatives: tuple[Document, ...] = ()
     source: str = ""
+    gold_answers: tuple[str, ...] = ()
+    answerable: bool = True
+
+    @property
+    def acceptable_answers(self) -> tuple[str, ...]:
+        """`answer` first, then the other `gold_answers`, each once: what an answer is scored against."""
+        return tuple(dict.fromkeys([self.answer, *self.gold_answers]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """One line of an examples file; fields at their defaults are left out."""
+        row = {
+            "question": self.question,
+            "gold_docs": [document.to_dict() for document in self.gold_documents],
+            "gold_answer": self.answer,
+            "chat_history": [{"speaker": turn.speaker, "message": turn.message} for turn in self.chat_history],
+            "hard_neg_docs": [document.to_dict() for document in self.hard_negatives],
+        }
+        row |= {"gold_answers": list(self.gold_answers)} if self.gold_answers else {}
+        return row | ({} if self.answerable else {"answerable": False})
 
 
 @dataclass(frozen=True)
@@ -69,6 +92,14 @@ class Hit:
 
     document: Document
     score: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model wrote to one prompt; or, where `failure` is not empty, why it wrote nothing."""
+
+    text: str = ""
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +125,7 @@ class Prediction:
             "question": self.example.question,
             "chat_history": [{"speaker": t.speaker, "message": t.message} for t in self.example.chat_history],
             "gold_answer": self.example.answer,
+            "gold_answers": list(self.example.acceptable_answers),
             "answer": self.answer,
             "finished": self.finished,
             "gold_docs": [d.to_dict() for d in self.example.gold_documents],

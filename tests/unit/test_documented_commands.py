@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,8 @@ def test_a_documented_command_is_understood(words):
     else:
         method = words[1]
         assert method in COMMANDS
-    if method != "demo":
+    if method in ("documents", "convert", "questions"):
+        import_module(f"groundtune.commands.{method}").make_parser().parse_args(words[2:])
+    elif method != "demo":
         arguments = parse_arguments(method, [word for word in words[2:] if word != "..."])
         assert arguments.training.output_dir

@@ -93,6 +93,22 @@ def test_an_example_holds_everything_that_its_line_says(folder):
     assert read_examples("train.jsonl")[0].gold_documents[0].metadata == {"n": 1}
 
 
+def test_several_answers_and_the_lack_of_any_are_read_and_written_back(folder):
+    write_lines(row(gold_answers=["This.", "that", " "]), row(answerable=False), row())
+    several, none, plain = read_examples("train.jsonl")
+    assert several.gold_answers == ("This.", "that") and several.acceptable_answers == ("This.", "that")
+    assert (several.answerable, none.answerable, plain.answerable) == (True, False, True)
+    assert plain.acceptable_answers == ("This.",)
+    write_jsonl("train.jsonl", [example.to_dict() for example in (several, none, plain)])
+    assert read_examples("train.jsonl") == [several, none, plain]
+    write_lines(row(gold_answers="This."), row(gold_answers=[1]), row(answerable="no"))
+    assert [problem.split(";")[0] for problem in problems_of(read_examples, "train.jsonl")] == [
+        "train.jsonl:1: gold_answers: is 'This.', not a list of texts",
+        "train.jsonl:2: gold_answers: is [1], not a list of texts",
+        "train.jsonl:3: answerable: is 'no'",
+    ]
+
+
 @pytest.mark.parametrize("none", ["", None, [], ...])
 def test_no_history_and_no_negatives_can_be_said_in_four_ways(folder, none):
     write_lines(row(chat_history=none, hard_neg_docs=none))

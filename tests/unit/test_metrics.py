@@ -112,6 +112,17 @@ def test_every_generation_score_is_a_known_metric_in_the_unit_range():
         assert all(isinstance(score, float) and 0 <= score <= 1 for score in scores.values())
 
 
+def test_of_several_acceptable_answers_each_score_takes_its_best():
+    answer, golds = "it was built in 1889", ["1889", "built in the year 1889 it was", "no idea"]
+    scores = generation_scores(answer, golds)
+    assert scores == {name: max(generation_scores(answer, g)[name] for g in golds) for name in scores}
+    assert scores["generation/recall"] == 1 > generation_scores(answer, golds[1])["generation/recall"]
+    assert scores["generation/f1"] > generation_scores(answer, golds[0])["generation/f1"]
+    assert generation_scores(answer, ["1889"]) == generation_scores(answer, "1889")
+    with pytest.raises(ValueError, match="no gold answer"):
+        generation_scores(answer, [])
+
+
 def test_generation_scores_puts_each_metric_under_its_own_name():
     answer, gold = "it was built in 1889 in Paris", "built 1889, in the city of Paris"
     scores = generation_scores(answer, gold)

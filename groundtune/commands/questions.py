@@ -1,0 +1,150 @@
+"""`groundtune questions`: documents.jsonl -> train, eval and test.jsonl by an LLM."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from groundtune.commands.console import Parser, progress, show
+from groundtune.files import DataError
+
+# Name, help, default, type.
+_SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
+    ("passages", "passages that are sampled", 200, int),
+    ("questions_per_passage", "questions asked for each", 2, int),
+    ("min_words", "words that a passage must have", 30, int),
+    ("min_support", "share of what an answer says that must be in its passage", 0.6, float),
+    ("retrieved_within", "ranks within which a question must find its passage", 20, int),
+    ("hard_negatives", "passages found for a question that do not hold its answer, kept with it", 2, int),
+    ("eval_share", "share of the passages for eval.jsonl", 0.1, float),
+    ("test_share", "share of the passages for test.jsonl", 0.1, float),
+    ("max_new_tokens", "tokens of a reply", 256, int),
+    ("seed", "of the sample and the split", 0, int),
+    ("concurrency", "requests to a server at the same time", 8, int),
+    ("requests_per_minute", "requests to a server, 0 for no limit", 0.0, float),
+    ("batch_size", "prompts at a time of a model loaded here", 8, int),
+)
+_AT_LEAST_ONE = ("passages", "questions_per_passage", "retrieved_within", "max_new_tokens", "concurrency", "batch_size")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        "questions",
+        "Let an LLM write questions on passages of a document database and answer them from those passages. What is\n"
+        "finished is kept: the same command goes on where it was stopped. Writes train, eval and test.jsonl, and\n"
+        "rejected.jsonl with what did not pass the gates, and why.",
+        "groundtune questions documents.jsonl -o qa/ --generator openai:http://localhost:8000/v1 \\\n"
+        "      --generator_model Qwen/Qwen3-8B",
+    )
+    parser.add_argument("documents", type=Path, help="the document database")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of what is written")
+    parser.add_argument(
+        "--generator",
+        required=True,
+        help="a model folder or hub name, or openai:URL of a server; its key is read from OPENAI_API_KEY",
+    )
+    parser.add_argument("--generator_model", default="", help="with openai:URL, the model as the server calls it")
+    parser.add_argument("--question_prompt", type=Path, metavar="FILE", help="with {passage} and {number}")
+    parser.add_argument("--answer_prompt", type=Path, metavar="FILE", help="with {passage} and {question}")
+    parser.add_argument(
+        "--embedding_model", default="", help="searches the passages of a question; without one BM25 does"
+    )
+    parser.add_argument("--index", type=Path, help="folder of the embedding model's index (default: beside documents)")
+    for name, text, value, kind in _SETTINGS:
+        parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns 0; raises `DataError` with what the user can solve."""
+    arguments = make_parser().parse_args(argv)
+    if problems := _problems(arguments):
+        raise DataError(problems)
+
+    from groundtune import gates, questions
+    from groundtune.files import read_documents
+    from groundtune.journal import Journal
+
+    settings = _settings(arguments)
+    documents = read_documents(arguments.documents)
+    passages = questions.sample_passages(documents, settings)
+    if not passages:
+        raise DataError([f"{arguments.documents}: no passage has {settings.min_words} words; lower --min_words"])
+    decisive = questions.what_decides_a_reply(settings, arguments.generator_model or arguments.generator)
+    journal = Journal(arguments.output / "generated.jsonl", decisive)
+    retriever = _retriever(arguments, documents)
+    on_server = arguments.generator.startswith("openai:")
+    batch = 4 * arguments.concurrency if on_server else arguments.batch_size
+    with progress() as report:
+        failures = questions.generate(passages, settings, _loader(arguments), journal, batch, report)
+    outcome = gates.judge(passages, settings, journal, retriever)
+    if not outcome.counts["kept"]:
+        raise DataError(gates.why_none(outcome, failures))
+    empty = gates.write(outcome, arguments.output)
+    show(gates.summary_table(outcome), gates.notes(outcome, failures, empty))
+    print(f"Wrote {outcome.counts['kept']:,} examples to {arguments.output}")
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> Any:
+    from groundtune.questions import Settings, read_prompt
+
+    return Settings(
+        read_prompt(arguments.question_prompt, "questions.txt"),
+        read_prompt(arguments.answer_prompt, "answer.txt"),
+        **{f.name: getattr(arguments, f.name) for f in fields(Settings) if not f.name.endswith("_prompt")},
+    )
+
+
+def _loader(arguments: argparse.Namespace) -> Callable[[], Any]:
+    """Loads the generator once, when it is first asked for: a run that only changes the gates needs none."""
+
+    @cache
+    def load() -> Any:
+        from groundtune.generators import load_generator
+
+        return load_generator(
+            arguments.generator,
+            model=arguments.generator_model,
+            concurrency=arguments.concurrency,
+            requests_per_minute=arguments.requests_per_minute,
+            batch_size=arguments.batch_size,
+        )
+
+    return load
+
+
+def _problems(arguments: argparse.Namespace) -> list[str]:
+    least = dict.fromkeys(_AT_LEAST_ONE, 1)
+    problems = [
+        f"--{name}: is {value}; give {least.get(name, 0)} or more"
+        for name, *_ in _SETTINGS
+        if (value := getattr(arguments, name)) < least.get(name, 0)
+    ]
+    if arguments.eval_share + arguments.test_share >= 1:
+        problems.append("--eval_share and --test_share: leave nothing to train on; their sum must be under 1")
+    if not arguments.embedding_model and importlib.util.find_spec("bm25s") is None:
+        problems.append('--embedding_model: missing; name one, or search with BM25: pip install "groundtune[bm25]"')
+    return problems
+
+
+def _retriever(arguments: argparse.Namespace, documents: list[Any]) -> Any:
+    from groundtune.retrieval import BM25Retriever, DenseRetriever
+
+    if not arguments.embedding_model:
+        return BM25Retriever(documents)
+    from groundtune.embedding import Embedder
+    from groundtune.index import load_or_build_index
+
+    try:
+        embedder = Embedder(arguments.embedding_model)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError([f"--embedding_model: cannot load {arguments.embedding_model}: {reason}"]) from error
+    folder = arguments.index or arguments.documents.parent / "index"
+    return DenseRetriever(embedder, load_or_build_index(folder, documents, embedder))

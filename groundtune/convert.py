@@ -1,0 +1,198 @@
+"""`groundtune convert`: published layouts -> our examples and documents, and ours -> what other tools read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from groundtune.files import DataError, read_documents, read_examples, replacing, write_jsonl
+from groundtune.formats import FORMATS, Converted, Options, beir, chats
+from groundtune.schema import Document, Example
+
+_ENOUGH = 100  # problems after which a file is not read further: it is of another format
+
+EXPORTS = {
+    "to_messages": 'examples -> lines of {"messages", "documents"}',
+    "to_prompt_completion": 'examples -> lines of {"prompt", "completion", "documents"}, lists of messages',
+    "to_beir": "examples -> a BEIR folder",
+}
+# Arguments that only some formats know.
+FLAGS = {
+    "unanswerable": ("squad", "natural_questions", "ms_marco"),
+    "evidence": ("triviaqa",),
+    "prompt_pattern": ("messages", "prompt_completion"),
+    "raft_answer": ("raft",),
+    "limit": tuple(FORMATS),
+    "instruction": ("to_messages", "to_prompt_completion"),
+    "documents": ("to_beir",),
+}
+
+
+@dataclass
+class Summary:
+    """What was written: by file the examples and which of them are special; what was left out, with the reason."""
+
+    files: dict[str, Counter[str]] = field(default_factory=dict)
+    documents: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def count(self, name: str, example: Example) -> None:
+        self.files.setdefault(name, Counter()).update(
+            {
+                "examples": 1,
+                "unanswerable": not example.answerable,
+                "several answers": len(example.acceptable_answers) > 1,
+                "no answer": not example.answer,
+            }
+        )
+
+
+def check(name: str, inputs: Sequence[Path], folder: Path, given: Iterable[str]) -> list[str]:
+    """What is wrong with the arguments, all of it; `given` names the optional ones that were given."""
+    problems = [f"{path}: no such file or folder; check the path" for path in inputs if not path.exists()]
+    problems += [f"{path}: is a folder; name its files" for path in inputs if path.is_dir() and name != "beir"]
+    problems += [f"{path}: is a file; name the BEIR folder" for path in inputs if path.is_file() and name == "beir"]
+    problems += [
+        f"--{flag}: has no meaning for {name}; it is for {', '.join(FLAGS[flag])}"
+        for flag in given
+        if name not in FLAGS.get(flag, (name,))
+    ]
+    repeated = [stem for stem, n in Counter(map(stem_of, inputs)).items() if n > 1]
+    problems += [f"{stem}: two inputs have this name, and so would their outputs; rename one" for stem in repeated]
+    if name == "beir" and len(inputs) > 1:
+        problems.append("beir: one folder at a time; give the others an --output of their own")
+    outputs = {(folder / f"{stem}.jsonl").resolve() for stem in ("documents", *map(stem_of, inputs))}
+    problems += [
+        f"{path}: would be overwritten; choose another --output" for path in inputs if path.resolve() in outputs
+    ]
+    return problems
+
+
+def stem_of(path: Path) -> str:
+    """`train-v2.0` of `squad/train-v2.0.json.gz`."""
+    return Path(path.name.removesuffix(".gz")).stem
+
+
+def convert(
+    name: str,
+    inputs: Sequence[Path],
+    folder: Path,
+    options: Options,
+    limit: int = 0,
+    on_example: Callable[[int], None] = lambda done: None,
+) -> Summary:
+    """Write `folder`/documents.jsonl and, for each input, a file of examples; at most `limit` of each input if not 0.
+
+    Inputs are streamed as far as their layout allows; of documents only the ids are kept.
+
+    Raises:
+        DataError: with everything that is wrong in all inputs, or when no example comes out; nothing is written then.
+    """
+    summary, problems = Summary(), []
+    with ExitStack() as stack:
+        output = _Output(folder, stack, summary)
+        for path in inputs:
+            taken = 0
+            for step in FORMATS[name].read(path, options, problems):
+                output.write(step, stem_of(path))
+                if step.example:
+                    taken += 1
+                    on_example(taken)
+                if taken == limit > 0 or len(problems) >= _ENOUGH:
+                    break
+        if problems:
+            raise DataError(problems)
+        if not summary.files:
+            why = ", ".join(f"{n} {reason}" for reason, n in summary.left_out.most_common()) or "they hold no question"
+            raise DataError([f"{', '.join(map(str, inputs))}: no example came out: {why}; is it {name}?"])
+    return summary
+
+
+class _Output:
+    """The files of a conversion; they take their places together when `stack` ends without an error."""
+
+    def __init__(self, folder: Path, stack: ExitStack, summary: Summary) -> None:
+        self._folder, self._stack, self._summary = folder, stack, summary
+        self._files: dict[str, BinaryIO] = {}
+        self._known: set[str] = set()
+
+    def write(self, step: Converted, name: str) -> None:
+        for document in step.documents:
+            self._document(document)
+        if step.left_out:
+            self._summary.left_out[step.left_out] += 1
+        if step.example:
+            for document in (*step.example.gold_documents, *step.example.hard_negatives):
+                self._document(document)
+            self._line(step.split or name, step.example.to_dict())
+            self._summary.count(f"{step.split or name}.jsonl", step.example)
+
+    def _document(self, document: Document) -> None:
+        if not document.text or document.id in self._known:
+            return
+        self._known.add(document.id)
+        self._summary.documents += 1
+        self._line("documents", document.to_dict())
+
+    def _line(self, name: str, row: dict[str, Any]) -> None:
+        if name not in self._files:
+            self._files[name] = self._stack.enter_context(replacing(self._folder / f"{name}.jsonl"))
+        self._files[name].write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
+
+
+def export(name: str, inputs: Sequence[Path], folder: Path, instruction: str, documents: Path | None) -> Summary:
+    """Write our examples for other tools: `name` is one of `EXPORTS`.
+
+    Raises:
+        DataError: with everything that is wrong in the inputs; nothing is written then.
+    """
+    summary = Summary()
+    splits = {stem_of(path): read_examples(path) for path in inputs}
+    database = read_documents(documents) if documents else []
+    suffix = "tsv" if name == "to_beir" else "jsonl"
+    for split, examples in splits.items():
+        for example in examples:
+            summary.count(f"{split}.{suffix}", example)
+    if name == "to_beir":
+        beir.write(folder, splits, database, _write_lines)
+        return summary
+    row = {"to_messages": chats.messages_row, "to_prompt_completion": chats.prompt_row}[name]
+    for split, examples in splits.items():
+        write_jsonl(folder / f"{split}.jsonl", (row(example, instruction) for example in examples))
+    return summary
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    with replacing(path) as file:
+        for line in lines:
+            file.write(line.encode("utf-8") + b"\n")
+
+
+def summary_table(summary: Summary) -> Any:
+    """The examples of each file, as a table of rich."""
+    from rich.table import Table
+
+    columns = ["examples", *(n for n in ("unanswerable", "several answers", "no answer") if summary_has(summary, n))]
+    table = Table("file", *columns)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, counts in summary.files.items():
+        table.add_row(name, *(f"{counts[column]:,}" for column in columns))
+    return table
+
+
+def summary_has(summary: Summary, column: str) -> bool:
+    return any(counts[column] for counts in summary.files.values())
+
+
+def notes(summary: Summary) -> list[str]:
+    """What the table does not say."""
+    lines = [f"left out: {n:,} questions {reason}" for reason, n in summary.left_out.most_common()]
+    if summary_has(summary, "no answer"):
+        lines.append("Examples without an answer serve to measure retrieval; training leaves them out.")
+    return lines

@@ -1,0 +1,183 @@
+"""`groundtune documents`: folders and files -> one document database, streamed."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from groundtune.chunking import Chunker
+from groundtune.files import DataError, write_documents
+from groundtune.pages import READERS, ReadOptions, missing_libraries, read_pages
+from groundtune.schema import Document
+
+
+@dataclass
+class Summary:
+    """What became of the files: by kind (`.pdf`), and what was left out with the reason."""
+
+    files: Counter[str] = field(default_factory=Counter)
+    pages: Counter[str] = field(default_factory=Counter)
+    passages: Counter[str] = field(default_factory=Counter)
+    duplicates: Counter[str] = field(default_factory=Counter)
+    blank: int = 0  # pages without any text
+    other_kinds: Counter[str] = field(default_factory=Counter)  # files of folders that are of no known kind
+    problems: list[str] = field(default_factory=list)  # a line for each file that could not be read
+    unread: int = 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file to read, and the name that its passages carry: the same wherever the folder lies."""
+
+    path: Path
+    source: str
+
+    @property
+    def kind(self) -> str:
+        return self.path.suffix.lower()
+
+
+def write_corpus(
+    inputs: Sequence[str],
+    output: Path,
+    chunker: Chunker,
+    options: ReadOptions,
+    on_file: Callable[[Found, int, int], None] = lambda file, number, total: None,
+) -> Summary:
+    """Write the passages of all files into `output` (.jsonl or .parquet), in the order of the files' names.
+
+    Passages of the same title and text are written once, wherever they come from: a retriever could not tell them
+    apart. Only their hashes are kept in memory. `on_file` is told each file, its number and the total.
+
+    Raises:
+        DataError: an input is missing or of an unknown kind, or no passage at all came out; nothing is written.
+    """
+    summary = Summary()
+    found = find_files(inputs, output, summary.other_kinds)
+    if problems := missing_libraries(file.kind for file in found):
+        raise DataError(problems)
+    write_documents(output, _passages(found, chunker, options, summary, on_file))
+    return summary
+
+
+def check(inputs: Sequence[str], output: Path, options: ReadOptions, size: int, overlap: int) -> list[str]:
+    """What is wrong with the arguments, all of it; empty if nothing is."""
+    problems = [f"{name}: no such file or folder; check the path" for name in inputs if not Path(name).exists()]
+    for path in map(Path, inputs):
+        if path.is_file() and path.suffix.lower() not in READERS:
+            problems.append(f"{path}: files of this kind are not read; convert it to one of {', '.join(READERS)}")
+    if output.suffix.lower() not in (".jsonl", ".parquet"):
+        problems.append(f"--output: {output}: documents are not written so; end the name in .jsonl or .parquet")
+    if size < 16:
+        problems.append(f"--chunk_size: {size} is too small for a passage; give at least 16 tokens")
+    if not 0 <= overlap <= size // 2:
+        problems.append(f"--chunk_overlap: {overlap}; give 0 or more, and at most half of --chunk_size {size}")
+    try:
+        codecs.lookup(options.encoding)
+    except LookupError:
+        problems.append(f"--encoding: {options.encoding} is unknown; utf-8, cp1252 and latin-1 are usual ones")
+    return problems
+
+
+def find_files(inputs: Sequence[str], output: Path, other_kinds: Counter[str]) -> list[Found]:
+    """The files to read, sorted within each folder, each once; hidden ones and `output` itself are left out.
+
+    A file in a folder is named from that folder on (`docs/install/linux.md`), a file given by itself from the current
+    folder on, or by its name alone if it lies elsewhere.
+
+    Raises:
+        DataError: there is none.
+    """
+    found: dict[Path, Found] = {}
+    here = Path.cwd()
+    for path in (Path(name).resolve() for name in inputs):
+        base = path.parent if path.is_dir() or not path.is_relative_to(here) else here
+        for file in _walk(path) if path.is_dir() else [path]:
+            if file.suffix.lower() not in READERS:
+                other_kinds[file.suffix.lower() or "no suffix"] += 1
+            elif file.resolve() != output.resolve():
+                found.setdefault(file.resolve(), Found(file, file.relative_to(base).as_posix()))
+    if not found:
+        raise DataError([f"{', '.join(inputs)}: holds no file of a kind that is read: {', '.join(READERS)}"])
+    return list(found.values())
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(root) / name for name in sorted(files) if not name.startswith("."))
+
+
+def _passages(
+    found: Sequence[Found],
+    chunker: Chunker,
+    options: ReadOptions,
+    summary: Summary,
+    on_file: Callable[[Found, int, int], None],
+) -> Iterator[Document]:
+    seen: set[bytes] = set()
+    for number, file in enumerate(found, 1):
+        on_file(file, number, len(found))
+        try:
+            for passage in _of_file(file, chunker, options, summary):
+                digest = _digest(passage)
+                if digest in seen:
+                    summary.duplicates[file.kind] += 1
+                else:
+                    seen.add(digest)
+                    summary.passages[file.kind] += 1
+                    yield passage
+            summary.files[file.kind] += 1
+        except DataError as error:
+            summary.unread += 1
+            summary.problems += error.problems[:1]
+    if not seen:
+        raise DataError([*summary.problems, "no passage came out of any file, so nothing was written"])
+
+
+def _of_file(file: Found, chunker: Chunker, options: ReadOptions, summary: Summary) -> Iterator[Document]:
+    for page in read_pages(file.path, file.source, options):
+        blank = True
+        for passage in chunker.passages(page):
+            blank = False
+            yield passage
+        summary.pages[file.kind] += not blank
+        summary.blank += blank
+
+
+def _digest(passage: Document) -> bytes:
+    text = " ".join(passage.page_content.split())
+    key = f"{passage.metadata.get('title', '')}\n{text}"
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def summary_table(summary: Summary) -> Any:
+    """The counts by kind of file, as a table of rich."""
+    from rich.table import Table
+
+    table = Table("kind", "files", "texts", "passages", "duplicates dropped")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    counters = (summary.files, summary.pages, summary.passages, summary.duplicates)
+    for kind in sorted(summary.files):
+        table.add_row(kind, *(f"{counter[kind]:,}" for counter in counters))
+    if len(summary.files) > 1:
+        table.add_row("all", *(f"{counter.total():,}" for counter in counters))
+    return table
+
+
+def notes(summary: Summary) -> list[str]:
+    """What the table does not say: what was left out, and why."""
+    lines = [f"not read: {problem}" for problem in summary.problems]
+    if summary.blank:
+        lines.append(f"left out: {summary.blank:,} texts that are blank")
+    if summary.other_kinds:
+        kinds = ", ".join(f"{kind} ({n})" for kind, n in summary.other_kinds.most_common(8))
+        lines.append(f"left out: {summary.other_kinds.total():,} files of kinds that are not read: {kinds}")
+    return lines

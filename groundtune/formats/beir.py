@@ -1,0 +1,132 @@
+"""BEIR folders (Thakur et al. 2021): corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv; read and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from groundtune.documents import format_passage
+from groundtune.files import DataError, Record
+from groundtune.formats.format import Converted, Format, Options, opened, records
+from groundtune.schema import Document, Example
+
+_CORPUS = 'a line of corpus.jsonl is {"_id", "title", "text"}'
+_QUERY = 'a line of queries.jsonl is {"_id", "text"}'
+_QRELS = "a line is query-id, corpus-id and score, with tabs between them"
+
+Judgements = dict[str, dict[str, float]]  # query id -> document id -> score
+
+
+def read(path: Path, options: Options, problems: list[str]) -> Iterator[Converted]:
+    """One file of examples for each file in qrels/; judged documents with a score over 0 are gold, others negatives.
+
+    BEIR has no answers, but some queries carry them in their metadata (`answer`, `answers`); the others are written
+    with an empty answer, which is enough to measure retrieval and not to train.
+    """
+    qrels = {file.name.split(".")[0]: _judgements(file, problems) for file in sorted((path / "qrels").glob("*.tsv*"))}
+    if not qrels:
+        raise DataError([f"{path}: has no qrels/*.tsv; a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/"])
+    judged = {id for judgements in qrels.values() for scores in judgements.values() for id in scores}
+    documents: dict[str, Document] = {}
+    for record in records(_file(path, "corpus.jsonl"), problems):
+        title = record.text("title", _CORPUS, required=False)
+        document = format_passage(record.text("text", _CORPUS, may_be_blank=True), title=title)
+        if not document.text:
+            continue
+        if (id := _id(record)) in judged:
+            documents[id] = document
+        yield Converted(documents=(document,))
+    queries = {_id(record): record for record in records(_file(path, "queries.jsonl"), problems)}
+    for split, judgements in qrels.items():
+        for id, scores in judgements.items():
+            yield _query(split, queries.get(id), scores, documents)
+
+
+def write(
+    folder: Path,
+    splits: dict[str, list[Example]],
+    documents: Iterable[Document],
+    write_lines: Callable[[Path, Iterable[str]], None],
+) -> None:
+    """The same layout; answers go into the metadata of the queries, `_id` of a document is `Document.id`."""
+    everything = {d.id: d for d in documents}
+    everything |= {d.id: d for examples in splits.values() for e in examples for d in e.gold_documents}
+    write_lines(
+        folder / "corpus.jsonl",
+        (_line({"_id": d.id, "title": d.metadata.get("title", ""), "text": _text(d)}) for d in everything.values()),
+    )
+    numbered = {split: [(f"{split}-{n}", e) for n, e in enumerate(these, 1)] for split, these in splits.items()}
+    write_lines(folder / "queries.jsonl", (_line(_query_row(id, e)) for these in numbered.values() for id, e in these))
+    for split, these in numbered.items():
+        rows = (f"{id}\t{gold}\t1" for id, e in these for gold in dict.fromkeys(d.id for d in e.gold_documents))
+        write_lines(folder / "qrels" / f"{split}.tsv", ["query-id\tcorpus-id\tscore", *rows])
+
+
+def _query_row(id: str, example: Example) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"answer": example.answer, "answers": list(example.acceptable_answers)}
+    return {
+        "_id": id,
+        "text": example.question,
+        "metadata": metadata | ({} if example.answerable else {"answerable": False}),
+    }
+
+
+def _text(document: Document) -> str:
+    """BEIR keeps title and text apart; a document of which only the whole is known stays whole."""
+    return document.page_content if document.page_content.strip() else document.fmt_content
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False)
+
+
+def _query(split: str, query: Record | None, scores: dict[str, float], documents: dict[str, Document]) -> Converted:
+    gold = [documents[id] for id, score in scores.items() if score > 0 and id in documents]
+    if query is None or not gold:
+        return Converted(left_out="without a query" if query is None else "without a passage", split=split)
+    metadata = query.fields.get("metadata")
+    about = Record(
+        query.where, metadata if isinstance(metadata, dict) else {}, query.problems, query.suspicions, "metadata."
+    )
+    answers = [a for a in (about.text("answer", _QUERY, required=False), *about.texts("answers", _QUERY)) if a.strip()]
+    answers = list(dict.fromkeys(answers))
+    example = Example(
+        question=query.text("text", _QUERY),
+        answer=answers[0] if answers else "",
+        gold_documents=tuple(gold),
+        hard_negatives=tuple(documents[id] for id, score in scores.items() if score <= 0 and id in documents),
+        gold_answers=tuple(answers) if len(answers) > 1 else (),
+        answerable=about.flag("answerable", default=True),
+        source=query.where,
+    )
+    return Converted(example, split=split)
+
+
+def _id(record: Record) -> str:
+    value = record.fields.get("_id")
+    return str(value) if isinstance(value, int) else record.text("_id", _QUERY)
+
+
+def _file(folder: Path, name: str) -> Path:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), folder / name)
+
+
+def _judgements(path: Path, problems: list[str]) -> Judgements:
+    judgements: Judgements = {}
+    file: IO[bytes]
+    with opened(path) as file:
+        for number, line in enumerate(file, 1):
+            cells = line.decode("utf-8", "replace").rstrip("\r\n").split("\t")
+            try:
+                query, document, score = cells[0], cells[1], float(cells[2])
+            except (IndexError, ValueError):
+                if number > 1 and line.strip():  # the first line names the columns
+                    problems.append(f"{path}:{number}: is {'|'.join(cells)[:60]!r}; {_QRELS}")
+                continue
+            judgements.setdefault(query, {})[document] = score
+    return judgements
+
+
+BEIR = Format("BEIR folders: corpus.jsonl, queries.jsonl, qrels/*.tsv", read)

@@ -1,0 +1,213 @@
+"""What every format shares: how its files are opened, and what becomes of a question."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from groundtune.files import DataError, Record, shown
+from groundtune.schema import UNANSWERABLE, Document, Example, Turn
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a format may be told; each is used by the formats that `convert.FLAGS` names for it."""
+
+    unanswerable: str = UNANSWERABLE  # the answer of a question that has none
+    evidence: Path | None = None  # TriviaQA: the folder with `wikipedia/` and `web/`
+    prompt_pattern: re.Pattern[str] | None = None  # chats: finds (?P<passage>...) and (?P<question>...) in a prompt
+    raft_answer: str = "final"  # or "reasoning"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """One step of a conversion: an example or the reason why there is none, and documents for the database.
+
+    An example's own documents need not be repeated in `documents`. `split` names the file that the example goes to,
+    where a format has splits of its own.
+    """
+
+    example: Example | None = None
+    left_out: str = ""
+    documents: tuple[Document, ...] = ()
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A published layout: one line that says what it is, and `read(path, options, problems)`.
+
+    `read` yields what it can and adds what is wrong to the problems, a line each.
+    """
+
+    description: str
+    read: Callable[[Path, Options, list[str]], Iterator[Converted]]
+
+
+def converted(
+    question: str,
+    answers: Sequence[str],
+    gold: Sequence[Document],
+    *,
+    negatives: Sequence[Document] = (),
+    documents: Sequence[Document] = (),
+    history: Sequence[Turn] = (),
+    answerable: bool = True,
+    source: str = "",
+) -> Converted:
+    """The example with the first of `answers` to learn and all of them to score against, or why there is none."""
+    acceptable = tuple(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
+    texts = {document.text for document in gold}
+    missing = [("a question", question.strip()), ("an answer", acceptable), ("a passage", texts - {""})]
+    left_out = next((f"without {name}" for name, value in missing if not value), "")
+    if left_out:
+        return Converted(left_out=left_out, documents=(*gold, *negatives, *documents))
+    example = Example(
+        question=question.strip(),
+        answer=acceptable[0],
+        gold_documents=tuple(gold),
+        chat_history=tuple(history),
+        hard_negatives=tuple(document for document in negatives if document.text not in texts),
+        source=source,
+        gold_answers=acceptable if len(acceptable) > 1 else (),
+        answerable=answerable,
+    )
+    return Converted(example, documents=tuple(documents))
+
+
+def children(record: Record, key: str, need: str, pair: tuple[str, str] | None = None) -> Iterator[Record]:
+    """The objects in the list at `key`, which must be there.
+
+    Two other spellings are read as that list: an object of columns, as Parquet files hold it, and, where `pair` names
+    their parts, lists of two.
+    """
+    value = record.fields.get(key)
+    if value is None:
+        record.note(key, f"missing; {need}")
+        return
+    if isinstance(value, dict) and all(isinstance(column, list) for column in value.values()):
+        value = [dict(zip(value, items)) for items in zip(*value.values())]
+    elif pair and isinstance(value, list):
+        value = [dict(zip(pair, item)) if isinstance(item, list) and len(item) == 2 else item for item in value]
+    yield from replace(record, fields={**record.fields, key: value}).records(key, need)
+
+
+def child(record: Record, key: str, need: str) -> Record:
+    """The object at `key`, an empty one if it is none."""
+    value = record.fields.get(key)
+    if not isinstance(value, dict):
+        record.note(key, f"missing; {need}" if value is None else f"is {shown(value)}, not an object; {need}")
+        value = {}
+    return replace(record, fields=value, prefix=f"{record.prefix}{key}.")
+
+
+def records(path: Path, problems: list[str]) -> Iterator[Record]:
+    """The objects of a file: lines of JSON, one JSON value (an object, or a list of them), or rows of Parquet.
+
+    Which kind of JSON it is, its first line tells; `.gz` is unpacked.
+
+    Raises:
+        DataError: the file cannot be opened or is of another kind.
+    """
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith(".parquet"):
+        yield from (Record(where, row, problems) for where, row in _parquet_rows(path))
+    elif not name.endswith((".json", ".jsonl", ".ndjson")):
+        raise DataError([f"{path}: files of this kind are not read; it must be .json, .jsonl or .parquet"])
+    elif _is_json_lines(path):
+        yield from _lines(path, problems)
+    else:
+        yield from _whole(path, problems)
+
+
+def opened(path: Path) -> IO[bytes]:
+    """The file in bytes, unpacked if it ends in .gz."""
+    try:
+        return gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")
+    except OSError as error:
+        raise DataError([f"{path}: cannot be opened ({error.strerror or error}); check the path"]) from error
+
+
+def _is_json_lines(path: Path) -> bool:
+    with _readable(path) as file:
+        first = next((line for line in file if line.strip()), b"")
+    try:
+        return isinstance(json.loads(first.decode("utf-8-sig")), dict)
+    except (ValueError, RecursionError):
+        return not path.name.lower().removesuffix(".gz").endswith(".json")  # its first line is wrong
+
+
+def _lines(path: Path, problems: list[str]) -> Iterator[Record]:
+    with _readable(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line.decode("utf-8-sig"))
+            except (ValueError, RecursionError) as error:
+                problems.append(f"{path}:{number}: not valid JSON ({_reason(error)}); every line must be one object")
+                continue
+            if isinstance(value, dict):
+                yield Record(f"{path}:{number}", value, problems)
+            else:
+                problems.append(f"{path}:{number}: is {shown(value)}, not an object; every line must be one")
+
+
+def _whole(path: Path, problems: list[str]) -> Iterator[Record]:
+    with _readable(path) as file:
+        try:
+            value = json.loads(file.read().decode("utf-8-sig"))
+        except json.JSONDecodeError as error:
+            raise DataError([f"{path}:{error.lineno}: not valid JSON ({error.msg}); fetch the file again"]) from error
+        except (ValueError, RecursionError) as error:
+            raise DataError([f"{path}: not valid JSON ({_reason(error)}); fetch the file again"]) from error
+    if isinstance(value, dict):
+        yield Record(str(path), value, problems)
+        return
+    if not isinstance(value, list):
+        raise DataError([f"{path}: is {shown(value)}; it must hold an object or a list of objects"])
+    for number, item in enumerate(value):
+        if isinstance(item, dict):
+            yield Record(f"{path}[{number}]", item, problems)
+        else:
+            problems.append(f"{path}[{number}]: is {shown(item)}, not an object; a list must hold objects")
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError([f'{path}: Parquet needs pyarrow; pip install "groundtune[parquet]"']) from error
+    try:
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches(1024)
+        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+            yield f"{path}:{number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError([f"{path}: not a readable Parquet file ({_reason(error)}); fetch it again"]) from error
+
+
+class _readable:
+    """An opened file; what goes wrong while it is unpacked is a problem of the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> IO[bytes]:
+        self.file = opened(self.path)
+        return self.file
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.file.close()
+        if isinstance(error, EOFError | OSError):
+            raise DataError([f"{self.path}: cannot be unpacked ({_reason(error)}); fetch it again"]) from error
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 150 else text[:147] + "..."

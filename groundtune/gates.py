@@ -1,0 +1,205 @@
+"""Which generated questions are good enough, and which file each goes to."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from groundtune.files import write_jsonl
+from groundtune.journal import Journal
+from groundtune.questions import Settings, chance, questions_of, words
+from groundtune.retrieval import Retriever
+from groundtune.schema import Document, Example, Hit
+
+_MENTIONS = re.compile(r"\b(?:the|this|above) (?:passage|text|excerpt|paragraph|context)\b", re.IGNORECASE)
+# Words that say nothing about what an answer claims, so that they are found in nearly every passage.
+_FILLERS = frozenset(
+    re.findall(
+        r"\w+",
+        "a an and are as at be been but by can do does for from has have how if in into is it its may no not of on or "
+        "so such than that the their them then there these they this those to was were what when where which who why "
+        "will with yes you your",
+    )
+)
+
+# Why a question was left out, in the order in which the gates are passed.
+GATES = (
+    "mentions the passage",
+    "repeats another question",
+    "not answered by its passage",
+    "answer not supported by its passage",
+    "passage not retrieved for it",
+)
+
+
+@dataclass
+class Outcome:
+    """What came out: the examples of each split, and of everything else how much and why."""
+
+    splits: dict[str, list[Example]] = field(default_factory=lambda: {"train": [], "eval": [], "test": []})
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    passage: Document
+    question: str
+    answer: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"question": self.question, "answer": self.answer, "passage": self.passage.to_dict()}
+
+
+def judge(passages: Sequence[Document], settings: Settings, journal: Journal, retriever: Retriever) -> Outcome:
+    """Pass every question and answer of the journal through the gates, and share them out by passage."""
+    outcome = Outcome()
+    by_id = {passage.id: passage for passage in passages}
+    answers = {(row["passage"], row["question"]): row["answer"] for row in journal.rows if "answer" in row}
+    questions = list(questions_of(journal, by_id))
+    outcome.counts["passages"] = len({row["passage"] for row in journal.rows if "questions" in row} & by_id.keys())
+    outcome.counts["questions"] = len(questions)
+    pairs = [_Pair(by_id[at[0]], at[1], answers[at]) for at in questions if at in answers]
+    outcome.counts["answers"] = len(pairs)
+    depth = max(settings.retrieved_within, 2 * settings.hard_negatives + 1)
+    hits = retriever.search([pair.question for pair in pairs], depth)
+    seen: set[frozenset[str]] = set()
+    for pair, found in zip(pairs, hits, strict=True):
+        if gate := _stopped_by(pair, found, seen, settings):
+            outcome.counts[gate] += 1
+            outcome.rejected.append({"why": gate, **pair.to_dict()})
+            continue
+        seen.add(_key(pair.question))
+        example = Example(
+            pair.question, pair.answer, (pair.passage,), hard_negatives=_hard_negatives(pair, found, settings)
+        )
+        outcome.splits[_split(pair.passage, settings)].append(example)
+        outcome.counts["kept"] += 1
+    return outcome
+
+
+def write(outcome: Outcome, folder: Path) -> list[str]:
+    """Write train, eval and test.jsonl but for empty ones, whose names are returned, and rejected.jsonl."""
+    for name, examples in outcome.splits.items():
+        if examples:
+            write_jsonl(folder / f"{name}.jsonl", (example.to_dict() for example in examples))
+        else:
+            (folder / f"{name}.jsonl").unlink(missing_ok=True)
+    write_jsonl(folder / "rejected.jsonl", outcome.rejected)
+    return [name for name, examples in outcome.splits.items() if not examples]
+
+
+def support(answer: str, question: str, passage: str) -> float:
+    """Share of the words that the answer adds to the question which the passage holds, compared by their stems.
+
+    Fillers do not count. 0 if the answer has a number that neither of the two has: a wrong figure makes any sentence
+    wrong.
+    """
+    said = [word for word in words(answer) if word not in _FILLERS]
+    asked, held = set(words(question)), set(words(passage))
+    if any(_is_number(word) and word not in held | asked for word in said):
+        return 0.0
+    asked_stems, held_stems = set(map(_stem, asked)), set(map(_stem, held))
+    stems = list(map(_stem, said))
+    added = [stem for stem in stems if stem not in asked_stems] or stems
+    return sum(stem in held_stems for stem in added) / len(added) if added else 0.0
+
+
+@lru_cache(maxsize=100_000)
+def _stem(word: str) -> str:
+    """By Porter (1980), made for English; most words of other languages stay as they are."""
+    return _stemmer().stem(word)
+
+
+@lru_cache(maxsize=1)
+def _stemmer() -> Any:
+    from nltk.stem.porter import PorterStemmer
+
+    return PorterStemmer()
+
+
+def _is_number(word: str) -> bool:
+    return any(map(str.isdigit, word))
+
+
+def _stopped_by(pair: _Pair, found: Sequence[Hit], seen: set[frozenset[str]], settings: Settings) -> str:
+    """The first gate that the pair does not pass, or ""."""
+    ranked = [hit.document.id for hit in found[: settings.retrieved_within]]
+    gates = zip(
+        GATES,
+        (
+            lambda: _MENTIONS.search(pair.question),
+            lambda: _key(pair.question) in seen,
+            lambda: not pair.answer,
+            lambda: support(pair.answer, pair.question, pair.passage.text) < settings.min_support,
+            lambda: pair.passage.id not in ranked,
+        ),
+        strict=True,
+    )
+    return next((gate for gate, stops in gates if stops()), "")
+
+
+def _key(question: str) -> frozenset[str]:
+    """Two questions of the same words are one, in whatever order and inflection."""
+    all_words = words(question)
+    return frozenset(_stem(word) for word in all_words if word not in _FILLERS) or frozenset(all_words)
+
+
+def _hard_negatives(pair: _Pair, found: Sequence[Hit], settings: Settings) -> tuple[Document, ...]:
+    """The best hits that are not the passage and do not hold the answer as well."""
+    others = (hit.document for hit in found if hit.document.id != pair.passage.id)
+    wrong = (d for d in others if support(pair.answer, pair.question, d.text) < settings.min_support)
+    return tuple(islice(wrong, settings.hard_negatives))
+
+
+def _split(passage: Document, settings: Settings) -> str:
+    """By the passage alone, so that all its questions stay together and no later run moves them."""
+    drawn = chance(settings.seed + 1, passage)
+    if drawn < settings.test_share:
+        return "test"
+    return "eval" if drawn < settings.test_share + settings.eval_share else "train"
+
+
+def why_none(outcome: Outcome, failures: Sequence[str]) -> list[str]:
+    """Why there is no example at all, and what to do."""
+    counts = outcome.counts
+    if failures and not counts["answers"]:
+        return [f"no reply came: {failures[0]}; nothing was written"]
+    reasons = ", ".join(f"{counts[gate]} {gate}" for gate in GATES if counts[gate]) or "no question was written"
+    return [
+        f"none of {counts['questions']} questions passed the gates: {reasons}; see generated.jsonl for what the model "
+        "wrote, and take a stronger --generator, or a --question_prompt that it follows"
+    ]
+
+
+def summary_table(outcome: Outcome) -> Any:
+    """What was asked, what each gate stopped and what was kept, as a table of rich."""
+    from rich.table import Table
+
+    table = Table("", "number")
+    table.columns[1].justify = "right"
+    for name in ("passages", "questions", "answers"):
+        table.add_row(name, f"{outcome.counts[name]:,}")
+    for gate in GATES:
+        table.add_row(f"left out: {gate}", f"{outcome.counts[gate]:,}")
+    table.add_row("kept", f"{outcome.counts['kept']:,}", end_section=True)
+    for name, examples in outcome.splits.items():
+        passages = len({example.gold_documents[0].id for example in examples})
+        table.add_row(f"{name}.jsonl, on {passages:,} passages", f"{len(examples):,}")
+    return table
+
+
+def notes(outcome: Outcome, failures: Sequence[str], empty: Sequence[str]) -> list[str]:
+    """What the table does not say."""
+    lines = []
+    if failures:
+        lines.append(f"{len(failures):,} requests failed ({failures[0]}); the same command asks for them again")
+    if empty:
+        lines.append(f"no passage fell to {' and '.join(empty)}; raise --passages, or its share")
+    return lines

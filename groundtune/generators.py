@@ -1,0 +1,94 @@
+"""Who writes questions and answers: a model loaded here, or one on an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from groundtune.endpoint import Endpoint, Messages
+from groundtune.files import DataError
+
+SERVER = "openai:"
+
+
+class Generator(Protocol):
+    """Anything that completes conversations; `failures` says why a text of the last call is None."""
+
+    failures: list[str]
+
+    def complete(self, messages_list: Sequence[Messages], max_tokens: int) -> list[str | None]:
+        """One text for each conversation, in their order."""
+
+
+@dataclass
+class LocalGenerator:
+    """A model in this process: greedy answers by the prompt that our own models read."""
+
+    model: Any
+    prompt: Any
+    pad_id: int
+    batch_size: int = 8
+    failures: list[str] = field(default_factory=list)
+
+    def complete(self, messages_list: Sequence[Messages], max_tokens: int) -> list[str | None]:
+        from groundtune.generation import generate_greedy
+
+        generated = generate_greedy(
+            self.model,
+            [self.prompt.prompt_ids([], (), messages[-1]["content"]) for messages in messages_list],
+            stop_ids=self.prompt.stop_ids,
+            pad_id=self.pad_id,
+            max_new_tokens=max_tokens,
+            batch_size=self.batch_size,
+        )
+        return [self.prompt.answer_text(one.ids) for one in generated]
+
+
+@dataclass
+class ServerGenerator:
+    """A model on a server, many requests at once."""
+
+    endpoint: Endpoint
+    failures: list[str] = field(default_factory=list)
+
+    def complete(self, messages_list: Sequence[Messages], max_tokens: int) -> list[str | None]:
+        replies = self.endpoint.complete(messages_list, max_tokens)
+        self.failures = [reply.failure for reply in replies if reply.failure]
+        return [None if reply.failure else reply.text for reply in replies]
+
+
+def load_generator(
+    name: str, *, model: str = "", concurrency: int = 8, requests_per_minute: float = 0.0, batch_size: int = 8
+) -> Generator:
+    """`name` is a model folder or hub name, or `openai:URL` with `model` as the server calls it.
+
+    Raises:
+        DataError: it cannot be used as asked for.
+    """
+    if name.startswith(SERVER):
+        endpoint = Endpoint(
+            name.removeprefix(SERVER), model, concurrency=concurrency, requests_per_minute=requests_per_minute
+        )
+        if problems := endpoint.check("generator"):
+            raise DataError(problems)
+        return ServerGenerator(endpoint)
+    return _load_local(name, batch_size)
+
+
+def _load_local(name: str, batch_size: int) -> LocalGenerator:
+    import torch
+
+    from groundtune.arguments import ModelArguments, PromptArguments
+    from groundtune.models import ModelError, computes_bf16, load_model, load_tokenizer
+    from groundtune.prompt import make_prompt
+
+    arguments = ModelArguments(model_name_or_path=name, dtype="bfloat16" if computes_bf16() else "float32")
+    try:
+        tokenizer = load_tokenizer(arguments)
+        prompt = make_prompt(tokenizer, PromptArguments(instruction=""))
+        model = load_model(arguments, bf16=computes_bf16(), stop_ids=prompt.stop_ids, pad_id=tokenizer.pad_token_id)
+    except ModelError as error:
+        raise DataError([str(error)]) from error
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return LocalGenerator(model.to(device), prompt, tokenizer.pad_token_id, batch_size)

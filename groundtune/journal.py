@@ -1,0 +1,63 @@
+"""A file to which every finished piece of work is appended, so that a run that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from groundtune.files import DataError
+
+
+class Journal:
+    """Rows in the order in which they were finished; the first line holds the settings that they were made with.
+
+    Raises `DataError` when the file was made with other settings or a line of it is damaged; a last line without its
+    end, which a killed run leaves behind, is dropped.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        self._unwritten = [{"settings": settings}]  # nothing is made before there is something to keep
+        if path.exists():
+            self._read(settings)
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Keep rows; they are on the disk when this returns."""
+        rows = list(rows)
+        if rows:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._append(self._unwritten + rows)
+            self._unwritten = []
+            self.rows += rows
+
+    def _read(self, settings: dict[str, Any]) -> None:
+        with open(self.path, "rb+") as file:
+            whole = file.read().rpartition(b"\n")[0]
+            file.truncate(len(whole) + 1 if whole else 0)
+        rows = list(self._parsed(whole))
+        if not rows:
+            return
+        made_with = rows[0].get("settings", {})
+        changed = [name for name, value in settings.items() if made_with.get(name) != value]
+        if changed:
+            what = ", ".join(f"{name} was {made_with.get(name)}, now {settings[name]}" for name in changed)
+            raise DataError([f"{self.path}: was made with other settings: {what}; name another --output or delete it"])
+        self.rows, self._unwritten = rows[1:], []
+
+    def _parsed(self, whole: bytes) -> Iterator[dict[str, Any]]:
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError([f"{self.path}:{number}: damaged ({error}); delete the line, or the file"]) from error
+            yield row
+
+    def _append(self, rows: list[dict[str, Any]]) -> None:
+        with open(self.path, "ab") as file:
+            file.write(b"".join(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())

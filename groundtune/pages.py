@@ -1,0 +1,277 @@
+"""Files of many kinds -> pages of text: plain text, Markdown, HTML, PDF, Word, CSV and JSONL.
+
+HTML and Word become Markdown, so that their headings and lists are seen when they are cut into passages.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import importlib.util
+import io
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from groundtune.files import DataError, json_rows, shown
+
+# What surrounds the text of a web page and is no part of it.
+_FURNITURE = ("script", "style", "noscript", "template", "nav", "aside", "footer", "form", "button", "svg", "iframe")
+_PERMALINKS = "a.headerlink, a.anchor, a.anchor-link"
+_BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+@dataclass(frozen=True)
+class Page:
+    """One text and where it comes from: a file, or a row of a table; `markdown` says whether it has Markdown's marks.
+
+    `sheets` are the offsets in `text` at which the sheets of a PDF begin.
+    """
+
+    text: str
+    title: str
+    source: str
+    markdown: bool = False
+    sheets: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read: the encoding of text files, and the fields of JSONL and columns of CSV; "" means the usual ones."""
+
+    encoding: str = "utf-8"
+    text_field: str = ""
+    title_field: str = ""
+    source_field: str = ""
+
+
+def read_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
+    """The pages of one file; `source` names it in the passages.
+
+    Raises:
+        DataError: the file cannot be read. It is raised before the first page: no file is half used.
+    """
+    reader = READERS[path.suffix.lower()]
+    try:
+        if reader in (_csv_pages, _json_pages):
+            for _ in reader(path, source, options):  # one that breaks off in the middle must show it before it is used
+                pass
+        yield from reader(path, source, options)
+    except OSError as error:
+        raise _unreadable(path, f"cannot be opened ({error.strerror or error})", "check its permissions") from error
+
+
+def missing_libraries(suffixes: Iterable[str]) -> list[str]:
+    """What must be installed to read files of these kinds, one line; empty if nothing is missing."""
+    needed = {name for suffix in suffixes for name in _LIBRARIES.get(suffix, ())}
+    missing = sorted(name for name in needed if importlib.util.find_spec(name) is None)
+    return [f'{", ".join(missing)}: not installed; pip install "groundtune[documents]"'] if missing else []
+
+
+def _unreadable(path: Path, why: str, way_out: str) -> DataError:
+    return DataError([f"{path}: {' '.join(why.split())}; {way_out}"])
+
+
+# Text and Markdown
+
+
+def _text_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
+    yield Page(_decoded(path, options.encoding), path.stem, source)
+
+
+def _markdown_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
+    text, title = _without_front_matter(_decoded(path, options.encoding))
+    yield Page(text, title or _first_heading(text) or path.stem, source, markdown=True)
+
+
+def _decoded(path: Path, encoding: str) -> str:
+    data = path.read_bytes()
+    encoding = next((name for bom, name in _BOMS.items() if data.startswith(bom)), encoding)
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise _not_in(path, encoding, error) from error
+    if "\0" in text:
+        raise _unreadable(path, "holds null characters, so it is no text", "leave it out or convert it")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _not_in(path: Path, encoding: str, error: UnicodeDecodeError) -> DataError:
+    seen = f"byte {error.start + 1} is {error.object[error.start]:#04x}"
+    return _unreadable(path, f"is not {encoding} ({seen})", "save it as UTF-8, or name its --encoding")
+
+
+def _without_front_matter(text: str) -> tuple[str, str]:
+    """The text without the YAML block that site generators put first, and the title in that block."""
+    match = re.match(r"---\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
+    if not match:
+        return text, ""
+    import yaml
+
+    try:
+        fields = yaml.safe_load(match[1])
+    except yaml.YAMLError:
+        return text, ""
+    if not isinstance(fields, dict):  # a text between two rules
+        return text, ""
+    return text[match.end() :], str(fields.get("title") or "").strip()
+
+
+def _first_heading(text: str) -> str:
+    match = re.search(r"^#{1,6} +(.+?)[ #]*$", text, re.MULTILINE)
+    return match[1] if match else ""
+
+
+# Web pages and Word
+
+
+def _html_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
+    # In bytes: a page says itself how it is encoded.
+    data = path.read_bytes()
+    soup = _parsed(data)
+    title = " ".join(soup.title.get_text().split()) if soup.title else ""
+    text = _markdown_of(_main_part(soup))
+    yield Page(text, title or _first_heading(text) or path.stem, source, markdown=True)
+
+
+def _docx_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
+    import mammoth
+
+    try:
+        with open(path, "rb") as file:
+            html = mammoth.convert_to_html(file, convert_image=mammoth.images.img_element(lambda image: {})).value
+    except OSError:
+        raise
+    except Exception as error:  # a broken archive or XML: the parsers below raise whatever they like
+        reason = f"is not a readable Word file ({type(error).__name__}: {error})"
+        raise _unreadable(path, reason, "save it again as .docx") from error
+    text = _markdown_of(_parsed(html))
+    yield Page(text, _first_heading(text) or path.stem, source, markdown=True)
+
+
+def _parsed(html: str | bytes) -> Any:
+    from bs4 import BeautifulSoup
+
+    return BeautifulSoup(html, "html.parser")
+
+
+def _main_part(soup: Any) -> Any:
+    """The part of a web page that it marks as its content, without navigation and scripts."""
+    articles = soup.find_all("article")
+    main = soup.find("main") or soup.find(attrs={"role": "main"}) or (articles[0] if len(articles) == 1 else None)
+    main = main or soup.body or soup
+    for tag in [*main.find_all(_FURNITURE), *main.select(_PERMALINKS)]:
+        tag.decompose()
+    return main
+
+
+def _markdown_of(soup: Any) -> str:
+    from markdownify import MarkdownConverter
+
+    converter = MarkdownConverter(
+        heading_style="ATX", bullets="-", strip=["a", "img"], escape_asterisks=False, escape_underscores=False
+    )
+    text = re.sub(r"[ \t]+$", "", converter.convert_soup(soup), flags=re.MULTILINE)
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+# PDF
+
+
+def _pdf_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
+    import pypdf
+
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it reports every irregularity that it gets over
+    try:
+        reader = pypdf.PdfReader(path)
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise _unreadable(path, "is protected by a password", "save it without one")
+        texts = [_clean(page.extract_text()) for page in reader.pages]
+        title = str((reader.metadata or {}).get("/Title") or "").strip()
+    except (OSError, DataError):
+        raise
+    except Exception as error:  # a broken file: the parser raises whatever it likes
+        reason = f"is not a readable PDF ({type(error).__name__}: {error})"
+        raise _unreadable(path, reason, "print it to PDF again, or leave it out") from error
+    if not any(texts):
+        raise _unreadable(path, "holds no text, only images", "run a text recognition such as ocrmypdf on it first")
+    starts = [0]
+    for text in texts[:-1]:
+        starts.append(starts[-1] + len(text) + 2)
+    yield Page("\n\n".join(texts), title or path.stem, source, sheets=tuple(starts))
+
+
+def _clean(text: str) -> str:
+    """Without null characters and halves of surrogate pairs, which fonts with a broken table leave behind."""
+    return text.replace("\0", "").encode("utf-8", "ignore").decode("utf-8").strip()
+
+
+# Rows
+
+
+def _json_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
+    problems: list[str] = []
+    for number, row in json_rows(path, problems):
+        if problems:
+            break
+        where = f"{path}:{number}"
+        text = _field(row, options.text_field or "text", where, required=True)
+        title = _field(row, options.title_field or "title", where, required=bool(options.title_field))
+        place = _field(row, options.source_field or "source", where, required=bool(options.source_field))
+        yield Page(text, title.strip(), place.strip() or f"{source}#{number}")
+    if problems:
+        raise DataError(problems)
+
+
+def _csv_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
+    """A row is a page: its text column or, where there is none, all of its columns as `name: value` lines."""
+    csv.field_size_limit(2**31 - 1)  # the default refuses a cell of more than 131,072 characters
+    file = io.StringIO(_decoded(path, options.encoding), newline="")
+    header = file.readline()
+    file.seek(0)
+    rows = csv.DictReader(file, delimiter=max(",;\t", key=header.count), restval="", strict=True)
+    try:
+        columns = [name for name in rows.fieldnames or [] if name]
+        text_column = options.text_field or ("text" if "text" in columns else "")
+        for row in rows:
+            where = f"{path}:{rows.line_num}"
+            if None in row:
+                raise DataError([f"{where}: has more cells than the first line names; quote cells that hold a comma"])
+            lines = "\n".join(f"{name}: {row[name]}" for name in columns if row[name].strip())
+            text = _field(row, text_column, where, required=True) if text_column else lines
+            title = _field(row, options.title_field or "title", where, required=bool(options.title_field))
+            place = _field(row, options.source_field or "source", where, required=bool(options.source_field))
+            yield Page(text, title.strip(), place.strip() or f"{source}#{rows.line_num}")
+    except csv.Error as error:
+        raise _unreadable(path, f"line {rows.line_num}: is not valid CSV ({error})", "write it again") from error
+
+
+def _field(row: dict[str, Any], name: str, where: str, required: bool) -> str:
+    value = row.get(name)
+    if value is None and required:
+        flag = "" if name != "text" else " with --text_field"
+        raise DataError([f"{where}: {name}: missing; it has {', '.join(map(str, row)) or 'nothing'}: name one{flag}"])
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise DataError([f"{where}: {name}: holds half of a surrogate pair; write the whole character"])
+    if value is not None and not isinstance(value, str):
+        raise DataError([f"{where}: {name}: is {shown(value)}, not text; name a field that holds text"])
+    return value or ""
+
+
+READERS: dict[str, Callable[[Path, str, ReadOptions], Iterator[Page]]] = {
+    **dict.fromkeys((".txt", ".text", ".rst"), _text_pages),
+    **dict.fromkeys((".md", ".markdown"), _markdown_pages),
+    **dict.fromkeys((".html", ".htm", ".xhtml"), _html_pages),
+    ".pdf": _pdf_pages,
+    ".docx": _docx_pages,
+    ".csv": _csv_pages,
+    ".jsonl": _json_pages,
+}
+_LIBRARIES = {
+    **dict.fromkeys((".html", ".htm", ".xhtml"), ("bs4", "markdownify")),
+    ".docx": ("mammoth", "bs4", "markdownify"),
+    ".pdf": ("pypdf",),
+}

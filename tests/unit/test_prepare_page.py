@@ -1,0 +1,81 @@
+"""Every command of docs/prepare.md runs, in the order of the page, on small files with the names that it uses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("semantic_text_splitter", reason="needs the extra [documents]")
+pytest.importorskip("bm25s", reason="needs the extra [bm25]")
+
+from conftest import make_tokenizer
+from test_convert import CHAT, PATTERN, RAFT, SQUAD, TRIVIA, beir_folder, nq_row, write
+from test_convert import FOUNDERS as ANNOTATION
+from test_questions import FakeGenerator, documents
+
+import groundtune.generators
+from groundtune.chunking import load_counter
+from groundtune.cli import main
+from groundtune.files import read_documents, read_examples
+
+PAGE = Path(__file__).parents[2] / "docs" / "prepare.md"
+# What the page takes from a hub or a server is made here instead.
+TOKENIZER = "intfloat/e5-base-v2"
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("groundtune ")]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The current folder, with every input that the page names."""
+    monkeypatch.chdir(tmp_path)
+    for i, document in enumerate(documents(60)):
+        path = tmp_path / "handbook" / f"{i:02}.md"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"# Thing {i}\n\n{document.page_content}\n")
+    (tmp_path / "faq.csv").write_text("title,text\nDogs,Dogs wait at the red door.\n")
+    write(tmp_path / "pages.jsonl", [{"headline": "Food", "body": "Guests may bring only water."}])
+    write(tmp_path / "train-v2.0.json", SQUAD)
+    write(tmp_path / "dev-v2.0.json", SQUAD)
+    write(tmp_path / "simplified-nq-train.jsonl.gz", [nq_row(ANNOTATION)])
+    write(tmp_path / "qa" / "wikipedia-train.json", TRIVIA)
+    evidence = tmp_path / "evidence" / "wikipedia" / "Webber.txt"
+    evidence.parent.mkdir(parents=True)
+    evidence.write_text("The musical Sunset Boulevard premiered in 1993.")
+    beir_folder(tmp_path / "scifact")
+    prompt = "Context: It opens\nat nine.\nQuestion: When?"
+    told = [{"role": "user", "content": prompt}, {"role": "assistant", "content": "At nine."}]
+    write(tmp_path / "chats.jsonl", [{"messages": told}, CHAT])
+    write(tmp_path / "raft.jsonl", [RAFT])
+    make_tokenizer("qwen").save_pretrained(tmp_path / "tokenizer")
+    return tmp_path
+
+
+def test_every_command_of_the_page_runs_in_its_order(folder, monkeypatch, capsys):
+    counter = load_counter(str(folder / "tokenizer"))
+    monkeypatch.setattr("groundtune.chunking.load_counter", {TOKENIZER: counter}.__getitem__)
+    monkeypatch.setattr(groundtune.generators, "load_generator", lambda name, **_: FakeGenerator())
+    assert len(commands()) > 10 and PATTERN in PAGE.read_text("utf-8")
+    for command in commands():
+        assert main(shlex.split(command)[1:]) == 0, (command, capsys.readouterr().err)
+        if command.startswith("groundtune documents handbook"):
+            found = read_documents("documents.jsonl")
+            assert {d.metadata["source"] for d in found} >= {"handbook/00.md", "faq.csv#2"}
+        elif "pages.jsonl" in command:
+            assert [d.page_content for d in read_documents("documents.jsonl")] == ["Guests may bring only water."]
+            main(shlex.split(commands()[0])[1:])  # the page goes on with the handbook
+    rows = [json.loads(line) for line in (folder / "chats" / "train.jsonl").read_text().splitlines()]
+    assert rows[0]["messages"][-1]["role"] == "assistant"
+    assert {e.question for e in read_examples("chats/chats.jsonl")} >= {"When?"}
+    for output in (
+        "qa_local/train.jsonl", "squad/dev-v2.0.jsonl", "nq/documents.jsonl", "trivia/wikipedia-train.jsonl",
+        "scifact_qa/train.jsonl", "raft/raft.jsonl", "completions/train.jsonl", "beir/qrels/test.tsv",
+    ):  # fmt: skip
+        assert (folder / output).stat().st_size > 0, output

@@ -1,0 +1,413 @@
+"""Questions are asked once, kept, judged and shared out by passage; a server may fail and a run may be stopped."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("bm25s", reason="needs the extra [bm25]")
+
+from groundtune import gates, questions
+from groundtune.cli import main
+from groundtune.files import read_examples, write_documents
+from groundtune.gates import GATES, support
+from groundtune.journal import Journal
+from groundtune.questions import Settings, parse_answer, parse_questions, read_prompt, sample_passages
+from groundtune.retrieval import BM25Retriever
+from groundtune.schema import Document
+
+THINGS = ["lamp", "chair", "table", "carpet", "mirror", "candle", "teapot", "basket", "pillow", "kettle", "ladder"]
+FILLING = "It was made by hand in a small workshop near the harbour and is sold with a card that tells its story."
+
+
+def documents(n: int = 40) -> list[Document]:
+    return [
+        Document(f"The {thing} number {i} costs {i + 100} coins and weighs {i + 500} grams. {FILLING}")
+        for i, thing in zip(range(n), THINGS * n)
+    ]
+
+
+def settings(**changes) -> Settings:
+    prompts = {name: read_prompt(None, file) for name, file in
+               (("question_prompt", "questions.txt"), ("answer_prompt", "answer.txt"))}  # fmt: skip
+    return Settings(**prompts | {"min_words": 5, "passages": 40} | changes)
+
+
+def reply_to(prompt: str) -> str:
+    """What an obedient model says: two questions on the passage, or the price or weight that a question asks for."""
+    passage = re.search(r"The (\w+) number (\d+) costs (\d+) coins and weighs (\d+) grams", prompt)
+    thing, number, price, weight = passage.groups()
+    if "Question:" not in prompt:
+        return f"1. What does {thing} number {number} cost?\n2) How heavy is {thing} number {number}?\nThat is all."
+    asked = prompt.rpartition("Question:")[2]
+    return f"It costs {price} coins." if "cost" in asked else f"It weighs {weight} grams."
+
+
+@dataclass
+class FakeGenerator:
+    """Replies by a function of the prompt; None is a request that failed."""
+
+    reply: object = reply_to
+    failures: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+
+    def complete(self, messages_list, max_tokens):
+        self.prompts += [messages[-1]["content"] for messages in messages_list]
+        texts = [self.reply(messages[-1]["content"]) for messages in messages_list]
+        self.failures = ["no luck" for text in texts if text is None]
+        return texts
+
+
+def make(folder: Path, generator: FakeGenerator, documents_: list[Document], **changes):
+    """Ask and judge, as the command does."""
+    chosen = settings(**changes)
+    passages = sample_passages(documents_, chosen)
+    journal = Journal(folder / "generated.jsonl", questions.what_decides_a_reply(chosen, "fake"))
+    failures = questions.generate(passages, chosen, lambda: generator, journal, batch=8)
+    return gates.judge(passages, chosen, journal, BM25Retriever(documents_)), failures
+
+
+# Sampling and parsing
+
+
+def test_a_sample_is_the_same_on_every_run_and_grows_without_moving():
+    small, large = (sample_passages(documents(), settings(passages=n)) for n in (5, 20))
+    assert small == large[:5] == sample_passages(documents()[::-1], settings(passages=5))
+    assert sample_passages(documents(), settings(passages=5, seed=1)) != small
+
+
+def test_short_passages_and_tables_of_figures_are_not_sampled():
+    bad = [Document("Too short."), Document("1024 | 77.5 | 2024-01-01 | 33 | a | 55 | 1,000 | 12:30 | 9 " * 5)]
+    assert sample_passages([*bad, *documents(3)], settings(min_words=10, passages=9)) == sample_passages(
+        documents(3), settings(min_words=10, passages=9)
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. What does it cost?\n2. How heavy is it?",
+        "Here they are:\n\n- What does it cost?\n- How heavy is it?\n- What does it cost?",
+        'Q1: "What does it cost?"\nQuestion 2: **How heavy is it?**',
+        "What does it cost?\nHow heavy is it?\nHow old is it?",
+    ],
+)
+def test_questions_are_found_in_what_models_write(text):
+    assert parse_questions(text, 2) == ["What does it cost?", "How heavy is it?"]
+
+
+def test_a_question_that_begins_with_a_year_keeps_it():
+    assert parse_questions("1984 was written by whom?", 2) == ["1984 was written by whom?"]
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("Answer: At nine.", "At nine."),
+        ("At nine.\nQuestion: And then?\nAnswer: Ten.", "At nine."),
+        ("At nine.\n\nOn Sundays at ten.", "At nine.\n\nOn Sundays at ten."),
+        ("Not answered.", ""),
+        (" NOT ANSWERED", ""),
+        ("", ""),
+    ],
+)
+def test_an_answer_is_what_a_model_says_first_or_nothing(text, answer):
+    assert parse_answer(text) == answer
+
+
+def test_a_passage_with_braces_stays_as_it_is_in_a_prompt():
+    passage = Document("Write {question} and {number} and {passage}.")
+    chosen = settings()
+    assert passage.text in questions.question_prompt(chosen, passage)
+    prompt = questions.answer_prompt(chosen, passage, "Why {passage}?")
+    assert passage.text in prompt and "Question: Why {passage}?" in prompt
+
+
+# Gates
+
+
+@pytest.mark.parametrize(
+    "answer, share",
+    [
+        ("It opens at nine.", 1),
+        ("The doors are opened at nine o'clock sharp.", 2 / 5),  # doors and nine, but not o, clock, sharp
+        ("At midnight.", 0),
+        ("In 1999.", 0),
+        ("", 0),
+    ],
+)
+def test_support_is_the_share_of_what_an_answer_adds(answer, share):
+    found = support(answer, "When does the library open?", "The library's doors open at nine.")
+    assert found == pytest.approx(share)
+
+
+def test_a_wrong_figure_is_never_supported():
+    passage = "The lamp costs 120 coins and is sold in the shop near the harbour."
+    assert support("The lamp costs 120 coins in the shop near the harbour.", "What is the price?", passage) == 1
+    assert support("The lamp costs 130 coins in the shop near the harbour.", "What is the price?", passage) == 0
+
+
+def test_good_questions_pass_and_each_gate_stops_its_kind(tmp_path):
+    def reply(prompt: str) -> str:
+        number = int(re.search(r"number (\d+)", prompt)[1])
+        if "Question:" in prompt:
+            return {3: "NOT ANSWERED", 4: "It costs 7 coins."}.get(number, reply_to(prompt))
+        return {1: "What does the passage say about cost?", 2: "Who wrote the iliad of troy?"}.get(
+            number, reply_to(prompt)
+        )
+
+    outcome, failures = make(tmp_path, FakeGenerator(reply), documents(12), passages=12, retrieved_within=2)
+    counts = outcome.counts
+    assert not failures and counts["passages"] == 12 and counts["questions"] == counts["answers"] == 22
+    stopped = {gate: {int(re.search(r"number (\d+)", row["passage"]["page_content"])[1]) for row in outcome.rejected
+                      if row["why"] == gate} for gate in GATES}  # fmt: skip
+    assert stopped == {
+        "mentions the passage": {1},
+        "repeats another question": set(),
+        "not answered by its passage": {3},
+        "answer not supported by its passage": {4},
+        "passage not retrieved for it": {2},
+    }
+    assert counts["kept"] == 22 - sum(counts[gate] for gate in GATES) == sum(map(len, outcome.splits.values()))
+
+
+def test_a_question_asked_twice_is_kept_once(tmp_path):
+    reply = lambda prompt: reply_to(prompt) if "Question:" in prompt else "What does a thing cost?"  # noqa: E731
+    outcome, _ = make(tmp_path, FakeGenerator(reply), documents(6), passages=6)
+    assert outcome.counts["repeats another question"] == 5 and outcome.counts["kept"] == 1
+
+
+def test_hard_negatives_are_found_for_the_question_and_do_not_answer_it(tmp_path):
+    copy = Document(documents(1)[0].page_content.replace("by hand", "by machine"))  # holds the same answers
+    outcome, _ = make(tmp_path, FakeGenerator(), [*documents(12), copy], passages=13)
+    examples = [example for split in outcome.splits.values() for example in split]
+    assert all(len(e.hard_negatives) == 2 and not {*e.hard_negatives} & {*e.gold_documents} for e in examples)
+    (cost,) = [e for e in examples if e.question == "What does lamp number 0 cost?"]
+    assert {*cost.hard_negatives, *cost.gold_documents}.isdisjoint({copy} - {*cost.gold_documents})
+
+
+def test_no_passage_is_in_two_files_and_a_larger_run_moves_none(tmp_path):
+    where = {}
+    for n in (20, 40):
+        outcome, _ = make(tmp_path, FakeGenerator(), documents(), passages=n, eval_share=0.2, test_share=0.2)
+        split_of = {e.gold_documents[0].id: name for name, these in outcome.splits.items() for e in these}
+        assert sum(len({e.gold_documents[0].id for e in these}) for these in outcome.splits.values()) == len(split_of)
+        assert where.items() <= split_of.items()
+        where = split_of
+    assert len(where) == 40 and set(where.values()) == {"train", "eval", "test"}
+
+
+# Stopping and going on
+
+
+def test_a_stopped_run_goes_on_without_asking_twice(tmp_path):
+    whole, _ = make(tmp_path / "whole", FakeGenerator(), documents(), passages=10)
+    calls = 0
+
+    def reply(prompt: str) -> str:
+        nonlocal calls
+        calls += 1
+        if calls == 19:  # in the second batch of answers
+            raise KeyboardInterrupt
+        return reply_to(prompt)
+
+    stopped = FakeGenerator(reply)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "part", stopped, documents(), passages=10)
+    kept = (tmp_path / "part" / "generated.jsonl").read_text().splitlines()
+    assert len(kept) == 1 + 10 + 0 or len(kept) == 1 + 10 + 8
+    with open(tmp_path / "part" / "generated.jsonl", "a") as file:
+        file.write('{"passage": "half a li')  # as a killed process leaves it
+    rest = FakeGenerator()
+    outcome, _ = make(tmp_path / "part", rest, documents(), passages=10)
+    assert outcome == whole
+    assert len(rest.prompts) == 30 - (len(kept) - 1)
+    nothing = FakeGenerator()
+    assert make(tmp_path / "part", nothing, documents(), passages=10)[0] == whole and nothing.prompts == []
+
+
+def test_a_request_that_failed_is_asked_again_by_the_next_run(tmp_path):
+    fails = lambda prompt: None if "number 3 " in prompt else reply_to(prompt)  # noqa: E731
+    outcome, failures = make(tmp_path, FakeGenerator(fails), documents(6), passages=6)
+    assert failures == ["no luck"] and outcome.counts["passages"] == 5
+    again = FakeGenerator()
+    outcome, failures = make(tmp_path, again, documents(6), passages=6)
+    assert outcome.counts["passages"] == 6 and not failures and len(again.prompts) == 3
+
+
+def test_a_journal_made_with_other_settings_is_not_continued(tmp_path):
+    from groundtune.files import DataError
+
+    make(tmp_path, FakeGenerator(), documents(3), passages=3)
+    with pytest.raises(DataError, match=r"other settings: questions per passage was 2, now 3; name another --output"):
+        make(tmp_path, FakeGenerator(), documents(3), passages=3, questions_per_passage=3)
+
+
+# The command, against a server
+
+
+class Server(ThreadingHTTPServer):
+    """An OpenAI-compatible server: replies like an obedient model, fails on request, counts what runs at once."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.lock, self.running, self.most, self.requests = threading.Lock(), 0, 0, []
+        self.refuse = lambda number, prompt: None
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def generator(self) -> str:
+        return f"openai:http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server, prompt = self.server, body["messages"][-1]["content"]
+        with server.lock:
+            server.running += 1
+            server.most = max(server.most, server.running)
+            server.requests.append((time.monotonic(), self.path, self.headers["Authorization"], body))
+            status = server.refuse(len(server.requests), prompt)
+        time.sleep(0.02)
+        reply = {"choices": [{"index": 0, "finish_reason": "stop", "message": {
+            "role": "assistant", "content": None if status else reply_to(prompt)}}]}  # fmt: skip
+        data = json.dumps(reply if not status else {"error": {"message": "refused"}}).encode()
+        with server.lock:
+            server.running -= 1
+        self.send_response(status or 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    pytest.importorskip("openai", reason="needs the extra [endpoint]")
+    monkeypatch.setenv("OPENAI_API_KEY", "the key")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with Server() as made:
+        yield made
+        made.shutdown()
+
+
+@pytest.fixture
+def database(tmp_path) -> Path:
+    write_documents(tmp_path / "documents.jsonl", documents())
+    return tmp_path / "documents.jsonl"
+
+
+def run(*words: object) -> int:
+    try:
+        return main(["questions", *map(str, words)])
+    except SystemExit as ended:
+        return ended.code
+
+
+def test_a_server_is_asked_many_questions_at_once_and_its_answers_become_examples(server, database, tmp_path, capsys):
+    flags = ("--generator", server.generator, "--generator_model", "m", "--min_words", 5, "--concurrency", 4)
+    assert run(database, "-o", tmp_path / "qa", "--passages", 20, *flags) == 0
+    examples = read_examples(tmp_path / "qa" / "train.jsonl")
+    first = examples[0]
+    assert first.answer in (f"It {verb} {n} {unit}." for verb, n, unit in (
+        ("costs", re.search(r"costs (\d+)", first.gold_documents[0].text)[1], "coins"),
+        ("weighs", re.search(r"weighs (\d+)", first.gold_documents[0].text)[1], "grams"),
+    ))  # fmt: skip
+    assert 1 < server.most <= 4 and len(server.requests) == 60
+    _, path, key, body = server.requests[0]
+    assert (path, key, body["model"], body["temperature"]) == ("/v1/chat/completions", "Bearer the key", "m", 0)
+    said = capsys.readouterr().out
+    assert (
+        re.search(r"questions\W+40\b", said) and all(gate in said for gate in GATES) and re.search(r"kept\W+40", said)
+    )
+    assert re.search(r"Wrote 40 examples to ", said)
+
+
+def test_requests_keep_to_the_rate(server, database, tmp_path):
+    flags = ("--generator", server.generator, "--generator_model", "m", "--min_words", 5)
+    assert run(database, "-o", tmp_path / "qa", "--passages", 2, "--requests_per_minute", 600, *flags) == 0
+    times = [at for at, *_ in server.requests]
+    assert len(times) == 6 and times[1] - times[0] > 0.09 and times[5] - times[2] > 0.29
+
+
+def test_a_server_that_stumbles_is_asked_again_and_a_request_that_fails_is_counted(server, database, tmp_path, capsys):
+    flags = ("--generator", server.generator, "--generator_model", "m", "--min_words", 5, "--passages", 6)
+    first = sample_passages(documents(), settings(passages=6))[3].page_content
+
+    def refuse(number: int, prompt: str) -> int | None:
+        return 503 if number == 2 else 400 if first in prompt else None
+
+    server.refuse = refuse
+    assert run(database, "-o", tmp_path / "qa", *flags) == 0
+    assert "1 requests failed (Error code: 400" in capsys.readouterr().out
+    server.refuse = lambda number, prompt: None
+    asked = len(server.requests)
+    assert run(database, "-o", tmp_path / "qa", *flags) == 0
+    assert len(server.requests) == asked + 3 and "Wrote 12 examples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_server_that_cannot_be_used_is_one_line_and_one_request(server, database, tmp_path, capsys, status):
+    server.refuse = lambda number, prompt: status
+    assert (
+        run(
+            database, "-o", tmp_path / "qa", "--generator", server.generator, "--generator_model", "m", "--min_words", 5
+        )
+        == 2
+    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"Error code: {status}" in line and line.endswith("the name of the model, and the key in OPENAI_API_KEY")
+    assert len(server.requests) == 1 and not (tmp_path / "qa").exists()
+
+
+def test_a_model_loaded_here_writes_too(database, tmp_path, families, capsys):
+    """A random model writes no question, and that is what is said; what it wrote is kept."""
+    flags = ("--generator", families["qwen"].folder, "--passages", 3, "--min_words", 5, "--max_new_tokens", 8)
+    assert run(database, "-o", tmp_path / "qa", *flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("none of 0 questions passed the gates: no question was written; see generated.jsonl")
+    assert len((tmp_path / "qa" / "generated.jsonl").read_text().splitlines()) == 4
+    assert not (tmp_path / "qa" / "train.jsonl").exists()
+
+
+# What is wrong
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--generator", "openai:localhost"], "'localhost' is no address"),
+        (["--generator", "openai:http://x/v1"], "--generator_model: missing"),
+        (["--generator", "x", "--passages", "0"], "--passages: is 0; give 1 or more"),
+        (["--generator", "x", "--eval_share", "0.5", "--test_share", "0.5"], "leave nothing to train on"),
+        (["--generator", "x", "--min_words", "999"], "no passage has 999 words; lower --min_words"),
+        (["--generator", "x", "--question_prompt", "prompt.txt"], "prompt.txt: lacks {passage}"),
+        (["--generator", "x", "--answer_prompt", "gone.txt"], "gone.txt: cannot be read"),
+        (["--generator", "no/such/model"], "cannot load"),
+    ],
+)
+def test_a_wrong_argument_is_said_before_anything_is_written(database, tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompt.txt").write_text("Ask {number} questions.")
+    assert run(database, "-o", "qa", "--min_words", "5", *words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert said in lines[0] and not (tmp_path / "qa").exists()
+
+
+def test_a_prompt_of_ones_own_is_used(tmp_path):
+    (tmp_path / "prompt.txt").write_text("Frage zu: {passage}")
+    chosen = settings(question_prompt=read_prompt(tmp_path / "prompt.txt", "questions.txt"))
+    assert questions.question_prompt(chosen, Document("Text.")) == "Frage zu: Text."
