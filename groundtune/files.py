@@ -14,7 +14,7 @@ import re
 import reprlib
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -219,11 +219,11 @@ class Record:
         near = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
         return f" (there is {shown(names[near[0]])})" if near else ""
 
-    def suspect_misspelt(self, *optional: str) -> None:
+    def suspect_misspelt(self, *optional: str, required: Sequence[str] = ()) -> None:
         """A misspelt field that may be left out would be missed in silence."""
         absent = [name for name in optional if name not in self.fields]
         for key in self.fields:
-            if absent and key not in optional:
+            if absent and key not in (*optional, *required):
                 for meant in difflib.get_close_matches(key.lower(), absent, n=1, cutoff=0.8):
                     problem = f"is ignored; rename it to {meant}, if that is meant"
                     self.suspicions.append(f"{self.where}: {self.prefix}{_shown_name(key)}: {problem}")
@@ -276,7 +276,9 @@ class Record:
 
 
 def _example(record: Record) -> Example:
-    record.suspect_misspelt("chat_history", "hard_neg_docs", "gold_answers", "answerable")
+    record.suspect_misspelt(
+        "chat_history", "hard_neg_docs", "gold_answers", "answerable", required=("question", "gold_docs", "gold_answer")
+    )
     if record.fields.get("gold_docs") in (None, "", []):
         state = "empty" if "gold_docs" in record.fields else "missing" + record.other_spelling("gold_docs")
         record.note("gold_docs", f'{state}; every line needs "gold_docs", the documents that hold the answer')
