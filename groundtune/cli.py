@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import groundtune
 from groundtune.arguments import GROUPS, Arguments
+from groundtune.config import read_config, split_files
 from groundtune.durable import DiskError, disk_errors
 from groundtune.files import DataError
 from groundtune.signals import Stopped, watched
@@ -65,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, rest = (argv[0], argv[1:]) if argv else ("", [])
     if command in ("sft", "swr"):
         return train_command(command, rest)
+    if command == "doctor":
+        return doctor_command(rest)
     if command == "demo":
         return demo_command(rest)
     parser = argparse.ArgumentParser(prog="groundtune", description=groundtune.__doc__)
@@ -79,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 COMMANDS = {
     "sft": "train on gold passages, and compare with the untouched model end to end",
     "swr": "train on gold and retrieved passages, and compare with the untouched model end to end",
+    "doctor": "all that is wrong with the data of an sft or swr command, without loading a model",
     "demo": "the whole road with a small model, on the Python language reference; needs no hub",
 }
 
@@ -100,6 +104,43 @@ def demo_command(argv: Sequence[str]) -> int:
     return train_command("swr", flags)
 
 
+DOCTOR = """usage: groundtune doctor [sft|swr] [--json] FLAGS
+
+Everything that is wrong or suspicious in the data, at once, before anything slow. FLAGS are those of `groundtune sft`
+and `groundtune swr`, any of them: put `doctor` before the method in the command that you are about to run. Text is
+checked in whichever files are named; tokens too if --model_name_or_path is, and what retrieval cannot read if
+--embedding_model is. Tokenizers are loaded, weights are not.
+
+--json  one JSON object instead of text: errors, warnings, findings, token_table, row
+
+Exit status: 0 if nothing is wrong (there may be warnings), 2 if something is."""
+
+
+def doctor_command(argv: Sequence[str]) -> int:
+    """Print the token table, one row and every finding; returns 2 if an error is among them, else 0."""
+    if {"-h", "--help"} & set(argv):
+        print(DOCTOR)
+        return 0
+    _set_up_logging()
+    method, flags = (argv[0], argv[1:]) if argv and argv[0] in ("sft", "swr") else ("sft", argv)
+    flags = [word for word in flags if word != "--json"]
+    try:
+        arguments = parse_arguments(method, flags)
+    except DataError as error:
+        return _refuse(_at_their_lines(error.problems, flags))
+    if problems := arguments.check(complete=False):
+        return _refuse(_at_their_lines(problems, flags))
+
+    from groundtune.doctor import diagnose, shown
+
+    diagnosis = diagnose(arguments)
+    if "--json" in argv:
+        print(json.dumps(diagnosis.to_dict(), indent=2))
+    else:
+        print(shown(diagnosis))
+    return 2 if diagnosis.errors else 0
+
+
 def train_command(method: str, argv: Sequence[str]) -> int:
     """Parse, train, print the table; problems go to standard error, one a line.
 
@@ -119,7 +160,7 @@ def _train_command(method: str, argv: Sequence[str]) -> int:
     try:
         arguments = parse_arguments(method, argv)
     except DataError as error:
-        return _refuse(error.problems)
+        return _refuse(_at_their_lines(error.problems, argv))
 
     from groundtune.loss import NonFiniteLoss
     from groundtune.models import ModelError
@@ -130,9 +171,9 @@ def _train_command(method: str, argv: Sequence[str]) -> int:
         with disk_errors(arguments.training.output_dir):
             results = train(arguments)
     except DataError as error:
-        return _refuse(error.problems)
+        return _refuse(_at_their_lines(error.problems, argv))
     except ModelError as error:
-        return _refuse([str(error)])
+        return _refuse(_at_their_lines([str(error)], argv))
     except NonFiniteLoss as error:
         print(error, file=sys.stderr)
         return 1
@@ -165,11 +206,11 @@ def parse_arguments(method: str, argv: Sequence[str]) -> Arguments:
     Raises `DataError` with every unknown flag and bad value.
     """
     parser = _parser(method)
-    argv = _spelt_as_today(_expand_files(argv), {flag for a in parser._actions for flag in a.option_strings})
+    argv = _spelt_as_today(_expand_files(argv, parser), _flags(parser))
     try:
         *groups, training, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     except (ValueError, ImportError) as error:
-        raise DataError([f"arguments: {error}"]) from error
+        raise DataError(_why_refused(argv, parser) or [f"arguments: {_one_line(error)}"]) from error
     if unknown:
         raise DataError(_unknown_flags(unknown, parser))
     names = ("data", "retrieval", "prompt", "model", "evaluation", "logger")
@@ -179,6 +220,22 @@ def parse_arguments(method: str, argv: Sequence[str]) -> Arguments:
     if arguments.logger.run_group:
         os.environ.setdefault("WANDB_RUN_GROUP", arguments.logger.run_group)
     return arguments
+
+
+def _why_refused(argv: Sequence[str], parser: Any) -> list[str]:
+    """Trainer's arguments object checks its values and names no flag: whichever fails by itself is one to blame."""
+    problems = []
+    starts = [i for i, word in enumerate(argv) if word.startswith("--")]
+    for start, end in zip(starts, [*starts[1:], len(argv)]):
+        try:
+            parser.parse_args_into_dataclasses(argv[start:end], return_remaining_strings=True)
+        except (ValueError, ImportError) as error:
+            problems.append(f"{argv[start].partition('=')[0]}: {_one_line(error)}; -h describes it")
+    return problems
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _parser(method: str) -> Any:
@@ -202,48 +259,63 @@ def _bad_value(message: str) -> NoReturn:
     raise DataError([message.removeprefix("argument ")])
 
 
-def _expand_files(argv: Sequence[str]) -> list[str]:
-    """One argument that ends in .json, or `--config FILE`, becomes the flags it holds; other flags follow and win."""
-    argv = list(argv)
-    if len(argv) == 1 and argv[0].endswith(".json") and not argv[0].startswith("-"):
-        return _flags_of(argv[0])
-    from_files: list[str] = []
-    while any(a == "--config" or a.startswith("--config=") for a in argv):
-        i = next(i for i, a in enumerate(argv) if a == "--config" or a.startswith("--config="))
-        if "=" in argv[i]:
-            path, width = argv[i].partition("=")[2], 1
-        elif i + 1 < len(argv):
-            path, width = argv[i + 1], 2
-        else:
-            raise DataError(["--config: missing; name a YAML or JSON file"])
-        from_files += _flags_of(path)
-        del argv[i : i + width]
-    return from_files + argv
+def _expand_files(argv: Sequence[str], parser: Any) -> list[str]:
+    """The arguments of files as flags, then the other flags, which win. Raises `DataError` with all that is wrong."""
+    paths, words = split_files(argv)
+    entries, problems = [], []
+    for path in paths:
+        try:
+            entries += read_config(path)
+        except DataError as error:
+            problems += error.problems
+    for entry in entries:
+        # Each by itself: argparse would stop at the first, and not know the line.
+        problems += [f"{entry.where}: {entry.name}: {problem}" for problem in _problems_of(entry.flag(), parser)]
+    if problems:
+        raise DataError(problems)
+    return [word for entry in entries for word in entry.flag()] + words
 
 
-def _flags_of(path: str) -> list[str]:
-    import yaml
-
+def _problems_of(words: Sequence[str], parser: Any) -> list[str]:
+    """What the parser has against one flag and its values, without its name."""
+    words = _spelt_as_today(words, _flags(parser), tell=False)
     try:
-        text = Path(path).read_text("utf-8")
-        values = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-    except OSError as error:
-        raise DataError([f"{path}: {error.strerror or error}; name a YAML or JSON file of arguments"]) from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise DataError([f"{path}: not valid: {' '.join(str(error).split())}"]) from error
-    if not isinstance(values, dict):
-        raise DataError([f"{path}: holds {type(values).__name__}; it must map argument names to values"])
-    return [word for name, value in values.items() if value is not None for word in _flag(name, value)]
+        unknown = parser.parse_known_args(words)[1]
+    except DataError as error:
+        return [problem.partition(": ")[2] + "; -h describes it" for problem in error.problems]
+    if unknown and unknown[0].startswith("-"):
+        return [problem.partition(": ")[2] for problem in _unknown_flags(unknown, parser)]
+    return [f"takes one value, and not {len(unknown) + 1}; -h describes it"] if unknown else []
 
 
-def _flag(name: str, value: Any) -> list[str]:
-    if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
-    # One word, so that a value may begin with a dash; numbers as YAML 1.1 reads them ("1e-4" is a string to it).
-    return [f"--{name}={json.dumps(value) if isinstance(value, dict | bool) else value}"]
+def _flags(parser: Any) -> set[str]:
+    return {flag for action in parser._actions for flag in action.option_strings}
 
 
-def _spelt_as_today(argv: Sequence[str], known: set[str]) -> list[str]:
+def _at_their_lines(problems: Sequence[str], argv: Sequence[str]) -> list[str]:
+    """Problems of flags that come from a file name its line."""
+    try:
+        paths, words = split_files(argv)
+        entries = [entry for path in paths for entry in read_config(path)]
+    except DataError:
+        return list(problems)
+    given = {_name_of_today(word) for word in words if word.startswith("--")}
+    origins = {_name_of_today(entry.name): entry for entry in entries}
+    placed = []
+    for problem in problems:
+        flag, _, rest = problem.partition(": ")
+        name = _name_of_today(flag) if flag.startswith("--") else ""
+        entry = origins.get(name) if name not in given else None
+        placed.append(f"{entry.where}: {entry.name}: {rest}" if entry else problem)
+    return placed
+
+
+def _name_of_today(flag: str) -> str:
+    name = flag.partition("=")[0].removeprefix("--").replace("-", "_")
+    return RENAMED.get(name, name)
+
+
+def _spelt_as_today(argv: Sequence[str], known: set[str], tell: bool = True) -> list[str]:
     """Old spellings renamed; flags that have nothing to do any more left out, each with a line in the log."""
     today: list[str] = []
     skipping = False
@@ -258,10 +330,12 @@ def _spelt_as_today(argv: Sequence[str], known: set[str]) -> list[str]:
         if flag in known or f"--{name}" in known:
             today.append(word)
         elif name in RENAMED:
-            logger.info("--%s is called --%s today", name, RENAMED[name])
+            if tell:
+                logger.info("--%s is called --%s today", name, RENAMED[name])
             today.append(f"--{RENAMED[name]}{equals}{value}")
         elif name in WITHOUT_EFFECT:
-            logger.warning("--%s has no effect any more and is ignored", name)
+            if tell:
+                logger.warning("--%s has no effect any more and is ignored", name)
             skipping = True
         else:
             today.append(word)
@@ -269,7 +343,7 @@ def _spelt_as_today(argv: Sequence[str], known: set[str]) -> list[str]:
 
 
 def _unknown_flags(words: Sequence[str], parser: Any) -> list[str]:
-    known = [flag for action in parser._actions for flag in action.option_strings]
+    known = sorted(_flags(parser))
     problems = []
     for word in words:
         flag = word.partition("=")[0]

@@ -65,8 +65,7 @@ def load_or_build_index(folder: str | Path, documents: Sequence[Document], embed
 
 
 def _fingerprint(settings: dict[str, Any]) -> str:
-    text = json.dumps({"format": _FORMAT, **settings}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return _sha256_of_json({"format": _FORMAT, **settings})[:16]
 
 
 def _read(store: Path) -> dict[str, np.ndarray]:
@@ -75,13 +74,20 @@ def _read(store: Path) -> dict[str, np.ndarray]:
         return {}
     try:
         manifest = read_manifest(store)
-        vectors = np.load(store / "vectors.npy", allow_pickle=False)
+        if manifest["fingerprint"] != store.name:
+            raise ValueError("manifest.json is that of another embedding model")
+        with open(store / "vectors.npy", "rb") as file:
+            vectors = np.load(file, allow_pickle=False)
         if vectors.dtype != np.float32 or vectors.shape != (len(manifest["ids"]), manifest["dimensions"]):
             raise ValueError(f"vectors.npy is {vectors.dtype} {vectors.shape}, the manifest says otherwise")
         return dict(zip(manifest["ids"], vectors))
     except (Damaged, OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("the index in %s is damaged (%s); embedding all documents anew", store, error)
         return {}
+
+
+def _sha256_of_json(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _write(store: Path, ids: list[str], vectors: np.ndarray, embedder: Embedder) -> None:
@@ -94,7 +100,7 @@ def _write(store: Path, ids: list[str], vectors: np.ndarray, embedder: Embedder)
     write_manifest(
         store,
         {
-            "format": _FORMAT,
+            "fingerprint": store.name,
             "embedding_model": embedder.name,
             "settings": embedder.settings,
             "dimensions": int(vectors.shape[1]),

@@ -18,6 +18,12 @@ from typing import Any
 
 from groundtune.files import sha256_of
 
+_SECRETS = (
+    (re.compile(r"://[^/\s]*@"), "://***@"),  # user and password, which may hold an @ of its own
+    (re.compile(r"([?&;][^=&\s]*(?:token|key|secret|passw|sig|auth)[^=&\s]*=)[^&\s#]+", re.IGNORECASE), r"\1***"),
+    # The spellings of known services: a token is one wherever it stands.
+    (re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abp]-|AKIA)[\w-]{16,}"), "***"),
+)
 _PACKAGES = ("groundtune", "torch", "transformers", "peft", "sentence-transformers", "faiss-cpu")
 
 
@@ -62,9 +68,16 @@ def without_secrets(value: Any, name: str = "") -> Any:
         return [without_secrets(item, name) for item in value]
     # --max_new_tokens is a count and no token
     count = "tokens" in name and re.fullmatch(r"[\d.]+|true|false|no", str(value), re.IGNORECASE)
-    if re.search("token|key|password|secret", name, re.IGNORECASE) and value not in (None, "") and not count:
+    if re.search("token|key|passw|secret|credential", name, re.IGNORECASE) and value not in (None, "") and not count:
         return "***"
-    return re.sub(r"://[^/@\s]+@", "://***@", value) if isinstance(value, str) else value
+    return hide_secrets(value) if isinstance(value, str) else value
+
+
+def hide_secrets(text: str) -> str:
+    """A text with "***" for passwords and tokens in addresses, and for whatever is spelt like a known service's."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 def _command(argv: Sequence[str]) -> str:

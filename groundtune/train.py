@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -12,17 +12,16 @@ from typing import Any
 
 from transformers import set_seed
 
-from groundtune.arguments import Arguments, RetrievalArguments
+from groundtune.arguments import Arguments, DataArguments, RetrievalArguments
 from groundtune.checkpoints import Checkpoint
-from groundtune.documents import examples_without_gold
+from groundtune.checks import counts
+from groundtune.doctor import Diagnosis, diagnose, doctor_command, summary
 from groundtune.embedding import Embedder
 from groundtune.evaluation import EndToEndEvaluator, Evaluation
-from groundtune.files import DataError, read_documents, read_examples, sha256_of
+from groundtune.files import DataError, sha256_of
 from groundtune.index import load_or_build_index
 from groundtune.methods import METHODS, Method
-from groundtune.models import ModelError, flash_attention_problems, load_tokenizer
-from groundtune.passages import Passages
-from groundtune.prompt import Prompt, make_prompt
+from groundtune.models import ModelError, flash_attention_problems, why_not_loaded
 from groundtune.record import run_record
 from groundtune.report import read_evaluation, write_predictions, write_results
 from groundtune.results import Results
@@ -30,7 +29,7 @@ from groundtune.resume import check_same_run, checkpoint_to_resume, identity, lo
 from groundtune.retrieval import BM25Retriever, DenseRetriever, HybridRetriever, Retriever, retrieve
 from groundtune.safe_trainer import tracker_problems
 from groundtune.schema import Document, Example, Hit
-from groundtune.trainer import GOLD_LOSS, QATrainer
+from groundtune.trainer import GOLD_LOSS, QATrainer, compile_problems
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +57,12 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
     output_dir, durations, notes = Path(training.output_dir), {}, []
     set_seed(training.seed)
 
-    with _timed("read", durations):
-        documents, examples = _read(arguments)
-        notes += _missing_gold(examples, documents)
-        tokenizer = load_tokenizer(arguments.model)
-        prompt = make_prompt(tokenizer, arguments.prompt)
-        _check_lengths(method, arguments, examples, prompt)
+    with _timed("read and check", durations):
+        diagnosis = diagnose(arguments)
+        diagnosis.raise_errors()
+        notes += _tell(diagnosis, arguments)
+        documents, examples = diagnosis.dataset.documents, _splits(diagnosis, arguments)
+        tokenizer, prompt = diagnosis.tokenizer, diagnosis.prompt
 
     with _timed("index and retrieve", durations):
         hits, seconds = _retrieve(method, arguments, documents, examples)
@@ -115,6 +114,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         method=method,
         evaluator=evaluators["eval"],
         pad_id=tokenizer.pad_token_id,
+        share_prefix=data.share_prefix,
         on_evaluation=on_evaluation,
         run=run,
     )
@@ -137,7 +137,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         history=trainer.state.log_history,
         best_step=_best_step(trainer),
         selection_metric=training.metric_for_best_model,
-        selected_on_test=not data.test_file and training.load_best_model_at_end,
+        selected_on_test=_tested_on_eval(data) and training.load_best_model_at_end,
         notes=notes,
         record={**_record(arguments, durations), "identity": run, "resumed_from_step": checkpoint and checkpoint.step},
     )
@@ -146,7 +146,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
 
 
 def _check(arguments: Arguments) -> None:
-    problems = [*arguments.check(), *flash_attention_problems(arguments.model)]
+    problems = [*arguments.check(), *flash_attention_problems(arguments.model), *compile_problems(arguments.training)]
     problems += tracker_problems(arguments.training.report_to)
     if problems:
         raise DataError(problems)
@@ -174,27 +174,23 @@ def _check_metric(training: Any, evaluation: Evaluation) -> None:
         raise DataError([f"--metric_for_best_model: {name} is not measured here; choose one of {', '.join(measured)}"])
 
 
-def _read(arguments: Arguments) -> tuple[list[Document], dict[str, list[Example]]]:
-    """Documents, and the examples of train, eval and test; the problems of all files are reported together."""
-    data = arguments.data
-    readers = {
-        "documents": (read_documents, data.full_dataset_file_path),
-        "train": (read_examples, data.train_file),
-        "eval": (read_examples, data.eval_file),
-        "test": (read_examples, data.test_file or data.eval_file),
-    }
-    read, problems = {}, []
-    for name, (reader, path) in readers.items():
-        try:
-            read[name] = reader(path)
-        except DataError as error:
-            problems += error.problems
-    if problems:
-        raise DataError(problems)
-    documents = read.pop("documents")
-    read["eval"] = _spread(read["eval"], arguments.evaluation.eval_max_samples)
-    logger.info("%d documents; %s", len(documents), ", ".join(f"{len(e)} {split}" for split, e in read.items()))
-    return documents, read
+def _tell(diagnosis: Diagnosis, arguments: Arguments) -> list[str]:
+    """Warnings, counted by kind and file; they go into the report too."""
+    logger.info("checked: %s", summary(diagnosis))
+    notes = counts(diagnosis.warnings)
+    for note in notes:
+        logger.warning(note)
+    if notes:
+        logger.warning("to see them all: %s", doctor_command(arguments))
+    return notes
+
+
+def _splits(diagnosis: Diagnosis, arguments: Arguments) -> dict[str, list[Example]]:
+    """The examples of train, eval and test. The test is never cut; without a file of its own it is all of eval."""
+    examples = dict(diagnosis.dataset.examples)
+    examples.setdefault("test", examples["eval"])
+    examples["eval"] = _spread(examples["eval"], arguments.evaluation.eval_max_samples)
+    return examples
 
 
 def _spread(examples: list[Example], at_most: int) -> list[Example]:
@@ -202,27 +198,6 @@ def _spread(examples: list[Example], at_most: int) -> list[Example]:
     if not 0 < at_most < len(examples):
         return examples
     return [examples[i * len(examples) // at_most] for i in range(at_most)]
-
-
-def _missing_gold(examples: dict[str, list[Example]], documents: Sequence[Document]) -> list[str]:
-    notes = []
-    for split, these in examples.items():
-        missing = examples_without_gold(these, documents)
-        if missing:
-            notes.append(
-                f"{split}: the gold documents of {len(missing)} of {len(these)} examples are not in the document "
-                f"database, so retrieval cannot find them (first: {missing[0]})"
-            )
-            logger.warning(notes[-1])
-    return notes
-
-
-def _check_lengths(method: Method, arguments: Arguments, examples: dict[str, list[Example]], prompt: Prompt) -> None:
-    """Every training row must fit with its required passages alone; seen here, before anything slow."""
-    k = arguments.retrieval.embedding_max_num_to_retrieve
-    training = [*examples["train"], *examples["eval"]]
-    required = [Passages(required=method.passages(example, [], k).required) for example in training]
-    method.encode(training, required, prompt, arguments.data.max_seq_length)
 
 
 def _retrieve(
@@ -264,7 +239,7 @@ def make_retriever(
             batch_size=retrieval.embedding_batch_size,
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = why_not_loaded(error)
         raise ModelError(f"--embedding_model: cannot load {embedding_model}: {reason}") from error
     dense = DenseRetriever(embedder, load_or_build_index(index_folder, documents, embedder))
     return dense if retrieval.retriever == "dense" else HybridRetriever([dense, BM25Retriever(documents)])
@@ -287,6 +262,10 @@ def _dropped_passages(rows: dict[str, list]) -> list[str]:
             )
             logger.warning(notes[-1])
     return notes
+
+
+def _tested_on_eval(data: DataArguments) -> bool:
+    return not data.test_file or Path(data.test_file).resolve() == Path(data.eval_file).resolve()
 
 
 def _best_step(trainer: QATrainer) -> int | None:

@@ -84,7 +84,7 @@ def test_whatever_may_change_the_weights_makes_another_run(place, words, names):
 def test_what_cannot_change_the_weights_may_change(place, tmp_path):
     words = (
         f"--output_dir {tmp_path} --logging_steps 1 --per_device_eval_batch_size 2 --report_to none "
-        f"--save_total_limit 9 --disable_tqdm --full_dataset_index_path {tmp_path} --resume_anyway "
+        f"--save_total_limit 9 --disable_tqdm true --full_dataset_index_path {tmp_path} --resume_anyway "
         "--dataloader_num_workers 2 --run_name x"
     )
     assert changed(identity(arguments(place)), identity(arguments(place, *words.split()))) == []
