@@ -126,7 +126,7 @@ class SafeTrainer(Trainer):
             super()._maybe_log_save_evaluate(*args, **kwargs)
         except signals.Stopped:
             self._leave(evaluation_due=True)
-        if self._asked_to_stop() and (self._epoch_ended or not self._at_the_end_of_an_epoch()):
+        if self._asked_to_stop() and (self._epoch_ended or not self._ends_an_epoch()):
             self._leave(evaluation_due=False)
 
     def _asked_to_stop(self) -> bool:
@@ -136,9 +136,9 @@ class SafeTrainer(Trainer):
             return asked
         return self.accelerator.reduce(torch.tensor(float(asked), device=self.args.device)).item() > 0
 
-    def _at_the_end_of_an_epoch(self) -> bool:
-        """Or of the run, which ends its last epoch early: what is due after an epoch is still to come."""
-        return float(self.state.epoch).is_integer() or self.state.global_step >= self.state.max_steps
+    def _ends_an_epoch(self) -> bool:
+        """Whether what is done at the end of an epoch follows the step: it does after the last one of a run, too."""
+        return float(self.state.epoch).is_integer() or self.control.should_training_stop
 
     def _leave(self, evaluation_due: bool) -> NoReturn:
         if evaluation_due or self._saved_step != self.state.global_step:
@@ -168,7 +168,7 @@ class SafeTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Trainer evaluates at the end of an epoch after it saved the epoch's last step.
-        due = self.args.eval_strategy == "epoch" and self._at_the_end_of_an_epoch() and not self._epoch_ended
+        due = self.args.eval_strategy == "epoch" and self._ends_an_epoch() and not self._epoch_ended
         self._write_checkpoint(scheduled=True, unfinished={"evaluate": True, "save": False} if due else {})
 
     def _write_checkpoint(self, scheduled: bool, unfinished: dict[str, bool]) -> None:

@@ -13,15 +13,14 @@ import hashlib
 import importlib
 import io
 import json
-import mmap
 import os
+import random
 import shutil
 import signal
-import struct
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -146,33 +145,38 @@ class Child:
             os.kill(self.pid, signum)
 
 
-@dataclass
 class Events:
-    """Counts a run's events in memory that parent and child share; at event number `at`, `act(label)` is called."""
+    """What happened in a run, in a file that parent and child share; at event number `at`, `act(label)` is called."""
 
-    at: int | None = None
-    act: Callable[[str], None] = lambda label: None
-    _shared: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 4096))
+    def __init__(self, at: int | None = None, act: Callable[[str], None] = lambda label: None):
+        self.at, self.act, self._count = at, act, 0
+        handle, path = tempfile.mkstemp()
+        os.unlink(path)
+        self._trace = handle
+
+    def __del__(self) -> None:
+        os.close(self._trace)
 
     def happened(self, label: str) -> None:
-        count = self.count + 1
-        struct.pack_into("qq", self._shared, 0, count, self.steps + (label == "optimizer step: end"))
-        self._shared[16:80] = label.encode()[:64].ljust(64, b"\0")
-        if count == self.at:
+        self._count += 1
+        os.write(self._trace, f"{label}\n".encode())
+        if self._count == self.at:
             self.act(label)
 
     @property
-    def count(self) -> int:
-        return struct.unpack_from("qq", self._shared)[0]
+    def labels(self) -> list[str]:
+        return os.pread(self._trace, os.fstat(self._trace).st_size, 0).decode().splitlines()
 
     @property
     def steps(self) -> int:
         """Optimizer steps that were finished."""
-        return struct.unpack_from("qq", self._shared)[1]
+        return self.labels.count("optimizer step: end")
 
-    @property
-    def last(self) -> str:
-        return self._shared[16:80].rstrip(b"\0").decode()
+    def choose(self, rng: random.Random) -> int:
+        """The number of an event: each kind is as likely as any other, however often it happened."""
+        labels = self.labels
+        kind = rng.choice(sorted(set(labels)))
+        return rng.choice([number for number, label in enumerate(labels, 1) if label == kind])
 
     @contextlib.contextmanager
     def watched(self, disk_only: bool = False) -> Iterator[None]:
@@ -204,7 +208,7 @@ class Events:
 
     def _torn(self, path: Any) -> None:
         """The moment at which half of a file of tensors is written; nobody sees it unless something happens there."""
-        if self.count + 1 == self.at:
+        if self._count + 1 == self.at:
             os.truncate(path, os.path.getsize(path) // 2)
         self.happened("write tensors: half")
 

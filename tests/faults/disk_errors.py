@@ -15,6 +15,7 @@ import resource
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,21 +77,26 @@ def _all_failures(save: Callable[[], None], trainer: Any, options: argparse.Name
     size = _attempt(output, before, save, trainer, events)
     largest = max(path.stat().st_size for path in output.glob("checkpoint-4/*"))
     assert size == "saved", size
-    count = events.count
-    calls = range(1, count + 1)
+    calls = events.labels
     step = max(len(calls) // options.calls, 1) if options.calls else 1
     ways: list[tuple[str, Events, int | None]] = [
-        (os.strerror(number), Events(at=at, act=_raise(number)), None) for at in calls[::step] for number in ERRORS
+        (os.strerror(number), Events(at=at + 1, act=_raise(number)), None)
+        for at in range(0, len(calls), step)
+        for number in ERRORS
     ]
     ways += [("file size limit", Events(), largest * (i + 1) // (options.limits + 1)) for i in range(options.limits)]
-    results: dict[str, int] = {}
+    results: Counter[str] = Counter()
+    in_spite: Counter[str] = Counter()
     for name, events, limit in ways:
         result = _attempt(output, before, save, trainer, events, limit)
+        where = calls[events.at - 1] if events.at else f"{limit} bytes"
         if result not in ("refused", "saved"):
             failures += 1
-            print(f"{name} at call {events.at} ({events.last}), limit {limit}: {result}")
-        results[result] = results.get(result, 0) + 1
-    print(f"SAVE {len(ways)} failing saves ({count} calls): {results}, {failures} failures", flush=True)
+            print(f"{name} at call {events.at} ({where}): {result}")
+        results[result] += 1
+        in_spite[where] += result == "saved"
+    print(f"SAVE {len(ways)} failing saves ({len(calls)} calls): {dict(results)}, {failures} failures")
+    print(f"SAVE whole in spite of the error: {dict(+in_spite)}", flush=True)
     return failures
 
 
@@ -149,31 +155,29 @@ def _raise(number: int) -> Callable[[str], None]:
 
 
 def _failing_runs(work: Path, rng: random.Random, runs: int) -> int:
-    if runs == 0:
-        return 0
-    failures, wrong, events = 0, [], Events()
-    wanted, output = {}, work / "undisturbed"
+    failures, expected, wrong = 0, {}, []
     for variant in VARIANTS[:runs]:
-        assert Child(lambda v=variant: _watched(events, work, work / "undisturbed", v), work / "run.log").wait() == 0
-        wanted[variant] = outcome(output, variant)
+        output, events = work / "undisturbed", Events()
+        assert Child(lambda e=events, o=output, v=variant: _watched(e, work, o, v), work / "run.log").wait() == 0
+        expected[variant] = events, outcome(output, variant)
         shutil.rmtree(output)
     for i in range(runs):
         variant, output, log = VARIANTS[i % len(VARIANTS)], work / f"run_{i}", work / "run.log"
         log.unlink()
-        failing = Events(at=rng.randint(1, events.count // len(wanted)), act=_raise(ERRORS[i // 2 % 2]))
+        undisturbed, wanted = expected[variant]
+        failing = Events(at=undisturbed.choose(rng), act=_raise(ERRORS[i // 2 % 2]))
         status = Child(lambda v=variant, o=output, e=failing: _watched(e, work, o, v), log).wait()
         told = [line for line in log.read_text().splitlines() if "bytes are free" in line]
         again = Child(lambda v=variant, o=output: _run(work, o, v), work / "again.log").wait()
-        right = again == 0 and outcome(output, variant) == wanted[variant]
-        right = right and ((status, len(told)) == (3, 1) and "Traceback" not in log.read_text() or status == 0)
-        print(
-            f"run {i + 1}/{runs}: {failing.last}: exit {status}, {told[:1]}, then {'identical' if right else 'WRONG'}"
-        )
+        same = again == 0 and outcome(output, variant) == wanted
+        right = same and ((status, len(told)) == (3, 1) and "Traceback" not in log.read_text() or status == 0)
+        where = undisturbed.labels[failing.at - 1]
+        print(f"run {i + 1}/{runs}: {where}: exit {status}, then {'identical' if same else 'DIFFERENT'}", flush=True)
         if not right:
             failures += 1
-            wrong.append(log.read_text()[-3000:])
+            wrong.append(log.read_text()[-3000:] + (work / "again.log").read_text()[-1000:])
         shutil.rmtree(output)
-    print("\n".join(wrong), f"{runs} failing runs, {failures} failures", sep="\n")
+    print(*wrong, f"{runs} failing runs, {failures} failures", sep="\n")
     return failures
 
 

@@ -44,9 +44,9 @@ def main() -> int:
     results: Counter[str] = Counter()
     for point in range(options.points):
         variant = VARIANTS[point % len(VARIANTS)]
-        events, seconds, wanted = expected[variant]
+        undisturbed, seconds, wanted = expected[variant]
         output = work / f"point_{point}"
-        phase = _killed(output, variant, rng, events, seconds, start, work, by_event=point // 2 % 2 == 0)
+        phase = _killed(output, variant, rng, undisturbed, seconds, start, work, by_event=point // 2 % 2 == 0)
         result = _run_again(output, variant, start, judge, wanted, work)
         phases[phase] += 1
         results[result] += 1
@@ -64,31 +64,31 @@ def main() -> int:
 
 
 def _undisturbed(work: Path, variant: str, start: Callable[..., int], judge: Callable[..., Any]) -> tuple:
-    """Number of events, seconds and outcome of a run that nothing happens to."""
+    """Events, seconds and outcome of a run that nothing happens to."""
     output, events = work / "undisturbed", Events()
     child = Child(lambda: _watched(events, lambda: start(work / "inputs", output, variant)), work / "undisturbed.log")
     status = child.wait()
     assert status == 0, (work / "undisturbed.log").read_text()
-    result = events.count, child.seconds, judge(output, variant)
+    result = events, child.seconds, judge(output, variant)
     shutil.rmtree(output)
-    print(f"{variant}: {child.seconds:.1f} s and {events.count} events undisturbed", flush=True)
+    print(f"{variant}: {child.seconds:.1f} s and {len(events.labels)} events undisturbed", flush=True)
     return result
 
 
 def _killed(
-    output: Path, variant: str, rng: random.Random, count: int, seconds: float, start: Callable[..., int], work: Path,
-    by_event: bool,
+    output: Path, variant: str, rng: random.Random, undisturbed: Events, seconds: float, start: Callable[..., int],
+    work: Path, by_event: bool,
 ) -> str:  # fmt: skip
     """Run and kill; says where. A moment at which the run had ended already is drawn again."""
     while True:
-        events = Events(at=rng.randint(1, count) if by_event else None, act=kill)
+        events = Events(at=undisturbed.choose(rng) if by_event else None, act=kill)
         log = work / "killed.log"
         child = Child(lambda events=events: _watched(events, lambda: start(work / "inputs", output, variant)), log)
         if not by_event:
             time.sleep(rng.uniform(0, seconds))
             child.send(signal.SIGKILL)
         if child.wait() == 137:
-            return events.last or "the start"
+            return (["the start"] + events.labels)[-1]
         shutil.rmtree(output)
 
 

@@ -30,10 +30,10 @@ def main() -> int:
     ages, delays, failures = Counter(), [], 0
     for point in range(options.points):
         variant = VARIANTS[point % len(VARIANTS)]
-        count, wanted = expected[variant]
+        undisturbed, wanted = expected[variant]
         signum = signal.SIGINT if point % 5 == 4 else signal.SIGTERM
         output = work / f"point_{point}"
-        status, events, where, delay = _stopped(work, output, variant, signum, rng.randint(1, count))
+        status, events, where, delay = _stopped(work, output, variant, signum, undisturbed.choose(rng))
         saved, done = _saved_step(output), events.steps
         again = Child(lambda v=variant, o=output: _run(work, o, v), work / "again.log").wait()
         same = again == 0 and outcome(output, variant) == wanted
@@ -57,18 +57,18 @@ def main() -> int:
     return 1 if failures else 0
 
 
-def _undisturbed(work: Path, variant: str) -> tuple[int, dict]:
+def _undisturbed(work: Path, variant: str) -> tuple[Events, dict]:
     output, events = work / "undisturbed", Events()
     status = Child(lambda: _watched(events, work, output, variant), work / "undisturbed.log").wait()
     assert status == 0, (work / "undisturbed.log").read_text()
-    result = events.count, outcome(output, variant)
+    result = events, outcome(output, variant)
     shutil.rmtree(output)
     return result
 
 
 def _stopped(work: Path, output: Path, variant: str, signum: int, at: int) -> tuple[int, Events, str, float]:
     """Exit status, what was counted, where the signal came, and the seconds from there to the end."""
-    sent = Events()  # used for the memory that it shares: the event at which the signal was sent
+    sent = Events()  # the one event at which the signal is sent
 
     def send(label: str) -> None:
         sent.happened(label)
@@ -79,10 +79,10 @@ def _stopped(work: Path, output: Path, variant: str, signum: int, at: int) -> tu
     child = Child(lambda: _watched(events, work, output, variant), work / "stopped.log")
     begin = time.monotonic()
     while child.running():
-        if sent.count == 0:
+        if not sent.labels:
             begin = time.monotonic()
         time.sleep(0.002)
-    return child.status, events, sent.last, time.monotonic() - begin
+    return child.status, events, sent.labels[0], time.monotonic() - begin
 
 
 def _saved_step(output: Path) -> int:
