@@ -134,3 +134,14 @@ def test_a_file_that_cannot_be_opened_is_a_problem(name):
     with pytest.raises(DataError) as caught:
         read_config(name)
     assert caught.value.problems[0].startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize("text", ['{"l\\ud800r": 1}', '{"run_name": "a\\ud800"}', '{"x": ["\\udc00"]}'])
+def test_half_a_character_is_refused_with_its_line(tmp_path, text):
+    path = tmp_path / "run.json"
+    path.write_text(text)
+    with pytest.raises(DataError) as error:
+        read_config(str(path))
+    (problem,) = error.value.problems
+    assert problem.startswith(f"{path}:1: ") and "half of a surrogate pair" in problem
+    problem.encode("utf-8")
