@@ -15,6 +15,7 @@ import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -182,12 +183,12 @@ def attempt(data: bytes, folder: Path) -> dict[str, object]:
     """Read one pickle here; what was refused, what happened beside, and whether a class changed."""
     path = folder / "documents.pkl"
     path.write_bytes(data)
-    before, events = fingerprint_of_classes(), _events()
-    events.clear()
-    try:
-        refused = bool(read_pickle_documents(path)) and ""
-    except DataError as error:
-        refused = str(error)
+    before = fingerprint_of_classes()
+    with audit_events() as events:
+        try:
+            refused = bool(read_pickle_documents(path)) and ""
+        except DataError as error:
+            refused = str(error)
     happened = sorted({event for event in events if event[0] not in HARMLESS and event != ("open", str(path))})
     return {
         "refused": refused, "happened": happened, "changed": fingerprint_of_classes() != before,
@@ -195,11 +196,26 @@ def attempt(data: bytes, folder: Path) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _events(events: list[tuple[str, str]] = []) -> list[tuple[str, str]]:  # noqa: B006 - a hook can only be added once
-    if not hasattr(_events, "on"):
-        _events.on = True
-        sys.addaudithook(lambda event, arguments: events.append((event, str(arguments[0]) if arguments else "")))
-    return events
+_recording: list[list[tuple[str, str]]] = []  # at most one
+
+
+def _record(event: str, arguments: tuple[object, ...]) -> None:
+    for events in _recording:
+        events.append((event, str(arguments[0]) if arguments else ""))
+
+
+@contextmanager
+def audit_events() -> Iterator[list[tuple[str, str]]]:
+    """Every audit event of this process meanwhile. The hook itself can never be taken away: it stays, and is silent."""
+    if not hasattr(_record, "hooked"):
+        _record.hooked = True
+        sys.addaudithook(_record)
+    events: list[tuple[str, str]] = []
+    _recording.append(events)
+    try:
+        yield events
+    finally:
+        _recording.clear()
 
 
 def attempt_in_a_process(data: bytes, folder: Path) -> dict[str, object]:

@@ -46,6 +46,15 @@ def test_the_watch_sees_what_a_pickle_does(folder, monkeypatch):
     assert (folder / "executed").exists() and {"exec"} <= {event[0] for result in seen for event in result["happened"]}
 
 
+def test_the_watch_records_nothing_once_it_is_over():
+    """Its hook stays in the process: recording every event of the tests after it once filled the machine's memory."""
+    with hostile_pickles.audit_events() as events:
+        compile("1", "seen", "eval")
+    seen = len(events)
+    compile("1", "not seen", "eval")
+    assert seen and len(events) == seen
+
+
 @pytest.mark.skipif(not hostile_pickles.FAIRE.exists(), reason=f"needs the Faire documents at {hostile_pickles.FAIRE}")
 def test_the_real_pickle_is_read():
     assert len(hostile_pickles.read_pickle_documents(hostile_pickles.FAIRE)) == 1758
