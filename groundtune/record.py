@@ -27,7 +27,7 @@ def run_record(
     durations: Mapping[str, float],
     seed: int,
 ) -> dict[str, Any]:
-    """What it takes to run this again: command, arguments, versions, device, hashes of the input files.
+    """What it takes to run this again: command, where, arguments, versions, device, hashes of the input files.
 
     The value of an argument that sounds like a token, key, password or secret is "***". An input without a path is
     left out. Raises DataError if an input cannot be read.
@@ -35,6 +35,7 @@ def run_record(
     return {
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": _command(sys.argv),
+        "working_directory": os.getcwd(),
         "arguments": plain(_without_secrets(arguments)),
         "seed": seed,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
@@ -110,3 +111,30 @@ def plain(value: Any) -> Any:
     if isinstance(value, numbers.Real):
         return float(value) if math.isfinite(value) else None
     return str(value)
+
+
+def run_facts(record: Mapping[str, Any]) -> dict[str, str]:
+    """Where, with what and how long it ran."""
+    shown = {
+        "Versions": ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items()),
+        "Platform": record.get("platform"),
+        "Device": record.get("device"),
+        "Durations": ", ".join(f"{name} {_duration(s)}" for name, s in record.get("durations", {}).items()),
+        "Finished": record.get("finished"),
+    }
+    return {name: str(value) for name, value in shown.items() if value}
+
+
+def inputs(record: Mapping[str, Any]) -> dict[str, str]:
+    """Path, size and hash of each input file."""
+    shown = {}
+    for name, about in record.get("inputs", {}).items():
+        size = "".join(f"{about[unit]:,} {unit}, " for unit in ("rows", "bytes") if unit in about)
+        shown[name] = f"{about.get('path', '')} ({size}SHA-256 {about.get('sha256', 'unknown')})"
+    return shown
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"

@@ -44,7 +44,7 @@ def train(arguments: Arguments) -> Results:
 
     with _timed("read", durations):
         documents, examples = _read(arguments)
-        notes += _missing_gold(examples, documents)
+        notes += missing_gold(examples, documents)
         tokenizer = load_tokenizer(arguments.model)
         prompt = make_prompt(tokenizer, arguments.prompt)
         _check_lengths(method, arguments, examples, prompt)
@@ -158,19 +158,19 @@ def _read(arguments: Arguments) -> tuple[list[Document], dict[str, list[Example]
     if problems:
         raise DataError(problems)
     documents = read.pop("documents")
-    read["eval"] = _spread(read["eval"], arguments.evaluation.eval_max_samples)
+    read["eval"] = spread(read["eval"], arguments.evaluation.eval_max_samples)
     logger.info("%d documents; %s", len(documents), ", ".join(f"{len(e)} {split}" for split, e in read.items()))
     return documents, read
 
 
-def _spread(examples: list[Example], at_most: int) -> list[Example]:
+def spread(examples: list[Example], at_most: int) -> list[Example]:
     """At most so many examples, evenly over the file: neighbours in a file are often about one passage."""
     if not 0 < at_most < len(examples):
         return examples
     return [examples[i * len(examples) // at_most] for i in range(at_most)]
 
 
-def _missing_gold(examples: dict[str, list[Example]], documents: Sequence[Document]) -> list[str]:
+def missing_gold(examples: dict[str, list[Example]], documents: Sequence[Document]) -> list[str]:
     notes = []
     for split, these in examples.items():
         missing = examples_without_gold(these, documents)

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from groundtune.arguments import GROUPS
-from groundtune.cli import RENAMED, WITHOUT_EFFECT, main, parse_arguments
+from groundtune.cli import COMMANDS, main
 from groundtune.files import DataError
+from groundtune.parsing import RENAMED, WITHOUT_EFFECT, parse_arguments
 
 # The historical command lines, verbatim.
 COMMON = """
@@ -345,7 +346,7 @@ def test_every_argument_of_our_own_has_a_help_text_and_fits_one_group():
 def test_the_command_without_arguments_shows_its_commands(capsys):
     assert run() == run("--help") == 0
     shown = capsys.readouterr().out
-    assert all(f"    {command} " in shown for command in ("sft", "swr", "demo"))
+    assert all(f"    {command} " in shown for command in COMMANDS)
     assert run("--version") == 0 and "0." in capsys.readouterr().out
     assert run("train") == 2
 
