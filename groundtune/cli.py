@@ -21,6 +21,10 @@ __all__ = ["COMMANDS", "main", "parse_arguments", "train_command"]
 COMMANDS = {
     "sft": ("train on gold passages and compare with the untouched model, end to end", "commands.train:sft"),
     "swr": ("the same on gold passages and what a frozen retriever finds", "commands.train:swr"),
+    "evaluate": ("measure any model or endpoint end to end, in four contexts, with a judge", "commands.evaluate:main"),
+    "compare": ("put runs side by side: paired intervals, wins and losses, one page", "commands.compare:main"),
+    "index": ("embed the documents, so that the first run need not", "commands.index:main"),
+    "ask": ("ask a model about the documents, once or in a dialogue", "commands.ask:main"),
     "demo": ("the whole road with a small model, on the Python language reference; no hub", "commands.train:demo"),
 }
 

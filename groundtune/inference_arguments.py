@@ -158,21 +158,25 @@ class InferenceArguments:
             g.endpoint_retries, g.endpoint_timeout,
         )  # fmt: skip
 
-    def check(self) -> list[str]:
-        """Every problem that can be seen without reading data or loading a model, one line each; empty if none."""
-        return [*self._check_files(), *self._check_who(), *self._check_judge(), *self._check_numbers()]
+    def check(self, has_examples: bool = True) -> list[str]:
+        """Every problem that can be seen without reading data or loading a model, one line each; empty if none.
 
-    def _check_files(self) -> list[str]:
+        `has_examples`: whether the examples of --eval_file are answered, or somebody's questions.
+        """
+        files = self._check_files(has_examples)
+        return [*files, *self._check_who(), *self._check_judge(), *self._check_numbers()]
+
+    def _check_files(self, has_examples: bool) -> list[str]:
         data, problems = self.data, []
         searches = any(context in SEARCHED for context in self.contexts)
-        if not data.eval_file:
+        if has_examples and not data.eval_file:
             problems.append("--eval_file: missing; name a file of examples (.jsonl)")
         if searches and not data.full_dataset_file_path:
             problems.append(
                 "--full_dataset_file_path: missing; name the document database, or leave "
                 f"{' and '.join(SEARCHED)} out of --contexts"
             )
-        for name in ("eval_file", "full_dataset_file_path"):
+        for name in ("eval_file", "full_dataset_file_path")[not has_examples :]:
             if (path := getattr(data, name)) and not Path(path).is_file():
                 problems.append(f"--{name}: no such file: {path}; give the path of an existing file")
         unknown = [context for context in self.contexts if context not in CONTEXTS]

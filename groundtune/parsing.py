@@ -97,11 +97,29 @@ def training_parser(method: str) -> Any:
         [*GROUPS, QATrainingArguments],
         prog=f"groundtune {method}",
         usage=TRAINING_USAGE.format(method=method),
-        formatter_class=partial(argparse.ArgumentDefaultsHelpFormatter, width=HELP_WIDTH, max_help_position=34),
+        formatter_class=partial(_Formatter, width=HELP_WIDTH, max_help_position=34),
         allow_abbrev=False,
     )
     parser.error = _bad_value  # argparse's own prints two hundred lines of usage first
     return parser
+
+
+class _Formatter(argparse.HelpFormatter):
+    """One spelling of each flag, its kind of value, and its default where there is one to speak of."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.dest == "help":
+            return super()._format_action_invocation(action)
+        spelling = next((s for s in action.option_strings if "-" not in s[2:]), action.option_strings[-1])
+        if action.choices or action.nargs == 0:
+            value = "" if action.nargs == 0 else "{" + ",".join(map(str, action.choices)) + "}"
+        else:
+            value = "[true|false]" if action.nargs == "?" else "VALUE ..." if action.nargs == "+" else "VALUE"
+        return f"{spelling} {value}".strip()
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        speaks_of_it = "efault" in (action.help or "") or action.default in (None, "", argparse.SUPPRESS, [])
+        return action.help if speaks_of_it or not action.option_strings else f"{action.help} (default: %(default)s)"
 
 
 def light_parser(prog: str, usage: str, description: str, epilog: str = "") -> argparse.ArgumentParser:

@@ -33,20 +33,27 @@ def run_record(
     left out. Raises DataError if an input cannot be read.
     """
     return {
+        **provenance(inputs),
+        "arguments": plain(_without_secrets(arguments)),
+        "seed": seed,
+        "device": _device(),
+        "durations": dict(durations),
+    }
+
+
+def provenance(inputs: Mapping[str, str | os.PathLike[str]]) -> dict[str, Any]:
+    """When, where and with what a command ran, and hashes of what it read; without secrets, and without torch."""
+    return {
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": _command(sys.argv),
         "working_directory": os.getcwd(),
-        "arguments": plain(_without_secrets(arguments)),
-        "seed": seed,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "platform": platform.platform(),
-        "device": _device(),
         "inputs": {
             name: {"path": str(path), "sha256": sha256_of(path), "bytes": os.stat(path).st_size}
             for name, path in inputs.items()
             if str(path)
         },
-        "durations": dict(durations),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -49,18 +49,21 @@ def main(argv: Sequence[str]) -> int:
         be_quiet()
     with progress(words["quiet"] or words["json"]) as on_progress:
         found = evaluate(arguments, on_progress)
-    _show(found, words["json"])
+    _show(found, words["json"], words["quiet"])
     return 1 if found.failures else 0
 
 
-def inference_parser(command: str, usage: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """The flags that evaluating and asking share."""
+def inference_parser(
+    command: str, usage: str, description: str, examples: str, without: Collection[str] = ()
+) -> argparse.ArgumentParser:
+    """MODEL and the flags that evaluating and asking share, `without` some of them."""
     parser = light_parser(f"groundtune {command}", usage, description, examples)
     parser.add_argument("model", nargs="?", default="", metavar="MODEL", help="Model folder, adapter or hub name.")
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of arguments; flags after it win.")
     for group in GROUPS:
-        lora = {field.name for field in fields(group) if field.name.startswith("lora_")}
-        add_group(parser, group, [f.name for f in fields(group) if f.name not in _NOT_HERE | lora], _HELPS)
+        names = [field.name for field in fields(group) if not field.name.startswith("lora_")]
+        if names := [name for name in names if name not in _NOT_HERE and name not in without]:
+            add_group(parser, group, names, _HELPS)
     add_output_flags(parser)
     return parser
 
@@ -84,23 +87,16 @@ def inference_arguments(words: Mapping[str, Any], for_questions: bool) -> Infere
     return InferenceArguments(*groups, run=run)
 
 
-def _show(found: Any, as_json: bool) -> None:
-    from rich.console import Console
-
+def _show(found: Any, as_json: bool, quiet: bool) -> None:
+    from groundtune.commands.terminal import print_comparison
     from groundtune.comparison_page import as_json as json_of
-    from groundtune.comparison_page import comparison_table, outcomes_table
 
     if as_json:
         print(json_of(found.to_dict()), end="")
         return
-    console = Console()
     for comparison in found.comparisons:
-        console.print(comparison_table(comparison))
-        for name in comparison.others:
-            console.print(comparison.verdict(name), highlight=False)
-        if (outcomes := outcomes_table(comparison)) is not None:
-            console.print(outcomes)
-            console.print(f"right: {found.right}", highlight=False)
-    for line in [*found.notes, *found.failures]:
-        console.print(line, style="yellow", markup=False)
-    console.print(f"Report: {found.output_dir / 'evaluation.html'}", highlight=False)
+        print_comparison(comparison)
+    if quiet:
+        return
+    print(f"An answer is right if {found.right}.")
+    print(*found.notes, f"Report: {found.output_dir / 'evaluation.html'}", sep="\n")

@@ -7,15 +7,20 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from groundtune.comparison import Comparison
 
 
-def add_output_flags(parser: argparse.ArgumentParser, json: bool = True) -> None:
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """`--quiet` and `--json`."""
     section = parser.add_argument_group("output")
-    section.add_argument(
-        "--quiet", action="store_true", default=False, help="No progress and no notes; results and problems only."
-    )
-    if json:
-        section.add_argument("--json", action="store_true", default=False, help="One JSON object on standard output.")
+    for flag, text in (
+        ("--quiet", "No progress and no notes; results and problems only."),
+        ("--json", "The result as one JSON object on standard output, and nothing else."),
+    ):
+        section.add_argument(flag, action="store_true", default=False, help=text)
 
 
 def be_quiet() -> None:
@@ -25,6 +30,22 @@ def be_quiet() -> None:
         from transformers.utils import logging as of_transformers
 
         of_transformers.disable_progress_bar()
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """The table, a sentence for each system, the outcomes, and what failed."""
+    from rich.console import Console
+
+    from groundtune.comparison_page import comparison_table, failures, outcomes_table
+
+    console = Console()
+    console.print(comparison_table(comparison))
+    for name in comparison.others:
+        console.print(comparison.verdict(name), highlight=False, markup=False)
+    if (outcomes := outcomes_table(comparison)) is not None:
+        console.print(outcomes)
+    for line in failures(comparison):
+        console.print(line, style="yellow", markup=False)
 
 
 @contextmanager

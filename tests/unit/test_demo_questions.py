@@ -41,9 +41,7 @@ def test_schema(rows):
         assert len(row["answer"].split()) <= 40
         speakers = [turn["speaker"] for turn in history or []]
         assert speakers == ["user", "assistant"] * (len(speakers) // 2)
-        assert all(
-            list(turn) == ["speaker", "message"] and turn["message"] for turn in history or []
-        )
+        assert all(list(turn) == ["speaker", "message"] and turn["message"] for turn in history or [])
 
 
 def test_phrase_occurs_exactly_once(rows):
@@ -56,17 +54,13 @@ def test_phrase_occurs_exactly_once(rows):
 
 
 def test_each_topic_is_in_one_split(rows):
-    assert len({(row["topic"], row["split"]) for row in rows}) == len(
-        {row["topic"] for row in rows}
-    )
+    assert len({(row["topic"], row["split"]) for row in rows}) == len({row["topic"] for row in rows})
 
 
 def test_splits_share_no_paragraph(rows):
     for row in rows:
         (paragraph,) = (part for part in paragraphs(topics[row["topic"]]) if row["phrase"] in part)
-        assert {other["split"] for other in rows if other["phrase"] in paragraph} == {
-            row["split"]
-        }, row
+        assert {other["split"] for other in rows if other["phrase"] in paragraph} == {row["split"]}, row
 
 
 def test_no_duplicate_question(rows):

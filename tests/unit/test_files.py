@@ -138,16 +138,10 @@ LINES = {  # a line, and what its one problem starts with after "train.jsonl:2: 
     "single quotes": ("{'question': 1}", "line: not valid JSON at column 2: Expecting property name"),
     "list": ("[1, 2]", "line: is [1, 2], not an object; "),
     "string": ('"text"', "line: is 'text', not an object; "),
-    "latin-1": (
-        '{"question": "Où"}'.encode("latin-1"),
-        "line: not UTF-8 (byte 16 is 0xf9); save the file as UTF-8",
-    ),
+    "latin-1": ('{"question": "Où"}'.encode("latin-1"), "line: not UTF-8 (byte 16 is 0xf9); save the file as UTF-8"),
     "deep nesting": ("[" * 100_000, "line: nests too deeply to be read; "),
     "deep objects": ('{"a":' * 100_000, "line: nests too deeply to be read; "),
-    "long integer": (
-        '{"n": ' + "9" * 5000 + "}",
-        "line: holds a number that cannot be read (Exceeds the limit",
-    ),
+    "long integer": ('{"n": ' + "9" * 5000 + "}", "line: holds a number that cannot be read (Exceeds the limit"),
     "no question": (row(question=...), 'question: missing; every line needs a "question" with the text of'),
     "null question": (row(question=None), "question: missing; "),
     "number as question": (row(question=7), "question: is 7, not text; every line needs a"),
@@ -156,23 +150,14 @@ LINES = {  # a line, and what its one problem starts with after "train.jsonl:2: 
     "list as answer": (row(gold_answer=["This."]), "gold_answer: is ['This.'], not text; "),
     "no gold": (row(gold_docs=...), 'gold_docs: missing; every line needs "gold_docs"'),
     "empty gold": (row(gold_docs=[]), 'gold_docs: empty; every line needs "gold_docs"'),
-    "object as gold": (
-        row(gold_docs={"page_content": "a"}),
-        "gold_docs: is {'page_content': 'a'}, not a list; ",
-    ),
-    "text as a document": (
-        row(gold_docs=["This."]),
-        "gold_docs[0]: is 'This.', not an object; a document is",
-    ),
+    "object as gold": (row(gold_docs={"page_content": "a"}), "gold_docs: is {'page_content': 'a'}, not a list; "),
+    "text as a document": (row(gold_docs=["This."]), "gold_docs[0]: is 'This.', not an object; a document is"),
     "no text": (row(gold_docs=[{"text": "a"}]), "gold_docs[0].page_content: missing; a document is"),
     "blank text": (
         row(gold_docs=[{"page_content": "a"}, {"page_content": " ", "fmt_content": ""}]),
         "gold_docs[1].page_content: is blank (' '); ",
     ),
-    "only blank formatted text": (
-        row(gold_docs=[{"fmt_content": " "}]),
-        "gold_docs[0].page_content: missing; ",
-    ),
+    "only blank formatted text": (row(gold_docs=[{"fmt_content": " "}]), "gold_docs[0].page_content: missing; "),
     "number as formatted text": (
         row(gold_docs=[{"page_content": "a", "fmt_content": 1}]),
         "gold_docs[0].fmt_content: is 1, not text; ",
@@ -305,9 +290,7 @@ def test_a_missing_file_is_named_with_those_that_have_a_name_like_it(folder, rea
 
 def test_a_folder_is_not_a_file(folder):
     Path("data.jsonl").mkdir()
-    assert problems_of(read_examples, "data.jsonl") == [
-        "no such file: data.jsonl is a folder; name a file in it"
-    ]
+    assert problems_of(read_examples, "data.jsonl") == ["no such file: data.jsonl is a folder; name a file in it"]
 
 
 @pytest.mark.parametrize("name", ["a\0.jsonl", "a" * 5000 + ".jsonl"])
@@ -433,10 +416,7 @@ def test_parquet_is_read_over_several_batches(folder, monkeypatch):
 @pytest.mark.parametrize(
     "columns, start",
     [
-        (
-            {"text": ["x"], "n": [1]},
-            "d.parquet: page_content: missing; name a column so (there are: text, n)",
-        ),
+        ({"text": ["x"], "n": [1]}, "d.parquet: page_content: missing; name a column so (there are: text, n)"),
         ({"page_content": ["x", None]}, "d.parquet:2: page_content: missing; "),
         ({"page_content": [1]}, "d.parquet:1: page_content: is 1, not text; "),
         ({"page_content": ["x"], "metadata": ["{"]}, "d.parquet:1: metadata: is '{', not an object; "),

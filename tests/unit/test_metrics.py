@@ -439,9 +439,7 @@ def test_paired_interval_is_the_bootstrap_of_the_differences():
     assert Interval(pair.value, pair.low, pair.high) == bootstrap_mean(tuned - base, samples=300, seed=5)
 
 
-@pytest.mark.parametrize(
-    "differences", [[1] * 6, [1, 1, 1, -1, 1, 0], [0.1, 0.2, -0.3, 0.4], [0.1] * 7 + [-0.1] * 3]
-)
+@pytest.mark.parametrize("differences", [[1] * 6, [1, 1, 1, -1, 1, 0], [0.1, 0.2, -0.3, 0.4], [0.1] * 7 + [-0.1] * 3])
 def test_p_value_agrees_with_counting_all_sign_flips(differences):
     size = np.abs(differences)
     signs = 1 - 2 * ((np.arange(2 ** len(size))[:, None] >> np.arange(len(size))) & 1)
