@@ -49,7 +49,7 @@ def systems_plot(title: str, names: Sequence[str], rows: Mapping[str, Sequence[I
             heights, ends = [y for y, _ in found], [end for _, end in found]
             axes.hlines(heights, [end.low for end in ends], [end.high for end in ends], colour, linewidth=2, alpha=0.5)
             mark = _MARKS[i % len(_MARKS)]
-            axes.plot([end.value for end in ends], heights, mark, color=colour, ms=6, label=name, clip_on=False)
+            axes.plot([end.value for end in ends], heights, mark, color=colour, ms=6, label=_short(name), clip_on=False)
         _labelled_rows(axes, list(rows))
         axes.set_xlim(left=0)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, frameon=False, handletextpad=0.1)
@@ -76,7 +76,7 @@ def differences_plot(
             heights, ends = [y for y, _ in found], [end for _, end in found]
             colour, mark = _COLOURS["tuned"], _MARKS[(i + 1) % len(_MARKS)]
             axes.hlines(heights, [end.low for end in ends], [end.high for end in ends], colour, linewidth=2, alpha=0.5)
-            axes.plot([end.value for end in ends], heights, mark, color=colour, ms=6, label=name, clip_on=False)
+            axes.plot([end.value for end in ends], heights, mark, color=colour, ms=6, label=_short(name), clip_on=False)
         _labelled_rows(axes, list(rows))
         if len(names) > 1:
             axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, frameon=False, handletextpad=0.1)
@@ -91,6 +91,11 @@ def differences_plot(
     caption, explanation = f"Differences to {reference}", "Paired, with 95 % intervals; right of 0 is more."
     height = 0.8 + len(rows) * max(0.42, 0.16 * len(names)) + 0.2 * (len(names) // 2)
     return _figure(f"differences {title}", (3.7, height), caption, explanation, alt, draw)
+
+
+def _short(name: str) -> str:
+    """As much of a name as a legend has room for; its end tells paths apart."""
+    return name if len(name) <= 30 else f"…{name[-29:]}"
 
 
 def _labelled_rows(axes: Any, labels: Sequence[str]) -> None:

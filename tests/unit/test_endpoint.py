@@ -134,7 +134,7 @@ def test_the_key_is_that_of_the_environment_and_in_no_failure_or_description(mon
     with FakeServer(lambda body: Refusal(400, KEY) if content(body) == "b" else "yes") as server:
         endpoint = Endpoint(server.url, "m")
         replies = endpoint.complete([said("a"), said("b")], 50)
-    assert {request["headers"]["Authorization"] for request in server.requests} == {f"Bearer {KEY}"}
+    assert {request["headers"]["authorization"] for request in server.requests} == {f"Bearer {KEY}"}
     assert KEY not in repr(replies) + repr(endpoint)
 
 
