@@ -51,12 +51,8 @@ class FakeServer:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                seen = {
-                    "path": self.path,
-                    "headers": {k.lower(): v for k, v in self.headers.items()},
-                    "body": body,
-                    "time": time.monotonic(),
-                }
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                seen = {"path": self.path, "headers": headers, "body": body, "time": time.monotonic()}
                 fake.requests.append(seen)
                 said = fake.speak(body)
                 if isinstance(said, Refusal):
