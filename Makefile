@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test faults clean
 
 demo: .venv/installed-demo  ## train and compare the embedded model, in about a quarter of an hour on two cores
 	$(BIN)/groundtune demo
@@ -10,6 +10,10 @@ demo: .venv/installed-demo  ## train and compare the embedded model, in about a 
 test: .venv/installed-test  ## every test; no network, no model download
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
+
+faults: .venv/installed-test  ## every script that attacks the tool; `make test` runs a few dozen cases of each
+	for script in $(filter-out tests/faults/test_%,$(wildcard tests/faults/*.py)); do \
+		echo "$$script"; $(BIN)/python "$$script" || exit 1; done
 
 # torch is pinned first: a range would fetch gigabytes of CUDA packages on a machine that has no use for them.
 .venv/installed-%: pyproject.toml

@@ -46,7 +46,7 @@ def answer_here(model: Any, bf16: bool, without_adapter: bool = False) -> Answer
 
     def answer(asked: Asked, on_done: OnDone) -> Evaluation:
         with computing(model, bf16), model.disable_adapter() if without_adapter else nullcontext():
-            return asked.evaluator(model, on_batch=on_done)
+            return asked.evaluator(model, on_answer=on_done)
 
     return answer
 
@@ -113,7 +113,7 @@ class LocalModel:
         with computing(self.model, self.bf16):
             generated = generate_greedy(
                 self.model, prompts, stop_ids=prompt.stop_ids, pad_id=self.tokenizer.pad_token_id,
-                max_new_tokens=max_tokens, batch_size=batch_size, on_batch=on_done,
+                max_new_tokens=max_tokens, batch_size=batch_size, on_answer=on_done,
             )  # fmt: skip
         return [
             Reply(prompt.answer_text(g.ids), g.finished, len(ids), len(g.ids)) for ids, g in zip(prompts, generated)

@@ -46,6 +46,12 @@ class DataArguments:
         "Longest row in tokens: passages, chat history, question and answer. "
         "What does not fit loses retrieved passages, last first; never gold, question or answer.",
     )
+    share_prefix: str = argument(
+        "auto",
+        "Train questions on one passage behind one copy of it; the gradient is the same. auto: where it is exact, "
+        "and in batches of common passages where that saves tokens.",
+        ["auto", "on", "off"],
+    )
 
 
 @dataclass
@@ -175,20 +181,23 @@ class Arguments:
     logger: LoggerArguments
     training: object
 
-    def check(self) -> list[str]:
-        """Every problem that can be seen without reading data or loading a model, one line each; empty if none."""
+    def check(self, complete: bool = True) -> list[str]:
+        """Every problem that can be seen without reading data or loading a model, one line each; empty if none.
+
+        `complete`: what training needs must all be given; otherwise only what is given is looked at.
+        """
         return [
-            *_check_data(self.data),
-            *check_retrieval(self.retrieval, self.method),
-            *_check_model(self.model),
+            *_check_data(self.data, complete),
+            *check_retrieval(self.retrieval, self.method, complete),
+            *_check_model(self.model, complete),
             *_check_numbers(self),
         ]
 
 
-def _check_data(data: DataArguments) -> list[str]:
+def _check_data(data: DataArguments, complete: bool) -> list[str]:
     problems = []
     for name in ("train_file", "eval_file", "full_dataset_file_path"):
-        if not getattr(data, name):
+        if complete and not getattr(data, name):
             problems.append(f"--{name}: missing; {type(data).__dataclass_fields__[name].metadata['help']}")
     for name in ("train_file", "eval_file", "test_file", "full_dataset_file_path"):
         value = getattr(data, name)
@@ -200,26 +209,27 @@ def _check_data(data: DataArguments) -> list[str]:
     return problems
 
 
-def check_retrieval(retrieval: RetrievalArguments, method: str) -> list[str]:
+def check_retrieval(retrieval: RetrievalArguments, method: str, complete: bool = True) -> list[str]:
     """What is missing to make the retriever."""
     problems = []
     if retrieval.retriever != "dense" and importlib.util.find_spec("bm25s") is None:
         problems.append(f'--retriever: {retrieval.retriever} needs bm25s; pip install "groundtune[bm25]"')
-    if retrieval.retriever != "bm25" and not (retrieval.embedding_model or retrieval.eval_embedding_model):
+    dense = complete and retrieval.retriever != "bm25"
+    if dense and not (retrieval.embedding_model or retrieval.eval_embedding_model):
         flag = "--embedding_model" if method == "swr" else "--eval_embedding_model"
         problems.append(
             f"{flag}: missing; name an embedding model such as intfloat/e5-base-v2, or use --retriever bm25"
         )
-    elif method == "swr" and retrieval.retriever != "bm25" and not retrieval.embedding_model:
+    elif dense and method == "swr" and not retrieval.embedding_model:
         problems.append("--embedding_model: missing; SwR retrieves training passages with it")
     for flag in ("embedding_model", "eval_embedding_model"):
         problems += check_model_name(flag, getattr(retrieval, flag))
     return problems
 
 
-def _check_model(model: ModelArguments) -> list[str]:
+def _check_model(model: ModelArguments, complete: bool) -> list[str]:
     if not model.model_name_or_path:
-        return ["--model_name_or_path: missing; name a hub model or a local folder"]
+        return ["--model_name_or_path: missing; name a hub model or a local folder"] if complete else []
     problems = check_model_name("model_name_or_path", model.model_name_or_path)
     folder = Path(model.model_name_or_path)
     if folder.is_dir() and (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
@@ -277,14 +287,20 @@ def _check_numbers(arguments: Arguments) -> list[str]:
         (arguments.evaluation, "eval_max_samples", 0),
         (arguments.evaluation, "max_new_tokens", 1),
         (arguments.evaluation, "bootstrap_samples", 100),
+        (arguments.training, "per_device_train_batch_size", 1),
+        (arguments.training, "per_device_eval_batch_size", 1),
+        (arguments.training, "gradient_accumulation_steps", 1),
+        (arguments.training, "learning_rate", 0),
+        (arguments.training, "weight_decay", 0),
+        (arguments.training, "num_train_epochs", 0),
     ]
     problems = [
         f"--{name}: {getattr(group, name)} is too small; the least is {smallest}"
         for group, name, smallest in least
-        if getattr(group, name) < smallest
+        if getattr(group, name) is not None and not getattr(group, name) >= smallest  # so that NaN is too small
     ]
     if not 0 <= arguments.model.lora_dropout < 1:
-        problems.append(f"--lora_dropout: {arguments.model.lora_dropout} is not in [0, 1)")
+        problems.append(f"--lora_dropout: {arguments.model.lora_dropout} is not in [0, 1); give a share such as 0.1")
     if arguments.evaluation.max_new_tokens >= arguments.data.max_seq_length:
         problems.append(
             f"--max_new_tokens: {arguments.evaluation.max_new_tokens} leaves no room for a prompt in "

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import groundtune
+from groundtune.durable import DiskError
 from groundtune.files import DataError
 from groundtune.parsing import parse_arguments
 
@@ -21,6 +22,10 @@ __all__ = ["COMMANDS", "main", "parse_arguments", "train_command"]
 COMMANDS = {
     "sft": ("train on gold passages and compare with the untouched model, end to end", "commands.train:sft"),
     "swr": ("the same on gold passages and what a frozen retriever finds", "commands.train:swr"),
+    "doctor": (
+        "all that is wrong with the data of an sft or swr command, at once",
+        "commands.doctor:main",
+    ),
     "evaluate": ("measure any model or endpoint end to end, in four contexts, with a judge", "commands.evaluate:main"),
     "compare": ("put runs side by side: paired intervals, wins and losses, one page", "commands.compare:main"),
     "index": ("embed the documents, so that the first run need not", "commands.index:main"),
@@ -32,7 +37,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `groundtune COMMAND ...`.
 
-    Returns 0; 1 if the work began and could not be finished; 2 for a problem that the user can solve; 130 for Ctrl-C.
+    Returns 0; 1 if the work began and could not be finished; 2 for a problem that the user can solve; 3 if the disk is
+    full or fails; 143 and 130 after SIGTERM and SIGINT.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
@@ -59,6 +65,9 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     except DataError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         return 2
+    except DiskError as error:
+        print(error, file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

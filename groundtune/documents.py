@@ -1,11 +1,10 @@
-"""Documents -> passages, and whether the examples' gold documents are among them."""
+"""Texts -> passages."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
 
-from groundtune.schema import Document, Example
+from groundtune.schema import Document
 
 _SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+")
 
@@ -26,12 +25,6 @@ def passage_document(text: str, title: str, source: str) -> Document:
     """A document whose `fmt_content` carries its title, so that retriever and model know where the passage stands."""
     metadata = {"source": source, "title": title}
     return Document(page_content=text, fmt_content=f"Title: {title}\n{text}", metadata=metadata)
-
-
-def examples_without_gold(examples: Iterable[Example], documents: Sequence[Document]) -> list[str]:
-    """Sources (`file:line`) of examples none of whose gold documents is in the database: retrieval cannot find them."""
-    ids = {document.id for document in documents}
-    return [e.source for e in examples if not any(gold.id in ids for gold in e.gold_documents)]
 
 
 def _words(text: str) -> int:

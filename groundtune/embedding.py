@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -58,6 +59,7 @@ def prompts_for(name: str, own: dict[str, str]) -> tuple[str, str]:
 class Embedder:
     """A frozen embedding model of sentence-transformers.
 
+    Its code is the library's and its weights are safetensors, or it is not loaded: a model's folder runs nothing here.
     Raises `OSError` or `ValueError` (from sentence-transformers) when the model cannot be loaded.
     """
 
@@ -71,7 +73,8 @@ class Embedder:
     def __post_init__(self) -> None:
         from sentence_transformers import SentenceTransformer
 
-        self.model = SentenceTransformer(self.name, device=self.device).eval()
+        options = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
+        self.model = SentenceTransformer(self.name, device=self.device, **options).eval()
         query, document = prompts_for(self.name, self.model.prompts)
         self.query_prompt = query if self.query_prompt is None else self.query_prompt
         self.document_prompt = document if self.document_prompt is None else self.document_prompt
@@ -86,6 +89,8 @@ class Embedder:
         """All that decides a document's vector apart from its text; vectors may be mixed only where this is equal."""
         return {
             "weights": _sha256_of_weights(self.model),
+            "config": _config_of_transformer(self.model),
+            "tokenizer": _sha256_of_tokenizer(self.model.tokenizer),
             "modules": [type(module).__name__ + str(_config_of(module)) for module in self.model],
             "document_prompt": self.document_prompt,
             "similarity": self.similarity,
@@ -118,10 +123,7 @@ class Embedder:
         limit = self.model.max_seq_length
         if limit is None or math.isinf(limit):  # models of static vectors read texts of any length
             return
-        rows = self.model.tokenizer(
-            [self.document_prompt + text for text in texts], truncation=False, padding=False, verbose=False
-        )["input_ids"]
-        lengths = [len(ids) for ids in rows]
+        lengths = _token_counts(self.model.tokenizer, self.document_prompt, texts)
         too_long = [i for i, n in enumerate(lengths) if n > limit]
         if too_long:
             longest = max(too_long, key=lengths.__getitem__)
@@ -137,8 +139,87 @@ class Embedder:
             )
 
 
+@dataclass(frozen=True)
+class ReadingLimit:
+    """How much of a document an embedding model reads: what its tokenizer and configuration say, without weights."""
+
+    name: str
+    tokenizer: Any
+    max_tokens: int
+    document_prompt: str
+
+    def too_long(self, texts: Sequence[str]) -> dict[int, int]:
+        """Position and length in tokens, document prompt included, of the texts whose end is not read."""
+        counts = _token_counts(self.tokenizer, self.document_prompt, texts)
+        return {i: n for i, n in enumerate(counts) if n > self.max_tokens}
+
+
+def reading_limit(name: str, document_prompt: str | None = None) -> ReadingLimit | None:
+    """The limit of the embedding model `name` (hub name or folder); None if it reads texts of any length.
+
+    Follows sentence-transformers: `max_seq_length` of sentence_bert_config.json, else the smaller of the tokenizer's
+    and the transformer's limits. Raises whatever transformers does when there is no such tokenizer.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    modules = _read_json(name, "modules.json") or [{"path": "", "type": "Transformer"}]
+    if modules[0]["type"].rpartition(".")[2] != "Transformer":  # static vectors, for one
+        return None
+    folder = modules[0]["path"]
+    source = {"pretrained_model_name_or_path": name, "subfolder": folder, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    limit = (_read_json(name, f"{folder}/sentence_bert_config.json".lstrip("/")) or {}).get("max_seq_length")
+    if limit is None:
+        positions = getattr(AutoConfig.from_pretrained(**source), "max_position_embeddings", -1)
+        limit = min(tokenizer.model_max_length, positions if positions != -1 else math.inf)
+    own = (_read_json(name, "config_sentence_transformers.json") or {}).get("prompts") or {}
+    prompt = prompts_for(name, own)[1] if document_prompt is None else document_prompt
+    return ReadingLimit(name, tokenizer, int(limit), prompt) if limit < 1e9 else None
+
+
+def _read_json(name: str, filename: str) -> Any:
+    """A file of a model, from its folder or the hub; None where it has none."""
+    path = Path(name) / filename
+    if not Path(name).is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            path = Path(hf_hub_download(name, filename))
+        except EntryNotFoundError:
+            return None
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def _token_counts(tokenizer: Any, prompt: str, texts: Sequence[str]) -> list[int]:
+    rows = tokenizer([prompt + text for text in texts], truncation=False, padding=False, verbose=False)["input_ids"]
+    return [len(ids) for ids in rows]
+
+
+def _config_of_transformer(model: Any) -> dict[str, Any]:
+    """What differs from the architecture's defaults: the same weights compute other vectors with another activation."""
+    transformer = getattr(model[0], "auto_model", None)
+    settings = transformer.config.to_diff_dict() if transformer is not None else {}
+    return {name: value for name, value in settings.items() if name not in _NOT_SETTINGS}
+
+
+# Where the model came from and by whom it was saved, and the type that `settings` has already.
+_NOT_SETTINGS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+
+
+def _sha256_of_tokenizer(tokenizer: Any) -> str:
+    """The same words as other tokens are another vector."""
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if hasattr(backend, "to_str"):
+        # How the last call truncated and padded is noted in there too.
+        state = {**json.loads(backend.to_str()), "truncation": None, "padding": None}
+    else:
+        state = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else None
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
 def _config_of(module: Any) -> dict[str, Any]:
-    """Pooling mode and the like; the transformer's own configuration is covered by its weights."""
+    """Pooling mode and the like."""
     read = getattr(module, "get_config_dict", None)
     return read() if read else {}
 

@@ -13,29 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.answering import Answer, Asked, answer_by_chat, answer_by_completions, answer_here
+from groundtune.arguments import DataArguments
+from groundtune.checks import ERROR, WARNING, check_texts, counts, read_dataset
 from groundtune.comparison import Comparison, compare
 from groundtune.comparison_page import as_json, failures, write_comparisons
-from groundtune.evaluation import EndToEndEvaluator
-from groundtune.files import DataError, read_documents, read_examples, write_text
+from groundtune.files import DataError, write_text
 from groundtune.inference_arguments import SEARCHED, InferenceArguments
 from groundtune.judge import JudgePrompt, judged, read_judge_prompts
-from groundtune.opening import (
-    base_of,
-    computes_in_bf16,
-    open_judge,
-    open_model,
-    open_retriever,
-    open_tokenizer,
-    open_untouched,
-)
+from groundtune.opening import base_of, computes_in_bf16, open_judge, open_model, open_questions, open_untouched
 from groundtune.outcomes import Rightness, outcome_counts, with_outcomes
 from groundtune.predictions import Evaluation, evaluation_of, write_predictions
-from groundtune.prompt import make_prompt
 from groundtune.record import run_record
 from groundtune.remembered import changed_inputs
-from groundtune.retrieval import retrieve
 from groundtune.schema import Document, Example
-from groundtune.train import missing_gold, spread
+from groundtune.train import spread
 
 MODEL = "model"  # the system that was asked about; in --with_base it is compared with:
 BASE = "base"
@@ -86,9 +77,9 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     judges = read_judge_prompts(arguments.judge.judge_prompt) if arguments.judge.judge else []
     right = Rightness(arguments.answers.right_metric, arguments.answers.right_threshold)
     _check_right(right, judges)
-    examples, documents = _read(arguments)
-    notes = [*(missing_gold({"eval": examples}, documents) if documents else []), *_changed(arguments)]
-    asked, tokenizer = prepare(arguments, examples, documents)
+    examples, documents, notes = _read(arguments)
+    notes += _changed(arguments)
+    asked, tokenizer = open_questions(arguments, examples, documents)
 
     evaluations: dict[str, dict[str, Evaluation]] = {one.context: {} for one in asked}
     for name, answer in _answerers(arguments, asked, tokenizer):
@@ -107,54 +98,6 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     found = Evaluated(evaluations, comparisons, right, notes, output_dir)
     _write(found, arguments, judges, durations)
     return found
-
-
-def prepare(
-    arguments: InferenceArguments, examples: list[Example], documents: list[Document]
-) -> tuple[list[Asked], Any | None]:
-    """The questions of each context with what was retrieved and, where a tokenizer is known, their prompts.
-
-    Raises `DataError` for questions too long to be answered, `ModelError` without tokenizer or embedding model.
-    """
-    tokenizer = None
-    if arguments.api != "chat":
-        tokenizer = open_tokenizer(arguments)
-    hits, seconds = [()] * len(examples), 0.0
-    if any(context in SEARCHED for context in arguments.contexts):
-        retriever = open_retriever(arguments, documents)
-        begin = time.perf_counter()
-        k, history = arguments.retrieval.eval_num_to_retrieve, arguments.retrieval.query_history
-        hits = retrieve(retriever, examples, k, history)
-        seconds = time.perf_counter() - begin
-    return [_asked(arguments, context, examples, hits, seconds, tokenizer) for context in arguments.contexts], tokenizer
-
-
-def instruction_of(arguments: InferenceArguments, context: str) -> str:
-    """The sentence that opens a prompt: the usual one speaks of passages."""
-    return arguments.answers.closed_book_instruction if context == "closed_book" else arguments.prompt.instruction
-
-
-def _asked(
-    arguments: InferenceArguments, context: str, examples: list[Example], hits: Any, seconds: float, tokenizer: Any
-) -> Asked:
-    instruction, evaluation = instruction_of(arguments, context), arguments.evaluation
-    evaluator = None
-    if tokenizer is not None:
-        evaluator = EndToEndEvaluator(
-            name=context,
-            examples=examples,
-            hits=hits,
-            prompt=make_prompt(tokenizer, replace(arguments.prompt, instruction=instruction)),
-            pad_id=tokenizer.pad_token_id,
-            max_length=arguments.data.max_seq_length,
-            max_new_tokens=evaluation.max_new_tokens,
-            batch_size=arguments.answers.per_device_eval_batch_size,
-            retrieval_seconds=seconds,
-            bootstrap_samples=evaluation.bootstrap_samples,
-            context=context,
-        )
-    new, samples = evaluation.max_new_tokens, evaluation.bootstrap_samples
-    return Asked(context, examples, hits, instruction, new, seconds, samples, evaluator)
 
 
 def _answerers(arguments: InferenceArguments, asked: Sequence[Asked], tokenizer: Any) -> Iterator[tuple[str, Answer]]:
@@ -207,20 +150,19 @@ def _check_right(right: Rightness, judges: Sequence[JudgePrompt]) -> None:
         raise DataError([f"--right_metric: {right.metric} is not judged; --judge_prompt gives {', '.join(names)}"])
 
 
-def _read(arguments: InferenceArguments) -> tuple[list[Example], list[Document]]:
-    """Examples, and documents where a context needs them; the problems of both files at once."""
+def _read(arguments: InferenceArguments) -> tuple[list[Example], list[Document], list[str]]:
+    """Examples, documents where a context needs them, and the warnings about either, counted.
+
+    Raises `DataError` with all that is wrong with both files.
+    """
     searches = any(context in SEARCHED for context in arguments.contexts)
-    readers = {"eval_file": read_examples, **({"full_dataset_file_path": read_documents} if searches else {})}
-    read, problems = {}, []
-    for name, reader in readers.items():
-        try:
-            read[name] = reader(getattr(arguments.data, name))
-        except DataError as error:
-            problems += error.problems
-    if problems:
-        raise DataError(problems)
-    examples = spread(read["eval_file"], arguments.evaluation.eval_max_samples)
-    return examples, read.get("full_dataset_file_path", [])
+    documents = arguments.data.full_dataset_file_path if searches else ""
+    dataset = read_dataset(DataArguments(eval_file=arguments.data.eval_file, full_dataset_file_path=documents))
+    findings = check_texts(dataset)
+    if errors := [str(finding) for finding in findings if finding.severity == ERROR]:
+        raise DataError(errors)
+    notes = counts(finding for finding in findings if finding.severity == WARNING)
+    return spread(dataset.examples["eval"], arguments.evaluation.eval_max_samples), dataset.documents, notes
 
 
 def _changed(arguments: InferenceArguments) -> list[str]:

@@ -61,8 +61,8 @@ class EndToEndEvaluator:
                 self.max_new_tokens,
             )
 
-    def __call__(self, model: Any, on_batch: Callable[[int], None] = lambda done: None) -> Evaluation:
-        """Evaluate `model`; `on_batch` is told how many more questions were answered."""
+    def __call__(self, model: Any, on_answer: Callable[[int], None] = lambda done: None) -> Evaluation:
+        """Evaluate `model`; `on_answer` is told how many more questions were answered."""
         begin = time.perf_counter()
         generated = generate_greedy(
             model,
@@ -71,7 +71,7 @@ class EndToEndEvaluator:
             pad_id=self.pad_id,
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
-            on_batch=on_batch,
+            on_answer=on_answer,
         )
         return self.score([self._reply(q, g) for q, g in zip(self.questions, generated)], time.perf_counter() - begin)
 

@@ -10,15 +10,17 @@ import hashlib
 import json
 import logging
 import os
+import re
 import reprlib
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar
 
 from groundtune.safe_pickle import RefusedPickle, load_fields
 from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
@@ -41,6 +43,15 @@ _A_TURN = 'a turn is {"speaker": "user", "message": "what was said"}'
 _HALF_A_CHARACTER = "holds half of a surrogate pair, which UTF-8 cannot encode; write the whole character"
 _DOCUMENT_COLUMNS = ("page_content", "fmt_content", "metadata")
 _BATCH = 4096  # Parquet rows in memory at a time
+# What a file begins with that is no text in UTF-8 at all: one problem, and not one for every line of it.
+_OTHER_KINDS = {
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+    b"\x1f\x8b": "a gzip archive",
+    b"PK\x03\x04": "a zip archive",
+    b"PAR1": "a Parquet file",
+    b"\x80\x04\x95": "a pickle",
+}
 
 
 class DataError(Exception):
@@ -56,6 +67,31 @@ class DataError(Exception):
         return "\n".join(self.problems[:20] + ([f"... and {more} more"] if more > 0 else []))
 
 
+@dataclass(frozen=True)
+class Contents(Generic[T]):
+    """All that a file holds: its valid entries, each with where it stands ("train.jsonl:17"), and what is wrong.
+
+    `problems` are lines as in `DataError`; `suspicions` are such lines about what can be read, but hardly is meant so.
+    """
+
+    entries: list[tuple[str, T]]
+    problems: list[str]
+    suspicions: list[str]
+
+
+def scan_examples(path: FilePath) -> Contents[Example]:
+    """As `read_examples`, but nothing is left out or raised: for those who want to know all about the file."""
+    return _scan(path, _json_rows, _example)
+
+
+def scan_documents(path: FilePath) -> Contents[Document]:
+    """As `read_documents`, but nothing is left out or raised: for those who want to know all about the file."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in _READERS:
+        return Contents([], [f"{path}: cannot hold documents; a database ends in {', '.join(_READERS)}"], [])
+    return _scan(path, _READERS[suffix], _document)
+
+
 def read_examples(path: FilePath) -> list[Example]:
     """Read questions, gold passages and answers from JSONL, one example a line, blank lines skipped.
 
@@ -66,7 +102,7 @@ def read_examples(path: FilePath) -> list[Example]:
     Raises:
         DataError: the file cannot be read, holds no example, or any line is wrong; names all that is wrong.
     """
-    examples = _read(path, _json_rows, _example)
+    examples = _entries(scan_examples(path))
     usable = [example for example in examples if example.question.strip() and example.answer.strip()]
     if not usable:
         raise DataError([f"{path}: every question or answer is blank; write at least one example"])
@@ -84,10 +120,7 @@ def read_documents(path: FilePath) -> list[Document]:
     Raises:
         DataError: the file is of another kind, cannot be read, holds no document, or any document is wrong.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in _READERS:
-        raise DataError([f"{path}: cannot hold documents; a database ends in {', '.join(_READERS)}"])
-    documents = _read(path, _READERS[suffix], _document)
+    documents = _entries(scan_documents(path))
     distinct: dict[str, Document] = {}
     for document in documents:
         distinct.setdefault(document.text, document)
@@ -105,7 +138,7 @@ def read_pickle_documents(path: FilePath, max_bytes: int = 4 * 2**30) -> list[Do
     Raises:
         DataError: the file is not such a pickle, or any document in it is wrong.
     """
-    return _read(path, partial(_pickle_rows, max_bytes=max_bytes), _document)
+    return _entries(_scan(path, partial(_pickle_rows, max_bytes=max_bytes), _document))
 
 
 def write_documents(path: FilePath, documents: Iterable[Document]) -> None:
@@ -161,7 +194,7 @@ def sha256_of(path: FilePath) -> str:
 
 @dataclass(frozen=True)
 class _Record:
-    """An object in a file: where it stands, its fields, and the `problems` of the whole file so far.
+    """An object in a file: where it stands, its fields, and the `problems` and `suspicions` of the whole file so far.
 
     What is wrong is noted and something harmless returned, so that one reading finds every problem.
     """
@@ -169,6 +202,7 @@ class _Record:
     where: str  # "train.jsonl:17"
     fields: dict[str, Any]
     problems: list[str]
+    suspicions: list[str]
     prefix: str = ""  # "gold_docs[0]."
 
     def note(self, key: str, problem: str) -> None:
@@ -179,7 +213,7 @@ class _Record:
         if value is None:
             value = ""
             if required:
-                self.note(key, f"missing; {need}")
+                self.note(key, f"missing{self.other_spelling(key)}; {need}")
         elif not isinstance(value, str):
             self.note(key, f"is {_shown(value)}, not text; {need}")
         elif required and not may_be_blank and not value.strip():
@@ -187,6 +221,21 @@ class _Record:
         elif not _encodable(value):
             self.note(key, f"{_shown(value)} {_HALF_A_CHARACTER}")
         return value if isinstance(value, str) else ""
+
+    def other_spelling(self, key: str) -> str:
+        """A hint where a field that is missing stands there by a name like its own."""
+        names = {name.lower(): name for name in self.fields if name != key}
+        near = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
+        return f" (there is {_shown(names[near[0]])})" if near else ""
+
+    def suspect_misspelt(self, *optional: str) -> None:
+        """A misspelt field that may be left out would be missed in silence."""
+        absent = [name for name in optional if name not in self.fields]
+        for key in self.fields:
+            if absent and key not in optional:
+                for meant in difflib.get_close_matches(key.lower(), absent, n=1, cutoff=0.8):
+                    problem = f"is ignored; rename it to {meant}, if that is meant"
+                    self.suspicions.append(f"{self.where}: {self.prefix}{_shown_name(key)}: {problem}")
 
     def metadata(self) -> dict[str, Any]:
         value = self.fields.get("metadata")
@@ -209,14 +258,16 @@ class _Record:
             return
         for position, value in enumerate(values):
             if isinstance(value, dict):
-                yield _Record(self.where, value, self.problems, f"{self.prefix}{key}[{position}].")
+                prefix = f"{self.prefix}{key}[{position}]."
+                yield _Record(self.where, value, self.problems, self.suspicions, prefix)
             else:
                 self.note(f"{key}[{position}]", f"is {_shown(value)}, not an object; {each}")
 
 
 def _example(record: _Record) -> Example:
+    record.suspect_misspelt("chat_history", "hard_neg_docs")
     if record.fields.get("gold_docs") in (None, "", []):
-        state = "empty" if "gold_docs" in record.fields else "missing"
+        state = "empty" if "gold_docs" in record.fields else "missing" + record.other_spelling("gold_docs")
         record.note("gold_docs", f'{state}; every line needs "gold_docs", the documents that hold the answer')
     return Example(
         question=record.text(
@@ -233,6 +284,7 @@ def _example(record: _Record) -> Example:
 
 
 def _turn(record: _Record) -> Turn:
+    record.suspect_misspelt("source_documents")
     name = record.text("speaker", _A_TURN)
     if name.strip() and name.strip().lower() not in _SPEAKERS:
         record.note("speaker", f"{_shown(name)} is unknown; use one of {', '.join(_SPEAKERS)}")
@@ -244,6 +296,7 @@ def _turn(record: _Record) -> Turn:
 
 
 def _document(record: _Record) -> Document:
+    record.suspect_misspelt("fmt_content", "metadata")
     formatted = record.text("fmt_content", "it is the page content with its metadata", required=False)
     page = record.text("page_content", _A_DOCUMENT, required=not formatted.strip())
     return Document(page, formatted, record.metadata())
@@ -262,6 +315,11 @@ def _shown(value: Any) -> str:
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
+def _shown_name(name: str) -> str:
+    """A field's name as a message shows it; one with blanks or unprintable characters in quotes."""
+    return name if re.fullmatch(r"[\w.-]{1,40}", name) else _shown(name)
+
+
 def _encodable(value: Any) -> bool:
     """JSON can spell half of a surrogate pair, which no file in UTF-8 can hold."""
     try:
@@ -271,15 +329,27 @@ def _encodable(value: Any) -> bool:
     return True
 
 
-def _read(path: FilePath, rows: Reader, build: Callable[[_Record], T]) -> list[T]:
-    """Build every row of a file, or raise with all that is wrong in it."""
-    problems: list[str] = []
-    built = [build(_Record(f"{path}:{number}", row, problems)) for number, row in rows(path, problems)]
-    if not built and not problems:
-        problems.append(f"{path}: is empty; it needs at least one entry")
-    if problems:
-        raise DataError(problems)
-    return built
+def _scan(path: FilePath, rows: Reader, build: Callable[[_Record], T]) -> Contents[T]:
+    """Build every row of a file that is a valid one."""
+    found: Contents[T] = Contents([], [], [])
+    try:
+        for number, row in rows(path, found.problems):
+            problems_before = len(found.problems)
+            record = _Record(f"{path}:{number}", row, found.problems, found.suspicions)
+            entry = build(record)
+            if len(found.problems) == problems_before:
+                found.entries.append((record.where, entry))
+    except DataError as error:  # the file as a whole
+        found.problems.extend(error.problems)
+    if not found.entries and not found.problems:
+        found.problems.append(f"{path}: is empty; it needs at least one entry")
+    return found
+
+
+def _entries(found: Contents[T]) -> list[T]:
+    if found.problems:
+        raise DataError(found.problems)
+    return [entry for _, entry in found.entries]
 
 
 def _json_rows(path: FilePath, problems: list[str]) -> Rows:
@@ -287,6 +357,8 @@ def _json_rows(path: FilePath, problems: list[str]) -> Rows:
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             if number == 1:
+                if kind := next((kind for magic, kind in _OTHER_KINDS.items() if line.startswith(magic)), None):
+                    raise DataError([f"{path}:1: line: the file is {kind}; it must be JSON lines in UTF-8"])
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if not line.strip():
                 continue
@@ -296,16 +368,33 @@ def _json_rows(path: FilePath, problems: list[str]) -> Rows:
                 problems.append(f"{path}:{number}: line: {error}")
 
 
+class _GivenTwice(ValueError):
+    """A name stands twice in one JSON object; the standard library would keep the last in silence."""
+
+
+def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise _GivenTwice(f"{_shown_name(twice)} is given twice in one object; keep one")
+    return fields
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_each_name_once).decode
+
+
 def _json_object(line: bytes) -> dict[str, Any]:
     """Raises ValueError with a message for the user, whatever is wrong with the line."""
     try:
-        value = json.loads(line.decode("utf-8").rstrip())  # or an error at the end is on "line 2 column 1"
+        value = _decode(line.decode("utf-8").rstrip())  # or an error at the end is on "line 2 column 1"
     except UnicodeDecodeError as error:
         seen = f"byte {error.start + 1} is {line[error.start]:#04x}"
         raise ValueError(f"not UTF-8 ({seen}); save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         problem = f"not valid JSON at column {error.colno}: {error.msg}"
         raise ValueError(f"{problem}; every line must be one whole JSON object") from error
+    except _GivenTwice:
+        raise
     except RecursionError as error:
         raise ValueError("nests too deeply to be read; flatten it") from error
     except ValueError as error:  # an integer of thousands of digits

@@ -1,12 +1,19 @@
-"""Batched greedy answers that stop row by row."""
+"""Batched greedy answers that stop row by row, each slot refilled as it gets free."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from groundtune.attention import Decoding, Memory, attends_by_layout, model_inputs
+from groundtune.batching import pack, prefix_groups
+from groundtune.loss import head_reads_only
+
+_PREFILL_TOKENS = 8192  # prompts read in one forward pass; more gains nothing and takes memory
 
 
 @dataclass(frozen=True)
@@ -26,28 +33,113 @@ def generate_greedy(
     pad_id: int,
     max_new_tokens: int,
     batch_size: int,
-    on_batch: Callable[[int], None] = lambda done: None,
+    on_answer: Callable[[int], None] = lambda done: None,
 ) -> list[Generated]:
-    """Greedy continuation of each prompt, in the order given.
+    """Greedy continuation of each prompt, in the order given; up to `batch_size` are answered at the same time.
 
-    Prompts are taken longest first, so that a batch is hardly padded and memory runs out at once or not at all. The
-    model's own generation settings (sampling, penalties) are not consulted: an evaluation must be repeatable.
-    `on_batch` is called with the number of prompts that each batch finished.
+    The model's own generation settings (sampling, penalties) are not consulted: an evaluation must be repeatable.
+    `on_answer` is called with the number of prompts that were finished since it was last called.
     """
     was_training = model.training
     model.eval()
+    generate = _generate_packed if attends_by_layout(model) else _generate_padded
     generated: list[Generated | None] = [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     try:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            answers = _generate_batch(model, [prompts[i] for i in batch], set(stop_ids), pad_id, max_new_tokens)
-            for i, answer in zip(batch, answers):
-                generated[i] = answer
-            on_batch(len(batch))
+        for i, answer in generate(model, prompts, set(stop_ids), pad_id, max_new_tokens, batch_size):
+            generated[i] = answer
+            on_answer(1)
     finally:
         model.train(was_training)
     return generated
+
+
+def _generate_packed(
+    model: Any, prompts: Sequence[Sequence[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int, batch_size: int
+) -> Iterator[tuple[int, Generated]]:
+    """Number and answer of each prompt as it is finished; its slot goes to the next prompt.
+
+    Prompts are read without padding, what they have in common once; then all sequences grow by one token at a time.
+    """
+    waiting = deque(_in_order(prompts))
+    slots = min(batch_size, len(prompts))
+    memory = Memory(slots, max(map(len, prompts), default=0) + max_new_tokens)
+    running: list[int] = []  # the prompt in each slot
+    answers: dict[int, list[int]] = {}
+    while waiting or running:
+        # One prompt is read as fast as several on a CPU; waiting for a quarter of the slots spares a GPU small steps.
+        if waiting and len(running) <= slots * 3 // 4:
+            new = [waiting.popleft() for _ in range(min(slots - len(running), len(waiting)))]
+            for part in _up_to_tokens(new, prompts, _PREFILL_TOKENS):
+                first = _read(model, [prompts[i] for i in part], memory, len(running))
+                answers |= {i: [id] for i, id in zip(part, first)}
+                running += part
+        else:
+            ids = [answers[i][-1] for i in running]
+            lengths = [len(prompts[i]) + len(answers[i]) - 1 for i in running]
+            for i, id in zip(running, _step(model, ids, lengths, memory)):
+                answers[i].append(id)
+        for slot in reversed(range(len(running))):
+            ids = answers[running[slot]]
+            if ids[-1] in stop_ids or len(ids) == max_new_tokens:
+                yield running[slot], Generated(ids, ids[-1] in stop_ids)
+                # The last sequence moves into the gap, so that those that run are always the first slots.
+                last = running.pop()
+                if slot < len(running):
+                    memory.move(len(running), slot)
+                    running[slot] = last
+
+
+def _in_order(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Longest first, so that memory runs out at once or not at all; prompts with a common prefix side by side."""
+    groups = [sorted(group, key=lambda i: -len(prompts[i])) for group in prefix_groups(prompts)]
+    return [i for group in sorted(groups, key=lambda group: -len(prompts[group[0]])) for i in group]
+
+
+def _up_to_tokens(members: Sequence[int], prompts: Sequence[Sequence[int]], at_most: int) -> Iterator[list[int]]:
+    """`members` in parts of at most so many tokens, a longer prompt by itself."""
+    part: list[int] = []
+    for i in members:
+        if part and sum(len(prompts[j]) for j in [*part, i]) > at_most:
+            yield part
+            part = []
+        part.append(i)
+    yield part
+
+
+def _read(model: Any, prompts: Sequence[Sequence[int]], memory: Memory, slot: int) -> list[int]:
+    """The first token of each answer; the prompts' keys and values go into the slots from `slot` on."""
+    packing = pack(prompts, [len(prompt) - 1 for prompt in prompts])
+    slots: list[int | None] = [None] * len(packing.segments)
+    for i, end in enumerate(packing.ends):
+        slots[end] = slot + i
+    inputs = packing.inputs(model.device, memory=memory, slots=slots)
+    keep = torch.zeros(1, len(packing.ids), dtype=torch.bool, device=model.device)
+    keep[0, packing.last] = True
+    with head_reads_only(keep, model.get_output_embeddings()):
+        logits = model(**inputs, use_cache=False).logits
+    # The head saw them in the order of the row, which is not that of the prompts.
+    row_order = sorted(range(len(prompts)), key=packing.last.__getitem__)
+    ids = dict(zip(row_order, logits.argmax(dim=-1).tolist()))
+    return [ids[i] for i in range(len(prompts))]
+
+
+def _step(model: Any, ids: list[int], lengths: list[int], memory: Memory) -> list[int]:
+    """The next token of each running sequence."""
+    device = model.device
+    where = torch.tensor(lengths, device=device)
+    inputs = model_inputs(torch.tensor([ids], device=device), where[None], Decoding(memory, where))
+    return model(**inputs, use_cache=False).logits[0].argmax(dim=-1).tolist()
+
+
+def _generate_padded(
+    model: Any, prompts: Sequence[Sequence[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int, batch_size: int
+) -> Iterator[tuple[int, Generated]]:
+    """The same for a model that cannot attend by layout: left-padded batches, which shrink as rows finish."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        answers = _generate_batch(model, [prompts[i] for i in batch], stop_ids, pad_id, max_new_tokens)
+        yield from zip(batch, answers)
 
 
 def _generate_batch(

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from groundtune.durable import MANIFEST, Damaged, read_manifest, write_manifest
 from groundtune.embedding import Embedder
-from groundtune.files import DataError, sha256_of
 from groundtune.schema import Document
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -65,47 +65,45 @@ def load_or_build_index(folder: str | Path, documents: Sequence[Document], embed
 
 
 def _fingerprint(settings: dict[str, Any]) -> str:
-    text = json.dumps({"format": _FORMAT, **settings}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return _sha256_of_json({"format": _FORMAT, **settings})[:16]
 
 
 def _read(store: Path) -> dict[str, np.ndarray]:
     """Vector by document id; empty where there is no complete and undamaged cache."""
-    manifest_path, vectors_path = store / "manifest.json", store / "vectors.npy"
-    if not manifest_path.exists():
+    if not (store / MANIFEST).exists():
         return {}
     try:
-        manifest = json.loads(manifest_path.read_text("utf-8"))
-        if sha256_of(vectors_path) != manifest["vectors_sha256"]:
-            raise ValueError("vectors.npy does not match its checksum")
-        vectors = np.load(vectors_path, allow_pickle=False)
+        manifest = read_manifest(store)
+        if manifest["fingerprint"] != store.name:
+            raise ValueError("manifest.json is that of another embedding model")
+        with open(store / "vectors.npy", "rb") as file:
+            vectors = np.load(file, allow_pickle=False)
         if vectors.dtype != np.float32 or vectors.shape != (len(manifest["ids"]), manifest["dimensions"]):
             raise ValueError(f"vectors.npy is {vectors.dtype} {vectors.shape}, the manifest says otherwise")
         return dict(zip(manifest["ids"], vectors))
-    except (DataError, OSError, ValueError, KeyError, TypeError) as error:
+    except (Damaged, OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("the index in %s is damaged (%s); embedding all documents anew", store, error)
         return {}
+
+
+def _sha256_of_json(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _write(store: Path, ids: list[str], vectors: np.ndarray, embedder: Embedder) -> None:
     """Vectors first, then the manifest that vouches for them: a run killed in between leaves no believable index."""
     store.mkdir(parents=True, exist_ok=True)
-    (store / "manifest.json").unlink(missing_ok=True)
-    with open(store / "vectors.npy.tmp", "wb") as file:
+    (store / MANIFEST).unlink(missing_ok=True)
+    with open(store / ".vectors.npy.tmp", "wb") as file:
         np.save(file, vectors, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(store / "vectors.npy.tmp", store / "vectors.npy")
-    manifest = {
-        "format": _FORMAT,
-        "embedding_model": embedder.name,
-        "settings": embedder.settings,
-        "dimensions": int(vectors.shape[1]),
-        "vectors_sha256": sha256_of(store / "vectors.npy"),
-        "ids": ids,
-    }
-    with open(store / "manifest.json.tmp", "w", encoding="utf-8") as file:
-        json.dump(manifest, file, default=str)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(store / "manifest.json.tmp", store / "manifest.json")
+    os.replace(store / ".vectors.npy.tmp", store / "vectors.npy")
+    write_manifest(
+        store,
+        {
+            "fingerprint": store.name,
+            "embedding_model": embedder.name,
+            "settings": embedder.settings,
+            "dimensions": int(vectors.shape[1]),
+            "ids": ids,
+        },
+    )

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from groundtune.batching import IGNORED
 
@@ -18,28 +17,59 @@ class NonFiniteLoss(ArithmeticError):
 
 def answer_loss(
     model: Any,
-    batch: dict[str, torch.Tensor],
+    batch: dict[str, Any],
     answer_tokens: torch.Tensor | int | None = None,
     head: torch.nn.Module | None = None,
 ) -> torch.Tensor:
     """Sum of the answer tokens' cross-entropy over `answer_tokens`.
 
-    `batch` holds input_ids, attention_mask and labels, all [rows, length]. `answer_tokens` is the number of answer
-    tokens of the whole optimizer step, so that accumulation and data parallelism change no gradient; default: those of
-    this batch. `head` is the output embedding of the unwrapped model; default: `model.get_output_embeddings()`.
+    `batch` holds labels, [rows, length], and whatever the model is to be called with. `answer_tokens` is the number of
+    answer tokens of the whole optimizer step, so that accumulation and data parallelism change no gradient; default:
+    those of this batch. `head` is the output embedding of the unwrapped model; default:
+    `model.get_output_embeddings()`.
     """
     targets = batch["labels"][:, 1:]
     learnt = targets != IGNORED
     # The last position predicts nothing. A mask over [rows, length] picks hidden states [answer tokens, hidden].
     keep = torch.nn.functional.pad(learnt, (0, 1))
-    with _head_reads_only(keep, head or model.get_output_embeddings()):
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-    total = cross_entropy(logits.float(), targets[learnt], reduction="sum")
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    with head_reads_only(keep, head or model.get_output_embeddings()):
+        logits = model(**inputs, use_cache=False).logits
+    total = _SumOfCrossEntropy.apply(logits, targets[learnt].to(logits.device))
     return total / (learnt.sum() if answer_tokens is None else answer_tokens)
 
 
+class _SumOfCrossEntropy(torch.autograd.Function):
+    """Sum of the cross-entropy of logits [tokens, vocabulary] with targets [tokens], in float32, a few rows at a time.
+
+    The gradient is written on the way, in the type of the logits. The whole in float32, with its softmax and gradient,
+    would be four times as much memory as the rest of a step where the vocabulary is large.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        rows = max(1, (2**26 if logits.is_cuda else 2**22) // logits.shape[-1])
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        total = logits.new_zeros((), dtype=torch.float32)
+        for i in range(0, len(logits), rows):
+            part = logits[i : i + rows].to(torch.float32, copy=True)  # it is overwritten below
+            target = targets[i : i + rows, None]
+            normaliser = part.logsumexp(dim=-1, keepdim=True)
+            total += (normaliser - part.gather(1, target)).sum()
+            if gradient is not None:
+                softmax = part.sub_(normaliser).exp_()
+                gradient[i : i + rows] = softmax.scatter_add_(1, target, softmax.new_full(target.shape, -1.0))
+        ctx.gradient = gradient
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, of_total: torch.Tensor) -> tuple[torch.Tensor, None]:
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient.mul_(of_total), None
+
+
 @contextmanager
-def _head_reads_only(keep: torch.Tensor, head: torch.nn.Module) -> Iterator[None]:
+def head_reads_only(keep: torch.Tensor, head: torch.nn.Module) -> Iterator[None]:
     """Let the head of any causal model see the hidden states at `keep` ([rows, length], bool) only.
 
     At 10 % answer tokens and a vocabulary of 262,144 the head is most of the work. `logits_to_keep` takes a mask in

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ def load_tokenizer(arguments: ModelArguments) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path, **_source(arguments))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises bare exceptions on a damaged file
         raise ModelError(_cannot_load("tokenizer", arguments, error)) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{arguments.model_name_or_path}: the tokenizer has no end-of-sequence token; set eos_token")
@@ -45,11 +43,11 @@ def load_tokenizer(arguments: ModelArguments) -> Any:
 def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ...], pad_id: int) -> Any:
     """The model ready to train, with a fresh adapter if asked for, and generation settings that stop at `stop_ids`.
 
+    Weights come from safetensors or GGUF files and never from a `.bin` file, which is a pickle.
     Raises `ModelError` when the model cannot be loaded, or lacks weights, which would be random then.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    _keep_freed_memory()
     options: dict[str, Any] = {"dtype": _dtype(arguments, bf16), **_source(arguments)}
     options["attn_implementation"] = "flash_attention_2" if arguments.use_flash_attention else "sdpa"
     if arguments.gguf_file:
@@ -57,6 +55,8 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
 
         # Without it the weights stay in GGUF blocks, which neither train nor save.
         options["quantization_config"] = GgufConfig(dequantize=True)
+    else:
+        options["use_safetensors"] = True
     if arguments.load_in_4bit:
         options["quantization_config"] = _four_bits(options["dtype"])
     try:
@@ -87,6 +87,8 @@ def add_lora(model: Any, arguments: ModelArguments) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
+    from groundtune.lora import fuse
+
     names = list(arguments.lora_target_modules)
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -96,10 +98,12 @@ def add_lora(model: Any, arguments: ModelArguments) -> Any:
         target_modules=names[0] if names == ["all-linear"] else names,
     )
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         linear = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
         raise ModelError(f"--lora_target_modules: {error}; this model's linear layers: {', '.join(linear)}") from error
+    fuse(adapted)
+    return adapted
 
 
 def _four_bits(dtype: torch.dtype) -> Any:
@@ -142,21 +146,11 @@ def _dtype(arguments: ModelArguments, bf16: bool) -> torch.dtype:
     return torch.bfloat16 if arguments.use_peft and bf16 else torch.float32
 
 
-def _keep_freed_memory() -> None:
-    """Let glibc reuse large freed blocks instead of giving them back to the system after every operation.
-
-    Each tensor over 32 MB is otherwise mapped and zeroed anew, half a million page faults in a training step of a
-    270M model on a CPU: 7.4 s a step with them, 6.2 s without (two cores). Elsewhere than on Linux nothing is done.
-    """
-    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(mmap_threshold, 2**30)
-        mallopt(trim_threshold, 2**31 - 1)
-
-
 def _source(arguments: ModelArguments) -> dict[str, Any]:
-    source = {"revision": arguments.model_revision, "trust_remote_code": arguments.trust_remote_code}
+    source: dict[str, Any] = {"revision": arguments.model_revision, "trust_remote_code": arguments.trust_remote_code}
+    if arguments.trust_remote_code:
+        # A model may name another repository for its code, which `revision` does not pin: this refuses it there.
+        source["code_revision"] = arguments.model_revision
     return {**source, "gguf_file": arguments.gguf_file} if arguments.gguf_file else source
 
 
@@ -164,4 +158,12 @@ def _cannot_load(what: str, arguments: ModelArguments, error: Exception) -> str:
     name = arguments.model_name_or_path
     inside = sorted(path.name for path in Path(name).iterdir())[:12] if Path(name).is_dir() else None
     where = f"the folder holds {', '.join(inside) or 'nothing'}" if inside is not None else "not a local folder either"
-    return f"--model_name_or_path: cannot load the {what} of {name} ({where}): {str(error).strip().splitlines()[0]}"
+    return f"--model_name_or_path: cannot load the {what} of {name} ({where}): {why_not_loaded(error)}"
+
+
+def why_not_loaded(error: Exception) -> str:
+    """A library's error in one line."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if "safetensors" in reason:
+        return f"{reason} Weights are read from safetensors only, as a .bin file is a pickle; convert them first"
+    return reason if len(reason) <= 240 else f"{reason[:237]}..."

@@ -1,20 +1,23 @@
-"""Arguments -> what answers: tokenizer, model or adapter on its base, judge, and the retriever over the documents."""
+"""Arguments -> what is asked and who answers: prompts, retriever, tokenizer, model or adapter on its base, judge."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from groundtune.answering import LocalModel
+from groundtune.answering import Asked, LocalModel
 from groundtune.arguments import ModelArguments, PromptArguments
-from groundtune.inference_arguments import SERVER, InferenceArguments
-from groundtune.models import ModelError, computes_bf16, load_model, load_tokenizer
+from groundtune.evaluation import EndToEndEvaluator
+from groundtune.inference_arguments import SEARCHED, SERVER, InferenceArguments
+from groundtune.lora import fuse
+from groundtune.models import ModelError, computes_bf16, load_model, load_tokenizer, why_not_loaded
 from groundtune.prompt import Prompt, make_prompt
-from groundtune.retrieval import Retriever
-from groundtune.schema import Document
+from groundtune.retrieval import Retriever, retrieve
+from groundtune.schema import Document, Example
 from groundtune.train import make_retriever
 
 
@@ -23,6 +26,54 @@ def open_retriever(arguments: InferenceArguments, documents: list[Document]) -> 
     data, retrieval = arguments.data, arguments.retrieval
     folder = Path(data.full_dataset_index_path or Path(data.full_dataset_file_path).parent / "index")
     return make_retriever(retrieval.eval_embedding_model or retrieval.embedding_model, retrieval, documents, folder)
+
+
+def open_questions(
+    arguments: InferenceArguments, examples: list[Example], documents: list[Document]
+) -> tuple[list[Asked], Any | None]:
+    """The questions of each context with what was retrieved and, where a tokenizer is known, their prompts.
+
+    Raises `DataError` for questions too long to be answered, `ModelError` without tokenizer or embedding model.
+    """
+    tokenizer = None
+    if arguments.api != "chat":
+        tokenizer = open_tokenizer(arguments)
+    hits, seconds = [()] * len(examples), 0.0
+    if any(context in SEARCHED for context in arguments.contexts):
+        retriever = open_retriever(arguments, documents)
+        begin = time.perf_counter()
+        k, history = arguments.retrieval.eval_num_to_retrieve, arguments.retrieval.query_history
+        hits = retrieve(retriever, examples, k, history)
+        seconds = time.perf_counter() - begin
+    return [_asked(arguments, context, examples, hits, seconds, tokenizer) for context in arguments.contexts], tokenizer
+
+
+def _instruction(arguments: InferenceArguments, context: str) -> str:
+    """The sentence that opens a prompt: the usual one speaks of passages."""
+    return arguments.answers.closed_book_instruction if context == "closed_book" else arguments.prompt.instruction
+
+
+def _asked(
+    arguments: InferenceArguments, context: str, examples: list[Example], hits: Any, seconds: float, tokenizer: Any
+) -> Asked:
+    instruction, evaluation = _instruction(arguments, context), arguments.evaluation
+    evaluator = None
+    if tokenizer is not None:
+        evaluator = EndToEndEvaluator(
+            name=context,
+            examples=examples,
+            hits=hits,
+            prompt=make_prompt(tokenizer, replace(arguments.prompt, instruction=instruction)),
+            pad_id=tokenizer.pad_token_id,
+            max_length=arguments.data.max_seq_length,
+            max_new_tokens=evaluation.max_new_tokens,
+            batch_size=arguments.answers.per_device_eval_batch_size,
+            retrieval_seconds=seconds,
+            bootstrap_samples=evaluation.bootstrap_samples,
+            context=context,
+        )
+    new, samples = evaluation.max_new_tokens, evaluation.bootstrap_samples
+    return Asked(context, examples, hits, instruction, new, seconds, samples, evaluator)
 
 
 def computes_in_bf16(arguments: InferenceArguments) -> bool:
@@ -138,7 +189,7 @@ def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
         saved = set(load_peft_weights(adapter, device="cpu", **where))
         adapted = PeftModel.from_pretrained(model, adapter, **where)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = why_not_loaded(error)
         raise ModelError(f"{adapter}: cannot load the adapter on {model.config.name_or_path}: {reason}") from error
     # PEFT only warns, and an adapter of which half is missing answers nearly like the base model.
     missing = sorted(set(get_peft_model_state_dict(adapted, save_embedding_layers=False)) - saved)
@@ -147,4 +198,5 @@ def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
             f"{adapter}: {len(missing)} of the adapter's weights are missing: {', '.join(missing[:3])} ...; "
             f"was it trained on {model.config.name_or_path}?"
         )
+    fuse(adapted)  # as in training, or rounding differs
     return adapted

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 from groundtune.arguments import GROUPS, Arguments
+from groundtune.config import read_config, split_files
 from groundtune.files import DataError
+from groundtune.flags import HELP_WIDTH, FlagFormatter
 
 # Flags as they were once spelt -> today's. A share of the steps and a number of steps are one flag today.
 RENAMED = {
@@ -35,7 +34,6 @@ RENAMED = {
 # Flags that once did something and now have nothing to do: accepted, with a line that says so.
 WITHOUT_EFFECT = (
     "group_by_length",
-    "overwrite_output_dir",
     "logging_dir",
     "save_safetensors",
     "include_inputs_for_metrics",
@@ -60,7 +58,7 @@ TRAINING_USAGE = """groundtune {method} --model_name_or_path MODEL --train_file 
        --full_dataset_file_path FILE --embedding_model MODEL --output_dir FOLDER [--FLAG VALUE ...]
        groundtune {method} --config FILE.yaml [--FLAG VALUE ...]      flags after the file win
        groundtune {method} FILE.json                                  all arguments from one file"""
-HELP_WIDTH = 110  # of the help, whatever the terminal's: that of the training commands is generated once
+
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +69,11 @@ def parse_arguments(method: str, argv: Sequence[str]) -> Arguments:
     Raises `DataError` with every unknown flag and bad value.
     """
     parser = training_parser(method)
-    argv = _spelt_as_today(_expand_files(argv), {flag for a in parser._actions for flag in a.option_strings})
+    argv = _spelt_as_today(_expand_files(argv, parser), _flags(parser))
     try:
         *groups, training, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     except (ValueError, ImportError) as error:
-        raise DataError([f"arguments: {error}"]) from error
+        raise DataError(_why_refused(argv, parser) or [f"arguments: {_one_line(error)}"]) from error
     if unknown:
         raise DataError(_unknown_flags(unknown, parser))
     names = ("data", "retrieval", "prompt", "model", "evaluation", "logger")
@@ -85,6 +83,22 @@ def parse_arguments(method: str, argv: Sequence[str]) -> Arguments:
     if arguments.logger.run_group:
         os.environ.setdefault("WANDB_RUN_GROUP", arguments.logger.run_group)
     return arguments
+
+
+def _why_refused(argv: Sequence[str], parser: Any) -> list[str]:
+    """Trainer's arguments object checks its values and names no flag: whichever fails by itself is one to blame."""
+    problems = []
+    starts = [i for i, word in enumerate(argv) if word.startswith("--")]
+    for start, end in zip(starts, [*starts[1:], len(argv)]):
+        try:
+            parser.parse_args_into_dataclasses(argv[start:end], return_remaining_strings=True)
+        except (ValueError, ImportError) as error:
+            problems.append(f"{argv[start].partition('=')[0]}: {_one_line(error)}; -h describes it")
+    return problems
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def training_parser(method: str) -> Any:
@@ -97,33 +111,15 @@ def training_parser(method: str) -> Any:
         [*GROUPS, QATrainingArguments],
         prog=f"groundtune {method}",
         usage=TRAINING_USAGE.format(method=method),
-        formatter_class=partial(_Formatter, width=HELP_WIDTH, max_help_position=34),
+        formatter_class=partial(FlagFormatter, width=HELP_WIDTH, max_help_position=34),
         allow_abbrev=False,
     )
     parser.error = _bad_value  # argparse's own prints two hundred lines of usage first
     return parser
 
 
-class _Formatter(argparse.HelpFormatter):
-    """One spelling of each flag, its kind of value, and its default where there is one to speak of."""
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings or action.dest == "help":
-            return super()._format_action_invocation(action)
-        spelling = next((s for s in action.option_strings if "-" not in s[2:]), action.option_strings[-1])
-        if action.choices or action.nargs == 0:
-            value = "" if action.nargs == 0 else "{" + ",".join(map(str, action.choices)) + "}"
-        else:
-            value = "[true|false]" if action.nargs == "?" else "VALUE ..." if action.nargs == "+" else "VALUE"
-        return f"{spelling} {value}".strip()
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        speaks_of_it = "efault" in (action.help or "") or action.default in (None, "", argparse.SUPPRESS, [])
-        return action.help if speaks_of_it or not action.option_strings else f"{action.help} (default: %(default)s)"
-
-
 def light_parser(prog: str, usage: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """An argparse parser whose errors are `DataError`s; see `add_group` and `given`."""
+    """An argparse parser whose errors are `DataError`s; see `flags.add_group` and `given`."""
     parser = argparse.ArgumentParser(
         prog=prog,
         usage=f"{prog} {usage}",
@@ -137,115 +133,78 @@ def light_parser(prog: str, usage: str, description: str, epilog: str = "") -> a
     return parser
 
 
-def add_group(
-    parser: argparse.ArgumentParser, group: type, names: Sequence[str], helps: Mapping[str, str] | None = None
-) -> None:
-    """Those fields of an argument group as flags, absent from the result unless given.
-
-    `helps` has the text of those that mean something else here than in training.
-    """
-    section = parser.add_argument_group(group._argument_group_name)
-    for field in fields(group):
-        if field.name in names:
-            text = (helps or {}).get(field.name) or _help_with_default(field)
-            section.add_argument(f"--{field.name}", help=text, **_argparse_options(field))
-
-
 def given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
     """The arguments that a command line, or the file of its `--config`, names; `-h` prints them all and exits.
 
     Raises `DataError` with every unknown flag, or with the first bad value.
     """
-    known = {flag for action in parser._actions for flag in action.option_strings}
-    namespace, unknown = parser.parse_known_args(_spelt_as_today(_expand_files(argv), known))
+    namespace, unknown = parser.parse_known_args(_spelt_as_today(_expand_files(argv, parser), _flags(parser)))
     if unknown:
         raise DataError(_unknown_flags(unknown, parser))
     return vars(namespace)
-
-
-def filled(group: type, values: Mapping[str, Any]) -> Any:
-    """An argument group with those of `values` that are its fields; the others keep their defaults."""
-    return group(**{field.name: values[field.name] for field in fields(group) if field.name in values})
-
-
-def _argparse_options(field: Any) -> dict[str, Any]:
-    """What HfArgumentParser makes of the few types that our own groups have."""
-    kind = field.type.removesuffix(" | None")
-    if kind == "bool":
-        return {"type": _true_or_false, "nargs": "?", "const": True, "metavar": "true|false"}
-    if kind == "list[str]":
-        return {"nargs": "+", "metavar": "NAME"}
-    choices = field.metadata.get("choices")
-    options = {"type": {"str": str, "int": int, "float": float}[kind]}
-    return (
-        {**options, "choices": choices}
-        if choices
-        else {**options, "metavar": {"str": "TEXT", "int": "N", "float": "X"}[kind]}
-    )
-
-
-def _help_with_default(field: Any) -> str:
-    default = field.default_factory() if field.default is MISSING else field.default
-    if default in (None, ""):
-        return field.metadata["help"]
-    shown = " ".join(default) if isinstance(default, list) else default
-    return f"{field.metadata['help']} (default: {str(shown).lower() if isinstance(shown, bool) else shown})"
-
-
-def _true_or_false(text: str) -> bool:
-    if text.lower() in ("true", "yes", "1", "t", "y"):
-        return True
-    if text.lower() in ("false", "no", "0", "f", "n"):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
 def _bad_value(message: str) -> NoReturn:
     raise DataError([message.removeprefix("argument ")])
 
 
-def _expand_files(argv: Sequence[str]) -> list[str]:
-    """One argument that ends in .json, or `--config FILE`, becomes the flags it holds; other flags follow and win."""
-    argv = list(argv)
-    if len(argv) == 1 and argv[0].endswith(".json") and not argv[0].startswith("-"):
-        return _flags_of(argv[0])
-    from_files: list[str] = []
-    while any(a == "--config" or a.startswith("--config=") for a in argv):
-        i = next(i for i, a in enumerate(argv) if a == "--config" or a.startswith("--config="))
-        if "=" in argv[i]:
-            path, width = argv[i].partition("=")[2], 1
-        elif i + 1 < len(argv):
-            path, width = argv[i + 1], 2
-        else:
-            raise DataError(["--config: missing; name a YAML or JSON file"])
-        from_files += _flags_of(path)
-        del argv[i : i + width]
-    return from_files + argv
+def _expand_files(argv: Sequence[str], parser: Any) -> list[str]:
+    """The arguments of files as flags, then the other flags, which win. Raises `DataError` with all that is wrong."""
+    paths, words = split_files(argv)
+    entries, problems = [], []
+    for path in paths:
+        try:
+            entries += read_config(path)
+        except DataError as error:
+            problems += error.problems
+    for entry in entries:
+        # Each by itself: argparse would stop at the first, and not know the line.
+        problems += [f"{entry.where}: {entry.name}: {problem}" for problem in _problems_of(entry.flag(), parser)]
+    if problems:
+        raise DataError(problems)
+    return [word for entry in entries for word in entry.flag()] + words
 
 
-def _flags_of(path: str) -> list[str]:
-    import yaml
-
+def _problems_of(words: Sequence[str], parser: Any) -> list[str]:
+    """What the parser has against one flag and its values, without its name."""
+    words = _spelt_as_today(words, _flags(parser), tell=False)
     try:
-        text = Path(path).read_text("utf-8")
-        values = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-    except OSError as error:
-        raise DataError([f"{path}: {error.strerror or error}; name a YAML or JSON file of arguments"]) from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise DataError([f"{path}: not valid: {' '.join(str(error).split())}"]) from error
-    if not isinstance(values, dict):
-        raise DataError([f"{path}: holds {type(values).__name__}; it must map argument names to values"])
-    return [word for name, value in values.items() if value is not None for word in _flag(name, value)]
+        unknown = parser.parse_known_args(words)[1]
+    except DataError as error:
+        return [problem.partition(": ")[2] + "; -h describes it" for problem in error.problems]
+    if unknown and unknown[0].startswith("-"):
+        return [problem.partition(": ")[2] for problem in _unknown_flags(unknown, parser)]
+    return [f"takes one value, and not {len(unknown) + 1}; -h describes it"] if unknown else []
 
 
-def _flag(name: str, value: Any) -> list[str]:
-    if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
-    # One word, so that a value may begin with a dash; numbers as YAML 1.1 reads them ("1e-4" is a string to it).
-    return [f"--{name}={json.dumps(value) if isinstance(value, dict | bool) else value}"]
+def _flags(parser: Any) -> set[str]:
+    return {flag for action in parser._actions for flag in action.option_strings}
 
 
-def _spelt_as_today(argv: Sequence[str], known: set[str]) -> list[str]:
+def at_their_lines(problems: Sequence[str], argv: Sequence[str]) -> list[str]:
+    """Problems of flags that come from a file name its line."""
+    try:
+        paths, words = split_files(argv)
+        entries = [entry for path in paths for entry in read_config(path)]
+    except DataError:
+        return list(problems)
+    given = {_name_of_today(word) for word in words if word.startswith("--")}
+    origins = {_name_of_today(entry.name): entry for entry in entries}
+    placed = []
+    for problem in problems:
+        flag, _, rest = problem.partition(": ")
+        name = _name_of_today(flag) if flag.startswith("--") else ""
+        entry = origins.get(name) if name not in given else None
+        placed.append(f"{entry.where}: {entry.name}: {rest}" if entry else problem)
+    return placed
+
+
+def _name_of_today(flag: str) -> str:
+    name = flag.partition("=")[0].removeprefix("--").replace("-", "_")
+    return RENAMED.get(name, name)
+
+
+def _spelt_as_today(argv: Sequence[str], known: set[str], tell: bool = True) -> list[str]:
     """Old spellings renamed; flags that have nothing to do any more left out, each with a line in the log."""
     today: list[str] = []
     skipping = False
@@ -260,10 +219,12 @@ def _spelt_as_today(argv: Sequence[str], known: set[str]) -> list[str]:
         if flag in known or f"--{name}" in known:
             today.append(word)
         elif name in RENAMED:
-            logger.info("--%s is called --%s today", name, RENAMED[name])
+            if tell:
+                logger.info("--%s is called --%s today", name, RENAMED[name])
             today.append(f"--{RENAMED[name]}{equals}{value}")
         elif name in WITHOUT_EFFECT:
-            logger.warning("--%s has no effect any more and is ignored", name)
+            if tell:
+                logger.warning("--%s has no effect any more and is ignored", name)
             skipping = True
         else:
             today.append(word)
@@ -271,7 +232,7 @@ def _spelt_as_today(argv: Sequence[str], known: set[str]) -> list[str]:
 
 
 def _unknown_flags(words: Sequence[str], parser: Any) -> list[str]:
-    known = [flag for action in parser._actions for flag in action.option_strings]
+    known = sorted(_flags(parser))
     problems = []
     for word in words:
         flag = word.partition("=")[0]

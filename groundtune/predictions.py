@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from groundtune.files import DataError, write_jsonl
 from groundtune.metrics import Interval, aggregate
 from groundtune.record import plain
 from groundtune.schema import Document, Example, Hit, Prediction, Turn
+
+if TYPE_CHECKING:
+    from groundtune.evaluation import EndToEndEvaluator
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,30 @@ def evaluation_of(predictions: Sequence[Prediction], samples: int = 2000) -> Eva
 def write_predictions(path: str | os.PathLike[str], evaluation: Evaluation) -> None:
     """Write an evaluation's predictions as JSONL, in the order of its examples."""
     write_jsonl(path, (plain(prediction.to_dict()) for prediction in evaluation.predictions))
+
+
+def read_evaluation(path: str | os.PathLike[str], evaluator: EndToEndEvaluator) -> Evaluation | None:
+    """The evaluation that `write_predictions` wrote, None if its questions are not those of `evaluator`.
+
+    Raises OSError, ValueError or KeyError if it is not such a file.
+    """
+    rows = [json.loads(line) for line in Path(path).read_text("utf-8").split("\n") if line]
+    if [row["question"] for row in rows] != [example.question for example in evaluator.examples]:
+        return None
+    predictions = [
+        Prediction(
+            example=example,
+            hits=tuple(hits),
+            scores={name: math.nan if score is None else score for name, score in row["scores"].items()},
+            context=evaluator.context,
+            read=passages.all[: row["passages_read"]],
+            **{name: row[name] for name in ("answer", "finished", "passages_read", "prompt_tokens", "new_tokens")},
+        )
+        for example, hits, passages, row in zip(
+            evaluator.examples, evaluator.hits, evaluator.passages, rows, strict=True
+        )
+    ]
+    return evaluation_of(predictions, evaluator.bootstrap_samples)
 
 
 def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:

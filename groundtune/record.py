@@ -18,6 +18,12 @@ from typing import Any
 
 from groundtune.files import sha256_of
 
+_SECRETS = (
+    (re.compile(r"://[^/\s]*@"), "://***@"),  # user and password, which may hold an @ of its own
+    (re.compile(r"([?&;][^=&\s]*(?:token|key|secret|passw|sig|auth)[^=&\s]*=)[^&\s#]+", re.IGNORECASE), r"\1***"),
+    # The spellings of known services: a token is one wherever it stands.
+    (re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abp]-|AKIA)[\w-]{16,}"), "***"),
+)
 _PACKAGES = ("groundtune", "torch", "transformers", "peft", "sentence-transformers", "faiss-cpu")
 
 
@@ -34,7 +40,7 @@ def run_record(
     """
     return {
         **provenance(inputs),
-        "arguments": plain(_without_secrets(arguments)),
+        "arguments": plain(without_secrets(arguments)),
         "seed": seed,
         "device": _device(),
         "durations": dict(durations),
@@ -47,7 +53,7 @@ def provenance(inputs: Mapping[str, str | os.PathLike[str]]) -> dict[str, Any]:
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": _command(sys.argv),
         "working_directory": os.getcwd(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": versions(),
         "platform": platform.platform(),
         "inputs": {
             name: {"path": str(path), "sha256": sha256_of(path), "bytes": os.stat(path).st_size}
@@ -57,17 +63,29 @@ def provenance(inputs: Mapping[str, str | os.PathLike[str]]) -> dict[str, Any]:
     }
 
 
-def _without_secrets(value: Any, name: str = "") -> Any:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide what is computed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def without_secrets(value: Any, name: str = "") -> Any:
     """`value` with "***" for whatever has a name that sounds like a secret, at any depth, and in addresses."""
     if isinstance(value, Mapping):
-        return {key: _without_secrets(item, str(key)) for key, item in value.items()}
+        return {key: without_secrets(item, str(key)) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_secrets(item, name) for item in value]
+        return [without_secrets(item, name) for item in value]
     # --max_new_tokens is a count and no token
     count = "tokens" in name and re.fullmatch(r"[\d.]+|true|false|no", str(value), re.IGNORECASE)
-    if re.search("token|key|password|secret", name, re.IGNORECASE) and value not in (None, "") and not count:
+    if re.search("token|key|passw|secret|credential", name, re.IGNORECASE) and value not in (None, "") and not count:
         return "***"
-    return re.sub(r"://[^/@\s]+@", "://***@", value) if isinstance(value, str) else value
+    return hide_secrets(value) if isinstance(value, str) else value
+
+
+def hide_secrets(text: str) -> str:
+    """A text with "***" for passwords and tokens in addresses, and for whatever is spelt like a known service's."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 def _command(argv: Sequence[str]) -> str:
@@ -76,9 +94,9 @@ def _command(argv: Sequence[str]) -> str:
     for word in argv[1:]:
         if word.startswith("--"):
             flag, equals, value = word.partition("=")
-            words.append(flag + equals + str(_without_secrets(value, flag)))
+            words.append(flag + equals + str(without_secrets(value, flag)))
         else:
-            words.append(str(_without_secrets(word, flag)))
+            words.append(str(without_secrets(word, flag)))
     return shlex.join(program + words)
 
 

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
 
-from groundtune.arguments import Arguments, RetrievalArguments
-from groundtune.documents import examples_without_gold
+from groundtune.arguments import Arguments, DataArguments, RetrievalArguments
+from groundtune.checkpoints import Checkpoint
+from groundtune.checks import counts
+from groundtune.doctor import Diagnosis, diagnose, doctor_command, summary
 from groundtune.embedding import Embedder
-from groundtune.evaluation import Evaluation
-from groundtune.files import DataError, read_documents, read_examples
+from groundtune.evaluation import EndToEndEvaluator, Evaluation
+from groundtune.files import DataError, sha256_of
 from groundtune.index import load_or_build_index
 from groundtune.methods import METHODS, Method
-from groundtune.models import ModelError, flash_attention_problems, load_tokenizer
-from groundtune.passages import Passages
-from groundtune.prompt import Prompt, make_prompt
+from groundtune.models import ModelError, flash_attention_problems, why_not_loaded
+from groundtune.predictions import read_evaluation, write_predictions
 from groundtune.record import run_record
-from groundtune.report import write_predictions, write_results
+from groundtune.report import write_results
 from groundtune.results import Results
+from groundtune.resume import check_same_run, checkpoint_to_resume, identity, locked, rows_identity
 from groundtune.retrieval import BM25Retriever, DenseRetriever, HybridRetriever, Retriever, retrieve
+from groundtune.safe_trainer import tracker_problems
 from groundtune.schema import Document, Example, Hit
-from groundtune.trainer import GOLD_LOSS, QATrainer
+from groundtune.trainer import GOLD_LOSS, QATrainer, compile_problems
 
 logger = logging.getLogger(__name__)
 
@@ -35,19 +38,32 @@ logger = logging.getLogger(__name__)
 def train(arguments: Arguments) -> Results:
     """Train `arguments.method`, compare the result with the untouched model, and write it all to `output_dir`.
 
-    Raises `DataError` with every problem of arguments and data, and `ModelError`, before any model is loaded.
+    A run that was interrupted goes on from its last complete checkpoint, to the weights that it would have had.
+
+    Raises `DataError` with every problem of arguments and data, and `ModelError`, before any model is loaded;
+    `AlreadyFinished` for a run that is done; and in the middle `Stopped`, `NonFiniteLoss` and `DiskError`.
     """
+    _check(arguments)
+    training = arguments.training
+    with locked(Path(training.output_dir)) if training.process_index == 0 else nullcontext():
+        run = identity(arguments)
+        with training.main_process_first(local=False, desc="looking for a checkpoint"):
+            checkpoint = checkpoint_to_resume(training, run)
+        return _train(arguments, run, checkpoint)
+
+
+def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | None) -> Results:
+    """The recipe; `run` is this run's identity, `checkpoint` where it goes on."""
     method, data, training = METHODS[arguments.method], arguments.data, arguments.training
     output_dir, durations, notes = Path(training.output_dir), {}, []
-    _check(arguments)
     set_seed(training.seed)
 
-    with _timed("read", durations):
-        documents, examples = _read(arguments)
-        notes += missing_gold(examples, documents)
-        tokenizer = load_tokenizer(arguments.model)
-        prompt = make_prompt(tokenizer, arguments.prompt)
-        _check_lengths(method, arguments, examples, prompt)
+    with _timed("read and check", durations):
+        diagnosis = diagnose(arguments)
+        diagnosis.raise_errors()
+        notes += _tell(diagnosis, arguments)
+        documents, examples = diagnosis.dataset.documents, _splits(diagnosis, arguments)
+        tokenizer, prompt = diagnosis.tokenizer, diagnosis.prompt
 
     with _timed("index and retrieve", durations):
         hits, seconds = _retrieve(method, arguments, documents, examples)
@@ -63,6 +79,9 @@ def train(arguments: Arguments) -> Results:
         for split in ("train", "eval")
     }
     notes += _dropped_passages(rows)
+    run = run | rows_identity(rows["train"])
+    if checkpoint is not None:
+        check_same_run(checkpoint, run, training.resume_anyway)
     evaluators = {
         split: method.evaluator(
             name=split,
@@ -96,14 +115,15 @@ def train(arguments: Arguments) -> Results:
         method=method,
         evaluator=evaluators["eval"],
         pad_id=tokenizer.pad_token_id,
+        share_prefix=data.share_prefix,
         on_evaluation=on_evaluation,
+        run=run,
     )
     with _timed("evaluate the untouched model on test", durations):
-        base = trainer.run_evaluator(evaluators["test"])
+        base = _untouched(trainer, evaluators["test"], output_dir / "predictions" / "test_base.jsonl", checkpoint)
         _check_metric(training, base)
-        write_predictions(output_dir / "predictions" / "test_base.jsonl", base)
     with _timed("train and evaluate", durations):
-        trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
     # An adapter is saved without them; whoever generates with it must stop where the evaluation did.
@@ -118,18 +138,33 @@ def train(arguments: Arguments) -> Results:
         history=trainer.state.log_history,
         best_step=_best_step(trainer),
         selection_metric=training.metric_for_best_model,
-        selected_on_test=not data.test_file and training.load_best_model_at_end,
+        selected_on_test=_tested_on_eval(data) and training.load_best_model_at_end,
         notes=notes,
-        record=_record(arguments, durations),
+        record={**_record(arguments, durations), "identity": run, "resumed_from_step": checkpoint and checkpoint.step},
     )
     write_results(output_dir, results)
     return results
 
 
 def _check(arguments: Arguments) -> None:
-    problems = [*arguments.check(), *flash_attention_problems(arguments.model)]
+    problems = [*arguments.check(), *flash_attention_problems(arguments.model), *compile_problems(arguments.training)]
+    problems += tracker_problems(arguments.training.report_to)
     if problems:
         raise DataError(problems)
+
+
+def _untouched(
+    trainer: QATrainer, evaluator: EndToEndEvaluator, path: Path, checkpoint: Checkpoint | None
+) -> Evaluation:
+    """The untouched model end to end on test; a run that goes on reads its own answers of the first time."""
+    run, key, base = trainer.run, "answers of the untouched model", None
+    if checkpoint is not None and path.exists() and checkpoint.about["run"] == {**run, key: sha256_of(path)}:
+        base = read_evaluation(path, evaluator)
+    if base is None:
+        base = trainer.run_evaluator(evaluator)
+        write_predictions(path, base)
+    trainer.run = {**run, key: sha256_of(path)}
+    return base
 
 
 def _check_metric(training: Any, evaluation: Evaluation) -> None:
@@ -140,27 +175,23 @@ def _check_metric(training: Any, evaluation: Evaluation) -> None:
         raise DataError([f"--metric_for_best_model: {name} is not measured here; choose one of {', '.join(measured)}"])
 
 
-def _read(arguments: Arguments) -> tuple[list[Document], dict[str, list[Example]]]:
-    """Documents, and the examples of train, eval and test; the problems of all files are reported together."""
-    data = arguments.data
-    readers = {
-        "documents": (read_documents, data.full_dataset_file_path),
-        "train": (read_examples, data.train_file),
-        "eval": (read_examples, data.eval_file),
-        "test": (read_examples, data.test_file or data.eval_file),
-    }
-    read, problems = {}, []
-    for name, (reader, path) in readers.items():
-        try:
-            read[name] = reader(path)
-        except DataError as error:
-            problems += error.problems
-    if problems:
-        raise DataError(problems)
-    documents = read.pop("documents")
-    read["eval"] = spread(read["eval"], arguments.evaluation.eval_max_samples)
-    logger.info("%d documents; %s", len(documents), ", ".join(f"{len(e)} {split}" for split, e in read.items()))
-    return documents, read
+def _tell(diagnosis: Diagnosis, arguments: Arguments) -> list[str]:
+    """Warnings, counted by kind and file; they go into the report too."""
+    logger.info("checked: %s", summary(diagnosis))
+    notes = counts(diagnosis.warnings)
+    for note in notes:
+        logger.warning(note)
+    if notes:
+        logger.warning("to see them all: %s", doctor_command(arguments))
+    return notes
+
+
+def _splits(diagnosis: Diagnosis, arguments: Arguments) -> dict[str, list[Example]]:
+    """The examples of train, eval and test. The test is never cut; without a file of its own it is all of eval."""
+    examples = dict(diagnosis.dataset.examples)
+    examples.setdefault("test", examples["eval"])
+    examples["eval"] = spread(examples["eval"], arguments.evaluation.eval_max_samples)
+    return examples
 
 
 def spread(examples: list[Example], at_most: int) -> list[Example]:
@@ -168,27 +199,6 @@ def spread(examples: list[Example], at_most: int) -> list[Example]:
     if not 0 < at_most < len(examples):
         return examples
     return [examples[i * len(examples) // at_most] for i in range(at_most)]
-
-
-def missing_gold(examples: dict[str, list[Example]], documents: Sequence[Document]) -> list[str]:
-    notes = []
-    for split, these in examples.items():
-        missing = examples_without_gold(these, documents)
-        if missing:
-            notes.append(
-                f"{split}: the gold documents of {len(missing)} of {len(these)} examples are not in the document "
-                f"database, so retrieval cannot find them (first: {missing[0]})"
-            )
-            logger.warning(notes[-1])
-    return notes
-
-
-def _check_lengths(method: Method, arguments: Arguments, examples: dict[str, list[Example]], prompt: Prompt) -> None:
-    """Every training row must fit with its required passages alone; seen here, before anything slow."""
-    k = arguments.retrieval.embedding_max_num_to_retrieve
-    training = [*examples["train"], *examples["eval"]]
-    required = [Passages(required=method.passages(example, [], k).required) for example in training]
-    method.encode(training, required, prompt, arguments.data.max_seq_length)
 
 
 def _retrieve(
@@ -230,7 +240,7 @@ def make_retriever(
             batch_size=retrieval.embedding_batch_size,
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = why_not_loaded(error)
         raise ModelError(f"--embedding_model: cannot load {embedding_model}: {reason}") from error
     dense = DenseRetriever(embedder, load_or_build_index(index_folder, documents, embedder))
     return dense if retrieval.retriever == "dense" else HybridRetriever([dense, BM25Retriever(documents)])
@@ -253,6 +263,10 @@ def _dropped_passages(rows: dict[str, list]) -> list[str]:
             )
             logger.warning(notes[-1])
     return notes
+
+
+def _tested_on_eval(data: DataArguments) -> bool:
+    return not data.test_file or Path(data.test_file).resolve() == Path(data.eval_file).resolve()
 
 
 def _best_step(trainer: QATrainer) -> int | None:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SchedulerType
 
-from groundtune.batching import IGNORED, GroupedByLength
+from groundtune.attention import use_packed_attention
+from groundtune.batching import IGNORED, WORTH_GROUPING, EpochOrder, by_length, by_prefix, prefix_groups, share_saved
 from groundtune.evaluation import EndToEndEvaluator, Evaluation
-from groundtune.loss import NonFiniteLoss
+from groundtune.examples import Row
 from groundtune.methods import Method
 from groundtune.metrics import greater_is_better
-from groundtune.models import computes_bf16
+from groundtune.models import ModelError, computes_bf16
+from groundtune.record import hide_secrets
+from groundtune.safe_trainer import SOURCES, SafeTrainer
+from groundtune.signals import at_once
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +87,27 @@ class QATrainingArguments(TrainingArguments):
     report_to: None | str | list[str] = field(
         default="none", metadata={"help": "Trackers: none, trackio, tensorboard, wandb, mlflow ..."}
     )
+    compile_layers: bool = field(
+        default=False,
+        metadata={
+            "help": "torch.compile each layer for rows of any length: some minutes first, then faster steps. "
+            "--torch_compile would compile the whole model anew for each length.",
+            **_SWITCH,
+        },
+    )
+    resume_from_checkpoint: str | None = field(
+        default="auto",
+        metadata={
+            "help": "auto: go on from the last complete checkpoint of this very run in output_dir, if there is one. "
+            "A folder: from that checkpoint. no: from the beginning; output_dir must hold no checkpoint then."
+        },
+    )
+    resume_anyway: bool = field(
+        default=False, metadata={"help": "Resume although arguments, data or model have changed since the checkpoint."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Remove what an earlier run left in output_dir, and begin anew."}
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses. Off: they must be seen."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Has no effect here: rows have no columns."})
 
@@ -104,11 +131,18 @@ class QATrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False
         super().__post_init__()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Trainer pickles its arguments beside every model, in a file that people share: tokens stay out of it."""
+        hidden = {name: hide_secrets(value) for name, value in vars(self).items() if isinstance(value, str)}
+        return vars(self) | hidden | {name: None for name in vars(self) if name.endswith("_token")}
 
-class QATrainer(Trainer):
+
+class QATrainer(SafeTrainer):
     """Trains `method`'s rows; `evaluate` returns the end-to-end metrics of `evaluator` beside the gold-passage loss.
 
-    `on_evaluation(step, evaluation)` receives every end-to-end evaluation with its predictions.
+    Rows are packed end to end where the model's attention can, and prompts that begin alike share their beginning
+    (`share_prefix`: auto, on, off; `ModelError` if it is on and cannot be exact). `on_evaluation(step, evaluation)`
+    receives every end-to-end evaluation with its predictions.
     """
 
     def __init__(
@@ -117,10 +151,14 @@ class QATrainer(Trainer):
         method: Method,
         evaluator: EndToEndEvaluator | None,
         pad_id: int,
+        share_prefix: str = "auto",
         on_evaluation: Callable[[int, Evaluation], None] = lambda step, evaluation: None,
         **kwargs: Any,
     ):
-        super().__init__(*args, data_collator=partial(method.collate, pad_id=pad_id), **kwargs)
+        super().__init__(*args, data_collator=partial(_collate, method, pad_id), **kwargs)
+        self._choose_batches(share_prefix)
+        if self.args.compile_layers:
+            compile_layers(self.model)
         self.method, self.evaluator, self.on_evaluation = method, evaluator, on_evaluation
         # The loss is divided by the answer tokens of the whole step: Trainer is to count them, and not to divide again.
         self.model_accepts_loss_kwargs = True
@@ -129,28 +167,50 @@ class QATrainer(Trainer):
             self.pop_callback(ProgressCallback)
             self.add_callback(_Progress())
 
+    def _choose_batches(self, share_prefix: str) -> None:
+        """Packed or padded, and the order of the rows that suits it."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1
+        not_packed = "the model is split over devices" if sharded else use_packed_attention(self.model)
+        # Dropout draws once for a shared token where separate rows would draw for each.
+        not_shared = not_packed or ("dropout is on" if _drops_out(self.model) else None)
+        if share_prefix == "on" and not_shared:
+            raise ModelError(f"--share_prefix on: it would not be exact here: {not_shared}; use auto")
+        if not_packed:
+            logger.info("rows are padded, not packed: %s", not_packed)
+        share = share_prefix != "off" and not not_shared
+        self.data_collator.keywords.update(packed=not not_packed, share_prefix=share)
+        rows, batch_size = self.train_dataset, self.args.train_batch_size
+        if not_packed:
+            self._order = partial(by_length, [len(row) for row in rows], batch_size)
+            return
+        groups = prefix_groups([row.prompt_ids for row in rows]) if share else []
+        saved = share_saved(rows, groups) if share else 0
+        if share_prefix == "auto" and saved < WORTH_GROUPING:
+            groups = []
+        if groups:
+            logger.info("prompts with a common beginning share a batch: %.0f %% of the tokens saved", 100 * saved)
+        self._order = partial(by_prefix, groups or [[i] for i in range(len(rows))], batch_size)
+
     def compute_loss(
         self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The method's loss over the answer tokens of the optimizer step, all micro-batches and devices."""
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         loss = self.method.loss(model, inputs, answer_tokens=num_items_in_batch, head=head)
-        if not torch.isfinite(loss):
-            raise NonFiniteLoss(
-                f"step {self.state.global_step + 1}: the loss is {loss.item()}, stopped before the weights changed; "
-                f"checkpoints so far are in {self.args.output_dir}. Lower --learning_rate, or try --bf16 false"
-            )
         # Each device's gradient is averaged with the others'; the count is over all of them.
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
 
     def run_evaluator(self, evaluator: EndToEndEvaluator) -> Evaluation:
         """The current weights, end to end, in the precision that training computes in."""
-        with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
+        # Compiled layers would be compiled again and again for steps of one token.
+        as_it_is = torch.compiler.set_stance("force_eager" if self.args.compile_layers else "default")
+        with as_it_is, torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
             model = self.model.to(self.args.device)
             total, quiet = len(evaluator.examples), self.args.disable_tqdm
             with tqdm(total=total, desc=f"answering {evaluator.name}", unit="q", leave=False, disable=quiet) as bar:
-                return evaluator(model, on_batch=bar.update)
+                return evaluator(model, on_answer=bar.update)
 
+    @at_once()
     def evaluation_loop(
         self,
         dataloader: Any,
@@ -178,6 +238,7 @@ class QATrainer(Trainer):
         sums = torch.zeros(2, device=self.args.device)
         for batch in dataloader:
             batch = self._prepare_inputs(batch)
+            batch.pop(SOURCES)
             with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
                 loss = self.method.loss(model, batch, answer_tokens=1, head=head)
             sums += torch.tensor([loss.item(), (batch["labels"][:, 1:] != IGNORED).sum().item()], device=sums.device)
@@ -185,9 +246,33 @@ class QATrainer(Trainer):
         total, tokens = self.accelerator.reduce(sums).tolist()
         return total / tokens
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> GroupedByLength:
-        lengths = [len(row) for row in (self.train_dataset if train_dataset is None else train_dataset)]
-        return GroupedByLength(lengths, self.args.train_batch_size, self.args.data_seed or self.args.seed)
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        return EpochOrder(len(rows), self._order, self.args.data_seed or self.args.seed)
+
+
+def compile_layers(model: Any, **options: Any) -> None:
+    """Let `torch.compile` (and its `options`) fuse the small operations of each layer, in place."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == model.config.get_text_config().num_hidden_layers:
+            for layer in module:
+                layer.compile(dynamic=True, **options)
+
+
+def compile_problems(training: QATrainingArguments) -> list[str]:
+    """Why layers, if they are to be compiled, cannot be; empty if they can."""
+    compilers = [os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl"]
+    if not training.compile_layers or torch.cuda.is_available() or any(map(shutil.which, filter(None, compilers))):
+        return []
+    return ["--compile_layers: needs a C++ compiler, and neither $CXX nor c++, g++ or clang++ is there; install one"]
+
+
+def _drops_out(model: Any) -> bool:
+    return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+
+
+def _collate(method: Method, pad_id: int, rows: Sequence[Row], **how: Any) -> dict[str, Any]:
+    return {**method.collate(rows, pad_id, **how), SOURCES: [row.source for row in rows]}
 
 
 class _EvaluateAtTheEnd(TrainerCallback):

@@ -307,10 +307,13 @@ def tiny_examples() -> list[Example]:
 
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def write_data(folder: Path) -> Path:
     """documents.jsonl, and the tiny examples as train.jsonl, eval.jsonl (first four) and test.jsonl (last three)."""
     from groundtune.files import write_documents, write_jsonl
 
-    folder = tmp_path_factory.mktemp("data")
     write_documents(folder / "documents.jsonl", tiny_documents())
     rows = [
         {
@@ -328,6 +331,10 @@ def data_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def static_embedding_folder(tmp_path_factory) -> Path:
+    return save_static_embedder(tmp_path_factory.mktemp("static_embedding"))
+
+
+def save_static_embedder(folder: Path) -> Path:
     """A sentence-transformers folder with a random vector for each word: texts with common words are near."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
@@ -339,7 +346,6 @@ def static_embedding_folder(tmp_path_factory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     weights = np.random.default_rng(0).normal(size=(len(words) + 1, 32)).astype(np.float32)
     weights[0] = 0
-    folder = tmp_path_factory.mktemp("static_embedding")
     SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights)], device="cpu").save(str(folder))
     return folder
 

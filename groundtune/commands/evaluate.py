@@ -9,8 +9,9 @@ from typing import Any
 
 from groundtune.commands.terminal import add_output_flags, be_quiet, progress
 from groundtune.files import DataError
+from groundtune.flags import add_group, filled
 from groundtune.inference_arguments import GROUPS, InferenceArguments
-from groundtune.parsing import add_group, filled, given, light_parser
+from groundtune.parsing import given, light_parser
 from groundtune.remembered import remembered
 
 USAGE = """[MODEL] [--eval_file FILE] [--full_dataset_file_path FILE] [--embedding_model MODEL] [--FLAG VALUE ...]"""

@@ -10,7 +10,8 @@ from typing import Any
 from groundtune.arguments import DataArguments, RetrievalArguments, check_retrieval
 from groundtune.commands.terminal import add_output_flags, be_quiet
 from groundtune.files import DataError
-from groundtune.parsing import add_group, filled, given, light_parser
+from groundtune.flags import add_group, filled
+from groundtune.parsing import given, light_parser
 
 DESCRIPTION = """Embed the documents into a folder that training, evaluate and ask then read. Only documents that are
 new or changed are embedded. Each embedding model and prompt has a subfolder of its own, so none evicts another."""

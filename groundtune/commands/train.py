@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from groundtune.commands.training_help import training_help
-from groundtune.parsing import parse_arguments
+from groundtune.durable import disk_errors
+from groundtune.files import DataError
+from groundtune.parsing import at_their_lines, parse_arguments
+from groundtune.signals import Stopped, watched
 
 
 def sft(argv: Sequence[str]) -> int:
@@ -36,23 +39,41 @@ def demo(argv: Sequence[str]) -> int:
 
 
 def _train(method: str, argv: Sequence[str]) -> int:
-    """Parse, train, print the table; 1 if the loss was not finite."""
-    if "-h" in argv or "--help" in argv:
+    """Train and print the table: 0, or 1 if the training diverged, 143 and 130 after SIGTERM and SIGINT."""
+    if {"-h", "--help"} & set(argv):
         print(training_help(method))
         return 0
+    try:
+        with watched():
+            return _run(method, argv)
+    except DataError as error:
+        raise DataError(at_their_lines(error.problems, argv)) from error
+    except Stopped as stopped:
+        print(f"{stopped}; the same command goes on from the last checkpoint", file=sys.stderr)
+        return stopped.exit_status
+
+
+def _run(method: str, argv: Sequence[str]) -> int:
     arguments = parse_arguments(method, argv)
 
-    from rich.console import Console
-
     from groundtune.loss import NonFiniteLoss
-    from groundtune.report import summary_table
+    from groundtune.resume import AlreadyFinished
     from groundtune.train import train
 
     try:
-        results = train(arguments)
+        with disk_errors(arguments.training.output_dir):
+            results = train(arguments)
     except NonFiniteLoss as error:
         print(error, file=sys.stderr)
         return 1
+    except AlreadyFinished as finished:
+        print(finished)
+        return 0
+
+    from rich.console import Console
+
+    from groundtune.report import summary_table
+
     console = Console()
     console.print(summary_table(results))
     console.print(results.verdict, highlight=False)

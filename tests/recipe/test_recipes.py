@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import runpy
 import subprocess
@@ -25,6 +27,7 @@ SCRIPTS = {
     "swr": ROOT / "scripts/train/qa_llm/train_w_fixed_retriever.py",
 }
 INSTRUCTION = "Answer."
+SECRET = "hf_" + "aB3dE5" * 6  # made up; the shape is a token's
 
 
 def flags(family, embedding: Path, data: Path, output: Path, **changes: Any) -> list[str]:
@@ -50,6 +53,7 @@ class Run:
     folder: Path
     trainer: Any = None
     at_first: dict[str, torch.Tensor] = field(default_factory=dict)
+    logged: str = ""
 
     @property
     def metrics(self) -> dict:
@@ -108,7 +112,7 @@ def swr_run(families, static_embedding_folder, data_folder, tmp_path_factory) ->
     arguments = flags(
         families["gemma"], static_embedding_folder, data_folder, folder, use_peft="true", lora_r=4,
         embedding_max_num_to_retrieve=3, num_train_epochs=2, eval_steps=2, learning_rate=5e-2,
-        metric_for_best_model="loss_with_gold_passage",
+        metric_for_best_model="loss_with_gold_passage", hub_token=SECRET, run_name=f"http://me:{SECRET}@host/run",
     )  # fmt: skip
 
     def start() -> int:
@@ -116,12 +120,34 @@ def swr_run(families, static_embedding_folder, data_folder, tmp_path_factory) ->
             runpy.run_path(str(SCRIPTS["swr"]), run_name="__main__")
         return ended.value.code
 
+    logged = io.StringIO()
+    handler = logging.StreamHandler(logged)
+    logging.getLogger().addHandler(handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(SCRIPTS["swr"]), *arguments])
-        return run_here(patch, folder, start)
+        run = run_here(patch, folder, start)
+    logging.getLogger().removeHandler(handler)
+    run.logged = logged.getvalue()
+    return run
 
 
 # What a run leaves
+
+
+def test_no_secret_is_in_any_file_that_a_run_leaves_or_in_its_log(swr_run):
+    """The token was given on the command line, by itself and in an address."""
+    files = [path for path in swr_run.folder.rglob("*") if path.is_file()]
+    assert {"run.json", "report.html", "training_args.bin", "README.md"} <= {path.name for path in files}
+    assert [str(path) for path in files if SECRET.encode() in path.read_bytes()] == []
+    assert SECRET not in swr_run.logged and "checked: 7 warnings in 6 documents" in swr_run.logged
+
+
+def test_what_the_doctor_warns_of_is_in_the_report(swr_run):
+    """Eval and test of the tiny data are taken from train, which nobody should miss."""
+    for name in ("report.html", "report.md"):
+        text = (swr_run.folder / name).read_text("utf-8")
+        assert "4 x question also in another split" in text and "3 x question also in another split" in text
+    assert "groundtune doctor swr --train_file" in swr_run.logged
 
 
 @pytest.mark.parametrize("name", ["sft_run", "swr_run"])

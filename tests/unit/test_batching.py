@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 import torch
 
-from groundtune.batching import IGNORED, GroupedByLength, collate
+from groundtune.batching import IGNORED, EpochOrder, by_length, by_prefix, collate, prefix_groups, share_saved
 from groundtune.examples import Row
 
 
@@ -39,6 +40,10 @@ def lengths(n: int, seed: int = 0) -> list[int]:
     return [int(rng.lognormvariate(5, 0.6)) + 1 for _ in range(n)]
 
 
+def grouped_by_length(of: list[int], batch_size: int, seed: int) -> EpochOrder:
+    return EpochOrder(len(of), partial(by_length, of, batch_size), seed)
+
+
 def batches(order: list[int], size: int) -> list[list[int]]:
     return [order[i : i + size] for i in range(0, len(order), size)]
 
@@ -49,7 +54,7 @@ def padding(order: list[int], of: list[int], size: int) -> int:
 
 @pytest.mark.parametrize("n, batch_size", [(1, 4), (7, 8), (64, 8), (130, 4), (1001, 8), (50, 1)])
 def test_every_row_comes_once_in_every_epoch(n, batch_size):
-    sampler = GroupedByLength(lengths(n), batch_size, seed=1)
+    sampler = grouped_by_length(lengths(n), batch_size, seed=1)
     for epoch in range(3):
         sampler.set_epoch(epoch)
         assert len(sampler) == n and sorted(sampler) == list(range(n))
@@ -57,7 +62,7 @@ def test_every_row_comes_once_in_every_epoch(n, batch_size):
 
 def test_the_order_is_a_function_of_seed_and_epoch():
     def order(seed: int, epoch: int) -> list[int]:
-        sampler = GroupedByLength(lengths(300), 8, seed)
+        sampler = grouped_by_length(lengths(300), 8, seed)
         sampler.set_epoch(epoch)
         torch.manual_seed(random.randrange(1000))  # the state of the global generators has no effect
         first = list(sampler)
@@ -70,7 +75,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 
 def test_epochs_differ_in_what_is_batched_together_and_not_only_in_the_order_of_batches():
-    sampler = GroupedByLength(lengths(400), 8, seed=0)
+    sampler = grouped_by_length(lengths(400), 8, seed=0)
     first = {frozenset(b) for b in batches(list(sampler), 8)}
     sampler.set_epoch(1)
     assert len(first & {frozenset(b) for b in batches(list(sampler), 8)}) < 5
@@ -79,7 +84,7 @@ def test_epochs_differ_in_what_is_batched_together_and_not_only_in_the_order_of_
 def test_rows_are_padded_far_less_than_in_random_order():
     of = lengths(1000)
     for epoch in range(3):
-        sampler = GroupedByLength(of, 8, seed=0)
+        sampler = grouped_by_length(of, 8, seed=0)
         sampler.set_epoch(epoch)
         random_order = random.Random(epoch).sample(range(1000), 1000)
         assert padding(list(sampler), of, 8) < 0.25 * padding(random_order, of, 8)
@@ -88,6 +93,53 @@ def test_rows_are_padded_far_less_than_in_random_order():
 def test_long_and_short_batches_come_mixed():
     """Sorted windows must not become a curriculum."""
     of = lengths(1024)
-    longest = [max(of[i] for i in b) for b in batches(list(GroupedByLength(of, 8, seed=0)), 8)]
+    longest = [max(of[i] for i in b) for b in batches(list(grouped_by_length(of, 8, seed=0)), 8)]
     rises = sum(b > a for a, b in zip(longest, longest[1:]))
     assert 0.3 < rises / (len(longest) - 1) < 0.7
+
+
+def groups_of(sizes: list[int]) -> list[list[int]]:
+    numbers = iter(range(sum(sizes)))
+    return [[next(numbers) for _ in range(size)] for size in sizes]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 8])
+@pytest.mark.parametrize("sizes", [[1] * 30, [2] * 50, [5] * 200, [3, 1, 40, 2, 2, 7], [8] * 10, [1]], ids=str)
+def test_every_row_comes_once_when_groups_are_kept_together(sizes, batch_size):
+    groups = groups_of(sizes)
+    orders = [by_prefix(groups, batch_size, torch.Generator().manual_seed(seed)) for seed in range(3)]
+    assert all(sorted(order) == list(range(sum(sizes))) for order in orders)
+    if sum(sizes) > batch_size:
+        assert orders[0] != orders[1]
+
+
+def test_nearly_every_group_falls_into_one_batch():
+    rng = random.Random(0)
+    groups = groups_of([rng.choice([1, 1, 2, 2, 3, 4, 6]) for _ in range(400)])
+    order = by_prefix(groups, 8, torch.Generator().manual_seed(0))
+    batch_of = {row: i // 8 for i, row in enumerate(order)}
+    torn = sum(len({batch_of[row] for row in group}) > 1 for group in groups)
+    assert torn <= 0.01 * len(groups)
+    assert order != sorted(order)
+
+
+def test_groups_are_the_questions_on_one_passage_and_not_what_all_have_in_common():
+    rng = random.Random(0)
+    header = [rng.randrange(1000) for _ in range(30)]
+    passages = [[rng.randrange(1000) for _ in range(100)] for _ in range(5)]
+    prompts, on = [], []
+    for i in [0, 1, 0, 2, 3, 3, 0, 4]:
+        prompts.append(header + passages[i] + [rng.randrange(1000) for _ in range(rng.randint(5, 20))])
+        on.append(i)
+    groups = {frozenset(group) for group in prefix_groups(prompts)}
+    assert groups == {frozenset(j for j, p in enumerate(on) if p == i) for i in range(5)}
+    assert prefix_groups([]) == [] and prefix_groups([header]) == [[0]]
+    assert len(prefix_groups([header + [i] for i in range(5)])) == 5  # a header only
+
+
+def test_what_is_saved_is_counted_in_tokens():
+    prompt, answer = list(range(90)), [1] * 10
+    rows = [Row([*prompt, 7, i], answer, 0, "") for i in range(100, 104)]
+    # 91 shared once, and for each its own last token and its answer.
+    assert share_saved(rows, [[0, 1, 2, 3]]) == pytest.approx(1 - (91 + 4 * 11) / (4 * 102))
+    assert share_saved(rows, [[0], [1], [2], [3]]) == 0

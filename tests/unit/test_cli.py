@@ -121,9 +121,9 @@ def test_old_spellings_mean_what_they_meant(monkeypatch, words, group, name, exp
 
 
 def test_every_renaming_leads_to_a_flag_that_exists_and_no_flag_of_then_is_unknown():
-    from groundtune.cli import _parser
+    from groundtune.parsing import training_parser
 
-    known = {flag for action in _parser("sft")._actions for flag in action.option_strings}
+    known = {flag for action in training_parser("sft")._actions for flag in action.option_strings}
     assert all(f"--{new}" in known and f"--{old}" not in known for old, new in RENAMED.items())
     assert not known & {f"--{name}" for name in WITHOUT_EFFECT}
     accepted = {flag.removeprefix("--") for flag in known} | RENAMED.keys() | set(WITHOUT_EFFECT)
@@ -203,12 +203,12 @@ def test_flags_win_over_the_file_wherever_they_stand(tmp_path, before):
 @pytest.mark.parametrize(
     "content, problem",
     [
-        (None, "No such file or directory; name a YAML or JSON file"),
-        ("a: [1, 2", "not valid: "),
-        ("a:\n\t- b", "not valid: "),
-        ("- a\n- b", "holds list; it must map"),
-        ("", "holds NoneType; it must map"),
-        (b"\xff\xfe\x00", "not valid: "),
+        (None, " No such file or directory; name a YAML or JSON file"),
+        ("a: [1, 2", "1: line: not valid YAML: "),
+        ("a:\n\t- b", "2: line: not valid YAML: "),
+        ("- a\n- b", "1: line: the file holds list; it must map"),
+        ("", "1: line: the file holds nothing; it must map"),
+        (b"\xff\xfe\x00", "1: line: not UTF-8"),
     ],
 )
 def test_a_bad_config_file_is_one_problem_that_names_it(tmp_path, capsys, content, problem):
@@ -216,7 +216,7 @@ def test_a_bad_config_file_is_one_problem_that_names_it(tmp_path, capsys, conten
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     (found,) = problems_of("--config", str(path))
-    assert found.startswith(f"{path}: {problem}") and "\n" not in found
+    assert found.startswith(f"{path}:{problem}") and "\n" not in found
     assert run("sft", "--config", path) == 2
     assert capsys.readouterr().err.strip() == found
 
@@ -226,10 +226,44 @@ def test_a_config_flag_without_a_file_and_a_folder_as_one_are_problems(tmp_path)
     assert problems_of("--config", str(tmp_path))[0].startswith(f"{tmp_path}: ")
 
 
-def test_an_unknown_name_in_a_file_is_refused_like_a_flag(tmp_path):
+def test_all_that_is_wrong_in_a_file_is_named_by_its_lines(tmp_path, capsys):
     path = tmp_path / "run.yaml"
-    path.write_text("lerning_rate: 1\n")
-    assert problems_of("--config", str(path))[0].startswith("--lerning_rate: no such argument; near: --learning_rate")
+    path.write_text("lerning_rate: 1\nseed: many\nlora_r: 8\ntrain_file: [a, b]\nuse_peft: perhaps\nlogging_dir: x\n")
+    starts = [
+        "1: lerning_rate: no such argument; near: --learning_rate", "2: seed: invalid int value: 'many'; ",
+        "4: train_file: takes one value, and not 2; ", "5: use_peft: Truthy value expected",
+    ]  # fmt: skip
+    problems = problems_of("--config", str(path))
+    assert [found.startswith(f"{path}:{start}") for found, start in zip(problems, starts, strict=True)] == [True] * 4
+    assert run("sft", "--config", path) == 2
+    assert capsys.readouterr().err.splitlines() == problems
+
+
+@pytest.mark.parametrize(
+    "line, start",
+    [
+        ("save_strategy: sometimes", "save_strategy: sometimes is not a valid SaveStrategy"),
+        ("metric_for_best_model: generation/f2", "metric_for_best_model: unknown metric 'generation/f2'"),
+        ("lora_r: 0", "lora_r: 0 is too small"),
+        ("train_file: nowhere.jsonl", "train_file: no such file: nowhere.jsonl"),
+        ("learning_rate: .nan", "learning_rate: nan is too small"),
+    ],
+)
+def test_what_is_noticed_later_is_named_by_its_line_too(tmp_path, capsys, line, start):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"seed: 1\n{line}\n")
+    assert run("sft", "--output_dir", tmp_path / "out", "--config", path) == 2
+    assert f"{path}:2: {start}" in [
+        found[: len(f"{path}:2: {start}")] for found in capsys.readouterr().err.splitlines()
+    ]
+
+
+def test_a_flag_that_overrules_the_file_is_named_as_a_flag(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text("lora_r: 8\nlora_alpha: 0\n")
+    run("sft", "--config", path, "--lora_r", "0")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "too small" in line]
+    assert [line.split(": ")[0] for line in lines] == ["--lora_r", f"{path}:2"]
 
 
 # What is wrong
@@ -308,7 +342,7 @@ def test_problems_of_all_data_files_are_said_at_once(tmp_path, monkeypatch, caps
 
 
 @pytest.mark.parametrize("what", ["model", "embedding model"])
-def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path, capsys, families, data_folder, what):
+def test_models_that_cannot_be_loaded_are_one_line_each(tmp_path, capsys, families, data_folder, what):
     empty = tmp_path / "empty"
     empty.mkdir()
     model, embedding = (empty, empty) if what == "model" else (families["llama"].folder, "nobody/nothing")
@@ -317,10 +351,11 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path, capsys, families, d
         "--eval_file", data_folder / "eval.jsonl", "--full_dataset_file_path", data_folder / "documents.jsonl",
         "--model_name_or_path", model, "--eval_embedding_model", embedding, "--max_seq_length", "600",
     )  # fmt: skip
-    (line,) = capsys.readouterr().err.splitlines()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("--")]
     assert status == 2
-    expected = "--model_name_or_path: cannot load the tokenizer of" if what == "model" else "cannot load nobody/nothing"
-    assert expected in line
+    expected = [f"--eval_embedding_model: cannot load {embedding}: "]
+    expected += [f"--model_name_or_path: cannot load the tokenizer of {empty} "] if what == "model" else []
+    assert [line.startswith(start) for line, start in zip(lines, expected, strict=True)] == [True] * len(expected)
 
 
 # Help

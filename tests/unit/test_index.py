@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import FakeEmbedder, tiny_documents
 
+from groundtune.files import sha256_of
 from groundtune.index import load_or_build_index
 from groundtune.schema import Document
 
@@ -93,9 +95,25 @@ def flip(path):
     path.write_bytes(data)
 
 
+def change(path, **changes):
+    """As an editor would: the file stays a valid one."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def drop_id(path):
+    change(path, ids=json.loads(path.read_text())["ids"][1:])
+
+
 def swap_ids(path):
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps({**manifest, "ids": manifest["ids"][1:]}))
+    first, second, *others = json.loads(path.read_text())["ids"]
+    change(path, ids=[second, first, *others])
+
+
+def vouch_for_other_vectors(path):
+    """Vectors and their checksum are exchanged together."""
+    vectors = path.with_name("vectors.npy")
+    np.save(vectors, np.load(vectors)[::-1])
+    change(path, vectors_sha256=sha256_of(vectors))
 
 
 DAMAGE = {
@@ -108,7 +126,14 @@ DAMAGE = {
     "empty manifest": ("manifest.json", lambda path: path.write_text("")),
     "list as manifest": ("manifest.json", lambda path: path.write_text("[1]")),
     "binary manifest": ("manifest.json", lambda path: path.write_bytes(b"\xff\xfe")),
-    "too few ids": ("manifest.json", swap_ids),
+    "too few ids": ("manifest.json", drop_id),
+    "two ids exchanged": ("manifest.json", swap_ids),
+    "another checksum": ("manifest.json", vouch_for_other_vectors),
+    "a setting changed": ("manifest.json", lambda path: change(path, settings={})),
+    "another name of the model": ("manifest.json", lambda path: change(path, embedding_model="other")),
+    "deeply nested manifest": ("manifest.json", lambda path: path.write_text("[" * 100_000)),
+    "text as manifest": ("manifest.json", lambda path: path.write_text('"sha256"')),
+    "number as manifest": ("manifest.json", lambda path: path.write_text("7")),
     "no checksum": ("manifest.json", lambda path: path.write_text('{"ids": []}')),
 }
 
@@ -122,6 +147,76 @@ def test_what_is_damaged_is_embedded_anew_with_a_warning(built, caplog, name, da
     (record,) = caplog.records
     assert "damaged" in record.getMessage() and str(path.parent) in record.getMessage()
     assert build(built, tiny_documents()) == []  # and repaired
+
+
+def test_another_model_s_index_in_the_place_of_one_is_not_believed(built):
+    """Whole and undamaged, but under the fingerprint of other settings."""
+    build(built, tiny_documents(), weights="2")
+    first, second = sorted(built.glob("*"))
+    for name in ("manifest.json", "vectors.npy"):
+        (second / name).write_bytes((first / name).read_bytes())
+    assert sorted(len(build(built, tiny_documents(), weights=weights)) for weights in "12") == [0, 6]
+
+
+def test_vectors_are_parsed_only_after_their_checksum(built, monkeypatch):
+    (path,) = built.glob("*/vectors.npy")
+    flip(path)
+    loaded, load = [], np.load
+    monkeypatch.setattr(np, "load", lambda file, **options: loaded.append(file.name) or load(file, **options))
+    build(built, tiny_documents())
+    assert loaded == []
+    build(built, tiny_documents())
+    assert loaded == [str(path)]
+
+
+# The fingerprint: twelve changes, of one field each
+
+REAL = {
+    "weights": "0f", "config": {"hidden_act": "gelu"}, "tokenizer": "1e", "modules": ["Pooling mean"],
+    "document_prompt": "passage: ", "similarity": "cosine", "max_tokens": 256, "dtype": "torch.float32",
+}  # fmt: skip
+CHANGED = {
+    "weights": "0e", "config": {"hidden_act": "relu"}, "tokenizer": "1f", "modules": ["Pooling cls"],
+    "document_prompt": "", "similarity": "dot", "max_tokens": 512, "dtype": "torch.bfloat16",
+}  # fmt: skip
+DOCUMENT_CHANGES = {
+    "the formatted text of a document": lambda d: [
+        replace(d[0], fmt_content="Title: Opening\nThe library opens at ten."),
+        *d[1:],
+    ],
+    "a document without its title": lambda d: [replace(d[0], fmt_content=""), *d[1:]],
+    "a new document": lambda d: [*d, Document("new")],
+}
+
+
+def test_the_settings_below_are_those_of_a_real_embedder(bert_embedding_folder):
+    from groundtune.embedding import Embedder
+
+    assert Embedder(str(bert_embedding_folder)).settings.keys() == REAL.keys() == CHANGED.keys()
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_change_of_one_setting_embeds_every_document_anew(tmp_path, name):
+    assert len(build(tmp_path, tiny_documents(), **REAL)) == 6
+    assert len(build(tmp_path, tiny_documents(), **REAL | {name: CHANGED[name]})) == 6
+
+
+@pytest.mark.parametrize("change", DOCUMENT_CHANGES.values(), ids=DOCUMENT_CHANGES)
+def test_a_change_of_one_document_embeds_it_anew(tmp_path, change):
+    build(tmp_path, tiny_documents(), **REAL)
+    assert len(build(tmp_path, change(tiny_documents()), **REAL)) == 1
+
+
+def test_a_change_of_the_index_s_own_format_embeds_every_document_anew(tmp_path, monkeypatch):
+    import groundtune.index
+
+    build(tmp_path, tiny_documents(), **REAL)
+    monkeypatch.setattr(groundtune.index, "_FORMAT", -1)
+    assert len(build(tmp_path, tiny_documents(), **REAL)) == 6
+
+
+def test_there_are_twelve_changes():
+    assert len(REAL) + len(DOCUMENT_CHANGES) + 1 == 12
 
 
 def test_vectors_without_a_manifest_are_not_believed(built):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from conftest import make_family, random_documents, random_history, random_text
 
 from groundtune.arguments import ModelArguments
-from groundtune.batching import IGNORED, GroupedByLength, collate
+from groundtune.batching import IGNORED, EpochOrder, by_prefix, collate
 from groundtune.examples import Row, encode_rows
 from groundtune.loss import NonFiniteLoss, answer_loss
 from groundtune.methods import METHODS
@@ -224,13 +225,13 @@ def test_the_order_of_training_is_the_sampler_s_and_changes_with_the_epoch(famil
     family = families["llama"]
     rows, seen = rows_for(family, 12), []
 
-    def collate_and_note(batch, pad_id):
+    def collate_and_note(batch, pad_id, **how):
         seen.append([rows.index(row) for row in batch])
-        return collate(batch, pad_id)
+        return collate(batch, pad_id, **how)
 
     method = replace(METHODS["sft"], collate=collate_and_note)
     train(family, rows, tmp_path, method=method, seed=3, num_train_epochs=2, per_device_train_batch_size=2)
-    sampler = GroupedByLength([len(row) for row in rows], 2, seed=3)
+    sampler = EpochOrder(12, partial(by_prefix, [[i] for i in range(12)], 2), seed=3)
     expected = list(sampler)
     sampler.set_epoch(1)
     assert [i for batch in seen for i in batch] == [*expected, *sampler]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 
 import pytest
 
-from groundtune.record import run_record
+from groundtune.record import hide_secrets, run_record
 
 
 @pytest.fixture
@@ -48,3 +49,45 @@ def test_the_record_says_what_it_takes_to_run_again(record):
     about = record["inputs"]["test_file"]
     assert about["bytes"] == 3
     assert about["sha256"] == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+TOKEN = "hf_" + "aB3" * 12  # made up; the shape is what counts
+
+
+@pytest.mark.parametrize(
+    "text, hidden",
+    [
+        ("http://me:SECRET@host/x", "http://***@host/x"),
+        ("http://me:SEC@RET@host/x", "http://***@host/x"),
+        ("https://SECRET@host/x and ftp://a:SECRET@b", "https://***@host/x and ftp://***@b"),
+        ("https://host/x?token=SECRET&k=3#part", "https://host/x?token=***&k=3#part"),
+        ("https://host/x?a=1&api_key=SECRET", "https://host/x?a=1&api_key=***"),
+        ("https://s3/x?X-Amz-Signature=SECRET", "https://s3/x?X-Amz-Signature=***"),
+        (f"model {TOKEN}, please", "model ***, please"),
+        ("sk-" + "x" * 30, "***"),
+        ("me@example.com", "me@example.com"),
+        ("https://host/x@1.0?page=3", "https://host/x@1.0?page=3"),
+        ("max_new_tokens=64 a/b.jsonl", "max_new_tokens=64 a/b.jsonl"),
+    ],
+)
+def test_secrets_are_known_by_where_they_stand_or_how_they_are_spelt(text, hidden):
+    assert hide_secrets(text) == hidden
+
+
+def test_a_token_is_hidden_wherever_it_was_given(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["groundtune", "sft", "--run_name", TOKEN, "--note", f"x={TOKEN}"])
+    record = run_record({"run_name": TOKEN, "deep": [{"url": f"https://host/?key={TOKEN}"}]}, {}, {}, seed=1)
+    assert TOKEN not in json.dumps(record)
+
+
+def test_the_arguments_that_trainer_pickles_beside_a_model_hold_no_token(tmp_path):
+    import torch
+
+    from groundtune.trainer import QATrainingArguments
+
+    arguments = QATrainingArguments(output_dir=str(tmp_path), hub_token=TOKEN, learning_rate=0.25)
+    torch.save(arguments, tmp_path / "training_args.bin")
+    assert arguments.hub_token == TOKEN
+    assert TOKEN.encode() not in (tmp_path / "training_args.bin").read_bytes()
+    again = pickle.loads(pickle.dumps(arguments))
+    assert again.hub_token is None and again.learning_rate == 0.25

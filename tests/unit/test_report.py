@@ -15,9 +15,11 @@ import pytest
 from test_results import COLOURS, F1, eval_row, evaluation, results, wrong
 
 from groundtune import report
-from groundtune.report import summary_table, write_predictions, write_results
+from groundtune.files import write_text
+from groundtune.predictions import write_predictions
+from groundtune.report import summary_table, write_results
 from groundtune.results import Results
-from groundtune.schema import Turn
+from groundtune.schema import Document, Turn
 
 NASTY = "a | b\n\n`code` ``` *x* _y_ \\| $1$\r\n# no heading\n<script>alert(1)</script> [a](http://example.com/x) &amp;"
 
@@ -121,9 +123,9 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, mon
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(report.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        report._write(tmp_path / "report.md", "new")
+        write_text(tmp_path / "report.md", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == "old"
 
@@ -172,6 +174,49 @@ def test_html_shows_hostile_text_as_text(tmp_path, nasty):
     shown = page.text.count("<script>alert(1)</script>")
     # 12 questions, of which each has a gold answer, something said before and one answer that quotes the gold one
     assert shown >= 12 * 4
+
+
+HOSTILE = {
+    "a tag": "<img src=x onerror=alert(1)>",
+    "an attribute": '" onmouseover="alert(1)" x="',
+    "single quotes": "' onload='alert(1)",
+    "the end of the style": "</style></title></details><script>alert(1)</script>",
+    "a comment": "<!-- --> --!>",
+    "CDATA": "]]>",
+    "a template": "$verdict_head ${title} $$",
+    "an entity": "&lt;script&gt;&#60;b&#62;",
+    "a link": "javascript:alert(1)",
+    "drawing": '<svg/onload=alert(1)><use href="http://example.com/x.svg#a">',
+    "a form": "<form action=http://example.com>",
+    "characters": "\u202e\u2028\x00\ufeff\U0001f600",
+}
+
+
+def with_text(text: str) -> Results:
+    """Results in which everything that comes from files, models or flags is `text`."""
+    questions = [f"{text}{number}" for number in range(12)]
+    golds = [f"{text} {colour}" for colour in COLOURS]
+    record = {"command": text, "arguments": {"train_file": text}, "platform": text, "device": text, "finished": text,
+              "inputs": {"train_file": {"path": text, "sha256": text}}, "versions": {"torch": text}}  # fmt: skip
+    made = results([text, *golds[1:]], [golds[0], *wrong(11)], golds, questions=questions, notes=[text])
+    turns, hostile = (Turn("user", text), Turn("assistant", text)), (Document(text, text, {text: text}),)
+    return replace(made, record=record, **{
+        side: replace(getattr(made, side), predictions=tuple(
+            replace(p, example=replace(p.example, chat_history=turns, gold_documents=hostile, source=text))
+            for p in getattr(made, side).predictions
+        ))
+        for side in ("base", "tuned")
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_a_page_has_the_same_tags_and_attributes_whatever_its_texts_hold(tmp_path, text):
+    plain, hostile = (
+        Page(written(tmp_path / str(i), with_text(given), "report.html")) for i, given in enumerate(("text", text))
+    )
+    assert hostile.tags == plain.tags
+    assert [name for name, _ in hostile.attributes] == [name for name, _ in plain.attributes]
+    assert not [name for name, value in hostile.attributes if text in (value or "")]
 
 
 def test_html_loads_nothing(tmp_path, nasty):

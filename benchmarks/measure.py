@@ -1,0 +1,180 @@
+"""What the benchmarks share: data and models, interleaved timing, the matmul peak, JSON lines and a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from groundtune.files import read_documents, read_examples
+from groundtune.schema import Document, Example
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison: seconds of a pass on either side (medians), and how many times faster ours is."""
+
+    case: str
+    against: str
+    ratio: float
+    lowest: float
+    highest: float
+    ours_s: float
+    theirs_s: float
+    pairs: int
+    peak_gflops: float
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def compare(
+    case: str, against: str, ours: Callable[[int], Any], theirs: Callable[[int], Any], pairs: int, **extra: Any
+) -> Case:
+    """Time `ours(i)` and `theirs(i)` for i in 0 .. pairs - 1, interleaved A B B A, after one untimed call of each.
+
+    The ratio is that of the sums, since the work differs from one i to the next; the range is over the pairs.
+    """
+    ours(0), theirs(0)
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for i in range(pairs):
+        sides = [("ours", ours), ("theirs", theirs)]
+        for name, side in sides if i % 2 == 0 else reversed(sides):
+            seconds[name].append(_seconds(side, i))
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["theirs"])]
+    return Case(
+        case,
+        against,
+        ratio=sum(seconds["theirs"]) / sum(seconds["ours"]),
+        lowest=min(ratios),
+        highest=max(ratios),
+        ours_s=statistics.median(seconds["ours"]),
+        theirs_s=statistics.median(seconds["theirs"]),
+        pairs=pairs,
+        peak_gflops=matmul_peak(),
+        extra=extra,
+    )
+
+
+def _seconds(work: Callable[[int], Any], i: int) -> float:
+    _synchronize()
+    begin = time.perf_counter()
+    work(i)
+    _synchronize()
+    return time.perf_counter() - begin
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def matmul_peak(dtype: torch.dtype = torch.bfloat16, size: int = 2048) -> float:
+    """GFLOPS of a square matrix product, the best of ten: what useful work is measured against."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = size * 4 if device == "cuda" else size
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    fastest = min(_seconds(lambda _: a @ b, i) for i in range(10))
+    return 2 * size**3 / fastest / 1e9
+
+
+def versions() -> dict[str, str]:
+    """What a figure must be quoted with."""
+    packages = ("torch", "transformers", "peft", "trl", "sentence-transformers", "faiss-cpu")
+    found = {"python": platform.python_version(), "machine": _machine(), "threads": str(torch.get_num_threads())}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except ModuleNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
+    return names[0].split(":")[1].strip() if names else platform.processor()
+
+
+def report(cases: Sequence[Case]) -> None:
+    """One JSON line a case, the versions, and a table."""
+    for case in cases:
+        row = asdict(case)
+        print(json.dumps({**{k: v for k, v in row.items() if k != "extra"}, **row["extra"]}, default=float))
+    print(json.dumps({"versions": versions()}))
+    table = Table("case", "against", "ratio", "range", "ours", "theirs", "more")
+    for c in cases:
+        more = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in c.extra.items())
+        spread = f"{c.lowest:.2f} to {c.highest:.2f}"
+        table.add_row(c.case, c.against, f"{c.ratio:.2f}x", spread, f"{c.ours_s:.2f} s", f"{c.theirs_s:.2f} s", more)
+    Console().print(table)
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """The flags that every benchmark knows."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--data", type=Path, help="Folder with train_w_qa.jsonl, eval_w_qa.jsonl and documents.pkl; default: the demo's"
+    )
+    parser.add_argument("--model", type=Path, help="Decoder (folder); default: the demo's Gemma 3 270M")
+    parser.add_argument("--quick", action="store_true", help="A tiny random model and few pairs: under a minute")
+    parser.add_argument("--pairs", type=int, default=5, help="Interleaved pairs of timings")
+    return parser
+
+
+def load_data(folder: Path | None) -> tuple[list[Document], list[Example], list[Example]]:
+    """Documents, training examples and eval examples."""
+    if folder is not None:
+        return (
+            read_documents(folder / "documents.pkl"),
+            read_examples(folder / "train_w_qa.jsonl"),
+            read_examples(folder / "eval_w_qa.jsonl"),
+        )
+    from groundtune.demo import write_data
+
+    with tempfile.TemporaryDirectory() as temporary:
+        made = Path(temporary)
+        write_data(made)
+        return (
+            read_documents(made / "documents.jsonl"),
+            read_examples(made / "train.jsonl"),
+            read_examples(made / "test.jsonl"),
+        )
+
+
+def decoder_folder(arguments: argparse.Namespace) -> Path:
+    """The folder of the model to measure with; `--quick` makes a tiny one of the same kind, with the same tokenizer."""
+    if arguments.model is not None:
+        folder = arguments.model
+    else:
+        from groundtune.demo import cache_folder, unpack_decoder
+
+        folder = unpack_decoder(cache_folder() / "gemma-3-270m")
+    return tiny_copy(folder) if arguments.quick else folder
+
+
+def tiny_copy(folder: Path) -> Path:
+    """A random model of two layers of the same architecture, beside the same tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(folder)
+    config.update({"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "head_dim": 32})
+    if getattr(config, "layer_types", None):
+        config.layer_types = ["sliding_attention", "full_attention"]
+    tiny = Path(tempfile.mkdtemp(prefix="groundtune-tiny-"))
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tiny)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tiny)
+    return tiny

@@ -1,0 +1,288 @@
+"""Attention over sequences laid end to end: each token reads its own sequence, and a shared prefix is there once.
+
+Padding and repeated prefixes cost as much as any token. Here rows of one batch form a single row of segments, in
+pre-order of the tree that their common prefixes span:
+
+    header  passage A  question 1 answer 1  question 2 answer 2  passage B  question 3 answer 3
+
+A token reads the segments on its path from the root and, in its own, what comes before it. That is exactly what it
+would read in a row of its own, so no output and no gradient changes. `transformers` hands what a model is called with
+on to its attention function: that is how `layout` (a `Packed` or a `Decoding`) gets there, without a mask of
+tokens x tokens ever being built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+NAME = "groundtune"  # of this attention among those of transformers
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens [start, stop) of a packed row, which follow those of `path` (numbers of segments, root first)."""
+
+    start: int
+    stop: int
+    path: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass
+class Packed:
+    """The layout of one packed row: segments in pre-order that cover it without a gap.
+
+    `memory`, if given, receives keys and values of every sequence, so that `Decoding` can go on from them; `slots[i]`
+    is the slot of segment i, None where it is not the end of a sequence.
+    """
+
+    segments: Sequence[Segment]
+    memory: Memory | None = None
+    slots: Sequence[int | None] = ()
+    _masks: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @torch.compiler.disable  # its shapes are new with every batch
+    def attend(self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None) -> Any:
+        """Output [1, tokens, heads, size] for query [1, heads, tokens, size], key and value [1, kv heads, ...]."""
+        if query.is_cuda and self.memory is None:
+            return self._attend_in_blocks(layer, query, key, value, scaling, window)
+        lengths = [len(segment) for segment in self.segments]
+        queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
+        outputs = []
+        for i, segment in enumerate(self.segments):
+            path = [*segment.path, i]
+            k, v = (
+                torch.cat([parts[j] for j in path], dim=2) if segment.path else parts[i] for parts in (keys, values)
+            )
+            mask = self._mask(len(segment), k.shape[2], window, query.device)
+            outputs.append(
+                scaled_dot_product_attention(
+                    queries[i], k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+                )
+            )
+            if self.memory is not None and self.slots[i] is not None:
+                self.memory.write(layer.layer_idx, self.slots[i], k, v)
+        return torch.cat(outputs, dim=2).transpose(1, 2)
+
+    def _mask(self, tokens: int, read: int, window: int | None, device: Any) -> torch.Tensor | None:
+        """[tokens, read], true where the last `tokens` of `read` positions may look; None where plain causal does."""
+        reaches = window is None or window >= read
+        if tokens == read and reaches:
+            return None
+        which = (tokens, read, None if reaches else window)
+        if which not in self._masks:
+            mask = torch.ones(tokens, read, dtype=torch.bool, device=device).tril(read - tokens)
+            self._masks[which] = mask if reaches else mask.triu(read - tokens - window + 1)
+        return self._masks[which]
+
+    def _attend_in_blocks(
+        self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None
+    ) -> Any:
+        """All segments in one FlexAttention kernel, which skips the blocks that nothing reads."""
+        from transformers import AttentionInterface
+
+        if window not in self._masks:
+            self._masks[window] = self.block_mask(window, query.device)
+        flex = AttentionInterface()["flex_attention"]
+        return flex(layer, query, key, value, self._masks[window], scaling=scaling)[0]
+
+    def block_mask(self, window: int | None, device: Any) -> Any:
+        """FlexAttention's mask. In pre-order, a segment is read by what follows it up to the end of its subtree."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        length = self.segments[-1].stop
+        ends, positions = (torch.tensor(x, device=device) for x in (self.subtree_ends(), self.positions()))
+
+        def reads(batch: Any, head: Any, q: Any, k: Any) -> Any:
+            own = (k <= q) & (q < ends[k])
+            return own if window is None else own & (positions[q] - positions[k] < window)
+
+        return create_block_mask(reads, None, None, length, length, device=device)
+
+    def subtree_ends(self) -> list[int]:
+        """For each token the end of the last segment that continues its segment."""
+        ends = [segment.stop for segment in self.segments]
+        for segment in self.segments:
+            for ancestor in segment.path:
+                ends[ancestor] = max(ends[ancestor], segment.stop)
+        return [end for segment, end in zip(self.segments, ends) for _ in range(len(segment))]
+
+    def positions(self) -> list[int]:
+        """For each token its position in its own sequence."""
+        return [
+            position
+            for segment in self.segments
+            for begin in [sum(len(self.segments[i]) for i in segment.path)]
+            for position in range(begin, begin + len(segment))
+        ]
+
+
+class Memory:
+    """Keys and values of up to `slots` sequences of up to `capacity` tokens, one pair of tensors a layer."""
+
+    def __init__(self, slots: int, capacity: int):
+        self.shape = (slots, capacity)
+        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def write(self, layer: int, slot: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """A whole sequence; `key` and `value` are [1, kv heads, length, size]."""
+        for stored, new in zip(self._of(layer, key, value), (key, value)):
+            stored[slot, :, : new.shape[2]] = new[0]
+
+    def move(self, source: int, target: int) -> None:
+        """The sequence in slot `source` to slot `target`, in place of what is there."""
+        for stored in (tensor for pair in self.layers.values() for tensor in pair):
+            stored[target] = stored[source]
+
+    def append(
+        self, layer: int, lengths: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Puts the i-th of [1, kv heads, n, size] behind the `lengths[i]` tokens of slot i; returns those slots."""
+        stored = self._of(layer, key, value)
+        slots = torch.arange(len(lengths), device=lengths.device)
+        for memory, new in zip(stored, (key, value)):
+            memory[slots, :, lengths] = new[0].transpose(0, 1)
+        return tuple(memory[: len(lengths)] for memory in stored)
+
+    def _of(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if layer not in self.layers:
+            slots, capacity = self.shape
+            # Zeros: what is masked still enters a product, and what memory held before may be NaN.
+            self.layers[layer] = tuple(x.new_zeros(slots, x.shape[1], capacity, x.shape[3]) for x in (key, value))
+        return self.layers[layer]
+
+
+@dataclass
+class Decoding:
+    """The layout of one new token for each of the sequences in slots 0 to n - 1 of `memory`, side by side in one row.
+
+    `lengths`, [n], is how many tokens each has so far.
+    """
+
+    memory: Memory
+    lengths: torch.Tensor
+    _masks: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def attend(self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None) -> Any:
+        """Output [1, n, heads, size] for query [1, heads, n, size], key and value [1, kv heads, n, size]."""
+        keys, values = self.memory.append(layer.layer_idx, self.lengths, key, value)
+        first, mask = self._mask(window)
+        read = slice(first, first + mask.shape[-1])
+        # The heads of a group read the same keys: as rows of one small product they read them once.
+        query = query[0].transpose(0, 1).unflatten(1, (key.shape[1], -1))
+        output = scaled_dot_product_attention(query, keys[:, :, read], values[:, :, read], mask, scale=scaling)
+        return output.flatten(1, 2)[None]
+
+    def _mask(self, window: int | None) -> tuple[int, torch.Tensor]:
+        """First position that any sequence reads, and [n, 1, 1, positions from there], true where it is read."""
+        if window not in self._masks:
+            first = 0 if window is None else max(0, int(self.lengths.min()) - window + 1)
+            positions = torch.arange(first, int(self.lengths.max()) + 1, device=self.lengths.device)
+            mask = positions <= self.lengths[:, None]
+            if window is not None:
+                mask &= positions > self.lengths[:, None] - window
+            self._masks[window] = first, mask[:, None, None]
+        return self._masks[window]
+
+
+def attention(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, layout: Any = None, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """Attention for transformers' interface: by `layout` where the model was called with one, else PyTorch's own.
+
+    Raises `NotImplementedError` for attention that needs more than queries, keys, values and a window.
+    """
+    if layout is None:
+        from transformers import AttentionInterface
+
+        return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **kwargs)
+    extras = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    extras += ["dropout"] if kwargs.get("dropout") else []
+    if extras:
+        raise NotImplementedError(f"its attention needs {', '.join(extras)}")
+    return layout.attend(module, query, key, value, kwargs.get("scaling"), kwargs.get("sliding_window")), None
+
+
+def model_inputs(input_ids: torch.Tensor, position_ids: torch.Tensor, layout: Packed | Decoding) -> dict[str, Any]:
+    """What a model is called with: ids and positions [1, tokens] and their layout."""
+    # A mask that is 4-D already is passed on as it is, whatever it says; without one, transformers would look for
+    # jumps in the positions and build a mask that cuts every sequence off from its prefix.
+    as_it_is = torch.zeros(1, 1, 1, 1, device=input_ids.device)
+    return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": as_it_is, "layout": layout}
+
+
+def use_packed_attention(model: Any) -> str | None:
+    """Let `model` attend by layouts if its outputs are those of separate rows then; else it stays as it is: why.
+
+    Call it on the device that the model is going to run on.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside an adapter
+    before = base.config._attn_implementation
+    if before != "sdpa":
+        return f"attention is {before}"
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    try:
+        base.set_attn_implementation(NAME)
+        problem = _static_problem(base.config.get_text_config()) or _difference(base)
+    except Exception as error:  # whatever a model does with a layout that it does not know
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        base.set_attn_implementation(before)
+    return problem
+
+
+def attends_by_layout(model: Any) -> bool:
+    """Whether `model` (or the model inside an adapter) may be called with a layout."""
+    return model.config._attn_implementation == NAME
+
+
+def _static_problem(config: Any) -> str | None:
+    """What the trial below cannot see: a few tokens are in one chunk of attention, and it does not drop out."""
+    unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if unknown:
+        return f"the model has layers of type {', '.join(sorted(unknown))}"
+    dropout = getattr(config, "attention_dropout", 0)
+    return f"the model's attention_dropout is {dropout}" if dropout else None
+
+
+@torch.no_grad()
+def _difference(model: Any) -> str | None:
+    """Why a packed row would not be what its sequences are alone, found by trying; None if it is.
+
+    State-space layers, or a model that drops what it is called with, show here.
+    """
+    was_training = model.training
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.get_text_config().vocab_size, (26,), generator=generator).to(model.device)
+    # Two sequences behind one prefix of 8 tokens, and a third by itself; then one more token for the first two.
+    segments = [Segment(0, 8), Segment(8, 13, (0,)), Segment(13, 18, (0,)), Segment(18, 24)]
+    memory = Memory(2, 14)
+    together = []
+    for packed in (Packed(segments), Packed(segments, memory, (None, 0, 1, None))):
+        positions = torch.tensor([packed.positions()], device=model.device)
+        logits = model(**model_inputs(ids[None, :24], positions, packed), use_cache=False).logits
+        together += logits[0, [12, 17, 23]]
+    lengths = torch.tensor([13, 13], device=model.device)
+    decoding = model_inputs(ids[None, 24:], lengths[None], Decoding(memory, lengths))
+    together += model(**decoding, use_cache=False).logits[0]
+    rows = [ids[[*range(13), 24]], ids[[*range(8), *range(13, 18), 25]], ids[18:24]]
+    first, second, third = (model(input_ids=row[None], use_cache=False).logits[0] for row in rows)
+    apart = torch.stack([first[12], second[12], third[5], first[12], second[12], third[5], first[13], second[13]])
+    model.train(was_training)
+    together, apart = torch.stack(together).float(), apart.float()
+    # A leak moves logits by as much as they vary; rounding in bfloat16 by a few hundredths of that.
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    error = ((together - apart).norm(dim=-1) / (apart - apart.mean(-1, keepdim=True)).norm(dim=-1)).max().item()
+    return None if error < tolerance else f"packed and separate rows differ by {error:.2g} of the logits"

@@ -1,0 +1,166 @@
+"""Arguments from a YAML or JSON file: the flags that it stands for, and the line of each for whoever complains."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from groundtune.files import DataError
+
+_SCALARS = (str, int, float, bool)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One argument of a file; `where` is "run.yaml:7"."""
+
+    name: str
+    value: Any
+    where: str
+
+    def flag(self) -> list[str]:
+        """The words of a command line that say the same; none for null, which means the default."""
+        if self.value is None:
+            return []
+        if isinstance(self.value, list):
+            return [f"--{self.name}", *map(str, self.value)]
+        # One word, so that a value may begin with a dash; numbers as YAML 1.1 reads them ("1e-4" is a string to it).
+        value = json.dumps(self.value) if isinstance(self.value, dict | bool) else self.value
+        return [f"--{self.name}={value}"]
+
+
+def split_files(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files of arguments that a command line names, and its other words.
+
+    One argument that ends in .json is such a file, and so is what follows `--config`. Raises `DataError` if nothing
+    does.
+    """
+    words = list(argv)
+    if len(words) == 1 and words[0].endswith(".json") and not words[0].startswith("-"):
+        return words, []
+    paths = []
+    while (i := next((i for i, word in enumerate(words) if re.match(r"--config(=|$)", word)), None)) is not None:
+        if "=" in words[i]:
+            paths.append(words.pop(i).partition("=")[2])
+        elif i + 1 < len(words):
+            paths.append(words.pop(i + 1))
+            del words[i]
+        else:
+            raise DataError(["--config: missing; name a YAML or JSON file"])
+    return paths, words
+
+
+def read_config(path: str) -> list[Entry]:
+    """The arguments in a file, in its order.
+
+    Raises `DataError` that names the lines of all that is wrong: no such file, no mapping, an argument given twice,
+    a value that is neither text nor number nor a list of them (a mapping may hold anything that JSON can).
+    """
+    text = _text_of(path)
+    read = _json_entries if path.endswith(".json") else _yaml_entries
+    entries = list(read(path, text))
+    problems, first = [], {}
+    for entry in entries:
+        if entry.name in first:
+            earlier = first[entry.name].where.rpartition(":")[2]
+            problems.append(f"{entry.where}: {entry.name}: is given in line {earlier} too; keep one")
+        elif not _can_be_a_flag(entry.value):
+            problems.append(f"{entry.where}: {entry.name}: holds lists in lists; write one list of plain values")
+        first.setdefault(entry.name, entry)
+    if problems:
+        raise DataError(problems)
+    return entries
+
+
+def _can_be_a_flag(value: Any) -> bool:
+    return not isinstance(value, list) or all(isinstance(item, _SCALARS) for item in value)
+
+
+def _text_of(path: str) -> str:
+    try:
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError([f"{path}: {reason}; name a YAML or JSON file of arguments"]) from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError([f"{path}:{line}: line: not UTF-8; save the file as UTF-8"]) from error
+
+
+def _json_entries(path: str, text: str) -> Iterator[Entry]:
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError([f"{path}:{error.lineno}: line: not valid JSON: {error.msg}; correct it"]) from error
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, a thousand brackets
+        raise DataError([f"{path}:1: line: the file cannot be read ({error}); write plain values"]) from error
+    if not isinstance(whole, dict):
+        raise _no_mapping(path, whole)
+    # Once more, one argument at a time: now it is known to be valid, and what is wanted is where each stands.
+    decode, position = json.JSONDecoder().raw_decode, text.index("{") + 1
+    for _ in range(len(text)):
+        position = re.compile(r"[\s,]*").match(text, position).end()
+        if text[position] == "}":
+            return
+        where = f"{path}:{text.count(chr(10), 0, position) + 1}"
+        name, position = decode(text, position)
+        value, position = decode(text, re.compile(r"[\s:]*").match(text, position).end())
+        yield Entry(name, value, where)
+
+
+_OPENING = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken,
+            yaml.BlockMappingStartToken)  # fmt: skip
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+
+
+def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
+    try:
+        depth = 0
+        for token in yaml.scan(text, yaml.SafeLoader):
+            where = f"{path}:{token.start_mark.line + 1}: line"
+            if isinstance(token, yaml.AliasToken):  # a few lines of them stand for gigabytes
+                raise DataError([f"{where}: *{token.value} is an alias; write the value out"])
+            depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+            if depth > 50:  # the time to read it grows with the square
+                raise DataError([f"{where}: nests too deeply to be read; write plain values"])
+        node = yaml.compose(text, yaml.SafeLoader)
+        if not isinstance(node, yaml.MappingNode):
+            raise _no_mapping(path, yaml.safe_load(text))
+        loader = yaml.SafeLoader("")
+        for key, value in node.value:
+            where = f"{path}:{key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise DataError(
+                    [f"{where}: line: holds a list or mapping before the colon; write the name of an argument"]
+                )
+            yield Entry(key.value, _constructed(loader, value, f"{where}: {key.value}"), where)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        if mark.index >= len(text.rstrip()) and error.context_mark:  # the end of the file, for want of a bracket above
+            mark = error.context_mark
+        where = f"{path}:{mark.line + 1}: line"
+        what = ", ".join(filter(None, (error.context, error.problem)))
+        raise DataError([f"{where}: not valid YAML: {what}; correct it"]) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise DataError([f"{path}:{line}: line: holds the character {error.character:#x}; remove it"]) from error
+
+
+def _constructed(loader: Any, node: Any, where: str) -> Any:
+    try:
+        return loader.construct_object(node, deep=True)
+    except (ValueError, OverflowError) as error:  # a date with 13 months, an integer of thousands of digits
+        raise DataError([f"{where}: cannot be read ({error}); write it in quotes"]) from error
+
+
+def _no_mapping(path: str, whole: Any) -> DataError:
+    kind = "nothing" if whole is None else type(whole).__name__
+    return DataError([f"{path}:1: line: the file holds {kind}; it must map argument names to values"])

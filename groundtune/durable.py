@@ -1,0 +1,172 @@
+"""Folders that can be believed: every file on the disk, then a manifest that vouches for all of them.
+
+A manifest holds the size and SHA-256 of each file of its folder and of itself. It is written last, so a folder that
+was left half written, or was damaged since, is told from a complete one by reading it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+_DISK = {errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EROFS, *filter(None, [getattr(errno, "EDQUOT", None)])}
+
+
+class Damaged(Exception):
+    """A folder is not what its manifest says, or has none; the message says why."""
+
+
+class DiskError(Exception):
+    """The disk is full or fails; one line with the bytes that were needed, where known, and the bytes that are free."""
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+    """Bring every file of `folder` to the disk, then the manifest with `content` and each file's size and SHA-256.
+
+    `content` is JSON; what JSON does not know is written as text. Raises OSError.
+    """
+    (folder / MANIFEST).unlink(missing_ok=True)
+    files = {name: _synced(folder / name) for name in _files(folder)}
+    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        sync_folder(path)
+    temporary = folder / f".{MANIFEST}.tmp"
+    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(_sealed({**content, "files": files}))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / MANIFEST)
+    sync_folder(folder)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What the manifest says, once every file of `folder` was found to be as it says.
+
+    Hidden files are not looked at. Raises `Damaged` with what is wrong.
+    """
+    try:
+        content = _unsealed((folder / MANIFEST).read_bytes())
+        there, listed = set(_files(folder)), set(content["files"])
+        if there != listed:
+            missing, more = sorted(listed - there), sorted(there - listed)
+            raise Damaged(f"{', '.join(missing)} missing" if missing else f"{', '.join(more)} not in {MANIFEST}")
+        for name, expected in content["files"].items():
+            size = (folder / name).stat().st_size
+            if size != expected["bytes"]:
+                raise Damaged(f"{name} has {size:,} bytes instead of {expected['bytes']:,}")
+        for name, expected in content["files"].items():
+            if _read_through(folder / name) != expected:
+                raise Damaged(f"{name} does not match its checksum")
+    except FileNotFoundError as error:
+        raise Damaged(f"has no {Path(error.filename).name}: never completed") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{MANIFEST} cannot be read ({' '.join(str(error).split())})") from error
+    return content
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder; killed halfway, what is left is no complete folder. Raises OSError."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's list of names to the disk; on Windows that is not a thing one can ask for."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def disk_errors(target: str | os.PathLike[str], needed: int | None = None, hint: str = "") -> Iterator[None]:
+    """Turn whatever a full or failing disk raises inside into `DiskError`, also where a library wrapped it.
+
+    `needed` is what writing `target` takes, in bytes; where less is free, it is raised before anything is written.
+    """
+    if needed is not None and needed > _free(target):
+        raise DiskError(_line(target, os.strerror(errno.ENOSPC), needed, hint))
+    try:
+        yield
+    except DiskError:  # told already, nearer to where it happened
+        raise
+    except Exception as error:
+        number = _disk_error(error)
+        if number is None:
+            raise
+        raise DiskError(_line(target, os.strerror(number), needed, hint)) from error
+
+
+def _line(target: str | os.PathLike[str], why: str, needed: int | None, hint: str) -> str:
+    bytes_needed = "" if needed is None else f"{needed:,} bytes are needed, "
+    return f"{target}: {why}; {bytes_needed}{_free(target):,} bytes are free{hint}"
+
+
+def _free(target: str | os.PathLike[str]) -> int:
+    path = Path(target).absolute()
+    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
+
+
+def _disk_error(error: BaseException | None) -> int | None:
+    """The error number if a disk is behind `error`. Libraries written in Rust hide it in their text."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return error.errno
+        hidden = re.search(r"\(os error (\d+)\)", str(error))
+        if hidden and int(hidden[1]) in _DISK:
+            return int(hidden[1])
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _files(folder: Path) -> list[str]:
+    """Names of the files below a folder, without its manifest and without hidden ones."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if name != MANIFEST and not name.rpartition("/")[2].startswith("."))
+
+
+def _synced(path: Path) -> dict[str, Any]:
+    with open(path, "r+b") as file:  # Windows syncs only what it may write
+        os.fsync(file.fileno())
+    return _read_through(path)
+
+
+def _read_through(path: Path) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+            size += len(block)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _sealed(content: Mapping[str, Any]) -> str:
+    """JSON with its own checksum; for one content there is exactly one text."""
+    plain = json.loads(json.dumps(content, default=str))
+    seal = hashlib.sha256(_json(plain).encode()).hexdigest()
+    return _json({**plain, "sha256": seal})
+
+
+def _unsealed(data: bytes) -> dict[str, Any]:
+    content = json.loads(data)
+    seal = content.pop("sha256", None)
+    if hashlib.sha256(_json(content).encode()).hexdigest() != seal or _sealed(content).encode() != data:
+        raise ValueError("it does not match its own checksum")
+    return content
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"

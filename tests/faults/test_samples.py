@@ -1,0 +1,86 @@
+"""A few dozen cases of every script in this folder, in every test run; `make faults` runs them whole."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from pathlib import Path
+
+import fuzz_parsers
+import hostile_pickles
+import malformed_inputs
+import pytest
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+PICKLES = hostile_pickles.cases()
+
+
+def test_there_are_as_many_cases_as_the_scripts_promise():
+    assert len(PICKLES) >= 120
+    assert len({case.name for case in malformed_inputs.cases("model")}) >= 150
+
+
+@pytest.mark.parametrize("what", list(PICKLES)[::4])
+def test_hostile_pickles_are_refused_and_nothing_happens(folder, what):
+    (folder / "precious").mkdir()
+    assert hostile_pickles.is_harmless(hostile_pickles.attempt(PICKLES[what], folder))
+
+
+def test_the_watch_sees_what_a_pickle_does(folder, monkeypatch):
+    """Read by the ordinary unpickler, the same pickles do call, import and write."""
+    import pickle
+
+    (folder / "precious").mkdir()
+    monkeypatch.setattr(hostile_pickles, "read_pickle_documents", lambda path: pickle.loads(path.read_bytes()))
+    ways = ("reduce", "global and reduce", "inst", "obj")
+    calls = [PICKLES[f"calls: builtins.exec by {how}"] for how in ways]
+    seen = [hostile_pickles.attempt(data, folder) for data in calls]
+    assert not any(hostile_pickles.is_harmless(result) for result in seen)
+    assert (folder / "executed").exists() and {"exec"} <= {event[0] for result in seen for event in result["happened"]}
+
+
+@pytest.mark.skipif(not hostile_pickles.FAIRE.exists(), reason=f"needs the Faire documents at {hostile_pickles.FAIRE}")
+def test_the_real_pickle_is_read():
+    assert len(hostile_pickles.read_pickle_documents(hostile_pickles.FAIRE)) == 1758
+
+
+@pytest.mark.parametrize("command", [("sft",), ("doctor", "sft")], ids=" ".join)
+def test_malformed_inputs_are_one_line_that_names_file_line_and_field(folder, families, command):
+    logging.disable(logging.CRITICAL)
+    try:
+        model, cases = families["llama"].folder, list(malformed_inputs.cases("model"))
+        chosen = random.Random(len(command)).sample(range(len(cases)), 20)
+        cases = [case for i, case in enumerate(malformed_inputs.cases(model)) if i in chosen]
+        assert [malformed_inputs.complaint(case, folder, model, command) for case in cases] == [""] * 20
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def test_a_wrong_answer_to_a_malformed_input_would_be_noticed(folder, families):
+    model = families["llama"].folder
+    case = next(case for case in malformed_inputs.cases(model) if case.name == "train.jsonl: a number as question")
+    elsewhere = malformed_inputs.Case(case.name, case.file, case.content, case.line + 1, case.field)
+    assert "not 'train.jsonl:4: question: '" in malformed_inputs.complaint(elsewhere, folder, model)
+
+
+def test_three_seconds_of_random_damage_find_nothing(folder):
+    outcomes, failures = fuzz_parsers.fuzz(3.0, 7, folder)
+    assert failures == []
+    kinds = Counter(name for name, outcome in outcomes if outcome == "refused")
+    assert set(kinds) >= {"train.jsonl", "documents.jsonl", "documents.pkl", "run.yaml", "run.json"}
+
+
+def test_the_fuzzer_sees_what_is_no_data_error(folder, monkeypatch):
+    def fail(path):
+        raise KeyError("x")
+
+    monkeypatch.setitem(fuzz_parsers.PARSERS, "run.yaml", fail)
+    _, failures = fuzz_parsers.fuzz(0.05, 7, folder)
+    assert failures and all("run.yaml" in failure and "KeyError" in failure for failure in failures)

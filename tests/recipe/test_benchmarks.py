@@ -1,0 +1,98 @@
+"""Each benchmark runs to its table on a tiny model, and refuses to time sides that do not do the same work."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from conftest import make_family
+
+from benchmarks import evaluation, measure, retrieval, train_step
+from groundtune.examples import Row
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory):
+    return make_family("gemma", tmp_path_factory.mktemp("decoder")).folder
+
+
+@pytest.fixture
+def quick(monkeypatch, capsys, decoder, static_embedding_folder):
+    """Run a benchmark's command; its JSON lines."""
+    monkeypatch.setattr(measure, "matmul_peak", lambda: 100.0)
+
+    def run(module, *words: str) -> list[dict]:
+        monkeypatch.setattr(sys, "argv", ["benchmark", "--quick", "--pairs", "2", *words])
+        assert module.main() == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+
+    return run
+
+
+def check(case: dict) -> None:
+    assert case["ratio"] > 0 and case["ours_s"] > 0 and case["theirs_s"] > 0
+    assert case["lowest"] <= case["ratio"] <= case["highest"]
+
+
+def test_training_against_padding_and_sharing(quick, decoder):
+    *cases, versions = quick(train_step, "--model", str(decoder), "--against", "padded", "sharing")
+    assert [case["against"] for case in cases] == ["padded"] + ["packed rows"] * 5
+    for case in cases:
+        check(case)
+    assert cases[0]["share_of_peak"] > 0 and cases[0]["ours_tokens_s"] > 0
+    assert [round(case["token_ratio"], 2) > 1 for case in cases[1:]] == [True, True, True, True, False]
+    assert "torch" in versions["versions"]
+
+
+@pytest.mark.skipif("trl" not in measure.versions() or measure.versions()["trl"] == "not installed", reason="no trl")
+@pytest.mark.parametrize("against", ["trl", "trl-tuned"])
+def test_training_against_trl(quick, decoder, against):
+    case, _ = quick(train_step, "--model", str(decoder), "--against", against)
+    check(case)
+
+
+def test_evaluation_against_the_historical_procedure(quick, decoder, static_embedding_folder):
+    words = ["--model", str(decoder), "--embedding_model", str(static_embedding_folder)]
+    case, _ = quick(evaluation, *words)
+    check(case)
+    assert case["ours_questions_s"] > 0
+
+
+def test_retrieval_against_one_at_a_time(quick, static_embedding_folder):
+    case, _ = quick(retrieval, "--embedding_model", str(static_embedding_folder))
+    check(case)
+    assert case["same_passages"] >= 0.99
+
+
+def test_sides_with_different_losses_are_not_timed():
+    class Side:
+        def __init__(self, value):
+            self.value = value
+
+        def loss(self, rows):
+            return self.value
+
+    rows = [Row([1], [2], 0, "")]
+    train_step.check_same_loss(Side(1.0), Side(1.001), rows, tolerance=1e-2)
+    with pytest.raises(AssertionError, match=r"1.0 and 1.1"):
+        train_step.check_same_loss(Side(1.0), Side(1.1), rows, tolerance=1e-2)
+
+
+def test_pairs_are_interleaved_and_the_ratio_is_that_of_the_sums(monkeypatch):
+    calls = []
+    monkeypatch.setattr(measure, "matmul_peak", lambda: 1.0)
+    monkeypatch.setattr(measure, "_seconds", lambda work, i: work(i))
+
+    def ours(i):
+        calls.append("A")
+        return 1.0 + i
+
+    def theirs(i):
+        calls.append("B")
+        return 4.0 + 2 * i
+
+    case = measure.compare("c", "a", ours, theirs, pairs=3)
+    assert "".join(calls) == "AB" + "ABBAAB"
+    assert case.ratio == pytest.approx((4 + 6 + 8) / (1 + 2 + 3))
+    assert (case.lowest, case.highest) == (pytest.approx(8 / 3), pytest.approx(4))

@@ -1,0 +1,161 @@
+"""Whole runs that are interrupted: the same command ends them, and says what it does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_recipes import Run, flags
+
+from groundtune.cli import train_command
+from groundtune.prompt import ChatPrompt
+from groundtune.trainer import QATrainer
+
+ROOT = Path(__file__).parents[2]
+
+
+class Killed(BaseException):
+    """As kill -9, in so far as nothing is done about it."""
+
+
+@pytest.fixture
+def command(families, static_embedding_folder, data_folder, tmp_path):
+    def command(name: str = "run", **changes) -> list[str]:
+        options = {
+            "max_steps": 4, "eval_steps": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 1,
+            "use_peft": "true", "lora_dropout": 0.2, "lora_r": 2, "max_new_tokens": 3, "learning_rate": 1e-2,
+            "full_dataset_index_path": tmp_path / "index",
+        }  # fmt: skip
+        folder = tmp_path / name
+        return flags(families["gemma"], static_embedding_folder, data_folder, folder, **options | changes)
+
+    return command
+
+
+def weights(folder: Path) -> str:
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def interrupt(monkeypatch, step: int, act) -> None:
+    original = QATrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == step:
+            act()
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(QATrainer, "training_step", training_step)
+
+
+def kill():
+    raise Killed
+
+
+def test_a_killed_run_ends_as_an_undisturbed_one_and_answers_the_untouched_model_s_questions_once(
+    command, tmp_path, monkeypatch, capsys
+):
+    assert train_command("swr", command("whole")) == 0
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        interrupt(patch, 3, kill)
+        train_command("swr", command())
+    answered = []
+    original = QATrainer.run_evaluator
+    monkeypatch.setattr(
+        QATrainer,
+        "run_evaluator",
+        lambda self, e: answered.append((e.name, self.state.global_step)) or original(self, e),
+    )
+    assert train_command("swr", command()) == 0
+    assert answered == [("eval", 4), ("test", 4)]
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    run, whole = Run(tmp_path / "run"), Run(tmp_path / "whole")
+    assert run.history("eval_generation/f1") == whole.history("eval_generation/f1")
+    for name in ("base", "tuned"):
+        assert run.metrics[name]["generation/f1"] == whole.metrics[name]["generation/f1"]
+    assert json.loads((tmp_path / "run/run.json").read_text())["resumed_from_step"] == 2
+
+    # And now it is finished.
+    capsys.readouterr()
+    assert train_command("swr", command()) == 0
+    assert "holds this very run, finished: see" in capsys.readouterr().out
+    assert train_command("swr", command(seed=7)) == 2
+    assert "--seed: 42 in the finished run, 7 now" in capsys.readouterr().err.splitlines()
+    assert train_command("swr", command(seed=7, overwrite_output_dir="true")) == 0
+    assert weights(tmp_path / "run") != weights(tmp_path / "whole")
+
+
+def test_what_changed_since_is_named_and_nothing_is_trained(command, data_folder, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        interrupt(patch, 3, kill)
+        train_command("swr", command())
+    other = tmp_path / "train.jsonl"
+    other.write_bytes((data_folder / "train.jsonl").read_bytes() + b"\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(QATrainer, "train", lambda *args, **kwargs: pytest.fail("training began"))
+        assert train_command("swr", command(train_file=other, learning_rate=2e-2)) == 2
+    problems = [line for line in capsys.readouterr().err.splitlines() if line.startswith("--")]
+    assert {line.split(":")[0] for line in problems} == {"--learning_rate", "--train_file"}
+    assert train_command("swr", command(train_file=other, resume_anyway="true")) == 0
+
+
+def test_rows_that_came_out_differently_are_another_run(command, tmp_path, monkeypatch, capsys):
+    """The files are the same, and something behind them is not: a library, say."""
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        interrupt(patch, 3, kill)
+        train_command("swr", command())
+    original = ChatPrompt.prompt_ids
+    monkeypatch.setattr(ChatPrompt, "prompt_ids", lambda self, *args: [*original(self, *args), 5])
+    assert train_command("swr", command()) == 2
+    assert "token ids of the training rows: sha256 " in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send")
+@pytest.mark.parametrize("signum, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_with_its_status_and_a_line(command, tmp_path, monkeypatch, capsys, signum, status):
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2, lambda: os.kill(os.getpid(), signum))
+        assert train_command("swr", command()) == status
+    expected = (
+        f"stopped by {signum.name} after step 3, which is saved in {tmp_path / 'run/checkpoint-3'}; the same command"
+    )
+    assert expected in capsys.readouterr().err
+    assert train_command("swr", command()) == 0
+    assert train_command("swr", command("whole")) == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_full_disk_ends_a_run_with_status_3_and_one_line(command, tmp_path, monkeypatch, capsys):
+    import errno
+
+    def full(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QATrainer, "_save_rng_state", full)
+        assert train_command("swr", command()) == 3
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "No space left" in line]
+    assert (
+        line.startswith(str(tmp_path / "run/checkpoint-2")) and "bytes are needed" in line and "bytes are free" in line
+    )
+    assert train_command("swr", command()) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the scripts fork")
+@pytest.mark.parametrize(
+    "words",
+    ["kill_points.py --points 4", "signals.py --points 3", "disk_errors.py --calls 12 --limits 3 --runs 1",
+     "corruptions.py --corruptions 60"],
+    ids=lambda words: words.split(".")[0],
+)  # fmt: skip
+def test_a_few_faults_of_each_kind(words):
+    script, *options = words.split()
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/faults" / script, *options], capture_output=True, text=True, timeout=1800
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -1,0 +1,283 @@
+"""Whole tiny runs in forked processes, with something that happens to them at a chosen event or time.
+
+The parent imports everything once and computes nothing, so that a run takes seconds. An event is the beginning or the
+end of a call through which a run computes, or through which anything reaches the disk.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import gc
+import hashlib
+import importlib
+import io
+import json
+import mmap
+import os
+import shutil
+import signal
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conftest import make_family, save_static_embedder, write_data
+
+STEPS = 9
+VARIANTS = ("LoRA with dropout", "all weights with dropout")
+WEIGHTS = {VARIANTS[0]: "adapter_model.safetensors", VARIANTS[1]: "model.safetensors"}
+_NEEDED_BY_A_RUN = """
+    faiss peft rich.console rich.table sacrebleu rouge_score.rouge_scorer safetensors.torch sentence_transformers
+    transformers.models.gemma3.modeling_gemma3 transformers.models.llama.modeling_llama transformers.trainer
+    groundtune.cli groundtune.train groundtune.report groundtune.plots
+"""
+
+
+def warm_up() -> None:
+    """Import what a run needs, so that a forked one begins at once."""
+    for name in _NEEDED_BY_A_RUN.split():
+        importlib.import_module(name)
+    gc.freeze()  # a child's collections would copy every page of it
+
+
+def make_inputs(folder: Path) -> None:
+    """Models, embedding model and data. In a process of its own: what has computed cannot fork safely."""
+
+    def make() -> int:
+        for name in ("models", "embedding", "data"):
+            (folder / name).mkdir()
+        make_family("gemma", folder / "models" / VARIANTS[0])
+        make_family("llama", folder / "models" / VARIANTS[1], attention_dropout=0.2)
+        save_static_embedder(folder / "embedding")
+        write_data(folder / "data")
+        return 0
+
+    folder.mkdir(parents=True)
+    ended = Child(make, folder / "inputs.log").wait()
+    assert ended == 0, (folder / "inputs.log").read_text()
+
+
+def flags(inputs: Path, output: Path, variant: str, **changes: Any) -> list[str]:
+    """SwR on six rows: accumulation 4 of micro-batches of one row, so two steps an epoch, the second one of two rows.
+
+    It is evaluated and saved at every second step; the last step, the ninth, stands alone in the middle of an epoch.
+    """
+    values = {
+        "model_name_or_path": inputs / "models" / variant, "embedding_model": inputs / "embedding",
+        "train_file": inputs / "data/train.jsonl", "eval_file": inputs / "data/eval.jsonl",
+        "test_file": inputs / "data/test.jsonl", "full_dataset_file_path": inputs / "data/documents.jsonl",
+        "output_dir": output, "full_dataset_index_path": output / "index", "instruction": "Answer.",
+        "max_seq_length": 300, "max_new_tokens": 3, "bootstrap_samples": 100, "eval_num_to_retrieve": 2,
+        "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "max_steps": STEPS, "eval_steps": 2,
+        "learning_rate": 1e-2, "bf16": "false", "disable_tqdm": "true", "logging_steps": 1,
+        "use_peft": str(variant == VARIANTS[0]).lower(), "lora_dropout": 0.2, "lora_r": 2,
+        "metric_for_best_model": "loss_with_gold_passage",
+    } | changes  # fmt: skip
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def outcome(output: Path, variant: str) -> dict[str, Any]:
+    """What must not depend on what happened on the way: the weights, the step they are of, and the curves."""
+    metrics = json.loads((output / "metrics.json").read_text("utf-8"))
+    curves = [
+        [row["step"], row[name]]
+        for row in metrics["history"]
+        for name in ("eval_loss_with_gold_passage", "eval_generation/f1")
+        if row.get(name) is not None
+    ]
+    return {"sha256": sha256(output / WEIGHTS[variant]), "best_step": metrics["best_step"], "curves": curves}
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# Processes
+
+
+class Child:
+    """A forked process that runs `work` and exits with its result; its output goes to `log`."""
+
+    def __init__(self, work: Callable[[], int], log: Path):
+        self.log, self.begin = log, time.monotonic()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._run(work)
+
+    def _run(self, work: Callable[[], int]) -> None:
+        status = 70
+        try:
+            handle = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(handle, 1)
+            os.dup2(handle, 2)
+            status = work()
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(status)
+
+    def wait(self) -> int:
+        """Exit status as the shell counts: 137 for kill -9."""
+        while self.running():
+            time.sleep(0.002)
+        return self.status
+
+    def running(self) -> bool:
+        """Sets `status` and `seconds` once it is not."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if pid:
+            self.seconds = time.monotonic() - self.begin
+            self.status = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        return pid == 0
+
+    def send(self, signum: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signum)
+
+
+@dataclass
+class Events:
+    """Counts a run's events in memory that parent and child share; at event number `at`, `act(label)` is called."""
+
+    at: int | None = None
+    act: Callable[[str], None] = lambda label: None
+    _shared: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 4096))
+
+    def happened(self, label: str) -> None:
+        count = self.count + 1
+        struct.pack_into("qq", self._shared, 0, count, self.steps + (label == "optimizer step: end"))
+        self._shared[16:80] = label.encode()[:64].ljust(64, b"\0")
+        if count == self.at:
+            self.act(label)
+
+    @property
+    def count(self) -> int:
+        return struct.unpack_from("qq", self._shared)[0]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that were finished."""
+        return struct.unpack_from("qq", self._shared)[1]
+
+    @property
+    def last(self) -> str:
+        return self._shared[16:80].rstrip(b"\0").decode()
+
+    @contextlib.contextmanager
+    def watched(self, disk_only: bool = False) -> Iterator[None]:
+        """Count what happens inside."""
+        undo = []
+        for owner, name, label in _disk_calls() + ([] if disk_only else _computations()):
+            original = getattr(owner, name)
+            undo.append((owner, name, original))
+            setattr(owner, name, self._counted(original, label))
+        for owner in (builtins, io):
+            undo.append((owner, "open", owner.open))
+            owner.open = self._counted_open(owner.open)
+        try:
+            yield
+        finally:
+            for owner, name, original in reversed(undo):
+                setattr(owner, name, original)
+
+    def _counted(self, function: Callable[..., Any], label: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.happened(f"{label}: begin")
+            result = function(*args, **kwargs)
+            if label == "write tensors":
+                self._torn(args[1])
+            self.happened(f"{label}: end")
+            return result
+
+        return call
+
+    def _torn(self, path: Any) -> None:
+        """The moment at which half of a file of tensors is written; nobody sees it unless something happens there."""
+        if self.count + 1 == self.at:
+            os.truncate(path, os.path.getsize(path) // 2)
+        self.happened("write tensors: half")
+
+    def _counted_open(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+            if not isinstance(mode, str) or not set(mode) & set("wxa"):
+                return original(file, mode, *args, **kwargs)
+            self.happened("open: begin")
+            return _CountedFile(original(file, mode, *args, **kwargs), self)
+
+        return counted
+
+
+class _CountedFile:
+    """A file whose writes and whose closing are events. Not for `isinstance`, so that nobody writes past it."""
+
+    def __init__(self, file: Any, events: Events):
+        self._file, self._events = file, events
+
+    def write(self, data: Any) -> int:
+        self._events.happened("write: begin")
+        return self._file.write(data)
+
+    def close(self) -> None:
+        if not self._file.closed:
+            try:
+                self._events.happened("close: begin")
+            finally:
+                self._file.close()
+
+    def __enter__(self) -> _CountedFile:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._file)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _disk_calls() -> list[tuple[Any, str, str]]:
+    import safetensors.torch
+
+    return [
+        (os, "fsync", "fsync"),
+        (os, "replace", "replace"),
+        (os, "rename", "rename"),
+        (os, "unlink", "unlink"),
+        (os, "mkdir", "make folder"),
+        (shutil, "rmtree", "remove folder"),
+        (safetensors.torch, "serialize_file", "write tensors"),
+    ]
+
+
+def _computations() -> list[tuple[Any, str, str]]:
+    import accelerate
+    import sentence_transformers
+    import torch
+    import transformers
+
+    import groundtune.generation
+
+    return [
+        (transformers.Trainer, "training_step", "micro-batch"),
+        (accelerate.Accelerator, "backward", "backward"),
+        (torch.optim.AdamW, "step", "optimizer step"),
+        (groundtune.generation, "_generate_batch", "answering"),
+        (sentence_transformers.SentenceTransformer, "encode", "embedding"),
+    ]
+
+
+def kill(label: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

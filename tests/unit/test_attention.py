@@ -1,0 +1,256 @@
+"""Rows laid end to end, prefixes shared or not, give each row what it has by itself: loss, gradient, answer."""
+
+from __future__ import annotations
+
+import random
+from itertools import product
+
+import pytest
+import torch
+from conftest import random_documents, random_history, random_text
+from torch.nn.functional import cross_entropy
+
+from groundtune.arguments import ModelArguments
+from groundtune.attention import NAME, Packed, Segment, attends_by_layout, use_packed_attention
+from groundtune.batching import IGNORED, collate, pack
+from groundtune.examples import Row, encode_rows
+from groundtune.loss import answer_loss
+from groundtune.models import add_lora
+from groundtune.passages import Passages
+from groundtune.schema import Example
+from groundtune.trainer import compile_layers
+
+MODES = {"padded": {}, "packed": {"packed": True}, "shared": {"packed": True, "share_prefix": True}}
+
+
+def rows_on_common_passages(family, n: int = 7, seed: int = 0) -> list[Row]:
+    """Two to three questions a passage, two dialogues that share their history, one question asked twice."""
+    rng = random.Random(seed)
+    documents = [random_documents(rng, 3) or random_documents(rng, 3) for _ in range(1 + n // 3)]
+    history = random_history(rng)
+    examples = [
+        Example(random_text(rng), random_text(rng, 5), (), history if i % 3 else random_history(rng)) for i in range(n)
+    ]
+    examples.append(Example(examples[0].question, random_text(rng, 5), (), examples[0].chat_history))
+    passages = [Passages(documents[i // 3]) for i in range(n)] + [Passages(documents[0])]
+    return encode_rows(examples, passages, family.prompt(), 10_000)
+
+
+def packing_model(family):
+    model = family.model()
+    assert use_packed_attention(model) is None and attends_by_layout(model)
+    return model
+
+
+def gradients(model) -> torch.Tensor:
+    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_loss_and_gradient_are_those_of_one_example_at_a_time(family, mode):
+    """With sliding windows of 8 tokens in two families, shorter than what is shared."""
+    model, pad = packing_model(family), family.tokenizer.pad_token_id
+    for seed in range(3):
+        rows = rows_on_common_passages(family, seed=seed)
+        tokens = sum(len(row.answer_ids) for row in rows)
+        alone = 0.0
+        for row in rows:  # by transformers itself
+            ids = torch.tensor([row.prompt_ids + row.answer_ids])
+            logits = family_logits(model, ids)[0, len(row.prompt_ids) - 1 : -1]
+            loss = cross_entropy(logits, torch.tensor(row.answer_ids), reduction="sum") / tokens
+            loss.backward()
+            alone += loss.item()
+        expected = gradients(model)
+        batch = collate(rows, pad_id=pad, **MODES[mode])
+        loss = answer_loss(model, batch)
+        loss.backward()
+        found = gradients(model)
+        assert loss.item() == pytest.approx(alone, rel=1e-6)
+        assert torch.cosine_similarity(found, expected, dim=0) >= 0.99999
+        torch.testing.assert_close(found.norm(), expected.norm(), rtol=1e-4, atol=0)
+    if mode == "shared":
+        assert batch["input_ids"].numel() < 0.8 * sum(len(row) for row in rows)  # else nothing was tried
+
+
+def family_logits(model, ids: torch.Tensor) -> torch.Tensor:
+    """Of the model as transformers runs it."""
+    model.set_attn_implementation("sdpa")
+    logits = model(input_ids=ids, use_cache=False).logits
+    model.set_attn_implementation(NAME)
+    return logits
+
+
+def row_losses(model, batch) -> list[float]:
+    """The loss of each row: that of the batch with only its labels left."""
+    losses = []
+    labels = batch["labels"]
+    starts = [i for i in range(1, labels.shape[1]) if labels[0, i] != IGNORED and labels[0, i - 1] == IGNORED]
+    for begin in starts:
+        stop = next((i for i in range(begin, labels.shape[1]) if labels[0, i] == IGNORED), labels.shape[1])
+        only = torch.full_like(labels, IGNORED)
+        only[0, begin:stop] = labels[0, begin:stop]
+        losses.append(answer_loss(model, {**batch, "labels": only}, answer_tokens=1).item())
+    return losses
+
+
+@pytest.mark.parametrize("mode", ["packed", "shared"])
+def test_changing_one_answer_changes_no_other_row_s_loss(family, mode):
+    model, rows = packing_model(family), rows_on_common_passages(family)
+    before = row_losses(model, collate(rows, pad_id=0, **MODES[mode]))
+    assert len(before) == len(rows)
+    for i, row in enumerate(rows):
+        other = Row(row.prompt_ids, [(id + 7) % 200 + 10 for id in row.answer_ids], 0, "")
+        after = row_losses(model, collate([*rows[:i], other, *rows[i + 1 :]], pad_id=0, **MODES[mode]))
+        changed = [j for j, (a, b) in enumerate(zip(before, after)) if abs(a - b) > 1e-4 * abs(a)]
+        assert len(changed) == 1
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "gradient checkpointing"])
+def test_an_adapter_gets_the_same_gradient_from_shared_rows(family, checkpointing):
+    torch.manual_seed(0)
+    model = add_lora(family.model(), ModelArguments(use_peft=True, lora_r=4))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    assert use_packed_attention(model) is None
+    if checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable()
+    model.train()
+    rows, found = rows_on_common_passages(family), {}
+    for mode in MODES:
+        answer_loss(model, collate(rows, pad_id=0, **MODES[mode])).backward()
+        found[mode] = gradients(model)
+    for mode in ("packed", "shared"):
+        assert torch.cosine_similarity(found[mode], found["padded"], dim=0) >= 0.99999
+        torch.testing.assert_close(found[mode].norm(), found["padded"].norm(), rtol=1e-4, atol=0)
+
+
+def test_compiled_layers_give_the_same_loss_and_gradient(families):
+    torch.manual_seed(0)
+    model = add_lora(families["gemma"].model(), ModelArguments(use_peft=True, lora_r=4))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    assert use_packed_attention(model) is None
+    batches = [collate(rows_on_common_passages(families["gemma"], seed=s), 0, **MODES["shared"]) for s in range(2)]
+
+    def results():
+        losses = [answer_loss(model, batch) for batch in batches]
+        sum(losses).backward()
+        return [loss.item() for loss in losses], gradients(model)
+
+    losses, expected = results()
+    compile_layers(model, backend="aot_eager")
+    compiled_losses, found = results()
+    assert compiled_losses == pytest.approx(losses, rel=1e-5)
+    assert torch.cosine_similarity(found, expected, dim=0) >= 0.99999
+
+
+def reads(sequences: list[list[int]]) -> tuple[Packed, torch.Tensor]:
+    """A packing, and [tokens, tokens] who reads whom, from the sequences' paths."""
+    packing = pack(sequences, [len(s) - 1 for s in sequences])
+    mask = torch.zeros(len(packing.ids), len(packing.ids), dtype=torch.bool)
+    for segment in packing.segments:
+        for i in range(segment.start, segment.stop):
+            mask[i, segment.start : i + 1] = True
+            for j in segment.path:
+                mask[i, packing.segments[j].start : packing.segments[j].stop] = True
+    return Packed(packing.segments), mask
+
+
+@pytest.mark.parametrize("window", [None, 5, 40])
+def test_the_block_mask_for_cuda_says_the_same_as_the_segments(window):
+    rng = random.Random(0)
+    header = [rng.randrange(50) for _ in range(20)]
+    passages = [[rng.randrange(50) for _ in range(30)] for _ in range(3)]
+    sequences = [header + p + [rng.randrange(50) for _ in range(9)] for p, _ in product(passages, range(3))]
+    layout, mask = reads(sequences)
+    if window is not None:
+        positions = torch.tensor(layout.positions())
+        mask &= positions[:, None] - positions[None, :] < window
+    from torch.nn.attention.flex_attention import create_mask
+
+    block_mask = layout.block_mask(window, "cpu")
+    n = len(mask)
+    assert torch.equal(create_mask(block_mask.mask_mod, None, None, n, n, device="cpu")[0, 0], mask)
+    for segment in layout.segments:  # and the masks of the loop over segments
+        read = sum(len(layout.segments[j]) for j in segment.path) + len(segment)
+        own = layout._mask(len(segment), read, window, "cpu")
+        own = torch.ones(read, read, dtype=torch.bool).tril() if own is None else own
+        columns = [i for j in segment.path for i in range(layout.segments[j].start, layout.segments[j].stop)]
+        columns += range(segment.start, segment.stop)
+        assert torch.equal(own, mask[segment.start : segment.stop][:, columns])
+
+
+def test_segments_cover_the_row_and_spell_every_sequence(family):
+    rows = rows_on_common_passages(family, 12)
+    sequences = [row.prompt_ids + row.answer_ids for row in rows]
+    packing = pack(sequences, [len(row.prompt_ids) - 1 for row in rows])
+    borders = [segment.start for segment in packing.segments] + [len(packing.ids)]
+    assert borders == [0, *(segment.stop for segment in packing.segments)]
+    for sequence, last, end in zip(sequences, packing.last, packing.ends):
+        segments = [packing.segments[i] for i in (*packing.segments[end].path, end)]
+        spelt = [id for s in segments for id in packing.ids[s.start : s.stop]]
+        assert spelt == sequence and segments[-1].stop == last + 1
+    assert len(set(packing.ends)) == len(rows)  # each row has a token of its own that predicts its answer
+
+
+def test_without_sharing_every_row_is_one_segment(family):
+    rows = rows_on_common_passages(family)
+    packing = pack([row.prompt_ids for row in rows], [0] * len(rows))
+    assert len(packing.segments) == len(rows) and not any(segment.path for segment in packing.segments)
+    assert len(packing.ids) == sum(len(row.prompt_ids) for row in rows)
+
+
+def test_a_model_whose_attention_needs_more_is_left_as_it_was(families):
+    changed = families["llama"].model()
+    changed.config.attention_dropout = 0.1
+    assert "attention_dropout is 0.1" in use_packed_attention(changed)
+    mixed = families["gemma"].model()
+    mixed.config.layer_types = ["linear_attention", "full_attention"]
+    assert "linear_attention" in use_packed_attention(mixed)
+    for model in (changed, mixed):
+        assert model.config._attn_implementation == "sdpa"
+    eager = families["llama"].model()
+    eager.set_attn_implementation("eager")
+    assert "eager" in use_packed_attention(eager)
+
+
+def test_a_model_that_looks_at_its_neighbours_is_found_out(families):
+    """As a state-space layer or a convolution does: the layout never gets there."""
+    model = families["llama"].model()
+    mlp = model.model.layers[0].mlp
+    forward = mlp.forward
+    mlp.forward = lambda x: forward(x) + x.roll(1, dims=1)
+    assert "differ" in use_packed_attention(model) and not attends_by_layout(model)
+
+
+def test_a_model_that_drops_the_layout_is_found_out(families):
+    model = families["llama"].model()
+    forward = model.model.layers[1].self_attn.forward
+    model.model.layers[1].self_attn.forward = lambda *args, layout=None, **kwargs: forward(*args, **kwargs)
+    assert use_packed_attention(model) is not None and not attends_by_layout(model)
+
+
+def test_trying_out_draws_no_random_numbers_and_keeps_the_mode(families):
+    model = families["mistral"].model().train()
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    use_packed_attention(model)
+    assert torch.equal(torch.rand(3), expected) and model.training
+
+
+def test_a_saved_model_names_an_attention_that_others_know(families, tmp_path):
+    model = packing_model(families["llama"])
+    model.save_pretrained(tmp_path)
+    assert NAME not in (tmp_path / "config.json").read_text()
+
+
+def test_positions_go_on_from_the_prefix():
+    layout = Packed([Segment(0, 3), Segment(3, 5, (0,)), Segment(5, 6, (0, 1)), Segment(6, 8, (0,)), Segment(8, 9)])
+    assert layout.positions() == [0, 1, 2, 3, 4, 5, 3, 4, 0]
+    assert layout.subtree_ends() == [8, 8, 8, 6, 6, 6, 8, 8, 9]

@@ -1,0 +1,286 @@
+"""Every check finds what was planted, names its place, and is silent on clean data."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from conftest import tiny_documents, tiny_examples
+
+from groundtune.arguments import DataArguments
+from groundtune.checks import TITLES, Finding, check_texts, counts, in_order, place, read_dataset
+
+FAIRE = Path(__file__).parents[3] / "shared/data/faire"
+
+
+def as_row(example) -> dict:
+    return {
+        "question": example.question,
+        "gold_docs": [d.to_dict() for d in example.gold_documents],
+        "gold_answer": example.answer,
+        "chat_history": [{"speaker": t.speaker, "message": t.message} for t in example.chat_history],
+    }
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Clean files: rows by name, which tests change before `examine` writes them. Lines are those of tiny_documents."""
+    monkeypatch.chdir(tmp_path)
+    rows = [as_row(example) for example in tiny_examples()]
+    return {
+        "documents": [document.to_dict() for document in tiny_documents()],
+        "train": rows[:3], "eval": rows[3:5], "test": rows[5:],
+    }  # fmt: skip
+
+
+def write(data: dict) -> DataArguments:
+    for name, rows in data.items():
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        Path(f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    flags = {f"{split}_file": f"{split}.jsonl" for split in ("train", "eval", "test") if split in data}
+    return DataArguments(full_dataset_file_path="documents.jsonl" if "documents" in data else "", **flags)
+
+
+def examine(data: dict) -> list[Finding]:
+    dataset = read_dataset(write(data))
+    return in_order(check_texts(dataset), dataset)
+
+
+def test_clean_data_has_no_findings(data):
+    assert examine(data) == []
+
+
+def turns(*speakers: str) -> list[dict]:
+    return [{"speaker": speaker, "message": f"Message {i}."} for i, speaker in enumerate(speakers)]
+
+
+# What is planted, and what is found: the check, the place and the field, in order.
+PLANTED = {
+    "blank question": (
+        lambda d: d["train"][1].update(question=" \n"),
+        [("blank", "train.jsonl:2", "question")],
+    ),
+    "blank question and answer": (
+        lambda d: d["train"][1].update(question="", gold_answer="\t"),
+        [("blank", "train.jsonl:2", "question"), ("blank", "train.jsonl:2", "gold_answer")],
+    ),
+    "misspelt history": (
+        lambda d: d["train"][2].update(chat_histroy=d["train"][2].pop("chat_history")),
+        [("misspelt", "train.jsonl:3", "chat_histroy")],
+    ),
+    "misspelt negatives": (
+        lambda d: d["eval"][0].update(hard_neg_doc=[]),
+        [("misspelt", "eval.jsonl:1", "hard_neg_doc")],
+    ),
+    "misspelt formatted text": (
+        lambda d: d["documents"].append({"page_content": "More.", "fmt_contents": "Title: More"}),
+        [("misspelt", "documents.jsonl:7", "fmt_contents")],
+    ),
+    "mojibake in a question": (
+        lambda d: d["train"][0].update(question="Wann \u00c3\u00b6ffnet sie?"),
+        [("encoding", "train.jsonl:1", "question")],
+    ),
+    "a lost character in an answer": (
+        lambda d: d["test"][0].update(gold_answer="On floor tw\ufffd."),
+        [("encoding", "test.jsonl:1", "gold_answer")],
+    ),
+    "a quote from Windows in a message": (
+        lambda d: d["train"][2]["chat_history"][1].update(message="It\u00e2\u20ac\u2122s open."),
+        [("encoding", "train.jsonl:3", "chat_history[1].message")],
+    ),
+    "a control character in a document": (
+        lambda d: d["documents"].append({"page_content": "More\x00 text."}),
+        [("encoding", "documents.jsonl:7", "page_content")],
+    ),
+    "a document twice": (
+        lambda d: d["documents"].append(d["documents"][1]),
+        [("repeated-document", "documents.jsonl:7", "fmt_content")],
+    ),
+    "a question asked twice": (
+        lambda d: d["train"].append({**d["train"][0], "question": "WHEN is it  that the library opens"}),
+        [("repeated-question", "train.jsonl:4", "question")],
+    ),
+    "a question of train in test": (
+        lambda d: d["test"].append(d["train"][1]),
+        [("leaked-question", "test.jsonl:2", "question")],
+    ),
+    "a question of train in eval": (
+        lambda d: d["eval"].append(d["train"][1]),
+        [("leaked-question", "eval.jsonl:3", "question")],
+    ),
+    "a question of eval in test": (
+        lambda d: d["test"].append(d["eval"][1]),
+        [("leaked-question", "test.jsonl:2", "question")],
+    ),
+    "gold of train in test": (
+        lambda d: d["test"].append({**d["train"][1], "question": "Is there a desk?"}),
+        [("leaked-gold", "test.jsonl:2", "gold_docs[0]")],
+    ),
+    "gold that is no document": (
+        lambda d: d["documents"].pop(4),
+        [("gold-not-in-database", "eval.jsonl:2", "gold_docs[0]")],
+    ),
+    "an answer off its passage": (
+        lambda d: d["eval"][0].update(gold_answer="Ask Maria."),
+        [("answer-off-passage", "eval.jsonl:1", "gold_answer")],
+    ),
+    "a negative that is gold": (
+        lambda d: d["train"][0].update(hard_neg_docs=[d["documents"][1], *d["train"][0]["gold_docs"]]),
+        [("gold-as-negative", "train.jsonl:1", "hard_neg_docs[1]")],
+    ),
+    "two turns of one speaker": (
+        lambda d: d["train"][0].update(chat_history=turns("user", "assistant", "bot", "user")),
+        [("history", "train.jsonl:1", "chat_history[2].speaker")],
+    ),
+    "a history that ends with the user": (
+        lambda d: d["train"][0].update(chat_history=turns("assistant", "user")),
+        [("history", "train.jsonl:1", "chat_history[1].speaker")],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("plant, expected", PLANTED.values(), ids=PLANTED)
+def test_what_is_planted_is_found_at_its_place_and_nothing_else(data, plant, expected):
+    plant(data)
+    found = examine(data)
+    assert [(f.check, f.where, f.field) for f in found] == expected
+    for finding in found:
+        assert finding.severity == "warning" and finding.check in TITLES
+        assert "; " in finding.message and "\n" not in str(finding)  # one line, with a way out
+        assert str(finding).startswith(f"{finding.where}: {finding.field}: ")
+
+
+HARMLESS = {
+    "answers that cannot be judged by their words": lambda d: d["train"][0].update(gold_answer="Yes, it is."),
+    "another form of a word": lambda d: d["train"][0].update(gold_answer="Opening: 9"),
+    "one question after two dialogues": lambda d: (
+        d["train"][1].update(question="And then?", chat_history=turns("user", "assistant")),
+        d["train"][2].update(question="And then?"),
+    ),
+    "a history that begins with the assistant": lambda d: d["train"][0].update(
+        chat_history=turns("assistant", "user", "assistant")
+    ),
+    "names in capitals and accents": lambda d: d["train"][0].update(question="ÂGE, NÃO, là-bas – “où”?"),
+    "fields of one's own": lambda d: d["train"][0].update(id=7, url="http://x", history_of_the_house="old"),
+    "an answer in a script without spaces": lambda d: (
+        d["train"][0].update(gold_answer="九時に開きます", gold_docs=[{"page_content": "図書館は九時に開く。"}]),
+        d["documents"].append({"page_content": "図書館は九時に開く。"}),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS)
+def test_what_is_as_it_should_be_is_no_finding(data, change):
+    change(data)
+    assert examine(data) == []
+
+
+def test_all_of_it_is_found_at_once_in_the_order_of_files_and_lines(data):
+    data["documents"].insert(2, "{")
+    data["train"].insert(1, {"question": 1})
+    data["test"].append({**data["test"][0], "gold_answer": "Ask Maria."})
+    data["eval"][0]["question"] = ""
+    found = examine(data)
+    assert [(f.severity, f.check, f.where) for f in found] == [
+        ("error", "format", "documents.jsonl:3"),
+        *[("error", "format", "train.jsonl:2")] * 3,
+        ("warning", "blank", "eval.jsonl:1"),
+        ("warning", "repeated-question", "test.jsonl:2"),
+        ("warning", "answer-off-passage", "test.jsonl:2"),
+    ]
+
+
+def test_a_file_that_cannot_be_read_is_an_error_and_the_others_are_still_examined(data):
+    arguments = write(data)
+    Path("train.jsonl").write_bytes(b"\xff\xfe{\x00")
+    Path("eval.jsonl").unlink()
+    data["test"].append(data["test"][0])
+    write({"test": data["test"]})
+    found = check_texts(read_dataset(arguments))
+    assert [(f.check, f.where, f.field) for f in found] == [
+        ("format", "train.jsonl:1", "line"), ("format", "", ""), ("repeated-question", "test.jsonl:2", "question"),
+    ]  # fmt: skip
+    assert "UTF-16" in str(found[0]) and str(found[1]).startswith("no such file: eval.jsonl; did you mean")
+
+
+def test_any_file_may_be_left_out(data):
+    assert examine({"train": data["train"]}) == []
+    assert read_dataset(DataArguments()).examples == {}
+
+
+def test_a_file_of_blank_examples_is_an_error(data):
+    for row in data["eval"]:
+        row["question"] = " "
+    (error,) = [f for f in examine(data) if f.severity == "error"]
+    assert str(error) == "eval.jsonl: every question or answer is blank; write at least one example"
+
+
+@pytest.mark.parametrize(
+    "flag, other", [("eval_file", "train_file"), ("test_file", "train_file"), ("test_file", "eval_file")]
+)
+def test_a_file_given_twice_is_one_finding_and_not_one_for_every_line(data, flag, other):
+    arguments = write(data)
+    setattr(arguments, flag, f"./{getattr(arguments, other)}")
+    (found,) = check_texts(read_dataset(arguments))
+    assert (found.check, found.where) == ("same-file", getattr(arguments, flag)) and f"--{other}" in found.message
+
+
+def test_gold_of_other_formatting_is_told_where_its_text_is(data):
+    data["train"][0]["gold_docs"] = [{"page_content": data["documents"][0]["page_content"]}]
+    (found,) = examine(data)
+    assert found.check == "gold-not-in-database" and "documents.jsonl:1" in found.message
+
+
+def test_counts_are_one_line_for_each_file_and_check(data):
+    for row in data["train"]:
+        row["chat_history"] = turns("user")
+    data["eval"][1]["gold_answer"] = ""
+    assert counts(examine(data)) == [
+        "train.jsonl: 3 x history whose speakers do not alternate (first in line 1)",
+        "eval.jsonl: 1 x blank question or answer, left out (line 2)",
+    ]
+
+
+def test_a_finding_names_file_and_line_for_machines():
+    finding = Finding("error", "format", "C:\\a:b\\train.jsonl:17", "question", "is 1, not text; write text")
+    assert finding.to_dict() == {
+        "file": "C:\\a:b\\train.jsonl", "line": 17, "severity": "error", "check": "format",
+        "where": "C:\\a:b\\train.jsonl:17", "field": "question", "message": "is 1, not text; write text",
+    }  # fmt: skip
+    assert place("train.jsonl") == ("train.jsonl", 0)
+
+
+def test_the_time_grows_with_the_data_and_not_with_its_square(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def seconds(n: int) -> float:
+        documents = [{"page_content": f"Room {i} opens at nine, says note {i}."} for i in range(n)]
+        rows = [
+            {"question": f"When does room {i} open?", "gold_docs": [documents[i]], "gold_answer": "At nine."}
+            for i in range(n)
+        ]
+        arguments = write({"documents": documents, "train": rows[: n // 2], "eval": rows[n // 2 :], "test": rows})
+        begin = time.process_time()
+        assert len(check_texts(read_dataset(arguments))) == n  # every test question leaks
+        return time.process_time() - begin
+
+    seconds(100)
+    assert seconds(4000) < 20 * seconds(400) + 0.5
+
+
+@pytest.mark.skipif(not FAIRE.is_dir(), reason=f"needs the Faire data in {FAIRE}")
+def test_the_faire_data_are_examined_in_seconds():
+    begin = time.process_time()
+    dataset = read_dataset(
+        DataArguments(
+            train_file=str(FAIRE / "train_w_qa.jsonl"),
+            eval_file=str(FAIRE / "eval_w_qa.jsonl"),
+            full_dataset_file_path=str(FAIRE / "documents.pkl"),
+        )
+    )
+    found = check_texts(dataset)
+    assert time.process_time() - begin < 3
+    assert {f.severity for f in found} == {"warning"}
+    assert [f.where.rpartition(":")[2] for f in found if f.check in ("blank", "leaked-question")] == ["495", "30"]

@@ -1,0 +1,136 @@
+"""A file of arguments becomes flags, each with its line; what is wrong in it is named by line, and nothing runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from groundtune.config import Entry, read_config, split_files
+from groundtune.files import DataError
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def entries(name: str, content: str | bytes) -> list[Entry]:
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_config(name)
+
+
+def problem(name: str, content: str | bytes) -> str:
+    with pytest.raises(DataError) as caught:
+        entries(name, content)
+    (line,) = caught.value.problems
+    return line
+
+
+@pytest.mark.parametrize(
+    "words, files, others",
+    [
+        (["run.json"], ["run.json"], []),
+        (["--config", "a.yaml", "--seed", "5", "--config=b.json"], ["a.yaml", "b.json"], ["--seed", "5"]),
+        (["--seed", "run.json"], [], ["--seed", "run.json"]),
+        (["--configs", "a"], [], ["--configs", "a"]),
+        ([], [], []),
+    ],
+)
+def test_files_of_arguments_are_told_from_flags(words, files, others):
+    assert split_files(words) == (files, others)
+
+
+YAML = "seed: 3\n\n# why\nlora_target_modules:\n  - q\n  - v\nsep_user: ' '\nkwargs: {a: 1}\nrun_name:\n"
+
+
+def test_yaml_entries_have_their_values_and_lines():
+    assert entries("run.yaml", YAML) == [
+        Entry("seed", 3, "run.yaml:1"),
+        Entry("lora_target_modules", ["q", "v"], "run.yaml:4"),
+        Entry("sep_user", " ", "run.yaml:7"),
+        Entry("kwargs", {"a": 1}, "run.yaml:8"),
+        Entry("run_name", None, "run.yaml:9"),
+    ]
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+def test_json_entries_have_their_values_and_lines(start):
+    values = {"kwargs": {"seed": 1, "k": [{}]}, "seed": 3, 'a"b': "}", "none": None, "many": ["x", 1.5]}
+    text = start + json.dumps(values, indent=2)
+    found = entries("run.json", text)
+    assert {entry.name: entry.value for entry in found} == values
+    lines = text.splitlines()
+    for entry in found:
+        line = lines[int(entry.where.removeprefix("run.json:")) - 1]
+        assert line.startswith(f"  {json.dumps(entry.name)}: ")
+    assert entries("run.json", "{}") == [] and entries("run.json", '{"a":1,"b":2}')[1] == Entry("b", 2, "run.json:1")
+
+
+def test_entries_become_words_of_a_command_line():
+    flags = [
+        Entry(*given, "").flag() for given in (("a", None), ("b", [1, "x"]), ("c", True), ("d", {"k": 1}), ("e", "-1"))
+    ]
+    assert flags == [[], ["--b", "1", "x"], ["--c=true"], ['--d={"k": 1}'], ["--e=-1"]]
+
+
+YAML_PROBLEMS = {
+    "seed: 1\nseed: 2": "run.yaml:2: seed: is given in line 1 too",
+    "modules: [[a]]": "run.yaml:1: modules: holds lists in lists",
+    "a: 1\nb: [1, 2": "run.yaml:2: line: not valid YAML: ",
+    "a: 1\n\tb: 2": "run.yaml:2: line: not valid YAML: ",
+    "a: 1\nb: 'x": "run.yaml:2: line: not valid YAML: ",
+    "a: &x 1\nb: *x": "run.yaml:2: line: *x is an alias",
+    "a: 1\nb: !!python/name:os.system": "run.yaml:2: line: not valid YAML: could not determine a constructor",
+    "a: 1\n---\nb: 1": "run.yaml:2: line: not valid YAML: expected a single document",
+    "a: 2024-13-45": "run.yaml:1: a: cannot be read (month must be in 1..12)",
+    "a: 1\n? [b]\n: 1": "run.yaml:2: line: holds a list or mapping before the colon",
+    "a: 1\nb: \x00": "run.yaml:2: line: holds the character 0x0",
+    "- a": "run.yaml:1: line: the file holds list; it must map",
+    "": "run.yaml:1: line: the file holds nothing; it must map",
+    b"a: 1\nb: \xff": "run.yaml:2: line: not UTF-8",
+    "[" * 2000: "run.yaml:1: line: nests too deeply",
+}
+JSON_PROBLEMS = {
+    '{"a": 1,\n "a": 2}': "run.json:2: a: is given in line 1 too",
+    '{"a": 1,\n "b": }': "run.json:2: line: not valid JSON: ",
+    "{'a': 1}": "run.json:1: line: not valid JSON: ",
+    "[1]": "run.json:1: line: the file holds list; it must map",
+    "[" * 100_000: "run.json:1: line: the file cannot be read",
+    '{"a": ' + "9" * 5000 + "}": "run.json:1: line: the file cannot be read",
+}
+
+
+@pytest.mark.parametrize("content, start", YAML_PROBLEMS.items(), ids=YAML_PROBLEMS.values())
+def test_a_wrong_yaml_file_is_one_line_that_names_its_own(content, start):
+    found = problem("run.yaml", content)
+    assert found.startswith(start) and "; " in found and "\n" not in found
+
+
+@pytest.mark.parametrize("content, start", JSON_PROBLEMS.items(), ids=JSON_PROBLEMS.values())
+def test_a_wrong_json_file_is_one_line_that_names_its_own(content, start):
+    found = problem("run.json", content)
+    assert found.startswith(start) and "; " in found and "\n" not in found
+
+
+def test_all_that_is_given_twice_is_said_at_once():
+    with pytest.raises(DataError) as caught:
+        entries("run.yaml", "a: 1\nb: 1\na: 2\nb: 2\nc: [[1]]")
+    assert [line.split(": ")[0] for line in caught.value.problems] == ["run.yaml:3", "run.yaml:4", "run.yaml:5"]
+
+
+def test_yaml_tags_and_aliases_run_and_grow_nothing(tmp_path):
+    bomb = "a: &a [x, x]\n" + "".join(
+        f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]\n" for i in range(20)
+    )
+    assert "is an alias" in problem("run.yaml", bomb)
+    problem("run.yaml", "a: !!python/object/apply:os.mkdir [made]")
+    assert not Path("made").exists()
+
+
+@pytest.mark.parametrize("name", ["none.yaml", ".", "a\0.yaml"])
+def test_a_file_that_cannot_be_opened_is_a_problem(name):
+    with pytest.raises(DataError) as caught:
+        read_config(name)
+    assert caught.value.problems[0].startswith(f"{name}: ")

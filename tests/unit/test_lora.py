@@ -1,0 +1,109 @@
+"""Fused LoRA layers are PEFT's: the same outputs, gradients, switches and files."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import Linear
+
+from groundtune.arguments import ModelArguments
+from groundtune.lora import FusedLinear
+from groundtune.models import add_lora
+
+
+def layers(model) -> list:
+    return [module for module in model.modules() if isinstance(module, Linear)]
+
+
+def adapted(family, **options):
+    """A model with an adapter that does something: B is not zero."""
+    model = add_lora(family.model(), ModelArguments(use_peft=True, lora_r=4, **options)).train()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    return model
+
+
+def as_peft_has_them(model):
+    for module in layers(model):
+        module.__class__ = Linear
+    return model
+
+
+def outputs_and_gradients(model):
+    ids = torch.randint(3, 200, (2, 30), generator=torch.Generator().manual_seed(1))
+    logits = model(input_ids=ids).logits
+    (logits.log_softmax(-1)[..., 5].sum() / 60).backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return logits.detach(), found
+
+
+def test_outputs_and_gradients_are_those_of_peft(family):
+    model = adapted(family)
+    assert all(type(module) is FusedLinear and module._is_plain(torch.zeros(1)) for module in layers(model))
+    logits, gradients = outputs_and_gradients(model)
+    expected_logits, expected = outputs_and_gradients(as_peft_has_them(model))
+    torch.testing.assert_close(logits, expected_logits, rtol=1e-5, atol=1e-5)
+    assert gradients.keys() == expected.keys() and all("lora_" in name for name in gradients)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_in_bfloat16_a_layer_is_no_further_from_float32_than_peft_s(families):
+    layer = layers(adapted(families["llama"]))[3]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, layer.in_features, generator=generator).bfloat16()
+    towards = torch.randn(64, layer.out_features, generator=generator).bfloat16()
+
+    def results(kind, dtype):
+        layer.__class__ = kind
+        layer.base_layer.to(dtype)
+        inputs = x.to(dtype).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            output = layer(inputs)
+        output.backward(towards.to(dtype))
+        found = [output.detach(), inputs.grad, *(p.grad for p in layer.parameters() if p.requires_grad)]
+        layer.zero_grad()
+        assert all(p.dtype == torch.float32 for p in found[2:])
+        return [tensor.float() for tensor in found]
+
+    layer.base_layer.weight.data = layer.base_layer.weight.bfloat16().float()  # the same weights in both types
+    exact = results(Linear, torch.float32)
+    ours, peft = results(FusedLinear, torch.bfloat16), results(Linear, torch.bfloat16)
+    for a, b, truth in zip(ours, peft, exact):
+        assert (a - truth).norm() <= 1.1 * (b - truth).norm() and (a - truth).norm() < 0.02 * truth.norm()
+
+
+@pytest.mark.parametrize("case", ["dropout", "disabled", "merged", "DoRA"])
+def test_what_is_not_plain_lora_is_left_to_peft(families, case):
+    """With dropout the same draws; otherwise the same logits."""
+    model = adapted(families["llama"], lora_dropout=0.5 if case == "dropout" else 0.0)
+    if case == "DoRA":
+        model = get_peft_model(families["llama"].model(), LoraConfig(target_modules=["q_proj"], use_dora=True))
+        for module in layers(model):
+            module.__class__ = FusedLinear
+    if case == "merged":
+        model.merge_adapter()
+    if case == "disabled":
+        model.base_model.disable_adapter_layers()
+    assert not any(module._is_plain(torch.zeros(1)) for module in layers(model))
+    ids = torch.arange(5, 25)[None]
+    torch.manual_seed(3)
+    logits = model(input_ids=ids).logits
+    torch.manual_seed(3)
+    torch.testing.assert_close(as_peft_has_them(model)(input_ids=ids).logits, logits)
+
+
+def test_a_saved_adapter_is_one_that_plain_peft_loads(families, tmp_path):
+    family = families["llama"]
+    model = adapted(family).eval()
+    model.save_pretrained(tmp_path)
+    ids = torch.arange(5, 25)[None]
+    loaded = PeftModel.from_pretrained(family.model(), tmp_path).eval()
+    assert not any(isinstance(module, FusedLinear) for module in loaded.modules())
+    torch.testing.assert_close(loaded(input_ids=ids).logits, model(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(merged(input_ids=ids).logits, loaded(input_ids=ids).logits, rtol=1e-4, atol=1e-4)

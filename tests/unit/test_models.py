@@ -1,0 +1,104 @@
+"""Loading a model runs nothing of its own: no pickle, and no code but that of a pinned commit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import FAMILIES
+
+from groundtune.arguments import GROUPS, Arguments, ModelArguments
+from groundtune.models import ModelError, load_model, load_tokenizer
+from groundtune.trainer import QATrainingArguments
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+def problems(**model) -> list[str]:
+    groups = [group() for group in GROUPS]
+    groups[3] = ModelArguments(model_name_or_path="owner/model", **model)
+    return Arguments("sft", *groups, QATrainingArguments(output_dir="out")).check(complete=False)
+
+
+@pytest.mark.parametrize(
+    "revision", [None, "", "main", "v1.0", "0123abc", COMMIT[:-1], COMMIT + "0", "g" * 40, f"{COMMIT}\n"]
+)
+def test_code_of_a_model_needs_a_whole_commit(revision):
+    (problem,) = problems(trust_remote_code=True, model_revision=revision)
+    assert problem.startswith("--trust_remote_code: ") and "--model_revision" in problem
+
+
+def test_a_whole_commit_will_do_and_without_code_any_revision():
+    assert problems(trust_remote_code=True, model_revision=COMMIT) == []
+    assert problems(model_revision="main") == problems() == []
+
+
+def test_the_code_of_another_repository_is_pinned_to_the_same_commit(monkeypatch):
+    """`auto_map` may name one, which transformers would take from its main branch."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    asked = []
+
+    def refuse(name, **options):
+        asked.append(options)
+        raise OSError("not here")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+    for trusted in (True, False):
+        arguments = ModelArguments(model_name_or_path="owner/model", trust_remote_code=trusted, model_revision=COMMIT)
+        with pytest.raises(ModelError):
+            load_tokenizer(arguments)
+        with pytest.raises(ModelError):
+            load_model(arguments, bf16=False, stop_ids=(1,), pad_id=0)
+    assert [options["trust_remote_code"] for options in asked] == [True, True, False, False]
+    assert [options.get("code_revision") for options in asked] == [COMMIT, COMMIT, None, None]
+    assert all(options["revision"] == COMMIT for options in asked)
+
+
+def test_code_in_a_model_s_folder_is_not_run(families, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(families["llama"].folder, folder)
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own", "AutoTokenizer": ["own.Own", "own.Own"]}
+    for name in ("config.json", "tokenizer_config.json"):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**content, "auto_map": own, "model_type": "own"}))
+    arguments = ModelArguments(model_name_or_path=str(folder))
+    with pytest.raises(ModelError):
+        load_model(arguments, bf16=False, stop_ids=(1,), pad_id=0)
+    try:
+        load_tokenizer(arguments)
+    except ModelError as error:
+        assert "\n" not in str(error)
+    assert not (tmp_path / "ran").exists() and config["model_type"] == "llama"
+
+
+def test_weights_that_are_a_pickle_are_refused_and_not_read(families, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    folder = tmp_path / "model"
+    shutil.copytree(families["llama"].folder, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": Bomb()}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="read from safetensors only"):
+        load_model(ModelArguments(model_name_or_path=str(folder)), bf16=False, stop_ids=(1,), pad_id=0)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_way_to_damage_a_tokenizer_is_one_line(families, tmp_path, name):
+    folder = tmp_path / "model"
+    for damage in (b"", b"{", b"[]", b'{"version": "1.0"}', b"\xff\xfe"):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(families[name].folder, folder)
+        (folder / "tokenizer.json").write_bytes(damage)
+        with pytest.raises(ModelError) as caught:
+            load_tokenizer(ModelArguments(model_name_or_path=str(folder)))
+        assert str(caught.value).startswith("--model_name_or_path: cannot load the tokenizer of ")
+        assert "\n" not in str(caught.value)

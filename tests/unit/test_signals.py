@@ -1,0 +1,143 @@
+"""A signal stops a run where it may be torn, waits where it may not, and a second one never waits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from groundtune import signals
+from groundtune.signals import Stopped, at_once, deferred, watched
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send")
+
+
+def send(signum: int = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), signum)
+    for _ in range(100):  # until Python looks
+        pass
+
+
+@pytest.mark.parametrize("signum, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_at_once_and_no_handler_of_errors_holds_it_up(signum, status):
+    before = signal.getsignal(signum)
+    with pytest.raises(Stopped) as stopped, watched():
+        try:
+            send(signum)
+            pytest.fail("went on")
+        except Exception:
+            pytest.fail("taken for an error")
+    assert stopped.value.exit_status == status and signum.name in str(stopped.value)
+    assert signal.getsignal(signum) is before
+
+
+def test_what_may_not_be_torn_is_finished_and_then_it_stops(capfd):
+    done = []
+    with pytest.raises(Stopped), watched():
+        with deferred():
+            send()
+            assert signals.asked() == signal.SIGTERM
+            done.append("step")
+        pytest.fail("went on")
+    assert done == ["step"]
+    assert capfd.readouterr().err == "SIGTERM: finishing the step; a second signal leaves at once\n"
+
+
+def test_within_it_an_evaluation_may_be_torn():
+    with pytest.raises(Stopped), watched(), deferred():
+        with at_once():
+            send()
+            pytest.fail("the evaluation went on")
+        pytest.fail("the step went on")
+
+
+def test_an_evaluation_that_begins_after_the_signal_does_not_begin():
+    with pytest.raises(Stopped), watched(), deferred():
+        send()
+        with at_once():
+            pytest.fail("began")
+
+
+def test_several_processes_evaluate_to_the_end_together():
+    done = []
+    with pytest.raises(Stopped), watched(), deferred(interruptible=False):
+        with at_once():
+            send()
+            done.append("evaluation")
+        done.append("step")
+    assert done == ["evaluation", "step"]
+
+
+def test_after_an_evaluation_it_waits_again():
+    with pytest.raises(Stopped), watched(), deferred():
+        with at_once():
+            pass
+        send()
+
+
+def test_at_once_as_a_decorator_serves_every_call():
+    @at_once()
+    def evaluate() -> int:
+        return 1
+
+    with watched(), deferred():
+        assert evaluate() + evaluate() == 2
+    with pytest.raises(Stopped), watched(), deferred():
+        send()
+        evaluate()
+
+
+def test_a_run_begins_with_no_signal_asked():
+    with pytest.raises(Stopped), watched():
+        send()
+    with watched():
+        assert signals.asked() is None
+
+
+SECOND = """
+import os, signal, time
+from groundtune.signals import deferred, watched
+with watched(), deferred():
+    os.kill(os.getpid(), signal.{first})
+    print("noted", flush=True)
+    os.kill(os.getpid(), signal.{second})
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("first, second", [("SIGTERM", "SIGTERM"), ("SIGTERM", "SIGINT"), ("SIGINT", "SIGTERM")])
+def test_a_second_signal_leaves_at_once(first, second):
+    done = subprocess.run(
+        [sys.executable, "-c", SECOND.format(first=first, second=second)], capture_output=True, text=True, timeout=120,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == -getattr(signal, second)
+    assert done.stdout == "noted\n" and "Traceback" not in done.stderr
+
+
+def test_a_signal_that_the_parent_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with watched():
+            send(signal.SIGINT)
+        assert signals.asked() is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_in_another_thread_nothing_changes():
+    handler, seen = signal.getsignal(signal.SIGTERM), []
+
+    def run() -> None:
+        with watched():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [handler]
