@@ -22,10 +22,7 @@ __all__ = ["COMMANDS", "main", "parse_arguments", "train_command"]
 COMMANDS = {
     "sft": ("train on gold passages and compare with the untouched model, end to end", "commands.train:sft"),
     "swr": ("the same on gold passages and what a frozen retriever finds", "commands.train:swr"),
-    "doctor": (
-        "all that is wrong with the data of an sft or swr command, at once",
-        "commands.doctor:main",
-    ),
+    "doctor": ("all that is wrong with the data of an sft or swr command, at once", "commands.doctor:main"),
     "evaluate": ("measure any model or endpoint end to end, in four contexts, with a judge", "commands.evaluate:main"),
     "compare": ("put runs side by side: paired intervals, wins and losses, one page", "commands.compare:main"),
     "index": ("embed the documents, so that the first run need not", "commands.index:main"),

@@ -17,6 +17,7 @@ from groundtune.arguments import DataArguments
 from groundtune.checks import ERROR, WARNING, check_texts, counts, read_dataset
 from groundtune.comparison import Comparison, compare
 from groundtune.comparison_page import as_json, failures, write_comparisons
+from groundtune.durable import disk_errors
 from groundtune.files import DataError, write_text
 from groundtune.inference_arguments import SEARCHED, InferenceArguments
 from groundtune.judge import JudgePrompt, judged, read_judge_prompts
@@ -77,6 +78,7 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     judges = read_judge_prompts(arguments.judge.judge_prompt) if arguments.judge.judge else []
     right = Rightness(arguments.answers.right_metric, arguments.answers.right_threshold)
     _check_right(right, judges)
+    output_dir = _output_dir(arguments)
     examples, documents, notes = _read(arguments)
     notes += _changed(arguments)
     asked, tokenizer = open_questions(arguments, examples, documents)
@@ -93,10 +95,9 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     evaluations = _judge(arguments, judges, evaluations, on_progress, durations)
     evaluations = {context: _with_outcomes(by_system, right) for context, by_system in evaluations.items()}
 
-    output_dir = _output_dir(arguments)
-    comparisons = _comparisons(evaluations, arguments.name)
-    found = Evaluated(evaluations, comparisons, right, notes, output_dir)
-    _write(found, arguments, judges, durations)
+    found = Evaluated(evaluations, _comparisons(evaluations, arguments.name), right, notes, output_dir)
+    with disk_errors(output_dir):
+        _write(found, arguments, judges, durations)
     return found
 
 
@@ -197,11 +198,16 @@ def _comparisons(evaluations: dict[str, dict[str, Evaluation]], name: str) -> li
 
 
 def _output_dir(arguments: InferenceArguments) -> Path:
-    if arguments.answers.output_dir:
-        return Path(arguments.answers.output_dir)
+    """The folder for the results, made now: one that cannot be made is said before hours of work, and not after."""
+    folder = Path("runs") / f"evaluate-{arguments.name}"
     if arguments.run and arguments.api == "here":
-        return Path(arguments.model.model_name_or_path) / "evaluation"
-    return Path("runs") / f"evaluate-{arguments.name}"
+        folder = Path(arguments.model.model_name_or_path) / "evaluation"
+    folder = Path(arguments.answers.output_dir or folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError([f"--output_dir: {folder} cannot be made ({error.strerror}); name another folder"]) from error
+    return folder
 
 
 def _write(

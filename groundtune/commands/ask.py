@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,10 +38,7 @@ _WITHOUT = {
 
 def main(argv: Sequence[str]) -> int:
     """Ask once, or until there are no more questions."""
-    parser = inference_parser("ask", USAGE, DESCRIPTION, EXAMPLES, _WITHOUT)
-    parser.add_argument("question", nargs="?", default="", metavar="QUESTION", help="Without one: a dialogue.")
-    parser.add_argument("--question", dest="asked", metavar="TEXT", help="The question, where no MODEL is named.")
-    words = given(parser, argv)
+    words = given(parser(), argv)
     arguments = inference_arguments(words, for_questions=False)
     if problems := arguments.check(has_examples=False):
         raise DataError(problems)
@@ -60,6 +58,14 @@ def main(argv: Sequence[str]) -> int:
         for line in _questions(sys.stdin):
             show(dialogue, line)
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every flag of the command."""
+    made = inference_parser("ask", USAGE, DESCRIPTION, EXAMPLES, _WITHOUT)
+    made.add_argument("question", nargs="?", default="", metavar="QUESTION", help="Without one: a dialogue.")
+    made.add_argument("--question", dest="asked", metavar="TEXT", help="The question, where no MODEL is named.")
+    return made
 
 
 def _questions(lines: Iterable[str]) -> Iterator[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from groundtune.commands.terminal import add_output_flags
+from groundtune.durable import disk_errors
 from groundtune.files import DataError
 from groundtune.parsing import given, light_parser
 
@@ -19,15 +21,7 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str]) -> int:
     """Compare, print the table, write the page."""
-    parser = light_parser("groundtune compare", "A B [C ...] [--names NAME ...] [-o FILE]", DESCRIPTION, EXAMPLES)
-    parser.add_argument("systems", nargs="+", metavar="A B", help="Folders of runs, or files of predictions.")
-    parser.add_argument("--names", nargs="+", metavar="NAME", help="What to call them, in their order.")
-    parser.add_argument(
-        "-o", "--output_file", default="comparison.html", metavar="FILE",
-        help="The page; the numbers go beside it as .json. (default: comparison.html)",
-    )  # fmt: skip
-    add_output_flags(parser)
-    words = given(parser, argv)
+    words = given(parser(), argv)
     paths, names = words["systems"], words.get("names", [])
     _check(paths, names, words["output_file"])
 
@@ -39,7 +33,12 @@ def main(argv: Sequence[str]) -> int:
     comparison = compare(" and ".join(systems), systems)
     inputs = {name: str(find_predictions(path)) for name, path in zip(systems, paths)}
     facts = {"Questions": str(comparison.n), "Compared with": comparison.reference}
-    write_comparisons(words["output_file"], "comparison", comparison.title, [comparison], facts, [], provenance(inputs))
+    page, record = words["output_file"], provenance(inputs)
+    try:
+        with disk_errors(page):
+            write_comparisons(page, "comparison", comparison.title, [comparison], facts, [], record)
+    except OSError as error:
+        raise DataError([f"--output_file: {page} cannot be written ({error.strerror}); name another file"]) from error
     failed = failures(comparison)
     if words["json"]:
         print(as_json(comparison.to_dict() | {"failures": failed}), end="")
@@ -49,8 +48,21 @@ def main(argv: Sequence[str]) -> int:
 
     print_comparison(comparison)
     if not words["quiet"]:
-        print(f"Report: {words['output_file']}")
+        print(f"Report: {page}")
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every flag of the command."""
+    made = light_parser("groundtune compare", "A B [C ...] [--names NAME ...] [-o FILE]", DESCRIPTION, EXAMPLES)
+    made.add_argument("systems", nargs="+", metavar="A B", help="Folders of runs, or files of predictions.")
+    made.add_argument("--names", nargs="+", metavar="NAME", help="What to call them, in their order.")
+    made.add_argument(
+        "-o", "--output_file", default="comparison.html", metavar="FILE",
+        help="The page; the numbers go beside it as .json. (default: comparison.html)",
+    )  # fmt: skip
+    add_output_flags(made)
+    return made
 
 
 def _check(paths: Sequence[str], names: Sequence[str], output_file: str) -> None:

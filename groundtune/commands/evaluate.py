@@ -40,8 +40,7 @@ _NOT_REMEMBERED = {"eval_max_samples", "output_dir", "eval_file"}
 
 def main(argv: Sequence[str]) -> int:
     """Evaluate, print the table; 1 if an answer or a judgement failed."""
-    parser = inference_parser("evaluate", USAGE, DESCRIPTION, EXAMPLES)
-    words = given(parser, argv)
+    words = given(parser(), argv)
     arguments = inference_arguments(words, for_questions=True)
 
     from groundtune.evaluate import evaluate
@@ -52,6 +51,11 @@ def main(argv: Sequence[str]) -> int:
         found = evaluate(arguments, on_progress)
     _show(found, words["json"], words["quiet"])
     return 1 if found.failures else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every flag of the command."""
+    return inference_parser("evaluate", USAGE, DESCRIPTION, EXAMPLES)
 
 
 def inference_parser(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +24,7 @@ _RETRIEVAL = ["embedding_model", "embedding_batch_size", "document_prompt"]
 
 def main(argv: Sequence[str]) -> int:
     """Embed, and say what there is now."""
-    usage = "--full_dataset_file_path FILE --embedding_model MODEL [--FLAG VALUE ...]"
-    parser = light_parser("groundtune index", usage, DESCRIPTION, EXAMPLES)
-    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of arguments; flags after it win.")
-    add_group(parser, DataArguments, _DATA)
-    add_group(parser, RetrievalArguments, _RETRIEVAL, {"embedding_model": "Embedding model (hub name or folder)."})
-    add_output_flags(parser)
-    words = given(parser, argv)
+    words = given(parser(), argv)
     data, retrieval = filled(DataArguments, words), filled(RetrievalArguments, words)
     _check(data, retrieval)
 
@@ -57,6 +52,17 @@ def main(argv: Sequence[str]) -> int:
     else:
         print("{documents:,} documents, {dimensions} dimensions, in {folder} after {seconds} s".format(**found))
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every flag of the command."""
+    usage = "--full_dataset_file_path FILE --embedding_model MODEL [--FLAG VALUE ...]"
+    made = light_parser("groundtune index", usage, DESCRIPTION, EXAMPLES)
+    made.add_argument("--config", metavar="FILE", help="YAML or JSON file of arguments; flags after it win.")
+    add_group(made, DataArguments, _DATA)
+    add_group(made, RetrievalArguments, _RETRIEVAL, {"embedding_model": "Embedding model (hub name or folder)."})
+    add_output_flags(made)
+    return made
 
 
 def _check(data: DataArguments, retrieval: RetrievalArguments) -> None:
