@@ -19,7 +19,7 @@ from groundtune.comparison import Comparison, compare
 from groundtune.comparison_page import as_json, failures, write_comparisons
 from groundtune.durable import disk_errors
 from groundtune.files import DataError, write_text
-from groundtune.inference_arguments import SEARCHED, InferenceArguments
+from groundtune.inference_arguments import SEARCHED, SERVER, InferenceArguments
 from groundtune.judge import JudgePrompt, judged, read_judge_prompts
 from groundtune.opening import base_of, computes_in_bf16, open_judge, open_model, open_questions, open_untouched
 from groundtune.outcomes import Rightness, outcome_counts, with_outcomes
@@ -78,10 +78,11 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     judges = read_judge_prompts(arguments.judge.judge_prompt) if arguments.judge.judge else []
     right = Rightness(arguments.answers.right_metric, arguments.answers.right_threshold)
     _check_right(right, judges)
-    output_dir = _output_dir(arguments)
     examples, documents, notes = _read(arguments)
     notes += _changed(arguments)
     asked, tokenizer = open_questions(arguments, examples, documents)
+    _probe(arguments)
+    output_dir = _output_dir(arguments)
 
     evaluations: dict[str, dict[str, Evaluation]] = {one.context: {} for one in asked}
     for name, answer in _answerers(arguments, asked, tokenizer):
@@ -92,6 +93,8 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
             )
             durations[f"{name}, {one.context}"] = round(time.perf_counter() - begin, 3)
         del answer  # and with it the model, before the next one is loaded
+    with disk_errors(output_dir):  # before they are judged: should the judge fail, no answer is lost
+        _write_predictions(output_dir, evaluations)
     evaluations = _judge(arguments, judges, evaluations, on_progress, durations)
     evaluations = {context: _with_outcomes(by_system, right) for context, by_system in evaluations.items()}
 
@@ -119,6 +122,12 @@ def _answerers(arguments: InferenceArguments, asked: Sequence[Asked], tokenizer:
     elif with_base:
         del model
         yield BASE, answer_here(open_untouched(arguments, prompt, pad_id), bf16)
+
+
+def _probe(arguments: InferenceArguments) -> None:
+    """One word from a judge on a server: a wrong address or key is said before hours of work, and not after."""
+    if arguments.judge.judge.startswith(SERVER):
+        arguments.judge_endpoint().complete([[{"role": "user", "content": "Answer with one word: are you there?"}]], 8)
 
 
 def _judge(
@@ -210,15 +219,19 @@ def _output_dir(arguments: InferenceArguments) -> Path:
     return folder
 
 
+def _write_predictions(folder: Path, evaluations: dict[str, dict[str, Evaluation]]) -> None:
+    for context, by_system in evaluations.items():
+        for name, evaluation in by_system.items():
+            file = f"{context}.jsonl" if name == MODEL else f"{context}_{name}.jsonl"
+            write_predictions(folder / "predictions" / file, evaluation)
+
+
 def _write(
     found: Evaluated, arguments: InferenceArguments, judges: Sequence[JudgePrompt], durations: dict[str, float]
 ) -> None:
     """predictions/CONTEXT.jsonl, the judges' prompts, metrics.json, run.json, and the page."""
     folder = found.output_dir
-    for context, by_system in found.evaluations.items():
-        for name, evaluation in by_system.items():
-            file = f"{context}.jsonl" if name == MODEL else f"{context}_{name}.jsonl"
-            write_predictions(folder / "predictions" / file, evaluation)
+    _write_predictions(folder, found.evaluations)
     for prompt in judges:
         write_text(folder / f"judge_{prompt.name}.txt", prompt.text)
     groups = ("data", "retrieval", "prompt", "model", "evaluation", "generator", "judge", "answers")

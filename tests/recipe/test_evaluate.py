@@ -276,6 +276,27 @@ def test_a_judge_grades_every_answer_and_can_decide_what_is_right(adapter_run, c
     assert [row["correctness"] for row in judged] == ["[[5]]", "no rating", "[[5]]"]
 
 
+def test_a_judge_that_is_not_there_is_said_before_anything_is_answered(adapter_run, capsys, tmp_path):
+    with FakeServer(lambda body: "yes") as server:
+        gone = server.url
+    status, found, err = run(
+        capsys, "evaluate", adapter_run, "--judge", f"openai:{gone}", "--judge_model", "j", "--endpoint_retries", "0",
+        "--output_dir", tmp_path / "out",
+    )  # fmt: skip
+    assert status == 2 and not found and "is the server running" in err and not (tmp_path / "out").exists()
+
+
+def test_answers_are_on_disk_before_they_are_judged(adapter_run, capsys, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("the judge broke down")
+
+    monkeypatch.setattr("groundtune.evaluate.judged", fail)
+    with FakeServer(lambda body: "yes") as server, pytest.raises(RuntimeError):
+        main(["evaluate", str(adapter_run), "--judge", f"openai:{server.url}", "--judge_model", "j", "--output_dir",
+              str(tmp_path)])  # fmt: skip
+    assert len(lines(tmp_path / "predictions/retrieved.jsonl")) == 3
+
+
 def test_a_judge_may_be_a_model_here(adapter_run, families, capsys, tmp_path):
     status, found, _ = run(
         capsys, "evaluate", adapter_run, "--judge", families["gemma"].folder, "--judge_max_new_tokens", "4",
