@@ -5,6 +5,7 @@ Each is a callable `answer(asked, on_done) -> Evaluation`: the prompts are the e
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,6 +23,7 @@ from groundtune.prompt import Prompt, chat_messages, make_prompt
 from groundtune.schema import ASSISTANT, USER, Example, Hit, Reply, Turn
 
 OnDone = Callable[[int], None]
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,10 @@ class LocalModel:
         for id in _greedy_ids(self.model, ids, max_new_tokens, self.bf16):
             new.append(id)
             text = prompt.answer_text(new)
-            # Half of a character of several bytes decodes to a replacement mark; the other half is on its way. A text
-            # that the next token changes at its end (a separator that is cut off) waits for it too.
-            if text.startswith(shown) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            # What the next token may still change waits for it: half of a character of several bytes, a run of the
+            # byte tokens that SentencePiece falls back to, a separator that is cut off.
+            is_byte = _BYTE_TOKEN.fullmatch(self.tokenizer.convert_ids_to_tokens(id) or "")
+            if text.startswith(shown) and not is_byte and not text.endswith("\N{REPLACEMENT CHARACTER}"):
                 yield text[len(shown) :]
                 shown = text
             if id in prompt.stop_ids:
