@@ -39,7 +39,7 @@ def add_group(
     for field in fields(group):
         if field.name in names:
             text = (helps or {}).get(field.name) or _help_with_default(field)
-            section.add_argument(f"--{field.name}", help=text, **_argparse_options(field))
+            section.add_argument(f"--{field.name}", help=text, **_argparse_options(group, field))
 
 
 def filled(group: type, values: Mapping[str, Any]) -> Any:
@@ -47,9 +47,10 @@ def filled(group: type, values: Mapping[str, Any]) -> Any:
     return group(**{field.name: values[field.name] for field in fields(group) if field.name in values})
 
 
-def _argparse_options(field: Any) -> dict[str, Any]:
+def _argparse_options(group: type, field: Any) -> dict[str, Any]:
     """What HfArgumentParser makes of the few types that our own groups have."""
-    kind = field.type.removesuffix(" | None")
+    # Not `field.type`: HfArgumentParser puts classes there, for those groups that it has seen.
+    kind = group.__annotations__[field.name].removesuffix(" | None")
     if kind == "bool":
         return {"type": _true_or_false, "nargs": "?", "const": True, "metavar": "true|false"}
     if kind == "list[str]":

@@ -44,6 +44,7 @@ def full_run(families, static_embedding_folder, data_folder, tmp_path_factory) -
 
 def run(capsys, *words) -> tuple[int, dict, str]:
     """Status, the JSON on standard output, and standard error."""
+    capsys.readouterr()  # what a fixture printed
     status = main([*map(str, words), "--json"])
     shown = capsys.readouterr()
     return status, json.loads(shown.out) if shown.out else {}, shown.err
@@ -171,6 +172,7 @@ def test_an_adapter_whose_base_is_gone_is_one_line(adapter_run, capsys, tmp_path
 
 def test_all_that_is_wrong_with_the_arguments_is_said_at_once(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
     status = main(
         ["evaluate", "./nothing", "--eval_file", "none.jsonl", "--contexts", "retrieved,open_book", "--max_new_tokens",
          "0", "--judge", "openai:localhost", "--right_metric", "generation/f2", "--with_base", "--generator",
@@ -259,7 +261,7 @@ def test_completions_go_to_a_server_as_the_ids_that_the_model_here_reads(familie
 def test_a_judge_grades_every_answer_and_can_decide_what_is_right(adapter_run, capsys, tmp_path):
     prompt = tmp_path / "brevity.txt"
     prompt.write_text("Is it short? Answer [[1]] to [[5]]: $answer")
-    with FakeServer(lambda b: "no rating" if question_of(str(b)) == tiny_examples()[4].question else "[[5]]") as server:
+    with FakeServer(lambda b: "no rating" if tiny_examples()[4].question in str(b) else "[[5]]") as server:
         status, found, _ = run(
             capsys, "evaluate", adapter_run, "--judge", f"openai:{server.url}", "--judge_model", "j", "--judge_prompt",
             "correctness", prompt, "--right_metric", "judge/brevity", "--right_threshold", "0.75",
@@ -320,7 +322,7 @@ def test_runs_and_evaluations_compare_by_their_folders(adapter_run, full_run, ca
     trained = json.loads((adapter_run / "metrics.json").read_text("utf-8"))
     assert found["differences"]["lora"]["generation/f1"] == trained["difference"]["generation/f1"]
     assert main(["compare", str(base), str(adapter_run), "-o", str(page)]) == 0
-    assert "against" in capsys.readouterr().out
+    assert "Token F1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
