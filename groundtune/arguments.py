@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
-def _argument(default, help: str, choices: list[str] | None = None):
+def argument(default, help: str, choices: list[str] | None = None):
+    """A field with its help text."""
     metadata = {"help": help.replace("%", "%%")}  # argparse formats it
     if choices is not None:
         metadata["choices"] = choices
@@ -25,27 +26,27 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    train_file: str = _argument("", "Training examples (.jsonl): question, gold_docs, gold_answer, chat_history.")
-    eval_file: str = _argument(
+    train_file: str = argument("", "Training examples (.jsonl): question, gold_docs, gold_answer, chat_history.")
+    eval_file: str = argument(
         "", "Examples evaluated end to end during training; the best checkpoint is chosen on them."
     )
-    test_file: str = _argument(
+    test_file: str = argument(
         "", "Examples on which the untouched and the tuned model are compared at the end. Empty: the eval file."
     )
-    full_dataset_file_path: str = _argument(
+    full_dataset_file_path: str = argument(
         "", "Document database: .jsonl, .parquet, or the historical .pkl (read without executing anything)."
     )
-    full_dataset_index_path: str = _argument(
+    full_dataset_index_path: str = argument(
         "",
         "Folder that caches the documents' vectors; made on first use, checked on every use. "
         "Empty: `index` beside the document database.",
     )
-    max_seq_length: int = _argument(
+    max_seq_length: int = argument(
         2048,
         "Longest row in tokens: passages, chat history, question and answer. "
         "What does not fit loses retrieved passages, last first; never gold, question or answer.",
     )
-    share_prefix: str = _argument(
+    share_prefix: str = argument(
         "auto",
         "Train questions on one passage behind one copy of it; the gradient is the same. auto: where it is exact, "
         "and in batches of common passages where that saves tokens.",
@@ -59,28 +60,28 @@ class RetrievalArguments:
 
     _argument_group_name = "retrieval"
 
-    embedding_model: str = _argument(
+    embedding_model: str = argument(
         "", "Embedding model (hub name or folder) that retrieves for training (SwR) and evaluation."
     )
-    eval_embedding_model: str = _argument("", "Embedding model for evaluation only. Empty: --embedding_model.")
-    embedding_max_num_to_retrieve: int = _argument(
+    eval_embedding_model: str = argument("", "Embedding model for evaluation only. Empty: --embedding_model.")
+    embedding_max_num_to_retrieve: int = argument(
         3, "k of SwR: a training row holds at most k + 1 passages, the gold ones first, then retrieved ones."
     )
-    eval_num_to_retrieve: int = _argument(4, "Passages retrieved for a question in end-to-end evaluation.")
-    retriever: str = _argument(
+    eval_num_to_retrieve: int = argument(4, "Passages retrieved for a question in end-to-end evaluation.")
+    retriever: str = argument(
         "dense", "How passages are found. bm25 and hybrid need the extra [bm25].", ["dense", "bm25", "hybrid"]
     )
-    query_history: str = _argument(
+    query_history: str = argument(
         "user",
         "What of the chat history goes into the search query, in training, evaluation and serving alike: "
         "nothing, the user's messages, or all messages.",
         ["none", "user", "all"],
     )
-    embedding_batch_size: int = _argument(64, "Texts embedded at once.")
-    query_prompt: str | None = _argument(
+    embedding_batch_size: int = argument(64, "Texts embedded at once.")
+    query_prompt: str | None = argument(
         None, "Text put before a question when it is embedded. Default: what the embedding model asks for."
     )
-    document_prompt: str | None = _argument(
+    document_prompt: str | None = argument(
         None, "Text put before a document when it is embedded. Default: what the embedding model asks for."
     )
 
@@ -91,13 +92,13 @@ class PromptArguments:
 
     _argument_group_name = "prompt"
 
-    user_prefix: str | None = _argument(None, 'What a user\'s turn begins with, as in "USER" or "<s>[INST]".')
-    assistant_prefix: str | None = _argument(None, 'What an answer begins with, as in "ASSISTANT" or "[/INST]".')
-    sep_user: str | None = _argument(None, "What ends a user's turn. Default in the prefix style: one space.")
-    sep_sys: str | None = _argument(
+    user_prefix: str | None = argument(None, 'What a user\'s turn begins with, as in "USER" or "<s>[INST]".')
+    assistant_prefix: str | None = argument(None, 'What an answer begins with, as in "ASSISTANT" or "[/INST]".')
+    sep_user: str | None = argument(None, "What ends a user's turn. Default in the prefix style: one space.")
+    sep_sys: str | None = argument(
         None, "What ends an assistant's turn. Default in the prefix style: the tokenizer's end-of-sequence token."
     )
-    instruction: str = _argument(
+    instruction: str = argument(
         "Answer the user's question with the information in the passages below.",
         "The sentence that opens every prompt.",
     )
@@ -109,27 +110,32 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    model_name_or_path: str = _argument("", "Decoder to train: hub name or folder; a folder of an adapter is not one.")
-    model_revision: str | None = _argument(None, "Commit, tag or branch of a hub model.")
-    gguf_file: str | None = _argument(
+    model_name_or_path: str = argument("", "Decoder to train: hub name or folder; a folder of an adapter is not one.")
+    model_revision: str | None = argument(None, "Commit, tag or branch of a hub model.")
+    gguf_file: str | None = argument(
         None, "Name of a GGUF file inside the model folder; it is dequantised for training."
     )
-    trust_remote_code: bool = _argument(
+    trust_remote_code: bool = argument(
         False, "Let the model's repository run its own code. Needs --model_revision with a full commit hash."
     )
-    dtype: str = _argument(
+    dtype: str = argument(
         "auto",
         "Type of the frozen weights. auto: bfloat16 with LoRA where the machine computes it, else float32.",
         ["auto", "float32", "bfloat16", "float16"],
     )
-    use_flash_attention: bool = _argument(
+    use_flash_attention: bool = argument(
         False, "FlashAttention 2 instead of PyTorch's attention; needs flash-attn and CUDA."
     )
-    use_peft: bool = _argument(False, "Train a LoRA adapter instead of all weights.")
-    lora_r: int = _argument(16, "Rank of the adapter.")
-    lora_alpha: int = _argument(32, "Scale of the adapter: its output is multiplied by alpha / r.")
-    lora_dropout: float = _argument(0.0, "Dropout on the adapter's input.")
-    lora_target_modules: list[str] = _argument(
+    use_peft: bool = argument(False, "Train a LoRA adapter instead of all weights.")
+    load_in_4bit: bool = argument(
+        False,
+        "QLoRA: hold the frozen weights of the linear layers in 4 bits (NF4). Needs --use_peft and the package "
+        "bitsandbytes.",
+    )
+    lora_r: int = argument(16, "Rank of the adapter.")
+    lora_alpha: int = argument(32, "Scale of the adapter: its output is multiplied by alpha / r.")
+    lora_dropout: float = argument(0.0, "Dropout on the adapter's input.")
+    lora_target_modules: list[str] = argument(
         ["all-linear"],
         "Linear layers that get an adapter, by the end of their name; all-linear: every one but the head.",
     )
@@ -141,13 +147,13 @@ class EvaluationArguments:
 
     _argument_group_name = "evaluation"
 
-    eval_max_samples: int = _argument(
+    eval_max_samples: int = argument(
         0,
         "During training evaluate only this many eval examples, spread evenly over the file. 0: all. "
         "The test at the end is never cut.",
     )
-    max_new_tokens: int = _argument(256, "Longest answer in tokens.")
-    bootstrap_samples: int = _argument(2000, "Resamples behind the 95 % intervals.")
+    max_new_tokens: int = argument(256, "Longest answer in tokens.")
+    bootstrap_samples: int = argument(2000, "Resamples behind the 95 % intervals.")
 
 
 @dataclass
@@ -156,7 +162,7 @@ class LoggerArguments:
 
     _argument_group_name = "tracking"
 
-    run_group: str = _argument("", "Group of the run, handed to trackers that know groups (WANDB_RUN_GROUP).")
+    run_group: str = argument("", "Group of the run, handed to trackers that know groups (WANDB_RUN_GROUP).")
 
 
 GROUPS = (DataArguments, RetrievalArguments, PromptArguments, ModelArguments, EvaluationArguments, LoggerArguments)
@@ -182,7 +188,7 @@ class Arguments:
         """
         return [
             *_check_data(self.data, complete),
-            *_check_retrieval(self.retrieval, self.method, complete),
+            *check_retrieval(self.retrieval, self.method, complete),
             *_check_model(self.model, complete),
             *_check_numbers(self),
         ]
@@ -203,7 +209,8 @@ def _check_data(data: DataArguments, complete: bool) -> list[str]:
     return problems
 
 
-def _check_retrieval(retrieval: RetrievalArguments, method: str, complete: bool) -> list[str]:
+def check_retrieval(retrieval: RetrievalArguments, method: str, complete: bool = True) -> list[str]:
+    """What is missing to make the retriever."""
     problems = []
     if retrieval.retriever != "dense" and importlib.util.find_spec("bm25s") is None:
         problems.append(f'--retriever: {retrieval.retriever} needs bm25s; pip install "groundtune[bm25]"')
@@ -216,17 +223,23 @@ def _check_retrieval(retrieval: RetrievalArguments, method: str, complete: bool)
     elif dense and method == "swr" and not retrieval.embedding_model:
         problems.append("--embedding_model: missing; SwR retrieves training passages with it")
     for flag in ("embedding_model", "eval_embedding_model"):
-        problems += _check_model_name(flag, getattr(retrieval, flag))
+        problems += check_model_name(flag, getattr(retrieval, flag))
     return problems
 
 
 def _check_model(model: ModelArguments, complete: bool) -> list[str]:
     if not model.model_name_or_path:
         return ["--model_name_or_path: missing; name a hub model or a local folder"] if complete else []
-    problems = _check_model_name("model_name_or_path", model.model_name_or_path)
+    problems = check_model_name("model_name_or_path", model.model_name_or_path)
     folder = Path(model.model_name_or_path)
     if folder.is_dir() and (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         problems.append(f"--model_name_or_path: {folder} holds an adapter; merge it into its base model first")
+    return problems + check_loading(model)
+
+
+def check_loading(model: ModelArguments) -> list[str]:
+    """What is wrong with how the model is to be loaded."""
+    folder, problems = Path(model.model_name_or_path), _check_four_bits(model)
     if model.gguf_file and folder.is_dir() and not (folder / model.gguf_file).is_file():
         problems.append(f"--gguf_file: no {model.gguf_file} in {folder}")
     revision = model.model_revision or ""
@@ -237,7 +250,20 @@ def _check_model(model: ModelArguments, complete: bool) -> list[str]:
     return problems
 
 
-def _check_model_name(flag: str, value: str) -> list[str]:
+def _check_four_bits(model: ModelArguments) -> list[str]:
+    if not model.load_in_4bit:
+        return []
+    problems = []
+    if not model.use_peft:
+        problems.append("--load_in_4bit: weights of 4 bits cannot be trained; add --use_peft, which trains an adapter")
+    if model.gguf_file:
+        problems.append("--load_in_4bit: a GGUF file is dequantised for training; leave one of the two out")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        problems.append('--load_in_4bit: needs the package bitsandbytes; pip install "groundtune[qlora]"')
+    return problems
+
+
+def check_model_name(flag: str, value: str) -> list[str]:
     """A hub name is `name` or `owner/name`; anything that looks like a path must be a folder that exists."""
     path = Path(value)
     if not value or path.is_dir():

@@ -1,4 +1,8 @@
-"""An OpenAI-compatible server: many prompts at once, each answered or counted as failed."""
+"""An OpenAI-compatible server that answers prompts: many at once, each answered or counted as failed, none lost.
+
+Requests, retries with growing waits and the server's own Retry-After are the openai package's. The key is read from the
+environment when a request is made, and is kept nowhere.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +10,43 @@ import importlib.util
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from groundtune.files import DataError
 from groundtune.schema import Reply
 
+KEYS = ("GROUNDTUNE_API_KEY", "OPENAI_API_KEY")  # the first that is set; servers on one's own machine need none
+
 Messages = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "..."}, ...]
+
+
+class EndpointError(DataError):
+    """The server cannot be used as asked for; the message says why and what to do."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__([problem])
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A model on an OpenAI-compatible server; `url` ends where the paths of its API begin, usually in `/v1`.
+    """A model on an OpenAI-compatible server (vLLM, SGLang, llama.cpp, Ollama, OpenAI ...).
 
-    Retries with growing waits, and the waits that a server asks for, are the openai package's. The key is read from
-    OPENAI_API_KEY; servers on one's own machine need none.
+    `url` ends where the paths of the API begin, usually in `/v1`. `options` go into every request and win over our own
+    fields; a value of None takes a field out. A request that fails is sent again up to `retries` times if that may help
+    (no connection, timeout, status 408, 409, 429 or 5xx).
     """
 
     url: str
     model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
     concurrency: int = 8
     retries: int = 5
     timeout: float = 120.0  # seconds for one request
-    requests_per_minute: float = 0.0  # 0: no limit
+    requests_per_minute: float = 0.0  # at most so many; 0: no limit
 
     def check(self, flag: str) -> list[str]:
         """What is wrong with it as given by `flag` ("generator"), without asking the server."""
@@ -44,54 +59,166 @@ class Endpoint:
             problems.append(f'--{flag}: a server needs the package openai; pip install "groundtune[endpoint]"')
         return problems
 
-    def complete(self, messages_list: Sequence[Messages], max_tokens: int) -> list[Reply]:
-        """What the model says to each conversation, in their order; a request that fails is a `Reply` that says so.
+    def complete(
+        self,
+        messages_list: Sequence[Messages],
+        max_tokens: int,
+        *,
+        temperature: float = 0.0,
+        on_done: Callable[[int], None] = lambda done: None,
+    ) -> list[Reply]:
+        """What the model says to each conversation, in their order, by `/chat/completions`.
 
-        Raises `DataError` if the first request shows that none can succeed: no server, a wrong key, no such model.
+        The server writes the prompt from the messages with its model's own chat template. Raises `EndpointError` if the
+        first request shows that none can succeed: no server there, a wrong key, an unknown model. Any other request
+        that fails is a `Reply` that says so.
         """
-        if not messages_list:
-            return []
-        wait = _pace(self.requests_per_minute)
-        # The first goes alone: what is wrong with address or key is said at once, and not once for each prompt.
-        first = self._ask(messages_list[0], max_tokens, wait, decides=True)
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            return [first, *pool.map(lambda messages: self._ask(messages, max_tokens, wait), messages_list[1:])]
+        body = self._body(max_tokens, temperature)
+        create = self._client.chat.completions.create
+
+        def ask(messages: Messages) -> Any:
+            return create(model=self.model, messages=list(messages), extra_body=body)
+
+        return self._replies(ask, messages_list, lambda choice: choice.message.content, on_done)
+
+    def continue_prompts(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        *,
+        stop: Sequence[str] = (),
+        on_done: Callable[[int], None] = lambda done: None,
+    ) -> list[Reply]:
+        """The model's continuation of each prompt, in their order, by `/completions`; raises as `complete` does.
+
+        Prompts are token ids and not text: a server puts its own beginning-of-sequence token before a text that has one
+        already, but reads ids as they are.
+        """
+        body = self._body(max_tokens, 0.0) | ({"stop": list(stop)[:4]} if stop else {})  # the API takes four at most
+        create = self._client.completions.create
+
+        def ask(ids: Sequence[int]) -> Any:
+            return create(model=self.model, prompt=list(ids), extra_body=body)
+
+        return self._replies(ask, prompts, lambda choice: choice.text, on_done)
+
+    def stream(self, messages: Messages, max_tokens: int) -> Iterator[str]:
+        """`complete` for one conversation, its words as they come. Raises `EndpointError` if the request fails."""
+        create = self._client.chat.completions.create
+        body = self._body(max_tokens, 0.0)
+        yield from self._words(
+            lambda: create(model=self.model, messages=list(messages), stream=True, extra_body=body),
+            lambda choice: choice.delta.content,
+        )
+
+    def stream_prompt(self, ids: Sequence[int], max_tokens: int, *, stop: Sequence[str] = ()) -> Iterator[str]:
+        """`continue_prompts` for one prompt, its words as they come. Raises `EndpointError` if the request fails."""
+        create = self._client.completions.create
+        body = self._body(max_tokens, 0.0) | ({"stop": list(stop)[:4]} if stop else {})
+        yield from self._words(
+            lambda: create(model=self.model, prompt=list(ids), stream=True, extra_body=body), lambda choice: choice.text
+        )
+
+    def _words(self, ask: Callable[[], Any], text_of: Callable[[Any], str | None]) -> Iterator[str]:
+        from openai import OpenAIError
+
+        try:
+            for chunk in ask():
+                if chunk.choices and (text := text_of(chunk.choices[0])):
+                    yield text
+        except OpenAIError as error:
+            raise EndpointError(self._problem(error)) from error
 
     @cached_property
     def _client(self) -> Any:
         from openai import OpenAI
 
-        key = os.environ.get("OPENAI_API_KEY") or "none"
+        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "none")
         return OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=self.retries)
 
-    def _ask(self, messages: Messages, max_tokens: int, wait: Callable[[], None], decides: bool = False) -> Reply:
+    @cached_property
+    def _pace(self) -> _Pace:
+        return _Pace(self.requests_per_minute)
+
+    def _body(self, max_tokens: int, temperature: float) -> dict[str, Any]:
+        fields = {"max_tokens": max_tokens, "temperature": temperature, **self.options}
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def _replies(
+        self,
+        ask: Callable[[Any], Any],
+        prompts: Sequence[Any],
+        text_of: Callable[[Any], str | None],
+        on_done: Callable[[int], None],
+    ) -> list[Reply]:
+        def reply(prompt: Any, first: bool = False) -> Reply:
+            self._pace()
+            answered = self._reply(ask, prompt, text_of, first)
+            on_done(1)
+            return answered
+
+        if not prompts:
+            return []
+        # The first goes alone: a wrong address or key is said at once, and not once for each prompt.
+        replies = [reply(prompts[0], first=True)]
+        pool = ThreadPoolExecutor(self.concurrency)
+        try:
+            return replies + list(pool.map(reply, prompts[1:]))
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for what has not begun
+
+    def _reply(
+        self, ask: Callable[[Any], Any], prompt: Any, text_of: Callable[[Any], str | None], first: bool
+    ) -> Reply:
         from openai import APIConnectionError, AuthenticationError, NotFoundError, OpenAIError, PermissionDeniedError
 
-        wait()
         try:
-            answered = self._client.chat.completions.create(
-                model=self.model, messages=list(messages), max_tokens=max_tokens, temperature=0
+            answered = ask(prompt)
+            choice, usage = answered.choices[0], getattr(answered, "usage", None)
+            return Reply(
+                text=(text_of(choice) or "").strip(),
+                finished=choice.finish_reason != "length",
+                prompt_tokens=getattr(usage, "prompt_tokens", None),
+                new_tokens=getattr(usage, "completion_tokens", None),
             )
-            return Reply(text=(answered.choices[0].message.content or "").strip())
         except OpenAIError as error:
-            reason = " ".join(str(error).split())[:300]
             hopeless = (APIConnectionError, AuthenticationError, NotFoundError, PermissionDeniedError)
-            if decides and isinstance(error, hopeless):
-                way_out = "check the address, the name of the model, and the key in OPENAI_API_KEY"
-                raise DataError([f"{self.url}: {reason}; {way_out}"]) from error
-            return Reply(failure=reason)
+            if first and isinstance(error, hopeless):
+                raise EndpointError(self._problem(error)) from error
+            return Reply(failure=_one_line(error))
         except (AttributeError, IndexError, TypeError) as error:  # a page of HTML with status 200, say
-            return Reply(failure=f"not a reply of an OpenAI-compatible server ({error})")
+            return Reply(failure=f"not a reply of an OpenAI-compatible server ({_one_line(error)})")
+
+    def _problem(self, error: Exception) -> str:
+        ways_out = {
+            "APIConnectionError": "is the server running, and is that its address?",
+            "APITimeoutError": f"nothing came in {self.timeout:g} s; raise --endpoint_timeout",
+            "AuthenticationError": f"set the environment variable {' or '.join(KEYS)} to its key",
+            "PermissionDeniedError": f"is the key in {' or '.join(KEYS)} allowed to use this model?",
+            "NotFoundError": f"does the address end in /v1, and does the server have a model {self.model!r}?",
+        }
+        name = type(error).__name__
+        return f"{self.url}: {_one_line(error)}; {ways_out.get(name, 'see what the server logged')}"
 
 
-def _pace(per_minute: float) -> Callable[[], None]:
-    """A function that lets callers through at most so many times a minute, from any thread."""
-    seconds, lock, next_turn = (60 / per_minute if per_minute else 0.0), threading.Lock(), [0.0]
+class _Pace:
+    """Lets callers through at most so many times a minute, from any thread."""
 
-    def wait() -> None:
-        with lock:
-            turn = max(next_turn[0], time.monotonic())
-            next_turn[0] = turn + seconds
-        time.sleep(max(0.0, turn - time.monotonic()))
+    def __init__(self, per_minute: float) -> None:
+        self.seconds, self.next, self.lock = (60 / per_minute if per_minute else 0.0), 0.0, threading.Lock()
 
-    return wait
+    def __call__(self) -> None:
+        with self.lock:
+            now = time.monotonic()
+            turn = max(self.next, now)
+            self.next = turn + self.seconds
+        time.sleep(turn - now)
+
+
+def _one_line(error: Exception) -> str:
+    """The error's words and those of its cause, for "Connection error." alone says nothing; never the key."""
+    cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
+    text = " ".join(f"{error}{cause}".split())
+    for key in filter(None, map(os.environ.get, KEYS)):
+        text = text.replace(key, "***")
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -4,37 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from groundtune.examples import Question, encode_questions
 from groundtune.generation import Generated, generate_greedy
-from groundtune.metrics import Interval, aggregate, generation_scores, retrieval_scores
-from groundtune.passages import retrieved_passages
+from groundtune.groundedness import groundedness_scores
+from groundtune.metrics import generation_scores, retrieval_scores
+from groundtune.passages import CONTEXTS, Passages
+from groundtune.predictions import Evaluation, evaluation_of
 from groundtune.prompt import Prompt
-from groundtune.schema import Example, Hit, Prediction
+from groundtune.schema import Document, Example, Hit, Prediction, Reply
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What one evaluation found: every metric's mean with its 95 % interval, and each prediction behind it."""
-
-    metrics: dict[str, Interval]
-    predictions: tuple[Prediction, ...]
-
-    @property
-    def n(self) -> int:
-        return len(self.predictions)
-
-    def values(self, metric: str) -> list[float]:
-        """The metric question by question, in the order of the examples: what paired comparisons need."""
-        return [prediction.scores[metric] for prediction in self.predictions]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"n": self.n, **{name: interval.to_dict() for name, interval in self.metrics.items()}}
 
 
 @dataclass
@@ -42,8 +25,9 @@ class EndToEndEvaluator:
     """Answers the examples' questions from retrieved passages with the model it is called with, and scores them.
 
     What does not depend on the model is done once, here: `hits` are the retriever's (it is frozen), and the prompts are
-    written when the evaluator is made. Gold passages are used for scoring only. Raises `DataError` for a question
-    that leaves no room for an answer of `max_new_tokens` within `max_length`.
+    written when the evaluator is made. Gold passages are used for scoring only, unless another `context` of
+    `passages.CONTEXTS` is asked for. Raises `DataError` for a question that leaves no room for an answer of
+    `max_new_tokens` within `max_length`.
     """
 
     name: str
@@ -56,15 +40,17 @@ class EndToEndEvaluator:
     batch_size: int
     retrieval_seconds: float = 0.0
     bootstrap_samples: int = 2000
+    context: str = "retrieved"
+    passages: list[Passages] = field(init=False, repr=False)
     questions: list[Question] = field(init=False, repr=False)
 
     primary_metric = "generation/f1"
 
     def __post_init__(self) -> None:
-        passages = [retrieved_passages(hits) for hits in self.hits]
+        self.passages = passages_of(self.context, self.examples, self.hits)
         room = self.max_length - self.max_new_tokens
-        self.questions = encode_questions(self.examples, passages, self.prompt, room)
-        cut = sum(question.passages_read < len(hits) for question, hits in zip(self.questions, self.hits))
+        self.questions = encode_questions(self.examples, self.passages, self.prompt, room)
+        cut = sum(question.passages_read < len(these.all) for question, these in zip(self.questions, self.passages))
         if cut:
             logger.warning(
                 "%s: %d of %d prompts lost retrieved passages to fit into --max_seq_length %d less --max_new_tokens %d",
@@ -75,7 +61,7 @@ class EndToEndEvaluator:
                 self.max_new_tokens,
             )
 
-    def __call__(self, model: Any, on_answer=lambda done: None) -> Evaluation:
+    def __call__(self, model: Any, on_answer: Callable[[int], None] = lambda done: None) -> Evaluation:
         """Evaluate `model`; `on_answer` is told how many more questions were answered."""
         begin = time.perf_counter()
         generated = generate_greedy(
@@ -87,34 +73,74 @@ class EndToEndEvaluator:
             batch_size=self.batch_size,
             on_answer=on_answer,
         )
-        seconds = (time.perf_counter() - begin) / len(self.questions)
-        predictions = tuple(
-            self._score(example, hits, question, answer, seconds)
-            for example, hits, question, answer in zip(self.examples, self.hits, self.questions, generated, strict=True)
-        )
-        return Evaluation(aggregate([p.scores for p in predictions], samples=self.bootstrap_samples), predictions)
+        return self.score([self._reply(q, g) for q, g in zip(self.questions, generated)], time.perf_counter() - begin)
 
-    def _score(
-        self, example: Example, hits: Sequence[Hit], question: Question, generated: Generated, generation_seconds: float
-    ) -> Prediction:
-        answer = self.prompt.answer_text(generated.ids)
-        ranked = [hit.document.id for hit in hits]
-        scores = {
-            **generation_scores(answer, example.acceptable_answers),
-            "generation/unfinished": float(not generated.finished),
-            "generation/new_tokens": float(len(generated.ids)),
-            **retrieval_scores(ranked, {document.id for document in example.gold_documents}, ks=(1, len(hits))),
-            # Questions are searched and answered in batches: a question's time is its share of the batch's.
-            "latency/retrieval_s": self.retrieval_seconds / len(self.questions),
-            "latency/generation_s": generation_seconds,
-        }
-        return Prediction(
-            example=example,
-            hits=tuple(hits),
-            answer=answer,
-            finished=generated.finished,
-            passages_read=question.passages_read,
-            prompt_tokens=len(question.prompt_ids),
-            new_tokens=len(generated.ids),
-            scores=scores,
+    def score(self, replies: Sequence[Reply], seconds: float) -> Evaluation:
+        """The evaluation of replies to the evaluator's questions, in their order, that took `seconds` in all."""
+        read = [these.all[: q.passages_read] for these, q in zip(self.passages, self.questions)]
+        predictions = score_replies(
+            self.examples, self.hits, read, replies, self.context, self.retrieval_seconds, generation_seconds=seconds
         )
+        return evaluation_of(predictions, self.bootstrap_samples)
+
+    def _reply(self, question: Question, generated: Generated) -> Reply:
+        text = self.prompt.answer_text(generated.ids)
+        return Reply(text, generated.finished, len(question.prompt_ids), len(generated.ids))
+
+
+def passages_of(context: str, examples: Sequence[Example], hits: Sequence[Sequence[Hit]]) -> list[Passages]:
+    """What each example's question is answered from in a context of `passages.CONTEXTS`."""
+    return [CONTEXTS[context](example, found) for example, found in zip(examples, hits, strict=True)]
+
+
+def score_replies(
+    examples: Sequence[Example],
+    hits: Sequence[Sequence[Hit]],
+    read: Sequence[Sequence[Document]],
+    replies: Sequence[Reply],
+    context: str,
+    retrieval_seconds: float,
+    generation_seconds: float,
+) -> list[Prediction]:
+    """Predictions with their scores, whoever wrote the replies; all sequences are in the order of the examples.
+
+    A reply that failed has no scores but the retriever's. Questions are searched and answered many at once: the time of
+    one is its share of `retrieval_seconds` and `generation_seconds`.
+    """
+    n = len(examples)
+    return [
+        Prediction(
+            example=example,
+            hits=tuple(found),
+            answer=reply.text,
+            finished=reply.finished,
+            passages_read=len(passages),
+            prompt_tokens=reply.prompt_tokens,
+            new_tokens=reply.new_tokens,
+            scores={
+                **(_retrieval(example, found, retrieval_seconds / n) if context == "retrieved" else {}),
+                **_generation(example, passages, reply, generation_seconds / n),
+            },
+            context=context,
+            read=tuple(passages),
+            failure=reply.failure,
+        )
+        for example, found, passages, reply in zip(examples, hits, read, replies, strict=True)
+    ]
+
+
+def _retrieval(example: Example, hits: Sequence[Hit], seconds: float) -> dict[str, float]:
+    ranked, gold = [hit.document.id for hit in hits], {document.id for document in example.gold_documents}
+    return {**retrieval_scores(ranked, gold, ks=(1, len(hits))), "latency/retrieval_s": seconds}
+
+
+def _generation(example: Example, read: Sequence[Document], reply: Reply, seconds: float) -> dict[str, float]:
+    if reply.failure:
+        return {}
+    return {
+        **generation_scores(reply.text, example.acceptable_answers),
+        **(groundedness_scores(reply.text, read) if read else {}),
+        "generation/unfinished": float(not reply.finished),
+        **({} if reply.new_tokens is None else {"generation/new_tokens": float(reply.new_tokens)}),
+        "latency/generation_s": seconds,
+    }

@@ -170,6 +170,16 @@ def write_jsonl(path: FilePath, rows: Iterable[dict[str, Any]]) -> None:
             file.write(_encode(row).encode("utf-8") + b"\n")
 
 
+def write_text(path: FilePath, text: str) -> None:
+    """Write a text file, UTF-8 with "\\n" at line ends; it is there as a whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
 def sha256_of(path: FilePath) -> str:
     """SHA-256 of a file's bytes, in hex.
 

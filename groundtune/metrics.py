@@ -29,6 +29,9 @@ METRICS: dict[str, str] = {
     "generation/answer_rate": "share of answers that are not empty",
     "generation/unfinished": "share of answers cut at the token limit; lower is better",
     "generation/new_tokens": "tokens generated for an answer; a cost, so lower counts as better",
+    "grounded/tokens": "share of the answer's tokens that are in the passages it read",
+    "grounded/quotes": "share of the spans that the answer quotes which stand so in the passages it read",
+    "judge/*": "what a language model says of the answer, from 0 to 1",
     "retrieval/recall@k": "share of a question's gold documents among the first k retrieved",
     "retrieval/hit@k": "share of questions with a gold document among the first k retrieved",
     "retrieval/mrr": "mean reciprocal rank of the first gold document",
@@ -45,10 +48,11 @@ _CELLS = 1_000_000  # resampled values held at once: some dozen MB, however many
 def greater_is_better(metric: str) -> bool:
     """Direction of a metric by its name, which may begin with `eval_` or `test_`.
 
-    `@k` stands for any integer from 1. Any name under `latency/`, ending in `loss` or with `loss_` in it will
-    do; another name that is not in `METRICS` raises ValueError.
+    `@k` stands for any integer from 1, `judge/*` for any prompt of a judge. Any name under `latency/`, ending in `loss`
+    or with `loss_` in it will do; another name that is not in `METRICS` raises ValueError.
     """
     name = re.sub(r"@[1-9][0-9]*$", "@k", re.sub(r"^(eval|test)_", "", metric))
+    name = re.sub(r"^judge/\w+$", "judge/*", name)
     if name.startswith("latency/") or name.endswith("loss") or "loss_" in name:
         return False
     if name not in METRICS:

@@ -10,12 +10,16 @@ from typing import Any
 import torch
 
 from groundtune.arguments import ModelArguments
+from groundtune.files import DataError
 
 logger = logging.getLogger(__name__)
 
 
-class ModelError(Exception):
+class ModelError(DataError):
     """The model cannot be loaded as asked for; the message says why and what to do."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__([problem])
 
 
 def load_tokenizer(arguments: ModelArguments) -> Any:
@@ -40,7 +44,7 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
     """The model ready to train, with a fresh adapter if asked for, and generation settings that stop at `stop_ids`.
 
     Weights come from safetensors or GGUF files and never from a `.bin` file, which is a pickle.
-    Raises `ModelError` when the model cannot be loaded.
+    Raises `ModelError` when the model cannot be loaded, or lacks weights, which would be random then.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -53,10 +57,19 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
         options["quantization_config"] = GgufConfig(dequantize=True)
     else:
         options["use_safetensors"] = True
+    if arguments.load_in_4bit:
+        options["quantization_config"] = _four_bits(options["dtype"])
     try:
-        model = AutoModelForCausalLM.from_pretrained(arguments.model_name_or_path, **options)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            arguments.model_name_or_path, output_loading_info=True, **options
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(_cannot_load("model", arguments, error)) from error
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"{arguments.model_name_or_path}: {len(missing)} weights are missing and would be random: "
+            f"{', '.join(missing[:3])} ...; name a folder with all weights of a {type(model).__name__}"
+        )
     if arguments.gguf_file:
         model.config.quantization_config = None
     # A fresh one: sampling and penalties that came with the model would make plain `generate` differ from what was
@@ -91,6 +104,15 @@ def add_lora(model: Any, arguments: ModelArguments) -> Any:
         raise ModelError(f"--lora_target_modules: {error}; this model's linear layers: {', '.join(linear)}") from error
     fuse(adapted)
     return adapted
+
+
+def _four_bits(dtype: torch.dtype) -> Any:
+    """QLoRA's frozen weights (Dettmers et al. 2023): NF4, its constants quantised once more, computed in `dtype`."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 def flash_attention_problems(arguments: ModelArguments) -> list[str]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from groundtune.results import F1, GOLD_LOSS, SCORES, Results, finite, merged_history
 
+if TYPE_CHECKING:
+    from groundtune.metrics import Interval
+
 _COLOURS = dict(ink="#000001", muted="#000002", grid="#000003", tuned="#000004", base="#000005", paper="#000006")
+_MARKS = "osD^vPX*"  # systems are told apart by these, and not by colours, which mean better and worse elsewhere
 
 
 def dot_plot(results: Results) -> str:
@@ -23,16 +28,81 @@ def dot_plot(results: Results) -> str:
             axes.hlines(at, [end.low for end in ends], [end.high for end in ends], colour, linewidth=2, alpha=0.5)
             label = "untouched" if name == "base" else name
             axes.plot([end.value for end in ends], at, "o", color=colour, markersize=6, label=label, clip_on=False)
-        axes.set_yticks(range(len(labels)), labels.values(), color=_COLOURS["ink"])
-        axes.set_ylim(len(labels) - 0.5, -0.5)
+        _labelled_rows(axes, list(labels.values()))
         axes.set_xlim(left=0)
-        axes.tick_params(axis="y", pad=8)  # room for a dot at 0
-        axes.grid(axis="y", visible=False)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, frameon=False, handletextpad=0.1)
 
     values = zip(labels.values(), pairs, strict=True)
     alt = "; ".join(f"{name}: untouched {base.value:.2f}, tuned {tuned.value:.2f}" for name, (base, tuned) in values)
     return _figure("before_after", (3.7, 3.9), "Means with 95 % intervals", "", alt, draw)
+
+
+def systems_plot(title: str, names: Sequence[str], rows: Mapping[str, Sequence[Interval | None]]) -> str:
+    """A row for each metric's label, in it a dot for each system: the first grey, each other with a mark of its own."""
+    spread = 0.56 / len(names)
+
+    def draw(axes: Any) -> None:
+        for i, name in enumerate(names):
+            at = [row + spread * (i - (len(names) - 1) / 2) for row in range(len(rows))]
+            found = [(y, ends[i]) for y, ends in zip(at, rows.values()) if ends[i] is not None]
+            colour = _COLOURS["base" if i == 0 and len(names) > 1 else "tuned"]
+            heights, ends = [y for y, _ in found], [end for _, end in found]
+            axes.hlines(heights, [end.low for end in ends], [end.high for end in ends], colour, linewidth=2, alpha=0.5)
+            mark = _MARKS[i % len(_MARKS)]
+            axes.plot([end.value for end in ends], heights, mark, color=colour, ms=6, label=_short(name), clip_on=False)
+        _labelled_rows(axes, list(rows))
+        axes.set_xlim(left=0)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, frameon=False, handletextpad=0.1)
+
+    alt = "; ".join(
+        f"{label}: " + ", ".join(f"{name} {end.value:.2f}" for name, end in zip(names, ends) if end is not None)
+        for label, ends in rows.items()
+    )
+    height = 1.0 + len(rows) * max(0.42, 0.16 * len(names)) + 0.2 * (len(names) // 2)
+    return _figure(f"systems {title}", (3.7, height), "Means with 95 % intervals", "", alt, draw)
+
+
+def differences_plot(
+    title: str, names: Sequence[str], rows: Mapping[str, Sequence[Interval | None]], reference: str
+) -> str:
+    """A row for each metric's label, in it each system's paired difference to the reference, around a line at 0."""
+    spread = 0.56 / len(names)
+
+    def draw(axes: Any) -> None:
+        axes.axvline(0, color=_COLOURS["muted"], linewidth=1, zorder=0)
+        for i, name in enumerate(names):
+            at = [row + spread * (i - (len(names) - 1) / 2) for row in range(len(rows))]
+            found = [(y, ends[i]) for y, ends in zip(at, rows.values()) if ends[i] is not None]
+            heights, ends = [y for y, _ in found], [end for _, end in found]
+            colour, mark = _COLOURS["tuned"], _MARKS[(i + 1) % len(_MARKS)]
+            axes.hlines(heights, [end.low for end in ends], [end.high for end in ends], colour, linewidth=2, alpha=0.5)
+            axes.plot([end.value for end in ends], heights, mark, color=colour, ms=6, label=_short(name), clip_on=False)
+        _labelled_rows(axes, list(rows))
+        if len(names) > 1:
+            axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, frameon=False, handletextpad=0.1)
+
+    alt = "; ".join(
+        f"{label}: " + ", ".join(
+            f"{name} {end.value:+.2f} from {end.low:+.2f} to {end.high:+.2f}"
+            for name, end in zip(names, ends) if end is not None
+        )
+        for label, ends in rows.items()
+    )  # fmt: skip
+    caption, explanation = f"Differences to {reference}", "Paired, with 95 % intervals; right of 0 is more."
+    height = 0.8 + len(rows) * max(0.42, 0.16 * len(names)) + 0.2 * (len(names) // 2)
+    return _figure(f"differences {title}", (3.7, height), caption, explanation, alt, draw)
+
+
+def _short(name: str) -> str:
+    """As much of a name as a legend has room for; its end tells paths apart."""
+    return name if len(name) <= 30 else f"…{name[-29:]}"
+
+
+def _labelled_rows(axes: Any, labels: Sequence[str]) -> None:
+    axes.set_yticks(range(len(labels)), labels, color=_COLOURS["ink"])
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.tick_params(axis="y", pad=8)  # room for a dot at 0
+    axes.grid(axis="y", visible=False)
 
 
 def metric_plot(results: Results) -> str:

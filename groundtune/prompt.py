@@ -10,7 +10,7 @@ beginning of the training row, whatever a tokenizer would have merged across the
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ class Prompt(Protocol):
 
     style: str
     stop_ids: tuple[int, ...]
+    stop_texts: tuple[str, ...]  # the same for a server, which is told in words
 
     def prompt_ids(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> list[int]:
         """Everything the model reads before its answer, with exactly one beginning-of-sequence token if it has one."""
@@ -64,8 +65,9 @@ class PrefixPrompt:
             f"{prefix[turn.speaker]}: {self.tokens.inert(turn.message)}{separator[turn.speaker]}"
             for turn in [*chat_history, Turn(USER, question)]
         )
-        opening = _opening(self.tokens, self.instruction, passages)
-        return self.tokens.encode_prompt(f"{opening}\n\n{turns}{self.assistant_prefix}:")
+        opening = _opening(self.tokens.inert, self.instruction, passages)
+        opening += "\n\n" if opening else ""
+        return self.tokens.encode_prompt(f"{opening}{turns}{self.assistant_prefix}:")
 
     def answer_ids(self, answer: str) -> list[int]:
         text = f" {self.tokens.inert(answer.strip())}{self.sep_sys}"
@@ -76,6 +78,11 @@ class PrefixPrompt:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         return (self.tokens.eos_id,)
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        spelt = [self.sep_sys.strip(), *(self.tokens.special_ids[id] for id in self.stop_ids)]
+        return tuple(dict.fromkeys(filter(None, spelt)))
 
     def answer_text(self, ids: Sequence[int]) -> str:
         return self.tokens.decode(ids, self.stop_ids).removesuffix(self.sep_sys.strip()).strip()
@@ -91,8 +98,9 @@ class ChatPrompt:
 
     def prompt_ids(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> list[int]:
         conversation = [Turn(t.speaker, self.tokens.inert(t.message)) for t in [*chat_history, Turn(USER, question)]]
-        opening = Turn(USER, _opening(self.tokens, self.instruction, passages))
-        return self.tokens.encode_prompt(self._render(_alternating([opening, *conversation]), asks=True))
+        opening = _opening(self.tokens.inert, self.instruction, passages)
+        turns = [Turn(USER, opening), *conversation] if opening else conversation
+        return self.tokens.encode_prompt(self._render(_alternating(turns), asks=True))
 
     def answer_ids(self, answer: str) -> list[int]:
         before, lead, end = self._around_answer
@@ -102,6 +110,10 @@ class ChatPrompt:
     def stop_ids(self) -> tuple[int, ...]:
         # The template's end of turn often is not the tokenizer's eos; either must end an answer.
         return tuple(dict.fromkeys([self._around_answer[2], self.tokens.eos_id]))
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        return tuple(self.tokens.special_ids[id] for id in self.stop_ids)
 
     def answer_text(self, ids: Sequence[int]) -> str:
         return self.tokens.decode(ids, self.stop_ids)
@@ -131,14 +143,25 @@ class ChatPrompt:
 def chat_turns(
     instruction: str, passages: Sequence[Document], chat_history: Sequence[Turn], question: str
 ) -> list[Turn]:
-    """The turns that a chat template is given, roles alternating: for files that other tools train on."""
-    opening = "\n\n".join([instruction, *(document.text for document in passages)]).strip()
-    return _alternating([Turn(USER, opening), *chat_history, Turn(USER, question)])
+    """The turns that `ChatPrompt` gives to a chat template, roles alternating: for files that other tools train on."""
+    opening = _opening(str, instruction, passages)
+    return _alternating([*([Turn(USER, opening)] if opening else []), *chat_history, Turn(USER, question)])
 
 
-def _opening(tokens: _Tokens, instruction: str, passages: Sequence[Document]) -> str:
+def chat_messages(
+    instruction: str, passages: Sequence[Document], chat_history: Sequence[Turn], question: str
+) -> list[dict[str, str]]:
+    """`chat_turns` as messages, for a server that writes the prompt with its model's own chat template.
+
+    Its tokenizer is not known here: a text that spells one of its special tokens is left as it is.
+    """
+    turns = chat_turns(instruction, passages, chat_history, question)
+    return [{"role": turn.speaker, "content": turn.message} for turn in turns]
+
+
+def _opening(inert: Callable[[str], str], instruction: str, passages: Sequence[Document]) -> str:
     """What comes before the conversation: the same text for every question on the same passages."""
-    return "\n\n".join([instruction, *(tokens.inert(document.text) for document in passages)]).strip()
+    return "\n\n".join([instruction, *(inert(document.text) for document in passages)]).strip()
 
 
 def _alternating(turns: Sequence[Turn]) -> list[Turn]:

@@ -33,25 +33,33 @@ def run_record(
     durations: Mapping[str, float],
     seed: int,
 ) -> dict[str, Any]:
-    """What it takes to run this again: command, arguments, versions, device, hashes of the input files.
+    """What it takes to run this again: command, where, arguments, versions, device, hashes of the input files.
 
     The value of an argument that sounds like a token, key, password or secret is "***". An input without a path is
     left out. Raises DataError if an input cannot be read.
     """
     return {
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": _command(sys.argv),
+        **provenance(inputs),
         "arguments": plain(without_secrets(arguments)),
         "seed": seed,
+        "device": _device(),
+        "durations": dict(durations),
+    }
+
+
+def provenance(inputs: Mapping[str, str | os.PathLike[str]]) -> dict[str, Any]:
+    """When, where and with what a command ran, and hashes of what it read; without secrets, and without torch."""
+    return {
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": _command(sys.argv),
+        "working_directory": os.getcwd(),
         "versions": versions(),
         "platform": platform.platform(),
-        "device": _device(),
         "inputs": {
             name: {"path": str(path), "sha256": sha256_of(path), "bytes": os.stat(path).st_size}
             for name, path in inputs.items()
             if str(path)
         },
-        "durations": dict(durations),
     }
 
 
@@ -128,3 +136,30 @@ def plain(value: Any) -> Any:
     if isinstance(value, numbers.Real):
         return float(value) if math.isfinite(value) else None
     return str(value)
+
+
+def run_facts(record: Mapping[str, Any]) -> dict[str, str]:
+    """Where, with what and how long it ran."""
+    shown = {
+        "Versions": ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items()),
+        "Platform": record.get("platform"),
+        "Device": record.get("device"),
+        "Durations": ", ".join(f"{name} {_duration(s)}" for name, s in record.get("durations", {}).items()),
+        "Finished": record.get("finished"),
+    }
+    return {name: str(value) for name, value in shown.items() if value}
+
+
+def inputs(record: Mapping[str, Any]) -> dict[str, str]:
+    """Path, size and hash of each input file."""
+    shown = {}
+    for name, about in record.get("inputs", {}).items():
+        size = "".join(f"{about[unit]:,} {unit}, " for unit in ("rows", "bytes") if unit in about)
+        shown[name] = f"{about.get('path', '')} ({size}SHA-256 {about.get('sha256', 'unknown')})"
+    return shown
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"

@@ -6,7 +6,6 @@ Terminal, Markdown and HTML render the same rows. Everything shown is escaped, a
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +15,11 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from groundtune.files import write_jsonl
-from groundtune.metrics import PairedDifference, aggregate
+from groundtune.files import write_text
+from groundtune.metrics import PairedDifference
 from groundtune.plots import dot_plot, loss_plot, metric_plot
-from groundtune.record import plain
+from groundtune.predictions import write_predictions
+from groundtune.record import inputs, plain, run_facts
 from groundtune.results import (
     EVALUATION_COLUMNS,
     F1,
@@ -32,18 +32,13 @@ from groundtune.results import (
     facts,
     flat,
     gained_and_lost,
-    inputs,
     merged_history,
     notes,
-    run_facts,
     warning,
 )
-from groundtune.schema import Prediction
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from groundtune.evaluation import EndToEndEvaluator, Evaluation
 
 
 def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
@@ -62,47 +57,9 @@ def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
     write_predictions(folder / "predictions" / "test_base.jsonl", results.base)
     write_predictions(folder / "predictions" / "test_tuned.jsonl", results.tuned)
     for name, content in (("metrics.json", metrics), ("run.json", results.record)):
-        _write(folder / name, json.dumps(plain(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
-    _write(folder / "report.md", _markdown(results))
-    _write(folder / "report.html", _page(results))
-
-
-def write_predictions(path: str | os.PathLike[str], evaluation: Evaluation) -> None:
-    """Write an evaluation's predictions as JSONL, in the order of its examples."""
-    write_jsonl(path, (plain(prediction.to_dict()) for prediction in evaluation.predictions))
-
-
-def read_evaluation(path: str | os.PathLike[str], evaluator: EndToEndEvaluator) -> Evaluation | None:
-    """The evaluation that `write_predictions` wrote, None if its questions are not those of `evaluator`.
-
-    Raises OSError, ValueError or KeyError if it is not such a file.
-    """
-    from groundtune.evaluation import Evaluation
-
-    rows = [json.loads(line) for line in Path(path).read_text("utf-8").split("\n") if line]
-    if [row["question"] for row in rows] != [example.question for example in evaluator.examples]:
-        return None
-    predictions = tuple(
-        Prediction(
-            example=example,
-            hits=tuple(hits),
-            scores={name: math.nan if score is None else score for name, score in row["scores"].items()},
-            **{name: row[name] for name in ("answer", "finished", "passages_read", "prompt_tokens", "new_tokens")},
-        )
-        for example, hits, row in zip(evaluator.examples, evaluator.hits, rows, strict=True)
-    )
-    metrics = aggregate([prediction.scores for prediction in predictions], samples=evaluator.bootstrap_samples)
-    return Evaluation(metrics, predictions)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_text(folder / name, json.dumps(plain(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    write_text(folder / "report.md", _markdown(results))
+    write_text(folder / "report.html", _page(results))
 
 
 def summary_table(results: Results) -> Table:
@@ -185,7 +142,6 @@ def _md_fence(text: str) -> str:
 
 # HTML
 def _page(results: Results) -> str:
-    template = Template(resources.files("groundtune").joinpath("report.html").read_text(encoding="utf-8"))
     record, found = results.record, results.differences[F1]
     model = Path(str(flat(record.get("arguments", {})).get("model_name_or_path") or "Model")).name
     head, _, rest = results.verdict.partition(": ")
@@ -194,39 +150,47 @@ def _page(results: Results) -> str:
     curves, nothing = metric_plot(results) + loss_plot(results), '<p class="empty">Nothing was logged.</p>'
     between = found.n - len(gained) - len(lost)
     arguments = {k: v for k, v in flat(record.get("arguments", {})).items() if v not in (None, "", [])}
-    return template.substitute(
+    return page(
+        "report.html",
         title=escape(f"{model}, tuned by {results.method.upper().replace('SWR', 'SwR')}"),
         verdict_class={"better": "better", "worse": "worse"}.get(found.verdict, "unclear"),
         verdict_head=escape(head),
-        verdict_rest=_minus(rest[:1].upper() + rest[1:]) + ".",
+        verdict_rest=minus(rest[:1].upper() + rest[1:]) + ".",
         verdict_change=_html_change(found),
-        warning=_callout(f"<p><strong>{escape(caution)}</strong></p>") if caution else "",
-        notes=_callout(f"<ul>{remarks}</ul>") if remarks else "",
-        facts=_pairs(facts(results)),
+        warning=callout(f"<p><strong>{escape(caution)}</strong></p>") if caution else "",
+        notes=callout(f"<ul>{remarks}</ul>") if remarks else "",
+        facts=html_pairs(facts(results)),
         metrics=_html_metrics(results),
         dot_plot=dot_plot(results),
         how_to_read=escape(HOW_TO_READ),
         curves=f'<div class="pair curves">{curves or nothing}</div>',
         history=_html_evaluations(results),
         between=f"{between} other question{'' if between == 1 else 's'}",
-        gained=_html_changes(gained),
-        lost=_html_changes(lost),
+        gained=html_changes(gained),
+        lost=html_changes(lost),
         command=escape(record.get("command", "")),
-        run="".join(_html_cells(row) for row in run_facts(record).items()),
-        inputs="".join(_html_cells(row) for row in inputs(record).items()),
-        arguments=_pairs(arguments),
+        run="".join(html_cells(row) for row in run_facts(record).items()),
+        inputs="".join(html_cells(row) for row in inputs(record).items()),
+        arguments=html_pairs(arguments),
     )  # fmt: skip
 
 
-def _callout(content: str) -> str:
+def page(template: str, **parts: str) -> str:
+    """A page of the package with its parts, which are HTML, and the style that all pages share."""
+    package = resources.files("groundtune")
+    text = package.joinpath(template).read_text(encoding="utf-8")
+    return Template(text).substitute(parts, style=package.joinpath("report.css").read_text(encoding="utf-8"))
+
+
+def callout(content: str) -> str:
     return f'<div class="callout" role="note">{content}</div>'
 
 
-def _pairs(pairs: Mapping[str, Any]) -> str:
+def html_pairs(pairs: Mapping[str, Any]) -> str:
     return "".join(f"<div><dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd></div>" for k, v in pairs.items())
 
 
-def _minus(text: str) -> str:
+def minus(text: str) -> str:
     """Escaped, with a real minus before numbers."""
     return re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", escape(text))
 
@@ -236,14 +200,14 @@ def _html_change(found: PairedDifference) -> str:
     bar = "".join(f'<i class="{name}" style="flex: {n}"></i>' for name, (n, _) in counts.items() if n)
     legend = "".join(f'<span class="{name}">{n} {what}</span>' for name, (n, what) in counts.items())
     return (
-        f'<div class="change num"><b>{_minus(f"{found.value:+.{decimals(found)}f}")}</b><small>token F1</small></div>'
+        f'<div class="change num"><b>{minus(f"{found.value:+.{decimals(found)}f}")}</b><small>token F1</small></div>'
         f'<div class="tally" aria-hidden="true">{bar}</div><div class="legend small num">{legend}</div>'
     )
 
 
 def _html_metrics(results: Results) -> str:
     def cell(shown: tuple[str, str]) -> str:
-        return f'{_minus(shown[0])} <span class="interval">{_minus(shown[1])}</span>'
+        return f'{minus(shown[0])} <span class="interval">{minus(shown[1])}</span>'
 
     lines, group = [], ""
     for row in comparison(results):
@@ -261,27 +225,28 @@ def _html_metrics(results: Results) -> str:
 
 def _html_evaluations(results: Results) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in EVALUATION_COLUMNS)
-    rows = "".join(map(_html_cells, evaluations(results)))
+    rows = "".join(map(html_cells, evaluations(results)))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _html_cells(row: Sequence[str]) -> str:
+def html_cells(row: Sequence[str]) -> str:
     cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
     return f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>'
 
 
-def _html_changes(changes: Sequence[Change]) -> str:
-    return "".join(map(_html_answer, changes)) or '<p class="empty">None.</p>'
+def html_changes(changes: Sequence[Change], base: str = "Untouched", tuned: str = "Tuned") -> str:
+    """Question by question, what the two said."""
+    return "".join(_html_answer(change, base, tuned) for change in changes) or '<p class="empty">None.</p>'
 
 
-def _html_answer(change: Change) -> str:
+def _html_answer(change: Change, base: str, tuned: str) -> str:
     example = change.base.example
     said = "".join(f"{turn.speaker}: {turn.message}\n" for turn in example.chat_history)
     texts = (
         ("", "Said before", said),
         ("gold", "Gold answer", example.answer),
-        ("base", f"Untouched, F1 {change.base.scores[F1]:.2f}", change.base.answer),
-        ("tuned", f"Tuned, F1 {change.tuned.scores[F1]:.2f}", change.tuned.answer),
+        ("base", f"{base}, F1 {change.base.scores[F1]:.2f}", change.base.answer),
+        ("tuned", f"{tuned}, F1 {change.tuned.scores[F1]:.2f}", change.tuned.answer),
     )
     nothing = '<span class="empty">no text</span>'
     shown = "".join(
@@ -291,6 +256,6 @@ def _html_answer(change: Change) -> str:
     )
     return (
         f'<details><summary><span dir="auto">{escape(example.question)}</span>'
-        f'<span class="num">{_minus(f"{change.value:+.2f}")}</span></summary>'
+        f'<span class="num">{minus(f"{change.value:+.2f}")}</span></summary>'
         f"<dl>{shown}<dt>Gold document</dt><dd>{escape(change.gold_rank)}</dd></dl></details>"
     )

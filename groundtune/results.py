@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from groundtune.metrics import Interval, PairedDifference, greater_is_better, paired_difference
 
 if TYPE_CHECKING:
-    from groundtune.evaluation import Evaluation
+    from groundtune.predictions import Evaluation
     from groundtune.schema import Prediction
 
 F1 = "generation/f1"
@@ -70,7 +70,8 @@ def differences(base: Evaluation, tuned: Evaluation, samples: int = 2000) -> dic
     """tuned - base of every metric but the times, question by question.
 
     Questions are timed in batches, so their times are all alike and an interval of their difference would look certain.
-    Raises ValueError if base and tuned answered different examples.
+    A metric that not every answer has (few quote) is left out. Raises ValueError if base and tuned answered different
+    examples.
     """
     if [p.example for p in base.predictions] != [p.example for p in tuned.predictions]:
         raise ValueError("base and tuned answered different examples, or in another order; nothing can be paired")
@@ -79,7 +80,7 @@ def differences(base: Evaluation, tuned: Evaluation, samples: int = 2000) -> dic
             base.values(metric), tuned.values(metric), samples=samples, greater_is_better=greater_is_better(metric)
         )
         for metric in base.metrics
-        if not _is_time(metric)
+        if not _is_time(metric) and base.scored(metric) == tuned.scored(metric) == base.n
     }
 
 
@@ -88,13 +89,21 @@ def _is_time(metric: str) -> bool:
 
 
 def verdict(
-    differences: Mapping[str, PairedDifference], base: Evaluation | None = None, tuned: Evaluation | None = None
+    differences: Mapping[str, PairedDifference],
+    base: Evaluation | None = None,
+    tuned: Evaluation | None = None,
+    name: str = "Tuned",
+    than: str = "",
 ) -> str:
-    """One honest sentence from token F1; with `base` and `tuned` it also says both means."""
+    """One honest sentence from token F1; with `base` and `tuned` it also says both means.
+
+    It is about `name`, and says `than` whom it is better or worse.
+    """
     f1 = differences[F1]
     questions = "1 question" if f1.n == 1 else f"{f1.n} questions"
     if f1.wins == f1.losses == 0:
-        return f"No difference: both models have the same token F1 on every one of {questions}"
+        both = f"{name} and {than}" if than else "both models"
+        return f"No difference: {both} have the same token F1 on every one of {questions}"
     digits, means = decimals(f1), ""
     if base is not None and tuned is not None:
         means = f" {tuned.metrics[F1].value:.{digits}f} against {base.metrics[F1].value:.{digits}f},"
@@ -103,12 +112,13 @@ def verdict(
         f"on {questions} ({f1.wins} better, {f1.losses} worse, {f1.ties} the same)"
     )
     if f1.verdict != "no clear difference":
-        return f"Tuned answers {f1.verdict}: {found}"
+        return f"{name} answers {f1.verdict}{f' than {than}' if than else ''}: {found}"
+    head = f"No clear difference{f' between {name} and {than}' if than else ''}"
     if f1.n < 6:
-        return f"No clear difference: {found}; under 6 questions nothing can be concluded"
+        return f"{head}: {found}; under 6 questions nothing can be concluded"
     # A measured difference is called clear where it exceeds half the width of its interval.
     blind = f"a difference under about {(f1.high - f1.low) / 2:.{digits}f} could not be seen"
-    return f"No clear difference: {found}; with this many questions {blind}"
+    return f"{head}: {found}; with this many questions {blind}"
 
 
 def decimals(interval: Interval) -> int:
@@ -128,7 +138,11 @@ def merged_history(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 def gained_and_lost(results: Results, most: int = MOST) -> tuple[list[Change], list[Change]]:
     """The answers whose token F1 rose most and fell most, the largest change first; a tie is in neither."""
-    pairs = zip(results.base.predictions, results.tuned.predictions, strict=True)
+    return most_changed(zip(results.base.predictions, results.tuned.predictions, strict=True), most)
+
+
+def most_changed(pairs: Iterable[tuple[Prediction, Prediction]], most: int = MOST) -> tuple[list[Change], list[Change]]:
+    """`gained_and_lost` of pairs of predictions to the same question."""
     changes = sorted((Change(base, tuned) for base, tuned in pairs), key=lambda change: change.value)
     gained = [change for change in reversed(changes) if change.value > 0]
     return gained[:most], [change for change in changes if change.value < 0][:most]
@@ -257,33 +271,6 @@ def notes(results: Results) -> list[str]:
     """What else a reader of the numbers must see."""
     bad = [row["step"] for row in results.history if "loss" in row and not finite(row["loss"])]
     return [*results.notes, *([f"The training loss was not finite at step {bad[0]}."] if bad else [])]
-
-
-def run_facts(record: Mapping[str, Any]) -> dict[str, str]:
-    """Where, with what and how long it ran."""
-    shown = {
-        "Versions": ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items()),
-        "Platform": record.get("platform"),
-        "Device": record.get("device"),
-        "Durations": ", ".join(f"{name} {_duration(s)}" for name, s in record.get("durations", {}).items()),
-        "Finished": record.get("finished"),
-    }
-    return {name: str(value) for name, value in shown.items() if value}
-
-
-def inputs(record: Mapping[str, Any]) -> dict[str, str]:
-    """Path, size and hash of each input file."""
-    shown = {}
-    for name, about in record.get("inputs", {}).items():
-        size = "".join(f"{about[unit]:,} {unit}, " for unit in ("rows", "bytes") if unit in about)
-        shown[name] = f"{about.get('path', '')} ({size}SHA-256 {about.get('sha256', 'unknown')})"
-    return shown
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
 
 
 def flat(arguments: Mapping[str, Any]) -> dict[str, Any]:

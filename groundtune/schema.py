@@ -96,9 +96,16 @@ class Hit:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model wrote to one prompt; or, where `failure` is not empty, why it wrote nothing."""
+    """What a model wrote to one prompt; or, where `failure` is not empty, why it wrote nothing.
+
+    `finished` says whether it ended by itself, and did not run into the token limit. The counts are the tokens of the
+    prompt and of the text, None where a server does not tell.
+    """
 
     text: str = ""
+    finished: bool = True
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
     failure: str = ""
 
 
@@ -106,8 +113,10 @@ class Reply:
 class Prediction:
     """One question answered end to end, with all that is needed to judge it by eye.
 
-    `hits` is what was retrieved, best first; the first `passages_read` of them fitted into the prompt.
+    `hits` is what was retrieved, best first. `read` are the passages in the prompt: in the context `retrieved` the
+    first `passages_read` of the hits, in the other contexts what `passages.CONTEXTS` says.
     `finished` says whether the model ended its answer itself, and did not run into the token limit.
+    `failure` is not empty where there is no answer to score; `outcome` is one of `outcomes.OUTCOMES`, or empty.
     """
 
     example: Example
@@ -115,11 +124,22 @@ class Prediction:
     answer: str
     finished: bool
     passages_read: int
-    prompt_tokens: int
-    new_tokens: int
+    prompt_tokens: int | None
+    new_tokens: int | None
     scores: dict[str, float] = field(default_factory=dict)
+    context: str = "retrieved"
+    read: tuple[Document, ...] = ()
+    failure: str = ""
+    outcome: str = ""
+    judged: dict[str, str] = field(default_factory=dict)  # what each judge wrote
 
     def to_dict(self) -> dict[str, Any]:
+        optional = {
+            "read_docs": [d.to_dict() for d in self.read] if self.context != "retrieved" else None,
+            "failure": self.failure,
+            "outcome": self.outcome,
+            "judged": self.judged,
+        }
         return {
             "source": self.example.source,
             "question": self.example.question,
@@ -134,4 +154,6 @@ class Prediction:
             "prompt_tokens": self.prompt_tokens,
             "new_tokens": self.new_tokens,
             "scores": self.scores,
+            "context": self.context,
+            **{name: value for name, value in optional.items() if value},
         }

@@ -22,8 +22,9 @@ from groundtune.files import DataError, sha256_of
 from groundtune.index import load_or_build_index
 from groundtune.methods import METHODS, Method
 from groundtune.models import ModelError, flash_attention_problems, why_not_loaded
+from groundtune.predictions import read_evaluation, write_predictions
 from groundtune.record import run_record
-from groundtune.report import read_evaluation, write_predictions, write_results
+from groundtune.report import write_results
 from groundtune.results import Results
 from groundtune.resume import check_same_run, checkpoint_to_resume, identity, locked, rows_identity
 from groundtune.retrieval import BM25Retriever, DenseRetriever, HybridRetriever, Retriever, retrieve
@@ -189,11 +190,11 @@ def _splits(diagnosis: Diagnosis, arguments: Arguments) -> dict[str, list[Exampl
     """The examples of train, eval and test. The test is never cut; without a file of its own it is all of eval."""
     examples = dict(diagnosis.dataset.examples)
     examples.setdefault("test", examples["eval"])
-    examples["eval"] = _spread(examples["eval"], arguments.evaluation.eval_max_samples)
+    examples["eval"] = spread(examples["eval"], arguments.evaluation.eval_max_samples)
     return examples
 
 
-def _spread(examples: list[Example], at_most: int) -> list[Example]:
+def spread(examples: list[Example], at_most: int) -> list[Example]:
     """At most so many examples, evenly over the file: neighbours in a file are often about one passage."""
     if not 0 < at_most < len(examples):
         return examples

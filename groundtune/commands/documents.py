@@ -4,40 +4,45 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from groundtune.commands.console import Parser, progress, show
+from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
 from groundtune.files import DataError
+from groundtune.parsing import given
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(
+def parser() -> argparse.ArgumentParser:
+    """Every flag of the command."""
+    made = data_parser(
         "documents",
+        "DIR_OR_FILE ... -o FILE --tokenizer MODEL [--FLAG VALUE ...]",
         "Cut files into passages and write them as a document database. Reads txt, rst, md, html, pdf, docx, csv and\n"
         "jsonl; a file that cannot be read is reported and left out as a whole.",
         "groundtune documents handbook/ faq.pdf -o documents.jsonl --tokenizer intfloat/e5-base-v2",
     )
-    parser.add_argument("inputs", nargs="+", metavar="DIR_OR_FILE", help="folders, searched to the bottom, and files")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="documents.jsonl, or .parquet")
-    parser.add_argument(
+    made.add_argument("inputs", nargs="+", metavar="DIR_OR_FILE", help="folders, searched to the bottom, and files")
+    made.add_argument("-o", "--output", type=Path, required=True, help="documents.jsonl, or .parquet")
+    made.add_argument(
         "--tokenizer", required=True, help="whose tokens are counted: the embedding model, by hub name or folder"
     )
-    parser.add_argument(
+    made.add_argument(
         "--chunk_size", type=int, default=400, help="tokens of a passage, source and title included (default: 400)"
     )
-    parser.add_argument(
+    made.add_argument(
         "--chunk_overlap", type=int, default=50, help="tokens that neighbouring passages may share (default: 50)"
     )
-    parser.add_argument("--text_field", default="", help="JSONL field or CSV column with the text (default: text)")
-    parser.add_argument("--title_field", default="", help="the one with the title (default: title, if there is one)")
-    parser.add_argument("--source_field", default="", help="the one that says where the text is from (default: source)")
-    parser.add_argument("--encoding", default="utf-8", help="of txt, rst, md and csv (default: utf-8)")
-    return parser
+    made.add_argument("--text_field", default="", help="JSONL field or CSV column with the text (default: text)")
+    made.add_argument("--title_field", default="", help="the one with the title (default: title, if there is one)")
+    made.add_argument("--source_field", default="", help="the one that says where the text is from (default: source)")
+    made.add_argument("--encoding", default="utf-8", help="of txt, rst, md and csv (default: utf-8)")
+    add_output_flags(made)
+    return made
 
 
 def main(argv: Sequence[str]) -> int:
     """Returns 0; raises `DataError` with what the user can solve."""
-    arguments = make_parser().parse_args(argv)
+    arguments = argparse.Namespace(**given(parser(), argv))
 
     from groundtune import corpus
     from groundtune.chunking import Chunker, load_counter
@@ -48,14 +53,14 @@ def main(argv: Sequence[str]) -> int:
     if problems := corpus.check(arguments.inputs, arguments.output, options, size, overlap):
         raise DataError(problems)
     chunker = Chunker(load_counter(arguments.tokenizer), size, overlap)
-    with progress() as report:
+    with progress(arguments.quiet or arguments.json) as bars:
         summary = corpus.write_corpus(
             arguments.inputs,
             arguments.output,
             chunker,
             options,
-            on_file=lambda file, number, total: report("files", number - 1, total),
+            on_file=lambda file, number, total: bars.at("files", number - 1, total),
         )
-    show(corpus.summary_table(summary), corpus.notes(summary))
-    print(f"Wrote {summary.passages.total():,} passages to {arguments.output}")
+    written = f"Wrote {summary.passages.total():,} passages to {arguments.output}"
+    show(asdict(summary), corpus.summary_table(summary), [*corpus.notes(summary), written], arguments)
     return 0

@@ -10,8 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from groundtune.commands.console import Parser, progress, show
+from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
 from groundtune.files import DataError
+from groundtune.parsing import given
 
 # Name, help, default, type.
 _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
@@ -32,37 +33,40 @@ _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
 _AT_LEAST_ONE = ("passages", "questions_per_passage", "retrieved_within", "max_new_tokens", "concurrency", "batch_size")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(
+def parser() -> argparse.ArgumentParser:
+    """Every flag of the command."""
+    made = data_parser(
         "questions",
+        "DOCUMENTS -o DIR --generator MODEL [--FLAG VALUE ...]",
         "Let an LLM write questions on passages of a document database and answer them from those passages. What is\n"
         "finished is kept: the same command goes on where it was stopped. Writes train, eval and test.jsonl, and\n"
         "rejected.jsonl with what did not pass the gates, and why.",
         "groundtune questions documents.jsonl -o qa/ --generator openai:http://localhost:8000/v1 \\\n"
         "      --generator_model Qwen/Qwen3-8B",
     )
-    parser.add_argument("documents", type=Path, help="the document database")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of what is written")
-    parser.add_argument(
+    made.add_argument("documents", type=Path, help="the document database")
+    made.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of what is written")
+    made.add_argument(
         "--generator",
         required=True,
         help="a model folder or hub name, or openai:URL of a server; its key is read from OPENAI_API_KEY",
     )
-    parser.add_argument("--generator_model", default="", help="with openai:URL, the model as the server calls it")
-    parser.add_argument("--question_prompt", type=Path, metavar="FILE", help="with {passage} and {number}")
-    parser.add_argument("--answer_prompt", type=Path, metavar="FILE", help="with {passage} and {question}")
-    parser.add_argument(
+    made.add_argument("--generator_model", default="", help="with openai:URL, the model as the server calls it")
+    made.add_argument("--question_prompt", type=Path, metavar="FILE", help="with {passage} and {number}")
+    made.add_argument("--answer_prompt", type=Path, metavar="FILE", help="with {passage} and {question}")
+    made.add_argument(
         "--embedding_model", default="", help="searches the passages of a question; without one BM25 does"
     )
-    parser.add_argument("--index", type=Path, help="folder of the embedding model's index (default: beside documents)")
+    made.add_argument("--index", type=Path, help="folder of the embedding model's index (default: beside documents)")
     for name, text, value, kind in _SETTINGS:
-        parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")
-    return parser
+        made.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")
+    add_output_flags(made)
+    return made
 
 
 def main(argv: Sequence[str]) -> int:
     """Returns 0; raises `DataError` with what the user can solve."""
-    arguments = make_parser().parse_args(argv)
+    arguments = argparse.Namespace(**given(parser(), argv))
     if problems := _problems(arguments):
         raise DataError(problems)
 
@@ -80,14 +84,16 @@ def main(argv: Sequence[str]) -> int:
     retriever = _retriever(arguments, documents)
     on_server = arguments.generator.startswith("openai:")
     batch = 4 * arguments.concurrency if on_server else arguments.batch_size
-    with progress() as report:
-        failures = questions.generate(passages, settings, _loader(arguments), journal, batch, report)
+    with progress(arguments.quiet or arguments.json) as bars:
+        failures = questions.generate(passages, settings, _loader(arguments), journal, batch, bars.at)
     outcome = gates.judge(passages, settings, journal, retriever)
     if not outcome.counts["kept"]:
         raise DataError(gates.why_none(outcome, failures))
     empty = gates.write(outcome, arguments.output)
-    show(gates.summary_table(outcome), gates.notes(outcome, failures, empty))
-    print(f"Wrote {outcome.counts['kept']:,} examples to {arguments.output}")
+    written = f"Wrote {outcome.counts['kept']:,} examples to {arguments.output}"
+    splits = {name: len(examples) for name, examples in outcome.splits.items()}
+    summary = {"counts": outcome.counts, "splits": splits, "failed_requests": len(failures)}
+    show(summary, gates.summary_table(outcome), [*gates.notes(outcome, failures, empty), written], arguments)
     return 0
 
 

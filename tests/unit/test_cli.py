@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from groundtune.arguments import GROUPS
-from groundtune.cli import RENAMED, WITHOUT_EFFECT, main, parse_arguments
+from groundtune.cli import COMMANDS, main
 from groundtune.files import DataError
+from groundtune.parsing import RENAMED, WITHOUT_EFFECT, parse_arguments
 
 # The historical command lines, verbatim.
 COMMON = """
@@ -120,9 +121,9 @@ def test_old_spellings_mean_what_they_meant(monkeypatch, words, group, name, exp
 
 
 def test_every_renaming_leads_to_a_flag_that_exists_and_no_flag_of_then_is_unknown():
-    from groundtune.cli import _parser
+    from groundtune.parsing import training_parser
 
-    known = {flag for action in _parser("sft")._actions for flag in action.option_strings}
+    known = {flag for action in training_parser("sft")._actions for flag in action.option_strings}
     assert all(f"--{new}" in known and f"--{old}" not in known for old, new in RENAMED.items())
     assert not known & {f"--{name}" for name in WITHOUT_EFFECT}
     accepted = {flag.removeprefix("--") for flag in known} | RENAMED.keys() | set(WITHOUT_EFFECT)
@@ -380,7 +381,7 @@ def test_every_argument_of_our_own_has_a_help_text_and_fits_one_group():
 def test_the_command_without_arguments_shows_its_commands(capsys):
     assert run() == run("--help") == 0
     shown = capsys.readouterr().out
-    assert all(f"    {command} " in shown for command in ("sft", "swr", "doctor", "demo"))
+    assert all(f"    {command} " in shown for command in COMMANDS)
     assert run("--version") == 0 and "0." in capsys.readouterr().out
     assert run("train") == 2
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from groundtune.cli import COMMANDS, parse_arguments
+from groundtune.cli import COMMANDS
+from groundtune.parsing import given, parse_arguments
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = {"train_w_gt.py": "sft", "train_w_fixed_retriever.py": "swr"}
@@ -39,11 +40,19 @@ def test_a_documented_command_is_understood(words):
     if words[0] == "python":
         assert (ROOT / words[1]).is_file()
         method = SCRIPTS[Path(words[1]).name]
-    else:
-        method = words[1]
-        assert method in COMMANDS
-    if method in ("documents", "convert", "questions"):
-        import_module(f"groundtune.commands.{method}").make_parser().parse_args(words[2:])
-    elif method != "demo":
-        arguments = parse_arguments(method, [word for word in words[2:] if word != "..."])
-        assert arguments.training.output_dir
+        parse_training(method, words[2:])
+        return
+    command, rest = words[1], words[2:]
+    assert command in COMMANDS
+    if command in ("sft", "swr"):
+        parse_training(command, rest)
+    elif command == "doctor":
+        parse_arguments(rest[0], ["--output_dir", "x", *rest[1:]])
+    elif command != "demo":
+        module = import_module(f"groundtune.{COMMANDS[command][1].partition(':')[0]}")
+        assert given(module.parser(), rest)
+
+
+def parse_training(method: str, words: list[str]) -> None:
+    arguments = parse_arguments(method, [word for word in words if word != "..."])
+    assert arguments.training.output_dir

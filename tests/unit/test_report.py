@@ -15,7 +15,9 @@ import pytest
 from test_results import COLOURS, F1, eval_row, evaluation, results, wrong
 
 from groundtune import report
-from groundtune.report import summary_table, write_predictions, write_results
+from groundtune.files import write_text
+from groundtune.predictions import write_predictions
+from groundtune.report import summary_table, write_results
 from groundtune.results import Results
 from groundtune.schema import Document, Turn
 
@@ -121,9 +123,9 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, mon
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(report.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        report._write(tmp_path / "report.md", "new")
+        write_text(tmp_path / "report.md", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == "old"
 

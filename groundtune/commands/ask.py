@@ -1,0 +1,122 @@
+"""`groundtune ask`: one question, or a dialogue in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from groundtune.commands.evaluate import inference_arguments, inference_parser
+from groundtune.commands.terminal import be_quiet
+from groundtune.files import DataError
+from groundtune.inference_arguments import AnswerArguments, JudgeArguments
+from groundtune.parsing import given
+
+if TYPE_CHECKING:
+    from groundtune.asking import Dialogue, Source
+
+USAGE = """[MODEL] [QUESTION] [--full_dataset_file_path FILE] [--embedding_model MODEL] [--FLAG VALUE ...]"""
+DESCRIPTION = """Ask a model about the documents: the answer as it is written, then the passages it was written from.
+Without a question it is a dialogue: each question is asked with what was said before, and of a long dialogue the
+oldest turns are forgotten. Questions may also come from a pipe, a line each. A run's folder remembers its retriever,
+prompt and documents: MODEL alone is enough then."""
+EXAMPLES = """examples:
+  groundtune ask runs/my_qa_model "Can I return a lamp?"
+  groundtune ask runs/my_qa_model
+  groundtune ask --generator openai:http://localhost:8000/v1 --generator_model my-model --question "Can I return it?" \\
+      --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2"""
+COMMANDS = "/sources: the passages in full; /new: forget what was said; /quit or Ctrl-D: leave"
+_WITHOUT = {
+    *(field.name for group in (JudgeArguments, AnswerArguments) for field in fields(group)),
+    "eval_file", "eval_max_samples", "bootstrap_samples",
+} - {"bf16"}  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> int:
+    """Ask once, or until there are no more questions."""
+    words = given(parser(), argv)
+    arguments = inference_arguments(words, for_questions=False)
+    if problems := arguments.check(has_examples=False):
+        raise DataError(problems)
+    question = words.get("asked") or words["question"]
+
+    from groundtune.asking import open_dialogue
+
+    if words["quiet"] or words["json"]:
+        be_quiet()
+    dialogue = open_dialogue(arguments)
+    show = _show_json if words["json"] else _show_answer if words["quiet"] else _show
+    if question:
+        show(dialogue, question)
+    elif sys.stdin.isatty():
+        _converse(dialogue)
+    else:
+        for line in _questions(sys.stdin):
+            show(dialogue, line)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every flag of the command."""
+    made = inference_parser("ask", USAGE, DESCRIPTION, EXAMPLES, _WITHOUT)
+    made.add_argument("question", nargs="?", default="", metavar="QUESTION", help="Without one: a dialogue.")
+    made.add_argument("--question", dest="asked", metavar="TEXT", help="The question, where no MODEL is named.")
+    return made
+
+
+def _questions(lines: Iterable[str]) -> Iterator[str]:
+    return (line.strip() for line in lines if line.strip())
+
+
+def _converse(dialogue: Dialogue) -> None:
+    with suppress(ImportError):
+        import readline  # noqa: F401  arrow keys and history for input()
+    print(f"Ask about the documents. {COMMANDS}")
+    sources: list[Source] = []
+    while True:
+        try:
+            question = input("\n> ").strip()
+        except EOFError:
+            print()
+            return
+        if question == "/quit":
+            return
+        if question == "/new":
+            dialogue.turns.clear()
+        elif question == "/sources":
+            print(*(f"[{i}] {source.document.text}" for i, source in enumerate(sources, 1)), sep="\n\n")
+        elif question.startswith("/"):
+            print(COMMANDS)
+        elif question:
+            try:
+                sources = _show(dialogue, question)
+            except DataError as error:  # too long, or the server is gone: the dialogue goes on
+                print(*error.problems, sep="\n", file=sys.stderr)
+
+
+def _show(dialogue: Dialogue, question: str) -> list[Source]:
+    sources = _show_answer(dialogue, question)
+    print(f"\nwritten from {len(sources)} passages:" if sources else "\nno passage fitted into the prompt")
+    for i, source in enumerate(sources, 1):
+        print(f"  [{i}] {source.title} ({source.score:.3f})")
+    return sources
+
+
+def _show_answer(dialogue: Dialogue, question: str) -> list[Source]:
+    sources, words = dialogue.ask(question)
+    for word in words:
+        print(word, end="", flush=True)
+    print()
+    return sources
+
+
+def _show_json(dialogue: Dialogue, question: str) -> None:
+    """One object on one line, so that many questions make JSONL."""
+    sources, words = dialogue.ask(question)
+    answer = "".join(words)
+    shown = [{"title": s.title, "score": s.score, **s.document.to_dict()} for s in sources]
+    print(json.dumps({"question": question, "answer": answer, "sources": shown}, ensure_ascii=False), flush=True)

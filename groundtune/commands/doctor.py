@@ -1,0 +1,44 @@
+"""`groundtune doctor`: what is wrong with the data of a command, before it is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from groundtune.files import DataError
+from groundtune.parsing import at_their_lines, parse_arguments
+
+USAGE = """usage: groundtune doctor [sft|swr] [--json] FLAGS
+
+Everything that is wrong or suspicious in the data, at once, before anything slow. FLAGS are those of `groundtune sft`
+and `groundtune swr`, any of them: put `doctor` before the method in the command that you are about to run. Text is
+checked in whichever files are named; tokens too if --model_name_or_path is, and what retrieval cannot read if
+--embedding_model is. Tokenizers are loaded, weights are not.
+
+--json  one JSON object instead of text: errors, warnings, findings, token_table, row
+
+Exit status: 0 if nothing is wrong (there may be warnings), 2 if something is."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the token table, one row and every finding; returns 2 if an error is among them, else 0."""
+    if {"-h", "--help"} & set(argv):
+        print(USAGE)
+        return 0
+    method, flags = (argv[0], argv[1:]) if argv and argv[0] in ("sft", "swr") else ("sft", argv)
+    flags = [word for word in flags if word != "--json"]
+    try:
+        arguments = parse_arguments(method, flags)
+        if problems := arguments.check(complete=False):
+            raise DataError(problems)
+    except DataError as error:
+        raise DataError(at_their_lines(error.problems, flags)) from error
+
+    from groundtune.doctor import diagnose, shown
+
+    diagnosis = diagnose(arguments)
+    if "--json" in argv:
+        print(json.dumps(diagnosis.to_dict(), indent=2))
+    else:
+        print(shown(diagnosis))
+    return 2 if diagnosis.errors else 0

@@ -1,0 +1,107 @@
+"""`groundtune evaluate`: its flags, what a run's folder adds to them, and the table."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from groundtune.commands.terminal import add_output_flags, be_quiet, progress
+from groundtune.files import DataError
+from groundtune.flags import add_group, filled
+from groundtune.inference_arguments import GROUPS, InferenceArguments
+from groundtune.parsing import given, light_parser
+from groundtune.remembered import remembered
+
+USAGE = """[MODEL] [--eval_file FILE] [--full_dataset_file_path FILE] [--embedding_model MODEL] [--FLAG VALUE ...]"""
+DESCRIPTION = """Evaluate any model end to end, with the code that training uses: a model folder, an adapter's folder
+(its base is loaded), a hub name, or a model on an OpenAI-compatible server. A run's folder remembers its
+retriever, prompt and test file: MODEL alone is enough then, and flags win over what it remembers."""
+EXAMPLES = """examples:
+  groundtune evaluate runs/my_qa_model --contexts all --with_base
+  groundtune evaluate Qwen/Qwen3-4B --eval_file test.jsonl --full_dataset_file_path documents.jsonl \\
+      --embedding_model intfloat/e5-base-v2
+  groundtune evaluate --generator openai:http://localhost:8000/v1 --generator_model my-model \\
+      --eval_file test.jsonl --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2"""
+# Training's own, and what a flag of this command would mean there.
+_NOT_HERE = {"train_file", "test_file", "model_name_or_path", "use_peft", "embedding_max_num_to_retrieve"}
+_HELPS = {
+    "eval_file": "Examples (.jsonl) that are answered and scored. Default: the test file of MODEL's run.",
+    "eval_max_samples": "Answer only so many of them, spread evenly over the file. (default: 0, all)",
+    "dtype": "Type of the weights. auto: as training evaluated them, else bfloat16 where the machine computes it. "
+    "(default: auto)",
+    "load_in_4bit": "Hold the weights of the linear layers in 4 bits (NF4); needs bitsandbytes. (default: false)",
+    "embedding_model": "Embedding model (hub name or folder) that retrieves. Default: that of MODEL's run.",
+    "gguf_file": "Name of a GGUF file inside the model folder.",
+}
+_NOT_REMEMBERED = {"eval_max_samples", "output_dir", "eval_file"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluate, print the table; 1 if an answer or a judgement failed."""
+    words = given(parser(), argv)
+    arguments = inference_arguments(words, for_questions=True)
+
+    from groundtune.evaluate import evaluate
+
+    if words["quiet"] or words["json"]:
+        be_quiet()
+    with progress(words["quiet"] or words["json"]) as bars:
+        found = evaluate(arguments, bars.begin)
+    _show(found, words["json"], words["quiet"])
+    return 1 if found.failures else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every flag of the command."""
+    return inference_parser("evaluate", USAGE, DESCRIPTION, EXAMPLES)
+
+
+def inference_parser(
+    command: str, usage: str, description: str, examples: str, without: Collection[str] = ()
+) -> argparse.ArgumentParser:
+    """MODEL and the flags that evaluating and asking share, `without` some of them."""
+    parser = light_parser(f"groundtune {command}", usage, description, examples)
+    parser.add_argument("model", nargs="?", default="", metavar="MODEL", help="Model folder, adapter or hub name.")
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of arguments; flags after it win.")
+    for group in GROUPS:
+        names = [field.name for field in fields(group) if not field.name.startswith("lora_")]
+        if names := [name for name in names if name not in _NOT_HERE and name not in without]:
+            add_group(parser, group, names, _HELPS)
+    add_output_flags(parser)
+    return parser
+
+
+def inference_arguments(words: Mapping[str, Any], for_questions: bool) -> InferenceArguments:
+    """What the user wrote, else what the run of MODEL remembers, else the defaults.
+
+    `for_questions`: without an --eval_file, the run's test file is evaluated, or its eval file.
+    """
+    run = remembered(words["model"])
+    known = {name: value for name, value in run.items() if name not in _NOT_REMEMBERED}
+    if for_questions and (questions := run.get("test_file") or run.get("eval_file")):
+        known["eval_file"] = questions
+    values = {**known, **words, "model_name_or_path": words["model"]}
+    if {"embedding_model", "eval_embedding_model"} & words.keys() == {"embedding_model"}:
+        values["eval_embedding_model"] = ""  # the one that the user names retrieves, whatever the run had
+    try:
+        groups = [filled(group, values) for group in GROUPS]
+    except TypeError as error:
+        raise DataError([f"arguments: {error}"]) from error
+    return InferenceArguments(*groups, run=run)
+
+
+def _show(found: Any, as_json: bool, quiet: bool) -> None:
+    from groundtune.commands.terminal import print_comparison
+    from groundtune.comparison_page import as_json as json_of
+
+    if as_json:
+        print(json_of(found.to_dict()), end="")
+        return
+    for comparison in found.comparisons:
+        print_comparison(comparison)
+    if quiet:
+        return
+    print(f"An answer is right if {found.right}.")
+    print(*found.notes, f"Report: {found.output_dir / 'evaluation.html'}", sep="\n")

@@ -1,0 +1,108 @@
+"""What the commands share at the terminal: a parser that is brief about errors, quiet and JSON, progress, tables."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from groundtune.parsing import light_parser
+
+if TYPE_CHECKING:
+    from groundtune.comparison import Comparison
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """`--quiet` and `--json`."""
+    section = parser.add_argument_group("output")
+    for flag, text in (
+        ("--quiet", "No progress and no notes; results and problems only."),
+        ("--json", "The result as one JSON object on standard output, and nothing else."),
+    ):
+        section.add_argument(flag, action="store_true", default=False, help=text)
+
+
+def data_parser(command: str, usage: str, description: str, example: str) -> argparse.ArgumentParser:
+    """The parser of a command that makes data; what is not given is None."""
+    parser = light_parser(f"groundtune {command}", usage, description, f"example:\n  {example}")
+    parser.argument_default = None
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of arguments; flags after it win")
+    return parser
+
+
+def be_quiet() -> None:
+    """Warnings still come."""
+    logging.getLogger("groundtune").setLevel(logging.WARNING)
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as of_transformers
+
+        of_transformers.disable_progress_bar()
+
+
+def show(summary: Mapping[str, Any], table: Any, notes: Sequence[str], arguments: argparse.Namespace) -> None:
+    """What a command that makes data has done: a table and notes, or the summary as JSON; --quiet leaves the notes."""
+    from rich.console import Console
+
+    if arguments.json:
+        from groundtune.comparison_page import as_json
+
+        print(as_json({**summary, "notes": list(notes)}), end="")
+        return
+    console = Console()
+    if not arguments.quiet:
+        console.print(table)
+    for note in notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """The table, a sentence for each system, the outcomes, and what failed."""
+    from rich.console import Console
+
+    from groundtune.comparison_page import comparison_table, failures, outcomes_table
+
+    console = Console()
+    console.print(comparison_table(comparison))
+    for name in comparison.others:
+        console.print(comparison.verdict(name), highlight=False, markup=False)
+    if (outcomes := outcomes_table(comparison)) is not None:
+        console.print(outcomes)
+    for line in failures(comparison):
+        console.print(line, style="yellow", markup=False)
+
+
+class Bars:
+    """A bar with the time left for each thing that is done, on standard error; none where `shown` is False."""
+
+    def __init__(self, shown: bool) -> None:
+        from rich import progress as rich
+        from rich.console import Console
+
+        columns = (
+            rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(),
+            rich.TimeElapsedColumn(), rich.TextColumn("left"), rich.TimeRemainingColumn(),
+        )  # fmt: skip
+        self.live = rich.Progress(*columns, console=Console(stderr=True), disable=not shown)
+        self.tasks: dict[str, Any] = {}
+
+    def begin(self, what: str, total: int | None) -> Callable[[int], None]:
+        """A function that is told how many more are done."""
+        self.at(what, 0, total)
+        return lambda done: self.live.advance(self.tasks[what], done)
+
+    def at(self, what: str, done: int, total: int | None) -> None:
+        """So many are `done`, of `total` if that is known."""
+        if what not in self.tasks:
+            self.tasks[what] = self.live.add_task(what, total=total)
+        self.live.update(self.tasks[what], completed=done, total=total)
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Bars]:
+    """Bars for as long as something is done."""
+    bars = Bars(not quiet)
+    with bars.live:
+        yield bars

@@ -1,0 +1,272 @@
+"""The recipe of `groundtune evaluate`: examples, documents, retriever, prompts, answers, judges, outcomes, page.
+
+Training and this recipe share the retriever, the prompts, the generation and the scores: a run's adapter gets the
+numbers here that its training reported.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from groundtune.answering import Answer, Asked, answer_by_chat, answer_by_completions, answer_here
+from groundtune.arguments import DataArguments
+from groundtune.checks import ERROR, WARNING, check_texts, counts, read_dataset
+from groundtune.comparison import Comparison, compare
+from groundtune.comparison_page import as_json, failures, write_comparisons
+from groundtune.durable import disk_errors
+from groundtune.files import DataError, write_text
+from groundtune.inference_arguments import SEARCHED, SERVER, InferenceArguments
+from groundtune.judge import JudgePrompt, judged, read_judge_prompts
+from groundtune.opening import base_of, computes_in_bf16, open_judge, open_model, open_questions, open_untouched
+from groundtune.outcomes import Rightness, outcome_counts, with_outcomes
+from groundtune.predictions import Evaluation, evaluation_of, write_predictions
+from groundtune.record import run_record
+from groundtune.remembered import changed_inputs
+from groundtune.schema import Document, Example
+from groundtune.train import spread
+
+MODEL = "model"  # the system that was asked about; in --with_base it is compared with:
+BASE = "base"
+OnProgress = Callable[[str, int], Callable[[int], None]]  # (what, how many) -> a function told of each that is done
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What `evaluate` found: the evaluations by context and system, and how they compare."""
+
+    evaluations: dict[str, dict[str, Evaluation]]
+    comparisons: list[Comparison]
+    right: Rightness
+    notes: list[str]
+    output_dir: Path
+
+    @property
+    def failures(self) -> list[str]:
+        """How many answers and judgements failed, of how many, in words; empty if none did."""
+        return list(dict.fromkeys(line for comparison in self.comparisons for line in failures(comparison)))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "output_dir": str(self.output_dir),
+            "right": str(self.right),
+            "notes": self.notes,
+            "failures": self.failures,
+            "evaluations": {
+                context: {
+                    name: {**evaluation.to_dict(), "outcomes": outcome_counts(evaluation.predictions)}
+                    for name, evaluation in by_system.items()
+                }
+                for context, by_system in self.evaluations.items()
+            },
+            "comparisons": [comparison.to_dict() for comparison in self.comparisons],
+        }
+
+
+def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluated:
+    """Answer the examples in every context, score, judge, and write it all to `output_dir`.
+
+    Raises `DataError` with every problem of arguments and data before any model is loaded; `ModelError` if a model
+    cannot be loaded, and `EndpointError` if a server cannot be used.
+    """
+    durations: dict[str, float] = {}
+    if problems := arguments.check():
+        raise DataError(problems)
+    judges = read_judge_prompts(arguments.judge.judge_prompt) if arguments.judge.judge else []
+    right = Rightness(arguments.answers.right_metric, arguments.answers.right_threshold)
+    _check_right(right, judges)
+    examples, documents, notes = _read(arguments)
+    notes += _changed(arguments)
+    asked, tokenizer = open_questions(arguments, examples, documents)
+    _probe(arguments)
+    output_dir = _output_dir(arguments)
+
+    evaluations: dict[str, dict[str, Evaluation]] = {one.context: {} for one in asked}
+    for name, answer in _answerers(arguments, asked, tokenizer):
+        for one in asked:
+            begin = time.perf_counter()
+            evaluations[one.context][name] = answer(
+                one, on_progress(f"{name} answers, {one.context}", len(one.examples))
+            )
+            durations[f"{name}, {one.context}"] = round(time.perf_counter() - begin, 3)
+        del answer  # and with it the model, before the next one is loaded
+    with disk_errors(output_dir):  # before they are judged: should the judge fail, no answer is lost
+        _write_predictions(output_dir, evaluations)
+    evaluations = _judge(arguments, judges, evaluations, on_progress, durations)
+    evaluations = {context: _with_outcomes(by_system, right) for context, by_system in evaluations.items()}
+
+    found = Evaluated(evaluations, _comparisons(evaluations, arguments.name), right, notes, output_dir)
+    with disk_errors(output_dir):
+        _write(found, arguments, judges, durations)
+    return found
+
+
+def _answerers(arguments: InferenceArguments, asked: Sequence[Asked], tokenizer: Any) -> Iterator[tuple[str, Answer]]:
+    """Each system's name and what answers for it; a model is loaded when its turn comes."""
+    if arguments.api != "here":
+        by = answer_by_chat if arguments.api == "chat" else answer_by_completions
+        yield MODEL, by(arguments.generator_endpoint())
+        return
+    bf16, base, with_base = computes_in_bf16(arguments), base_of(arguments), arguments.answers.with_base
+    if with_base and not base and "model_name_or_path" not in arguments.run:
+        name = arguments.model.model_name_or_path
+        raise DataError([f"--with_base: {name} is no adapter, and no run.json in it names the model it was tuned from"])
+    prompt, pad_id = asked[0].evaluator.prompt, tokenizer.pad_token_id
+    model = open_model(arguments, prompt, pad_id)
+    yield MODEL, answer_here(model, bf16)
+    if with_base and base:
+        yield BASE, answer_here(model, bf16, without_adapter=True)
+    elif with_base:
+        del model
+        yield BASE, answer_here(open_untouched(arguments, prompt, pad_id), bf16)
+
+
+def _probe(arguments: InferenceArguments) -> None:
+    """One word from a judge on a server: a wrong address or key is said before hours of work, and not after."""
+    if arguments.judge.judge.startswith(SERVER):
+        arguments.judge_endpoint().complete([[{"role": "user", "content": "Answer with one word: are you there?"}]], 8)
+
+
+def _judge(
+    arguments: InferenceArguments,
+    prompts: Sequence[JudgePrompt],
+    evaluations: dict[str, dict[str, Evaluation]],
+    on_progress: OnProgress,
+    durations: dict[str, float],
+) -> dict[str, dict[str, Evaluation]]:
+    """Every evaluation with the scores of every judge prompt; the judge is loaded once."""
+    if not prompts:
+        return evaluations
+    begin = time.perf_counter()
+    complete = open_judge(arguments)
+    found: dict[str, dict[str, Evaluation]] = {}
+    for context, by_system in evaluations.items():
+        for name, evaluation in by_system.items():
+            predictions = evaluation.predictions
+            for prompt in prompts:
+                on_done = on_progress(f"judge: {prompt.name} of {name}, {context}", len(predictions))
+                predictions = judged(predictions, prompt, complete, arguments.judge.judge_max_new_tokens, on_done)
+            found.setdefault(context, {})[name] = evaluation_of(predictions, arguments.evaluation.bootstrap_samples)
+    durations["judge"] = round(time.perf_counter() - begin, 3)
+    return found
+
+
+def _check_right(right: Rightness, judges: Sequence[JudgePrompt]) -> None:
+    names = [f"judge/{prompt.name}" for prompt in judges]
+    if right.metric.startswith("judge/") and right.metric not in names:
+        raise DataError([f"--right_metric: {right.metric} is not judged; --judge_prompt gives {', '.join(names)}"])
+
+
+def _read(arguments: InferenceArguments) -> tuple[list[Example], list[Document], list[str]]:
+    """Examples, documents where a context needs them, and the warnings about either, counted.
+
+    Raises `DataError` with all that is wrong with both files.
+    """
+    searches = any(context in SEARCHED for context in arguments.contexts)
+    documents = arguments.data.full_dataset_file_path if searches else ""
+    dataset = read_dataset(DataArguments(eval_file=arguments.data.eval_file, full_dataset_file_path=documents))
+    findings = check_texts(dataset)
+    if errors := [str(finding) for finding in findings if finding.severity == ERROR]:
+        raise DataError(errors)
+    notes = counts(finding for finding in findings if finding.severity == WARNING)
+    return spread(dataset.examples["eval"], arguments.evaluation.eval_max_samples), dataset.documents, notes
+
+
+def _changed(arguments: InferenceArguments) -> list[str]:
+    """Files that this evaluation takes from the run, and that are no longer what the run had read."""
+    paths = {
+        name: path
+        for name in ("full_dataset_file_path", "eval_file")
+        if (path := getattr(arguments.data, name)) and path == arguments.run.get(name)
+    }
+    return changed_inputs(arguments.model.model_name_or_path, paths)
+
+
+def _with_outcomes(by_system: dict[str, Evaluation], right: Rightness) -> dict[str, Evaluation]:
+    return {
+        name: replace(evaluation, predictions=tuple(with_outcomes(evaluation.predictions, right)))
+        for name, evaluation in by_system.items()
+    }
+
+
+def _comparisons(evaluations: dict[str, dict[str, Evaluation]], name: str) -> list[Comparison]:
+    """With a base, the model against it in each context; and where there are several contexts, they with each other."""
+    comparisons = []
+    for context, by_system in evaluations.items():
+        if BASE in by_system:
+            systems = {f"{name}, untouched": by_system[BASE], name: by_system[MODEL]}
+            comparisons.append(compare(f"Context: {context}", {n: e.predictions for n, e in systems.items()}))
+    if len(evaluations) > 1 or not comparisons:
+        first = sorted(evaluations, key=lambda context: context != "retrieved")  # what the others are measured against
+        title = f"{name}: what it reads" if len(evaluations) > 1 else f"{name}: {first[0]}"
+        comparisons.append(compare(title, {context: evaluations[context][MODEL].predictions for context in first}))
+    return comparisons
+
+
+def _output_dir(arguments: InferenceArguments) -> Path:
+    """The folder for the results, made now: one that cannot be made is said before hours of work, and not after."""
+    folder = Path("runs") / f"evaluate-{arguments.name}"
+    if arguments.run and arguments.api == "here":
+        folder = Path(arguments.model.model_name_or_path) / "evaluation"
+    folder = Path(arguments.answers.output_dir or folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError([f"--output_dir: {folder} cannot be made ({error.strerror}); name another folder"]) from error
+    return folder
+
+
+def _write_predictions(folder: Path, evaluations: dict[str, dict[str, Evaluation]]) -> None:
+    for context, by_system in evaluations.items():
+        for name, evaluation in by_system.items():
+            file = f"{context}.jsonl" if name == MODEL else f"{context}_{name}.jsonl"
+            write_predictions(folder / "predictions" / file, evaluation)
+
+
+def _write(
+    found: Evaluated, arguments: InferenceArguments, judges: Sequence[JudgePrompt], durations: dict[str, float]
+) -> None:
+    """predictions/CONTEXT.jsonl, the judges' prompts, metrics.json, run.json, and the page."""
+    folder = found.output_dir
+    _write_predictions(folder, found.evaluations)
+    for prompt in judges:
+        write_text(folder / f"judge_{prompt.name}.txt", prompt.text)
+    groups = ("data", "retrieval", "prompt", "model", "evaluation", "generator", "judge", "answers")
+    files = {name: path for name in ("eval_file", "full_dataset_file_path") if (path := getattr(arguments.data, name))}
+    record = run_record({name: asdict(getattr(arguments, name)) for name in groups}, files, durations, seed=0)
+    write_text(folder / "run.json", as_json(record))
+    write_text(folder / "metrics.json", as_json(found.to_dict()))
+    write_comparisons(
+        folder / "evaluation.html",
+        "evaluation",
+        arguments.name,
+        found.comparisons,
+        facts(arguments, found.right),
+        [*found.notes, *found.failures],
+        record,
+    )
+
+
+def facts(arguments: InferenceArguments, right: Rightness) -> dict[str, str]:
+    """What answered what, in a few words each."""
+    retrieval, generator = arguments.retrieval, arguments.generator
+    how = {
+        "here": "written here, read by the model here",
+        "completions": f"written here, sent as token ids to {generator.generator}/completions",
+        "chat": f"messages sent to {generator.generator}/chat/completions; the server's template wrote the prompt",
+    }
+    embedding = retrieval.eval_embedding_model or retrieval.embedding_model
+    shown = {
+        "Model": generator.generator_model or arguments.model.model_name_or_path,
+        "Prompt": how[arguments.api],
+        "Questions": arguments.data.eval_file,
+        "Documents": arguments.data.full_dataset_file_path,
+        "Retriever": f"{retrieval.retriever} {embedding}, {retrieval.eval_num_to_retrieve} passages a question",
+        "Contexts": ", ".join(arguments.contexts),
+        "An answer is right if": str(right),
+        "Judge": arguments.judge.judge_model or arguments.judge.judge,
+    }
+    return {name: value for name, value in shown.items() if value}

@@ -1,0 +1,76 @@
+"""Argument groups <-> flags of argparse, and how a help text shows them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import Any
+
+HELP_WIDTH = 110  # whatever the terminal's: the help of training is generated once
+
+
+class FlagFormatter(argparse.HelpFormatter):
+    """One spelling of each flag, its kind of value, and its default where there is one to speak of."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.dest == "help":
+            return super()._format_action_invocation(action)
+        spelling = next((s for s in action.option_strings if "-" not in s[2:]), action.option_strings[-1])
+        if action.choices or action.nargs == 0:
+            value = "" if action.nargs == 0 else "{" + ",".join(map(str, action.choices)) + "}"
+        else:
+            value = "[true|false]" if action.nargs == "?" else "VALUE ..." if action.nargs == "+" else "VALUE"
+        return f"{spelling} {value}".strip()
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        speaks_of_it = "efault" in (action.help or "") or action.default in (None, "", argparse.SUPPRESS, [])
+        return action.help if speaks_of_it or not action.option_strings else f"{action.help} (default: %(default)s)"
+
+
+def add_group(
+    parser: argparse.ArgumentParser, group: type, names: Sequence[str], helps: Mapping[str, str] | None = None
+) -> None:
+    """Those fields of an argument group as flags, absent from the result unless given.
+
+    `helps` has the text of those that mean something else here than in training.
+    """
+    section = parser.add_argument_group(group._argument_group_name)
+    for field in fields(group):
+        if field.name in names:
+            text = (helps or {}).get(field.name) or _help_with_default(field)
+            section.add_argument(f"--{field.name}", help=text, **_argparse_options(group, field))
+
+
+def filled(group: type, values: Mapping[str, Any]) -> Any:
+    """An argument group with those of `values` that are its fields; the others keep their defaults."""
+    return group(**{field.name: values[field.name] for field in fields(group) if field.name in values})
+
+
+def _argparse_options(group: type, field: Any) -> dict[str, Any]:
+    """What HfArgumentParser makes of the few types that our own groups have."""
+    # Not `field.type`: HfArgumentParser puts classes there, for those groups that it has seen.
+    kind = group.__annotations__[field.name].removesuffix(" | None")
+    if kind == "bool":
+        return {"type": _true_or_false, "nargs": "?", "const": True, "metavar": "true|false"}
+    if kind == "list[str]":
+        return {"nargs": "+", "metavar": "NAME"}
+    choices = field.metadata.get("choices")
+    convert, metavar = {"str": (str, "TEXT"), "int": (int, "N"), "float": (float, "X")}[kind]
+    return {"type": convert, **({"choices": choices} if choices else {"metavar": metavar})}
+
+
+def _help_with_default(field: Any) -> str:
+    default = field.default_factory() if field.default is MISSING else field.default
+    if default in (None, ""):
+        return field.metadata["help"]
+    shown = " ".join(default) if isinstance(default, list) else default
+    return f"{field.metadata['help']} (default: {str(shown).lower() if isinstance(shown, bool) else shown})"
+
+
+def _true_or_false(text: str) -> bool:
+    if text.lower() in ("true", "yes", "1", "t", "y"):
+        return True
+    if text.lower() in ("false", "no", "0", "f", "n"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")

@@ -1,0 +1,258 @@
+"""The arguments of evaluating, asking and judging; those of data, retrieval, prompt and model are training's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from groundtune.arguments import (
+    DataArguments,
+    EvaluationArguments,
+    ModelArguments,
+    PromptArguments,
+    RetrievalArguments,
+    argument,
+    check_loading,
+    check_model_name,
+    check_retrieval,
+)
+from groundtune.endpoint import Endpoint
+from groundtune.passages import CONTEXTS
+
+SERVER = "openai:"
+SEARCHED = ("retrieved", "gold_and_distractors")  # the contexts that need a retriever
+
+
+@dataclass
+class GeneratorArguments:
+    """Who answers."""
+
+    _argument_group_name = "generator"
+
+    generator: str = argument(
+        "",
+        "openai:URL, an OpenAI-compatible server such as openai:http://localhost:8000/v1, answers instead of the "
+        "model here. Its key is read from the environment: GROUNDTUNE_API_KEY, else OPENAI_API_KEY.",
+    )
+    generator_model: str = argument("", "The model's name on that server.")
+    generator_api: str = argument(
+        "",
+        "completions: the server gets the prompt as it is written here, as the token ids of MODEL's tokenizer. "
+        "chat: it gets messages, and writes the prompt itself. Default: completions if MODEL is given, else chat.",
+        ["completions", "chat"],
+    )
+    generator_options: str = argument(
+        "", 'Fields for every request, as JSON; null takes one of ours out: {"max_tokens": null, "seed": 1}.'
+    )
+    endpoint_concurrency: int = argument(8, "Requests to a server at once.")
+    endpoint_retries: int = argument(5, "How often a request that failed is sent again, after growing waits.")
+    endpoint_timeout: float = argument(120.0, "Seconds after which a request has failed.")
+
+
+@dataclass
+class JudgeArguments:
+    """A language model that grades the answers."""
+
+    _argument_group_name = "judge"
+
+    judge: str = argument(
+        "", "Who grades the answers: openai:URL, or a model folder or hub name that is loaded here. Empty: nobody."
+    )
+    judge_model: str = argument("", "The judge's name on the server.")
+    judge_prompt: list[str] = argument(
+        ["correctness"],
+        "What is graded: correctness (against the gold answer), faithfulness (to the passages), or your own text "
+        "file. The prompts that were used are written to --output_dir: copy one and edit it.",
+    )
+    judge_options: str = argument("", "As --generator_options, for the judge.")
+    judge_max_new_tokens: int = argument(300, "Longest judgement in tokens.")
+
+
+@dataclass
+class AnswerArguments:
+    """What is answered from, and when an answer counts as right."""
+
+    _argument_group_name = "answers"
+
+    contexts: str = argument(
+        "retrieved",
+        "What the model reads, separated by commas, or all: closed_book (no passage), retrieved (end to end), gold, "
+        "gold_and_distractors (gold first, then hard negatives and retrieved passages).",
+    )
+    closed_book_instruction: str = argument(
+        "Answer the user's question.", "The sentence that opens a prompt without passages."
+    )
+    with_base: bool = argument(
+        False, "Evaluate the model before its training too, on the same prompts; needs an adapter or a run's folder."
+    )
+    right_metric: str = argument("generation/f1", "The score that decides whether an answer counts as right.")
+    right_threshold: float = argument(0.5, "An answer is right if that score is at least so high.")
+    per_device_eval_batch_size: int = argument(8, "Questions answered at once on this machine.")
+    bf16: bool | None = argument(None, "Compute in bfloat16. Default: wherever the hardware does so itself.")
+    output_dir: str = argument(
+        "", "Folder for metrics, predictions and the report. Default: `evaluation` in a run's folder, else runs/NAME."
+    )
+
+
+GROUPS = (
+    DataArguments,
+    RetrievalArguments,
+    PromptArguments,
+    ModelArguments,
+    EvaluationArguments,
+    GeneratorArguments,
+    JudgeArguments,
+    AnswerArguments,
+)
+
+
+@dataclass(frozen=True)
+class InferenceArguments:
+    """All arguments of `groundtune evaluate` and `ask`; `model.model_name_or_path` is MODEL.
+
+    `run` are the flat arguments of the run that made MODEL, empty if no run did.
+    """
+
+    data: DataArguments
+    retrieval: RetrievalArguments
+    prompt: PromptArguments
+    model: ModelArguments
+    evaluation: EvaluationArguments
+    generator: GeneratorArguments
+    judge: JudgeArguments
+    answers: AnswerArguments
+    run: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What answers, in a word for people."""
+        return self.generator.generator_model or Path(self.model.model_name_or_path).name
+
+    @property
+    def contexts(self) -> list[str]:
+        named = [name.strip() for name in self.answers.contexts.split(",")]
+        return list(CONTEXTS) if named == ["all"] else list(dict.fromkeys(named))
+
+    @property
+    def api(self) -> str:
+        """`here`, `completions` or `chat`."""
+        if not self.generator.generator:
+            return "here"
+        return self.generator.generator_api or ("completions" if self.model.model_name_or_path else "chat")
+
+    def generator_endpoint(self) -> Endpoint:
+        g = self.generator
+        return self._endpoint(g.generator, g.generator_model, g.generator_options)
+
+    def judge_endpoint(self) -> Endpoint:
+        j = self.judge
+        return self._endpoint(j.judge, j.judge_model, j.judge_options)
+
+    def _endpoint(self, address: str, model: str, options: str) -> Endpoint:
+        g = self.generator
+        return Endpoint(
+            address.removeprefix(SERVER), model, json.loads(options or "{}"), g.endpoint_concurrency,
+            g.endpoint_retries, g.endpoint_timeout,
+        )  # fmt: skip
+
+    def check(self, has_examples: bool = True) -> list[str]:
+        """Every problem that can be seen without reading data or loading a model, one line each; empty if none.
+
+        `has_examples`: whether the examples of --eval_file are answered, or somebody's questions.
+        """
+        files = self._check_files(has_examples)
+        return [*files, *self._check_who(), *self._check_judge(), *self._check_numbers()]
+
+    def _check_files(self, has_examples: bool) -> list[str]:
+        data, problems = self.data, []
+        searches = any(context in SEARCHED for context in self.contexts)
+        if has_examples and not data.eval_file:
+            problems.append("--eval_file: missing; name a file of examples (.jsonl)")
+        if searches and not data.full_dataset_file_path:
+            problems.append(
+                "--full_dataset_file_path: missing; name the document database, or leave "
+                f"{' and '.join(SEARCHED)} out of --contexts"
+            )
+        for name in ("eval_file", "full_dataset_file_path")[not has_examples :]:
+            if (path := getattr(data, name)) and not Path(path).is_file():
+                problems.append(f"--{name}: no such file: {path}; give the path of an existing file")
+        unknown = [context for context in self.contexts if context not in CONTEXTS]
+        if unknown:
+            problems.append(f"--contexts: unknown: {', '.join(unknown)}; choose from {', '.join(CONTEXTS)}, or all")
+        return problems + (check_retrieval(self.retrieval, "sft") if searches else [])
+
+    def _check_who(self) -> list[str]:
+        name, problems = self.model.model_name_or_path, []
+        if self.api == "here" and not name:
+            problems.append("MODEL: missing; name a folder or hub model, or a server with --generator openai:URL")
+        if self.api == "completions" and not name:
+            problems.append("--generator_api completions: needs MODEL, whose tokenizer writes the prompt; or use chat")
+        problems += [problem.removeprefix("--") for problem in check_model_name("MODEL", name)]
+        if self.api == "here":
+            # An adapter's folder holds no GGUF file; its base does.
+            problems += check_loading(replace(self.model, use_peft=True, gguf_file=None))
+        if self.generator.generator:
+            problems += _check_server("generator", self.generator.generator, self.generator.generator_options)
+            if not problems:
+                problems += self.generator_endpoint().check("generator")
+            if self.answers.with_base:
+                problems.append("--with_base: a server has one model; evaluate the other by itself, then compare")
+        return problems
+
+    def _check_judge(self) -> list[str]:
+        from groundtune.metrics import METRICS  # here, for it takes numpy, and -h is to come at once
+
+        judge, problems = self.judge, []
+        known = [name for name in METRICS if "@" not in name and "*" not in name]
+        if self.answers.right_metric not in known and not self.answers.right_metric.startswith("judge/"):
+            problems.append(f"--right_metric: {self.answers.right_metric} is unknown; choose from {', '.join(known)}")
+        if self.answers.right_metric.startswith("judge/") and not judge.judge:
+            problems.append(f"--right_metric: {self.answers.right_metric} needs a judge; name one with --judge")
+        if judge.judge.startswith(SERVER):
+            problems += _check_server("judge", judge.judge, judge.judge_options)
+            if not problems:
+                problems += self.judge_endpoint().check("judge")
+        elif judge.judge:
+            problems += check_model_name("judge", judge.judge)
+        return problems
+
+    def _check_numbers(self) -> list[str]:
+        least = [
+            (self.data, "max_seq_length", 16),
+            (self.retrieval, "eval_num_to_retrieve", 1),
+            (self.retrieval, "embedding_batch_size", 1),
+            (self.evaluation, "max_new_tokens", 1),
+            (self.evaluation, "bootstrap_samples", 100),
+            (self.evaluation, "eval_max_samples", 0),
+            (self.generator, "endpoint_concurrency", 1),
+            (self.generator, "endpoint_retries", 0),
+            (self.generator, "endpoint_timeout", 0.001),
+            (self.judge, "judge_max_new_tokens", 1),
+            (self.answers, "per_device_eval_batch_size", 1),
+        ]
+        problems = [
+            f"--{name}: {getattr(group, name)} is too small; the least is {smallest}"
+            for group, name, smallest in least
+            if getattr(group, name) < smallest
+        ]
+        if self.evaluation.max_new_tokens >= self.data.max_seq_length:
+            problems.append(
+                f"--max_new_tokens: {self.evaluation.max_new_tokens} leaves no room for a prompt in "
+                f"--max_seq_length {self.data.max_seq_length}"
+            )
+        return problems
+
+
+def _check_server(flag: str, value: str, options: str) -> list[str]:
+    problems = []
+    if not value.startswith(SERVER):
+        problems.append(f"--{flag}: {value!r} is no server; write openai:URL, as in openai:http://localhost:8000/v1")
+    try:
+        if not isinstance(json.loads(options or "{}"), dict):
+            raise ValueError("it is no object")
+    except ValueError as error:
+        problems.append(f'--{flag}_options: not a JSON object ({error}); as in {{"seed": 1}}')
+    return problems

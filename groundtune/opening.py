@@ -1,0 +1,202 @@
+"""Arguments -> what is asked and who answers: prompts, retriever, tokenizer, model or adapter on its base, judge."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from groundtune.answering import Asked, LocalModel
+from groundtune.arguments import ModelArguments, PromptArguments
+from groundtune.evaluation import EndToEndEvaluator
+from groundtune.inference_arguments import SEARCHED, SERVER, InferenceArguments
+from groundtune.lora import fuse
+from groundtune.models import ModelError, computes_bf16, load_model, load_tokenizer, why_not_loaded
+from groundtune.prompt import Prompt, make_prompt
+from groundtune.retrieval import Retriever, retrieve
+from groundtune.schema import Document, Example
+from groundtune.train import make_retriever
+
+
+def open_retriever(arguments: InferenceArguments, documents: list[Document]) -> Retriever:
+    """The retriever of the arguments, over all documents."""
+    data, retrieval = arguments.data, arguments.retrieval
+    folder = Path(data.full_dataset_index_path or Path(data.full_dataset_file_path).parent / "index")
+    return make_retriever(retrieval.eval_embedding_model or retrieval.embedding_model, retrieval, documents, folder)
+
+
+def open_questions(
+    arguments: InferenceArguments, examples: list[Example], documents: list[Document]
+) -> tuple[list[Asked], Any | None]:
+    """The questions of each context with what was retrieved and, where a tokenizer is known, their prompts.
+
+    Raises `DataError` for questions too long to be answered, `ModelError` without tokenizer or embedding model.
+    """
+    tokenizer = None
+    if arguments.api != "chat":
+        tokenizer = open_tokenizer(arguments)
+    hits, seconds = [()] * len(examples), 0.0
+    if any(context in SEARCHED for context in arguments.contexts):
+        retriever = open_retriever(arguments, documents)
+        begin = time.perf_counter()
+        k, history = arguments.retrieval.eval_num_to_retrieve, arguments.retrieval.query_history
+        hits = retrieve(retriever, examples, k, history)
+        seconds = time.perf_counter() - begin
+    return [_asked(arguments, context, examples, hits, seconds, tokenizer) for context in arguments.contexts], tokenizer
+
+
+def _instruction(arguments: InferenceArguments, context: str) -> str:
+    """The sentence that opens a prompt: the usual one speaks of passages."""
+    return arguments.answers.closed_book_instruction if context == "closed_book" else arguments.prompt.instruction
+
+
+def _asked(
+    arguments: InferenceArguments, context: str, examples: list[Example], hits: Any, seconds: float, tokenizer: Any
+) -> Asked:
+    instruction, evaluation = _instruction(arguments, context), arguments.evaluation
+    evaluator = None
+    if tokenizer is not None:
+        evaluator = EndToEndEvaluator(
+            name=context,
+            examples=examples,
+            hits=hits,
+            prompt=make_prompt(tokenizer, replace(arguments.prompt, instruction=instruction)),
+            pad_id=tokenizer.pad_token_id,
+            max_length=arguments.data.max_seq_length,
+            max_new_tokens=evaluation.max_new_tokens,
+            batch_size=arguments.answers.per_device_eval_batch_size,
+            retrieval_seconds=seconds,
+            bootstrap_samples=evaluation.bootstrap_samples,
+            context=context,
+        )
+    new, samples = evaluation.max_new_tokens, evaluation.bootstrap_samples
+    return Asked(context, examples, hits, instruction, new, seconds, samples, evaluator)
+
+
+def computes_in_bf16(arguments: InferenceArguments) -> bool:
+    """What `--bf16` says, else what the hardware does."""
+    return computes_bf16() if arguments.answers.bf16 is None else arguments.answers.bf16
+
+
+def open_tokenizer(arguments: InferenceArguments) -> Any:
+    """The tokenizer of MODEL; raises `ModelError`."""
+    base = base_of(arguments)
+    return _load_tokenizer(_as_saved(arguments, base), base)
+
+
+def open_model(arguments: InferenceArguments, prompt: Prompt, pad_id: int) -> Any:
+    """MODEL ready to answer: an adapter comes on its base.
+
+    Its weights have the type in which training evaluated them, else the smallest that is computed here. Raises
+    `ModelError` if anything cannot be loaded, or any weight is missing.
+    """
+    base, bf16 = base_of(arguments), computes_in_bf16(arguments)
+    model = replace(_as_saved(arguments, base), dtype=_weights_type(arguments))
+    return _load(model, base, prompt, pad_id, bf16)
+
+
+def open_untouched(arguments: InferenceArguments, prompt: Prompt, pad_id: int) -> Any:
+    """The model that the run of MODEL began with; raises `ModelError`."""
+    untouched = arguments.run["model_name_or_path"]
+    model = replace(arguments.model, model_name_or_path=untouched, dtype=_weights_type(arguments))
+    return _load(model, "", prompt, pad_id, computes_in_bf16(arguments))
+
+
+def open_judge(arguments: InferenceArguments) -> Callable[..., list]:
+    """`complete` of the server or model that grades; raises `ModelError`."""
+    if arguments.judge.judge.startswith(SERVER):
+        return arguments.judge_endpoint().complete
+    bf16 = computes_in_bf16(arguments)
+    model = ModelArguments(model_name_or_path=arguments.judge.judge, dtype="bfloat16" if bf16 else "float32")
+    base = adapter_base(model)
+    tokenizer = _load_tokenizer(model, base)
+    prompt = make_prompt(tokenizer, PromptArguments())
+    return LocalModel(_load(model, base, prompt, tokenizer.pad_token_id, bf16), tokenizer, bf16).complete
+
+
+def base_of(arguments: InferenceArguments) -> str:
+    """The base of MODEL's adapter, empty if it is none; a name that leads nowhere from here is the run's to know."""
+    base = adapter_base(arguments.model)
+    known = arguments.run.get("model_name_or_path", "")
+    return known if base and not Path(base).exists() and Path(known).is_dir() else base
+
+
+def adapter_base(model: ModelArguments) -> str:
+    """The base model of an adapter (folder or hub name) as its configuration names it; empty if it is no adapter."""
+    from transformers.utils import find_adapter_config_file
+
+    folder = Path(model.model_name_or_path)
+    if (folder / "config.json").is_file():
+        return ""
+    try:
+        path = find_adapter_config_file(model.model_name_or_path, revision=model.model_revision)
+        name = json.loads(Path(path).read_text("utf-8"))["base_model_name_or_path"] if path else ""
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{folder}: adapter_config.json names no base_model_name_or_path; add it") from error
+    except (OSError, ValueError):  # no such model: loading it says so, with the ways out
+        return ""
+    return name or ""
+
+
+def _as_saved(arguments: InferenceArguments, base: str) -> ModelArguments:
+    """What a run saves in full is no GGUF file, and no revision of a hub model, whatever it began with."""
+    saved_in_full = arguments.run and not base
+    return replace(arguments.model, gguf_file=None, model_revision=None) if saved_in_full else arguments.model
+
+
+def _weights_type(arguments: InferenceArguments) -> str:
+    if arguments.model.dtype != "auto":
+        return arguments.model.dtype
+    trained_in_full = arguments.run and not arguments.run.get("use_peft")
+    return "bfloat16" if computes_in_bf16(arguments) and not trained_in_full else "float32"
+
+
+def _load_tokenizer(model: ModelArguments, base: str) -> Any:
+    """An adapter that was saved without a tokenizer has its base's."""
+    if not base:
+        return load_tokenizer(model)
+    try:
+        return load_tokenizer(replace(model, gguf_file=None, model_revision=_revisions(model)[0]))
+    except ModelError:
+        return load_tokenizer(replace(model, model_name_or_path=base, model_revision=_revisions(model)[1]))
+
+
+def _revisions(model: ModelArguments) -> tuple[str | None, str | None]:
+    """Of the adapter and of its base: a local adapter has none, so what is given is its base's."""
+    if Path(model.model_name_or_path).is_dir():
+        return None, model.model_revision
+    return model.model_revision, None
+
+
+def _load(model: ModelArguments, base: str, prompt: Prompt, pad_id: int, bf16: bool) -> Any:
+    settings = {"bf16": bf16, "stop_ids": prompt.stop_ids, "pad_id": pad_id}
+    if not base:
+        return load_model(replace(model, use_peft=False), **settings).eval()
+    of_adapter, of_base = _revisions(model)
+    on = replace(model, model_name_or_path=base, model_revision=of_base, use_peft=False)
+    return _with_adapter(load_model(on, **settings), model.model_name_or_path, of_adapter).eval()
+
+
+def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
+    from peft import PeftModel
+    from peft.utils import get_peft_model_state_dict, load_peft_weights
+
+    where = {"revision": revision} if revision else {}
+    try:
+        saved = set(load_peft_weights(adapter, device="cpu", **where))
+        adapted = PeftModel.from_pretrained(model, adapter, **where)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = why_not_loaded(error)
+        raise ModelError(f"{adapter}: cannot load the adapter on {model.config.name_or_path}: {reason}") from error
+    # PEFT only warns, and an adapter of which half is missing answers nearly like the base model.
+    missing = sorted(set(get_peft_model_state_dict(adapted, save_embedding_layers=False)) - saved)
+    if missing:
+        raise ModelError(
+            f"{adapter}: {len(missing)} of the adapter's weights are missing: {', '.join(missing[:3])} ...; "
+            f"was it trained on {model.config.name_or_path}?"
+        )
+    fuse(adapted)  # as in training, or rounding differs
+    return adapted

@@ -1,0 +1,244 @@
+"""Words of a command line -> arguments: flags, a YAML or JSON file, and the spellings of earlier days.
+
+The arguments of training go through transformers' HfArgumentParser, which takes seconds to import; those of the other
+commands through argparse alone, from the same dataclasses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NoReturn
+
+from groundtune.arguments import GROUPS, Arguments
+from groundtune.config import read_config, split_files
+from groundtune.files import DataError
+from groundtune.flags import HELP_WIDTH, FlagFormatter
+
+# Flags as they were once spelt -> today's. A share of the steps and a number of steps are one flag today.
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps",
+    "no_cuda": "use_cpu",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "torch_dtype": "dtype",
+    "push_to_hub_token": "hub_token",
+    "push_to_hub_model_id": "hub_model_id",
+    "xpu_backend": "ddp_backend",
+}
+# Flags that once did something and now have nothing to do: accepted, with a line that says so.
+WITHOUT_EFFECT = (
+    "group_by_length",
+    "logging_dir",
+    "save_safetensors",
+    "include_inputs_for_metrics",
+    "include_tokens_per_second",
+    "fp16_backend",
+    "half_precision_backend",
+    "fp16_opt_level",
+    "use_ipex",
+    "jit_mode_eval",
+    "past_index",
+    "mp_parameters",
+    "ray_scope",
+    "tpu_num_cores",
+    "tpu_metrics_debug",
+    "use_mps_device",
+    "dispatch_batches",
+    "split_batches",
+    "use_legacy_prediction_loop",
+    "adafactor",
+)
+TRAINING_USAGE = """groundtune {method} --model_name_or_path MODEL --train_file FILE --eval_file FILE
+       --full_dataset_file_path FILE --embedding_model MODEL --output_dir FOLDER [--FLAG VALUE ...]
+       groundtune {method} --config FILE.yaml [--FLAG VALUE ...]      flags after the file win
+       groundtune {method} FILE.json                                  all arguments from one file"""
+
+
+logger = logging.getLogger(__name__)
+
+
+def parse_arguments(method: str, argv: Sequence[str]) -> Arguments:
+    """Flags, `--config FILE.yaml` or one `FILE.json` -> Arguments. `-h` prints every argument and exits.
+
+    Raises `DataError` with every unknown flag and bad value.
+    """
+    parser = training_parser(method)
+    argv = _spelt_as_today(_expand_files(argv, parser), _flags(parser))
+    try:
+        *groups, training, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    except (ValueError, ImportError) as error:
+        raise DataError(_why_refused(argv, parser) or [f"arguments: {_one_line(error)}"]) from error
+    if unknown:
+        raise DataError(_unknown_flags(unknown, parser))
+    names = ("data", "retrieval", "prompt", "model", "evaluation", "logger")
+    arguments = Arguments(method=method, training=training, **dict(zip(names, groups, strict=True)))
+    if training.learning_rate is None:
+        training.learning_rate = 2e-4 if arguments.model.use_peft else 2e-5
+    if arguments.logger.run_group:
+        os.environ.setdefault("WANDB_RUN_GROUP", arguments.logger.run_group)
+    return arguments
+
+
+def _why_refused(argv: Sequence[str], parser: Any) -> list[str]:
+    """Trainer's arguments object checks its values and names no flag: whichever fails by itself is one to blame."""
+    problems = []
+    starts = [i for i, word in enumerate(argv) if word.startswith("--")]
+    for start, end in zip(starts, [*starts[1:], len(argv)]):
+        try:
+            parser.parse_args_into_dataclasses(argv[start:end], return_remaining_strings=True)
+        except (ValueError, ImportError) as error:
+            problems.append(f"{argv[start].partition('=')[0]}: {_one_line(error)}; -h describes it")
+    return problems
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def training_parser(method: str) -> Any:
+    """The parser of `groundtune sft` or `swr`, with every argument of `transformers.TrainingArguments`."""
+    from transformers import HfArgumentParser
+
+    from groundtune.trainer import QATrainingArguments
+
+    parser = HfArgumentParser(
+        [*GROUPS, QATrainingArguments],
+        prog=f"groundtune {method}",
+        usage=TRAINING_USAGE.format(method=method),
+        formatter_class=partial(FlagFormatter, width=HELP_WIDTH, max_help_position=34),
+        allow_abbrev=False,
+    )
+    parser.error = _bad_value  # argparse's own prints two hundred lines of usage first
+    return parser
+
+
+def light_parser(prog: str, usage: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """An argparse parser whose errors are `DataError`s; see `flags.add_group` and `given`."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} {usage}",
+        description=description,
+        epilog=epilog,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=HELP_WIDTH, max_help_position=34),
+    )
+    parser.error = _bad_value  # argparse's own prints the whole usage first
+    return parser
+
+
+def given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
+    """The arguments that a command line, or the file of its `--config`, names; `-h` prints them all and exits.
+
+    Raises `DataError` with every unknown flag, or with the first bad value.
+    """
+    namespace, unknown = parser.parse_known_args(_spelt_as_today(_expand_files(argv, parser), _flags(parser)))
+    if unknown:
+        raise DataError(_unknown_flags(unknown, parser))
+    return vars(namespace)
+
+
+def _bad_value(message: str) -> NoReturn:
+    raise DataError([message.removeprefix("argument ")])
+
+
+def _expand_files(argv: Sequence[str], parser: Any) -> list[str]:
+    """The arguments of files as flags, then the other flags, which win. Raises `DataError` with all that is wrong."""
+    paths, words = split_files(argv)
+    entries, problems = [], []
+    for path in paths:
+        try:
+            entries += read_config(path)
+        except DataError as error:
+            problems += error.problems
+    for entry in entries:
+        # Each by itself: argparse would stop at the first, and not know the line.
+        problems += [f"{entry.where}: {entry.name}: {problem}" for problem in _problems_of(entry.flag(), parser)]
+    if problems:
+        raise DataError(problems)
+    return [word for entry in entries for word in entry.flag()] + words
+
+
+def _problems_of(words: Sequence[str], parser: Any) -> list[str]:
+    """What the parser has against one flag and its values, without its name."""
+    words = _spelt_as_today(words, _flags(parser), tell=False)
+    try:
+        unknown = parser.parse_known_args(words)[1]
+    except DataError as error:
+        # That others are required is no problem of this one.
+        ours = [problem for problem in error.problems if "arguments are required" not in problem]
+        return [problem.partition(": ")[2] + "; -h describes it" for problem in ours]
+    if unknown and unknown[0].startswith("-"):
+        return [problem.partition(": ")[2] for problem in _unknown_flags(unknown, parser)]
+    return [f"takes one value, and not {len(unknown) + 1}; -h describes it"] if unknown else []
+
+
+def _flags(parser: Any) -> set[str]:
+    return {flag for action in parser._actions for flag in action.option_strings}
+
+
+def at_their_lines(problems: Sequence[str], argv: Sequence[str]) -> list[str]:
+    """Problems of flags that come from a file name its line."""
+    try:
+        paths, words = split_files(argv)
+        entries = [entry for path in paths for entry in read_config(path)]
+    except DataError:
+        return list(problems)
+    given = {_name_of_today(word) for word in words if word.startswith("--")}
+    origins = {_name_of_today(entry.name): entry for entry in entries}
+    placed = []
+    for problem in problems:
+        flag, _, rest = problem.partition(": ")
+        name = _name_of_today(flag) if flag.startswith("--") else ""
+        entry = origins.get(name) if name not in given else None
+        placed.append(f"{entry.where}: {entry.name}: {rest}" if entry else problem)
+    return placed
+
+
+def _name_of_today(flag: str) -> str:
+    name = flag.partition("=")[0].removeprefix("--").replace("-", "_")
+    return RENAMED.get(name, name)
+
+
+def _spelt_as_today(argv: Sequence[str], known: set[str], tell: bool = True) -> list[str]:
+    """Old spellings renamed; flags that have nothing to do any more left out, each with a line in the log."""
+    today: list[str] = []
+    skipping = False
+    for word in argv:
+        if not word.startswith("--"):
+            if not skipping:
+                today.append(word)
+            continue
+        flag, equals, value = word.partition("=")
+        name = flag[2:].replace("-", "_")
+        skipping = False
+        if flag in known or f"--{name}" in known:
+            today.append(word)
+        elif name in RENAMED:
+            if tell:
+                logger.info("--%s is called --%s today", name, RENAMED[name])
+            today.append(f"--{RENAMED[name]}{equals}{value}")
+        elif name in WITHOUT_EFFECT:
+            if tell:
+                logger.warning("--%s has no effect any more and is ignored", name)
+            skipping = True
+        else:
+            today.append(word)
+    return today
+
+
+def _unknown_flags(words: Sequence[str], parser: Any) -> list[str]:
+    known = sorted(_flags(parser))
+    problems = []
+    for word in words:
+        flag = word.partition("=")[0]
+        if flag.startswith("-"):
+            near = difflib.get_close_matches(flag, known, n=2)
+            problems.append(f"{flag}: no such argument; " + (f"near: {', '.join(near)}" if near else "-h lists all"))
+    return problems or [f"{words[0]}: not expected here; every argument is a flag, or one FILE.json"]

@@ -1,0 +1,95 @@
+"""An OpenAI-compatible server on this machine that says what a test tells it to, and remembers what it was asked."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Refusal:
+    """Another status than 200. By default it may be asked again at once, if the status is one that is asked again."""
+
+    status: int
+    text: str = "no"
+    headers: dict[str, str] = field(default_factory=lambda: {"retry-after-ms": "1"})
+
+
+@dataclass
+class FakeServer:
+    """`speak(body)` gives the text that answers a request, a `Refusal`, or bytes that are no JSON."""
+
+    speak: Callable[[dict], Any]
+    finish_reason: str = "stop"
+    requests: list[dict] = field(default_factory=list)  # path, headers, body and time of each
+
+    def __enter__(self) -> FakeServer:
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}/v1"
+
+    @property
+    def bodies(self) -> list[dict]:
+        return [request["body"] for request in self.requests]
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                seen = {"path": self.path, "headers": headers, "body": body, "time": time.monotonic()}
+                fake.requests.append(seen)
+                said = fake.speak(body)
+                if isinstance(said, Refusal):
+                    self._send(said.status, json.dumps({"error": {"message": said.text}}).encode(), said.headers)
+                elif isinstance(said, bytes):
+                    self._send(200, said, {"Content-Type": "text/html"})
+                elif body.get("stream"):
+                    self._send(200, fake._stream(self.path, said), {"Content-Type": "text/event-stream"})
+                else:
+                    self._send(200, json.dumps(fake._completion(self.path, said)).encode())
+
+            def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+                self.send_response(status)
+                for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *args: Any) -> None:
+                """Nothing on standard error."""
+
+        return Handler
+
+    def _completion(self, path: str, text: str) -> dict:
+        chat = path.endswith("/chat/completions")
+        said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        usage = {"prompt_tokens": 7, "completion_tokens": len(text.split()), "total_tokens": 7 + len(text.split())}
+        choice = {"index": 0, "finish_reason": self.finish_reason, **said}
+        return {"id": "1", "object": "completion", "created": 0, "model": "fake", "choices": [choice], "usage": usage}
+
+    def _stream(self, path: str, text: str) -> bytes:
+        chat = path.endswith("/chat/completions")
+        chunks = []
+        for word in text.split(" "):
+            said = {"delta": {"content": f"{word} "}} if chat else {"text": f"{word} "}
+            chunks.append(
+                {"id": "1", "object": "chunk", "created": 0, "model": "fake", "choices": [{"index": 0, **said}]}
+            )
+        return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"

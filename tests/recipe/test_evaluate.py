@@ -1,0 +1,416 @@
+"""`groundtune evaluate` and `ask` on the folder of a finished run, whose numbers and answers they must repeat."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import tiny_documents, tiny_examples
+from fake_server import FakeServer, Refusal
+from test_recipes import flags, lines
+
+from groundtune.cli import main
+from groundtune.evaluate import BASE, MODEL  # noqa: F401  what the files and the JSON call them
+from groundtune.passages import CONTEXTS
+
+
+@pytest.fixture(scope="module")
+def adapter_run(families, static_embedding_folder, data_folder, tmp_path_factory) -> Path:
+    """A LoRA run by SwR; two steps, so that tuned and base differ."""
+    folder = tmp_path_factory.mktemp("adapter")
+    arguments = flags(
+        families["mistral"], static_embedding_folder, data_folder, folder, use_peft="true", lora_r=4, max_steps=4,
+        learning_rate=5e-2, eval_strategy="no",
+    )  # fmt: skip
+    assert main(["swr", *arguments]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def full_run(families, static_embedding_folder, data_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("full")
+    arguments = flags(
+        families["llama"], static_embedding_folder, data_folder, folder, embedding_model=...,
+        eval_embedding_model=static_embedding_folder, max_steps=2, learning_rate=1e-2, eval_strategy="no",
+    )  # fmt: skip
+    assert main(["sft", *arguments]) == 0
+    return folder
+
+
+def run(capsys, *words) -> tuple[int, dict, str]:
+    """Status, the JSON on standard output, and standard error."""
+    capsys.readouterr()  # what a fixture printed
+    status = main([*map(str, words), "--json"])
+    shown = capsys.readouterr()
+    return status, json.loads(shown.out) if shown.out else {}, shown.err
+
+
+# Evaluate
+
+
+@pytest.mark.parametrize("name", ["adapter_run", "full_run"])
+def test_a_runs_folder_alone_repeats_the_numbers_and_answers_of_its_training(request, capsys, name):
+    folder = request.getfixturevalue(name)
+    status, found, _ = run(capsys, "evaluate", folder, "--with_base")
+    assert status == 0 and found["output_dir"] == str(folder / "evaluation")
+    trained = json.loads((folder / "metrics.json").read_text("utf-8"))
+    for system, then in ((MODEL, "tuned"), (BASE, "base")):
+        for metric, interval in trained[then].items():
+            if "latency" not in metric:
+                assert found["evaluations"]["retrieved"][system][metric] == interval, (system, metric)
+    for file, then in (("retrieved", "test_tuned"), ("retrieved_base", "test_base")):
+        now = lines(folder / f"evaluation/predictions/{file}.jsonl")
+        assert [r["answer"] for r in now] == [r["answer"] for r in lines(folder / f"predictions/{then}.jsonl")]
+    (comparison,) = found["comparisons"]
+    assert comparison["reference"] == f"{folder.name}, untouched"
+    assert comparison["differences"][folder.name]["generation/f1"] == trained["difference"]["generation/f1"]
+
+
+def test_four_contexts_are_answered_by_both_and_each_question_has_one_outcome(adapter_run, capsys, tmp_path):
+    status, found, _ = run(
+        capsys, "evaluate", adapter_run, "--contexts", "all", "--with_base", "--output_dir", tmp_path
+    )
+    assert status == 0 and list(found["evaluations"]) == list(CONTEXTS)
+    for context, by_system in found["evaluations"].items():
+        assert list(by_system) == [MODEL, BASE]
+        for evaluation in by_system.values():
+            assert sum(evaluation["outcomes"].values()) == evaluation["n"] == 3
+        rows = lines(tmp_path / f"predictions/{context}.jsonl")
+        assert all(row["context"] == context and row["outcome"] for row in rows)
+    assert [row["passages_read"] for row in lines(tmp_path / "predictions/closed_book.jsonl")] == [0, 0, 0]
+    gold = lines(tmp_path / "predictions/gold.jsonl")
+    assert all(row["read_docs"] == row["gold_docs"] for row in gold)
+    outcomes = found["evaluations"]["gold"][MODEL]["outcomes"]
+    assert outcomes["retrieval missed"] == outcomes["right without evidence"] == 0
+    titles = [comparison["title"] for comparison in found["comparisons"]]
+    assert titles == [*(f"Context: {context}" for context in CONTEXTS), f"{adapter_run.name}: what it reads"]
+    assert found["comparisons"][-1]["reference"] == "retrieved"
+    for file in ("metrics.json", "run.json", "evaluation.html", "evaluation.json"):
+        assert (tmp_path / file).stat().st_size > 100
+
+
+def test_contexts_without_search_need_no_documents(families, data_folder, capsys, tmp_path):
+    status, found, _ = run(
+        capsys, "evaluate", families["gemma"].folder, "--eval_file", data_folder / "test.jsonl", "--contexts",
+        "closed_book,gold", "--max_seq_length", "300", "--max_new_tokens", "4", "--output_dir", tmp_path,
+    )  # fmt: skip
+    assert status == 0 and list(found["evaluations"]) == ["closed_book", "gold"]
+
+
+def test_a_folder_that_was_moved_with_its_run_still_finds_its_documents(adapter_run, capsys, tmp_path, monkeypatch):
+    """The run names its files as they were seen from where it was started."""
+    record = json.loads((adapter_run / "run.json").read_text("utf-8"))
+    data = Path(record["arguments"]["data"]["full_dataset_file_path"])
+    record["working_directory"] = str(data.parent)
+    for name in ("full_dataset_file_path", "test_file"):
+        record["arguments"]["data"][name] = Path(record["arguments"]["data"][name]).name
+    moved = tmp_path / "moved"
+    shutil.copytree(adapter_run, moved, ignore=shutil.ignore_patterns("checkpoint-*", "index", "evaluation"))
+    (moved / "run.json").write_text(json.dumps(record))
+    monkeypatch.chdir(tmp_path)
+    status, found, _ = run(capsys, "evaluate", "moved", "--eval_max_samples", "1")
+    assert status == 0 and found["evaluations"]["retrieved"][MODEL]["n"] == 1
+    # and where they have changed since, it says so
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text(data.read_text("utf-8") + '{"page_content": "Another."}\n')
+    record["arguments"]["data"]["full_dataset_file_path"] = str(documents)
+    (moved / "run.json").write_text(json.dumps(record))
+    _, found, _ = run(capsys, "evaluate", "moved", "--eval_max_samples", "1")
+    assert found["notes"] == [f"{documents} has changed since the run of moved"]
+
+
+# What is missing
+
+
+def test_an_adapter_that_lacks_weights_is_refused(adapter_run, capsys, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(adapter_run, broken, ignore=shutil.ignore_patterns("checkpoint-*", "index"))
+    weights = load_file(broken / "adapter_model.safetensors")
+    lost = sorted(weights)[0]
+    save_file({name: w for name, w in weights.items() if name != lost}, broken / "adapter_model.safetensors")
+    status, found, err = run(capsys, "evaluate", broken)
+    assert status == 2 and not found
+    (line,) = [line for line in err.splitlines() if line.startswith(str(broken))]
+    assert "1 of the adapter's weights are missing" in line
+
+
+def test_a_model_folder_that_lacks_weights_is_refused(full_run, capsys, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(full_run, broken, ignore=shutil.ignore_patterns("checkpoint-*", "index"))
+    weights = load_file(broken / "model.safetensors")
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    status, _, err = run(capsys, "evaluate", broken)
+    assert status == 2 and "1 weights are missing and would be random: model.layers.1.mlp.down_proj.weight" in err
+
+
+def test_an_adapter_whose_base_is_gone_is_one_line(adapter_run, capsys, tmp_path):
+    lost = tmp_path / "lost"
+    shutil.copytree(adapter_run, lost, ignore=shutil.ignore_patterns("checkpoint-*", "index", "run.json"))
+    config = json.loads((lost / "adapter_config.json").read_text("utf-8"))
+    (lost / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "nobody/nothing"}))
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text("".join(json.dumps(d.to_dict()) + "\n" for d in tiny_documents()))
+    examples = tmp_path / "test.jsonl"
+    rows = [{"question": e.question, "gold_answer": e.answer, "gold_docs": [d.to_dict() for d in e.gold_documents]}
+            for e in tiny_examples()]  # fmt: skip
+    examples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, _, err = run(
+        capsys, "evaluate", lost, "--eval_file", examples, "--full_dataset_file_path", documents, "--retriever", "bm25"
+    )
+    assert status == 2 and "cannot load the model of nobody/nothing" in err and "Traceback" not in err
+
+
+def test_all_that_is_wrong_with_the_arguments_is_said_at_once(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    status = main(
+        ["evaluate", "./nothing", "--eval_file", "none.jsonl", "--contexts", "retrieved,open_book", "--max_new_tokens",
+         "0", "--judge", "openai:localhost", "--right_metric", "generation/f2", "--with_base", "--generator",
+         "http://localhost/v1", "--generator_options", "[1]"]
+    )  # fmt: skip
+    shown = capsys.readouterr()
+    assert status == 2 and not shown.out
+    assert [line.split(":")[0] for line in shown.err.splitlines()] == [
+        "--full_dataset_file_path", "--eval_file", "--contexts", "--eval_embedding_model", "MODEL", "--generator",
+        "--generator_options", "--with_base", "--right_metric", "--judge", "--judge_model", "--max_new_tokens",
+    ]  # fmt: skip
+    assert main(["evaluate"]) == 2
+    assert "MODEL: missing" in capsys.readouterr().err
+
+
+# Servers and judges
+
+
+def question_of(text: str) -> str:
+    """Which tiny question a prompt asks."""
+    return max((text.rfind(e.question), e.question) for e in tiny_examples())[1]
+
+
+def answer_of(body: dict) -> str:
+    asked = question_of(body["messages"][-1]["content"])
+    return next(e.answer for e in tiny_examples() if e.question == asked)
+
+
+def server_flags(server, data_folder, embedding, output) -> list:
+    return [
+        "--generator", f"openai:{server.url}", "--generator_model", "served", "--endpoint_retries", "1",
+        "--eval_file", data_folder / "train.jsonl", "--full_dataset_file_path", data_folder / "documents.jsonl",
+        "--embedding_model", embedding, "--full_dataset_index_path", output / "index", "--output_dir", output / "out",
+    ]  # fmt: skip
+
+
+def test_a_model_on_a_server_is_evaluated_and_what_it_saw_is_written(
+    data_folder, static_embedding_folder, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("GROUNDTUNE_API_KEY", "sk-SECRET")
+    with FakeServer(answer_of) as server:
+        status, found, err = run(
+            capsys, "evaluate", *server_flags(server, data_folder, static_embedding_folder, tmp_path)
+        )
+    assert status == 0, err
+    assert found["evaluations"]["retrieved"][MODEL]["generation/exact_match"]["value"] == 1
+    assert {request["path"] for request in server.requests} == {"/v1/chat/completions"}
+    page = (tmp_path / "out/evaluation.html").read_text("utf-8")
+    assert "the server&#x27;s template wrote the prompt" in page
+    for path in (tmp_path / "out").rglob("*"):
+        assert path.is_dir() or "SECRET" not in path.read_text("utf-8"), path
+
+
+def test_what_a_server_fails_to_answer_is_reported_and_the_status_says_so(
+    data_folder, static_embedding_folder, capsys, tmp_path
+):
+    lost = tiny_examples()[3].question
+    with FakeServer(lambda b: Refusal(500) if question_of(str(b["messages"])) == lost else answer_of(b)) as server:
+        words = server_flags(server, data_folder, static_embedding_folder, tmp_path)
+        status, found, _ = run(capsys, "evaluate", *words)
+        assert status == 1
+        assert found["failures"][0].startswith("retrieved: 1 of 6 answers failed and are in no mean")
+        evaluation = found["evaluations"]["retrieved"][MODEL]
+        assert (evaluation["n"], evaluation["failed"], evaluation["generation/f1"]["scored"]) == (6, 1, 5)
+        assert main(["evaluate", *map(str, words)]) == 1
+    assert "1 of 6 answers failed" in capsys.readouterr().out
+
+
+def test_completions_go_to_a_server_as_the_ids_that_the_model_here_reads(families, data_folder, capsys, tmp_path):
+    family, settings = families["qwen"], ["--retriever", "bm25", "--max_seq_length", "300", "--max_new_tokens", "8"]
+    with FakeServer(lambda body: "At nine.") as server:
+        status, found, err = run(
+            capsys, "evaluate", family.folder, "--generator", f"openai:{server.url}", "--generator_model", "served",
+            "--eval_file", data_folder / "test.jsonl", "--full_dataset_file_path", data_folder / "documents.jsonl",
+            *settings, "--output_dir", tmp_path,
+        )  # fmt: skip
+    assert status == 0, err
+    rows = lines(tmp_path / "predictions/retrieved.jsonl")
+    text = [family.tokenizer.decode(body["prompt"]) for body in server.bodies]
+    assert all(any(row["question"] in t for t in text) for row in rows)
+    assert all(t.startswith("<|im_start|>user\n") for t in text)
+    assert {request["path"] for request in server.requests} == {"/v1/completions"}
+    assert "sent as token ids" in (tmp_path / "evaluation.html").read_text("utf-8")
+
+
+def test_a_judge_grades_every_answer_and_can_decide_what_is_right(adapter_run, capsys, tmp_path):
+    prompt = tmp_path / "brevity.txt"
+    prompt.write_text("Is it short? Answer [[1]] to [[5]]: $answer")
+    with FakeServer(lambda b: "no rating" if tiny_examples()[4].question in str(b) else "[[5]]") as server:
+        status, found, _ = run(
+            capsys, "evaluate", adapter_run, "--judge", f"openai:{server.url}", "--judge_model", "j", "--judge_prompt",
+            "correctness", prompt, "--right_metric", "judge/brevity", "--right_threshold", "0.75",
+            "--output_dir", tmp_path / "out",
+        )  # fmt: skip
+    evaluation = found["evaluations"]["retrieved"][MODEL]
+    assert evaluation["judge/brevity"]["value"] == evaluation["judge/correctness"]["value"] == 1
+    assert status == 1 and evaluation["judge/correctness"]["scored"] == 2
+    assert "scored" not in evaluation["judge/brevity"]  # this prompt does not show the question
+    assert found["failures"] == ["retrieved: judge correctness: 2 scored, 1 failed, 3 in all"]
+    assert sum(evaluation["outcomes"][o] for o in ("answered right", "right without evidence")) == 3
+    assert (tmp_path / "out/judge_brevity.txt").read_text() == prompt.read_text()
+    judged = [row["judged"] for row in lines(tmp_path / "out/predictions/retrieved.jsonl")]
+    assert [row["correctness"] for row in judged] == ["[[5]]", "no rating", "[[5]]"]
+
+
+def test_a_judge_that_is_not_there_is_said_before_anything_is_answered(adapter_run, capsys, tmp_path):
+    with FakeServer(lambda body: "yes") as server:
+        gone = server.url
+    status, found, err = run(
+        capsys, "evaluate", adapter_run, "--judge", f"openai:{gone}", "--judge_model", "j", "--endpoint_retries", "0",
+        "--output_dir", tmp_path / "out",
+    )  # fmt: skip
+    assert status == 2 and not found and "is the server running" in err and not (tmp_path / "out").exists()
+
+
+def test_answers_are_on_disk_before_they_are_judged(adapter_run, capsys, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("the judge broke down")
+
+    monkeypatch.setattr("groundtune.evaluate.judged", fail)
+    with FakeServer(lambda body: "yes") as server, pytest.raises(RuntimeError):
+        main(["evaluate", str(adapter_run), "--judge", f"openai:{server.url}", "--judge_model", "j", "--output_dir",
+              str(tmp_path)])  # fmt: skip
+    assert len(lines(tmp_path / "predictions/retrieved.jsonl")) == 3
+
+
+def test_a_judge_may_be_a_model_here(adapter_run, families, capsys, tmp_path):
+    status, found, _ = run(
+        capsys, "evaluate", adapter_run, "--judge", families["gemma"].folder, "--judge_max_new_tokens", "4",
+        "--output_dir", tmp_path,
+    )  # fmt: skip
+    assert status == 1  # a tiny random model rates nothing, and that is counted
+    assert found["failures"] == ["retrieved: judge correctness: 0 scored, 3 failed, 3 in all"]
+    assert "judge/correctness" not in found["evaluations"]["retrieved"][MODEL]
+
+
+# Compare
+
+
+def test_runs_and_evaluations_compare_by_their_folders(adapter_run, full_run, capsys, tmp_path):
+    base = adapter_run / "predictions/test_base.jsonl"
+    page = tmp_path / "comparison.html"
+    status, found, _ = run(
+        capsys, "compare", base, adapter_run, full_run, "--names", "untouched", "lora", "full", "-o", page
+    )
+    assert status == 0 and list(found["systems"]) == ["untouched", "lora", "full"] and page.stat().st_size > 1000
+    trained = json.loads((adapter_run / "metrics.json").read_text("utf-8"))
+    assert found["differences"]["lora"]["generation/f1"] == trained["difference"]["generation/f1"]
+    assert main(["compare", str(base), str(adapter_run), "-o", str(page)]) == 0
+    assert "Token F1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, problem",
+    [
+        (["only_one"], "1 system is given"),
+        (["a", "b", "--names", "x", "x"], "1 different names for 2 systems"),
+        (["a", "b", "-o", "page.txt"], "does not end in .html"),
+        (["a", "b"], "a: no such file or folder"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(capsys, tmp_path, monkeypatch, words, problem):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", *words]) == 2
+    assert problem in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+# Ask
+
+
+def test_asking_a_runs_folder_gives_the_answer_of_its_evaluation_and_its_sources(adapter_run, capsys):
+    rows = lines(adapter_run / "predictions/test_tuned.jsonl")
+    row = next(row for row in rows if not row["chat_history"])
+    status, found, _ = run(capsys, "ask", adapter_run, row["question"])
+    assert status == 0 and found["question"] == row["question"] and found["answer"] == row["answer"]
+    assert [s["page_content"] for s in found["sources"]] == [
+        d["page_content"] for d in row["retrieved_docs"][: row["passages_read"]]
+    ]
+    assert found["sources"][0]["title"] in {d.metadata["title"] for d in tiny_documents()}
+    assert main(["ask", str(adapter_run), row["question"]]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(row["answer"]) and f"[1] {found['sources'][0]['title']} (" in shown
+    assert main(["ask", str(adapter_run), row["question"], "--quiet"]) == 0
+    assert capsys.readouterr().out.strip() == row["answer"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_dialogue_asks_each_question_with_what_was_said_before(
+    data_folder, static_embedding_folder, capsys, tmp_path, monkeypatch
+):
+    first, second = (e.question for e in tiny_examples()[:2])
+    said = ["", first, second, "/sources", "/what", "/new", second, "/quit", "never asked"]
+    monkeypatch.setattr(sys, "stdin", Terminal("\n".join(said) + "\n"))
+    with FakeServer(lambda body: "Some words.") as server:
+        words = server_flags(server, data_folder, static_embedding_folder, tmp_path)
+        words = [str(w) for w in words[:6] + words[8:14]]
+        assert main(["ask", *words]) == 0
+    messages = [body["messages"] for body in server.bodies]
+    assert [[m["role"] for m in these] for these in messages] == [["user"], ["user", "assistant", "user"], ["user"]]
+    assert first in messages[1][0]["content"] and messages[1][1]["content"].strip() == "Some words."
+    assert messages[1][2]["content"] == second and first not in str(messages[2])
+    shown = capsys.readouterr().out
+    assert shown.count("Some words.") == 3 and "[1] Title: " in shown and "/new" in shown
+
+
+def test_questions_from_a_pipe_are_answered_line_by_line(adapter_run, capsys, monkeypatch):
+    questions = [e.question for e in tiny_examples()[:2]]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join([*questions, "", ""])))
+    assert main(["ask", str(adapter_run), "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["question"] for row in found] == questions
+
+
+def test_a_dialogue_that_outgrows_the_prompt_forgets_its_oldest_turns(adapter_run, capsys, monkeypatch):
+    questions = [f"{tiny_examples()[0].question} And number {i}, please, what about it?" for i in range(12)]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(questions)))
+    assert main(["ask", str(adapter_run), "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(found) == 12 and all(row["sources"] for row in found)
+
+
+# Index
+
+
+def test_an_index_made_before_is_not_made_again(data_folder, static_embedding_folder, capsys, tmp_path, caplog):
+    words = ["index", "--full_dataset_file_path", data_folder / "documents.jsonl", "--embedding_model",
+             static_embedding_folder, "--full_dataset_index_path", tmp_path / "index"]  # fmt: skip
+    status, found, _ = run(capsys, *words)
+    assert status == 0 and (found["documents"], found["dimensions"]) == (len(tiny_documents()), 32)
+    stamp = max(os.stat(path).st_mtime_ns for path in (tmp_path / "index").rglob("*"))
+    assert main([*map(str, words)]) == 0
+    assert "6 documents, 32 dimensions" in capsys.readouterr().out
+    assert max(os.stat(path).st_mtime_ns for path in (tmp_path / "index").rglob("*")) == stamp
+    assert main(["index", "--embedding_model", "x/y/z"]) == 2
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "--full_dataset_file_path", "--embedding_model",
+    ]  # fmt: skip

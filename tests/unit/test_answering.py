@@ -1,0 +1,91 @@
+"""Whatever answers: the same model says the same in an evaluation, in a stream, and behind a server."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from conftest import INSTRUCTION, tiny_examples
+from fake_server import FakeServer, Refusal
+from test_evaluation import evaluator, hits_for, without_times
+
+from groundtune.answering import Asked, LocalModel, answer_by_chat, answer_by_completions, answer_here
+from groundtune.endpoint import Endpoint
+from groundtune.metrics import generation_scores
+
+
+def asked(family, **options) -> Asked:
+    made = evaluator(family, **options)
+    return Asked("retrieved", made.examples, made.hits, INSTRUCTION, 12, 0.6, 200, made)
+
+
+def test_a_model_here_answers_as_training_evaluates_it(family):
+    one = asked(family)
+    found = answer_here(family.model(), bf16=False)(one, lambda done: None)
+    assert without_times(found) == without_times(one.evaluator(family.model()))
+
+
+def test_a_stream_is_the_answer_of_an_evaluation_word_by_word(family):
+    one, model = asked(family), family.model()
+    answers = [p.answer for p in answer_here(model, bf16=False)(one, lambda done: None).predictions]
+    local = LocalModel(model, family.tokenizer, bf16=False)
+    prompt = one.evaluator.prompt
+    streams = [list(local.stream(prompt, question.prompt_ids, 12)) for question in one.evaluator.questions]
+    assert ["".join(words) for words in streams] == answers
+    assert any(len(words) > 3 for words in streams)
+
+
+def test_completions_get_the_very_ids_of_our_prompts_and_are_scored_alike(family):
+    """The server plays the tiny model, so the evaluation must be that of the model here."""
+    one, model = asked(family), family.model()
+    local = answer_here(model, bf16=False)(one, lambda done: None)
+    by_ids = {tuple(q.prompt_ids): p.answer for q, p in zip(one.evaluator.questions, local.predictions)}
+    with FakeServer(lambda body: by_ids[tuple(body["prompt"])]) as server:
+        found = answer_by_completions(Endpoint(server.url, "m"))(one, lambda done: None)
+    assert [p.answer for p in found.predictions] == [p.answer for p in local.predictions]
+    for metric in ("generation/f1", "retrieval/mrr", "grounded/tokens"):
+        assert found.metrics[metric] == local.metrics[metric]
+    stops = server.bodies[0]["stop"]
+    ids = [family.tokenizer.convert_tokens_to_ids(text) for text in stops]
+    assert set(one.evaluator.prompt.stop_ids) <= set(ids)
+
+
+def test_chat_gets_the_prompt_as_messages_with_all_that_was_retrieved():
+    examples, hits = tiny_examples(), hits_for(tiny_examples())
+    one = Asked("retrieved", examples, hits, INSTRUCTION, 12, 0.6, 200)
+    with FakeServer(lambda body: "Four coins a year.") as server:
+        found = answer_by_chat(Endpoint(server.url, "m", concurrency=1))(one, lambda done: None)
+    for body, example, these, prediction in zip(server.bodies, examples, hits, found.predictions, strict=True):
+        messages = body["messages"]
+        assert [m["role"] for m in messages] == ["user", "assistant", "user"][: len(example.chat_history) + 1]
+        text = "\n".join(m["content"] for m in messages)
+        parts = [INSTRUCTION, *(hit.document.text for hit in these), *(t.message for t in example.chat_history)]
+        places = [text.index(part) for part in [*parts, example.question]]
+        assert places == sorted(places) and example.answer not in text.replace(example.question, "")
+        for name, value in generation_scores("Four coins a year.", example.answer).items():
+            assert prediction.scores[name] == value
+        assert prediction.passages_read == len(these) and prediction.prompt_tokens == 7
+
+
+def test_an_answer_that_fails_is_counted_and_in_no_mean():
+    examples, hits = tiny_examples(), hits_for(tiny_examples())
+    lost = examples[1].question
+    with FakeServer(lambda body: Refusal(400) if lost in json.dumps(body) else "At nine.") as server:
+        one = Asked("retrieved", examples, hits, INSTRUCTION, 12, 0.6, 200)
+        found = answer_by_chat(Endpoint(server.url, "m"))(one, lambda done: None)
+    assert (found.n, found.failed, found.scored("generation/f1")) == (6, 1, 5)
+    assert found.metrics["generation/exact_match"].value == pytest.approx(1 / 5)
+    assert found.scored("retrieval/mrr") == 6  # the retriever did not fail
+
+
+def test_a_local_model_completes_messages_by_its_template(family):
+    """What a judge is asked: one message, no instruction, no passages."""
+    local = LocalModel(family.model(), family.tokenizer, bf16=False)
+    prompt = replace(family.prompt(), instruction="")
+    expected = prompt.prompt_ids([], [], "Rate the answer.")
+    text = family.tokenizer.decode(expected)
+    assert INSTRUCTION not in text and text.count("Rate the answer.") == 1 and "\n\nRate" not in text
+    (reply,) = local.complete([[{"role": "user", "content": "Rate the answer."}]], 8)
+    assert reply.prompt_tokens == len(expected) and reply.new_tokens <= 8 and not reply.failure
+    assert reply.text == "".join(local.stream(prompt, expected, 8))

@@ -1,0 +1,171 @@
+"""Every prompt that goes to a server is answered or counted as failed, and the key goes nowhere else."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from fake_server import FakeServer, Refusal
+
+from groundtune.endpoint import Endpoint, EndpointError
+
+KEY = "sk-SECRET-0123456789"
+
+
+def said(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def content(body: dict) -> str:
+    return body["messages"][-1]["content"]
+
+
+def test_replies_come_in_the_order_of_the_prompts_however_they_finish():
+    barrier, done = threading.Barrier(3, timeout=30), []
+
+    def speak(body):
+        if content(body) != "0":
+            barrier.wait()  # three at once, or this never ends
+        return f"answer {content(body)}"
+
+    with FakeServer(speak) as server:
+        endpoint = Endpoint(server.url, "m", concurrency=3)
+        replies = endpoint.complete([said(str(i)) for i in range(7)], 50, on_done=done.append)
+    assert [reply.text for reply in replies] == [f"answer {i}" for i in range(7)]
+    assert all(reply.finished and not reply.failure for reply in replies)
+    assert replies[0].prompt_tokens == 7 and replies[0].new_tokens == 2
+    assert sum(done) == 7
+
+
+def test_a_request_is_greedy_and_says_what_was_asked_for():
+    with FakeServer(lambda body: "yes") as server:
+        Endpoint(server.url, "m").complete([said("hello")], 50)
+    (request,) = server.requests
+    assert request["path"] == "/v1/chat/completions"
+    assert request["body"] == {"model": "m", "messages": said("hello"), "max_tokens": 50, "temperature": 0.0}
+
+
+def test_options_win_and_null_takes_a_field_out():
+    with FakeServer(lambda body: "yes") as server:
+        options = {"max_tokens": None, "max_completion_tokens": 9, "seed": 1}
+        Endpoint(server.url, "m", options).complete([said("hello")], 50)
+    assert server.bodies[0].keys() == {"model", "messages", "temperature", "max_completion_tokens", "seed"}
+
+
+def test_a_prompt_goes_as_token_ids_with_at_most_four_ends():
+    with FakeServer(lambda body: " the answer ", finish_reason="length") as server:
+        stop = ["a", "b", "c", "d", "e"]
+        (reply,) = Endpoint(server.url, "m").continue_prompts([[1, 5, 7]], 50, stop=stop)
+    assert server.requests[0]["path"] == "/v1/completions"
+    assert server.bodies[0]["prompt"] == [1, 5, 7] and server.bodies[0]["stop"] == ["a", "b", "c", "d"]
+    assert reply.text == "the answer" and not reply.finished
+
+
+# Failures
+
+
+def test_what_fails_once_is_asked_again():
+    seen = []
+
+    def speak(body):
+        seen.append(content(body))
+        return Refusal(429) if seen.count(content(body)) < 3 else "yes"
+
+    with FakeServer(speak) as server:
+        replies = Endpoint(server.url, "m", retries=2).complete([said("a"), said("b")], 50)
+    assert [reply.text for reply in replies] == ["yes", "yes"] and len(seen) == 6
+
+
+@pytest.mark.parametrize("status, attempts", [(500, 3), (429, 3), (400, 1)])
+def test_what_goes_on_failing_is_a_failure_and_the_others_are_answered(status, attempts):
+    def speak(body):
+        return Refusal(status, "out of order") if content(body) == "b" else "yes"
+
+    with FakeServer(speak) as server:
+        replies = Endpoint(server.url, "m", retries=2).complete([said(c) for c in "abc"], 50)
+    assert [reply.text for reply in replies] == ["yes", "", "yes"]
+    assert "out of order" in replies[1].failure and [bool(r.failure) for r in replies] == [False, True, False]
+    assert [content(body) for body in server.bodies].count("b") == attempts
+
+
+def test_a_first_prompt_that_fails_by_itself_does_not_end_it_all():
+    with FakeServer(lambda body: Refusal(400, "too long") if content(body) == "a" else "yes") as server:
+        replies = Endpoint(server.url, "m").complete([said("a"), said("b")], 50)
+    assert "too long" in replies[0].failure and replies[1].text == "yes"
+
+
+@pytest.mark.parametrize("nonsense", [b"<html>Welcome</html>", b"{}", b'{"choices": []}', b"[]"])
+def test_what_is_no_reply_is_a_failure(nonsense):
+    with FakeServer(lambda body: nonsense) as server:
+        (reply,) = Endpoint(server.url, "m").complete([said("a")], 50)
+    assert reply.failure
+
+
+def test_a_server_that_is_not_there_is_one_problem_at_once():
+    with FakeServer(lambda body: "yes") as server:
+        url = server.url
+    with pytest.raises(EndpointError) as caught:
+        Endpoint(url, "m", retries=0).complete([said(str(i)) for i in range(1000)], 50)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{url}: ") and "is the server running" in problem
+
+
+@pytest.mark.parametrize("status, way_out", [(401, "OPENAI_API_KEY"), (403, "allowed"), (404, "end in /v1")])
+def test_a_wrong_key_or_model_is_one_problem_at_once_without_the_key(monkeypatch, status, way_out):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with FakeServer(lambda body: Refusal(status, f"wrong: {KEY}")) as server, pytest.raises(EndpointError) as caught:
+        Endpoint(server.url, "m").complete([said("a"), said("b")], 50)
+    assert way_out in str(caught.value) and KEY not in str(caught.value)
+    assert len(server.requests) == 1
+
+
+def test_a_key_that_is_refused_halfway_is_a_failure_and_loses_no_answer():
+    with FakeServer(lambda body: Refusal(401) if content(body) == "c" else "yes") as server:
+        replies = Endpoint(server.url, "m").complete([said(c) for c in "abc"], 50)
+    assert [bool(reply.failure) for reply in replies] == [False, False, True]
+
+
+# The key
+
+
+def test_the_key_is_that_of_the_environment_and_in_no_failure_or_description(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    monkeypatch.setenv("GROUNDTUNE_API_KEY", KEY)
+    with FakeServer(lambda body: Refusal(400, KEY) if content(body) == "b" else "yes") as server:
+        endpoint = Endpoint(server.url, "m")
+        replies = endpoint.complete([said("a"), said("b")], 50)
+    assert {request["headers"]["authorization"] for request in server.requests} == {f"Bearer {KEY}"}
+    assert KEY not in repr(replies) + repr(endpoint)
+
+
+# Pace, streams, checks
+
+
+def test_no_more_requests_are_sent_in_a_minute_than_allowed():
+    with FakeServer(lambda body: "yes") as server:
+        Endpoint(server.url, "m", requests_per_minute=600).complete([said(str(i)) for i in range(5)], 50)
+    assert max(r["time"] for r in server.requests) - min(r["time"] for r in server.requests) > 0.39
+
+
+def test_a_stream_gives_the_words_as_they_come():
+    with FakeServer(lambda body: "one two three") as server:
+        endpoint = Endpoint(server.url, "m")
+        assert list(endpoint.stream(said("count"), 50)) == ["one ", "two ", "three "]
+        assert list(endpoint.stream_prompt([3, 4], 50, stop=["x"])) == ["one ", "two ", "three "]
+    assert server.bodies[0]["stream"] is True and server.bodies[1]["prompt"] == [3, 4]
+
+
+def test_a_stream_that_is_refused_is_a_problem():
+    with FakeServer(lambda body: Refusal(404)) as server, pytest.raises(EndpointError, match="end in /v1"):
+        list(Endpoint(server.url, "m").stream(said("a"), 50))
+
+
+def test_no_prompts_ask_nothing():
+    assert Endpoint("http://127.0.0.1:1/v1", "m").complete([], 50) == []
+
+
+def test_what_can_be_seen_before_asking_is_said_together(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    problems = Endpoint("localhost:8000", "").check("judge")
+    assert [problem.split(":")[0] for problem in problems] == ["--judge", "--judge_model", "--judge"]
+    assert "groundtune[endpoint]" in problems[2]
