@@ -20,17 +20,17 @@ __all__ = ["COMMANDS", "main", "parse_arguments", "train_command"]
 # Name -> its line in the help, and the function that gets the words after the name and returns the exit status.
 # It is imported when the command runs: `groundtune -h` loads no library.
 COMMANDS = {
-    "documents": ("cut a folder of files into passages: the document database", "commands.documents:main"),
-    "questions": ("let an LLM write questions and answers on your documents, with gates", "commands.questions:main"),
-    "convert": ("SQuAD, BEIR, chats and other published layouts -> examples and documents", "commands.convert:main"),
-    "sft": ("train on gold passages and compare with the untouched model, end to end", "commands.train:sft"),
-    "swr": ("the same on gold passages and what a frozen retriever finds", "commands.train:swr"),
-    "doctor": ("all that is wrong with the data of an sft or swr command, at once", "commands.doctor:main"),
-    "evaluate": ("measure any model or endpoint end to end, in four contexts, with a judge", "commands.evaluate:main"),
-    "compare": ("put runs side by side: paired intervals, wins and losses, one page", "commands.compare:main"),
+    "documents": ("a folder of files -> passages: the document database", "commands.documents:main"),
+    "questions": ("an LLM writes questions and answers on your documents", "commands.questions:main"),
+    "convert": ("SQuAD, BEIR, chats ... -> examples and documents, and back", "commands.convert:main"),
+    "sft": ("train on gold passages; compare with the untouched model", "commands.train:sft"),
+    "swr": ("the same on gold and retrieved passages", "commands.train:swr"),
+    "doctor": ("all that is wrong with the data of an sft or swr command", "commands.doctor:main"),
+    "evaluate": ("any model or server, end to end, in four contexts", "commands.evaluate:main"),
+    "compare": ("runs side by side: paired intervals, wins and losses", "commands.compare:main"),
     "index": ("embed the documents, so that the first run need not", "commands.index:main"),
     "ask": ("ask a model about the documents, once or in a dialogue", "commands.ask:main"),
-    "demo": ("the whole road with a small model, on the Python language reference; no hub", "commands.train:demo"),
+    "demo": ("the whole road with a small model; needs no hub", "commands.train:demo"),
 }
 
 
@@ -43,15 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
         return run_command(argv[0], argv[1:])
+    listed = "".join(f"  {name:11}{text}\n" for name, (text, _) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="groundtune",
         description=groundtune.__doc__,
-        epilog="groundtune COMMAND -h shows the arguments of a command, and an example.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"commands:\n{listed}\ngroundtune COMMAND -h shows the arguments of a command, and an example.",
     )
     parser.add_argument("--version", action="version", version=f"groundtune {groundtune.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for name, (text, _) in COMMANDS.items():
-        commands.add_parser(name, help=text)
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
     parser.parse_args(argv or ["--help"])
     return 0
 

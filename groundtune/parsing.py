@@ -129,7 +129,8 @@ def light_parser(prog: str, usage: str, description: str, epilog: str = "") -> a
         argument_default=argparse.SUPPRESS,
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=HELP_WIDTH, max_help_position=34),
     )
-    parser.error = _bad_value  # argparse's own prints the whole usage first
+    # argparse's own prints the whole usage first.
+    parser.error = partial(_bad_value, where=f"; {prog} -h shows every argument")
     return parser
 
 
@@ -144,8 +145,8 @@ def given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any
     return vars(namespace)
 
 
-def _bad_value(message: str) -> NoReturn:
-    raise DataError([message.removeprefix("argument ")])
+def _bad_value(message: str, where: str = "") -> NoReturn:
+    raise DataError([message.removeprefix("argument ") + where])
 
 
 def _expand_files(argv: Sequence[str], parser: Any) -> list[str]:
@@ -173,7 +174,7 @@ def _problems_of(words: Sequence[str], parser: Any) -> list[str]:
     except DataError as error:
         # That others are required is no problem of this one.
         ours = [problem for problem in error.problems if "arguments are required" not in problem]
-        return [problem.partition(": ")[2] + "; -h describes it" for problem in ours]
+        return [problem.partition(": ")[2].partition("; groundtune")[0] + "; -h describes it" for problem in ours]
     if unknown and unknown[0].startswith("-"):
         return [problem.partition(": ")[2] for problem in _unknown_flags(unknown, parser)]
     return [f"takes one value, and not {len(unknown) + 1}; -h describes it"] if unknown else []

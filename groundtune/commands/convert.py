@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         except re.error as error:
             problems.append(f"--prompt_pattern: {error}; write a regular expression of Python")
     if options.get("limit", 1) < 1:
-        problems.append(f"--limit: is {given['limit']}; give 1 or more, or leave it out")
+        problems.append(f"--limit: is {options['limit']}; give 1 or more, or leave it out")
     if problems:
         raise DataError(problems)
     if name in convert.EXPORTS:

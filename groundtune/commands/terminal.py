@@ -75,7 +75,7 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 class Bars:
-    """A bar with the time left for each thing that is done, on standard error; none where `shown` is False."""
+    """A bar with the time left for each thing that is done, on standard error if that is a terminal."""
 
     def __init__(self, shown: bool) -> None:
         from rich import progress as rich
@@ -85,7 +85,9 @@ class Bars:
             rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(),
             rich.TimeElapsedColumn(), rich.TextColumn("left"), rich.TimeRemainingColumn(),
         )  # fmt: skip
-        self.live = rich.Progress(*columns, console=Console(stderr=True), disable=not shown)
+        console = Console(stderr=True)
+        hidden = not (shown and console.is_terminal)
+        self.live = rich.Progress(*columns, console=console, transient=True, disable=hidden)
         self.tasks: dict[str, Any] = {}
 
     def begin(self, what: str, total: int | None) -> Callable[[int], None]:

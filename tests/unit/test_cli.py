@@ -381,7 +381,7 @@ def test_every_argument_of_our_own_has_a_help_text_and_fits_one_group():
 def test_the_command_without_arguments_shows_its_commands(capsys):
     assert run() == run("--help") == 0
     shown = capsys.readouterr().out
-    assert all(f"    {command} " in shown for command in COMMANDS)
+    assert all(f"\n  {command} " in shown for command in COMMANDS)
     assert run("--version") == 0 and "0." in capsys.readouterr().out
     assert run("train") == 2
 
