@@ -268,6 +268,18 @@ def test_a_passage_carries_the_headings_above_it(counter):
     assert [passage.metadata["number"] for passage in passages] == list(range(1, len(passages) + 1))
 
 
+def test_the_section_is_that_of_what_a_passage_adds_and_not_of_what_it_repeats(counter):
+    text = "\n\n".join(f"## Part {n}\n\n{SENTENCES[n]}" for n in range(12))
+    passages = list(Chunker(counter, 150, 60).passages(Page(text, "Parts", "p.md", markdown=True)))
+    repeated, seen = 0, set()
+    for passage in passages:
+        held = [n for n in range(12) if SENTENCES[n] in passage.page_content]
+        repeated += bool(seen & {*held})
+        assert passage.metadata["section"] == f"Part {min({*held} - seen)}"
+        seen |= {*held}
+    assert repeated and len(seen) == 12
+
+
 def test_a_header_longer_than_a_passage_leaves_room_for_text(counter):
     page = Page(" ".join(SENTENCES), "A long title. " * 40, "a.txt")
     sizes = [Chunker(counter, 100, 0).tokens(p.page_content) for p in Chunker(counter, 100, 0).passages(page)]
