@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import groundtune
+from groundtune.commands.parsing import parse_arguments
 from groundtune.durable import DiskError
 from groundtune.files import DataError
-from groundtune.parsing import parse_arguments
 
 __all__ = ["COMMANDS", "main", "parse_arguments", "train_command"]
 

@@ -24,8 +24,8 @@ from groundtune.methods import METHODS, Method
 from groundtune.models import ModelError, flash_attention_problems, why_not_loaded
 from groundtune.predictions import read_evaluation, write_predictions
 from groundtune.record import run_record
-from groundtune.report import write_results
-from groundtune.results import Results
+from groundtune.reporting.report import write_results
+from groundtune.reporting.results import Results
 from groundtune.resume import check_same_run, checkpoint_to_resume, identity, locked, rows_identity
 from groundtune.retrieval import BM25Retriever, DenseRetriever, HybridRetriever, Retriever, retrieve
 from groundtune.safe_trainer import tracker_problems

@@ -32,7 +32,7 @@ WEIGHTS = {VARIANTS[0]: "adapter_model.safetensors", VARIANTS[1]: "model.safeten
 _NEEDED_BY_A_RUN = """
     faiss peft rich.console rich.table sacrebleu rouge_score.rouge_scorer safetensors.torch sentence_transformers
     transformers.models.gemma3.modeling_gemma3 transformers.models.llama.modeling_llama transformers.trainer
-    groundtune.cli groundtune.train groundtune.report groundtune.plots
+    groundtune.cli groundtune.train groundtune.reporting.report groundtune.reporting.plots
 """
 
 

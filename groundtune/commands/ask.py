@@ -11,13 +11,13 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from groundtune.commands.evaluate import inference_arguments, inference_parser
+from groundtune.commands.parsing import given
 from groundtune.commands.terminal import be_quiet
 from groundtune.files import DataError
-from groundtune.inference_arguments import AnswerArguments, JudgeArguments
-from groundtune.parsing import given
+from groundtune.inference.arguments import AnswerArguments, JudgeArguments
 
 if TYPE_CHECKING:
-    from groundtune.asking import Dialogue, Source
+    from groundtune.inference.asking import Dialogue, Source
 
 USAGE = """[MODEL] [QUESTION] [--full_dataset_file_path FILE] [--embedding_model MODEL] [--FLAG VALUE ...]"""
 DESCRIPTION = """Ask a model about the documents: the answer as it is written, then the passages it was written from.
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         raise DataError(problems)
     question = words.get("asked") or words["question"]
 
-    from groundtune.asking import open_dialogue
+    from groundtune.inference.asking import open_dialogue
 
     if words["quiet"] or words["json"]:
         be_quiet()

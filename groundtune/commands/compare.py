@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from groundtune.commands.parsing import given, light_parser
 from groundtune.commands.terminal import add_output_flags
 from groundtune.durable import disk_errors
 from groundtune.files import DataError
-from groundtune.parsing import given, light_parser
 
 DESCRIPTION = """Compare systems that answered the same questions: the folders of runs (the test questions, answered by
 the tuned model), folders that `groundtune evaluate` wrote, or files of predictions. The others are compared with the
@@ -25,8 +25,8 @@ def main(argv: Sequence[str]) -> int:
     paths, names = words["systems"], words.get("names", [])
     _check(paths, names, words["output_file"])
 
-    from groundtune.comparison import compare, find_predictions, read_systems
-    from groundtune.comparison_page import as_json, failures, write_comparisons
+    from groundtune.inference.comparison import compare, find_predictions, read_systems
+    from groundtune.inference.comparison_page import as_json, failures, write_comparisons
     from groundtune.record import provenance
 
     systems = read_systems(paths, names)

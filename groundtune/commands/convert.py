@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
 from groundtune.files import DataError
-from groundtune.parsing import given
 
 
 def parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
-    from groundtune.convert import EXPORTS
-    from groundtune.formats import FORMATS
+    from groundtune.prepare.convert import EXPORTS
+    from groundtune.prepare.formats import FORMATS
 
     known = {**{name: known.description for name, known in FORMATS.items()}, **EXPORTS}
     width = max(map(len, known)) + 2
@@ -52,9 +52,9 @@ def main(argv: Sequence[str]) -> int:
     """Returns 0; raises `DataError` with what the user can solve."""
     arguments = argparse.Namespace(**given(parser(), argv))
 
-    from groundtune import convert
     from groundtune.arguments import PromptArguments
-    from groundtune.formats import Options
+    from groundtune.prepare import convert
+    from groundtune.prepare.formats import Options
 
     name, inputs, folder = arguments.format, arguments.inputs, arguments.output
     ours = {"format", "inputs", "output", "quiet", "json"}

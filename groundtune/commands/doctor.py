@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from groundtune.commands.parsing import at_their_lines, parse_arguments
 from groundtune.files import DataError
-from groundtune.parsing import at_their_lines, parse_arguments
 
 USAGE = """usage: groundtune doctor [sft|swr] [--json] FLAGS
 

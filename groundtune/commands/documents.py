@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
 from groundtune.files import DataError
-from groundtune.parsing import given
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,9 +44,9 @@ def main(argv: Sequence[str]) -> int:
     """Returns 0; raises `DataError` with what the user can solve."""
     arguments = argparse.Namespace(**given(parser(), argv))
 
-    from groundtune import corpus
-    from groundtune.chunking import Chunker, load_counter
-    from groundtune.pages import ReadOptions
+    from groundtune.prepare import corpus
+    from groundtune.prepare.chunking import Chunker, load_counter
+    from groundtune.prepare.pages import ReadOptions
 
     options = ReadOptions(arguments.encoding, arguments.text_field, arguments.title_field, arguments.source_field)
     size, overlap = arguments.chunk_size, arguments.chunk_overlap

@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from groundtune.commands.flags import add_group, filled
+from groundtune.commands.parsing import given, light_parser
 from groundtune.commands.terminal import add_output_flags, be_quiet, progress
 from groundtune.files import DataError
-from groundtune.flags import add_group, filled
-from groundtune.inference_arguments import GROUPS, InferenceArguments
-from groundtune.parsing import given, light_parser
-from groundtune.remembered import remembered
+from groundtune.inference.arguments import GROUPS, InferenceArguments
+from groundtune.inference.remembered import remembered
 
 USAGE = """[MODEL] [--eval_file FILE] [--full_dataset_file_path FILE] [--embedding_model MODEL] [--FLAG VALUE ...]"""
 DESCRIPTION = """Evaluate any model end to end, with the code that training uses: a model folder, an adapter's folder
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     words = given(parser(), argv)
     arguments = inference_arguments(words, for_questions=True)
 
-    from groundtune.evaluate import evaluate
+    from groundtune.inference.evaluate import evaluate
 
     if words["quiet"] or words["json"]:
         be_quiet()
@@ -94,7 +94,7 @@ def inference_arguments(words: Mapping[str, Any], for_questions: bool) -> Infere
 
 def _show(found: Any, as_json: bool, quiet: bool) -> None:
     from groundtune.commands.terminal import print_comparison
-    from groundtune.comparison_page import as_json as json_of
+    from groundtune.inference.comparison_page import as_json as json_of
 
     if as_json:
         print(json_of(found.to_dict()), end="")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.arguments import DataArguments, RetrievalArguments, check_retrieval
+from groundtune.commands.flags import add_group, filled
+from groundtune.commands.parsing import given, light_parser
 from groundtune.commands.terminal import add_output_flags, be_quiet
 from groundtune.files import DataError
-from groundtune.flags import add_group, filled
-from groundtune.parsing import given, light_parser
 
 DESCRIPTION = """Embed the documents into a folder that training, evaluate and ask then read. Only documents that are
 new or changed are embedded. Each embedding model and prompt has a subfolder of its own, so none evicts another."""
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         "seconds": round(time.perf_counter() - begin, 1),
     }
     if words["json"]:
-        from groundtune.comparison_page import as_json
+        from groundtune.inference.comparison_page import as_json
 
         print(as_json(found), end="")
     else:

@@ -10,9 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
 from groundtune.files import DataError
-from groundtune.parsing import given
 
 # Name, help, default, type.
 _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
@@ -70,9 +70,9 @@ def main(argv: Sequence[str]) -> int:
     if problems := _problems(arguments):
         raise DataError(problems)
 
-    from groundtune import gates, questions
     from groundtune.files import read_documents
-    from groundtune.journal import Journal
+    from groundtune.prepare import gates, questions
+    from groundtune.prepare.journal import Journal
 
     settings = _settings(arguments)
     documents = read_documents(arguments.documents)
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> Any:
-    from groundtune.questions import Settings, read_prompt
+    from groundtune.prepare.questions import Settings, read_prompt
 
     return Settings(
         read_prompt(arguments.question_prompt, "questions.txt"),
@@ -112,7 +112,7 @@ def _loader(arguments: argparse.Namespace) -> Callable[[], Any]:
 
     @cache
     def load() -> Any:
-        from groundtune.generators import load_generator
+        from groundtune.prepare.generators import load_generator
 
         return load_generator(
             arguments.generator,

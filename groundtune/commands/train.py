@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from groundtune.commands.parsing import at_their_lines, parse_arguments
 from groundtune.commands.training_help import training_help
 from groundtune.durable import disk_errors
 from groundtune.files import DataError
-from groundtune.parsing import at_their_lines, parse_arguments
 from groundtune.signals import Stopped, watched
 
 
@@ -72,7 +72,7 @@ def _run(method: str, argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from groundtune.report import summary_table
+    from groundtune.reporting.report import summary_table
 
     console = Console()
     console.print(summary_table(results))

@@ -15,8 +15,8 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
+from groundtune.commands.parsing import TRAINING_USAGE, training_parser
 from groundtune.files import write_text
-from groundtune.parsing import TRAINING_USAGE, training_parser
 
 PACKAGE = Path(__file__).parents[1]
 SHIPPED = Path(__file__).with_suffix(".txt")

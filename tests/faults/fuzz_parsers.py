@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from groundtune.config import read_config  # noqa: E402
+from groundtune.commands.config import read_config  # noqa: E402
 from groundtune.files import (  # noqa: E402
     DataError,
     read_documents,

@@ -15,7 +15,7 @@ from fake_server import FakeServer, Refusal
 from test_recipes import flags, lines
 
 from groundtune.cli import main
-from groundtune.evaluate import BASE, MODEL  # noqa: F401  what the files and the JSON call them
+from groundtune.inference.evaluate import BASE, MODEL  # noqa: F401  what the files and the JSON call them
 from groundtune.passages import CONTEXTS
 
 
@@ -292,7 +292,7 @@ def test_answers_are_on_disk_before_they_are_judged(adapter_run, capsys, tmp_pat
     def fail(*args, **options):
         raise RuntimeError("the judge broke down")
 
-    monkeypatch.setattr("groundtune.evaluate.judged", fail)
+    monkeypatch.setattr("groundtune.inference.evaluate.judged", fail)
     with FakeServer(lambda body: "yes") as server, pytest.raises(RuntimeError):
         main(["evaluate", str(adapter_run), "--judge", f"openai:{server.url}", "--judge_model", "j", "--output_dir",
               str(tmp_path)])  # fmt: skip

@@ -10,8 +10,8 @@ from conftest import INSTRUCTION, tiny_examples
 from fake_server import FakeServer, Refusal
 from test_evaluation import evaluator, hits_for, without_times
 
-from groundtune.answering import Asked, LocalModel, answer_by_chat, answer_by_completions, answer_here
 from groundtune.endpoint import Endpoint
+from groundtune.inference.answering import Asked, LocalModel, answer_by_chat, answer_by_completions, answer_here
 from groundtune.metrics import generation_scores
 
 

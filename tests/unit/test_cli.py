@@ -12,8 +12,8 @@ import yaml
 
 from groundtune.arguments import GROUPS
 from groundtune.cli import COMMANDS, main
+from groundtune.commands.parsing import RENAMED, WITHOUT_EFFECT, parse_arguments
 from groundtune.files import DataError
-from groundtune.parsing import RENAMED, WITHOUT_EFFECT, parse_arguments
 
 # The historical command lines, verbatim.
 COMMON = """
@@ -121,7 +121,7 @@ def test_old_spellings_mean_what_they_meant(monkeypatch, words, group, name, exp
 
 
 def test_every_renaming_leads_to_a_flag_that_exists_and_no_flag_of_then_is_unknown():
-    from groundtune.parsing import training_parser
+    from groundtune.commands.parsing import training_parser
 
     known = {flag for action in training_parser("sft")._actions for flag in action.option_strings}
     assert all(f"--{new}" in known and f"--{old}" not in known for old, new in RENAMED.items())

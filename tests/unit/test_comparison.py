@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 import pytest
 from test_results import COLOURS, F1, evaluation, wrong
 
-from groundtune.comparison import compare, find_predictions, read_systems, short_names
-from groundtune.comparison_page import comparison_table, failures, outcomes_table, write_comparisons
 from groundtune.files import DataError
-from groundtune.outcomes import Rightness, with_outcomes
+from groundtune.inference.comparison import compare, find_predictions, read_systems, short_names
+from groundtune.inference.comparison_page import comparison_table, failures, outcomes_table, write_comparisons
+from groundtune.inference.outcomes import Rightness, with_outcomes
 from groundtune.predictions import write_predictions
 from groundtune.schema import Turn
 

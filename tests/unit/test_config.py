@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from groundtune.config import Entry, read_config, split_files
+from groundtune.commands.config import Entry, read_config, split_files
 from groundtune.files import DataError
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from groundtune.cli import main
 from groundtune.files import read_documents, read_examples
-from groundtune.formats import FORMATS
+from groundtune.prepare.formats import FORMATS
 from groundtune.schema import UNANSWERABLE
 
 SQUAD = {

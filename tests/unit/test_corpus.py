@@ -12,11 +12,11 @@ pytest.importorskip("semantic_text_splitter", reason="needs the extra [documents
 
 from conftest import make_tokenizer
 
-from groundtune import corpus
-from groundtune.chunking import Chunker
 from groundtune.cli import main
 from groundtune.files import DataError, read_documents
-from groundtune.pages import Page, ReadOptions, read_pages
+from groundtune.prepare import corpus
+from groundtune.prepare.chunking import Chunker
+from groundtune.prepare.pages import Page, ReadOptions, read_pages
 
 ROOT = Path(__file__).parents[2]
 SENTENCES = [f"Sentence number {n} says that book {n} lies on shelf {n}." for n in range(1, 61)]
@@ -34,7 +34,7 @@ def tokenizer_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def counter(tokenizer_folder):
-    from groundtune.chunking import load_counter
+    from groundtune.prepare.chunking import load_counter
 
     return load_counter(str(tokenizer_folder))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from groundtune.cli import COMMANDS
-from groundtune.parsing import given, parse_arguments
+from groundtune.commands.parsing import given, parse_arguments
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = {"train_w_gt.py": "sft", "train_w_fixed_retriever.py": "swr"}

@@ -8,7 +8,7 @@ import pytest
 from conftest import tiny_documents, tiny_examples
 
 from groundtune.files import DataError
-from groundtune.judge import SHIPPED, JudgePrompt, judged, rating_of, read_judge_prompts
+from groundtune.inference.judge import SHIPPED, JudgePrompt, judged, rating_of, read_judge_prompts
 from groundtune.predictions import evaluation_of
 from groundtune.schema import Prediction, Reply
 

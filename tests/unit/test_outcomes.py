@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 from conftest import tiny_documents, tiny_examples
 
-from groundtune.outcomes import LUCKY, MISSED, OUTCOMES, RIGHT, WRONG, Rightness, outcome, outcome_counts, with_outcomes
+from groundtune.inference.outcomes import (
+    LUCKY,
+    MISSED,
+    OUTCOMES,
+    RIGHT,
+    WRONG,
+    Rightness,
+    outcome,
+    outcome_counts,
+    with_outcomes,
+)
 from groundtune.schema import Hit, Prediction
 
 EXAMPLE, OTHER = tiny_examples()[0], tiny_documents()[1]

@@ -17,10 +17,10 @@ from test_convert import CHAT, PATTERN, RAFT, SQUAD, TRIVIA, beir_folder, nq_row
 from test_convert import FOUNDERS as ANNOTATION
 from test_questions import FakeGenerator, documents
 
-import groundtune.generators
-from groundtune.chunking import load_counter
+import groundtune.prepare.generators
 from groundtune.cli import main
 from groundtune.files import read_documents, read_examples
+from groundtune.prepare.chunking import load_counter
 
 PAGE = Path(__file__).parents[2] / "docs" / "prepare.md"
 # What the page takes from a hub or a server is made here instead.
@@ -60,8 +60,8 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def test_every_command_of_the_page_runs_in_its_order(folder, monkeypatch, capsys):
     counter = load_counter(str(folder / "tokenizer"))
-    monkeypatch.setattr("groundtune.chunking.load_counter", {TOKENIZER: counter}.__getitem__)
-    monkeypatch.setattr(groundtune.generators, "load_generator", lambda name, **_: FakeGenerator())
+    monkeypatch.setattr("groundtune.prepare.chunking.load_counter", {TOKENIZER: counter}.__getitem__)
+    monkeypatch.setattr(groundtune.prepare.generators, "load_generator", lambda name, **_: FakeGenerator())
     assert len(commands()) > 10 and PATTERN in PAGE.read_text("utf-8")
     for command in commands():
         assert main(shlex.split(command)[1:]) == 0, (command, capsys.readouterr().err)

@@ -14,12 +14,12 @@ import pytest
 
 pytest.importorskip("bm25s", reason="needs the extra [bm25]")
 
-from groundtune import gates, questions
 from groundtune.cli import main
 from groundtune.files import read_examples, write_documents
-from groundtune.gates import GATES, support
-from groundtune.journal import Journal
-from groundtune.questions import Settings, parse_answer, parse_questions, read_prompt, sample_passages
+from groundtune.prepare import gates, questions
+from groundtune.prepare.gates import GATES, support
+from groundtune.prepare.journal import Journal
+from groundtune.prepare.questions import Settings, parse_answer, parse_questions, read_prompt, sample_passages
 from groundtune.retrieval import BM25Retriever
 from groundtune.schema import Document
 

@@ -14,11 +14,11 @@ from html.parser import HTMLParser
 import pytest
 from test_results import COLOURS, F1, eval_row, evaluation, results, wrong
 
-from groundtune import report
 from groundtune.files import write_text
 from groundtune.predictions import write_predictions
-from groundtune.report import summary_table, write_results
-from groundtune.results import Results
+from groundtune.reporting import report
+from groundtune.reporting.report import summary_table, write_results
+from groundtune.reporting.results import Results
 from groundtune.schema import Document, Turn
 
 NASTY = "a | b\n\n`code` ``` *x* _y_ \\| $1$\r\n# no heading\n<script>alert(1)</script> [a](http://example.com/x) &amp;"
@@ -286,6 +286,9 @@ def test_markdown_shows_hostile_text_as_text(tmp_path, nasty):
 
 # What it needs
 def test_importing_the_report_loads_no_plotting_and_no_model_library():
-    code = "import sys, groundtune.report; print([m for m in ('torch', 'matplotlib', 'rich') if m in sys.modules])"
+    code = (
+        "import sys, groundtune.reporting.report\n"
+        "print([m for m in ('torch', 'matplotlib', 'rich') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

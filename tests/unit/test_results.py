@@ -8,7 +8,15 @@ import pytest
 
 from groundtune.evaluation import Evaluation
 from groundtune.metrics import aggregate, generation_scores, greater_is_better, paired_difference, retrieval_scores
-from groundtune.results import Change, Results, comparison, differences, gained_and_lost, merged_history, verdict
+from groundtune.reporting.results import (
+    Change,
+    Results,
+    comparison,
+    differences,
+    gained_and_lost,
+    merged_history,
+    verdict,
+)
 from groundtune.schema import Document, Example, Hit, Prediction
 
 F1 = "generation/f1"

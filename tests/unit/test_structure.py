@@ -16,20 +16,35 @@ PACKAGE = ROOT / "groundtune"
 
 
 def tree() -> list[str]:
-    """Modules and packages of groundtune/ in the order of the README's tree."""
+    """What groundtune/ holds, in the order of the README's tree: "index.py", "prepare/", "prepare/pages.py" ...
+
+    The line of a package stands for those of its files that have no line of their own.
+    """
     text = (ROOT / "README.md").read_text("utf-8")
     block = re.search(r"^#+ The tree\n.*?^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[1]
     lines = block.splitlines()
     assert lines[0].split()[0] == "groundtune/"
-    inside = [line for line in lines[1:] if line.startswith("  ")]
-    assert all(len(line.split(maxsplit=1)) == 2 for line in inside)  # each has its phrase
-    return [line.split()[0] for line in inside]
+    listed, package = [], ""
+    for line in lines[1:]:
+        if not line.startswith("  "):
+            continue
+        name, _ = line.split(maxsplit=1)  # each has its phrase
+        if line.startswith("    "):
+            name = package + name
+        elif name.endswith("/"):
+            package = name
+        listed.append(name)
+    return listed
 
 
-def module_of(path: Path) -> str:
+TREE = tree()
+
+
+def line_of(path: Path) -> str:
     """The line of the tree that a file belongs to."""
-    inside = path.relative_to(PACKAGE)
-    return inside.name if len(inside.parts) == 1 else f"{inside.parts[0]}/"
+    inside = path.relative_to(PACKAGE).as_posix()
+    folders = [name for name in TREE if name.endswith("/") and inside.startswith(name)]
+    return inside if inside in TREE else max(folders, key=len, default=inside)
 
 
 def imported(path: Path) -> set[str]:
@@ -49,31 +64,34 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for parts in (name.split(".") for name in names):
-            if parts[0] != "groundtune":
-                continue
-            name = parts[1] if len(parts) > 1 else ""
-            if (PACKAGE / f"{name}.py").exists():
-                found.add(f"{name}.py")
-            else:
-                found.add(f"{name}/" if name and (PACKAGE / name).is_dir() else "__init__.py")
+        found |= {line_of(file_of(name.split(".")[1:])) for name in names if name.split(".")[0] == "groundtune"}
     return found
 
 
+def file_of(parts: list[str]) -> Path:
+    """The file in which `groundtune.parts` is; the last parts may be names inside it."""
+    for end in range(len(parts), 0, -1):
+        if (module := PACKAGE.joinpath(*parts[:end]).with_suffix(".py")).is_file():
+            return module
+        if (package := PACKAGE.joinpath(*parts[:end], "__init__.py")).is_file():
+            return package
+    return PACKAGE / "__init__.py"
+
+
 def test_the_readme_lists_exactly_the_modules_there_are():
-    listed = tree()
-    there = {module_of(path) for path in PACKAGE.rglob("*.py")}
-    assert len(listed) == len(set(listed))
-    assert set(listed) == there
+    there = {line_of(path) for path in PACKAGE.rglob("*.py")}
+    assert len(TREE) == len(set(TREE))
+    assert set(TREE) == there
 
 
 def test_a_module_imports_only_from_lines_above_its_own():
-    order = {name: i for i, name in enumerate(tree())}
+    # What a package's line stands for comes after those of its files that have lines of their own.
+    order = {name: max(i for i, other in enumerate(TREE) if other.startswith(name)) for name in TREE}
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in sorted(PACKAGE.rglob("*.py"))
         for name in sorted(imported(path))
-        if order[name] > order[module_of(path)] or (name == module_of(path) and not name.endswith("/"))
+        if order[name] > order[line_of(path)] or (name == line_of(path) and not name.endswith("/"))
     ]
     assert wrong == []
     assert sum(len(imported(path)) for path in PACKAGE.rglob("*.py")) > 40  # or nothing was seen

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.documents import format_passage
-from groundtune.formats.format import Converted, Format, Options, child, converted, records
+from groundtune.prepare.formats.format import Converted, Format, Options, child, converted, records
 from groundtune.schema import Document
 
 _NEED = 'a row is {"question", "context": {"title": [[...]], "sentences": [[...]]}, "oracle_context", "cot_answer"}'

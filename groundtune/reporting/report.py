@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from groundtune.files import write_text
 from groundtune.metrics import PairedDifference
-from groundtune.plots import dot_plot, loss_plot, metric_plot
 from groundtune.predictions import write_predictions
 from groundtune.record import inputs, plain, run_facts
-from groundtune.results import (
+from groundtune.reporting.plots import dot_plot, loss_plot, metric_plot
+from groundtune.reporting.results import (
     EVALUATION_COLUMNS,
     F1,
     HOW_TO_READ,
@@ -177,7 +177,7 @@ def _page(results: Results) -> str:
 
 def page(template: str, **parts: str) -> str:
     """A page of the package with its parts, which are HTML, and the style that all pages share."""
-    package = resources.files("groundtune")
+    package = resources.files("groundtune.reporting")
     text = package.joinpath(template).read_text(encoding="utf-8")
     return Template(text).substitute(parts, style=package.joinpath("report.css").read_text(encoding="utf-8"))
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.files import write_jsonl
-from groundtune.journal import Journal
-from groundtune.questions import Settings, chance, questions_of, words
+from groundtune.prepare.journal import Journal
+from groundtune.prepare.questions import Settings, chance, questions_of, words
 from groundtune.retrieval import Retriever
 from groundtune.schema import Document, Example, Hit
 

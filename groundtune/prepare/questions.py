@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.files import DataError
-from groundtune.generators import Generator
-from groundtune.journal import Journal
+from groundtune.prepare.generators import Generator
+from groundtune.prepare.journal import Journal
 from groundtune.schema import Document
 
 Row = dict[str, Any]
@@ -47,7 +47,7 @@ def read_prompt(path: Path | None, packaged: str) -> str:
         DataError: the file cannot be read or lacks a placeholder.
     """
     if path is None:
-        return resources.files("groundtune").joinpath("prompts", packaged).read_text("utf-8")
+        return resources.files("groundtune.prepare").joinpath("prompts", packaged).read_text("utf-8")
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from groundtune.documents import format_passage
 from groundtune.files import Record
-from groundtune.formats.format import Converted, Format, Options, children, converted, records
+from groundtune.prepare.formats.format import Converted, Format, Options, children, converted, records
 
 _NEED = 'a question is {"query", "answers": [...], "passages": [{"passage_text", "is_selected", "url"}]}'
 _NO_ANSWER = "No Answer Present."

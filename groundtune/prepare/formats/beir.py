@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from groundtune.documents import format_passage
 from groundtune.files import DataError, Record
-from groundtune.formats.format import Converted, Format, Options, opened, records
+from groundtune.prepare.formats.format import Converted, Format, Options, opened, records
 from groundtune.schema import Document, Example
 
 _CORPUS = 'a line of corpus.jsonl is {"_id", "title", "text"}'

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from groundtune.chunking import Chunker
 from groundtune.files import DataError, write_documents
-from groundtune.pages import READERS, ReadOptions, missing_libraries, read_pages
+from groundtune.prepare.chunking import Chunker
+from groundtune.prepare.pages import READERS, ReadOptions, missing_libraries, read_pages
 from groundtune.schema import Document
 
 

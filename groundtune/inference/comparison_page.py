@@ -9,12 +9,12 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groundtune.comparison import HOW_TO_READ, Comparison, cells, verdict_word
 from groundtune.files import write_text
-from groundtune.outcomes import OUTCOMES
-from groundtune.plots import differences_plot, systems_plot
+from groundtune.inference.comparison import HOW_TO_READ, Comparison, cells, verdict_word
+from groundtune.inference.outcomes import OUTCOMES
 from groundtune.record import inputs, plain, run_facts
-from groundtune.report import callout, html_cells, html_changes, html_pairs, minus, page
+from groundtune.reporting.plots import differences_plot, systems_plot
+from groundtune.reporting.report import callout, html_cells, html_changes, html_pairs, minus, page
 
 if TYPE_CHECKING:
     from rich.table import Table

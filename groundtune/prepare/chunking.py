@@ -12,7 +12,7 @@ from typing import Any
 
 from groundtune.documents import format_passage, header_of
 from groundtune.files import DataError
-from groundtune.pages import Page
+from groundtune.prepare.pages import Page
 from groundtune.schema import Document
 
 _HEADINGS = re.compile(r"^#{1,6} .*$", re.MULTILINE)

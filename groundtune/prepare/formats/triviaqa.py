@@ -9,7 +9,7 @@ from pathlib import Path
 
 from groundtune.documents import format_passage, split_into_passages
 from groundtune.files import DataError, Record
-from groundtune.formats.format import Converted, Format, Options, child, children, converted, records
+from groundtune.prepare.formats.format import Converted, Format, Options, child, children, converted, records
 from groundtune.schema import Document
 
 PASSAGE_WORDS = 200

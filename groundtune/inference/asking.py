@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from groundtune.answering import LocalModel
 from groundtune.endpoint import Endpoint
 from groundtune.evaluation import passages_of
 from groundtune.examples import encode_questions
 from groundtune.files import read_documents
-from groundtune.inference_arguments import InferenceArguments
-from groundtune.opening import computes_in_bf16, open_model, open_retriever, open_tokenizer
+from groundtune.inference.answering import LocalModel
+from groundtune.inference.arguments import InferenceArguments
+from groundtune.inference.opening import computes_in_bf16, open_model, open_retriever, open_tokenizer
 from groundtune.prompt import Prompt, chat_messages, make_prompt
 from groundtune.retrieval import Retriever, retrieve
 from groundtune.schema import ASSISTANT, USER, Document, Example, Hit, Turn

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from groundtune.documents import format_passage
 from groundtune.files import Record
-from groundtune.formats.format import Converted, Format, Options, child, children, converted, records
+from groundtune.prepare.formats.format import Converted, Format, Options, child, children, converted, records
 
 _NEED = 'a SQuAD file is {"data": [{"title", "paragraphs": [{"context", "qas": [{"question", "answers", ...}]}]}]}'
 _ROW = 'a row is {"title", "context", "question", "answers": {"text": [...]}}'

@@ -12,20 +12,27 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from groundtune.answering import Answer, Asked, answer_by_chat, answer_by_completions, answer_here
 from groundtune.arguments import DataArguments
 from groundtune.checks import ERROR, WARNING, check_texts, counts, read_dataset
-from groundtune.comparison import Comparison, compare
-from groundtune.comparison_page import as_json, failures, write_comparisons
 from groundtune.durable import disk_errors
 from groundtune.files import DataError, write_text
-from groundtune.inference_arguments import SEARCHED, SERVER, InferenceArguments
-from groundtune.judge import JudgePrompt, judged, read_judge_prompts
-from groundtune.opening import base_of, computes_in_bf16, open_judge, open_model, open_questions, open_untouched
-from groundtune.outcomes import Rightness, outcome_counts, with_outcomes
+from groundtune.inference.answering import Answer, Asked, answer_by_chat, answer_by_completions, answer_here
+from groundtune.inference.arguments import SEARCHED, SERVER, InferenceArguments
+from groundtune.inference.comparison import Comparison, compare
+from groundtune.inference.comparison_page import as_json, failures, write_comparisons
+from groundtune.inference.judge import JudgePrompt, judged, read_judge_prompts
+from groundtune.inference.opening import (
+    base_of,
+    computes_in_bf16,
+    open_judge,
+    open_model,
+    open_questions,
+    open_untouched,
+)
+from groundtune.inference.outcomes import Rightness, outcome_counts, with_outcomes
+from groundtune.inference.remembered import changed_inputs
 from groundtune.predictions import Evaluation, evaluation_of, write_predictions
 from groundtune.record import run_record
-from groundtune.remembered import changed_inputs
 from groundtune.schema import Document, Example
 from groundtune.train import spread
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from groundtune.results import F1, GOLD_LOSS, SCORES, Results, finite, merged_history
+from groundtune.reporting.results import F1, GOLD_LOSS, SCORES, Results, finite, merged_history
 
 if TYPE_CHECKING:
     from groundtune.metrics import Interval

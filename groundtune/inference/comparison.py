@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.files import DataError
+from groundtune.inference.outcomes import outcome_counts
 from groundtune.metrics import Interval, PairedDifference, greater_is_better, paired_difference
-from groundtune.outcomes import outcome_counts
 from groundtune.predictions import Evaluation, evaluation_of, read_predictions
-from groundtune.results import F1, SCORES, Change, most_changed, verdict
+from groundtune.reporting.results import F1, SCORES, Change, most_changed, verdict
 from groundtune.schema import Prediction
 
 HOW_TO_READ = (

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from groundtune.documents import format_passage
 from groundtune.files import Record
-from groundtune.formats.format import Converted, Format, Options, child, children, converted, records
+from groundtune.prepare.formats.format import Converted, Format, Options, child, children, converted, records
 from groundtune.schema import Document
 
 _NEED = (

@@ -15,9 +15,9 @@ from functools import partial
 from typing import Any, NoReturn
 
 from groundtune.arguments import GROUPS, Arguments
-from groundtune.config import read_config, split_files
+from groundtune.commands.config import read_config, split_files
+from groundtune.commands.flags import HELP_WIDTH, FlagFormatter
 from groundtune.files import DataError
-from groundtune.flags import HELP_WIDTH, FlagFormatter
 
 # Flags as they were once spelt -> today's. A share of the steps and a number of steps are one flag today.
 RENAMED = {

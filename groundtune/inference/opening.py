@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from groundtune.answering import Asked, LocalModel
 from groundtune.arguments import ModelArguments, PromptArguments
 from groundtune.evaluation import EndToEndEvaluator
-from groundtune.inference_arguments import SEARCHED, SERVER, InferenceArguments
+from groundtune.inference.answering import Asked, LocalModel
+from groundtune.inference.arguments import SEARCHED, SERVER, InferenceArguments
 from groundtune.lora import fuse
 from groundtune.models import ModelError, computes_bf16, load_model, load_tokenizer, why_not_loaded
 from groundtune.prompt import Prompt, make_prompt

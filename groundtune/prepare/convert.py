@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from groundtune.files import DataError, read_documents, read_examples, replacing, write_jsonl
-from groundtune.formats import FORMATS, Converted, Options, beir, chats
+from groundtune.prepare.formats import FORMATS, Converted, Options, beir, chats
 from groundtune.schema import Document, Example
 
 _ENOUGH = 100  # problems after which a file is not read further: it is of another format

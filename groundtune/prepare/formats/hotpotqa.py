@@ -7,7 +7,7 @@ from pathlib import Path
 
 from groundtune.documents import format_passage
 from groundtune.files import Record
-from groundtune.formats.format import Converted, Format, Options, children, converted, records
+from groundtune.prepare.formats.format import Converted, Format, Options, children, converted, records
 from groundtune.schema import Document
 
 _NEED = 'a question is {"question", "answer", "supporting_facts": [[title, 0]], "context": [[title, [sentence]]]}'

@@ -1,0 +1,1 @@
+"""A model after training, or any other: evaluated, judged, compared, asked."""
