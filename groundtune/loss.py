@@ -42,9 +42,9 @@ def answer_loss(
 class _SumOfCrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropy of logits [tokens, vocabulary] with targets [tokens], in float32, a few rows at a time.
 
-    The gradient takes the place of the logits, in their type: nobody needs them any more, and the whole in float32, with
-    softmax and gradient beside it, would be several times as much memory as the rest of a step where the vocabulary is
-    large. (Had an operation before saved the logits for its own gradient, autograd would notice and raise.)
+    The gradient takes the place of the logits, in their type: nobody needs them any more, and the whole in float32,
+    with softmax and gradient beside it, would be several times as much memory as the rest of a step where the
+    vocabulary is large. (Had an operation before saved the logits for its own gradient, autograd would raise.)
     """
 
     @staticmethod
