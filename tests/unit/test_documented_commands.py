@@ -1,4 +1,4 @@
-"""Every command that README and docs show is one that the command line, or the Makefile, understands."""
+"""Every command that README, docs and configs show is one that the command line, or the Makefile, understands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCRIPTS = {"train_w_gt.py": "sft", "train_w_fixed_retriever.py": "swr"}
 def documented_commands() -> list[list[str]]:
     """The words of each command in a fenced block without a language, continued lines joined."""
     commands = []
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").rglob("*.md"))):
         for block in re.findall(r"^```\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE):
             for line in block.replace("\\\n", " ").splitlines():
                 if line.startswith(("make ", "groundtune ", "python ")):
@@ -33,7 +33,8 @@ def test_the_documentation_shows_both_historical_scripts_and_both_make_targets()
 
 
 @pytest.mark.parametrize("words", documented_commands(), ids=lambda words: " ".join(words)[:60])
-def test_a_documented_command_is_understood(words):
+def test_a_documented_command_is_understood(words, monkeypatch):
+    monkeypatch.chdir(ROOT)  # for what is after --config
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
         return
