@@ -39,6 +39,7 @@ from groundtune.checkpoints import (
 )
 from groundtune.durable import Damaged
 from groundtune.loss import NonFiniteLoss
+from groundtune.record import hide_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +57,10 @@ class SafeTrainer(Trainer):
         self._rows_of_step: list[str] = []
         self._epoch_ended = False
         self._saved_step: int | None = None
+        self.tracker_failures: list[str] = []  # a line for each tracker that failed
         for callback in self.callback_handler.callbacks:
             if type(callback) in INTEGRATION_TO_CALLBACK.values():
-                _never_stop_the_run(callback)
+                _never_stop_the_run(callback, self.tracker_failures)
         self.add_callback(_Watch(self))
 
     def train(self, resume_from_checkpoint: Checkpoint | str | bool | None = None, **kwargs: Any) -> Any:
@@ -337,9 +339,10 @@ def tracker_problems(names: Sequence[str]) -> list[str]:
     return problems
 
 
-def _never_stop_the_run(tracker: TrainerCallback) -> None:
-    """Let whatever the tracker raises be reported once and go no further: numbers can be sent again, weights cannot."""
-    failures: list[Exception] = []
+def _never_stop_the_run(tracker: TrainerCallback, failures: list[str]) -> None:
+    """Let whatever the tracker raises be a line in `failures` and the log, once, and go no further: numbers can be sent
+    again, weights cannot."""
+    failed = f"{type(tracker).__name__} failed"
 
     def forgiving(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -347,10 +350,10 @@ def _never_stop_the_run(tracker: TrainerCallback) -> None:
             try:
                 return method(*args, **kwargs)
             except Exception as error:
-                if not failures:
-                    name, why = type(tracker).__name__, " ".join(str(error).split())
-                    logger.warning("%s failed (%s: %s); the run goes on without it", name, type(error).__name__, why)
-                failures.append(error)
+                if not any(line.startswith(failed) for line in failures):
+                    why = hide_secrets(" ".join(str(error).split()))  # an address may hold a key
+                    failures.append(f"{failed} ({type(error).__name__}: {why}); the run goes on without it")
+                    logger.warning(failures[-1])
 
         return call
 

@@ -139,7 +139,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         best_step=_best_step(trainer),
         selection_metric=training.metric_for_best_model,
         selected_on_test=_tested_on_eval(data) and training.load_best_model_at_end,
-        notes=notes,
+        notes=[*notes, *trainer.tracker_failures],
         record={**_record(arguments, durations), "identity": run, "resumed_from_step": checkpoint and checkpoint.step},
     )
     write_results(output_dir, results)

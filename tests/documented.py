@@ -1,4 +1,4 @@
-"""The fenced blocks of README and docs: which are commands, which test runs those of a page, and how it does.
+"""The fenced blocks of README, docs and configs: which are commands, which test runs those of a page, and how it does.
 
 A block in a language of `COMMANDS` is run by the test that `RUN_BY` names for its page, or has the reason why not in a
 comment right before it: `<!-- not run: needs a GPU -->`. Blocks in other languages only show something.
@@ -22,6 +22,8 @@ RUN_BY = {
     "docs/tutorial.md": "tests/recipe/test_tutorial.py",
     "docs/prepare.md": "tests/unit/test_prepare_page.py",
     "docs/howto/": "tests/recipe/test_howto_pages.py",
+    "configs/faire/": "tests/unit/test_use_cases.py",
+    "configs/databricks/": "tests/unit/test_use_cases.py",
 }
 _BLOCK = re.compile(r"^(?:<!-- not run: (.*?) -->\n\n?)?```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _SCRIPTS = {"train_w_gt.py": "sft", "train_w_fixed_retriever.py": "swr"}
@@ -46,8 +48,9 @@ class Block:
 
 
 def pages() -> list[str]:
-    """README and every page of docs, by their paths in the repository."""
-    return ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
+    """README and every page of docs and configs, by their paths in the repository."""
+    found = [path for folder in ("docs", "configs") for path in (ROOT / folder).rglob("*.md")]
+    return ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in found)]
 
 
 def blocks(page: str) -> list[Block]:

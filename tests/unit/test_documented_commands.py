@@ -1,4 +1,4 @@
-"""Every command of README and docs is run by a test, or says why not; and that one is understood all the same."""
+"""Every command of README, docs and configs is run by a test, or says why not and is understood all the same."""
 
 from __future__ import annotations
 
