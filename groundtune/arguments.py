@@ -78,6 +78,12 @@ class RetrievalArguments:
         ["none", "user", "all"],
     )
     embedding_batch_size: int = argument(64, "Texts embedded at once.")
+    embedding_dtype: str = argument(
+        "auto",
+        "What the embedding model computes in. auto: as it was saved. bfloat16 is faster where the machine has it, and "
+        "changes the third digit of a vector: its index is another one.",
+        ["auto", "float32", "bfloat16"],
+    )
     query_prompt: str | None = argument(
         None, "Text put before a question when it is embedded. Default: what the embedding model asks for."
     )

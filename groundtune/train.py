@@ -238,6 +238,7 @@ def make_retriever(
             query_prompt=retrieval.query_prompt,
             document_prompt=retrieval.document_prompt,
             batch_size=retrieval.embedding_batch_size,
+            dtype=retrieval.embedding_dtype,
         )
     except (OSError, ValueError) as error:
         reason = why_not_loaded(error)
