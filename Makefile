@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test faults clean
+.PHONY: demo test docs faults clean
 
 demo: .venv/installed-demo  ## train and compare the embedded model, in about a quarter of an hour on two cores
 	$(BIN)/groundtune demo
@@ -10,6 +10,9 @@ demo: .venv/installed-demo  ## train and compare the embedded model, in about a 
 test: .venv/installed-test  ## every test; no network, no model download
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
+
+docs: .venv/installed-docs  ## the site, in site/; a broken link or anything loaded from elsewhere fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 faults: .venv/installed-test  ## every script that attacks the tool; `make test` runs a few dozen cases of each
 	for script in $(filter-out tests/faults/test_%,$(wildcard tests/faults/*.py)); do \
@@ -23,4 +26,4 @@ faults: .venv/installed-test  ## every script that attacks the tool; `make test`
 	touch $@
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv runs build site *.egg-info

@@ -154,8 +154,14 @@ class SafeTrainer(Trainer):
     def _too_much(self, at_once: AtOnce) -> str:
         (row,) = at_once.now
         lora = isinstance(self.model, PeftModel)
+        # The flag has another name in later releases of transformers 5.
+        checkpointing = "activation" if hasattr(self.args, "activation_checkpointing") else "gradient"
         ways_out = [
-            *([] if self.args.gradient_checkpointing else ["--gradient_checkpointing true"]),
+            *(
+                []
+                if getattr(self.model, "is_gradient_checkpointing", False)
+                else [f"--{checkpointing}_checkpointing true"]
+            ),
             *([] if lora else ["--use_peft true (LoRA)"]),
             *([] if getattr(self.model, "is_quantized", False) else ["--load_in_4bit true (QLoRA)"]),
         ]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ pytest.importorskip("semantic_text_splitter", reason="needs the extra [documents
 pytest.importorskip("bm25s", reason="needs the extra [bm25]")
 
 from conftest import make_tokenizer
+from documented import ROOT, commands, run_by
 from test_convert import CHAT, PATTERN, RAFT, SQUAD, TRIVIA, beir_folder, nq_row, write
 from test_convert import FOUNDERS as ANNOTATION
 from test_questions import FakeGenerator, documents
@@ -22,14 +21,15 @@ from groundtune.cli import main
 from groundtune.files import read_documents, read_examples
 from groundtune.prepare.chunking import load_counter
 
-PAGE = Path(__file__).parents[2] / "docs" / "prepare.md"
+PAGE = "docs/prepare.md"
 # What the page takes from a hub or a server is made here instead.
 TOKENIZER = "intfloat/e5-base-v2"
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    return [line for block in blocks for line in block.splitlines() if line.startswith("groundtune ")]
+@pytest.fixture
+def page() -> list[list[str]]:
+    """The words of the page's commands."""
+    return [words for block in run_by(__file__)[PAGE] for words in commands(block.text)]
 
 
 @pytest.fixture
@@ -58,19 +58,19 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_every_command_of_the_page_runs_in_its_order(folder, monkeypatch, capsys):
+def test_every_command_of_the_page_runs_in_its_order(page, folder, monkeypatch, capsys):
     counter = load_counter(str(folder / "tokenizer"))
     monkeypatch.setattr("groundtune.prepare.chunking.load_counter", {TOKENIZER: counter}.__getitem__)
     monkeypatch.setattr(groundtune.prepare.generators, "load_generator", lambda name, **_: FakeGenerator())
-    assert len(commands()) > 10 and PATTERN in PAGE.read_text("utf-8")
-    for command in commands():
-        assert main(shlex.split(command)[1:]) == 0, (command, capsys.readouterr().err)
-        if command.startswith("groundtune documents handbook"):
+    assert len(page) > 10 and PATTERN in (ROOT / PAGE).read_text("utf-8")
+    for words in page:
+        assert main(words) == 0, (words, capsys.readouterr().err)
+        if words[:2] == ["documents", "handbook/"]:
             found = read_documents("documents.jsonl")
             assert {d.metadata["source"] for d in found} >= {"handbook/00.md", "faq.csv#2"}
-        elif "pages.jsonl" in command:
+        elif "pages.jsonl" in words:
             assert [d.page_content for d in read_documents("documents.jsonl")] == ["Guests may bring only water."]
-            main(shlex.split(commands()[0])[1:])  # the page goes on with the handbook
+            main(page[0])  # the page goes on with the handbook
     rows = [json.loads(line) for line in (folder / "chats" / "train.jsonl").read_text().splitlines()]
     assert rows[0]["messages"][-1]["role"] == "assistant"
     assert {e.question for e in read_examples("chats/chats.jsonl")} >= {"When?"}

@@ -1,0 +1,119 @@
+"""The fenced blocks of README and docs: which are commands, which test runs those of a page, and how it does.
+
+A block in a language of `COMMANDS` is run by the test that `RUN_BY` names for its page, or has the reason why not in a
+comment right before it: `<!-- not run: needs a GPU -->`. Blocks in other languages only show something.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("", "bash", "python", "yaml")
+RUN_BY = {
+    "README.md": "tests/recipe/test_howto_pages.py",
+    "docs/tutorial.md": "tests/recipe/test_tutorial.py",
+    "docs/prepare.md": "tests/unit/test_prepare_page.py",
+    "docs/howto/": "tests/recipe/test_howto_pages.py",
+}
+_BLOCK = re.compile(r"^(?:<!-- not run: (.*?) -->\n\n?)?```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_SCRIPTS = {"train_w_gt.py": "sft", "train_w_fixed_retriever.py": "swr"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block; `reason` is why no test runs it, empty if one does or if it is no command."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    reason: str
+
+    @property
+    def is_command(self) -> bool:
+        return self.language in COMMANDS
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def pages() -> list[str]:
+    """README and every page of docs, by their paths in the repository."""
+    return ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(page: str) -> list[Block]:
+    """The fenced blocks of a page, in its order."""
+    text = (ROOT / page).read_text("utf-8")
+    return [
+        Block(page, text.count("\n", 0, found.start(2)) + 1, found[2], found[3], found[1] or "")
+        for found in _BLOCK.finditer(text)
+    ]
+
+
+def run_by(test: str, page: str = "") -> dict[str, list[Block]]:
+    """The blocks that a test file has to run, by page: those without a reason not to."""
+    name = Path(test).resolve().relative_to(ROOT).as_posix()
+    mine = [p for p in pages() if tester(p) == name and p.startswith(page)]
+    found = {page: [block for block in blocks(page) if block.is_command and not block.reason] for page in mine}
+    return {page: these for page, these in found.items() if these}
+
+
+def tester(page: str) -> str:
+    """The test file that runs the commands of a page; empty if none does."""
+    return next((test for start, test in RUN_BY.items() if page.startswith(start)), "")
+
+
+def steps(text: str) -> Iterator[list[str] | str]:
+    """What a shell would do one after the other: the words of each command of ours, and the lines between as scripts.
+
+    A command that begins with a historical script is the one that the script stands for; a here-document stays whole.
+    """
+    script: list[str] = []
+    end = ""  # of the here-document that is open
+    for line in text.replace("\\\n", " ").splitlines():
+        opened = re.search(r"<<-?\s*'?(\w+)'?", line)
+        ours = not end and re.match(r"groundtune |python scripts/", line)
+        if ours and script:
+            yield "\n".join(script)
+            script = []
+        if ours:
+            words = shlex.split(line, comments=True)
+            yield words[1:] if words[0] == "groundtune" else [_SCRIPTS[Path(words[1]).name], *words[2:]]
+        elif line.strip():
+            script.append(line)
+        end = "" if line == end else opened[1] if opened and not end else end
+    if script:
+        yield "\n".join(script)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each command of ours in a block."""
+    return [step for step in steps(text) if not isinstance(step, str)]
+
+
+def replaced(text: str, replacements: Mapping[str, str]) -> str:
+    """A text with every name replaced, the longest first."""
+    pattern = "|".join(re.escape(name) for name in sorted(replacements, key=len, reverse=True))
+    return re.sub(pattern, lambda found: replacements[found[0]], text) if replacements else text
+
+
+def run_script(script: str, folder: Path) -> None:
+    """Run the lines of a shell in a folder; `python` is the one that runs the tests."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{script}\n{done.stderr[-3000:]}"

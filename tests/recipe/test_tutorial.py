@@ -1,0 +1,114 @@
+"""docs/tutorial.md from its first command to its last, on tiny models.
+
+Only the two models, the address of the server and sizes are others than the page says. The writer of questions is
+loaded and asked as the page asks it, but what a random model would write is replaced by what an obedient one does.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("semantic_text_splitter", reason="needs the extra [documents]")
+pytest.importorskip("bm25s", reason="needs the extra [bm25]")
+pytest.importorskip("openai", reason="needs the extra [endpoint]")
+
+from conftest import make_family, save_bert_embedder
+from documented import commands, replaced, run_by, run_script, steps
+from fake_server import FakeServer
+
+from groundtune.cli import main
+from groundtune.files import read_documents, read_examples
+from groundtune.prepare import generators
+
+# Unpacks half a gigabyte; what it makes is made here from tiny models, under the same names.
+UNPACKING = "from groundtune.demo import"
+SIZES = {
+    "--chunk_size 200 --chunk_overlap 20": "--chunk_size 300 --chunk_overlap 0",  # of characters, nearly
+    "--passages 100": "--passages 24",
+    "--passages 300": "--passages 12",
+    "--max_new_tokens 64 --batch_size 16": "--max_new_tokens 4 --batch_size 8",
+    "num_train_epochs: 2": "max_steps: 2\nbootstrap_samples: 100\nmax_seq_length: 1500\nbf16: false",
+    "max_new_tokens: 64 ": "max_new_tokens: 8 ",
+    "--contexts all": "--contexts all --eval_max_samples 3",
+}
+
+
+def obedient(prompt: str) -> str:
+    """A question in the passage's own words, or the passage's longest line as the answer."""
+    passage = prompt.partition("Passage:\n")[2].rpartition("\n\nQuestion")[0]
+    lines = sorted((" ".join(line.split()) for line in passage.partition("Content:\n")[2].splitlines()), key=len)
+    said = lines[-1].replace("?", " ") if lines else "nothing"
+    return said if prompt.endswith("Answer:") else f"What is said of {said[:80]}?"
+
+
+@pytest.fixture
+def blocks():
+    (found,) = run_by(__file__).values()
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The current folder, with the two models as the page unpacks them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    make_family("gemma", tmp_path / "models" / "gemma-3-270m", max_position_embeddings=4096)
+    save_bert_embedder(tmp_path / "bert").rename(tmp_path / "models" / "minilm")
+    return tmp_path
+
+
+def test_every_command_of_the_tutorial_runs_in_its_order(blocks, folder, monkeypatch, capsys):
+    load, asked = generators._load_local, []
+
+    def loaded(name, batch_size):
+        generator = load(name, batch_size)
+
+        def complete(messages_list, max_tokens):
+            asked.extend(m[-1]["content"] for m in messages_list)
+            written = generators.LocalGenerator.complete(generator, messages_list, max_tokens)
+            return [obedient(m[-1]["content"]) for m, _ in zip(messages_list, written, strict=True)]
+
+        generator.complete = complete
+        return generator
+
+    monkeypatch.setattr(generators, "_load_local", loaded)
+    text = "".join(block.text for block in blocks)
+    assert {words[0] for words in commands(text)} >= {
+        "documents", "questions", "doctor", "swr", "sft", "evaluate", "compare", "ask",
+    }  # fmt: skip
+    assert all(size in text for size in SIZES), "a size of the page that is replaced here has changed"
+    with FakeServer(lambda body: obedient(body["messages"][-1]["content"])) as server:
+        for block in blocks:
+            if UNPACKING in block.text:
+                continue
+            for step in steps(replaced(block.text, {**SIZES, "http://localhost:8000/v1": server.url})):
+                if isinstance(step, str):
+                    run_script(step, folder)
+                else:
+                    assert main(step) == 0, (step, capsys.readouterr().err)
+
+    kinds = {Path(d.metadata["source"].partition("#")[0]).suffix for d in read_documents("documents.jsonl")}
+    assert kinds == {".txt", ".md", ".html", ".csv"}
+    assert asked and server.requests
+    for name in ("qa", "qa_server"):
+        assert read_examples(f"{name}/train.jsonl") and read_examples(f"{name}/test.jsonl"), name
+    for file in (
+        "runs/swr/report.html",
+        "runs/sft/report.html",
+        "runs/swr/evaluation/evaluation.html",
+        "comparison.html",
+    ):
+        assert (folder / file).stat().st_size > 1000, file
+    shown = capsys.readouterr().out
+    assert "Context: closed_book" in shown and re.search(r"untouched .*\n.*sft .*\n.*swr ", shown)
+    assert re.search(r"written from \d passages:\n  \[1\] ", shown)
+
+
+def test_the_names_and_sizes_of_the_page_are_those_that_the_tests_replace(blocks):
+    """So that a page that names another model is noticed here, and not by its reader."""
+    text = "".join(block.text for block in blocks)
+    assert set(re.findall(r"models/[\w.-]+", text)) == {"models/gemma-3-270m", "models/minilm"}
+    assert len([block for block in blocks if UNPACKING in block.text]) == 1

@@ -1,0 +1,79 @@
+"""The site of the documentation builds strictly, lists every command and argument, and loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+import groundtune
+from groundtune.cli import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_hooks():
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    return hooks
+
+
+HOOKS = load_hooks()
+
+
+@pytest.mark.parametrize("page", HOOKS.PAGES)
+def test_the_page_of_a_command_says_all_that_its_help_says_in_the_same_order(page):
+    for command in HOOKS.PAGES[page]:
+        help_text, shown = HOOKS.help_of(command), HOOKS.command_page([command])
+        flags = re.findall(r"^  (?:-\w[^,\n]*, )?(--\w+)", help_text, re.MULTILINE)
+        assert re.findall(r"<dt[^>]*><code>(?:-\w[^,<]*, )?(--\w+)", shown) == flags
+        words = iter(re.findall(r"\w+", unescape(re.sub(r"</?(?:d[ltd]|code)[^>]*>", " ", shown)).casefold()))
+        lost = [word for word in re.findall(r"\w+", help_text.casefold())[1:] if word not in words]  # uses them up
+        assert lost == [] and "<dd></dd>" not in shown
+
+
+def test_every_command_and_every_public_name_has_a_page_that_the_navigation_leads_to():
+    assert {name for names in HOOKS.PAGES.values() for name in names} == set(COMMANDS)
+    navigation = (ROOT / "mkdocs.yml").read_text("utf-8")
+    pages = [f"reference/{page}.md" for page in (*HOOKS.PAGES, "python")]
+    pages += [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if f"{page}\n" not in navigation] == []
+    shown = re.findall(r"^::: groundtune\.\w+\.(\w+)$", HOOKS.python_page(), re.MULTILINE)
+    assert ["__version__", *shown] == groundtune.__all__
+
+
+@pytest.mark.parametrize(
+    "loads",
+    [
+        '<script src="https://cdn.example/x.js"></script>',
+        '<link rel="stylesheet" href="//fonts.example/css">',
+        "<img alt='' src='http://example.org/x.png'>",
+        "<style>@import url(https://fonts.example/x.css);</style>",
+        '<p style="background: url(&quot;https://example.org/x.png&quot;)">',
+    ],
+)
+def test_what_a_page_would_fetch_from_another_host_is_noticed(loads):
+    assert len(HOOKS.loaded_from_elsewhere(f"<body>{loads}</body>")) == 1
+
+
+def test_links_that_a_reader_may_follow_are_no_fetching():
+    links = '<a href="https://example.org">x</a><link rel="canonical" href="https://example.org"><img src="x.png">'
+    assert HOOKS.loaded_from_elsewhere(links) == []
+
+
+def test_the_site_builds_strictly(tmp_path, monkeypatch):
+    """A broken link, a page outside the navigation, a docstring that cannot be read, anything fetched: each fails."""
+    pytest.importorskip("material", reason="needs the extra [docs]")
+    pytest.importorskip("mkdocstrings", reason="needs the extra [docs]")
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    monkeypatch.chdir(ROOT)
+    build(load_config("mkdocs.yml", strict=True, site_dir=str(tmp_path)))
+    assert "min_support" in (tmp_path / "search" / "search_index.json").read_text("utf-8")
+    assert not (tmp_path / "hooks.py").exists()
