@@ -27,7 +27,7 @@ from groundtune.methods import METHODS
 from groundtune.models import load_model, load_tokenizer
 from groundtune.passages import gold_passages
 from groundtune.prompt import make_prompt
-from groundtune.safe_trainer import SOURCES
+from groundtune.safe_trainer import ROWS
 from groundtune.trainer import QATrainer, QATrainingArguments, compile_layers
 
 
@@ -228,7 +228,7 @@ class Ours:
     @torch.no_grad()
     def loss(self, rows: Sequence[Row]) -> float:
         batch = self.trainer._prepare_inputs(self.trainer.data_collator(rows))
-        batch.pop(SOURCES)
+        batch.pop(ROWS)
         with self.trainer.compute_loss_context_manager():
             return self.trainer.compute_loss(self.model, batch).item()
 

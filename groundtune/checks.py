@@ -37,6 +37,7 @@ TITLES = {
     "too-long": "example over the length budget",
     "long-answer": "gold answer longer than any generated one may be",
     "unfinished-row": "row that does not end on an end token",
+    "other-answer": "row that teaches something else than its gold answer",
     "doubled-bos": "row that begins with two beginning-of-sequence tokens",
     "long-passage": "document longer than the embedding model reads",
 }

@@ -14,6 +14,7 @@ import groundtune
 from groundtune.commands.parsing import parse_arguments
 from groundtune.durable import DiskError
 from groundtune.files import DataError
+from groundtune.memory import OutOfMemory, is_out_of_memory, reason
 
 __all__ = ["COMMANDS", "main", "parse_arguments", "train_command"]
 
@@ -32,6 +33,12 @@ COMMANDS = {
     "ask": ("ask a model about the documents, once or in a dialogue", "commands.ask:main"),
     "demo": ("the whole road with a small model; needs no hub", "commands.train:demo"),
 }
+
+
+_LESS_MEMORY = (
+    "take a smaller model, lower --embedding_batch_size or --max_seq_length, or lower --per_device_train_batch_size "
+    "and raise --gradient_accumulation_steps by as much"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,12 +75,20 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     except DiskError as error:
         print(error, file=sys.stderr)
         return 3
+    except OutOfMemory as error:
+        print(error, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"out of memory: {reason(error)}; {_LESS_MEMORY}", file=sys.stderr)
+        return 1
 
 
 def train_command(method: str, argv: Sequence[str]) -> int:

@@ -22,6 +22,7 @@ from groundtune.passages import Passages
 from groundtune.prompt import Prompt, make_prompt
 from groundtune.record import hide_secrets
 from groundtune.schema import Document, Example, Hit
+from groundtune.supervision import what_else_is_learnt
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,14 @@ def _rows(arguments: Arguments, dataset: Dataset, split: str, prompt: Prompt, fi
         hits = _stand_ins(dataset.documents, i, k) if method.retrieves_for_training else ()
         try:
             passages = method.passages(example, hits, k)
-            yield from method.encode([example], [passages], prompt, arguments.data.max_seq_length)
+            (row,) = method.encode([example], [passages], prompt, arguments.data.max_seq_length)
         except DataError as error:
             findings += _too_long(error, example, "row")
+            continue
+        if (learnt := what_else_is_learnt(row, example.answer, prompt)) is not None:
+            message = f"would teach {learnt[:60]!r} in place of the gold answer; correct the chat template"
+            findings.append(Finding(ERROR, "other-answer", example.source, "row", message))
+        yield row
 
 
 def _stand_ins(documents: Sequence[Document], i: int, k: int) -> tuple[Hit, ...]:

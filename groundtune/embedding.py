@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from groundtune.files import DataError
+
 logger = logging.getLogger(__name__)
 
 # Families that need a prompt but whose folders often do not carry it, by a part of the model's name; the first that
@@ -121,7 +123,10 @@ class Embedder:
             normalize_embeddings=self.similarity == "cosine",
             convert_to_numpy=True,
         )
-        return np.ascontiguousarray(vectors, dtype=np.float32)
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        if self.similarity == "cosine":
+            _check_lengths(vectors, self.name)
+        return vectors
 
     def _warn_of_long(self, texts: Sequence[str]) -> None:
         limit = self.model.max_seq_length
@@ -141,6 +146,21 @@ class Embedder:
                 lengths[longest],
                 texts[longest],
             )
+
+
+def _check_lengths(vectors: np.ndarray, name: str) -> None:
+    """Raises `DataError` unless the vectors have length 1, or 0 for a text of no known word: else their inner products
+    are no cosines, and the longest vectors are found whatever is asked."""
+    lengths = np.linalg.norm(vectors, axis=1)
+    wrong = lengths[(abs(lengths - 1) > 0.02) & (lengths > 1e-6)]  # 16-bit weights round
+    if len(wrong):
+        raise DataError(
+            [
+                f"{name}: its similarity is the cosine, but {len(wrong)} of {len(vectors)} vectors are not of length 1 "
+                f"(one is {wrong[0]:.3g}); update sentence-transformers, or set similarity_fn_name to dot in its "
+                "config_sentence_transformers.json"
+            ]
+        )
 
 
 @dataclass(frozen=True)

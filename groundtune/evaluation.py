@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from groundtune.examples import Question, encode_questions
@@ -72,6 +73,8 @@ class EndToEndEvaluator:
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
             on_answer=on_answer,
+            on_fewer=partial(setattr, self, "batch_size"),
+            sources=[example.source for example in self.examples],
         )
         return self.score([self._reply(q, g) for q, g in zip(self.questions, generated)], time.perf_counter() - begin)
 

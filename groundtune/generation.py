@@ -12,6 +12,7 @@ import torch
 from groundtune.attention import Decoding, Memory, attends_by_layout, model_inputs
 from groundtune.batching import pack, prefix_groups
 from groundtune.loss import head_reads_only
+from groundtune.memory import AtOnce, with_what_fits
 
 _PREFILL_TOKENS = 8192  # prompts read in one forward pass; more gains nothing and takes memory
 
@@ -34,22 +35,46 @@ def generate_greedy(
     max_new_tokens: int,
     batch_size: int,
     on_answer: Callable[[int], None] = lambda done: None,
+    on_fewer: Callable[[int], None] = lambda batch_size: None,
+    sources: Sequence[str] = (),
 ) -> list[Generated]:
     """Greedy continuation of each prompt, in the order given; up to `batch_size` are answered at the same time.
 
     The model's own generation settings (sampling, penalties) are not consulted: an evaluation must be repeatable.
-    `on_answer` is called with the number of prompts that were finished since it was last called.
+    `on_answer` is called with the number of prompts that were finished since it was last called. When memory runs out,
+    those that are left are answered with half as many at the same time, and `on_fewer` is told of how many; `sources`
+    names the prompts in the `OutOfMemory` that is raised where one by itself does not fit.
     """
     was_training = model.training
     model.eval()
     generate = _generate_packed if attends_by_layout(model) else _generate_padded
     generated: list[Generated | None] = [None] * len(prompts)
-    try:
-        for i, answer in generate(model, prompts, set(stop_ids), pad_id, max_new_tokens, batch_size):
-            generated[i] = answer
+    at_once = AtOnce("--per_device_eval_batch_size", batch_size, unchanged="every answer stays")
+
+    def left() -> list[int]:
+        return [i for i, answer in enumerate(generated) if answer is None]
+
+    def answer_the_rest() -> None:
+        these = left()
+        fewer = [prompts[i] for i in these]
+        for i, answer in generate(model, fewer, set(stop_ids), pad_id, max_new_tokens, at_once.rows):
+            generated[these[i]] = answer
             on_answer(1)
+
+    def too_much(at_once: AtOnce) -> str:
+        longest = max(left(), key=lambda i: len(prompts[i]))
+        name = f"{sources[longest]}: " if sources else ""
+        return (
+            f"{name}a prompt of {len(prompts[longest]):,} tokens, the longest that is left, does not fit into memory "
+            "with its answer. Lower --max_seq_length, --eval_num_to_retrieve or --max_new_tokens"
+        )
+
+    try:
+        with_what_fits(at_once, answer_the_rest, too_much)
     finally:
         model.train(was_training)
+    if at_once.rows < batch_size:
+        on_fewer(at_once.rows)
     return generated
 
 

@@ -52,7 +52,7 @@ def load_or_build_index(folder: str | Path, documents: Sequence[Document], embed
     that is damaged or does not match is a warning and is embedded anew, never searched.
     """
     store = Path(folder) / _fingerprint(embedder.settings)
-    known = _read(store)
+    known = _read(store, embedder.settings)
     missing = [document for document in documents if document.id not in known]
     if missing:
         logger.info("embedding %d of %d documents with %s", len(missing), len(documents), embedder.name)
@@ -68,7 +68,7 @@ def _fingerprint(settings: dict[str, Any]) -> str:
     return _sha256_of_json({"format": _FORMAT, **settings})[:16]
 
 
-def _read(store: Path) -> dict[str, np.ndarray]:
+def _read(store: Path, settings: dict[str, Any]) -> dict[str, np.ndarray]:
     """Vector by document id; empty where there is no complete and undamaged cache."""
     if not (store / MANIFEST).exists():
         return {}
@@ -76,6 +76,8 @@ def _read(store: Path) -> dict[str, np.ndarray]:
         manifest = read_manifest(store)
         if manifest["fingerprint"] != store.name:
             raise ValueError("manifest.json is that of another embedding model")
+        if manifest["settings"] != _plain(settings):
+            raise ValueError("its vectors were made with other settings, under the same fingerprint")
         with open(store / "vectors.npy", "rb") as file:
             vectors = np.load(file, allow_pickle=False)
         if vectors.dtype != np.float32 or vectors.shape != (len(manifest["ids"]), manifest["dimensions"]):
@@ -84,6 +86,11 @@ def _read(store: Path) -> dict[str, np.ndarray]:
     except (Damaged, OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("the index in %s is damaged (%s); embedding all documents anew", store, error)
         return {}
+
+
+def _plain(settings: dict[str, Any]) -> Any:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(settings, default=str))
 
 
 def _sha256_of_json(content: Any) -> str:

@@ -23,6 +23,7 @@ class Prompt(Protocol):
     """A way of writing prompts for one tokenizer."""
 
     style: str
+    tokens: Any  # the tokenizer, with the few rules that every prompt needs
     stop_ids: tuple[int, ...]
     stop_texts: tuple[str, ...]  # the same for a server, which is told in words
 
@@ -221,6 +222,10 @@ class _Tokens:
         # Some tokenizers are set to delete spaces before punctuation when they decode: no answer is to be changed.
         kept = list(ids[:end])
         return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+
+    def spelt(self, text: str) -> str:
+        """A text as it comes back from its ids, special tokens made inert: some tokenizers write other forms."""
+        return self.decode(self.encode(self.inert(text.strip())), ())
 
     def inert(self, text: str) -> str:
         """A text that spells no special token: a document or a user must not be able to end a turn or begin one."""

@@ -12,6 +12,7 @@ import logging
 import math
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,12 +40,13 @@ from groundtune.checkpoints import (
 )
 from groundtune.durable import Damaged
 from groundtune.loss import NonFiniteLoss
+from groundtune.memory import AtOnce, with_what_fits
 from groundtune.record import hide_secrets
 
 logger = logging.getLogger(__name__)
 
 TRAINER_STATE_NAME, TRAINING_ARGS_NAME = "trainer_state.json", "training_args.bin"
-SOURCES = "sources"  # key of a batch: where its rows stand, as "train.jsonl:17"
+ROWS = "rows"  # key of a batch: the rows it was made from
 
 
 class SafeTrainer(Trainer):
@@ -54,7 +56,15 @@ class SafeTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.run = run or {}
         self._resumed: Checkpoint | None = None
-        self._rows_of_step: list[str] = []
+        # How many rows are computed at once, in training and for the loss of an evaluation.
+        self.at_once = {
+            "train": AtOnce(
+                "--per_device_train_batch_size", self.args.train_batch_size, "a step's batch and gradient stay"
+            ),
+            "eval": AtOnce("--per_device_eval_batch_size", self.args.eval_batch_size, "the loss stays"),
+        }
+        self._rows_of_step: list[Sequence[Any]] = []  # micro-batch by micro-batch
+        self._randomness_of_step = randomness()
         self._epoch_ended = False
         self._saved_step: int | None = None
         self.tracker_failures: list[str] = []  # a line for each tracker that failed
@@ -77,6 +87,8 @@ class SafeTrainer(Trainer):
         self._resumed = checkpoint
         if checkpoint is not None:
             self.args.eval_on_start = False  # the untouched model was evaluated when the run began
+            for name, rows in checkpoint.about.get("rows at once", {}).items():
+                self.at_once[name].rows = min(self.at_once[name].rows, rows)
             logging.getLogger("transformers.trainer_utils").addFilter(_no_false_alarm)
         with signals.deferred(interruptible=self.args.world_size == 1):
             return super().train(resume_from_checkpoint=checkpoint and str(checkpoint.folder), **kwargs)
@@ -93,33 +105,104 @@ class SafeTrainer(Trainer):
         with kept_randomness():
             return super().evaluate(*args, **kwargs)
 
-    # Nonsense
+    # Memory
 
-    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        rows = inputs.pop(SOURCES, [])
-        self._rows_of_step += rows
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        if not torch.isfinite(loss):
-            self._refuse(f"the loss is {loss.item()}, stopped before the weights changed", rows)
-        return loss
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """As `Trainer.training_step`. When memory runs out, the step begins anew with half as many rows at once.
+
+        Its batch stays the same, and so does its gradient: the loss is divided by the answer tokens of all of it.
+        Raises `OutOfMemory` for a row that does not fit by itself.
+        """
+        rows = inputs.pop(ROWS)
+        self._rows_of_step.append(rows)
+        gradient = partial(self._add_gradient, model, num_items=num_items_in_batch)
+        if not self._halves():
+            return gradient(rows, inputs)
+
+        def begin_anew() -> None:
+            # What failed has left a part of its gradient. The draws of dropout begin anew as well, so that nothing
+            # tells the step from one that was cut into these parts at first.
+            model.zero_grad()
+            restore_randomness(self._randomness_of_step)
+            for before in self._rows_of_step[:-1]:
+                gradient(before)
+
+        return with_what_fits(self.at_once["train"], partial(gradient, rows, inputs), self._too_much, begin_anew)
+
+    def _add_gradient(
+        self, model: Any, rows: Sequence[Any], inputs: dict[str, Any] | None = None, *, num_items: Any
+    ) -> torch.Tensor:
+        """Forward and backward for a micro-batch, in parts of as many rows as fit; its loss."""
+        losses = []
+        for part in self.at_once["train"].parts(rows):
+            batch = self._collated(part) if inputs is None or len(part) < len(rows) else dict(inputs)
+            losses.append(super().training_step(model, batch, num_items))
+            if not torch.isfinite(losses[-1]):
+                self._refuse(f"the loss is {losses[-1].item()}, stopped before the weights changed", part)
+        return sum(losses)
+
+    def _collated(self, rows: Sequence[Any]) -> dict[str, Any]:
+        return {name: value for name, value in self.data_collator(rows).items() if name != ROWS}
+
+    def _halves(self) -> bool:
+        """Whether fewer rows at once can be tried: processes that compute together must stay in step."""
+        return self.args.world_size == 1 and not self._sharded()
+
+    def _begin_step(self) -> None:
+        self._rows_of_step, self._randomness_of_step = [], randomness()
+
+    def _too_much(self, at_once: AtOnce) -> str:
+        (row,) = at_once.now
+        lora = isinstance(self.model, PeftModel)
+        # The flag has another name in later releases of transformers 5.
+        checkpointing = "activation" if hasattr(self.args, "activation_checkpointing") else "gradient"
+        ways_out = [
+            *(
+                []
+                if getattr(self.model, "is_gradient_checkpointing", False)
+                else [f"--{checkpointing}_checkpointing true"]
+            ),
+            *([] if lora else ["--use_peft true (LoRA)"]),
+            *([] if getattr(self.model, "is_quantized", False) else ["--load_in_4bit true (QLoRA)"]),
+        ]
+        return (
+            f"{row.source}: a row of {len(row):,} tokens does not fit into memory by itself; step "
+            f"{self.state.global_step + 1} was not made, {self._last_checkpoint()}. Lower --max_seq_length"
+            f"{', or give ' if ways_out else ''}{', '.join(ways_out)}"
+        )
+
+    # Nonsense
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        rows, self._rows_of_step = self._rows_of_step, []
+        rows = [row for micro_batch in self._rows_of_step for row in micro_batch]
         # To fp16's loss scaler an infinite norm is nothing special: it leaves the step out and scales less.
         if norm is not None and self.accelerator.scaler is None and not math.isfinite(norm):
             self._refuse(f"the norm of the gradient is {float(norm)}, stopped before the weights changed", rows)
         return norm
 
-    def _refuse(self, what: str, rows: list[str]) -> NoReturn:
-        rows, last = list(dict.fromkeys(rows)), checkpoint_folders(Path(self.args.output_dir))[-1:]
-        named = ", ".join(rows[:20]) + (f" and {len(rows) - 20} more" if len(rows) > 20 else "")
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
+        value = metrics.get(name)
+        if value is not None and not math.isfinite(value):
+            step = self.state.global_step
+            logger.warning("step %d: %s is %s, so this step is not among those that may be the best", step, name, value)
+            return False
+        return super()._determine_best_metric(metrics=metrics, trial=trial)
+
+    def _refuse(self, what: str, rows: Sequence[Any]) -> NoReturn:
+        sources = list(dict.fromkeys(row.source for row in rows))
+        named = ", ".join(sources[:20]) + (f" and {len(sources) - 20} more" if len(sources) > 20 else "")
         raise NonFiniteLoss(
-            f"step {self.state.global_step + 1}: {what}; "
-            + (f"its rows are {named}; " if rows else "")
-            + (f"the last checkpoint is {last[0]}. " if last else "there is no checkpoint yet. ")
-            + "Lower --learning_rate, or try --bf16 false"
+            f"step {self.state.global_step + 1}: {what}; {f'its rows are {named}; ' if rows else ''}"
+            f"{self._last_checkpoint()}. Lower --learning_rate, or try --bf16 false"
         )
+
+    def _last_checkpoint(self) -> str:
+        last = checkpoint_folders(Path(self.args.output_dir))[-1:]
+        return f"the last checkpoint is {last[0]}" if last else "there is no checkpoint yet"
 
     # Stopping
 
@@ -188,6 +271,7 @@ class SafeTrainer(Trainer):
             "resumable": not self.args.save_only_model,
             "scheduled": scheduled,
             "unfinished": unfinished,
+            "rows at once": {name: at_once.rows for name, at_once in self.at_once.items()},
             "parameters": {name: _sum_of_bits(p) for name, p in self._trained()},
         }
         wait, needed = self.accelerator.wait_for_everyone, self._bytes_to_save()
@@ -319,6 +403,9 @@ class _Watch(TrainerCallback):
 
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         self.trainer._epoch_ended = True
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer._begin_step()
 
 
 def _no_false_alarm(record: logging.LogRecord) -> bool:

@@ -30,7 +30,8 @@ from groundtune.resume import check_same_run, checkpoint_to_resume, identity, lo
 from groundtune.retrieval import BM25Retriever, DenseRetriever, HybridRetriever, Retriever, retrieve
 from groundtune.safe_trainer import tracker_problems
 from groundtune.schema import Document, Example, Hit
-from groundtune.trainer import GOLD_LOSS, QATrainer, compile_problems
+from groundtune.supervision import check_vocabulary
+from groundtune.trainer import GOLD_LOSS, QATrainer, compile_problems, metric_problems
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         model = method.load(
             arguments.model, bf16=training.bf16, stop_ids=prompt.stop_ids, pad_id=tokenizer.pad_token_id
         )
+        check_vocabulary(rows["train"], model, arguments.model.model_name_or_path)
 
     def on_evaluation(step: int, evaluation: Evaluation) -> None:
         write_predictions(output_dir / "predictions" / f"eval_step_{step:06d}.jsonl", evaluation)
@@ -139,7 +141,11 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         best_step=_best_step(trainer),
         selection_metric=training.metric_for_best_model,
         selected_on_test=_tested_on_eval(data) and training.load_best_model_at_end,
-        notes=[*notes, *trainer.tracker_failures],
+        notes=[
+            *notes,
+            *(note for at_once in trainer.at_once.values() for note in at_once.notes),
+            *trainer.tracker_failures,
+        ],
         record={**_record(arguments, durations), "identity": run, "resumed_from_step": checkpoint and checkpoint.step},
     )
     write_results(output_dir, results)
@@ -148,7 +154,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
 
 def _check(arguments: Arguments) -> None:
     problems = [*arguments.check(), *flash_attention_problems(arguments.model), *compile_problems(arguments.training)]
-    problems += tracker_problems(arguments.training.report_to)
+    problems += metric_problems(arguments.training) + tracker_problems(arguments.training.report_to)
     if problems:
         raise DataError(problems)
 

@@ -19,12 +19,14 @@ from groundtune.attention import use_packed_attention
 from groundtune.batching import IGNORED, WORTH_GROUPING, EpochOrder, by_length, by_prefix, prefix_groups, share_saved
 from groundtune.evaluation import EndToEndEvaluator, Evaluation
 from groundtune.examples import Row
+from groundtune.memory import with_what_fits
 from groundtune.methods import Method
 from groundtune.metrics import greater_is_better
 from groundtune.models import ModelError, computes_bf16
 from groundtune.record import hide_secrets
-from groundtune.safe_trainer import SOURCES, SafeTrainer
+from groundtune.safe_trainer import ROWS, SafeTrainer
 from groundtune.signals import at_once
+from groundtune.supervision import check_labels
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +111,14 @@ class QATrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Remove what an earlier run left in output_dir, and begin anew."}
     )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses. Off: they must be seen."})
+    auto_find_batch_size: bool = field(
+        default=False,
+        metadata={
+            "help": "Has no effect here: when memory runs out fewer rows are computed at once, and the batch of a step "
+            "stays what it is.",
+            **_SWITCH,
+        },
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Has no effect here: rows have no columns."})
 
     def __post_init__(self) -> None:
@@ -125,6 +135,9 @@ class QATrainingArguments(TrainingArguments):
             self.load_best_model_at_end = self.eval_strategy != "no" and (
                 saves_when_evaluating or self.save_strategy == self.eval_strategy == "epoch"
             )
+        if self.auto_find_batch_size:
+            logger.info("--auto_find_batch_size would change the batch of a step; what fits is found without it")
+            self.auto_find_batch_size = False
         if self.greater_is_better is None:
             self.greater_is_better = greater_is_better(self.metric_for_best_model)
         if self.dataloader_pin_memory and not torch.cuda.is_available():
@@ -238,14 +251,23 @@ class QATrainer(SafeTrainer):
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         sums = torch.zeros(2, device=self.args.device)
         for batch in dataloader:
-            batch = self._prepare_inputs(batch)
-            batch.pop(SOURCES)
-            with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
-                loss = self.method.loss(model, batch, answer_tokens=1, head=head)
-            sums += torch.tensor([loss.item(), (batch["labels"][:, 1:] != IGNORED).sum().item()], device=sums.device)
+            rows = batch.pop(ROWS)
+            compute = partial(self._sum_of_losses, model, head, rows, batch)
+            found = with_what_fits(self.at_once["eval"], compute, self._too_much) if self._halves() else compute()
+            sums += torch.tensor(found, device=sums.device)
         model.train(was_training)
         total, tokens = self.accelerator.reduce(sums).tolist()
         return total / tokens
+
+    def _sum_of_losses(self, model: Any, head: Any, rows: Sequence[Row], batch: dict[str, Any]) -> tuple[float, int]:
+        """Of the answer tokens of a batch, and how many these are; in parts of as many rows as fit."""
+        total, tokens = 0.0, 0
+        for part in self.at_once["eval"].parts(rows):
+            inputs = self._prepare_inputs(batch if len(part) == len(rows) else self._collated(part))
+            with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
+                total += self.method.loss(model, inputs, answer_tokens=1, head=head).item()
+            tokens += (inputs["labels"][:, 1:] != IGNORED).sum().item()
+        return total, tokens
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
         rows = self.train_dataset if train_dataset is None else train_dataset
@@ -268,12 +290,23 @@ def compile_problems(training: QATrainingArguments) -> list[str]:
     return ["--compile_layers: needs a C++ compiler, and neither $CXX nor c++, g++ or clang++ is there; install one"]
 
 
+def metric_problems(training: QATrainingArguments) -> list[str]:
+    """A direction that was given, and is not that of the metric: the worst checkpoint would be taken for the best."""
+    name, given = training.metric_for_best_model, training.greater_is_better
+    if not name or given == greater_is_better(name):
+        return []
+    better = "lower" if given else "higher"
+    return [f"--greater_is_better: {str(given).lower()}, but {better} {name} is better; leave the flag out"]
+
+
 def _drops_out(model: Any) -> bool:
     return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
 
 
 def _collate(method: Method, pad_id: int, rows: Sequence[Row], **how: Any) -> dict[str, Any]:
-    return {**method.collate(rows, pad_id, **how), SOURCES: [row.source for row in rows]}
+    batch = method.collate(rows, pad_id, **how)
+    check_labels(batch, rows)
+    return {**batch, ROWS: rows}
 
 
 class _EvaluateAtTheEnd(TrainerCallback):

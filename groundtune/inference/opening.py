@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from groundtune.arguments import ModelArguments, PromptArguments
 from groundtune.evaluation import EndToEndEvaluator
 from groundtune.inference.answering import Asked, LocalModel
@@ -186,17 +188,24 @@ def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
 
     where = {"revision": revision} if revision else {}
     try:
-        saved = set(load_peft_weights(adapter, device="cpu", **where))
+        saved = load_peft_weights(adapter, device="cpu", **where)
         adapted = PeftModel.from_pretrained(model, adapter, **where)
     except (OSError, ValueError, RuntimeError) as error:
         reason = why_not_loaded(error)
         raise ModelError(f"{adapter}: cannot load the adapter on {model.config.name_or_path}: {reason}") from error
     # PEFT only warns, and an adapter of which half is missing answers nearly like the base model.
-    missing = sorted(set(get_peft_model_state_dict(adapted, save_embedding_layers=False)) - saved)
+    loaded = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    missing = sorted(set(loaded) - set(saved))
     if missing:
         raise ModelError(
             f"{adapter}: {len(missing)} of the adapter's weights are missing: {', '.join(missing[:3])} ...; "
             f"was it trained on {model.config.name_or_path}?"
+        )
+    other = sorted(name for name, w in loaded.items() if not torch.equal(w.cpu(), saved[name].to(w.dtype)))
+    if other:
+        raise ModelError(
+            f"{adapter}: {len(other)} of the adapter's weights are not those of its file: {', '.join(other[:3])} ...; "
+            "PEFT did not load them: update it"
         )
     fuse(adapted)  # as in training, or rounding differs
     return adapted

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import tiny_documents, tiny_examples
@@ -139,6 +140,18 @@ def test_an_adapter_that_lacks_weights_is_refused(adapter_run, capsys, tmp_path)
     assert status == 2 and not found
     (line,) = [line for line in err.splitlines() if line.startswith(str(broken))]
     assert "1 of the adapter's weights are missing" in line
+
+
+def test_an_adapter_whose_weights_did_not_arrive_is_refused(adapter_run, capsys, monkeypatch):
+    """The names are all there; the values are those of a fresh adapter."""
+    import peft.peft_model
+
+    nothing = SimpleNamespace(missing_keys=[], unexpected_keys=[])
+    monkeypatch.setattr(peft.peft_model, "set_peft_model_state_dict", lambda *args, **kwargs: nothing)
+    status, found, err = run(capsys, "evaluate", adapter_run)
+    assert status == 2 and not found
+    (line,) = [line for line in err.splitlines() if line.startswith(str(adapter_run))]
+    assert "of the adapter's weights are not those of its file" in line
 
 
 def test_a_model_folder_that_lacks_weights_is_refused(full_run, capsys, tmp_path):

@@ -303,6 +303,20 @@ def test_a_bad_value_is_one_line_that_names_its_flag(capsys, words):
     assert words.split()[0] in line
 
 
+def test_a_direction_that_is_not_the_metric_s_is_refused():
+    """The worst checkpoint would be kept as the best."""
+    from groundtune.trainer import metric_problems
+
+    wrong = parse("--greater_is_better", "false").training
+    assert metric_problems(wrong) == [
+        "--greater_is_better: false, but higher generation/f1 is better; leave the flag out"
+    ]
+    wrong = parse("--metric_for_best_model", "loss_with_gold_passage", "--greater_is_better", "true").training
+    assert "but lower loss_with_gold_passage is better" in metric_problems(wrong)[0]
+    for words in ([], ["--greater_is_better", "true"], ["--metric_for_best_model", "eval_loss_with_gold_passage"]):
+        assert metric_problems(parse(*words).training) == []
+
+
 def test_an_unknown_metric_is_refused_with_those_there_are(capsys):
     assert run("sft", "--output_dir", "out", "--metric_for_best_model", "generation/f2") == 2
     assert "unknown metric 'generation/f2'; known" in capsys.readouterr().err

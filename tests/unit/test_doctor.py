@@ -131,6 +131,21 @@ def test_rows_that_do_not_end_or_begin_with_two_bos_are_errors(data, families, m
     assert "3 of 3 rows do not end on an end token" in diagnosis.findings[0].message
 
 
+def test_rows_that_teach_something_else_than_the_answer_are_errors(data, families, monkeypatch):
+    """As a template that puts an empty thought before it."""
+    from groundtune.prompt import ChatPrompt
+
+    whole = ChatPrompt.answer_ids
+    monkeypatch.setattr(ChatPrompt, "answer_ids", lambda self, answer: whole(self, f"<think></think>{answer}"))
+    diagnosis = diagnose(arguments_for(data, model_name_or_path=families["qwen"].folder))
+    assert found(diagnosis) == [
+        ("error", "other-answer", f"{file}.jsonl:{i}", "row")
+        for file, n in (("train", 3), ("eval", 2))
+        for i in range(1, n + 1)
+    ]
+    assert "would teach '<think></think>At nine.' in place of the gold answer" in str(diagnosis.findings[0])
+
+
 def test_counts_of_rows_are_exact():
     prompt, tokenizer = SimpleNamespace(stop_ids=(2, 9)), SimpleNamespace(bos_token_id=1)
     rows = [

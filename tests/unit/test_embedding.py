@@ -14,6 +14,7 @@ import torch
 from conftest import save_bert_embedder
 
 from groundtune.embedding import Embedder, prompts_for, reading_limit
+from groundtune.files import DataError
 
 TEXTS = ["The library opens at nine.", "A book", "question about a book"]
 _BGE = "Represent this sentence for searching relevant passages: "
@@ -70,7 +71,7 @@ class FakeModel:
 
     def encode(self, texts, **options):
         self.calls.append((texts, options))
-        return np.ones((len(texts), 4), dtype=np.float16)
+        return np.full((len(texts), 4), 0.5, dtype=np.float16)
 
 
 @pytest.fixture
@@ -146,6 +147,18 @@ def test_cosine_models_give_unit_vectors_and_dot_models_do_not(bert_embedding_fo
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     assert (abs(lengths - 1) > 0.1).all()
     np.testing.assert_allclose(vectors / lengths, cosine.embed_documents(TEXTS), atol=1e-5)
+
+
+def test_vectors_of_a_cosine_model_that_are_not_normalised_are_an_error(bert_embedding_folder, monkeypatch):
+    """As a library that does not know the option would give them; a text of no known word may have none."""
+    embedder = Embedder(str(bert_embedding_folder))
+    original, plain = embedder.model.encode, {"normalize_embeddings": False}
+    monkeypatch.setattr(embedder.model, "encode", lambda texts, **options: original(texts, **options | plain))
+    for embed in (embedder.embed_documents, embedder.embed_questions):
+        with pytest.raises(DataError, match="its similarity is the cosine, but 3 of 3 vectors are not of length 1"):
+            embed(TEXTS)
+    monkeypatch.setattr(embedder.model, "encode", lambda texts, **options: np.zeros((3, 16)))
+    assert not embedder.embed_documents(TEXTS).any()
 
 
 def test_documents_longer_than_the_model_reads_are_counted_and_the_longest_named(bert_embedding_folder, caplog):

@@ -158,6 +158,16 @@ def test_another_model_s_index_in_the_place_of_one_is_not_believed(built):
     assert sorted(len(build(built, tiny_documents(), weights=weights)) for weights in "12") == [0, 6]
 
 
+def test_vectors_of_other_settings_under_the_same_fingerprint_are_not_believed(built, monkeypatch, caplog):
+    """Were a setting ever forgotten in the fingerprint, the manifest still names it."""
+    import groundtune.index
+
+    monkeypatch.setattr(groundtune.index, "_fingerprint", lambda settings: next(built.glob("*")).name)
+    assert build(built, tiny_documents()) == []
+    assert len(build(built, tiny_documents(), weights="2")) == 6
+    assert "made with other settings" in caplog.text
+
+
 def test_vectors_are_parsed_only_after_their_checksum(built, monkeypatch):
     (path,) = built.glob("*/vectors.npy")
     flip(path)

@@ -361,6 +361,20 @@ def test_weights_that_are_not_finite_are_not_saved_over_good_ones(make, tmp_path
     assert [path.name for path in checkpoint_folders(tmp_path / "run")] == ["checkpoint-2"]
 
 
+def test_an_evaluation_that_is_not_finite_is_never_the_best(make, caplog):
+    class Planned(QATrainer):
+        def evaluation_loop(self, *args, **kwargs):
+            output = super().evaluation_loop(*args, **kwargs)
+            output.metrics[METRIC] = {2: float("nan"), 4: 0.3, 6: float("-inf"), 7: 0.4}[self.state.global_step]
+            return output
+
+    trainer = make("run", trainer=Planned)
+    trainer.train()
+    assert (trainer.state.best_global_step, trainer.state.best_metric) == (4, 0.3)
+    said = [r.getMessage() for r in caplog.records if "may be the best" in r.getMessage()]
+    assert [line.split(",")[0] for line in said] == [f"step 2: {METRIC} is nan", f"step 6: {METRIC} is -inf"]
+
+
 # Trackers
 
 

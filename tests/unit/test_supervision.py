@@ -1,0 +1,97 @@
+"""What is taught is the gold answer with its end: whatever else a batch or a row would teach is an error."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import tiny_examples
+from test_examples import cases
+
+from groundtune.batching import IGNORED, collate
+from groundtune.examples import Row, encode_rows
+from groundtune.models import ModelError
+from groundtune.supervision import WrongLabels, check_labels, check_vocabulary, what_else_is_learnt
+
+
+def rows_of(family, style: str = "chat template") -> tuple[list, list[Row]]:
+    examples, passages = cases(60)
+    return examples, encode_rows(examples, passages, family.prompt(style), 10_000)
+
+
+@pytest.mark.parametrize("packed", [{}, {"packed": True}, {"packed": True, "share_prefix": True}], ids=str)
+def test_batches_of_every_kind_have_the_right_labels(family, packed):
+    _, rows = rows_of(family)
+    check_labels(collate(rows, family.tokenizer.pad_token_id, **packed), rows)
+
+
+def end_unlearnt(labels, rows):
+    labels[labels == rows[0].answer_ids[-1]] = IGNORED
+
+
+def prompt_learnt(labels, rows):
+    labels[0, 0] = rows[0].prompt_ids[0]
+
+
+def one_exchanged(labels, rows):
+    labels[0, len(rows[0].prompt_ids)] += 1
+
+
+def nothing_learnt(labels, rows):
+    labels[:] = IGNORED
+
+
+@pytest.mark.parametrize("damage", [end_unlearnt, prompt_learnt, one_exchanged, nothing_learnt])
+def test_labels_that_are_not_the_answers_are_an_error_that_names_the_rows(families, damage):
+    family = families["llama"]
+    _, rows = rows_of(family)
+    batch = collate(rows[:3], family.tokenizer.pad_token_id)
+    damage(batch["labels"], rows)
+    with pytest.raises(WrongLabels, match="the rows are train.jsonl:1, train.jsonl:2, train.jsonl:3; correct"):
+        check_labels(batch, rows[:3])
+
+
+def test_a_row_teaches_its_answer_whatever_characters_it_holds(family, style):
+    examples, rows = rows_of(family, style)
+    spelt = [e.answer for e in examples] + [f"a{token}b" for token in family.tokenizer.all_special_tokens]
+    spelt += ["Ends with </s>", "###", "x ###", "  two  spaces\n\nand lines "]
+    prompt = family.prompt(style)
+    for answer in spelt:
+        row = Row([], prompt.answer_ids(answer), 0, "")
+        assert what_else_is_learnt(row, answer, prompt) is None
+    assert len(rows) == 60
+
+
+def test_a_row_that_teaches_more_or_less_than_its_answer_says_what(family, style):
+    prompt = family.prompt(style)
+    answer = tiny_examples()[2].answer
+    ids = prompt.answer_ids(answer)
+    for wrong, learnt in (
+        (ids[:-3], None),
+        (prompt.answer_ids("<think>\n\n</think>\n\n" + answer), "<think>"),
+        (prompt.answer_ids("At nine."), "At nine."),
+        ([], ""),
+    ):
+        found = what_else_is_learnt(Row([5], wrong, 0, ""), answer, prompt)
+        assert found is not None and (learnt is None or found.startswith(learnt))
+
+
+def test_a_tokenizer_that_writes_another_form_of_a_letter_is_no_fault(families, monkeypatch):
+    """As those that lower case or normalise: what is learnt is what it makes of the answer."""
+    from tokenizers import normalizers
+
+    family = families["llama"]
+    monkeypatch.setattr(family.tokenizer.backend_tokenizer, "normalizer", normalizers.NFKC())
+    prompt, answer = family.prompt(), "Room \u2167 \ufb01le"
+    row = Row([5], prompt.answer_ids(answer), 0, "")
+    assert "\u2167" not in prompt.answer_text(row.answer_ids)
+    assert what_else_is_learnt(row, answer, prompt) is None
+
+
+def test_ids_that_the_model_has_no_embedding_for_are_an_error_before_training(families):
+    family = families["qwen"]
+    _, rows = rows_of(family)
+    model = family.model()
+    check_vocabulary(rows, model, "me/model")
+    with pytest.raises(
+        ModelError, match=r"me/model: the tokenizer makes ids up to 700, and the model has \d+ embeddings"
+    ):
+        check_vocabulary([*rows, Row([700], [2], 0, "")], model, "me/model")
