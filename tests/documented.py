@@ -62,12 +62,12 @@ def blocks(page: str) -> list[Block]:
 def run_by(test: str, page: str = "") -> dict[str, list[Block]]:
     """The blocks that a test file has to run, by page: those without a reason not to."""
     name = Path(test).resolve().relative_to(ROOT).as_posix()
-    mine = [p for p in pages() if tester(p) == name and p.startswith(page)]
+    mine = [p for p in pages() if who_runs(p) == name and p.startswith(page)]
     found = {page: [block for block in blocks(page) if block.is_command and not block.reason] for page in mine}
     return {page: these for page, these in found.items() if these}
 
 
-def tester(page: str) -> str:
+def who_runs(page: str) -> str:
     """The test file that runs the commands of a page; empty if none does."""
     return next((test for start, test in RUN_BY.items() if page.startswith(start)), "")
 
