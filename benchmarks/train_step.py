@@ -28,7 +28,7 @@ from groundtune.models import load_model, load_tokenizer
 from groundtune.passages import gold_passages
 from groundtune.prompt import make_prompt
 from groundtune.safe_trainer import SOURCES
-from groundtune.trainer import QATrainer, QATrainingArguments
+from groundtune.trainer import QATrainer, QATrainingArguments, compile_layers
 
 
 class Side(Protocol):
@@ -46,6 +46,7 @@ def main() -> int:
     )
     parser.add_argument("--batch_size", type=int, default=4, help="Rows of one step")
     parser.add_argument("--full", action="store_true", help="All weights instead of LoRA")
+    parser.add_argument("--compile_layers", action="store_true", help="As Groundtune's flag; compiling is not timed")
     options = parser.parse_args()
     if options.quick:
         options.batch_size = 2
@@ -73,10 +74,12 @@ def training_step(against: str, model: ModelArguments, tokenizer: Any, options: 
     theirs_order = cut(sorted(rows, key=len), size) if against == "trl-tuned" else in_order
     dtype = "float32" if against == "padded" else "auto"
     ours, theirs = Ours(model, tokenizer, dtype), SIDES[against](model, tokenizer, dtype)
+    if options.compile_layers:
+        compile_layers(ours.model)
     check_same_loss(ours, theirs, in_order[0], tolerance=1e-4 if dtype == "float32" else 2e-2)
     tokens = sum(map(len, rows))
     case = compare(
-        "training step, " + ("all weights" if options.full else "LoRA"),
+        "training step, " + ("all weights" if options.full else "LoRA") + ", compiled" * options.compile_layers,
         against,
         lambda i: ours.step(in_order[i]),
         lambda i: theirs.step(theirs_order[i]),

@@ -42,24 +42,28 @@ def answer_loss(
 class _SumOfCrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropy of logits [tokens, vocabulary] with targets [tokens], in float32, a few rows at a time.
 
-    The gradient is written on the way, in the type of the logits. The whole in float32, with its softmax and gradient,
-    would be four times as much memory as the rest of a step where the vocabulary is large.
+    The gradient takes the place of the logits, in their type: nobody needs them any more, and the whole in float32,
+    with softmax and gradient beside it, would be several times as much memory as the rest of a step where the
+    vocabulary is large. (Had an operation before saved the logits for its own gradient, autograd would raise.)
     """
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        rows = max(1, (2**26 if logits.is_cuda else 2**22) // logits.shape[-1])
-        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        # On a CPU as many as the cache of a core holds: the passes below read and write them over and over.
+        rows = max(1, (2**26 if logits.is_cuda else 2**20) // logits.shape[-1])
         total = logits.new_zeros((), dtype=torch.float32)
+        scratch = torch.empty_like(logits[:rows], dtype=torch.float32)
         for i in range(0, len(logits), rows):
-            part = logits[i : i + rows].to(torch.float32, copy=True)  # it is overwritten below
-            target = targets[i : i + rows, None]
-            normaliser = part.logsumexp(dim=-1, keepdim=True)
-            total += (normaliser - part.gather(1, target)).sum()
-            if gradient is not None:
-                softmax = part.sub_(normaliser).exp_()
-                gradient[i : i + rows] = softmax.scatter_add_(1, target, softmax.new_full(target.shape, -1.0))
-        ctx.gradient = gradient
+            part, target = logits[i : i + rows], targets[i : i + rows, None]
+            values = scratch[: len(part)].copy_(part)
+            of_target, largest = values.gather(1, target), values.amax(dim=-1, keepdim=True)
+            exponentials = values.sub_(largest).exp_()
+            normaliser = exponentials.sum(dim=-1, keepdim=True)
+            total += (normaliser.log() + largest - of_target).sum()
+            if ctx.needs_input_grad[0]:
+                softmax = exponentials.div_(normaliser)
+                part.copy_(softmax.scatter_add_(1, target, softmax.new_full(target.shape, -1.0)))
+        ctx.gradient = logits if ctx.needs_input_grad[0] else None
         return total
 
     @staticmethod

@@ -162,6 +162,7 @@ class QATrainer(SafeTrainer):
         self.method, self.evaluator, self.on_evaluation = method, evaluator, on_evaluation
         # The loss is divided by the answer tokens of the whole step: Trainer is to count them, and not to divide again.
         self.model_accepts_loss_kwargs = True
+        self.accelerator.gradient_accumulation_steps = 1  # nor accelerate, as in early releases of transformers 5
         self.add_callback(_EvaluateAtTheEnd())
         if not self.args.disable_tqdm:
             self.pop_callback(ProgressCallback)

@@ -195,9 +195,8 @@ class InferenceArguments:
             # An adapter's folder holds no GGUF file; its base does.
             problems += check_loading(replace(self.model, use_peft=True, gguf_file=None))
         if self.generator.generator:
-            problems += _check_server("generator", self.generator.generator, self.generator.generator_options)
-            if not problems:
-                problems += self.generator_endpoint().check("generator")
+            wrong = _check_server("generator", self.generator.generator, self.generator.generator_options)
+            problems += wrong or self.generator_endpoint().check("generator")
             if self.answers.with_base:
                 problems.append("--with_base: a server has one model; evaluate the other by itself, then compare")
         return problems
@@ -212,9 +211,7 @@ class InferenceArguments:
         if self.answers.right_metric.startswith("judge/") and not judge.judge:
             problems.append(f"--right_metric: {self.answers.right_metric} needs a judge; name one with --judge")
         if judge.judge.startswith(SERVER):
-            problems += _check_server("judge", judge.judge, judge.judge_options)
-            if not problems:
-                problems += self.judge_endpoint().check("judge")
+            problems += _check_server("judge", judge.judge, judge.judge_options) or self.judge_endpoint().check("judge")
         elif judge.judge:
             problems += check_model_name("judge", judge.judge)
         return problems

@@ -121,7 +121,7 @@ def base_of(arguments: InferenceArguments) -> str:
     """The base of MODEL's adapter, empty if it is none; a name that leads nowhere from here is the run's to know."""
     base = adapter_base(arguments.model)
     known = arguments.run.get("model_name_or_path", "")
-    return known if base and not Path(base).exists() and Path(known).is_dir() else base
+    return known if base and known and not Path(base).exists() and Path(known).is_dir() else base
 
 
 def adapter_base(model: ModelArguments) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import make_family
 
 from benchmarks import evaluation, measure, retrieval, train_step
 from groundtune.examples import Row
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +100,12 @@ def test_pairs_are_interleaved_and_the_ratio_is_that_of_the_sums(monkeypatch):
     assert "".join(calls) == "AB" + "ABBAAB"
     assert case.ratio == pytest.approx((4 + 6 + 8) / (1 + 2 + 3))
     assert (case.lowest, case.highest) == (pytest.approx(8 / 3), pytest.approx(4))
+
+
+def test_memory_is_measured_in_a_process_for_each_side(decoder):
+    words = ["--quick", "--model", str(decoder), "--against", "padded"]
+    done = subprocess.run([sys.executable, "-m", "benchmarks.memory", *words], cwd=ROOT, capture_output=True, text=True)
+    case = json.loads(done.stdout.splitlines()[0])
+    assert 0 < case["ours_loaded_mb"] <= case["ours_peak_mb"] and 0 < case["theirs_loaded_mb"] <= case["theirs_peak_mb"]
+    # What a padded row of 2,048 tokens takes must show, or nothing was measured.
+    assert case["ratio_above_model"] < 1

@@ -124,19 +124,22 @@ def test_every_renaming_leads_to_a_flag_that_exists_and_no_flag_of_then_is_unkno
     from groundtune.commands.parsing import training_parser
 
     known = {flag for action in training_parser("sft")._actions for flag in action.option_strings}
-    assert all(f"--{new}" in known and f"--{old}" not in known for old, new in RENAMED.items())
-    assert not known & {f"--{name}" for name in WITHOUT_EFFECT}
+    assert all(f"--{new}" in known for new in RENAMED.values())
     accepted = {flag.removeprefix("--") for flag in known} | RENAMED.keys() | set(WITHOUT_EFFECT)
     assert [flag for flag in TRAINING_FLAGS_OF_2023 if flag not in accepted] == []
 
 
 @pytest.mark.parametrize("value", [[], ["true"], ["False"]], ids=["bare", "true", "False"])
 def test_flags_without_effect_are_ignored_with_their_value_and_with_a_line_each(caplog, value):
-    words = [word for name in WITHOUT_EFFECT for word in (f"--{name}", *value)]
+    from groundtune.trainer import QATrainingArguments
+
+    known = {field.name for field in fields(QATrainingArguments)}  # early releases of transformers 5 have some still
+    without = [name for name in WITHOUT_EFFECT if name not in known]
+    words = [word for name in without for word in (f"--{name}", *value)]
     with caplog.at_level(logging.WARNING, "groundtune"):
         arguments = parse("--use_peft", *words, "--seed", "5")
     assert arguments.training.seed == 5 and arguments.model.use_peft
-    assert [record.getMessage().split()[0] for record in caplog.records] == [f"--{name}" for name in WITHOUT_EFFECT]
+    assert [record.getMessage().split()[0] for record in caplog.records] == [f"--{name}" for name in without] != []
 
 
 def test_a_value_with_an_equals_sign_is_ignored_with_its_flag():
