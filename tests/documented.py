@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("", "bash", "python", "yaml")
@@ -65,12 +68,12 @@ def blocks(page: str) -> list[Block]:
 def run_by(test: str, page: str = "") -> dict[str, list[Block]]:
     """The blocks that a test file has to run, by page: those without a reason not to."""
     name = Path(test).resolve().relative_to(ROOT).as_posix()
-    mine = [p for p in pages() if tester(p) == name and p.startswith(page)]
+    mine = [p for p in pages() if who_runs(p) == name and p.startswith(page)]
     found = {page: [block for block in blocks(page) if block.is_command and not block.reason] for page in mine}
     return {page: these for page, these in found.items() if these}
 
 
-def tester(page: str) -> str:
+def who_runs(page: str) -> str:
     """The test file that runs the commands of a page; empty if none does."""
     return next((test for start, test in RUN_BY.items() if page.startswith(start)), "")
 
@@ -110,7 +113,9 @@ def replaced(text: str, replacements: Mapping[str, str]) -> str:
 
 
 def run_script(script: str, folder: Path) -> None:
-    """Run the lines of a shell in a folder; `python` is the one that runs the tests."""
+    """Run the lines of a shell in a folder; `python` is the one that runs the tests. Without a shell, skip."""
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
