@@ -171,7 +171,30 @@ class LoggerArguments:
     run_group: str = argument("", "Group of the run, handed to trackers that know groups (WANDB_RUN_GROUP).")
 
 
-GROUPS = (DataArguments, RetrievalArguments, PromptArguments, ModelArguments, EvaluationArguments, LoggerArguments)
+@dataclass
+class OutputArguments:
+    """What the terminal shows, and what else of a run is published; nothing here changes what is computed."""
+
+    _argument_group_name = "output"
+
+    quiet: bool = argument(False, "No progress and no notes; results and problems only.")
+    json: bool = argument(False, "The results as one JSON object on standard output, and nothing else.")
+    push_report: bool = argument(
+        False,
+        "With --push_to_hub push the report and the test predictions too: they quote questions, answers and passages. "
+        "Model, tokenizer, model card and metrics are always pushed.",
+    )
+
+
+GROUPS = (
+    DataArguments,
+    RetrievalArguments,
+    PromptArguments,
+    ModelArguments,
+    EvaluationArguments,
+    LoggerArguments,
+    OutputArguments,
+)
 
 
 @dataclass(frozen=True)
@@ -185,6 +208,7 @@ class Arguments:
     model: ModelArguments
     evaluation: EvaluationArguments
     logger: LoggerArguments
+    output: OutputArguments
     training: object
 
     def check(self, complete: bool = True) -> list[str]:

@@ -119,7 +119,7 @@ class Embedder:
             list(texts),
             prompt=prompt or "",
             batch_size=self.batch_size,
-            show_progress_bar=progress,
+            show_progress_bar=progress and logger.isEnabledFor(logging.INFO),  # --quiet
             normalize_embeddings=self.similarity == "cosine",
             convert_to_numpy=True,
         )

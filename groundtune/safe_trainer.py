@@ -39,6 +39,7 @@ from groundtune.checkpoints import (
     writing,
 )
 from groundtune.durable import Damaged
+from groundtune.hub import Hub
 from groundtune.loss import NonFiniteLoss
 from groundtune.memory import AtOnce, with_what_fits
 from groundtune.record import hide_secrets
@@ -315,6 +316,25 @@ class SafeTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         save_state(Path(output_dir), f"randomness_{self.args.process_index}", randomness())
+
+    # The hub: what goes there, and when, is in hub.py
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        if self.is_world_process_zero():
+            self.hub = Hub(self.args)
+            self.hub_model_id = self.hub.create()
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> str | None:
+        """Push what `output_dir` holds of model, tokenizer, card and metrics; the address. Raises `NotPushed`."""
+        return self.hub.push(Path(self.args.output_dir)) if self.is_world_process_zero() else None
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero():
+            self.hub.push_checkpoint(Path(checkpoint_folder))
+
+    def _finish_current_push(self) -> None:
+        if self.args.push_to_hub and self.is_world_process_zero():
+            self.hub.wait()
 
     def _sharded(self) -> bool:
         return self.is_fsdp_enabled or self.is_deepspeed_enabled
