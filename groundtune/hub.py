@@ -28,7 +28,7 @@ from groundtune.record import hide_secrets
 logger = logging.getLogger(__name__)
 
 MODEL = (
-    "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json",
+    "model*.safetensors", "adapter_model*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json",
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt",
     "*.model",
 )  # fmt: skip
