@@ -28,9 +28,9 @@ from groundtune.record import hide_secrets
 logger = logging.getLogger(__name__)
 
 MODEL = (
-    "model*.safetensors", "adapter_model*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json",
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt",
-    "*.model",
+    "model*.safetensors", "adapter_model*.safetensors", "*.safetensors.index.json", "config.json",
+    "generation_config.json", "adapter_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
+    "chat_template*", "vocab.*", "merges.txt", "*.model",
 )  # fmt: skip
 RESULTS = ("README.md", "metrics.json")
 REPORT = ("report.html", "report.md", "predictions/test_*.jsonl")  # they quote questions, answers and passages
