@@ -179,6 +179,28 @@ def make_tokenizer(name: str) -> Any:
     )
 
 
+def seamless_tokenizer() -> Any:
+    """One that knows no words: it merges what ends a prompt with what begins an answer, where it sees both."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    specials = {"pad_token": "<pad>", "eos_token": "<|im_end|>"}
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<pad>", "<|im_end|>", "<|im_start|>"], initial_alphabet=alphabet,
+        show_progress=False,
+    )  # fmt: skip
+    backend.train_from_iterator([f"assistant\n{word} " for word in WORDS] * 3, trainer)
+    template = TEMPLATES["qwen"].replace("<think>\\n\\n</think>\\n\\n", "")
+    assert "<think>" not in template
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, chat_template=template, extra_special_tokens=["<|im_start|>"], **specials
+    )
+
+
 def _byte_level(name: str, specials: list[str]) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import fuzz_parsers
 import hostile_pickles
 import malformed_inputs
 import pytest
+import silent_failures
 
 
 @pytest.fixture
@@ -77,6 +79,37 @@ def test_a_wrong_answer_to_a_malformed_input_would_be_noticed(folder, families):
     case = next(case for case in malformed_inputs.cases(model) if case.name == "train.jsonl: a number as question")
     elsewhere = malformed_inputs.Case(case.name, case.file, case.content, case.line + 1, case.field)
     assert "not 'train.jsonl:4: question: '" in malformed_inputs.complaint(elsewhere, folder, model)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> silent_failures.World:
+    return silent_failures.World(tmp_path_factory.mktemp("world"))
+
+
+FAILURES = {failure.number: failure for failure in silent_failures.FAILURES}
+
+
+def test_every_silent_failure_that_is_known_is_planted():
+    assert {int(number.rstrip("abc")) for number in FAILURES} == set(range(1, 21))
+    assert len(silent_failures.clean_runs()) == 20
+
+
+@pytest.mark.parametrize("number", ["1", "3", "4", "6", "10", "16a", "18b", "19"])
+def test_a_silent_failure_is_caught_and_the_code_as_it_is_raises_no_alarm(world, number):
+    right, found = silent_failures.caught(FAILURES[number], world)
+    assert right, found
+
+
+def test_a_run_with_nothing_wrong_is_silent_and_one_with_a_failure_is_not(world, monkeypatch):
+    method, flags = silent_failures.clean_runs()[-3]
+    assert silent_failures.alarm_of(world, method, **flags) == ""
+    silent_failures.two_beginnings(monkeypatch, world)
+    assert "begin with two beginning-of-sequence tokens" in silent_failures.alarm_of(world, method, **flags)
+
+
+def test_a_failure_that_nothing_finds_is_not_counted_as_caught(world):
+    failure = replace(FAILURES["1"], plant=lambda patch, world: None)
+    assert silent_failures.caught(failure, world) == (False, "MISSED")
 
 
 def test_three_seconds_of_random_damage_find_nothing(folder):
