@@ -21,8 +21,11 @@ from groundtune.files import write_documents
 TABLE = set("┃│┏└━─")
 EXPECTED = {
     "documents": {"passages": {".md": 2}, "pages": {".md": 2}, "duplicates": {}, "problems": []},
-    "convert": {"documents": 1, "files": {"in": {"examples": 2, "unanswerable": 1, "several answers": 1}}},
-    "questions": {"splits": {"train": 16, "eval": 2, "test": 2}, "failed_requests": 0},
+    "convert": {
+        "documents": 1,
+        "files": {"in.jsonl": {"examples": 2, "unanswerable": 1, "several answers": 1, "no answer": 0}},
+    },
+    "questions": {"splits": {"train": 18, "eval": 2, "test": 0}, "failed_requests": 0},
 }
 
 
