@@ -64,6 +64,17 @@ TEMPLATES = {
     "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
     "{% endif %}",
 }
+# Two more, for tests of tokenizers alone: those of Llama 3 Instruct and of Phi 3.
+MORE_TEMPLATES = {
+    "llama3": "{% for m in messages %}{% set content = '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + "
+    "m['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}"
+    "{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
+    "phi": "{% for m in messages %}{% if m['role'] == 'system' %}{{ '<|system|>\\n' + m['content'] + '<|end|>\\n' }}"
+    "{% elif m['role'] == 'user' %}{{ '<|user|>\\n' + m['content'] + '<|end|>\\n' }}"
+    "{% elif m['role'] == 'assistant' %}{{ '<|assistant|>\\n' + m['content'] + '<|end|>\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}",
+}
 HISTORICAL_PREFIXES = {"user_prefix": "<s>[INST]", "assistant_prefix": "[/INST]", "sep_user": " ", "sep_sys": "</s>"}
 
 
@@ -165,13 +176,20 @@ def make_tokenizer(name: str) -> Any:
         "mistral": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
         "gemma": {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"},
         "qwen": {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"},
+        "llama3": {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
+        "phi": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "<|endoftext|>", "pad_token": "<pad>"},
     }[name]
-    turns = {"gemma": ["<start_of_turn>", "<end_of_turn>"], "qwen": ["<|im_start|>"]}.get(name, [])
-    make = _byte_level if name in ("llama", "qwen") else _sentencepiece_like
+    turns = {
+        "gemma": ["<start_of_turn>", "<end_of_turn>"],
+        "qwen": ["<|im_start|>"],
+        "llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+        "phi": ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"],
+    }.get(name, [])
+    make = _byte_level if name in ("llama", "qwen", "llama3") else _sentencepiece_like
     backend = make(name, [*specials.values(), *turns])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        chat_template=TEMPLATES[name],
+        chat_template={**TEMPLATES, **MORE_TEMPLATES}[name],
         extra_special_tokens=turns,
         padding_side="left" if name == "gemma" else "right",
         clean_up_tokenization_spaces=name == "mistral",
@@ -202,7 +220,7 @@ def seamless_tokenizer() -> Any:
 
 
 def _byte_level(name: str, specials: list[str]) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -212,16 +230,23 @@ def _byte_level(name: str, specials: list[str]) -> Any:
         vocab_size=450, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    if "<s>" in specials:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
-        )
+    if name != "qwen":
+        _begin_with(tokenizer, specials[0])
     return tokenizer
 
 
+def _begin_with(tokenizer: Any, bos: str) -> None:
+    """Let the tokenizer put one beginning-of-sequence token before a text."""
+    from tokenizers import processors
+
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+    )
+
+
 def _sentencepiece_like(name: str, specials: list[str]) -> Any:
-    """As converted from SentencePiece: "▁" for a space, bytes for unknown characters; Mistral's prefixes a space."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    """As converted from SentencePiece: "▁" for a space, bytes for unknown characters; all but Gemma prefix one."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -235,14 +260,15 @@ def _sentencepiece_like(name: str, specials: list[str]) -> Any:
     if name == "mistral":
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
         steps.append(decoders.Strip(" ", 1, 0))
+    elif name == "phi":  # as Llama 2: before every piece of text between two special tokens
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        steps.append(decoders.Strip(" ", 1, 0))
     else:
         tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.decoder = decoders.Sequence(steps)
     tokenizer.add_special_tokens([AddedToken(special, normalized=False, special=True) for special in specials])
-    bos = specials[1] if name == "mistral" else specials[2]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
-    )
+    if name != "phi":
+        _begin_with(tokenizer, specials[1] if name == "mistral" else specials[2])
     return tokenizer
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import INSTRUCTION, FakeEmbedder, tiny_documents, tiny_examples
 
+from groundtune.attention import use_packed_attention
 from groundtune.evaluation import EndToEndEvaluator
 from groundtune.files import DataError
 from groundtune.index import Index
 from groundtune.metrics import generation_scores
+from groundtune.predictions import write_predictions
 from groundtune.retrieval import DenseRetriever, retrieve
 from groundtune.schema import Document
 
@@ -116,6 +119,23 @@ def test_a_repetition_finds_exactly_the_same(family):
 def test_predictions_do_not_depend_on_the_batch_size(family, batch_size):
     model = family.model()
     assert without_times(evaluator(family, batch_size=batch_size)(model)) == without_times(evaluator(family)(model))
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_the_file_of_predictions_is_byte_for_byte_the_same_again_and_with_batches_of_1_4_and_8(
+    family, tmp_path, packed
+):
+    """In float32 on a CPU; all but the seconds that it took."""
+    model = family.model()
+    assert not packed or use_packed_attention(model) is None
+    examples = [replace(e, source=f"eval.jsonl:{i}") for i, e in enumerate(tiny_examples() * 3)]  # more than a batch
+    files = []
+    for batch_size in (1, 4, 8, 8):
+        made = evaluator(family, examples, batch_size=batch_size)
+        write_predictions(path := tmp_path / f"{len(files)}.jsonl", made(model))
+        files.append(re.sub(rb'("latency/[a-z_]+": )[0-9.e-]+', rb"\1_", path.read_bytes()))
+    assert files[0].count(b"_,") == 18 and len(files[0].splitlines()) == 18
+    assert len(set(files)) == 1
 
 
 def test_the_model_that_is_called_with_decides(family):

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import replace
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import FakeEmbedder, tiny_documents
+from safetensors.torch import load_file, save_file
 
+import groundtune.index
+from groundtune.embedding import Embedder
 from groundtune.files import sha256_of
 from groundtune.index import load_or_build_index
 from groundtune.schema import Document
@@ -160,8 +165,6 @@ def test_another_model_s_index_in_the_place_of_one_is_not_believed(built):
 
 def test_vectors_of_other_settings_under_the_same_fingerprint_are_not_believed(built, monkeypatch, caplog):
     """Were a setting ever forgotten in the fingerprint, the manifest still names it."""
-    import groundtune.index
-
     monkeypatch.setattr(groundtune.index, "_fingerprint", lambda settings: next(built.glob("*")).name)
     assert build(built, tiny_documents()) == []
     assert len(build(built, tiny_documents(), weights="2")) == 6
@@ -179,54 +182,123 @@ def test_vectors_are_parsed_only_after_their_checksum(built, monkeypatch):
     assert loaded == [str(path)]
 
 
-# The fingerprint: twelve changes, of one field each
+# The fingerprint: twelve changes of one thing each, to a real embedding model in its folder, or to what it embeds
 
-REAL = {
-    "weights": "0f", "config": {"hidden_act": "gelu"}, "tokenizer": "1e", "modules": ["Pooling mean"],
-    "document_prompt": "passage: ", "similarity": "cosine", "max_tokens": 256, "dtype": "torch.float32",
-}  # fmt: skip
-CHANGED = {
-    "weights": "0e", "config": {"hidden_act": "relu"}, "tokenizer": "1f", "modules": ["Pooling cls"],
-    "document_prompt": "", "similarity": "dot", "max_tokens": 512, "dtype": "torch.bfloat16",
-}  # fmt: skip
-DOCUMENT_CHANGES = {
-    "the formatted text of a document": lambda d: [
-        replace(d[0], fmt_content="Title: Opening\nThe library opens at ten."),
-        *d[1:],
-    ],
-    "a document without its title": lambda d: [replace(d[0], fmt_content=""), *d[1:]],
-    "a new document": lambda d: [*d, Document("new")],
+
+@dataclass
+class Changed:
+    """What an index is built from; a change is made to one of these."""
+
+    folder: Path
+    documents: list[Document]
+    document_prompt: str | None = None
+
+    def embedder(self) -> Embedder:
+        return Embedder(str(self.folder), document_prompt=self.document_prompt)
+
+
+def edit_json(name: str, change):
+    def edit(changed: Changed) -> None:
+        path = changed.folder / name
+        path.write_text(json.dumps(change(json.loads(path.read_text("utf-8")))), "utf-8")
+
+    return edit
+
+
+def one_weight(changed: Changed) -> None:
+    path = changed.folder / "model.safetensors"
+    weights = load_file(path)
+    weights[min(weights)].view(-1)[0] += 1e-6
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def in_half_precision(changed: Changed) -> None:
+    path = changed.folder / "model.safetensors"
+    save_file({name: w.half() for name, w in load_file(path).items()}, path, metadata={"format": "pt"})
+    edit_json("config.json", lambda config: {**config, "dtype": "float16"})(changed)
+
+
+def exchange_two_tokens(tokenizer: dict) -> dict:
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["library"], vocabulary["book"] = vocabulary["book"], vocabulary["library"]
+    return tokenizer
+
+
+def first_document(**fields):
+    def edit(changed: Changed) -> None:
+        changed.documents[0] = replace(changed.documents[0], **fields)
+
+    return edit
+
+
+EVERY, ONE = 6, 1  # documents that must be embedded anew
+CHANGES = {
+    "one weight": (one_weight, EVERY),
+    "the activation": (edit_json("config.json", lambda config: {**config, "hidden_act": "relu"}), EVERY),
+    "the tokenizer": (edit_json("tokenizer.json", exchange_two_tokens), EVERY),
+    "the pooling": (edit_json("1_Pooling/config.json", lambda config: {**config, "pooling_mode": "cls"}), EVERY),
+    "the document prompt": (lambda changed: setattr(changed, "document_prompt", "passage: "), EVERY),
+    "the similarity": (
+        edit_json("config_sentence_transformers.json", lambda c: {**c, "similarity_fn_name": "dot"}),
+        EVERY,
+    ),
+    "the length it reads": (edit_json("sentence_bert_config.json", lambda c: {**c, "max_seq_length": 12}), EVERY),
+    "the type of the weights": (in_half_precision, EVERY),
+    "the index's own format": (None, EVERY),
+    "the formatted text of a document": (first_document(fmt_content="Title: Opening\nIt opens at ten."), ONE),
+    "a document without its title": (first_document(fmt_content=""), ONE),
+    "a new document": (lambda changed: changed.documents.append(Document("new")), ONE),
+}
+NO_CHANGES = {
+    "nothing": lambda changed: None,
+    "every file touched": lambda changed: [os.utime(path, (1, 1)) for path in changed.folder.rglob("*")],
+    "the model's folder renamed": lambda changed: setattr(
+        changed, "folder", changed.folder.rename(changed.folder.with_name("another name"))
+    ),
+    "the model described in a README": lambda changed: (changed.folder / "README.md").write_text("A model."),
+    "metadata of a document": first_document(metadata={"touched": 1}),
+    "space around a document": first_document(fmt_content=" Title: Opening\nThe library opens at nine.\n"),
+    "the order of documents": lambda changed: changed.documents.reverse(),
 }
 
 
-def test_the_settings_below_are_those_of_a_real_embedder(bert_embedding_folder):
-    from groundtune.embedding import Embedder
-
-    assert Embedder(str(bert_embedding_folder)).settings.keys() == REAL.keys() == CHANGED.keys()
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_a_change_of_one_setting_embeds_every_document_anew(tmp_path, name):
-    assert len(build(tmp_path, tiny_documents(), **REAL)) == 6
-    assert len(build(tmp_path, tiny_documents(), **REAL | {name: CHANGED[name]})) == 6
-
-
-@pytest.mark.parametrize("change", DOCUMENT_CHANGES.values(), ids=DOCUMENT_CHANGES)
-def test_a_change_of_one_document_embeds_it_anew(tmp_path, change):
-    build(tmp_path, tiny_documents(), **REAL)
-    assert len(build(tmp_path, change(tiny_documents()), **REAL)) == 1
-
-
-def test_a_change_of_the_index_s_own_format_embeds_every_document_anew(tmp_path, monkeypatch):
-    import groundtune.index
-
-    build(tmp_path, tiny_documents(), **REAL)
-    monkeypatch.setattr(groundtune.index, "_FORMAT", -1)
-    assert len(build(tmp_path, tiny_documents(), **REAL)) == 6
+def embedded_after(change, bert_embedding_folder, tmp_path, monkeypatch) -> int:
+    """How many documents are embedded by a second run, before which one thing was changed."""
+    changed = Changed(tmp_path / "model", tiny_documents())
+    shutil.copytree(bert_embedding_folder, changed.folder)
+    load_or_build_index(tmp_path / "index", changed.documents, changed.embedder())
+    if change is None:
+        monkeypatch.setattr(groundtune.index, "_FORMAT", -1)
+    else:
+        change(changed)
+    embedder, embedded = changed.embedder(), []
+    original = Embedder.embed_documents
+    monkeypatch.setattr(
+        Embedder, "embed_documents", lambda self, texts: embedded.extend(texts) or original(self, texts)
+    )
+    index = load_or_build_index(tmp_path / "index", changed.documents, embedder)
+    monkeypatch.undo()
+    texts = [document.text for document in changed.documents]
+    np.testing.assert_allclose(index.vectors, embedder.embed_documents(texts), atol=2e-3)
+    return len(embedded)
 
 
-def test_there_are_twelve_changes():
-    assert len(REAL) + len(DOCUMENT_CHANGES) + 1 == 12
+def test_there_are_twelve_changes_and_every_setting_is_among_them(bert_embedding_folder):
+    assert len(CHANGES) == 12
+    assert len(Embedder(str(bert_embedding_folder)).settings) == sum(n == EVERY for _, n in CHANGES.values()) - 1
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_of_one_thing_embeds_what_it_touches_anew(name, bert_embedding_folder, tmp_path, monkeypatch):
+    change, documents = CHANGES[name]
+    assert embedded_after(change, bert_embedding_folder, tmp_path, monkeypatch) == documents
+
+
+@pytest.mark.parametrize("name", NO_CHANGES)
+def test_what_is_renamed_touched_or_put_in_another_order_is_not_embedded(
+    name, bert_embedding_folder, tmp_path, monkeypatch
+):
+    assert embedded_after(NO_CHANGES[name], bert_embedding_folder, tmp_path, monkeypatch) == 0
 
 
 def test_vectors_without_a_manifest_are_not_believed(built):
@@ -237,8 +309,6 @@ def test_vectors_without_a_manifest_are_not_believed(built):
 
 
 def test_a_failed_write_leaves_no_believable_index(built, monkeypatch):
-    import groundtune.index
-
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
