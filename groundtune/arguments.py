@@ -272,12 +272,16 @@ def check_loading(model: ModelArguments) -> list[str]:
     folder, problems = Path(model.model_name_or_path), _check_four_bits(model)
     if model.gguf_file and folder.is_dir() and not (folder / model.gguf_file).is_file():
         problems.append(f"--gguf_file: no {model.gguf_file} in {folder}")
-    revision = model.model_revision or ""
-    if model.trust_remote_code and not (len(revision) == 40 and all(c in "0123456789abcdef" for c in revision)):
+    if model.trust_remote_code and not is_commit(model.model_revision):
         problems.append(
             "--trust_remote_code: runs code from the hub; pin it with --model_revision and a full commit hash"
         )
     return problems
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether it is a full commit hash, which nobody can move to other code."""
+    return len(revision or "") == 40 and all(c in "0123456789abcdef" for c in revision or "")
 
 
 def _check_four_bits(model: ModelArguments) -> list[str]:

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 from groundtune.files import DataError
+from groundtune.record import hide_secrets
 from groundtune.schema import Reply
 
 KEYS = ("GROUNDTUNE_API_KEY", "OPENAI_API_KEY")  # the first that is set; servers on one's own machine need none
@@ -198,7 +199,7 @@ class Endpoint:
             "NotFoundError": f"does the address end in /v1, and does the server have a model {self.model!r}?",
         }
         name = type(error).__name__
-        return f"{self.url}: {_one_line(error)}; {ways_out.get(name, 'see what the server logged')}"
+        return f"{hide_secrets(self.url)}: {_one_line(error)}; {ways_out.get(name, 'see what the server logged')}"
 
 
 class _Pace:
@@ -221,4 +222,5 @@ def _one_line(error: Exception) -> str:
     text = " ".join(f"{error}{cause}".split())
     for key in filter(None, map(os.environ.get, KEYS)):
         text = text.replace(key, "***")
+    text = hide_secrets(text)
     return text if len(text) <= 300 else text[:297] + "..."

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from groundtune.arguments import ModelArguments
+from groundtune.arguments import ModelArguments, is_commit
 from groundtune.files import DataError
 
 logger = logging.getLogger(__name__)
@@ -162,8 +162,10 @@ def _dtype(arguments: ModelArguments, bf16: bool) -> torch.dtype:
 
 
 def _source(arguments: ModelArguments) -> dict[str, Any]:
-    source: dict[str, Any] = {"revision": arguments.model_revision, "trust_remote_code": arguments.trust_remote_code}
-    if arguments.trust_remote_code:
+    # Where an adapter is opened on its base, only one of them has the revision that was given; the other runs no code.
+    trusted = arguments.trust_remote_code and is_commit(arguments.model_revision)
+    source: dict[str, Any] = {"revision": arguments.model_revision, "trust_remote_code": trusted}
+    if trusted:
         # A model may name another repository for its code, which `revision` does not pin: this refuses it there.
         source["code_revision"] = arguments.model_revision
     return {**source, "gguf_file": arguments.gguf_file} if arguments.gguf_file else source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import numbers
 import os
@@ -10,6 +11,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from enum import Enum
 from importlib import metadata
@@ -76,9 +78,18 @@ def without_secrets(value: Any, name: str = "") -> Any:
         return [without_secrets(item, name) for item in value]
     # --max_new_tokens is a count and no token
     count = "tokens" in name and re.fullmatch(r"[\d.]+|true|false|no", str(value), re.IGNORECASE)
-    if re.search("token|key|passw|secret|credential", name, re.IGNORECASE) and value not in (None, "") and not count:
+    if re.search("token|key|passw|secret|credential|authori", name, re.I) and value not in (None, "") and not count:
         return "***"
-    return hide_secrets(value) if isinstance(value, str) else value
+    return _without_secrets_in_text(value) if isinstance(value, str) else value
+
+
+def _without_secrets_in_text(text: str) -> str:
+    """A text may be JSON, as the options of a request are on a command line."""
+    if text.lstrip().startswith("{"):
+        with suppress(ValueError, RecursionError):
+            told, hidden = json.loads(text), without_secrets(json.loads(text))
+            return text if told == hidden else json.dumps(hidden)
+    return hide_secrets(text)
 
 
 def hide_secrets(text: str) -> str:

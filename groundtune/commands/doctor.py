@@ -17,6 +17,9 @@ checked in whichever files are named; tokens too if --model_name_or_path is, and
 
 --json  one JSON object instead of text: errors, warnings, findings, token_table, row
 
+All of this goes to standard output. What is wrong with the flags themselves, or with a file of them, goes to standard
+error, and nothing else is done then.
+
 Exit status: 0 if nothing is wrong (there may be warnings), 2 if something is."""
 
 

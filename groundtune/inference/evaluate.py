@@ -32,7 +32,7 @@ from groundtune.inference.opening import (
 from groundtune.inference.outcomes import Rightness, outcome_counts, with_outcomes
 from groundtune.inference.remembered import changed_inputs
 from groundtune.predictions import Evaluation, evaluation_of, write_predictions
-from groundtune.record import run_record
+from groundtune.record import hide_secrets, run_record
 from groundtune.schema import Document, Example
 from groundtune.train import spread
 
@@ -260,10 +260,11 @@ def _write(
 def facts(arguments: InferenceArguments, right: Rightness) -> dict[str, str]:
     """What answered what, in a few words each."""
     retrieval, generator = arguments.retrieval, arguments.generator
+    server = hide_secrets(generator.generator)
     how = {
         "here": "written here, read by the model here",
-        "completions": f"written here, sent as token ids to {generator.generator}/completions",
-        "chat": f"messages sent to {generator.generator}/chat/completions; the server's template wrote the prompt",
+        "completions": f"written here, sent as token ids to {server}/completions",
+        "chat": f"messages sent to {server}/chat/completions; the server's template wrote the prompt",
     }
     embedding = retrieval.eval_embedding_model or retrieval.embedding_model
     shown = {
@@ -274,6 +275,6 @@ def facts(arguments: InferenceArguments, right: Rightness) -> dict[str, str]:
         "Retriever": f"{retrieval.retriever} {embedding}, {retrieval.eval_num_to_retrieve} passages a question",
         "Contexts": ", ".join(arguments.contexts),
         "An answer is right if": str(right),
-        "Judge": arguments.judge.judge_model or arguments.judge.judge,
+        "Judge": arguments.judge.judge_model or hide_secrets(arguments.judge.judge),
     }
     return {name: value for name, value in shown.items() if value}

@@ -144,9 +144,14 @@ def adapter_base(model: ModelArguments) -> str:
 
 
 def _as_saved(arguments: InferenceArguments, base: str) -> ModelArguments:
-    """What a run saves in full is no GGUF file, and no revision of a hub model, whatever it began with."""
-    saved_in_full = arguments.run and not base
-    return replace(arguments.model, gguf_file=None, model_revision=None) if saved_in_full else arguments.model
+    """What a run saves in full is no GGUF file, and no revision of a hub model, whatever it began with.
+
+    Its code, if it runs any, is still that of the commit.
+    """
+    if base or not arguments.run:
+        return arguments.model
+    revision = arguments.model.model_revision if arguments.model.trust_remote_code else None
+    return replace(arguments.model, gguf_file=None, model_revision=revision)
 
 
 def _weights_type(arguments: InferenceArguments) -> str:

@@ -239,6 +239,40 @@ def test_a_model_on_a_server_is_evaluated_and_what_it_saw_is_written(
         assert path.is_dir() or "SECRET" not in path.read_text("utf-8"), path
 
 
+def test_no_secret_of_a_server_is_in_any_file_or_in_what_is_printed(
+    data_folder, static_embedding_folder, capsys, tmp_path, monkeypatch, caplog
+):
+    """In the environment, in the addresses of model and judge, and in their options."""
+    monkeypatch.setenv("GROUNDTUNE_API_KEY", "sk-SECRET-0")
+    lost = tiny_examples()[3].question
+
+    def answer(body):
+        text = body["messages"][-1]["content"]
+        return Refusal(400, "sk-SECRET-0 may not") if lost in text else "[[4]]"
+
+    options = json.dumps({"api_key": "SECRET-1", "extra_body": {"Authorization": "Bearer SECRET-2"}})
+    with FakeServer(answer) as server:
+        words = server_flags(server, data_folder, static_embedding_folder, tmp_path)
+        address = f"openai:{server.url.replace('://', '://me:SECRET-3@')}"
+        words[1] = address
+        words += ["--generator_options", options, "--judge", address, "--judge_model", "", "--judge_options", options]
+        words[words.index("--judge_model") + 1] = "judge"
+        with caplog.at_level("DEBUG", "groundtune"):
+            status, found, err = run(capsys, "evaluate", *words)
+        monkeypatch.setattr(sys, "argv", ["groundtune", "evaluate", *map(str, words)])
+        printed = main(["evaluate", *map(str, words)])
+    assert status == printed == 1 and server.bodies[-1]["api_key"] == "SECRET-1"
+    shown = "".join(capsys.readouterr()) + json.dumps(found) + err + caplog.text
+    assert "SECRET" not in shown and "answers failed" in shown
+    paths = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"run.json", "evaluation.html", "metrics.json"} <= {path.name for path in paths}
+    assert [str(path) for path in paths if b"SECRET" in path.read_bytes()] == []
+    # A server that is not there: the line names the address.
+    assert main(["evaluate", *map(str, words)]) == 2
+    err = capsys.readouterr().err
+    assert "127.0.0.1" in err and "SECRET" not in err
+
+
 def test_what_a_server_fails_to_answer_is_reported_and_the_status_says_so(
     data_folder, static_embedding_folder, capsys, tmp_path
 ):

@@ -255,7 +255,23 @@ def test_a_file_that_is_not_given_is_not_missed_but_a_wrong_flag_is(data, capsys
     assert "--max_seq_length: 3 is too small" in capsys.readouterr().err
     assert main(["doctor", "--train_file", "nowhere.jsonl"]) == 2
     assert main(["doctor", "--trian_file", "x"]) == 2
-    assert main(["doctor", "-h"]) == 0 and "Exit status" in capsys.readouterr().out
+    assert main(["doctor", "-h"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert (
+        "Exit status" in told
+        and "wrong with the flags themselves, or with a file of them, goes to standard error" in told
+    )
+
+
+@pytest.mark.parametrize("json_flag", [[], ["--json"]], ids=["text", "json"])
+def test_findings_go_to_standard_output_and_wrong_flags_to_standard_error(data, capsys, json_flag):
+    (data / "train.jsonl").write_text("{")
+    assert main(["doctor", "--train_file", str(data / "train.jsonl"), *json_flag]) == 2
+    out, err = capsys.readouterr()
+    assert "train.jsonl" in out and err == ""
+    assert main(["doctor", "--train_file", str(data / "train.jsonl"), "--max_seq_length", "3", *json_flag]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("--max_seq_length: 3 is too small")
 
 
 def test_what_a_file_holds_cannot_write_on_the_terminal(data, families, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,6 +57,31 @@ def test_the_code_of_another_repository_is_pinned_to_the_same_commit(monkeypatch
     assert [options["trust_remote_code"] for options in asked] == [True, True, False, False]
     assert [options.get("code_revision") for options in asked] == [COMMIT, COMMIT, None, None]
     assert all(options["revision"] == COMMIT for options in asked)
+
+
+def test_code_is_trusted_only_where_its_commit_is_known(monkeypatch):
+    """Opened on its base, an adapter has a revision of its own or none: code of the other would be anybody's."""
+    from transformers import AutoTokenizer
+
+    asked = []
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda name, **options: asked.append(options) or 1 / 0)
+    for revision in (None, "main"):
+        with pytest.raises(ModelError):
+            load_tokenizer(ModelArguments("owner/model", trust_remote_code=True, model_revision=revision))
+    assert [(o["trust_remote_code"], "code_revision" in o) for o in asked] == [(False, False)] * 2
+
+
+def test_the_code_of_a_run_s_model_stays_that_of_its_commit(tmp_path):
+    """A folder that a run saved in full may name code on the hub; which commit, only its arguments say."""
+    from types import SimpleNamespace
+
+    from groundtune.inference.opening import _as_saved
+
+    model = ModelArguments(str(tmp_path), model_revision=COMMIT, trust_remote_code=True, gguf_file="model.gguf")
+    saved = _as_saved(SimpleNamespace(run={"seed": 1}, model=model), base="")
+    assert (saved.model_revision, saved.gguf_file) == (COMMIT, None)
+    plain = _as_saved(SimpleNamespace(run={"seed": 1}, model=replace(model, trust_remote_code=False)), base="")
+    assert plain.model_revision is None
 
 
 def test_code_in_a_model_s_folder_is_not_run(families, tmp_path):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from groundtune.record import hide_secrets, run_record
+from groundtune.record import hide_secrets, run_record, without_secrets
 
 
 @pytest.fixture
@@ -72,6 +72,19 @@ TOKEN = "hf_" + "aB3" * 12  # made up; the shape is what counts
 )
 def test_secrets_are_known_by_where_they_stand_or_how_they_are_spelt(text, hidden):
     assert hide_secrets(text) == hidden
+
+
+@pytest.mark.parametrize(
+    "text, hidden",
+    [
+        ('{"api_key": "SECRET", "seed": 1}', '{"api_key": "***", "seed": 1}'),
+        ('{"extra_headers": {"Authorization": "Bearer SECRET"}}', '{"extra_headers": {"Authorization": "***"}}'),
+        ('{"max_tokens": 5,  "seed": 1}', '{"max_tokens": 5,  "seed": 1}'),
+        ('{"no JSON, http://me:SECRET@host', '{"no JSON, http://***@host'),
+    ],
+)
+def test_options_that_are_json_are_looked_into(text, hidden):
+    assert without_secrets({"generator_options": text}) == {"generator_options": hidden}
 
 
 def test_a_token_is_hidden_wherever_it_was_given(monkeypatch):
