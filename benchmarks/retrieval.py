@@ -47,13 +47,14 @@ def main() -> int:
 
 def add_embedding_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embedding_model", help="Folder or hub name; default: the demo's all-MiniLM-L6-v2")
+    parser.add_argument("--embedding_dtype", default="auto", help="As Groundtune's flag; both sides compute in it")
     parser.add_argument("--index", help="Index folder to keep; default: a temporary one")
 
 
 def make_index(documents: Sequence[Document], options: Any) -> DenseRetriever:
     from groundtune.demo import embedding_model
 
-    embedder = Embedder(options.embedding_model or str(embedding_model()))
+    embedder = Embedder(options.embedding_model or str(embedding_model()), dtype=options.embedding_dtype)
     folder = options.index or tempfile.mkdtemp(prefix="groundtune-index-")
     return DenseRetriever(embedder, load_or_build_index(folder, documents, embedder))
 

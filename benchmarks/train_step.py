@@ -123,6 +123,10 @@ def sharing_case(name: str, batches: list[list[Row]], ours: Side, unshared: Side
     case.extra["token_ratio"] = token_ratio
     if token_ratio > 1.01:
         case.extra["share_of_saving"] = (case.ratio - 1) / (token_ratio - 1)
+        # Answers are not shared, and a head of many words is most of a small model's work.
+        apart = sum(useful_flops(unshared.model, [row], pack_of([row])) for row in rows)
+        together = sum(useful_flops(ours.model, batch, pack_of(batch)) for batch in batches)
+        case.extra["share_of_flops"] = (apart / together - 1) / (token_ratio - 1)
     return case
 
 

@@ -1,17 +1,20 @@
-"""The pages that MkDocs makes from the code, and the promise that no page loads anything from elsewhere.
+"""The pages that MkDocs makes from the code and configs/, and the promise that no page loads anything from elsewhere.
 
-A page for each command, from what its `-h` prints; one for the public names of the package, which mkdocstrings fills.
+A page for each command, from what its `-h` prints; one for the public names of the package, which mkdocstrings fills;
+and configs/ as it lies in the repository.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import posixpath
 import re
 from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from html import escape, unescape
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import groundtune
@@ -22,6 +25,8 @@ PAGES = {name: [name] for name in COMMANDS if name not in ("sft", "swr", "index"
     "training": ["sft", "swr"],
     "index-command": ["index"],  # a page called index would be the folder's
 }
+ROOT = Path(__file__).parents[1]
+_LINK = re.compile(r"\]\(([^):#]+\.\w+)")
 _SECTION = re.compile(r"[a-z][^:\n]*:")
 _ENTRY = re.compile(r" {1,2}(?! )(\S.*?)(?: {2,}(\S.*))?")
 
@@ -35,7 +40,14 @@ def on_files(files: Any, config: Any) -> Any:
     for page, commands in PAGES.items():
         files.append(File.generated(config, f"reference/{page}.md", content=command_page(commands)))
     files.append(File.generated(config, "reference/python.md", content=python_page()))
+    for path in sorted([*ROOT.glob("configs/**/*.md"), *ROOT.glob("configs/**/*.yaml")]):
+        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Links between docs/ and configs/ as they are in the repository lead to the same pages of the site."""
+    return _LINK.sub(lambda link: f"]({in_site(link[1], page.file.src_uri)}", markdown)
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
@@ -43,6 +55,13 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
     for address in loaded_from_elsewhere(output):
         logger.warning("%s loads %s; put it into docs/", page.file.src_uri, address)
     return output
+
+
+def in_site(link: str, page: str) -> str:
+    """A relative link of a file in the repository, as a link between pages of the site, of which docs/ is the root."""
+    here = posixpath.dirname(page if page.startswith("configs/") else f"docs/{page}")
+    target = posixpath.normpath(posixpath.join(here, link)).removeprefix("docs/")
+    return posixpath.relpath(target, posixpath.dirname(page) or ".")
 
 
 # Commands

@@ -78,6 +78,12 @@ class RetrievalArguments:
         ["none", "user", "all"],
     )
     embedding_batch_size: int = argument(64, "Texts embedded at once.")
+    embedding_dtype: str = argument(
+        "auto",
+        "What the embedding model computes in. auto: as it was saved. bfloat16 is faster where the machine has it, and "
+        "changes the third digit of a vector: its index is another one.",
+        ["auto", "float32", "bfloat16"],
+    )
     query_prompt: str | None = argument(
         None, "Text put before a question when it is embedded. Default: what the embedding model asks for."
     )
@@ -165,7 +171,30 @@ class LoggerArguments:
     run_group: str = argument("", "Group of the run, handed to trackers that know groups (WANDB_RUN_GROUP).")
 
 
-GROUPS = (DataArguments, RetrievalArguments, PromptArguments, ModelArguments, EvaluationArguments, LoggerArguments)
+@dataclass
+class OutputArguments:
+    """What the terminal shows, and what else of a run is published; nothing here changes what is computed."""
+
+    _argument_group_name = "output"
+
+    quiet: bool = argument(False, "No progress and no notes; results and problems only.")
+    json: bool = argument(False, "The results as one JSON object on standard output, and nothing else.")
+    push_report: bool = argument(
+        False,
+        "With --push_to_hub push the report and the test predictions too: they quote questions, answers and passages. "
+        "Model, tokenizer, model card and metrics are always pushed.",
+    )
+
+
+GROUPS = (
+    DataArguments,
+    RetrievalArguments,
+    PromptArguments,
+    ModelArguments,
+    EvaluationArguments,
+    LoggerArguments,
+    OutputArguments,
+)
 
 
 @dataclass(frozen=True)
@@ -179,6 +208,7 @@ class Arguments:
     model: ModelArguments
     evaluation: EvaluationArguments
     logger: LoggerArguments
+    output: OutputArguments
     training: object
 
     def check(self, complete: bool = True) -> list[str]:

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `groundtune COMMAND ...`.
 
     Returns 0; 1 if the work began and could not be finished; 2 for a problem that the user can solve; 3 if the disk is
-    full or fails; 143 and 130 after SIGTERM and SIGINT.
+    full or fails; 4 if a run is done and not on the hub; 143 and 130 after SIGTERM and SIGINT.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:

@@ -70,13 +70,17 @@ class Embedder:
     document_prompt: str | None = None
     batch_size: int = 64
     device: str | None = None
+    dtype: str = "auto"  # what it computes in: as it was saved, or the name of a type of torch
     model: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        import torch
         from sentence_transformers import SentenceTransformer
 
         options = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
         self.model = SentenceTransformer(self.name, device=self.device, **options).eval()
+        if self.dtype != "auto":
+            self.model.to(getattr(torch, self.dtype))
         query, document = prompts_for(self.name, self.model.prompts)
         self.query_prompt = query if self.query_prompt is None else self.query_prompt
         self.document_prompt = document if self.document_prompt is None else self.document_prompt
@@ -115,7 +119,7 @@ class Embedder:
             list(texts),
             prompt=prompt or "",
             batch_size=self.batch_size,
-            show_progress_bar=progress,
+            show_progress_bar=progress and logger.isEnabledFor(logging.INFO),  # --quiet
             normalize_embeddings=self.similarity == "cosine",
             convert_to_numpy=True,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,9 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
         model.config.quantization_config = None
     # A fresh one: sampling and penalties that came with the model would make plain `generate` differ from what was
     # evaluated, and its end tokens may not be the prompt's.
+    bos = model.config.get_text_config().bos_token_id  # of a model that also sees, the whole knows none
     model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=list(stop_ids), pad_token_id=pad_id, bos_token_id=model.config.bos_token_id
+        do_sample=False, eos_token_id=list(stop_ids), pad_token_id=pad_id, bos_token_id=bos
     )
     return add_lora(model, arguments) if arguments.use_peft else model
 
@@ -96,6 +98,7 @@ def add_lora(model: Any, arguments: ModelArguments) -> Any:
         lora_alpha=arguments.lora_alpha,
         lora_dropout=arguments.lora_dropout,
         target_modules=names[0] if names == ["all-linear"] else names,
+        exclude_modules=_beside_the_text(model),
     )
     try:
         adapted = get_peft_model(model, config)
@@ -104,6 +107,18 @@ def add_lora(model: Any, arguments: ModelArguments) -> Any:
         raise ModelError(f"--lora_target_modules: {error}; this model's linear layers: {', '.join(linear)}") from error
     fuse(adapted)
     return adapted
+
+
+def _beside_the_text(model: Any) -> str | None:
+    """A pattern of the modules that text does not go through, as Gemma 3's vision tower; None if there are none.
+
+    An adapter there would cost memory and learn nothing.
+    """
+    if model.config.get_text_config() is model.config:
+        return None
+    decoder = model.get_decoder()
+    name = next(name for name, module in model.named_modules() if module is decoder)
+    return rf"(?!{re.escape(name)}\.|lm_head).*"
 
 
 def _four_bits(dtype: torch.dtype) -> Any:

@@ -45,7 +45,14 @@ _FILES = ("train_file", "eval_file", "test_file", "full_dataset_file_path")
 _MODELS = ("model_name_or_path", "embedding_model", "eval_embedding_model")
 _MODEL_FILES = {".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".jinja", ".py"}
 _WHOLE = 64 * 2**20  # bytes up to which a model's file is read whole
-_RESULTS = ("report.html", "report.md", "run.json", "metrics.json", "trainer_state.json")  # report.html is made last
+_RESULTS = (
+    "report.html",
+    "report.md",
+    "README.md",
+    "run.json",
+    "metrics.json",
+    "trainer_state.json",
+)  # report.html is made last
 _WAYS_OUT = "name another --output_dir, or give --overwrite_output_dir to begin anew there"
 
 

@@ -39,8 +39,10 @@ from groundtune.checkpoints import (
     writing,
 )
 from groundtune.durable import Damaged
+from groundtune.hub import Hub
 from groundtune.loss import NonFiniteLoss
 from groundtune.memory import AtOnce, with_what_fits
+from groundtune.record import hide_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +68,10 @@ class SafeTrainer(Trainer):
         self._randomness_of_step = randomness()
         self._epoch_ended = False
         self._saved_step: int | None = None
+        self.tracker_failures: list[str] = []  # a line for each tracker that failed
         for callback in self.callback_handler.callbacks:
             if type(callback) in INTEGRATION_TO_CALLBACK.values():
-                _never_stop_the_run(callback)
+                _never_stop_the_run(callback, self.tracker_failures)
         self.add_callback(_Watch(self))
 
     def train(self, resume_from_checkpoint: Checkpoint | str | bool | None = None, **kwargs: Any) -> Any:
@@ -314,6 +317,25 @@ class SafeTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         save_state(Path(output_dir), f"randomness_{self.args.process_index}", randomness())
 
+    # The hub: what goes there, and when, is in hub.py
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        if self.is_world_process_zero():
+            self.hub = Hub(self.args)
+            self.hub_model_id = self.hub.create()
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> str | None:
+        """Push what `output_dir` holds of model, tokenizer, card and metrics; the address. Raises `NotPushed`."""
+        return self.hub.push(Path(self.args.output_dir)) if self.is_world_process_zero() else None
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero():
+            self.hub.push_checkpoint(Path(checkpoint_folder))
+
+    def _finish_current_push(self) -> None:
+        if self.args.push_to_hub and self.is_world_process_zero():
+            self.hub.wait()
+
     def _sharded(self) -> bool:
         return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
@@ -424,9 +446,10 @@ def tracker_problems(names: Sequence[str]) -> list[str]:
     return problems
 
 
-def _never_stop_the_run(tracker: TrainerCallback) -> None:
-    """Let whatever the tracker raises be reported once and go no further: numbers can be sent again, weights cannot."""
-    failures: list[Exception] = []
+def _never_stop_the_run(tracker: TrainerCallback, failures: list[str]) -> None:
+    """Let whatever the tracker raises be a line in `failures` and the log, once, and go no further: numbers can be sent
+    again, weights cannot."""
+    failed = f"{type(tracker).__name__} failed"
 
     def forgiving(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -434,10 +457,10 @@ def _never_stop_the_run(tracker: TrainerCallback) -> None:
             try:
                 return method(*args, **kwargs)
             except Exception as error:
-                if not failures:
-                    name, why = type(tracker).__name__, " ".join(str(error).split())
-                    logger.warning("%s failed (%s: %s); the run goes on without it", name, type(error).__name__, why)
-                failures.append(error)
+                if not any(line.startswith(failed) for line in failures):
+                    why = hide_secrets(" ".join(str(error).split()))  # an address may hold a key
+                    failures.append(f"{failed} ({type(error).__name__}: {why}); the run goes on without it")
+                    logger.warning(failures[-1])
 
         return call
 

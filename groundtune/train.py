@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from transformers import PrinterCallback, set_seed
 
 from groundtune.arguments import Arguments, DataArguments, RetrievalArguments
 from groundtune.checkpoints import Checkpoint
@@ -19,6 +19,7 @@ from groundtune.doctor import Diagnosis, diagnose, doctor_command, summary
 from groundtune.embedding import Embedder
 from groundtune.evaluation import EndToEndEvaluator, Evaluation
 from groundtune.files import DataError, sha256_of
+from groundtune.hub import Hub
 from groundtune.index import load_or_build_index
 from groundtune.methods import METHODS, Method
 from groundtune.models import ModelError, flash_attention_problems, why_not_loaded
@@ -57,11 +58,15 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
     """The recipe; `run` is this run's identity, `checkpoint` where it goes on."""
     method, data, training = METHODS[arguments.method], arguments.data, arguments.training
     output_dir, durations, notes = Path(training.output_dir), {}, []
+    quiet = arguments.output.quiet or arguments.output.json
+    training.disable_tqdm = training.disable_tqdm or quiet
     set_seed(training.seed)
 
     with _timed("read and check", durations):
         diagnosis = diagnose(arguments)
         diagnosis.raise_errors()
+        if training.push_to_hub and training.process_index == 0:
+            Hub(training).create()  # a hub that cannot be used is said now, and not after the training
         notes += _tell(diagnosis, arguments)
         documents, examples = diagnosis.dataset.documents, _splits(diagnosis, arguments)
         tokenizer, prompt = diagnosis.tokenizer, diagnosis.prompt
@@ -121,12 +126,14 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         on_evaluation=on_evaluation,
         run=run,
     )
+    if quiet:
+        trainer.remove_callback(PrinterCallback)  # it stands in for the bar
     with _timed("evaluate the untouched model on test", durations):
         base = _untouched(trainer, evaluators["test"], output_dir / "predictions" / "test_base.jsonl", checkpoint)
         _check_metric(training, base)
     with _timed("train and evaluate", durations):
         trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # otherwise it is pushed too, before there are results
     trainer.save_state()
     # An adapter is saved without them; whoever generates with it must stop where the evaluation did.
     model.generation_config.save_pretrained(output_dir)
@@ -141,8 +148,17 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         best_step=_best_step(trainer),
         selection_metric=training.metric_for_best_model,
         selected_on_test=_tested_on_eval(data) and training.load_best_model_at_end,
-        notes=[*notes, *(note for at_once in trainer.at_once.values() for note in at_once.notes)],
-        record={**_record(arguments, durations), "identity": run, "resumed_from_step": checkpoint and checkpoint.step},
+        notes=[
+            *notes,
+            *(note for at_once in trainer.at_once.values() for note in at_once.notes),
+            *trainer.tracker_failures,
+        ],
+        record={
+            **_record(arguments, durations, _rows(diagnosis)),
+            "prompt_style": prompt.style,
+            "identity": run,
+            "resumed_from_step": checkpoint and checkpoint.step,
+        },
     )
     write_results(output_dir, results)
     return results
@@ -151,6 +167,8 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
 def _check(arguments: Arguments) -> None:
     problems = [*arguments.check(), *flash_attention_problems(arguments.model), *compile_problems(arguments.training)]
     problems += metric_problems(arguments.training) + tracker_problems(arguments.training.report_to)
+    if arguments.output.push_report and not arguments.training.push_to_hub:
+        problems.append("--push_report: nothing is pushed; give --push_to_hub too")
     if problems:
         raise DataError(problems)
 
@@ -240,6 +258,7 @@ def make_retriever(
             query_prompt=retrieval.query_prompt,
             document_prompt=retrieval.document_prompt,
             batch_size=retrieval.embedding_batch_size,
+            dtype=retrieval.embedding_dtype,
         )
     except (OSError, ValueError) as error:
         reason = why_not_loaded(error)
@@ -277,15 +296,23 @@ def _best_step(trainer: QATrainer) -> int | None:
     return int(checkpoint.rpartition("-")[2]) if trainer.args.load_best_model_at_end and checkpoint else None
 
 
-def _record(arguments: Arguments, durations: dict[str, float]) -> dict[str, Any]:
+def _rows(diagnosis: Diagnosis) -> dict[str, int]:
+    """How many examples or documents each file gave, by the name of its argument."""
+    examples = {f"{split}_file": len(these) for split, these in diagnosis.dataset.examples.items()}
+    return {**examples, "full_dataset_file_path": len(diagnosis.dataset.documents)}
+
+
+def _record(arguments: Arguments, durations: dict[str, float], rows: dict[str, int]) -> dict[str, Any]:
     groups = {
         name: asdict(getattr(arguments, name))
-        for name in ("data", "retrieval", "prompt", "model", "evaluation", "logger")
+        for name in ("data", "retrieval", "prompt", "model", "evaluation", "logger", "output")
     }
     everything = {"method": arguments.method, **groups, "training": arguments.training.to_dict()}
     files = ("train_file", "eval_file", "test_file", "full_dataset_file_path")
     inputs = {name: path for name in files if (path := getattr(arguments.data, name))}
-    return run_record(everything, inputs, durations, arguments.training.seed)
+    record = run_record(everything, inputs, durations, arguments.training.seed)
+    record["inputs"] = {name: {**about, "rows": rows[name]} for name, about in record["inputs"].items()}
+    return record
 
 
 @contextmanager

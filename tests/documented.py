@@ -1,4 +1,4 @@
-"""The fenced blocks of README and docs: which are commands, which test runs those of a page, and how it does.
+"""The fenced blocks of README, docs and configs: which are commands, which test runs those of a page, and how it does.
 
 A block in a language of `COMMANDS` is run by the test that `RUN_BY` names for its page, or has the reason why not in a
 comment right before it: `<!-- not run: needs a GPU -->`. Blocks in other languages only show something.
@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("", "bash", "python", "yaml")
@@ -22,6 +25,8 @@ RUN_BY = {
     "docs/tutorial.md": "tests/recipe/test_tutorial.py",
     "docs/prepare.md": "tests/unit/test_prepare_page.py",
     "docs/howto/": "tests/recipe/test_howto_pages.py",
+    "configs/faire/": "tests/unit/test_use_cases.py",
+    "configs/databricks/": "tests/unit/test_use_cases.py",
 }
 _BLOCK = re.compile(r"^(?:<!-- not run: (.*?) -->\n\n?)?```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _SCRIPTS = {"train_w_gt.py": "sft", "train_w_fixed_retriever.py": "swr"}
@@ -46,8 +51,9 @@ class Block:
 
 
 def pages() -> list[str]:
-    """README and every page of docs, by their paths in the repository."""
-    return ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
+    """README and every page of docs and configs, by their paths in the repository."""
+    found = [path for folder in ("docs", "configs") for path in (ROOT / folder).rglob("*.md")]
+    return ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in found)]
 
 
 def blocks(page: str) -> list[Block]:
@@ -62,12 +68,12 @@ def blocks(page: str) -> list[Block]:
 def run_by(test: str, page: str = "") -> dict[str, list[Block]]:
     """The blocks that a test file has to run, by page: those without a reason not to."""
     name = Path(test).resolve().relative_to(ROOT).as_posix()
-    mine = [p for p in pages() if tester(p) == name and p.startswith(page)]
+    mine = [p for p in pages() if who_runs(p) == name and p.startswith(page)]
     found = {page: [block for block in blocks(page) if block.is_command and not block.reason] for page in mine}
     return {page: these for page, these in found.items() if these}
 
 
-def tester(page: str) -> str:
+def who_runs(page: str) -> str:
     """The test file that runs the commands of a page; empty if none does."""
     return next((test for start, test in RUN_BY.items() if page.startswith(start)), "")
 
@@ -107,7 +113,9 @@ def replaced(text: str, replacements: Mapping[str, str]) -> str:
 
 
 def run_script(script: str, folder: Path) -> None:
-    """Run the lines of a shell in a folder; `python` is the one that runs the tests."""
+    """Run the lines of a shell in a folder; `python` is the one that runs the tests. Without a shell, skip."""
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

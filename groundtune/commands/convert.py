@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from groundtune.commands.parsing import given
@@ -81,5 +80,5 @@ def main(argv: Sequence[str]) -> int:
     documents = f" and {summary.documents:,} documents" if summary.documents else ""
     examples = sum(counts["examples"] for counts in summary.files.values())
     written = f"Wrote {examples:,} examples{documents} to {folder}"
-    show(asdict(summary), convert.summary_table(summary), [*convert.notes(summary), written], arguments)
+    show(vars(summary), convert.summary_table(summary), [*convert.notes(summary), written], arguments)
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from groundtune.commands.parsing import given
@@ -62,5 +61,5 @@ def main(argv: Sequence[str]) -> int:
             on_file=lambda file, number, total: bars.at("files", number - 1, total),
         )
     written = f"Wrote {summary.passages.total():,} passages to {arguments.output}"
-    show(asdict(summary), corpus.summary_table(summary), [*corpus.notes(summary), written], arguments)
+    show(vars(summary), corpus.summary_table(summary), [*corpus.notes(summary), written], arguments)
     return 0

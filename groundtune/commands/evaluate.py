@@ -25,7 +25,9 @@ EXAMPLES = """examples:
   groundtune evaluate --generator openai:http://localhost:8000/v1 --generator_model my-model \\
       --eval_file test.jsonl --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2"""
 # Training's own, and what a flag of this command would mean there.
-_NOT_HERE = {"train_file", "test_file", "model_name_or_path", "use_peft", "embedding_max_num_to_retrieve"}
+_NOT_HERE = {
+    "train_file", "test_file", "model_name_or_path", "use_peft", "embedding_max_num_to_retrieve", "share_prefix",
+}  # fmt: skip
 _HELPS = {
     "eval_file": "Examples (.jsonl) that are answered and scored. Default: the test file of MODEL's run.",
     "eval_max_samples": "Answer only so many of them, spread evenly over the file. (default: 0, all)",

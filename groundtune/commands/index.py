@@ -19,7 +19,7 @@ new or changed are embedded. Each embedding model and prompt has a subfolder of 
 EXAMPLES = """example:
   groundtune index --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2"""
 _DATA = ["full_dataset_file_path", "full_dataset_index_path"]
-_RETRIEVAL = ["embedding_model", "embedding_batch_size", "document_prompt"]
+_RETRIEVAL = ["embedding_model", "embedding_batch_size", "embedding_dtype", "document_prompt"]
 
 
 def main(argv: Sequence[str]) -> int:

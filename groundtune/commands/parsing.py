@@ -76,7 +76,7 @@ def parse_arguments(method: str, argv: Sequence[str]) -> Arguments:
         raise DataError(_why_refused(argv, parser) or [f"arguments: {_one_line(error)}"]) from error
     if unknown:
         raise DataError(_unknown_flags(unknown, parser))
-    names = ("data", "retrieval", "prompt", "model", "evaluation", "logger")
+    names = ("data", "retrieval", "prompt", "model", "evaluation", "logger", "output")
     arguments = Arguments(method=method, training=training, **dict(zip(names, groups, strict=True)))
     if training.learning_rate is None:
         training.learning_rate = 2e-4 if arguments.model.use_peft else 2e-5

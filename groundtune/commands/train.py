@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from groundtune.commands.parsing import at_their_lines, parse_arguments
+from groundtune.commands.terminal import add_output_flags, be_quiet
 from groundtune.commands.training_help import training_help
 from groundtune.durable import disk_errors
 from groundtune.files import DataError
 from groundtune.signals import Stopped, watched
+
+if TYPE_CHECKING:
+    from groundtune.arguments import Arguments
+    from groundtune.reporting.results import Results
 
 
 def sft(argv: Sequence[str]) -> int:
@@ -33,9 +41,13 @@ def demo(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--output_dir", default="runs/demo", help="where data, model and report go (default: runs/demo)"
     )
-    flags = prepare(Path(parser.parse_args(argv).output_dir))
-    print(f"groundtune swr {shlex.join(flags)}", flush=True)
-    return _train("swr", flags)
+    add_output_flags(parser)
+    arguments = parser.parse_args(argv)
+    with _prints_elsewhere(arguments.json):
+        flags = prepare(Path(arguments.output_dir))
+        if not arguments.quiet:
+            print(f"groundtune swr {shlex.join(flags)}", flush=True)
+    return _train("swr", [*flags, f"--quiet={arguments.quiet}", f"--json={arguments.json}"])
 
 
 def _train(method: str, argv: Sequence[str]) -> int:
@@ -55,21 +67,52 @@ def _train(method: str, argv: Sequence[str]) -> int:
 
 def _run(method: str, argv: Sequence[str]) -> int:
     arguments = parse_arguments(method, argv)
+    output = arguments.output
 
     from groundtune.loss import NonFiniteLoss
     from groundtune.resume import AlreadyFinished
     from groundtune.train import train
 
-    try:
-        with disk_errors(arguments.training.output_dir):
-            results = train(arguments)
-    except NonFiniteLoss as error:
-        print(error, file=sys.stderr)
-        return 1
-    except AlreadyFinished as finished:
-        print(finished)
-        return 0
+    if output.quiet or output.json:
+        be_quiet()
+    results = None
+    with _prints_elsewhere(output.json):
+        try:
+            with disk_errors(arguments.training.output_dir):
+                results = train(arguments)
+        except NonFiniteLoss as error:
+            print(error, file=sys.stderr)
+            return 1
+        except AlreadyFinished as finished:
+            if not output.quiet:
+                print(finished)
+    if results is not None and not output.json:
+        _print_results(results, arguments)
+    with _prints_elsewhere(output.json):
+        pushed, status = _pushed(arguments)
+        if pushed and not output.quiet:
+            print(f"Pushed: {pushed}")
+    if output.json:
+        _print_json(Path(arguments.training.output_dir), pushed)
+    return status
 
+
+def _pushed(arguments: Arguments) -> tuple[str, int]:
+    """The address of a finished run on the hub, if it is to be there, and the exit status: 4 if it is not."""
+    training = arguments.training
+    if not training.push_to_hub or training.process_index:
+        return "", 0
+
+    from groundtune.hub import Hub, NotPushed
+
+    try:
+        return Hub(training).push(Path(training.output_dir), report=arguments.output.push_report), 0
+    except NotPushed as error:
+        print(error, file=sys.stderr)
+        return "", 4
+
+
+def _print_results(results: Results, arguments: Arguments) -> None:
     from rich.console import Console
 
     from groundtune.reporting.report import summary_table
@@ -77,5 +120,20 @@ def _run(method: str, argv: Sequence[str]) -> int:
     console = Console()
     console.print(summary_table(results))
     console.print(results.verdict, highlight=False)
-    console.print(f"Report: {Path(arguments.training.output_dir) / 'report.html'}", highlight=False)
-    return 0
+    if not arguments.output.quiet:
+        console.print(f"Report: {Path(arguments.training.output_dir) / 'report.html'}", highlight=False)
+
+
+def _print_json(output_dir: Path, pushed: str) -> None:
+    """metrics.json without its history, where the rest is, and the address on the hub if it was pushed."""
+    metrics = json.loads((output_dir / "metrics.json").read_text("utf-8"))
+    del metrics["history"]
+    where = {"output_dir": str(output_dir), "report": str(output_dir / "report.html")}
+    print(json.dumps({**metrics, **where, **({"pushed": pushed} if pushed else {})}, ensure_ascii=False, indent=2))
+
+
+@contextmanager
+def _prints_elsewhere(to_standard_error: bool) -> Iterator[None]:
+    """Whatever libraries and trackers print, standard output is for the JSON object alone."""
+    with redirect_stdout(sys.stderr) if to_standard_error else nullcontext():
+        yield

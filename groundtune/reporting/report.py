@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -19,6 +19,8 @@ from groundtune.files import write_text
 from groundtune.metrics import PairedDifference
 from groundtune.predictions import write_predictions
 from groundtune.record import inputs, plain, run_facts
+from groundtune.reporting.card import model_card
+from groundtune.reporting.markdown import md, md_fence, md_list, md_table
 from groundtune.reporting.plots import dot_plot, loss_plot, metric_plot
 from groundtune.reporting.results import (
     EVALUATION_COLUMNS,
@@ -42,9 +44,10 @@ if TYPE_CHECKING:
 
 
 def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
-    """Write metrics.json, run.json, predictions/, report.md and report.html, each as a whole or not at all."""
+    """Write metrics.json, run.json, predictions/, the model card and the reports, each as a whole or not at all."""
     folder = Path(output_dir)
     metrics = {
+        "verdict": results.verdict,
         "base": results.base.to_dict(),
         "tuned": results.tuned.to_dict(),
         "difference": {metric: difference.to_dict() for metric, difference in results.differences.items()},
@@ -58,6 +61,7 @@ def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
     write_predictions(folder / "predictions" / "test_tuned.jsonl", results.tuned)
     for name, content in (("metrics.json", metrics), ("run.json", results.record)):
         write_text(folder / name, json.dumps(plain(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    write_text(folder / "README.md", model_card(results))
     write_text(folder / "report.md", _markdown(results))
     write_text(folder / "report.html", _page(results))
 
@@ -81,7 +85,7 @@ def summary_table(results: Results) -> Table:
 
 # Markdown
 def _markdown(results: Results) -> str:
-    record, caution, remarks = results.record, warning(results), [f"- {_md(note)}" for note in notes(results)]
+    record, caution, remarks = results.record, warning(results), [f"- {md(note)}" for note in notes(results)]
     before_after = [
         [row.label, *(" ".join(cell).strip() for cell in (row.base, row.tuned, row.difference)), row.verdict]
         for row in comparison(results)
@@ -90,23 +94,19 @@ def _markdown(results: Results) -> str:
     during = evaluations(results)
     blocks = [
         "# Groundtune report",
-        f"**{_md(results.verdict)}.**",
-        f"> **{_md(caution)}**" if caution else "",
-        "## What was compared", _md_list(facts(results)),
+        f"**{md(results.verdict)}.**",
+        f"> **{md(caution)}**" if caution else "",
+        "## What was compared", md_list(facts(results)),
         "## Before and after",
-        _md_table(["", "Untouched [95 %]", "Tuned [95 %]", "Difference [95 %]", "Verdict"], before_after),
-        _md(HOW_TO_READ),
+        md_table(["", "Untouched [95 %]", "Tuned [95 %]", "Difference [95 %]", "Verdict"], before_after),
+        md(HOW_TO_READ),
         *(["## Notes", "\n".join(remarks)] if remarks else []),
-        *(["## During training", _md_table(EVALUATION_COLUMNS, during)] if during else []),
+        *(["## During training", md_table(EVALUATION_COLUMNS, during)] if during else []),
         "## Answers that gained most", _md_changes(gained),
         "## Answers that lost most", _md_changes(lost),
-        "## To reproduce", _md_fence(record.get("command", "")), _md_list(run_facts(record) | inputs(record)),
+        "## To reproduce", md_fence(record.get("command", "")), md_list(run_facts(record) | inputs(record)),
     ]  # fmt: skip
     return "\n\n".join(block for block in blocks if block) + "\n"
-
-
-def _md_list(pairs: Mapping[str, str]) -> str:
-    return "\n".join(f"- {_md(name)}: {_md(value)}" for name, value in pairs.items())
 
 
 def _md_changes(changes: Sequence[Change]) -> str:
@@ -115,29 +115,7 @@ def _md_changes(changes: Sequence[Change]) -> str:
         for c in changes
     ]
     header = ["F1", "Question", "Gold answer", "Untouched", "Tuned", "Gold document"]
-    return _md_table(header, rows) if rows else "None."
-
-
-def _md_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [map(_md, header), ["---"] * len(header), *(map(_md, row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _md(text: str) -> str:
-    """Text that stays text in Markdown and in a table cell, on one line."""
-
-    def harmless(match: re.Match[str]) -> str:
-        # Entities where renderers differ: tables are cut at pipes before or after backslashes are read.
-        character = match.group()
-        return f"&#{ord(character)};" if character in "&<>\\|`]" else f"\\{character}"
-
-    text = re.sub(r"[&<>\\|`*_~#$]|\](?=[(\[:])", harmless, text.strip())  # "](" would make a link
-    return re.sub(r"\s*[\r\n\v\f\x85\u2028\u2029]+\s*", "<br>", text)
-
-
-def _md_fence(text: str) -> str:
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}\n{text}\n{fence}" if text else ""
+    return md_table(header, rows) if rows else "None."
 
 
 # HTML

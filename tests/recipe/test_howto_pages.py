@@ -124,6 +124,8 @@ def test_the_json_that_a_page_shows_is_what_the_readers_take(page, tmp_path):
 def test_troubleshooting_explains_every_warning_of_the_doctor_and_quotes_what_is_really_said():
     page = (ROOT / "docs/howto/troubleshooting.md").read_text("utf-8")
     rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
+    for status in re.findall(r"\b\d+\b", main.__doc__):
+        assert any(status in row.split(", ") for row in rows), f"exit status {status}"
     assert [title for title in TITLES.values() if title not in rows] == []
     package = Path(groundtune.__file__).parent
     source = re.sub(r'"\s+f?"', "", "".join(path.read_text("utf-8") for path in package.rglob("*.py")))

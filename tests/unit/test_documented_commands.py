@@ -1,4 +1,4 @@
-"""Every command of README and docs is run by a test, or says why not; and that one is understood all the same."""
+"""Every command of README, docs and configs is run by a test, or says why not and is understood all the same."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from importlib import import_module
 
 import pytest
-from documented import ROOT, RUN_BY, Block, blocks, commands, pages, run_by, steps, tester
+from documented import ROOT, RUN_BY, Block, blocks, commands, pages, run_by, steps, who_runs
 
 from groundtune.cli import COMMANDS
 from groundtune.commands.parsing import given, parse_arguments
@@ -28,7 +28,7 @@ def test_a_block_of_commands_is_run_by_a_test_or_says_why_not(block):
     if block.reason:
         assert len(block.reason) > 10, "a reason that a reader can judge"
     else:
-        assert tester(block.page), (
+        assert who_runs(block.page), (
             f"{block}: no test runs it; see tests/documented.py, or mark it <!-- not run: ... -->"
         )
 

@@ -129,6 +129,14 @@ def test_a_vector_does_not_depend_on_its_batch(bert_embedding_folder):
         np.testing.assert_allclose(embedder.embed_documents([text])[0], vector, atol=1e-5)
 
 
+def test_a_model_that_computes_in_bfloat16_gives_nearly_the_same_vectors_and_another_index(bert_embedding_folder):
+    exact, fast = Embedder(str(bert_embedding_folder)), Embedder(str(bert_embedding_folder), dtype="bfloat16")
+    a, b = (embedder.embed_documents(TEXTS) for embedder in (exact, fast))
+    assert b.dtype == np.float32 and not np.array_equal(a, b)
+    np.testing.assert_allclose(a, b, atol=0.05)
+    assert exact.settings["dtype"] == "torch.float32" and fast.settings["dtype"] == "torch.bfloat16"
+
+
 def test_cosine_models_give_unit_vectors_and_dot_models_do_not(bert_embedding_folder, tmp_path):
     cosine = Embedder(str(bert_embedding_folder))
     np.testing.assert_allclose(np.linalg.norm(cosine.embed_documents(TEXTS), axis=1), 1, atol=1e-5)

@@ -128,3 +128,33 @@ def test_every_way_to_damage_a_tokenizer_is_one_line(families, tmp_path, name):
             load_tokenizer(ModelArguments(model_name_or_path=str(folder)))
         assert str(caught.value).startswith("--model_name_or_path: cannot load the tokenizer of ")
         assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def seeing(families, tmp_path):
+    """A folder with a tiny Gemma 3 that sees as well as reads, as those of 4B and more do."""
+    from transformers import AutoModelForCausalLM, Gemma3Config
+
+    family = families["gemma"]
+    text = {**family.model().config.to_dict(), "vocab_size": len(family.tokenizer) + 1}
+    vision = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+    return ModelArguments(model_name_or_path=str(tmp_path), use_peft=True, lora_r=2)
+
+
+def test_an_adapter_of_a_model_that_also_sees_is_on_its_language_layers_alone(seeing):
+    model = load_model(seeing, bf16=False, stop_ids=(1,), pad_id=0)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert len(trained) == 2 * 7 * 2  # A and B, seven linear layers, two blocks
+    assert all(".language_model.layers." in name for name in trained)
+    assert model.generation_config.bos_token_id == model.config.get_text_config().bos_token_id is not None
+
+
+def test_a_text_model_s_adapter_leaves_nothing_out(families):
+    arguments = ModelArguments(model_name_or_path=str(families["gemma"].folder), use_peft=True)
+    model = load_model(arguments, bf16=False, stop_ids=(1,), pad_id=0)
+    assert model.peft_config["default"].exclude_modules is None

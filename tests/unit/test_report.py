@@ -77,7 +77,7 @@ def test_a_run_leaves_these_files_and_no_temporary_ones(tmp_path):
     found = {str(path.relative_to(tmp_path / "new" / "folder")) for path in tmp_path.rglob("*") if path.is_file()}
     predictions = {"predictions/test_base.jsonl", "predictions/test_tuned.jsonl"}
     assert {name.replace("\\", "/") for name in found} == predictions | {
-        "metrics.json", "run.json", "report.md", "report.html",
+        "metrics.json", "run.json", "README.md", "report.md", "report.html",
     }  # fmt: skip
 
 
@@ -85,9 +85,9 @@ def test_metrics_json_has_exactly_these_keys_and_the_evaluations_numbers(tmp_pat
     made = results(wrong(), COLOURS)
     metrics = strict_json(written(tmp_path, made, "metrics.json"))
     assert set(metrics) == {
-        "base", "tuned", "difference", "best_step", "selection_metric", "selected_on_test", "history",
+        "verdict", "base", "tuned", "difference", "best_step", "selection_metric", "selected_on_test", "history",
     }  # fmt: skip
-    assert metrics["base"] == made.base.to_dict()
+    assert metrics["base"] == made.base.to_dict() and metrics["verdict"] == made.verdict
     assert metrics["tuned"]["n"] == 12 and metrics["tuned"][F1] == made.tuned.metrics[F1].to_dict()
     assert set(metrics["difference"]) == set(made.base.metrics) - {"latency/generation_s"}
     assert (metrics["best_step"], metrics["selection_metric"], metrics["selected_on_test"]) == (4, F1, False)

@@ -8,6 +8,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from documented import pages
 
 import groundtune
 from groundtune.cli import COMMANDS
@@ -39,11 +40,35 @@ def test_the_page_of_a_command_says_all_that_its_help_says_in_the_same_order(pag
 def test_every_command_and_every_public_name_has_a_page_that_the_navigation_leads_to():
     assert {name for names in HOOKS.PAGES.values() for name in names} == set(COMMANDS)
     navigation = (ROOT / "mkdocs.yml").read_text("utf-8")
-    pages = [f"reference/{page}.md" for page in (*HOOKS.PAGES, "python")]
-    pages += [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
-    assert [page for page in pages if f"{page}\n" not in navigation] == []
+    wanted = [f"reference/{page}.md" for page in (*HOOKS.PAGES, "python")]
+    wanted += [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    wanted += [path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.md")]
+    assert [page for page in wanted if f"{page}\n" not in navigation] == []
     shown = re.findall(r"^::: groundtune\.\w+\.(\w+)$", HOOKS.python_page(), re.MULTILINE)
     assert ["__version__", *shown] == groundtune.__all__
+
+
+@pytest.mark.parametrize(
+    "link, page, there",
+    [
+        ("../configs/faire/README.md", "prepare.md", "configs/faire/README.md"),
+        ("../../configs/README.md", "howto/method.md", "../configs/README.md"),
+        ("../../docs/results.md", "configs/faire/README.md", "../../results.md"),
+        ("faire.yaml", "configs/faire/README.md", "faire.yaml"),
+        ("howto/method.md", "index.md", "howto/method.md"),
+        ("../results.md", "howto/method.md", "../results.md"),
+    ],
+)
+def test_links_between_docs_and_configs_lead_to_the_same_pages_in_the_site(link, page, there):
+    assert HOOKS.in_site(link, page) == there
+
+
+def test_links_between_pages_lead_to_files_of_the_repository():
+    """So that the pages can be read where the repository is shown; the reference alone is made by the site."""
+    for page in pages():
+        for link in re.findall(r"\]\(([^):#]+\.\w+)[)#]", (ROOT / page).read_text("utf-8")):
+            target = (ROOT / page).parent / link
+            assert target.exists() or target.parent.name == "reference", f"{page}: {link}"
 
 
 @pytest.mark.parametrize(

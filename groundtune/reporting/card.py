@@ -1,0 +1,237 @@
+"""The model card, README.md beside the model: what it was made from, how good it is, how it is loaded and asked.
+
+It is made to be published, so it holds names of files and no folders. Its numbers are those of metrics.json, and
+everything else is from run.json.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from groundtune.arguments import DataArguments, EvaluationArguments, PromptArguments, RetrievalArguments
+from groundtune.reporting.markdown import md, md_fence, md_list, md_table
+from groundtune.reporting.results import F1, HOW_TO_READ, Results, comparison, flat, notes, warning
+
+PREFIXES = ("user_prefix", "assistant_prefix", "sep_user", "sep_sys")
+_METHODS = {
+    "sft": "SFT: cross-entropy on the answers, from the question and its gold passages",
+    "swr": "SwR: cross-entropy on the answers, from the question, its gold passages and retrieved ones",
+}
+# Metrics that the hub knows by a name of its own.
+_ON_THE_HUB = {F1: ("f1", "Token F1"), "generation/rougeL": ("rouge", "ROUGE-L"),
+               "generation/exact_match": ("exact_match", "Exact match")}  # fmt: skip
+# What serving needs beside the model, where it is not the default.
+_SERVING = (
+    (DataArguments, ("max_seq_length",)),
+    (RetrievalArguments, ("eval_num_to_retrieve", "retriever", "query_history", "query_prompt", "document_prompt")),
+    (PromptArguments, (*PREFIXES, "instruction")),
+    (EvaluationArguments, ("max_new_tokens",)),
+)
+
+
+def model_card(results: Results) -> str:
+    """The card as Markdown, with the front matter that the hub reads."""
+    record = results.record
+    arguments = flat(record.get("arguments", {}))
+    caution, remarks = warning(results), [f"- {md(without_folders(note))}" for note in notes(results)]
+    rows = [
+        [row.label, *(" ".join(cell).strip() for cell in (row.base, row.tuned, row.difference)), row.verdict]
+        for row in comparison(results)
+    ]
+    blocks = [
+        f"---\n{_front_matter(results, arguments)}\n---",
+        f"# {md(_last(_name(arguments)))}",
+        f"**{md(results.verdict)}.**",
+        f"> **{md(caution)}**" if caution else "",
+        md_list(_facts(results, arguments)),
+        f"## Before and after, on {results.base.n} questions",
+        md_table(["", "Untouched [95 %]", "Tuned [95 %]", "Difference [95 %]", "Verdict"], rows),
+        md(HOW_TO_READ),
+        *(["## Notes", "\n".join(remarks)] if remarks else []),
+        "## Data", md_table(["", "File", "Rows", "SHA-256"], _data(record)),
+        "## Ask it", "About your documents, as `groundtune documents` writes them:",
+        md_fence(ask_command(record), "shell"),
+        "## Load it", "Without Groundtune, on passages that you retrieve; the prompt is the one that it learnt from:",
+        md_fence(loading_code(record), "python"),
+        "## Licence", "Not set: it depends on the licences of the base model and of the data. Add `license` above.",
+    ]  # fmt: skip
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def ask_command(record: Mapping[str, Any]) -> str:
+    """`groundtune ask` with the retriever and prompt of the run, wherever the model lies."""
+    arguments = flat(record.get("arguments", {}))
+    values: dict[str, Any] = {}
+    if arguments.get("retriever") != "bm25":
+        flag = "eval_embedding_model" if arguments.get("eval_embedding_model") else "embedding_model"
+        values["embedding_model"] = _known_as(record, flag)[0]
+    for group, names in _SERVING:
+        for field in fields(group):
+            default = None if field.default is MISSING else field.default
+            if field.name in names and arguments.get(field.name) not in (None, default):
+                values[field.name] = arguments[field.name]
+    words = ["groundtune", "ask", _name(arguments), "Your question?"]
+    words += ["--full_dataset_file_path", "documents.jsonl"]
+    # One word, for a value may begin with dashes.
+    return shlex.join([*words, *(f"--{name}={value}" for name, value in values.items())])
+
+
+def loading_code(record: Mapping[str, Any]) -> str:
+    """Python that loads the model with transformers, and PEFT if it is an adapter, and answers a question."""
+    arguments = flat(record.get("arguments", {}))
+    adapter = bool(arguments.get("use_peft"))
+    loader = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
+    imports = "AutoTokenizer, GenerationConfig" if adapter else "AutoModelForCausalLM, AutoTokenizer, GenerationConfig"
+    options = 'dtype="auto"'
+    if arguments.get("trust_remote_code"):
+        options += ", trust_remote_code=True"
+    if adapter and arguments.get("gguf_file"):
+        options += f", gguf_file={arguments['gguf_file']!r}"
+    instruction = arguments.get("instruction", PromptArguments().instruction)
+    lines = [
+        "from peft import AutoPeftModelForCausalLM" if adapter else "",
+        f"from transformers import {imports}",
+        "",
+        f"name = {_name(arguments)!r}  # on the hub, or this folder",
+        "tokenizer = AutoTokenizer.from_pretrained(name)",
+        f"model = {loader}.from_pretrained(name, {options}).eval()",
+        "",
+        'passages = ["Title: Returns\\nReturns are accepted within 60 days."]  # the best first',
+        'question = "Can I return it?"',
+        f'opening = "\\n\\n".join([{instruction!r}, *passages])',
+        *_prompt_lines(record),
+        'bos = tokenizer.bos_token or ""',
+        "inputs = tokenizer(prompt, add_special_tokens=not (bos and prompt.startswith(bos)), "
+        'return_tensors="pt").to(model.device)',
+        "settings = GenerationConfig.from_pretrained(name)",
+        f"output = model.generate(**inputs, generation_config=settings, "
+        f"max_new_tokens={arguments.get('max_new_tokens', EvaluationArguments().max_new_tokens)})",
+        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())',
+    ]
+    return "\n".join(lines).lstrip("\n")
+
+
+def without_folders(text: str) -> str:
+    """A text with the names of files in place of absolute paths; addresses stay."""
+    return re.sub(r"(?<![\w:/\\.])(?:[A-Za-z]:)?[\\/](?:[^\\/\s:;,'\"()]+[\\/])+", "", text)
+
+
+def _front_matter(results: Results, arguments: Mapping[str, Any]) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    record, adapter = results.record, bool(arguments.get("use_peft"))
+    base, on_hub = _known_as(record, "model_name_or_path")
+    of_base = {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"} if on_hub else {}
+    test = _test_file(record)
+    scores = [
+        EvalResult(
+            task_type="question-answering",
+            task_name="Answers from retrieved passages, end to end",
+            dataset_type="private",
+            dataset_name=test["name"],
+            dataset_args={"sha256": test["sha256"], "questions": results.tuned.n},
+            metric_type=kind,
+            metric_name=label,
+            metric_value=results.tuned.metrics[metric].value,
+        )
+        for metric, (kind, label) in _ON_THE_HUB.items()
+        if metric in results.tuned.metrics
+    ]
+    # No `datasets`: the files are local ones, whatever they are called, and a name on the hub would be a guess.
+    return ModelCardData(
+        **of_base,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["groundtune", "rag", "question-answering", results.method, *(["lora"] if adapter else [])],
+        metrics=[score.metric_type for score in scores],
+        model_name=_last(_name(arguments)),
+        eval_results=scores,
+    ).to_yaml()
+
+
+def _facts(results: Results, arguments: Mapping[str, Any]) -> dict[str, str]:
+    record = results.record
+    base, on_hub = _known_as(record, "model_name_or_path")
+    how = _METHODS.get(results.method, results.method)
+    if arguments.get("use_peft"):
+        kind = "QLoRA (base in 4 bits)" if arguments.get("load_in_4bit") else "LoRA"
+        how += f"; {kind}, r = {arguments.get('lora_r')}, alpha = {arguments.get('lora_alpha')}"
+    step = results.best_step
+    embedding = _known_as(record, "eval_embedding_model")[0] or _known_as(record, "embedding_model")[0]
+    kind = arguments.get("retriever", "dense")
+    found_by = "BM25" if kind == "bm25" else embedding + (" and BM25" if kind == "hybrid" else "")
+    passages = arguments.get("eval_num_to_retrieve", len(results.base.predictions[0].hits))
+    versions = record.get("versions", {})
+    revision = f", revision {arguments['model_revision']}" if arguments.get("model_revision") else ""
+    shown = {
+        "Base model": f"{base}{revision}" if on_hub else f"{base} (a local folder)" if base else "",
+        "Trained by": how,
+        "Checkpoint": "the last weights" if step is None else f"step {step}, best {results.selection_metric}",
+        "Retriever": f"{found_by or 'dense'}, {passages} passages a question",
+        "Prompt": _style(record),
+        "Made with": ", ".join(f"{name} {versions[name]}" for name in ("groundtune", "transformers", "peft", "torch")
+                               if name in versions),
+        "Seed": str(record.get("seed", "")),
+    }  # fmt: skip
+    return {name: value for name, value in shown.items() if value}
+
+
+def _data(record: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each input file: what it is, its name, rows that were used, and its hash."""
+    labels = {"train_file": "Training", "eval_file": "Evaluation", "test_file": "Test",
+              "full_dataset_file_path": "Documents"}  # fmt: skip
+    return [
+        [labels.get(name, name), _last(about.get("path", "")), f"{about['rows']:,}" if "rows" in about else "",
+         about.get("sha256", "")]
+        for name, about in record.get("inputs", {}).items()
+    ]  # fmt: skip
+
+
+def _test_file(record: Mapping[str, Any]) -> dict[str, str]:
+    files = record.get("inputs", {})
+    about = files.get("test_file") or files.get("eval_file") or {}
+    return {"name": _last(about.get("path", "")) or "questions", "sha256": about.get("sha256", "")}
+
+
+def _prompt_lines(record: Mapping[str, Any]) -> list[str]:
+    """Code that writes `prompt` from `opening` and `question`, as `prompt.py` does for a first question."""
+    if _style(record) == "chat template":
+        return [
+            'messages = [{"role": "user", "content": f"{opening}\\n\\n{question}"}]',
+            "prompt = tokenizer.apply_chat_template(",
+            "    messages, tokenize=False, add_generation_prompt=True, enable_thinking=False",
+            ")",
+        ]
+    arguments = flat(record.get("arguments", {}))
+    defaults = {"user_prefix": "USER", "assistant_prefix": "ASSISTANT", "sep_user": " "}
+    user, assistant, end = (
+        default if arguments.get(name) is None else arguments[name] for name, default in defaults.items()
+    )
+    return [f"prompt = opening + {f'{chr(10)}{chr(10)}{user}: '!r} + question + {f'{end}{assistant}:'!r}"]
+
+
+def _style(record: Mapping[str, Any]) -> str:
+    given = flat(record.get("arguments", {}))
+    known = "prefix" if any(given.get(name) is not None for name in PREFIXES) else "chat template"
+    return record.get("prompt_style", known)
+
+
+def _name(arguments: Mapping[str, Any]) -> str:
+    """What the model is called where it is published, else the name of its folder."""
+    return arguments.get("hub_model_id") or _last(arguments.get("output_dir") or "") or "model"
+
+
+def _known_as(record: Mapping[str, Any], flag: str) -> tuple[str, bool]:
+    """A model's name, and whether that is one of the hub: a local folder is known by its last part."""
+    name = str(flat(record.get("arguments", {})).get(flag) or "")
+    local = str(record.get("identity", {}).get(f"--{flag}", "")).startswith("sha256 ")
+    on_hub = not local and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name))
+    return (name, True) if on_hub else (_last(name), False)
+
+
+def _last(path: str) -> str:
+    return re.split(r"[\\/]", path.rstrip("/\\"))[-1]
