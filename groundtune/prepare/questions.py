@@ -83,6 +83,7 @@ def generate(
 
     def ask(stage: str, jobs: list[Row], prompts: list[str], finish: Callable[[str], Row]) -> None:
         for start in range(0, len(jobs), batch):
+            report(stage, start, len(jobs))
             generator = load()
             messages = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + batch]]
             texts = generator.complete(messages, settings.max_new_tokens)
