@@ -24,7 +24,7 @@ from groundtune.files import read_documents, read_examples
 from groundtune.prepare import generators
 
 # Unpacks half a gigabyte; what it makes is made here from tiny models, under the same names.
-UNPACKING = "from groundtune.demo import"
+UNPACKING = "groundtune demo --models models/"
 SIZES = {
     "--chunk_size 200 --chunk_overlap 20": "--chunk_size 300 --chunk_overlap 0",  # of characters, nearly
     "--passages 100": "--passages 24",
