@@ -78,11 +78,13 @@ def load_generator(
 
 def _load_local(name: str, batch_size: int) -> LocalGenerator:
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from groundtune.arguments import ModelArguments, PromptArguments
     from groundtune.models import ModelError, computes_bf16, load_model, load_tokenizer
     from groundtune.prompt import make_prompt
 
+    disable_progress_bar()  # it would write into the bar of the questions, which runs already
     arguments = ModelArguments(model_name_or_path=name, dtype="bfloat16" if computes_bf16() else "float32")
     try:
         tokenizer = load_tokenizer(arguments)

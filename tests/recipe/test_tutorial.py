@@ -27,7 +27,7 @@ from groundtune.prepare import generators
 UNPACKING = "groundtune demo --models models/"
 SIZES = {
     "--chunk_size 200 --chunk_overlap 20": "--chunk_size 300 --chunk_overlap 0",  # of characters, nearly
-    "--passages 100": "--passages 24",
+    "--passages 60": "--passages 24",
     "--passages 300": "--passages 12",
     "--max_new_tokens 64 --batch_size 16": "--max_new_tokens 4 --batch_size 8",
     "num_train_epochs: 2": "max_steps: 2\nbootstrap_samples: 100\nmax_seq_length: 1500\nbf16: false",
