@@ -33,10 +33,11 @@ class LocalGenerator:
 
     def complete(self, messages_list: Sequence[Messages], max_tokens: int) -> list[str | None]:
         from groundtune.generation import generate_greedy
+        from groundtune.prompt import request_ids
 
         generated = generate_greedy(
             self.model,
-            [self.prompt.prompt_ids([], (), messages[-1]["content"]) for messages in messages_list],
+            [request_ids(self.prompt, messages[-1]["content"]) for messages in messages_list],
             stop_ids=self.prompt.stop_ids,
             pad_id=self.pad_id,
             max_new_tokens=max_tokens,
