@@ -33,6 +33,7 @@ GATES = (
     "mentions the passage",
     "repeats another question",
     "not answered by its passage",
+    "answer cut at the token limit",
     "answer not supported by its passage",
     "passage not retrieved for it",
 )
@@ -52,6 +53,7 @@ class _Pair:
     passage: Document
     question: str
     answer: str
+    finished: bool
 
     def to_dict(self) -> dict[str, Any]:
         return {"question": self.question, "answer": self.answer, "passage": self.passage.to_dict()}
@@ -61,11 +63,12 @@ def judge(passages: Sequence[Document], settings: Settings, journal: Journal, re
     """Pass every question and answer of the journal through the gates, and share them out by passage."""
     outcome = Outcome()
     by_id = {passage.id: passage for passage in passages}
-    answers = {(row["passage"], row["question"]): row["answer"] for row in journal.rows if "answer" in row}
+    answered = [row for row in journal.rows if "answer" in row]
+    answers = {(row["passage"], row["question"]): (row["answer"], row.get("finished", True)) for row in answered}
     questions = list(questions_of(journal, by_id))
     outcome.counts["passages"] = len({row["passage"] for row in journal.rows if "questions" in row} & by_id.keys())
     outcome.counts["questions"] = len(questions)
-    pairs = [_Pair(by_id[at[0]], at[1], answers[at]) for at in questions if at in answers]
+    pairs = [_Pair(by_id[at[0]], at[1], *answers[at]) for at in questions if at in answers]
     outcome.counts["answers"] = len(pairs)
     depth = max(settings.retrieved_within, 2 * settings.hard_negatives + 1)
     hits = retriever.search([pair.question for pair in pairs], depth)
@@ -137,6 +140,7 @@ def _stopped_by(pair: _Pair, found: Sequence[Hit], seen: set[frozenset[str]], se
             lambda: _MENTIONS.search(pair.question),
             lambda: _key(pair.question) in seen,
             lambda: not pair.answer,
+            lambda: not pair.finished,
             lambda: support(pair.answer, pair.question, pair.passage.text) < settings.min_support,
             lambda: pair.passage.id not in ranked,
         ),

@@ -13,7 +13,7 @@ from typing import Any
 from groundtune.files import DataError
 from groundtune.prepare.generators import Generator
 from groundtune.prepare.journal import Journal
-from groundtune.schema import Document
+from groundtune.schema import Document, Reply
 
 Row = dict[str, Any]
 NOT_ANSWERED = "NOT ANSWERED"
@@ -81,15 +81,15 @@ def generate(
     """
     failures: list[str] = []
 
-    def ask(stage: str, jobs: list[Row], prompts: list[str], finish: Callable[[str], Row]) -> None:
+    def ask(stage: str, jobs: list[Row], prompts: list[str], row_of: Callable[[Reply], Row]) -> None:
         for start in range(0, len(jobs), batch):
             report(stage, start, len(jobs))
             generator = load()
             messages = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + batch]]
-            texts = generator.complete(messages, settings.max_new_tokens)
-            failures.extend(generator.failures)
-            answered = zip(jobs[start : start + batch], texts, strict=True)
-            journal.add({**job, **finish(text)} for job, text in answered if text is not None)
+            replies = generator.complete(messages, settings.max_new_tokens)
+            failures.extend(reply.failure for reply in replies if reply.failure)
+            answered = zip(jobs[start : start + batch], replies, strict=True)
+            journal.add({**job, **row_of(reply)} for job, reply in answered if not reply.failure)
             report(stage, min(start + batch, len(jobs)), len(jobs))
 
     asked = {row["passage"] for row in journal.rows if "questions" in row}
@@ -98,7 +98,7 @@ def generate(
         "questions",
         [{"passage": passage.id} for passage in new],
         [question_prompt(settings, passage) for passage in new],
-        lambda text: {"questions": parse_questions(text, settings.questions_per_passage)},
+        lambda reply: {"questions": parse_questions(reply.text, settings.questions_per_passage)},
     )
     answered = {(row["passage"], row["question"]) for row in journal.rows if "answer" in row}
     by_id = {passage.id: passage for passage in passages}
@@ -107,7 +107,7 @@ def generate(
         "answers",
         [{"passage": id, "question": question} for id, question in open_],
         [answer_prompt(settings, by_id[id], question) for id, question in open_],
-        lambda text: {"answer": parse_answer(text)},
+        lambda reply: dict(zip(("answer", "finished"), parse_answer(reply))),
     )
     return failures
 
@@ -137,10 +137,14 @@ def parse_questions(text: str, at_most: int) -> list[str]:
     return list(dict.fromkeys(line for line in lines if line.endswith(("?", "？")) and len(line) > 8))[:at_most]
 
 
-def parse_answer(text: str) -> str:
-    """The answer in a reply, empty if it says that there is none. What a base model goes on with is cut off."""
-    answer = re.split(r"\n\s*(?:Question|Passage):", text)[0].strip().removeprefix("Answer:").strip()
-    return "" if NOT_ANSWERED.lower() in answer.lower() else answer
+def parse_answer(reply: Reply) -> tuple[str, bool]:
+    """The answer in a reply, empty if it says that there is none, and whether it was finished.
+
+    What a base model goes on with after its answer is cut off.
+    """
+    first, *more = re.split(r"\n\s*(?:Question|Passage):", reply.text)
+    answer = first.strip().removeprefix("Answer:").strip()
+    return "" if NOT_ANSWERED.lower() in answer.lower() else answer, reply.finished or bool(more)
 
 
 def words(text: str) -> list[str]:

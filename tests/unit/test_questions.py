@@ -21,7 +21,7 @@ from groundtune.prepare.gates import GATES, support
 from groundtune.prepare.journal import Journal
 from groundtune.prepare.questions import Settings, parse_answer, parse_questions, read_prompt, sample_passages
 from groundtune.retrieval import BM25Retriever
-from groundtune.schema import Document
+from groundtune.schema import Document, Reply
 
 THINGS = ["lamp", "chair", "table", "carpet", "mirror", "candle", "teapot", "basket", "pillow", "kettle", "ladder"]
 FILLING = "It was made by hand in a small workshop near the harbour and is sold with a card that tells its story."
@@ -52,17 +52,15 @@ def reply_to(prompt: str) -> str:
 
 @dataclass
 class FakeGenerator:
-    """Replies by a function of the prompt; None is a request that failed."""
+    """Replies by a function of the prompt; None is a request that failed, and "..." at the end of a text its limit."""
 
     reply: object = reply_to
-    failures: list[str] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
 
     def complete(self, messages_list, max_tokens):
         self.prompts += [messages[-1]["content"] for messages in messages_list]
         texts = [self.reply(messages[-1]["content"]) for messages in messages_list]
-        self.failures = ["no luck" for text in texts if text is None]
-        return texts
+        return [Reply(failure="no luck") if t is None else Reply(t, not t.endswith("...")) for t in texts]
 
 
 def make(folder: Path, generator: FakeGenerator, documents_: list[Document], **changes):
@@ -119,7 +117,13 @@ def test_a_question_that_begins_with_a_year_keeps_it():
     ],
 )
 def test_an_answer_is_what_a_model_says_first_or_nothing(text, answer):
-    assert parse_answer(text) == answer
+    assert parse_answer(Reply(text)) == (answer, True)
+
+
+def test_an_answer_is_finished_if_it_ended_or_if_a_base_model_went_on_to_something_else():
+    cut = Reply("It opens at", finished=False)
+    assert parse_answer(cut) == ("It opens at", False)
+    assert parse_answer(Reply("It opens at nine.\n\nPassage:\nThe", finished=False)) == ("It opens at nine.", True)
 
 
 def test_a_passage_with_braces_stays_as_it_is_in_a_prompt():
@@ -158,7 +162,9 @@ def test_good_questions_pass_and_each_gate_stops_its_kind(tmp_path):
     def reply(prompt: str) -> str:
         number = int(re.search(r"number (\d+)", prompt)[1])
         if "Question:" in prompt:
-            return {3: "NOT ANSWERED", 4: "It costs 7 coins."}.get(number, reply_to(prompt))
+            said = reply_to(prompt)
+            other = {3: "NOT ANSWERED", 4: "It costs 7 coins.", 5: f"{said} And ...", 6: f"{said}\nQuestion: Why ..."}
+            return other.get(number, said)
         return {1: "What does the passage say about cost?", 2: "Who wrote the iliad of troy?"}.get(
             number, reply_to(prompt)
         )
@@ -172,6 +178,7 @@ def test_good_questions_pass_and_each_gate_stops_its_kind(tmp_path):
         "mentions the passage": {1},
         "repeats another question": set(),
         "not answered by its passage": {3},
+        "answer cut at the token limit": {5},
         "answer not supported by its passage": {4},
         "passage not retrieved for it": {2},
     }
