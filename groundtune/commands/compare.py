@@ -30,7 +30,8 @@ def main(argv: Sequence[str]) -> int:
     from groundtune.record import provenance
 
     systems = read_systems(paths, names)
-    comparison = compare(" and ".join(systems), systems)
+    *others, last = systems
+    comparison = compare(f"{', '.join(others)} and {last}", systems)
     inputs = {name: str(find_predictions(path)) for name, path in zip(systems, paths)}
     facts = {"Questions": str(comparison.n), "Compared with": comparison.reference}
     page, record = words["output_file"], provenance(inputs)

@@ -67,7 +67,7 @@ def print_comparison(comparison: Comparison) -> None:
     console = Console()
     console.print(comparison_table(comparison))
     for name in comparison.others:
-        console.print(comparison.verdict(name), highlight=False, markup=False)
+        console.print(comparison.verdict(name), highlight=False, markup=False, soft_wrap=True)
     if (outcomes := outcomes_table(comparison)) is not None:
         console.print(outcomes)
     for line in failures(comparison):

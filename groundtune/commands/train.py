@@ -127,7 +127,7 @@ def _print_results(results: Results, arguments: Arguments) -> None:
 
     console = Console()
     console.print(summary_table(results))
-    console.print(results.verdict, highlight=False)
+    console.print(results.verdict, highlight=False, soft_wrap=True)
     if not arguments.output.quiet:
         console.print(f"Report: {Path(arguments.training.output_dir) / 'report.html'}", highlight=False)
 

@@ -42,7 +42,7 @@ def write_comparisons(
         title=escape(title),
         notes=callout(f"<ul>{remarks}</ul>") if remarks else "",
         facts=html_pairs(facts),
-        sections="".join(map(_section, comparisons)),
+        sections="".join(_section(c, "Side by side" if c.title == title else c.title) for c in comparisons),
         command=escape(record.get("command", "")),
         run="".join(html_cells(row) for row in run_facts(record).items()),
         inputs="".join(html_cells(row) for row in inputs(record).items()),
@@ -127,11 +127,11 @@ def _kinds(outcomes: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 
 # HTML
-def _section(comparison: Comparison) -> str:
+def _section(comparison: Comparison, heading: str) -> str:
     verdicts = "".join(f"<p><strong>{minus(comparison.verdict(name))}.</strong></p>" for name in comparison.others)
     failed = "".join(f"<li>{escape(line)}</li>" for line in failures(comparison))
     return (
-        f"<section><h2>{escape(comparison.title)}</h2>{verdicts}{callout(f'<ul>{failed}</ul>') if failed else ''}"
+        f"<section><h2>{escape(heading)}</h2>{verdicts}{callout(f'<ul>{failed}</ul>') if failed else ''}"
         '<div class="compare"><table class="metrics systems"><thead><tr><th scope="col">System</th>'
         f'<th scope="col">Mean</th><th scope="col">{"Difference" if comparison.others else ""}</th></tr></thead>'
         f"<tbody>{_html_rows(comparison)}</tbody></table>"

@@ -143,7 +143,7 @@ def _page(results: Results) -> str:
         how_to_read=escape(HOW_TO_READ),
         curves=f'<div class="pair curves">{curves or nothing}</div>',
         history=_html_evaluations(results),
-        between=f"{between} other question{'' if between == 1 else 's'}",
+        between=f"Between these lie {between} other question{'' if between == 1 else 's'}." if between else "",
         gained=html_changes(gained),
         lost=html_changes(lost),
         command=escape(record.get("command", "")),
