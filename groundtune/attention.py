@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from groundtune.flex import attend_in_blocks, mask_of_blocks
+
 NAME = "groundtune"  # of this attention among those of transformers
 
 
@@ -52,10 +54,9 @@ class Packed:
     def attend(self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None) -> Any:
         """Output [1, tokens, heads, size] for query [1, heads, tokens, size], key and value [1, kv heads, ...]."""
         if query.is_cuda and self.memory is None:
-            return self._attend_in_blocks(layer, query, key, value, scaling, window)
+            return attend_in_blocks(layer, query, key, value, self.block_mask(window, query.device), scaling)
         lengths = [len(segment) for segment in self.segments]
-        # PyTorch's backward on a CPU is a fifth slower where heads share keys, so each gets a copy.
-        copies = query.shape[1] // key.shape[1] if query.requires_grad else 1
+        heads_of_a_key = query.shape[1] // key.shape[1]
         queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
         outputs = []
         for i, segment in enumerate(self.segments):
@@ -66,11 +67,14 @@ class Packed:
             mask = self._mask(len(segment), k.shape[2], window, query.device)
             if self.memory is not None and self.slots[i] is not None:
                 self.memory.write(layer.layer_idx, self.slots[i], k, v)
-            if copies > 1:
-                k, v = (x.repeat_interleave(copies, dim=1) for x in (k, v))
+            # Each head gets a copy where sharing keys is slow: PyTorch's backward on a CPU is a fifth slower then, and
+            # with a mask other devices have no kernel for it but the one that writes all scores to memory.
+            if query.requires_grad or (mask is not None and query.device.type != "cpu"):
+                k, v = (x.repeat_interleave(heads_of_a_key, dim=1) for x in (k, v))
+            shared = k.shape[1] < query.shape[1]
             outputs.append(
                 scaled_dot_product_attention(
-                    queries[i], k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=copies == 1
+                    queries[i], k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=shared
                 )
             )
         return torch.cat(outputs, dim=2).transpose(1, 2)
@@ -86,29 +90,11 @@ class Packed:
             self._masks[which] = mask if reaches else mask.triu(read - tokens - window + 1)
         return self._masks[which]
 
-    def _attend_in_blocks(
-        self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None
-    ) -> Any:
-        """All segments in one FlexAttention kernel, which skips the blocks that nothing reads."""
-        from transformers import AttentionInterface
-
-        if window not in self._masks:
-            self._masks[window] = self.block_mask(window, query.device)
-        flex = AttentionInterface()["flex_attention"]
-        return flex(layer, query, key, value, self._masks[window], scaling=scaling)[0]
-
     def block_mask(self, window: int | None, device: Any) -> Any:
         """FlexAttention's mask. In pre-order, a segment is read by what follows it up to the end of its subtree."""
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        length = self.segments[-1].stop
-        ends, positions = (torch.tensor(x, device=device) for x in (self.subtree_ends(), self.positions()))
-
-        def reads(batch: Any, head: Any, q: Any, k: Any) -> Any:
-            own = (k <= q) & (q < ends[k])
-            return own if window is None else own & (positions[q] - positions[k] < window)
-
-        return create_block_mask(reads, None, None, length, length, device=device)
+        if window not in self._masks:
+            self._masks[window] = mask_of_blocks(self.subtree_ends(), self.positions(), window, device)
+        return self._masks[window]
 
     def subtree_ends(self) -> list[int]:
         """For each token the end of the last segment that continues its segment."""
@@ -222,10 +208,11 @@ def model_inputs(input_ids: torch.Tensor, position_ids: torch.Tensor, layout: Pa
     return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": as_it_is, "layout": layout}
 
 
-def use_packed_attention(model: Any) -> str | None:
+def use_packed_attention(model: Any, autocast: torch.dtype | None = None) -> str | None:
     """Let `model` attend by layouts if its outputs are those of separate rows then; else it stays as it is: why.
 
-    Call it on the device that the model is going to run on.
+    Call it on the device that the model is going to run on; `autocast` is what training computes in there, if it is
+    not the type of the weights.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -236,11 +223,17 @@ def use_packed_attention(model: Any) -> str | None:
         return f"attention is {before}"
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
+    was_training = base.training
+    base.eval()
     try:
         base.set_attn_implementation(NAME)
         problem = _static_problem(base.config.get_text_config()) or _difference(base)
+        if base.device.type == "cuda":
+            problem = problem or _gradient_problem(base, autocast)
     except Exception as error:  # whatever a model does with a layout that it does not know
         problem = f"{type(error).__name__}: {error}"
+    finally:
+        base.train(was_training)
     if problem:
         base.set_attn_implementation(before)
     return problem
@@ -266,8 +259,6 @@ def _difference(model: Any) -> str | None:
 
     State-space layers, or a model that drops what it is called with, show here.
     """
-    was_training = model.training
-    model.eval()
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.get_text_config().vocab_size, (26,), generator=generator).to(model.device)
     # Two sequences behind one prefix of 8 tokens, and a third by itself; then one more token for the first two.
@@ -284,9 +275,26 @@ def _difference(model: Any) -> str | None:
     rows = [ids[[*range(13), 24]], ids[[*range(8), *range(13, 18), 25]], ids[18:24]]
     first, second, third = (model(input_ids=row[None], use_cache=False).logits[0] for row in rows)
     apart = torch.stack([first[12], second[12], third[5], first[12], second[12], third[5], first[13], second[13]])
-    model.train(was_training)
     together, apart = torch.stack(together).float(), apart.float()
     # A leak moves logits by as much as they vary; rounding in bfloat16 by a few hundredths of that.
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
     error = ((together - apart).norm(dim=-1) / (apart - apart.mean(-1, keepdim=True)).norm(dim=-1)).max().item()
     return None if error < tolerance else f"packed and separate rows differ by {error:.2g} of the logits"
+
+
+def _gradient_problem(model: Any, autocast: torch.dtype | None) -> str | None:
+    """Why no gradient can be computed; None if one can, or nothing is trained.
+
+    FlexAttention's backward is a kernel of its own, which for large heads takes more of a GPU's shared memory than many
+    have: that raises here, and not in the first step.
+    """
+    learnt = next((parameter for parameter in model.parameters() if parameter.requires_grad), None)
+    if learnt is None:
+        return None
+    ids = torch.arange(24, device=model.device)[None]
+    layout = Packed([Segment(0, 8), Segment(8, 16, (0,)), Segment(16, 24, (0,))])
+    positions = torch.tensor([layout.positions()], device=model.device)
+    with torch.enable_grad(), torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
+        logits = model(**model_inputs(ids, positions, layout), use_cache=False).logits
+        (gradient,) = torch.autograd.grad(logits.float().square().mean(), learnt)  # through every layer, to the first
+    return None if gradient.isfinite().all() else "the gradient of packed rows is not finite"
