@@ -143,6 +143,15 @@ class QATrainingArguments(TrainingArguments):
         if self.dataloader_pin_memory and not torch.cuda.is_available():
             self.dataloader_pin_memory = False
         super().__post_init__()
+        if (gpus := super().n_gpu) > 1:
+            logger.warning(
+                "1 of %d GPUs is used; `torchrun --nproc_per_node %d -m groundtune.cli` uses all", gpus, gpus
+            )
+
+    @property
+    def n_gpu(self) -> int:
+        """At most one: for several in one process Trainer takes `DataParallel`, which the loss knows nothing of."""
+        return min(super().n_gpu, 1)
 
     def __getstate__(self) -> dict[str, Any]:
         """Trainer pickles its arguments beside every model, in a file that people share: tokens stay out of it."""
@@ -183,7 +192,7 @@ class QATrainer(SafeTrainer):
 
     def _choose_batches(self, share_prefix: str) -> None:
         """Packed or padded, and the order of the rows that suits it."""
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         autocast = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
         not_packed = "the model is split over devices" if sharded else use_packed_attention(self.model, autocast)
         # Dropout draws once for a shared token where separate rows would draw for each.
@@ -272,7 +281,8 @@ class QATrainer(SafeTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
         rows = self.train_dataset if train_dataset is None else train_dataset
-        return EpochOrder(len(rows), self._order, self.args.data_seed or self.args.seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochOrder(len(rows), self._order, seed)
 
 
 def compile_layers(model: Any, **options: Any) -> None:

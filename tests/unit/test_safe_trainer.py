@@ -420,3 +420,18 @@ def test_the_state_of_a_checkpoint_is_plain_json(make, tmp_path):
     make("run", max_steps=2).train()
     for name in ("optimizer", "scheduler", "randomness_0", "trainer_state"):
         json.loads((tmp_path / f"run/checkpoint-2/{name}.json").read_text())
+
+
+def test_a_data_seed_of_0_is_a_seed_of_its_own(make):
+    assert make(seed=3, data_seed=0)._get_train_sampler().seed == 0
+    assert make(seed=3)._get_train_sampler().seed == 3
+
+
+def test_of_several_gpus_one_is_used_and_the_way_to_all_is_said(monkeypatch, caplog):
+    """`DataParallel` would hand each of them a part of a batch, and the loss's hook the whole."""
+    from transformers import TrainingArguments
+
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 4)
+    arguments = QATrainingArguments(output_dir="x", per_device_train_batch_size=3)
+    assert arguments.n_gpu == 1 and arguments.train_batch_size == 3
+    assert "torchrun --nproc_per_node 4" in caplog.text
