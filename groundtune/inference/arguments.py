@@ -93,7 +93,9 @@ class AnswerArguments:
     per_device_eval_batch_size: int = argument(8, "Questions answered at once on this machine.")
     bf16: bool | None = argument(None, "Compute in bfloat16. Default: wherever the hardware does so itself.")
     output_dir: str = argument(
-        "", "Folder for metrics, predictions and the report. Default: `evaluation` in a run's folder, else runs/NAME."
+        "",
+        "Folder for metrics, predictions and the report. Default: `evaluation` in a run's folder, else "
+        "runs/evaluate-NAME.",
     )
 
 
