@@ -29,9 +29,9 @@ from groundtune.reporting.report import write_results
 from groundtune.reporting.results import Results
 from groundtune.resume import check_same_run, checkpoint_to_resume, identity, locked, rows_identity
 from groundtune.retrieval import BM25Retriever, DenseRetriever, HybridRetriever, Retriever, retrieve
-from groundtune.safe_trainer import tracker_problems
 from groundtune.schema import Document, Example, Hit
 from groundtune.supervision import check_vocabulary
+from groundtune.trackers import tracker_problems
 from groundtune.trainer import GOLD_LOSS, QATrainer, compile_problems, metric_problems
 
 logger = logging.getLogger(__name__)

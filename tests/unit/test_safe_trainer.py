@@ -25,8 +25,8 @@ from groundtune.methods import METHODS
 from groundtune.models import add_lora
 from groundtune.passages import gold_passages
 from groundtune.prompt import make_prompt
-from groundtune.safe_trainer import tracker_problems
 from groundtune.signals import Stopped, watched
+from groundtune.trackers import tracker_problems
 from groundtune.trainer import QATrainer, QATrainingArguments
 
 METRIC = "eval_loss_with_gold_passage"
