@@ -108,7 +108,9 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         model = method.load(
             arguments.model, bf16=training.bf16, stop_ids=prompt.stop_ids, pad_id=tokenizer.pad_token_id
         )
-        check_vocabulary(rows["train"], model, arguments.model.model_name_or_path)
+        read = [row.prompt_ids + row.answer_ids for these in rows.values() for row in these]
+        asked = [question.prompt_ids for evaluator in evaluators.values() for question in evaluator.questions]
+        check_vocabulary(read + asked, model, arguments.model.model_name_or_path)
 
     def on_evaluation(step: int, evaluation: Evaluation) -> None:
         write_predictions(output_dir / "predictions" / f"eval_step_{step:06d}.jsonl", evaluation)
