@@ -18,6 +18,8 @@ from groundtune.arguments import (
     check_loading,
     check_model_name,
     check_retrieval,
+    no_room,
+    too_small,
 )
 from groundtune.endpoint import Endpoint
 from groundtune.passages import CONTEXTS
@@ -232,17 +234,7 @@ class InferenceArguments:
             (self.judge, "judge_max_new_tokens", 1),
             (self.answers, "per_device_eval_batch_size", 1),
         ]
-        problems = [
-            f"--{name}: {getattr(group, name)} is too small; the least is {smallest}"
-            for group, name, smallest in least
-            if getattr(group, name) < smallest
-        ]
-        if self.evaluation.max_new_tokens >= self.data.max_seq_length:
-            problems.append(
-                f"--max_new_tokens: {self.evaluation.max_new_tokens} leaves no room for a prompt in "
-                f"--max_seq_length {self.data.max_seq_length}"
-            )
-        return problems
+        return too_small(least) + no_room(self.data, self.evaluation)
 
 
 def _check_server(flag: str, value: str, options: str) -> list[str]:
