@@ -289,7 +289,11 @@ class Padded:
         """On the answers alone, from the same logits: what the other side minimises."""
         logits = self.model(**self.batch(rows)).logits
         total = sum(
-            cross_entropy(logits[i, len(r.prompt_ids) - 1 : len(r) - 1], torch.tensor(r.answer_ids), reduction="sum")
+            cross_entropy(
+                logits[i, len(r.prompt_ids) - 1 : len(r) - 1],
+                torch.tensor(r.answer_ids, device=logits.device),
+                reduction="sum",
+            )
             for i, r in enumerate(rows)
         )
         return total.item() / sum(len(row.answer_ids) for row in rows)
