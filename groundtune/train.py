@@ -32,7 +32,7 @@ from groundtune.retrieval import BM25Retriever, DenseRetriever, HybridRetriever,
 from groundtune.schema import Document, Example, Hit
 from groundtune.supervision import check_vocabulary
 from groundtune.trackers import tracker_problems
-from groundtune.trainer import GOLD_LOSS, QATrainer, compile_problems, metric_problems
+from groundtune.trainer import GOLD_LOSS, QATrainer, compile_problems, loss_problems, metric_problems
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +168,8 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
 
 def _check(arguments: Arguments) -> None:
     problems = [*arguments.check(), *flash_attention_problems(arguments.model), *compile_problems(arguments.training)]
-    problems += metric_problems(arguments.training) + tracker_problems(arguments.training.report_to)
+    problems += metric_problems(arguments.training) + loss_problems(arguments.training)
+    problems += tracker_problems(arguments.training.report_to)
     if arguments.output.push_report and not arguments.training.push_to_hub:
         problems.append("--push_report: nothing is pushed; give --push_to_hub too")
     if problems:

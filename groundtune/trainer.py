@@ -138,6 +138,8 @@ class QATrainingArguments(TrainingArguments):
         if self.auto_find_batch_size:
             logger.info("--auto_find_batch_size would change the batch of a step; what fits is found without it")
             self.auto_find_batch_size = False
+        if getattr(self, "train_sampling_strategy", "random") != "random":
+            logger.warning("--train_sampling_strategy has no effect: rows are batched by length or common passages")
         if self.greater_is_better is None:
             self.greater_is_better = greater_is_better(self.metric_for_best_model)
         if self.dataloader_pin_memory and not torch.cuda.is_available():
@@ -308,6 +310,13 @@ def metric_problems(training: QATrainingArguments) -> list[str]:
         return []
     better = "lower" if given else "higher"
     return [f"--greater_is_better: {str(given).lower()}, but {better} {name} is better; leave the flag out"]
+
+
+def loss_problems(training: QATrainingArguments) -> list[str]:
+    """What was asked of Trainer's own loss, and the answers' cross-entropy does not do."""
+    if not training.label_smoothing_factor:
+        return []
+    return ["--label_smoothing_factor: answers are learnt by plain cross-entropy; leave the flag out"]
 
 
 def _drops_out(model: Any) -> bool:

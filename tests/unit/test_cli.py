@@ -432,6 +432,18 @@ def test_the_best_checkpoint_is_kept_wherever_evaluation_and_saving_allow_it(wor
     assert (training.save_strategy, training.load_best_model_at_end, training.greater_is_better) == (save, best, better)
 
 
+def test_what_would_change_trainer_s_own_loss_or_order_is_not_taken_in_silence(caplog):
+    from groundtune.trainer import loss_problems
+
+    assert loss_problems(parse().training) == []
+    smoothed = parse("--label_smoothing_factor", "0.1").training
+    assert [problem.partition(":")[0] for problem in loss_problems(smoothed)] == ["--label_smoothing_factor"]
+    assert "train_sampling_strategy" not in caplog.text
+    smoothed.train_sampling_strategy = "group_by_length"
+    smoothed.__post_init__()
+    assert "--train_sampling_strategy has no effect" in caplog.text
+
+
 @pytest.mark.parametrize("chosen", [False, True])
 def test_a_pipe_that_cannot_hold_a_character_ends_no_command(monkeypatch, chosen):
     """On Windows what is redirected is in the code page of the machine, and answers are in any script."""
