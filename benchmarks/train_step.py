@@ -68,12 +68,12 @@ def training_step(against: str, model: ModelArguments, tokenizer: Any, options: 
     prompt = make_prompt(tokenizer, PromptArguments())
     rows = encode_rows(examples, [gold_passages(e, (), 0) for e in examples], prompt, 2048)
     rows = sample(rows, options.pairs * options.batch_size)
-    size = 1 if against == "padded" else options.batch_size
-    rows = rows[: options.pairs * size]
+    size = options.batch_size
     in_order = cut([rows[i] for i in by_prefix(groups_of(rows), size, torch.Generator().manual_seed(0))], size)
     theirs_order = cut(sorted(rows, key=len), size) if against == "trl-tuned" else in_order
     dtype = "float32" if against == "padded" else "auto"
-    ours, theirs = Ours(model, tokenizer, dtype), SIDES[against](model, tokenizer, dtype)
+    theirs_dtype = "float32" if against.startswith("padded") else "auto"
+    ours, theirs = Ours(model, tokenizer, dtype), SIDES[against](model, tokenizer, theirs_dtype)
     if options.compile_layers:
         compile_layers(ours.model)
     check_same_loss(ours, theirs, in_order[0], tolerance=1e-4 if dtype == "float32" else 2e-2)
@@ -87,6 +87,7 @@ def training_step(against: str, model: ModelArguments, tokenizer: Any, options: 
         rows_a_step=size,
         tokens_a_row=tokens // len(rows),
         dtype=dtype,
+        theirs_dtype=theirs_dtype,
     )
     computed = [pack_of(batch) for batch in in_order]
     flops = sum(useful_flops(ours.model, batch, packing) for batch, packing in zip(in_order, computed))
@@ -99,7 +100,7 @@ def training_step(against: str, model: ModelArguments, tokenizer: Any, options: 
 
 
 def sharing(model: ModelArguments, tokenizer: Any, options: Any) -> list[Case]:
-    """How much of the tokens saved by shared prefixes becomes time saved: (t0 / t1 - 1) / (n0 / n1 - 1)."""
+    """How much of the tokens saved by shared prefixes becomes time saved: (1 - t1 / t0) / (1 - n1 / n0)."""
     _, examples, _ = load_data(options.data)
     prompt = make_prompt(tokenizer, PromptArguments())
     rows = encode_rows(examples, [gold_passages(e, (), 0) for e in examples], prompt, 2048)
@@ -122,11 +123,12 @@ def sharing_case(name: str, batches: list[list[Row]], ours: Side, unshared: Side
     token_ratio = sum(map(len, rows)) / sum(len(pack_of(batch).ids) for batch in batches)
     case.extra["token_ratio"] = token_ratio
     if token_ratio > 1.01:
-        case.extra["share_of_saving"] = (case.ratio - 1) / (token_ratio - 1)
+        saved = 1 - 1 / token_ratio
+        case.extra["share_of_saving"] = (1 - 1 / case.ratio) / saved
         # Answers are not shared, and a head of many words is most of a small model's work.
         apart = sum(useful_flops(unshared.model, [row], pack_of([row])) for row in rows)
         together = sum(useful_flops(ours.model, batch, pack_of(batch)) for batch in batches)
-        case.extra["share_of_flops"] = (apart / together - 1) / (token_ratio - 1)
+        case.extra["share_of_flops"] = (1 - together / apart) / saved
     return case
 
 
@@ -271,38 +273,36 @@ class Trl:
 
 
 class Padded:
-    """The historical procedure: every row padded to 2,048 tokens, logits and labels at every position."""
+    """The historical procedure: every row padded to 2,048 tokens, logits and labels at every position.
+
+    One row after the other, for the logits of one take 2 GB; the optimizer steps after all of them, as it does for us.
+    """
 
     def __init__(self, model: ModelArguments, tokenizer: Any, dtype: str):
         self.model, self.pad = load(model, tokenizer, dtype, fused=False), tokenizer.pad_token_id
         self.optimizer = adamw(self.model)
 
     def step(self, rows: Sequence[Row]) -> None:
-        batch = self.batch(rows)
-        loss = self.model(**batch, labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)).loss
-        loss.backward()
+        for row in rows:
+            batch = self.batch(row)
+            loss = self.model(**batch, labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)).loss
+            (loss / len(rows)).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     @torch.no_grad()
     def loss(self, rows: Sequence[Row]) -> float:
         """On the answers alone, from the same logits: what the other side minimises."""
-        logits = self.model(**self.batch(rows)).logits
-        total = sum(
-            cross_entropy(
-                logits[i, len(r.prompt_ids) - 1 : len(r) - 1],
-                torch.tensor(r.answer_ids, device=logits.device),
-                reduction="sum",
-            )
-            for i, r in enumerate(rows)
-        )
-        return total.item() / sum(len(row.answer_ids) for row in rows)
+        total = 0.0
+        for row in rows:
+            logits = self.model(**self.batch(row)).logits[0, len(row.prompt_ids) - 1 : len(row) - 1]
+            total += cross_entropy(logits, torch.tensor(row.answer_ids, device=logits.device), reduction="sum").item()
+        return total / sum(len(row.answer_ids) for row in rows)
 
-    def batch(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        ids = torch.full((len(rows), 2048), self.pad)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row.prompt_ids + row.answer_ids), 1
+    def batch(self, row: Row) -> dict[str, torch.Tensor]:
+        ids = torch.full((1, 2048), self.pad)
+        ids[0, : len(row)] = torch.tensor(row.prompt_ids + row.answer_ids)
+        mask = (torch.arange(2048) < len(row))[None].long()
         return {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
 
 
@@ -333,6 +333,7 @@ SIDES: dict[str, Any] = {
     "trl-tuned": partial(Trl, gradient_checkpointing=False),
     "trl-packed": partial(Trl, gradient_checkpointing=False, padding_free=True),
     "padded": Padded,
+    "padded-float32": Padded,  # as it used to be run, and Groundtune as it comes
 }
 
 if __name__ == "__main__":

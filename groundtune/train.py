@@ -24,6 +24,7 @@ from groundtune.index import load_or_build_index
 from groundtune.methods import METHODS, Method
 from groundtune.models import ModelError, flash_attention_problems, why_not_loaded
 from groundtune.predictions import read_evaluation, write_predictions
+from groundtune.processes import is_main, once
 from groundtune.record import run_record
 from groundtune.reporting.report import write_results
 from groundtune.reporting.results import Results
@@ -72,7 +73,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         tokenizer, prompt = diagnosis.tokenizer, diagnosis.prompt
 
     with _timed("index and retrieve", durations):
-        hits, seconds = _retrieve(method, arguments, documents, examples)
+        hits, seconds = once(lambda: _retrieve(method, arguments, documents, examples))
 
     k = arguments.retrieval.embedding_max_num_to_retrieve
     rows = {
@@ -113,7 +114,8 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         check_vocabulary(read + asked, model, arguments.model.model_name_or_path)
 
     def on_evaluation(step: int, evaluation: Evaluation) -> None:
-        write_predictions(output_dir / "predictions" / f"eval_step_{step:06d}.jsonl", evaluation)
+        if is_main():
+            write_predictions(output_dir / "predictions" / f"eval_step_{step:06d}.jsonl", evaluation)
 
     trainer = QATrainer(
         model=model,
@@ -137,8 +139,9 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(_internal_call=True)  # otherwise it is pushed too, before there are results
     trainer.save_state()
-    # An adapter is saved without them; whoever generates with it must stop where the evaluation did.
-    model.generation_config.save_pretrained(output_dir)
+    if is_main():
+        # An adapter is saved without them; whoever generates with it must stop where the evaluation did.
+        model.generation_config.save_pretrained(output_dir)
     with _timed("evaluate the tuned model on test", durations):
         tuned = trainer.run_evaluator(evaluators["test"])
 
@@ -162,7 +165,8 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
             "resumed_from_step": checkpoint and checkpoint.step,
         },
     )
-    write_results(output_dir, results)
+    if is_main():
+        write_results(output_dir, results)
     return results
 
 
@@ -180,13 +184,19 @@ def _untouched(
     trainer: QATrainer, evaluator: EndToEndEvaluator, path: Path, checkpoint: Checkpoint | None
 ) -> Evaluation:
     """The untouched model end to end on test; a run that goes on reads its own answers of the first time."""
-    run, key, base = trainer.run, "answers of the untouched model", None
-    if checkpoint is not None and path.exists() and checkpoint.about["run"] == {**run, key: sha256_of(path)}:
-        base = read_evaluation(path, evaluator)
+    run, key = trainer.run, "answers of the untouched model"
+
+    def answered_before() -> Evaluation | None:
+        known = checkpoint is not None and path.exists()
+        same = known and checkpoint.about["run"] == {**run, key: sha256_of(path)}
+        return read_evaluation(path, evaluator) if same else None
+
+    base = once(answered_before)
     if base is None:
         base = trainer.run_evaluator(evaluator)
-        write_predictions(path, base)
-    trainer.run = {**run, key: sha256_of(path)}
+        if is_main():
+            write_predictions(path, base)
+    trainer.run = {**run, key: once(lambda: sha256_of(path))}
     return base
 
 

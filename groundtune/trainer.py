@@ -45,7 +45,7 @@ class QATrainingArguments(TrainingArguments):
     _argument_group_name = "training (transformers.TrainingArguments)"
 
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Rows per device and forward pass."})
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Questions answered at once on a device."})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Questions answered at once on a device."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training file."})
     learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate. Default: 2e-4 with --use_peft, 2e-5 without."}
@@ -109,6 +109,10 @@ class QATrainingArguments(TrainingArguments):
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Remove what an earlier run left in output_dir, and begin anew."}
+    )
+    ddp_timeout: int = field(
+        default=6 * 3600,
+        metadata={"help": "Seconds that processes wait for each other, as while one builds the index."},
     )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses. Off: they must be seen."})
     auto_find_batch_size: bool = field(
@@ -230,11 +234,13 @@ class QATrainer(SafeTrainer):
         """The current weights, end to end, in the precision that training computes in."""
         # Compiled layers would be compiled again and again for steps of one token.
         as_it_is = torch.compiler.set_stance("force_eager" if self.args.compile_layers else "default")
+        in_step = self.is_fsdp_enabled or self.is_deepspeed_enabled
         with as_it_is, torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
             model = self.model.to(self.args.device)
-            total, quiet = len(evaluator.examples), self.args.disable_tqdm
+            total = len(range(self.args.process_index, len(evaluator.examples), 1 if in_step else self.args.world_size))
+            quiet = self.args.disable_tqdm or not self.is_world_process_zero()
             with tqdm(total=total, desc=f"answering {evaluator.name}", unit="q", leave=False, disable=quiet) as bar:
-                return evaluator(model, on_answer=bar.update)
+                return evaluator(model, on_answer=bar.update, in_step=in_step)
 
     @at_once()
     def evaluation_loop(

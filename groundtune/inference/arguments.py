@@ -92,7 +92,7 @@ class AnswerArguments:
     )
     right_metric: str = argument("generation/f1", "The score that decides whether an answer counts as right.")
     right_threshold: float = argument(0.5, "An answer is right if that score is at least so high.")
-    per_device_eval_batch_size: int = argument(8, "Questions answered at once on this machine.")
+    per_device_eval_batch_size: int = argument(16, "Questions answered at once on this machine.")
     bf16: bool | None = argument(None, "Compute in bfloat16. Default: wherever the hardware does so itself.")
     output_dir: str = argument(
         "",
