@@ -366,8 +366,13 @@ class SafeTrainer(Trainer):
             self.accelerator.scaler.load_state_dict(load_state(Path(checkpoint), "scaler"))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            restore_randomness(load_state(Path(checkpoint), f"randomness_{self.args.process_index}"))
+        name = f"randomness_{self.args.process_index}"
+        if checkpoint is None:
+            return
+        if not (Path(checkpoint) / f"{name}.json").exists():
+            logger.warning("%s is of fewer processes: what this one draws at random begins anew", checkpoint)
+            return
+        restore_randomness(load_state(Path(checkpoint), name))
 
     def _load_best_model(self) -> None:
         best = self._whole_best()

@@ -435,3 +435,13 @@ def test_of_several_gpus_one_is_used_and_the_way_to_all_is_said(monkeypatch, cap
     arguments = QATrainingArguments(output_dir="x", per_device_train_batch_size=3)
     assert arguments.n_gpu == 1 and arguments.train_batch_size == 3
     assert "torchrun --nproc_per_node 4" in caplog.text
+
+
+def test_a_process_more_than_a_checkpoint_had_begins_its_draws_anew(make, caplog):
+    """`--resume_anyway` lets a run go on with another number of processes."""
+    trainer = make(max_steps=2)
+    trainer.train()
+    folder = newest_checkpoint(Path(trainer.args.output_dir)).folder
+    (folder / "randomness_0.json").rename(folder / "randomness_1.json")
+    trainer._load_rng_state(str(folder))
+    assert "is of fewer processes" in caplog.text
