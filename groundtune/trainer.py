@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -191,6 +192,10 @@ class QATrainer(SafeTrainer):
         # The loss is divided by the answer tokens of the whole step: Trainer is to count them, and not to divide again.
         self.model_accepts_loss_kwargs = True
         self.accelerator.gradient_accumulation_steps = 1  # nor accelerate, as in early releases of transformers 5
+        self._own_autocast = self.args.bf16 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        if self._own_autocast:
+            # accelerate's would hand on the logits as float32, in twice their memory; the loss computes in that anyway.
+            self.accelerator.native_amp = False
         self.add_callback(_EvaluateAtTheEnd())
         if not self.args.disable_tqdm:
             self.pop_callback(ProgressCallback)
@@ -226,7 +231,8 @@ class QATrainer(SafeTrainer):
     ) -> Any:
         """The method's loss over the answer tokens of the optimizer step, all micro-batches and devices."""
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        loss = self.method.loss(model, inputs, answer_tokens=num_items_in_batch, head=head)
+        with torch.autocast(self.args.device.type, dtype=torch.bfloat16) if self._own_autocast else nullcontext():
+            loss = self.method.loss(model, inputs, answer_tokens=num_items_in_batch, head=head)
         # Each device's gradient is averaged with the others'; the count is over all of them.
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
 

@@ -16,6 +16,7 @@ import torch
 from conftest import INSTRUCTION, tiny_examples
 from transformers import TrainerCallback
 
+import groundtune.loss
 from groundtune.arguments import ModelArguments, PromptArguments
 from groundtune.checkpoints import checkpoint_folders, newest_checkpoint, read_checkpoint
 from groundtune.durable import Damaged
@@ -445,3 +446,16 @@ def test_a_process_more_than_a_checkpoint_had_begins_its_draws_anew(make, caplog
     (folder / "randomness_0.json").rename(folder / "randomness_1.json")
     trainer._load_rng_state(str(folder))
     assert "is of fewer processes" in caplog.text
+
+
+def test_in_bfloat16_the_loss_reads_the_logits_as_the_model_wrote_them(make, monkeypatch):
+    """A copy of them in float32 would be the largest thing in memory where the vocabulary is large."""
+    seen, forward = [], groundtune.loss._SumOfCrossEntropy.forward
+
+    def noted(ctx, logits, targets):
+        seen.append(logits.dtype)
+        return forward(ctx, logits, targets)
+
+    monkeypatch.setattr(groundtune.loss._SumOfCrossEntropy, "forward", staticmethod(noted))
+    make(bf16=True, max_steps=2, eval_steps=1, save_strategy="no", load_best_model_at_end=False).train()
+    assert len(seen) > 6 and set(seen) == {torch.bfloat16}
