@@ -39,13 +39,24 @@ class Case:
 
 
 def compare(
-    case: str, against: str, ours: Callable[[int], Any], theirs: Callable[[int], Any], pairs: int, **extra: Any
+    case: str,
+    against: str,
+    ours: Callable[[int], Any],
+    theirs: Callable[[int], Any],
+    pairs: int,
+    warm_up: Callable[[], Any] | None = None,
+    **extra: Any,
 ) -> Case:
-    """Time `ours(i)` and `theirs(i)` for i in 0 .. pairs - 1, interleaved A B B A, after one untimed call of each.
+    """Time `ours(i)` and `theirs(i)` for i in 0 .. pairs - 1, interleaved A B B A, after an untimed `warm_up`.
+
+    That is one call of each unless another is given, for work that takes minutes.
 
     The ratio is that of the sums, since the work differs from one i to the next; the range is over the pairs.
     """
-    ours(0), theirs(0)
+    if warm_up is None:
+        ours(0), theirs(0)
+    else:
+        warm_up()
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
     for i in range(pairs):
         sides = [("ours", ours), ("theirs", theirs)]

@@ -84,6 +84,7 @@ def training_step(against: str, model: ModelArguments, tokenizer: Any, options: 
         lambda i: ours.step(in_order[i]),
         lambda i: theirs.step(theirs_order[i]),
         options.pairs,
+        warm_up=lambda: (ours.step(in_order[0]), theirs.step(in_order[0][: 1 if "padded" in against else size])),
         rows_a_step=size,
         tokens_a_row=tokens // len(rows),
         dtype=dtype,

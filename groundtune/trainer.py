@@ -204,8 +204,8 @@ class QATrainer(SafeTrainer):
     def _choose_batches(self, share_prefix: str) -> None:
         """Packed or padded, and the order of the rows that suits it."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        autocast = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
-        not_packed = "the model is split over devices" if sharded else use_packed_attention(self.model, autocast)
+        with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
+            not_packed = "the model is split over devices" if sharded else use_packed_attention(self.model)
         # Dropout draws once for a shared token where separate rows would draw for each.
         not_shared = not_packed or ("dropout is on" if _drops_out(self.model) else None)
         if share_prefix == "on" and not_shared:
