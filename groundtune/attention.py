@@ -61,8 +61,7 @@ class Packed:
         self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None
     ) -> Any:
         lengths = [len(segment) for segment in self.segments]
-        # PyTorch's backward on a CPU is a fifth slower where heads share keys, so each gets a copy.
-        copies = query.shape[1] // key.shape[1] if query.requires_grad else 1
+        heads_of_a_key = query.shape[1] // key.shape[1]
         queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
         outputs = []
         for i, segment in enumerate(self.segments):
@@ -73,11 +72,14 @@ class Packed:
             mask = self._mask(len(segment), k.shape[2], window, query.device)
             if self.memory is not None and self.slots[i] is not None:
                 self.memory.write(layer.layer_idx, self.slots[i], k, v)
-            if copies > 1:
-                k, v = (x.repeat_interleave(copies, dim=1) for x in (k, v))
+            # Each head gets a copy where sharing keys is slow: PyTorch's backward on a CPU is a fifth slower then, and
+            # with a mask other devices have no kernel for it but the one that writes all scores to memory.
+            if query.requires_grad or (mask is not None and query.device.type != "cpu"):
+                k, v = (x.repeat_interleave(heads_of_a_key, dim=1) for x in (k, v))
+            shared = k.shape[1] < query.shape[1]
             outputs.append(
                 scaled_dot_product_attention(
-                    queries[i], k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=copies == 1
+                    queries[i], k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=shared
                 )
             )
         return torch.cat(outputs, dim=2).transpose(1, 2)
@@ -293,13 +295,17 @@ def use_packed_attention(model: Any) -> str | None:
         return f"attention is {before}"
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
+    was_training, trained = base.training, any(parameter.requires_grad for parameter in base.parameters())
+    base.eval()
     try:
         base.set_attn_implementation(NAME)
-        problem = _static_problem(base.config.get_text_config()) or _difference(base)
-        if not problem and base.device.type == "cuda":
+        problem = _static_problem(base.config.get_text_config()) or _difference(base, trained)
+        if not problem and trained and base.device.type == "cuda":
             problem = _kernel_problem(base.config.get_text_config(), base.dtype, base.device)
     except Exception as error:  # whatever a model does with a layout that it does not know
         problem = f"{type(error).__name__}: {error}"
+    finally:
+        base.train(was_training)
     if problem:
         base.set_attn_implementation(before)
     return problem
@@ -320,20 +326,20 @@ def _static_problem(config: Any) -> str | None:
 
 
 @torch.no_grad()
-def _difference(model: Any) -> str | None:
+def _difference(model: Any, trained: bool) -> str | None:
     """Why a packed row would not be what its sequences are alone, found by trying; None if it is.
 
-    State-space layers, or a model that drops what it is called with, show here.
+    State-space layers, or a model that drops what it is called with, show here. Rows without a memory are tried only
+    where the model is trained: on CUDA their kernel takes a while to compile.
     """
-    was_training = model.training
-    model.eval()
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.get_text_config().vocab_size, (26,), generator=generator).to(model.device)
     # Two sequences behind one prefix of 8 tokens, and a third by itself; then one more token for the first two.
     segments = [Segment(0, 8), Segment(8, 13, (0,)), Segment(13, 18, (0,)), Segment(18, 24)]
     memory = Memory(2, 14)
+    layouts = [Packed(segments, memory, (None, 0, 1, None)), *([Packed(segments)] if trained else [])]
     together = []
-    for packed in (Packed(segments), Packed(segments, memory, (None, 0, 1, None))):
+    for packed in layouts:
         positions = torch.tensor([packed.positions()], device=model.device)
         logits = model(**model_inputs(ids[None, :24], positions, packed), use_cache=False).logits
         together += logits[0, [12, 17, 23]]
@@ -342,8 +348,7 @@ def _difference(model: Any) -> str | None:
     together += model(**decoding, use_cache=False).logits[0]
     rows = [ids[[*range(13), 24]], ids[[*range(8), *range(13, 18), 25]], ids[18:24]]
     first, second, third = (model(input_ids=row[None], use_cache=False).logits[0] for row in rows)
-    apart = torch.stack([first[12], second[12], third[5], first[12], second[12], third[5], first[13], second[13]])
-    model.train(was_training)
+    apart = torch.stack([first[12], second[12], third[5]] * len(layouts) + [first[13], second[13]])
     together, apart = torch.stack(together).float(), apart.float()
     # A leak moves logits by as much as they vary; rounding in bfloat16 by a few hundredths of that.
     exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)

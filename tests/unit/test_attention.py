@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import types
 from itertools import product
 
 import pytest
@@ -13,7 +14,7 @@ from conftest import random_documents, random_history, random_text
 from torch.nn.functional import cross_entropy
 
 from groundtune.arguments import ModelArguments
-from groundtune.attention import NAME, Packed, Segment, _kernel_problem, attends_by_layout, use_packed_attention
+from groundtune.attention import NAME, Memory, Packed, Segment, _kernel_problem, attends_by_layout, use_packed_attention
 from groundtune.batching import IGNORED, collate, pack
 from groundtune.examples import Row, encode_rows
 from groundtune.loss import answer_loss
@@ -314,3 +315,48 @@ def test_positions_go_on_from_the_prefix():
     layout = Packed([Segment(0, 3), Segment(3, 5, (0,)), Segment(5, 6, (0, 1)), Segment(6, 8, (0,)), Segment(8, 9)])
     assert layout.positions() == [0, 1, 2, 3, 4, 5, 3, 4, 0]
     assert layout.subtree_ends() == [8, 8, 8, 6, 6, 6, 8, 8, 9]
+
+
+def test_a_model_that_is_not_trained_waits_for_no_kernel_of_training(families, monkeypatch):
+    """On CUDA it takes a while to compile, and a question is to be answered."""
+    tried, attend = set(), Packed.attend
+
+    def noted(self, *given):
+        tried.add(self.memory is None)
+        return attend(self, *given)
+
+    monkeypatch.setattr(Packed, "attend", noted)
+    assert use_packed_attention(families["gemma"].model()) is None and tried == {True, False}
+    tried.clear()
+    assert use_packed_attention(families["gemma"].model().requires_grad_(False)) is None and tried == {False}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_only_a_cpu_shares_keys_between_heads_under_a_mask(monkeypatch, device):
+    """Elsewhere PyTorch has no kernel for that but the one that writes all scores to memory."""
+    calls = []
+
+    def sdpa(query, key, value, mask, is_causal, scale, enable_gqa):
+        calls.append((mask is not None, enable_gqa))
+        assert enable_gqa == (key.shape[1] < query.shape[1])
+        return query
+
+    monkeypatch.setattr("groundtune.attention.scaled_dot_product_attention", sdpa)
+    packed = Packed([Segment(0, 8), Segment(8, 13, (0,)), Segment(13, 20)], Memory(2, 20), (None, 0, 1))
+    inputs = (torch.randn(1, heads, 20, 16, device=device) for heads in (6, 2, 2))
+    packed.attend(types.SimpleNamespace(layer_idx=0), *inputs, None, None)
+    assert calls == [(False, True), (True, device == "cpu"), (False, True)]
+
+
+def test_a_compiled_function_is_compiled_where_attention_calls_it():
+    """Compiled layers leave attention out, and its own kernel must be compiled all the same."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    kernel = torch.compile(lambda x: x.sin() + 1, backend=backend)
+    attend = torch.compiler.disable(lambda x: kernel(x))
+    torch.compile(lambda x: attend(x * 2) * 3, backend="eager")(torch.ones(4))
+    assert len(compiled) == 1
