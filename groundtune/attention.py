@@ -279,10 +279,11 @@ def model_inputs(input_ids: torch.Tensor, position_ids: torch.Tensor, layout: Pa
     return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": as_it_is, "layout": layout}
 
 
-def use_packed_attention(model: Any) -> str | None:
+def use_packed_attention(model: Any, to_train: bool = True) -> str | None:
     """Let `model` attend by layouts if its outputs are those of separate rows then; else it stays as it is: why.
 
-    Call it on the device that the model is going to run on.
+    Call it on the device that the model is going to run on, under the autocast that it will compute in. A model that is
+    only to answer, and not `to_train`, needs no kernel that has a gradient.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -295,8 +296,8 @@ def use_packed_attention(model: Any) -> str | None:
     AttentionMaskInterface.register(NAME, sdpa_mask)
     try:
         base.set_attn_implementation(NAME)
-        problem = _static_problem(base.config.get_text_config()) or _difference(base)
-        if not problem and base.device.type == "cuda":
+        problem = _static_problem(base.config.get_text_config()) or _difference(base, to_train)
+        if not problem and to_train and base.device.type == "cuda":
             problem = _kernel_problem(base.config.get_text_config(), base.dtype, base.device)
     except Exception as error:  # whatever a model does with a layout that it does not know
         problem = f"{type(error).__name__}: {error}"
@@ -320,7 +321,7 @@ def _static_problem(config: Any) -> str | None:
 
 
 @torch.no_grad()
-def _difference(model: Any) -> str | None:
+def _difference(model: Any, to_train: bool) -> str | None:
     """Why a packed row would not be what its sequences are alone, found by trying; None if it is.
 
     State-space layers, or a model that drops what it is called with, show here.
@@ -333,7 +334,8 @@ def _difference(model: Any) -> str | None:
     segments = [Segment(0, 8), Segment(8, 13, (0,)), Segment(13, 18, (0,)), Segment(18, 24)]
     memory = Memory(2, 14)
     together = []
-    for packed in (Packed(segments), Packed(segments, memory, (None, 0, 1, None))):
+    to_answer = Packed(segments, memory, (None, 0, 1, None))
+    for packed in (Packed(segments) if to_train else to_answer, to_answer):
         positions = torch.tensor([packed.positions()], device=model.device)
         logits = model(**model_inputs(ids[None, :24], positions, packed), use_cache=False).logits
         together += logits[0, [12, 17, 23]]
