@@ -74,12 +74,10 @@ def _megabytes(peak: bool) -> float:
 
     import psutil
 
-    # The peak may be that of loading; it is the user's too.
-    return (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        if peak
-        else psutil.Process().memory_info().rss / 2**20
-    )
+    if not peak:
+        return psutil.Process().memory_info().rss / 2**20
+    # The peak may be that of loading; it is the user's too. macOS counts bytes, Linux kilobytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 if __name__ == "__main__":

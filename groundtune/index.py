@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +35,9 @@ class Index:
     def _faiss(self) -> Any:
         import faiss
 
+        if sys.platform == "darwin":
+            # PyTorch brings an OpenMP and FAISS another one, which crashes there as soon as it has threads.
+            faiss.omp_set_num_threads(1)
         # Rebuilt from the vectors and never read from a file: FAISS files carry no checksum, and a hostile one
         # corrupts memory.
         index = faiss.IndexFlatIP(self.vectors.shape[1])

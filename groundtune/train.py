@@ -30,10 +30,10 @@ from groundtune.reporting.report import write_results
 from groundtune.reporting.results import Results
 from groundtune.resume import check_same_run, checkpoint_to_resume, identity, locked, rows_identity
 from groundtune.retrieval import BM25Retriever, DenseRetriever, HybridRetriever, Retriever, retrieve
-from groundtune.safe_trainer import tracker_problems
 from groundtune.schema import Document, Example, Hit
 from groundtune.supervision import check_vocabulary
-from groundtune.trainer import GOLD_LOSS, QATrainer, compile_problems, metric_problems
+from groundtune.trackers import tracker_problems
+from groundtune.trainer import GOLD_LOSS, QATrainer, compile_problems, loss_problems, metric_problems
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,9 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         model = method.load(
             arguments.model, bf16=training.bf16, stop_ids=prompt.stop_ids, pad_id=tokenizer.pad_token_id
         )
-        check_vocabulary(rows["train"], model, arguments.model.model_name_or_path)
+        read = [row.prompt_ids + row.answer_ids for these in rows.values() for row in these]
+        asked = [question.prompt_ids for evaluator in evaluators.values() for question in evaluator.questions]
+        check_vocabulary(read + asked, model, arguments.model.model_name_or_path)
 
     def on_evaluation(step: int, evaluation: Evaluation) -> None:
         if is_main():
@@ -170,7 +172,8 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
 
 def _check(arguments: Arguments) -> None:
     problems = [*arguments.check(), *flash_attention_problems(arguments.model), *compile_problems(arguments.training)]
-    problems += metric_problems(arguments.training) + tracker_problems(arguments.training.report_to)
+    problems += metric_problems(arguments.training) + loss_problems(arguments.training)
+    problems += tracker_problems(arguments.training.report_to)
     if arguments.output.push_report and not arguments.training.push_to_hub:
         problems.append("--push_report: nothing is pushed; give --push_to_hub too")
     if problems:

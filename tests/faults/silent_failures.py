@@ -252,7 +252,8 @@ def by_opening_an_adapter(world: World) -> None:
 
 def by_vocabulary(world: World) -> None:
     """check_vocabulary, before training"""
-    check_vocabulary(world.rows("llama"), world.family("llama").model(), "tiny")
+    texts = [row.prompt_ids + row.answer_ids for row in world.rows("llama")]
+    check_vocabulary(texts, world.family("llama").model(), "tiny")
 
 
 def by_trial_of_packing(world: World) -> str:
