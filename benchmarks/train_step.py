@@ -18,7 +18,7 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch.nn.functional import cross_entropy
 
-from benchmarks.measure import Case, arguments, compare, decoder_folder, load_data, report
+from benchmarks.measure import Case, arguments, compare, decoder_folder, load_data, report, vocabulary
 from groundtune.arguments import ModelArguments, PromptArguments
 from groundtune.batching import by_prefix, pack, prefix_groups
 from groundtune.examples import Row, encode_rows
@@ -64,11 +64,11 @@ def main() -> int:
 
 def training_step(against: str, model: ModelArguments, tokenizer: Any, options: Any) -> Case:
     """Gold passages, `batch_size` rows a step; both sides see the same rows, each in the batches that it would make."""
-    _, examples, _ = load_data(options.data)
-    prompt = make_prompt(tokenizer, PromptArguments())
-    rows = encode_rows(examples, [gold_passages(e, (), 0) for e in examples], prompt, 2048)
-    rows = sample(rows, options.pairs * options.batch_size)
     size = options.batch_size
+    if options.shape:
+        rows = made_rows(vocabulary(model.model_name_or_path), options.pairs * size, 64 if options.quick else 1024)
+    else:
+        rows = sample(data_rows(tokenizer, options), options.pairs * size)
     in_order = cut([rows[i] for i in by_prefix(groups_of(rows), size, torch.Generator().manual_seed(0))], size)
     theirs_order = cut(sorted(rows, key=len), size) if against == "trl-tuned" else in_order
     dtype = "float32" if against == "padded" else "auto"
@@ -102,17 +102,16 @@ def training_step(against: str, model: ModelArguments, tokenizer: Any, options: 
 
 def sharing(model: ModelArguments, tokenizer: Any, options: Any) -> list[Case]:
     """How much of the tokens saved by shared prefixes becomes time saved: (1 - t1 / t0) / (1 - n1 / n0)."""
-    _, examples, _ = load_data(options.data)
-    prompt = make_prompt(tokenizer, PromptArguments())
-    rows = encode_rows(examples, [gold_passages(e, (), 0) for e in examples], prompt, 2048)
     shared, own = (45, 15) if options.quick else (450, 150)
+    made = partial(made_groups, vocabulary(model.model_name_or_path), options.pairs, shared=shared, own=own)
     cases = {
-        "gold passages of the data": data_groups(rows, options.pairs, 4),
-        f"2 per passage, {shared} + {own}": made_groups(tokenizer, options.pairs, 2, shared, own),
-        f"4 per passage, {shared} + {own}": made_groups(tokenizer, options.pairs, 4, shared, own),
-        f"8 per passage, {shared} + {own}": made_groups(tokenizer, options.pairs, 8, shared, own),
-        "nothing to share": made_groups(tokenizer, options.pairs, 1, shared, own, rows=4),
+        f"2 per passage, {shared} + {own}": made(2),
+        f"4 per passage, {shared} + {own}": made(4),
+        f"8 per passage, {shared} + {own}": made(8),
+        "nothing to share": made(1, rows=4),
     }
+    if not options.shape:
+        cases = {"gold passages of the data": data_groups(data_rows(tokenizer, options), options.pairs, 4), **cases}
     ours, unshared = (Ours(model, tokenizer, "auto", share_prefix) for share_prefix in ("on", "off"))
     return [sharing_case(name, batches, ours, unshared, options.pairs) for name, batches in cases.items()]
 
@@ -133,6 +132,20 @@ def sharing_case(name: str, batches: list[list[Row]], ours: Side, unshared: Side
     return case
 
 
+def data_rows(tokenizer: Any, options: Any) -> list[Row]:
+    _, examples, _ = load_data(options.data)
+    prompt = make_prompt(tokenizer, PromptArguments())
+    return encode_rows(examples, [gold_passages(e, (), 0) for e in examples], prompt, 2048)
+
+
+def made_rows(vocabulary: int, n: int, tokens: int) -> list[Row]:
+    """n rows of random ids, half to one and a half times `tokens` long, a tenth of each the answer."""
+    rng = random.Random(0)
+    lengths = [rng.randrange(tokens // 2, tokens * 3 // 2) for _ in range(n)]
+    ids = [[rng.randrange(100, vocabulary - 100) for _ in range(length)] for length in lengths]
+    return [Row(row[: -(len(row) // 10)], row[-(len(row) // 10) :], 0, "") for row in ids]
+
+
 def sample(rows: list[Row], n: int) -> list[Row]:
     """Whole groups of common prefixes, drawn at random until there are n rows."""
     groups = groups_of(rows)
@@ -147,13 +160,13 @@ def data_groups(rows: list[Row], batches: int, size: int) -> list[list[Row]]:
 
 
 def made_groups(
-    tokenizer: Any, batches: int, per_passage: int, shared: int, own: int, rows: int | None = None
+    vocabulary: int, batches: int, per_passage: int, shared: int, own: int, rows: int | None = None
 ) -> list[list[Row]]:
     """Batches of one passage each (or of `rows` rows): random ids, `shared` common tokens and `own` more a row."""
     rng = random.Random(0)
 
     def ids(n: int) -> list[int]:
-        return [rng.randrange(100, len(tokenizer) - 100) for _ in range(n)]
+        return [rng.randrange(100, vocabulary - 100) for _ in range(n)]
 
     answer = own // 3
     made = []

@@ -281,10 +281,11 @@ def model_inputs(input_ids: torch.Tensor, position_ids: torch.Tensor, layout: Pa
     return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": as_it_is, "layout": layout}
 
 
-def use_packed_attention(model: Any) -> str | None:
+def use_packed_attention(model: Any, to_train: bool = True) -> str | None:
     """Let `model` attend by layouts if its outputs are those of separate rows then; else it stays as it is: why.
 
-    Call it on the device that the model is going to run on.
+    Call it on the device that the model is going to run on, under the autocast that it will compute in. A model that is
+    only to answer, and not `to_train`, needs no kernel that has a gradient.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -295,12 +296,12 @@ def use_packed_attention(model: Any) -> str | None:
         return f"attention is {before}"
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    was_training, trained = base.training, any(parameter.requires_grad for parameter in base.parameters())
+    was_training = base.training
     base.eval()
     try:
         base.set_attn_implementation(NAME)
-        problem = _static_problem(base.config.get_text_config()) or _difference(base, trained)
-        if not problem and trained and base.device.type == "cuda":
+        problem = _static_problem(base.config.get_text_config()) or _difference(base, to_train)
+        if not problem and to_train and base.device.type == "cuda":
             problem = _kernel_problem(base.config.get_text_config(), base.dtype, base.device)
     except Exception as error:  # whatever a model does with a layout that it does not know
         problem = f"{type(error).__name__}: {error}"
@@ -326,20 +327,19 @@ def _static_problem(config: Any) -> str | None:
 
 
 @torch.no_grad()
-def _difference(model: Any, trained: bool) -> str | None:
+def _difference(model: Any, to_train: bool) -> str | None:
     """Why a packed row would not be what its sequences are alone, found by trying; None if it is.
 
-    State-space layers, or a model that drops what it is called with, show here. Rows without a memory are tried only
-    where the model is trained: on CUDA their kernel takes a while to compile.
+    State-space layers, or a model that drops what it is called with, show here.
     """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.get_text_config().vocab_size, (26,), generator=generator).to(model.device)
     # Two sequences behind one prefix of 8 tokens, and a third by itself; then one more token for the first two.
     segments = [Segment(0, 8), Segment(8, 13, (0,)), Segment(13, 18, (0,)), Segment(18, 24)]
     memory = Memory(2, 14)
-    layouts = [Packed(segments, memory, (None, 0, 1, None)), *([Packed(segments)] if trained else [])]
     together = []
-    for packed in layouts:
+    to_answer = Packed(segments, memory, (None, 0, 1, None))
+    for packed in (Packed(segments) if to_train else to_answer, to_answer):
         positions = torch.tensor([packed.positions()], device=model.device)
         logits = model(**model_inputs(ids[None, :24], positions, packed), use_cache=False).logits
         together += logits[0, [12, 17, 23]]
@@ -348,7 +348,7 @@ def _difference(model: Any, trained: bool) -> str | None:
     together += model(**decoding, use_cache=False).logits[0]
     rows = [ids[[*range(13), 24]], ids[[*range(8), *range(13, 18), 25]], ids[18:24]]
     first, second, third = (model(input_ids=row[None], use_cache=False).logits[0] for row in rows)
-    apart = torch.stack([first[12], second[12], third[5]] * len(layouts) + [first[13], second[13]])
+    apart = torch.stack([first[12], second[12], third[5], first[12], second[12], third[5], first[13], second[13]])
     together, apart = torch.stack(together).float(), apart.float()
     # A leak moves logits by as much as they vary; rounding in bfloat16 by a few hundredths of that.
     exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)

@@ -195,7 +195,7 @@ def _ready(model: Any) -> Any:
     """On its device, and attending as in training: nothing is padded, and rounding is the same."""
     model.eval().requires_grad_(False)
     to_device(model)
-    if why := use_packed_attention(model):
+    if why := use_packed_attention(model, to_train=False):
         logger.info("prompts are padded, not packed: %s", why)
     return model
 

@@ -328,7 +328,7 @@ def test_a_model_that_is_not_trained_waits_for_no_kernel_of_training(families, m
     monkeypatch.setattr(Packed, "attend", noted)
     assert use_packed_attention(families["gemma"].model()) is None and tried == {True, False}
     tried.clear()
-    assert use_packed_attention(families["gemma"].model().requires_grad_(False)) is None and tried == {False}
+    assert use_packed_attention(families["gemma"].model(), to_train=False) is None and tried == {False}
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
