@@ -55,9 +55,8 @@ def check_support(passages: Sequence[Document], settings: Settings, ask: Asker) 
         if answers.get((id, question)) and (id, question) not in known
     ]
     if settings.support == "both":
-        asked = [
-            (id, q, answer) for id, q, answer in asked if support(answer, q, by_id[id].text) >= settings.min_support
-        ]
+        least = settings.min_support
+        asked = [(id, q, answer) for id, q, answer in asked if support(answer, q, by_id[id].text) >= least]
     ask(
         "checks",
         [{"passage": id, "question": question, "check": check} for id, question, _ in asked],
@@ -88,7 +87,7 @@ def verdicts_of(journal: Journal, settings: Settings) -> Mapping[tuple[str, str]
 
 
 def made_by(settings: Settings) -> str:
-    """Verdicts by another prompt or model stay in the journal and do not count: what changed is asked for them alone."""
+    """Who gave a verdict, by which prompt: those of others stay in the journal and do not count."""
     return hashlib.sha256(f"{settings.checker}\n{settings.support_prompt}".encode()).hexdigest()[:12]
 
 

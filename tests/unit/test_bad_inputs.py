@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -37,8 +38,8 @@ READS = {
     "evaluate, questions": "evaluate model --eval_file IN.jsonl --contexts gold --output_dir out",
     "evaluate, documents": "evaluate model --eval_file test.jsonl --full_dataset_file_path IN.jsonl --retriever bm25 "
     "--output_dir out",
-    "evaluate, judge prompt": "evaluate model --eval_file test.jsonl --contexts gold --judge model --judge_prompt IN.txt "
-    "--output_dir out",
+    "evaluate, judge prompt": "evaluate model --eval_file test.jsonl --contexts gold --output_dir out "
+    "--judge model --judge_prompt IN.txt",
     "compare": "compare IN.jsonl IN.jsonl -o out.html",
     "index, documents": "index --full_dataset_file_path IN.jsonl --embedding_model model --full_dataset_index_path out",
     "index, model": "index --full_dataset_file_path documents.jsonl --embedding_model IN --full_dataset_index_path out",
@@ -76,11 +77,9 @@ def folder(tmp_path_factory, families) -> Path:
     (made / "good.md").write_text("# Dogs\n\nDogs wait at the red door.\n")
     make_tokenizer("qwen").save_pretrained(made / "tokenizer")
     (made / "model").symlink_to(families["qwen"].folder)
-    question = {"id": "1", "question": "Where?", "answers": [{"text": "Here", "answer_start": 0}]}
-    (made / "squad.json").write_text(
-        '{"data": [{"title": "T", "paragraphs": [{"context": "Here.", "qas": [%s]}]}]}'
-        % str(question).replace("'", '"')
-    )
+    questions = [{"id": "1", "question": "Where?", "answers": [{"text": "Here", "answer_start": 0}]}]
+    squad = {"data": [{"title": "T", "paragraphs": [{"context": "Here.", "qas": questions}]}]}
+    (made / "squad.json").write_text(json.dumps(squad))
     row = (
         '{"source": "a:1", "question": "Q?", "chat_history": [], "gold_answer": "A", "answer": "A", "finished": true, '
         '"gold_docs": [], "retrieved_docs": [], "passages_read": 0, "prompt_tokens": 1, "new_tokens": 1, '
