@@ -34,21 +34,22 @@ def main(argv: Sequence[str]) -> int:
     inputs = {name: str(find_predictions(path)) for name, path in zip(systems, paths)}
     facts = {"Questions": str(comparison.n), "Compared with": comparison.reference}
     page, record = words["output_file"], provenance(inputs)
+    notes = [unanswerable] if (unanswerable := comparison.unanswerable) else []
     try:
         with disk_errors(page):
-            write_comparisons(page, "comparison", comparison.title, [comparison], facts, [], record)
+            write_comparisons(page, "comparison", comparison.title, [comparison], facts, notes, record)
     except OSError as error:
         raise DataError([f"--output_file: {page} cannot be written ({error.strerror}); name another file"]) from error
     failed = failures(comparison)
     if words["json"]:
-        print(as_json(comparison.to_dict() | {"failures": failed}), end="")
+        print(as_json(comparison.to_dict() | {"notes": notes, "failures": failed}), end="")
         return 0
 
     from groundtune.commands.terminal import print_comparison
 
     print_comparison(comparison)
     if not words["quiet"]:
-        print(f"Report: {page}")
+        print(*notes, f"Report: {page}", sep="\n")
     return 0
 
 

@@ -205,7 +205,8 @@ class InferenceArguments:
         from groundtune.metrics import METRICS  # here, for it takes numpy, and -h is to come at once
 
         judge, problems = self.judge, []
-        known = [name for name in METRICS if "@" not in name and "*" not in name]
+        # Of those that every answer has.
+        known = [name for name in METRICS if "@" not in name and "*" not in name and not name.startswith("abstained/")]
         if self.answers.right_metric not in known and not self.answers.right_metric.startswith("judge/"):
             problems.append(f"--right_metric: {self.answers.right_metric} is unknown; choose from {', '.join(known)}")
         if self.answers.right_metric.startswith("judge/") and not judge.judge:
