@@ -1,7 +1,7 @@
 """Questions without an answer: did the model say that it does not know, and did it say so where it should not?
 
-Scored as SQuAD 2.0 does (Rajpurkar et al. 2018, "Know What You Don't Know"): an answer to such a question is right if it
-says that there is none, and wrong whatever else it says.
+Scored as SQuAD 2.0 does (Rajpurkar et al. 2018, "Know What You Don't Know"): an answer to such a question is right if
+it says that there is none, and wrong whatever else it says.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Rightness:
 
 
 def outcome(prediction: Prediction, right: Rightness) -> str:
-    """One of `OUTCOMES` or `WITHOUT_ANSWER`; empty where there is no such score, because the answer or its judge failed.
+    """One of `OUTCOMES` or `WITHOUT_ANSWER`; empty without such a score, because the answer or its judge failed.
 
     Of several gold passages one is enough to count as evidence.
     """

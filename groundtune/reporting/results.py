@@ -279,12 +279,9 @@ def warning(results: Results) -> str:
 def notes(results: Results) -> list[str]:
     """What else a reader of the numbers must see."""
     bad = [row["step"] for row in results.history if "loss" in row and not finite(row["loss"])]
+    infinite = [f"The training loss was not finite at step {bad[0]}."] if bad else []
     unanswerable = note([prediction.example for prediction in results.base.predictions])
-    return [
-        *([unanswerable] if unanswerable else []),
-        *results.notes,
-        *([f"The training loss was not finite at step {bad[0]}."] if bad else []),
-    ]
+    return [*filter(None, [unanswerable]), *results.notes, *infinite]
 
 
 def flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
