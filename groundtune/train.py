@@ -18,7 +18,7 @@ from groundtune.checks import counts
 from groundtune.doctor import Diagnosis, diagnose, doctor_command, summary
 from groundtune.embedding import Embedder
 from groundtune.evaluation import EndToEndEvaluator, Evaluation
-from groundtune.files import DataError, sha256_of
+from groundtune.files import DataError, in_the_way, sha256_of
 from groundtune.hub import Hub
 from groundtune.index import load_or_build_index
 from groundtune.methods import METHODS, Method
@@ -167,6 +167,8 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
 def _check(arguments: Arguments) -> None:
     problems = [*arguments.check(), *flash_attention_problems(arguments.model), *compile_problems(arguments.training)]
     problems += metric_problems(arguments.training) + tracker_problems(arguments.training.report_to)
+    if arguments.data.full_dataset_index_path:
+        problems += in_the_way("full_dataset_index_path", arguments.data.full_dataset_index_path, folder=True)
     if arguments.output.push_report and not arguments.training.push_to_hub:
         problems.append("--push_report: nothing is pushed; give --push_to_hub too")
     if problems:

@@ -12,7 +12,7 @@ from groundtune.arguments import DataArguments, RetrievalArguments, check_retrie
 from groundtune.commands.flags import add_group, filled
 from groundtune.commands.parsing import given, light_parser
 from groundtune.commands.terminal import add_output_flags, be_quiet
-from groundtune.files import DataError
+from groundtune.files import DataError, in_the_way
 
 DESCRIPTION = """Embed the documents into a folder that training, evaluate and ask then read. Only documents that are
 new or changed are embedded. Each embedding model and prompt has a subfolder of its own, so none evicts another."""
@@ -72,8 +72,8 @@ def _check(data: DataArguments, retrieval: RetrievalArguments) -> None:
         problems.insert(0, "--full_dataset_file_path: missing; name the document database")
     elif not Path(path).is_file():
         problems.insert(0, f"--full_dataset_file_path: no such file: {path}; give the path of an existing file")
-    if folder and Path(folder).exists() and not Path(folder).is_dir():
-        problems.append(f"--full_dataset_index_path: {folder} is a file; name a folder, new or existing")
+    if folder:
+        problems += in_the_way("full_dataset_index_path", folder, folder=True)
     if retrieval.embedding_batch_size < 1:
         problems.append(f"--embedding_batch_size: {retrieval.embedding_batch_size} is too small; the least is 1")
     if problems:

@@ -12,7 +12,7 @@ from typing import Any
 
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
-from groundtune.files import DataError
+from groundtune.files import DataError, in_the_way
 
 # Name, help, default, type.
 _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
@@ -183,6 +183,7 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
     if arguments.support == "lexical":
         unused = [name for name in ("checker", "checker_model", "support_prompt") if getattr(arguments, name)]
         problems += [f"--{name}: has no meaning with --support lexical; give --support llm or both" for name in unused]
+    problems += in_the_way("output", arguments.output, folder=True)
     if arguments.eval_share + arguments.test_share >= 1:
         problems.append("--eval_share and --test_share: leave nothing to train on; their sum must be under 1")
     if not arguments.embedding_model and importlib.util.find_spec("bm25s") is None:

@@ -20,6 +20,7 @@ from groundtune.arguments import (
     check_retrieval,
 )
 from groundtune.endpoint import Endpoint
+from groundtune.files import in_the_way
 from groundtune.passages import CONTEXTS
 
 SERVER = "openai:"
@@ -179,6 +180,10 @@ class InferenceArguments:
         for name in ("eval_file", "full_dataset_file_path")[not has_examples :]:
             if (path := getattr(data, name)) and not Path(path).is_file():
                 problems.append(f"--{name}: no such file: {path}; give the path of an existing file")
+        if searches and data.full_dataset_index_path:
+            problems += in_the_way("full_dataset_index_path", data.full_dataset_index_path, folder=True)
+        if has_examples and self.answers.output_dir:
+            problems += in_the_way("output_dir", self.answers.output_dir, folder=True)
         unknown = [context for context in self.contexts if context not in CONTEXTS]
         if unknown:
             problems.append(f"--contexts: unknown: {', '.join(unknown)}; choose from {', '.join(CONTEXTS)}, or all")
