@@ -65,8 +65,9 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
     with _timed("read and check", durations):
         diagnosis = diagnose(arguments)
         diagnosis.raise_errors()
+        repository = ""
         if training.push_to_hub and training.process_index == 0:
-            Hub(training).create()  # a hub that cannot be used is said now, and not after the training
+            repository = Hub(training).create()  # a hub that cannot be used is said now, and not after the training
         notes += _tell(diagnosis, arguments)
         documents, examples = diagnosis.dataset.documents, _splits(diagnosis, arguments)
         tokenizer, prompt = diagnosis.tokenizer, diagnosis.prompt
@@ -156,6 +157,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         record={
             **_record(arguments, durations, _rows(diagnosis)),
             "prompt_style": prompt.style,
+            **({"hub_repository": repository} if repository else {}),
             "identity": run,
             "resumed_from_step": checkpoint and checkpoint.step,
         },
