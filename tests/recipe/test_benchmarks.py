@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from conftest import make_family
 
-from benchmarks import evaluation, measure, retrieval, train_step
+from benchmarks import corpus, evaluation, measure, retrieval, train_step
 from groundtune.examples import Row
 
 ROOT = Path(__file__).parents[2]
@@ -109,3 +112,27 @@ def test_memory_is_measured_in_a_process_for_each_side(decoder):
     assert 0 < case["ours_loaded_mb"] <= case["ours_peak_mb"] and 0 < case["theirs_loaded_mb"] <= case["theirs_peak_mb"]
     # What a padded row of 2,048 tokens takes must show, or nothing was measured.
     assert case["ratio_above_model"] < 1
+
+
+def test_a_corpus_is_made_indexed_and_searched_in_processes_of_their_own(static_embedding_folder, tmp_path):
+    pytest.importorskip("semantic_text_splitter", reason="needs the extra [documents]")
+    tokenizer = make_family("qwen", tmp_path / "family").folder / "tokenizer.json"
+    folder = tmp_path / "embedder"
+    shutil.copytree(static_embedding_folder, folder)
+    shutil.copy(tokenizer, folder)  # what counts the tokens
+    words = ["--quick", "--embedding_model", str(folder), "--folder", str(tmp_path / "made")]
+    done = subprocess.run([sys.executable, "-m", "benchmarks.corpus", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [row.get("case") for row in rows] == ["documents", "index", "search, 100 questions", None]
+    made, indexed, searched, _ = rows
+    assert made["passages"] == indexed["passages"] == searched["passages"] >= 300
+    assert made["passages_s"] > 0 and indexed["passages_s"] > 0 and searched["search_s"] > 0
+    assert all(row["peak_mb"] > 20 for row in rows[:3])
+
+
+def test_the_passages_of_the_corpus_are_all_different_and_about_as_long_as_real_ones():
+    made = list(islice(corpus.paragraphs(random.Random(0)), 5000))
+    assert len({*made}) == 5000 and len(corpus.sentences()) > 1000
+    lengths = sorted(map(len, made))
+    assert corpus._CHARACTERS <= lengths[0] and lengths[-1] < 1.5 * corpus._CHARACTERS
