@@ -37,7 +37,9 @@ def demo(argv: Sequence[str]) -> int:
     """Make the demo's data, unpack its models, and train."""
     from groundtune.demo import DESCRIPTION, prepare
 
-    parser = argparse.ArgumentParser(prog="groundtune demo", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(
+        prog="groundtune demo", description=DESCRIPTION, epilog="example: groundtune demo --output_dir runs/demo"
+    )
     parser.add_argument(
         "--output_dir", default="runs/demo", help="where data, model and report go (default: runs/demo)"
     )
