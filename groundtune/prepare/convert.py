@@ -195,7 +195,6 @@ def notes(summary: Summary) -> list[str]:
     """What the table does not say."""
     lines = [f"left out: {n:,} questions {reason}" for reason, n in summary.left_out.most_common()]
     if summary_has(summary, "no answer"):
-        lines.append(
-            "Examples without an answer serve to measure retrieval (groundtune index --eval_file); training leaves them out."
-        )
+        way = "groundtune index --eval_file"
+        lines.append(f"Examples without an answer serve to measure retrieval ({way}); training leaves them out.")
     return lines
