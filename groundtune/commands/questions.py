@@ -52,6 +52,13 @@ def parser() -> argparse.ArgumentParser:
         help="a model folder or hub name, or openai:URL of a server; its key is read from OPENAI_API_KEY",
     )
     made.add_argument("--generator_model", default="", help="with openai:URL, the model as the server calls it")
+    made.add_argument(
+        "--generator_options",
+        default="",
+        metavar="JSON",
+        help='fields for every request to a server; {"chat_template_kwargs": {"enable_thinking": false}} turns the '
+        "thoughts of a model off",
+    )
     made.add_argument("--question_prompt", type=Path, metavar="FILE", help="with {passage} and {number}")
     made.add_argument("--answer_prompt", type=Path, metavar="FILE", help="with {passage} and {question}")
     made.add_argument(
@@ -63,6 +70,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--checker", default="", help="the LLM that is asked, named as --generator (default: that one)")
     made.add_argument("--checker_model", default="", help="with openai:URL, the checker as the server calls it")
+    made.add_argument(
+        "--checker_options", default="", metavar="JSON", help="as --generator_options, where --checker is given"
+    )
     made.add_argument("--support_prompt", type=Path, metavar="FILE", help="with {passage}, {question} and {answer}")
     made.add_argument(
         "--embedding_model", default="", help="searches the passages of a question; without one BM25 does"
@@ -85,14 +95,14 @@ def main(argv: Sequence[str]) -> int:
     from groundtune.prepare.journal import Journal
 
     settings, load = _settings(arguments), _loader(arguments)
-    for name, model in (_generator(arguments), _checker(arguments)):
-        if name.startswith("openai:"):
-            load(name, model)  # what is wrong with its address is said now; a model here is loaded when it is asked
+    for who in (_generator(arguments), _checker(arguments)):
+        if who[0].startswith("openai:"):
+            load(*who)  # what is wrong with its address is said now; a model here is loaded when it is asked
     documents = read_documents(arguments.documents)
     passages = questions.sample_passages(documents, settings)
     if not passages:
         raise DataError([f"{arguments.documents}: no passage has {settings.min_words} words; lower --min_words"])
-    decisive = questions.what_decides_a_reply(settings, arguments.generator_model or arguments.generator)
+    decisive = questions.what_decides_a_reply(settings, _called(*_generator(arguments)))
     journal = Journal(arguments.output / "generated.jsonl", decisive)
     retriever = _retriever(arguments, documents)
     failures = _ask(arguments, settings, passages, journal, load)
@@ -114,13 +124,13 @@ def _settings(arguments: argparse.Namespace) -> Any:
         "question_prompt": read_prompt(arguments.question_prompt, "questions.txt"),
         "answer_prompt": read_prompt(arguments.answer_prompt, "answer.txt"),
         "support_prompt": read_prompt(arguments.support_prompt, "support.txt"),
-        "checker": arguments.checker_model or arguments.checker,
+        "checker": _called(*_checker(arguments)) if arguments.checker or arguments.checker_model else "",
     }
     return Settings(**own, **{f.name: getattr(arguments, f.name) for f in fields(Settings) if f.name not in own})
 
 
 def _ask(
-    arguments: argparse.Namespace, settings: Any, passages: Sequence[Any], journal: Any, load: Callable[[str, str], Any]
+    arguments: argparse.Namespace, settings: Any, passages: Sequence[Any], journal: Any, load: Callable[..., Any]
 ) -> list[str]:
     """Ask for all that the journal lacks; why requests failed."""
     from groundtune.prepare import questions, support
@@ -137,14 +147,21 @@ def _ask(
     return ask.failures
 
 
-def _generator(arguments: argparse.Namespace) -> tuple[str, str]:
-    """Its name, and what it is called on a server."""
-    return arguments.generator, arguments.generator_model
+def _generator(arguments: argparse.Namespace) -> tuple[str, str, str]:
+    """Its name; what it is called on a server, and the options of every request there."""
+    return arguments.generator, arguments.generator_model, arguments.generator_options
 
 
-def _checker(arguments: argparse.Namespace) -> tuple[str, str]:
-    """Who is asked about support, and its name on a server: what is not said of the checker is as for the generator."""
-    return arguments.checker or arguments.generator, arguments.checker_model or arguments.generator_model
+def _checker(arguments: argparse.Namespace) -> tuple[str, str, str]:
+    """The same of who is asked about support: another one, or another model where the generator is."""
+    if arguments.checker:
+        return arguments.checker, arguments.checker_model, arguments.checker_options
+    return arguments.generator, arguments.checker_model or arguments.generator_model, arguments.generator_options
+
+
+def _called(name: str, model: str, options: str) -> str:
+    """Who writes a reply, as the journal notes it: a server may move."""
+    return f"{model or name} {options}".strip()
 
 
 def _at_once(name: str, arguments: argparse.Namespace) -> int:
@@ -152,19 +169,20 @@ def _at_once(name: str, arguments: argparse.Namespace) -> int:
     return 4 * arguments.concurrency if name.startswith("openai:") else arguments.batch_size
 
 
-def _loader(arguments: argparse.Namespace) -> Callable[[str, str], Any]:
+def _loader(arguments: argparse.Namespace) -> Callable[..., Any]:
     """Loads a generator when it is first asked for, and lets go of it for another.
 
     A run that only changes the gates needs none.
     """
 
     @lru_cache(maxsize=1)
-    def load(name: str, model: str) -> Any:
+    def load(name: str, model: str, options: str) -> Any:
         from groundtune.prepare.generators import load_generator
 
         return load_generator(
             name,
             model=model,
+            options=options,
             concurrency=arguments.concurrency,
             requests_per_minute=arguments.requests_per_minute,
             batch_size=arguments.batch_size,
@@ -181,7 +199,11 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
         if (value := getattr(arguments, name)) < least.get(name, 0)
     ]
     if arguments.support == "lexical":
-        unused = [name for name in ("checker", "checker_model", "support_prompt") if getattr(arguments, name)]
+        unused = [
+            name
+            for name in ("checker", "checker_model", "checker_options", "support_prompt")
+            if getattr(arguments, name)
+        ]
         problems += [f"--{name}: has no meaning with --support lexical; give --support llm or both" for name in unused]
     problems += in_the_way("output", arguments.output, folder=True)
     if arguments.eval_share + arguments.test_share >= 1:

@@ -17,6 +17,7 @@ from groundtune.schema import Document
 
 Row = dict[str, Any]
 NOT_ANSWERED = "NOT ANSWERED"
+STILL_THINKING = "a reply ended in its thoughts; raise --max_new_tokens, or turn thinking off by --generator_options"
 PLACEHOLDERS = {
     "questions.txt": ("{passage}",),
     "answer.txt": ("{passage}", "{question}"),
@@ -93,8 +94,9 @@ class Asker:
         for start in range(0, len(jobs), self.batch):
             generator = self.load()
             messages = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + self.batch]]
-            texts = generator.complete(messages, self.max_new_tokens)
+            texts = list(map(without_thoughts, generator.complete(messages, self.max_new_tokens)))
             self.failures += generator.failures
+            self.failures += [STILL_THINKING] * (texts.count(None) - len(generator.failures))
             answered = zip(jobs[start : start + self.batch], texts, strict=True)
             self.journal.add({**job, **finish(text)} for job, text in answered if text is not None)
             self.report(stage, min(start + self.batch, len(jobs)), len(jobs))
@@ -141,6 +143,12 @@ def answer_prompt(settings: Settings, passage: Document, question: str) -> str:
 def fill(prompt: str, **texts: str) -> str:
     """The prompt with each `{name}` of `texts` replaced by its text; braces within the texts stay as they are."""
     return re.sub("|".join(f"{{{name}}}" for name in texts), lambda found: texts[found[0][1:-1]], prompt)
+
+
+def without_thoughts(text: str | None) -> str | None:
+    """What a reply says after its thoughts, if it has any; None if it ends before they do."""
+    spoken = (text or "").rpartition("</think>")[2]
+    return None if text is None or "<think>" in spoken else spoken.strip()
 
 
 def parse_questions(text: str, at_most: int) -> list[str]:

@@ -111,6 +111,28 @@ def test_questions_are_found_in_what_models_write(text):
     assert parse_questions(text, 2) == ["What does it cost?", "How heavy is it?"]
 
 
+@pytest.mark.parametrize(
+    "text, spoken",
+    [
+        ("It costs 7.", "It costs 7."),
+        ("<think>\nIs it 8? [[no]]\n</think>\n\nIt costs 7.", "It costs 7."),
+        ("It may be 8.</think> It costs 7.", "It costs 7."),  # the template had opened the thought
+        ("<think>Let me see", None),
+        (None, None),
+    ],
+)
+def test_thoughts_are_no_part_of_a_reply_and_a_reply_that_ends_in_them_is_none(text, spoken):
+    assert questions.without_thoughts(text) == spoken
+
+
+def test_a_reply_that_ended_in_its_thoughts_is_a_failure_and_is_asked_for_again(tmp_path):
+    thinks = lambda prompt: f"<think>Well ...{'' if 'number 3 ' in prompt else '</think>' + reply_to(prompt)}"  # noqa: E731
+    outcome, failures = make(tmp_path, FakeGenerator(thinks), documents(6), passages=6)
+    assert failures == [questions.STILL_THINKING] and outcome.counts["kept"] == 10
+    outcome, failures = make(tmp_path, FakeGenerator(), documents(6), passages=6)
+    assert outcome.counts["kept"] == 12 and not failures
+
+
 def test_a_question_that_begins_with_a_year_keeps_it():
     assert parse_questions("1984 was written by whom?", 2) == ["1984 was written by whom?"]
 
@@ -430,8 +452,10 @@ def test_a_server_is_asked_many_questions_at_once_and_its_answers_become_example
 
 def test_another_model_on_the_server_may_check_the_answers(server, database, tmp_path, capsys):
     flags = ("--generator", server.generator, "--generator_model", "m", "--min_words", 5, "--passages", 4)
-    assert run(database, "-o", tmp_path / "qa", *flags, "--support", "llm", "--checker_model", "judge") == 0
+    options = ("--generator_options", '{"chat_template_kwargs": {"enable_thinking": false}}')
+    assert run(database, "-o", tmp_path / "qa", *flags, *options, "--support", "llm", "--checker_model", "judge") == 0
     models = [body["model"] for *_, body in server.requests]
+    assert all(body["chat_template_kwargs"] == {"enable_thinking": False} for *_, body in server.requests)
     assert models == ["m"] * 12 + ["judge"] * 8
     said = capsys.readouterr().out
     assert re.search(r"answer not supported, says the LLM\W+0", said) and re.search(r"kept\W+8", said)
@@ -500,6 +524,7 @@ def test_a_model_loaded_here_writes_too(database, tmp_path, families, capsys):
         (["--generator", "x", "--answer_prompt", "gone.txt"], "gone.txt: cannot be read"),
         (["--generator", "x", "--support", "llm", "--support_prompt", "prompt.txt"], "lacks {passage} and {answer}"),
         (["--generator", "x", "--support", "llm", "--checker", "openai:localhost"], "'localhost' is no address"),
+        (["--generator", "openai:http://x/v1", "--generator_model", "m", "--generator_options", "[1]"], "no object"),
         (["--generator", "x", "--support", "words"], "invalid choice: 'words'"),
         (["--generator", "x", "--checker", "y"], "--checker: has no meaning with --support lexical"),
         (["--generator", "no/such/model"], "cannot load"),
