@@ -139,7 +139,10 @@ def _passages(
             summary.unread += 1
             summary.problems += error.problems[:1]
     if not seen:
-        raise DataError([*summary.problems, "no passage came out of any file, so nothing was written"])
+        names = ", ".join(file.source for file in found[:3]) + (", ..." if len(found) > 3 else "")
+        blank = f"{summary.blank} of the texts are blank, " if summary.blank else ""
+        problem = f"{names}: no passage came out of any file: {blank}{summary.unread} files cannot be read"
+        raise DataError([*summary.problems, f"{problem}; nothing was written"])
 
 
 def _of_file(file: Found, chunker: Chunker, options: ReadOptions, summary: Summary) -> Iterator[Document]:

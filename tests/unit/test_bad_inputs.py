@@ -93,18 +93,22 @@ def folder(tmp_path_factory, families) -> Path:
 
 
 def listing(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
+    """All files with their contents, and folders; but for the lock of a run, and the folder that holds nothing else."""
+    found = {p.relative_to(folder): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
+    locks = [path for path in found if path.name == ".run.lock"]
+    alone = [path.parent for path in locks if sum(path.parent in other.parents for other in found) == 1]
+    return {str(path): content for path, content in found.items() if path not in [*locks, *alone]}
 
 
 def refused(words: str, capsys) -> list[str]:
-    """The lines on standard error of a command that must end in 2 without a traceback."""
+    """What a command says that must end in 2 without a traceback; the doctor says it all on standard output."""
     try:
         status = main(words.split())
     except SystemExit as ended:
         status = ended.code
     said = capsys.readouterr()
     assert status == 2, said.err
-    return said.err.splitlines()
+    return [*said.err.splitlines(), *(said.out.splitlines() if words.startswith("doctor") else [])]
 
 
 @pytest.mark.parametrize("bad", ["missing", "empty", "folder"])

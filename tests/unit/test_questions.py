@@ -47,8 +47,8 @@ def reply_to(prompt: str) -> str:
     passage = re.search(r"The (\w+) number (\d+) costs (\d+) coins and weighs (\d+) grams", prompt)
     thing, number, price, weight = passage.groups()
     if "Answer to check:" in prompt:
-        figure = re.search(r"\d+", prompt.rpartition("Answer to check:")[2])[0]
-        return f"The passage says so.\n[[{'yes' if figure in (price, weight) else 'no'}]]"
+        figures = re.findall(r"\d+", prompt.rpartition("Answer to check:")[2])
+        return f"The passage says so.\n[[{'yes' if {*figures} & {price, weight} else 'no'}]]"
     if "Question:" not in prompt:
         return f"1. What does {thing} number {number} cost?\n2) How heavy is {thing} number {number}?\nThat is all."
     asked = prompt.rpartition("Question:")[2]
