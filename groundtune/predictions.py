@@ -133,7 +133,7 @@ def _prediction(row: dict[str, Any]) -> Prediction:
             gold_documents=tuple(map(_document, row["gold_docs"])),
             chat_history=tuple(Turn(turn["speaker"], turn["message"]) for turn in row["chat_history"]),
             source=row["source"],
-            gold_answers=tuple(row.get("gold_answers", ())),
+            gold_answers=tuple(answers) if len(answers := row.get("gold_answers", ())) > 1 else (),
             answerable=row.get("answerable", True),
         ),
         hits=hits,
