@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--passages", type=int, default=100_000, help="About so many are written")
     parser.add_argument("--embedding_model", help="Folder or hub name; default: the demo's all-MiniLM-L6-v2")
     parser.add_argument("--folder", type=Path, help="Where all of it goes; default: a temporary one")
-    parser.add_argument("--quick", action="store_true", help="300 passages")
+    parser.add_argument("--quick", action="store_true", help="300 passages, and no comparison with fewer")
     parser.add_argument("--search", type=Path, help="Only search the documents in this folder, in this process")
     options = parser.parse_args()
     options.passages = 300 if options.quick else options.passages
@@ -52,11 +52,12 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="groundtune-corpus-") as temporary:
         folder = options.folder or Path(temporary)
-        small = measured(folder / "small", _SMALL, options.embedding_model)
+        small = [] if options.quick else measured(folder / "small", _SMALL, options.embedding_model)
         rows = measured(folder / "corpus", options.passages, options.embedding_model)
-    for row, with_few in zip(rows, small, strict=True):
+    for row, with_few in zip(rows, small):
         row[f"peak_mb_with_{_SMALL}"] = with_few["peak_mb"]
         row["kb_a_passage"] = 1024 * (row["peak_mb"] - with_few["peak_mb"]) / max(1, row["passages"] - _SMALL)
+    for row in rows:
         print(json.dumps(row))
     print(json.dumps({"versions": versions()}))
     show(rows)
@@ -172,8 +173,8 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
             f"{row['wall_s']:.1f}",
             f"{row['passages_s']:.0f}" if "passages_s" in row else "",
             f"{row['peak_mb']:,.0f}",
-            f"{row[f'peak_mb_with_{_SMALL}']:,.0f}",
-            f"{row['kb_a_passage']:.2f}",
+            f"{row.get(f'peak_mb_with_{_SMALL}', 0):,.0f}",
+            f"{row.get('kb_a_passage', 0):.2f}",
             ", ".join(f"{name} {value:.2f}" for name, value in more.items()),
         )
     Console().print(table)
