@@ -121,7 +121,7 @@ def test_a_corpus_is_made_indexed_and_searched_in_processes_of_their_own(static_
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [row.get("case") for row in rows] == ["documents", "index", "search, 100 questions", None]
     made, indexed, searched, _ = rows
-    assert made["passages"] == indexed["passages"] == searched["passages"] >= 300
+    assert made["passages"] == indexed["passages"] == searched["passages"] > 150
     assert made["passages_s"] > 0 and indexed["passages_s"] > 0 and searched["search_s"] > 0
     assert all(row["peak_mb"] > 20 for row in rows[:3])
 
