@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
@@ -150,7 +151,8 @@ def unpack_decoder(folder: Path) -> Path:
     model.config.quantization_config = None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    gguf.unlink()
+    with suppress(PermissionError):  # on Windows, as long as something is mapped from it
+        gguf.unlink()
     (folder / "complete").touch()
     return folder
 

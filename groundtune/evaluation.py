@@ -16,6 +16,7 @@ from groundtune.groundedness import groundedness_scores
 from groundtune.metrics import retrieval_scores
 from groundtune.passages import CONTEXTS, Passages
 from groundtune.predictions import Evaluation, evaluation_of
+from groundtune.processes import in_shares, once
 from groundtune.prompt import Prompt
 from groundtune.schema import Document, Example, Hit, Prediction, Reply
 
@@ -63,21 +64,32 @@ class EndToEndEvaluator:
                 self.max_new_tokens,
             )
 
-    def __call__(self, model: Any, on_answer: Callable[[int], None] = lambda done: None) -> Evaluation:
-        """Evaluate `model`; `on_answer` is told how many more questions were answered."""
+    def __call__(
+        self, model: Any, on_answer: Callable[[int], None] = lambda done: None, in_step: bool = False
+    ) -> Evaluation:
+        """Evaluate `model`; `on_answer` is told how many more questions were answered.
+
+        Of several processes each answers its share of the questions, and all get the whole evaluation; `in_step`: each
+        has a part of the model only, so they answer every question together.
+        """
         begin = time.perf_counter()
-        generated = generate_greedy(
+        answer, n = partial(self._answer, model, on_answer), len(self.questions)
+        generated = answer(range(n)) if in_step else in_shares(n, answer)
+        seconds = once(lambda: time.perf_counter() - begin)
+        return self.score([self._reply(q, g) for q, g in zip(self.questions, generated)], seconds)
+
+    def _answer(self, model: Any, on_answer: Callable[[int], None], numbers: Sequence[int]) -> list[Generated]:
+        return generate_greedy(
             model,
-            [question.prompt_ids for question in self.questions],
+            [self.questions[i].prompt_ids for i in numbers],
             stop_ids=self.prompt.stop_ids,
             pad_id=self.pad_id,
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
             on_answer=on_answer,
             on_fewer=partial(setattr, self, "batch_size"),
-            sources=[example.source for example in self.examples],
+            sources=[self.examples[i].source for i in numbers],
         )
-        return self.score([self._reply(q, g) for q, g in zip(self.questions, generated)], time.perf_counter() - begin)
 
     def score(self, replies: Sequence[Reply], seconds: float) -> Evaluation:
         """The evaluation of replies to the evaluator's questions, in their order, that took `seconds` in all."""

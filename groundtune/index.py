@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,9 @@ class Index:
         """The k nearest documents of each query: scores and positions, both [queries, min(k, documents)]."""
         import faiss
 
+        if sys.platform == "darwin":
+            # PyTorch brings an OpenMP and FAISS another one, which crashes there as soon as it has threads.
+            faiss.omp_set_num_threads(1)
         # On the vectors as they are: an index of FAISS would hold a copy, and one that is read from a file has no
         # checksum, and a hostile one corrupts memory.
         k = min(k, len(self.documents))

@@ -75,7 +75,8 @@ def _run(method: str, argv: Sequence[str]) -> int:
     from groundtune.resume import AlreadyFinished
     from groundtune.train import train
 
-    if output.quiet or output.json:
+    main_process = arguments.training.process_index == 0
+    if output.quiet or output.json or not main_process:
         be_quiet()
     results = None
     with _prints_elsewhere(output.json):
@@ -86,8 +87,10 @@ def _run(method: str, argv: Sequence[str]) -> int:
             print(error, file=sys.stderr)
             return 1
         except AlreadyFinished as finished:
-            if not output.quiet:
+            if not output.quiet and main_process:
                 print(finished)
+    if not main_process:
+        return 0
     if results is not None and not output.json:
         _print_results(results, arguments)
     with _prints_elsewhere(output.json):
@@ -102,7 +105,7 @@ def _run(method: str, argv: Sequence[str]) -> int:
 def _pushed(arguments: Arguments) -> tuple[str, int]:
     """The address of a finished run on the hub, if it is to be there, and the exit status: 4 if it is not."""
     training = arguments.training
-    if not training.push_to_hub or training.process_index:
+    if not training.push_to_hub:
         return "", 0
 
     from groundtune.hub import Hub, NotPushed

@@ -18,6 +18,8 @@ from groundtune.arguments import (
     check_loading,
     check_model_name,
     check_retrieval,
+    no_room,
+    too_small,
 )
 from groundtune.endpoint import Endpoint
 from groundtune.files import in_the_way
@@ -91,10 +93,12 @@ class AnswerArguments:
     )
     right_metric: str = argument("generation/f1", "The score that decides whether an answer counts as right.")
     right_threshold: float = argument(0.5, "An answer is right if that score is at least so high.")
-    per_device_eval_batch_size: int = argument(8, "Questions answered at once on this machine.")
+    per_device_eval_batch_size: int = argument(16, "Questions answered at once on this machine.")
     bf16: bool | None = argument(None, "Compute in bfloat16. Default: wherever the hardware does so itself.")
     output_dir: str = argument(
-        "", "Folder for metrics, predictions and the report. Default: `evaluation` in a run's folder, else runs/NAME."
+        "",
+        "Folder for metrics, predictions and the report. Default: `evaluation` in a run's folder, else "
+        "runs/evaluate-NAME.",
     )
 
 
@@ -236,17 +240,7 @@ class InferenceArguments:
             (self.judge, "judge_max_new_tokens", 1),
             (self.answers, "per_device_eval_batch_size", 1),
         ]
-        problems = [
-            f"--{name}: {getattr(group, name)} is too small; the least is {smallest}"
-            for group, name, smallest in least
-            if getattr(group, name) < smallest
-        ]
-        if self.evaluation.max_new_tokens >= self.data.max_seq_length:
-            problems.append(
-                f"--max_new_tokens: {self.evaluation.max_new_tokens} leaves no room for a prompt in "
-                f"--max_seq_length {self.data.max_seq_length}"
-            )
-        return problems
+        return too_small(least) + no_room(self.data, self.evaluation)
 
 
 def _check_server(flag: str, value: str, options: str) -> list[str]:

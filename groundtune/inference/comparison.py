@@ -12,7 +12,7 @@ from typing import Any
 from groundtune.abstention import note
 from groundtune.files import DataError
 from groundtune.inference.outcomes import outcome_counts
-from groundtune.metrics import Interval, PairedDifference, greater_is_better, paired_difference
+from groundtune.metrics import PairedDifference, greater_is_better, paired_difference
 from groundtune.predictions import Evaluation, evaluation_of, read_predictions
 from groundtune.reporting.results import ABSTENTION, F1, SCORES, Change, most_changed, verdict
 from groundtune.schema import Prediction
@@ -164,20 +164,6 @@ def short_names(paths: Sequence[str]) -> list[str]:
     depth = next((d for d in range(1, longest) if len({p[-d:] for p in parts}) == len(parts)), longest)
     names = ["/".join(p[-depth:]) for p in parts]
     return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
-
-
-def cells(interval: Interval, n: int, metric: str, sign: str = "") -> tuple[str, str]:
-    """A value and its interval as they are shown: more decimals than the interval allows would only be noise."""
-    digits = 1 if metric == "generation/new_tokens" else 2 if n < 1000 else 3
-    return f"{interval.value:{sign}.{digits}f}", f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
-
-
-def verdict_word(found: PairedDifference, metric: str) -> str:
-    """`better`, `worse`, `unclear` or `same`; of tokens `fewer` or `more`, for short answers are cheap, not good."""
-    if found.wins == found.losses == 0:
-        return "same"
-    word = "unclear" if found.verdict == "no clear difference" else found.verdict
-    return {"better": "fewer", "worse": "more"}.get(word, word) if metric == "generation/new_tokens" else word
 
 
 def _by_question(predictions: Sequence[Prediction]) -> dict[Hashable, Prediction]:

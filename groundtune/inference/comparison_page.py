@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundtune.files import write_text
-from groundtune.inference.comparison import HOW_TO_READ, Comparison, cells, verdict_word
+from groundtune.inference.comparison import HOW_TO_READ, Comparison
 from groundtune.inference.outcomes import OUTCOMES, WITHOUT_ANSWER
 from groundtune.record import inputs, plain, run_facts
 from groundtune.reporting.plots import differences_plot, systems_plot
 from groundtune.reporting.report import callout, html_cells, html_changes, html_pairs, minus, page
+from groundtune.reporting.results import cells, verdict_word
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -104,6 +104,7 @@ def _load_local(name: str, batch_size: int) -> LocalGenerator:
     import torch
 
     from groundtune.arguments import ModelArguments, PromptArguments
+    from groundtune.attention import use_packed_attention
     from groundtune.models import ModelError, computes_bf16, load_model, load_tokenizer
     from groundtune.prompt import make_prompt
 
@@ -115,4 +116,6 @@ def _load_local(name: str, batch_size: int) -> LocalGenerator:
     except ModelError as error:
         raise DataError([str(error)]) from error
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return LocalGenerator(model.to(device), prompt, tokenizer.pad_token_id, batch_size)
+    model = model.to(device).eval().requires_grad_(False)
+    use_packed_attention(model)  # where it can: prompts are read without padding then
+    return LocalGenerator(model, prompt, tokenizer.pad_token_id, batch_size)

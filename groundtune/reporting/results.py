@@ -203,27 +203,38 @@ def comparison(results: Results) -> list[Row]:
 
 
 def _row(results: Results, group: str, label: str, metric: str) -> Row:
-    base, tuned = results.base.metrics[metric], results.tuned.metrics[metric]
-    if (n := results.base.scored(metric)) < results.base.n:
-        label = f"{label} (n = {n})"
-    # More decimals than the intervals allow would only be noise.
-    digits = 1 if metric == "generation/new_tokens" else 2 if results.base.n < 1000 else 3
+    base, tuned, n = results.base.metrics[metric], results.tuned.metrics[metric], results.base.n
+    if (scored := results.base.scored(metric)) < n:
+        label = f"{label} (n = {scored})"
     if _is_time(metric):
+        digits = _digits(n, metric)
         times = [f"{base.value:.{digits}f}", f"{tuned.value:.{digits}f}", f"{tuned.value - base.value:+.{digits}f}"]
         return Row(group, label, *((time, "") for time in times), "")
-
-    def cell(interval: Interval, sign: str = "") -> tuple[str, str]:
-        return f"{interval.value:{sign}.{digits}f}", f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
-
     found = results.differences[metric]
-    verdict = "unclear" if found.verdict == "no clear difference" else found.verdict
+    word = verdict_word(found, metric)
+    if group == "Retrieval" and word == "same":
+        return Row(group, label, cells(base, n, metric), ("", ""), ("same", ""), "")
+    shown = (cells(base, n, metric), cells(tuned, n, metric), cells(found, n, metric, "+"))
+    return Row(group, label, *shown, word)
+
+
+def cells(interval: Interval, n: int, metric: str, sign: str = "") -> tuple[str, str]:
+    """A mean or a difference over n questions, and its interval, as they are shown."""
+    digits = _digits(n, metric)
+    return f"{interval.value:{sign}.{digits}f}", f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+
+def _digits(n: int, metric: str) -> int:
+    """More decimals than the intervals allow would only be noise."""
+    return 1 if metric == "generation/new_tokens" else 2 if n < 1000 else 3
+
+
+def verdict_word(found: PairedDifference, metric: str) -> str:
+    """`better`, `worse`, `unclear` or `same`; of tokens `fewer` or `more`, for short answers are cheap, not good."""
     if found.wins == found.losses == 0:
-        verdict = "same"
-        if group == "Retrieval":
-            return Row(group, label, cell(base), ("", ""), ("same", ""), "")
-    elif metric == "generation/new_tokens":  # short answers are cheap, not good
-        verdict = {"better": "fewer", "worse": "more"}.get(verdict, verdict)
-    return Row(group, label, cell(base), cell(tuned), cell(found, "+"), verdict)
+        return "same"
+    word = "unclear" if found.verdict == "no clear difference" else found.verdict
+    return {"better": "fewer", "worse": "more"}.get(word, word) if metric == "generation/new_tokens" else word
 
 
 def evaluations(results: Results) -> list[list[str]]:

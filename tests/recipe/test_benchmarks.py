@@ -51,6 +51,13 @@ def test_training_against_padding_and_sharing(quick, decoder):
     assert "torch" in versions["versions"]
 
 
+def test_random_weights_in_the_shape_of_a_real_model(quick):
+    *cases, _ = quick(train_step, "--shape", "0.6B", "--against", "padded", "sharing")
+    assert [case["token_ratio"] > 1.01 for case in cases[1:]] == [True, True, True, False]
+    for case in cases:
+        check(case)
+
+
 @pytest.mark.skipif("trl" not in measure.versions() or measure.versions()["trl"] == "not installed", reason="no trl")
 @pytest.mark.parametrize("against", ["trl", "trl-tuned"])
 def test_training_against_trl(quick, decoder, against):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+import shutil
 from itertools import product
 
 import pytest
 import torch
+import torch._dynamo.utils
 from conftest import random_documents, random_history, random_text
 from torch.nn.functional import cross_entropy
 
 from groundtune.arguments import ModelArguments
-from groundtune.attention import NAME, Packed, Segment, attends_by_layout, use_packed_attention
+from groundtune.attention import NAME, Packed, Segment, _kernel_problem, attends_by_layout, use_packed_attention
 from groundtune.batching import IGNORED, collate, pack
 from groundtune.examples import Row, encode_rows
 from groundtune.loss import answer_loss
@@ -183,6 +185,64 @@ def test_the_block_mask_for_cuda_says_the_same_as_the_segments(window):
         columns = [i for j in segment.path for i in range(layout.segments[j].start, layout.segments[j].stop)]
         columns += range(segment.start, segment.stop)
         assert torch.equal(own, mask[segment.start : segment.stop][:, columns])
+
+
+@pytest.mark.parametrize("window", [None, 50, 300])
+def test_the_blocks_for_cuda_are_those_of_the_mask(window):
+    """None that is read is skipped, none that is not read is computed, and only whole ones go without a mask."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    rng = random.Random(0)
+    header = [rng.randrange(50) for _ in range(70)]
+    passages = [[rng.randrange(50) for _ in range(400)] for _ in range(3)]
+    sequences = [header + p + [rng.randrange(50) for _ in range(90)] for p, _ in product(passages, range(3))]
+    layout, _ = reads(sequences)
+    made, n = layout.block_mask(window, "cpu"), layout.segments[-1].stop
+    assert n % 128 and n > 1500
+    right = create_block_mask(made.mask_mod, None, None, 4096, 4096, device="cpu")
+    assert made.shape == right.shape and torch.equal(made.to_dense(), right.to_dense())
+    for a, b in ((made.full_kv_num_blocks, right.full_kv_num_blocks), (made.kv_num_blocks, right.kv_num_blocks)):
+        assert torch.equal(a, b)
+    assert made.full_kv_num_blocks.sum() > 0 or window == 50
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling for a CPU takes a compiler")
+def test_the_kernel_for_cuda_gives_what_the_segments_give_and_one_does_for_rows_of_many_lengths():
+    """Compiled for this CPU, where it has no gradient."""
+    rng = random.Random(0)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for length, window in product((40, 111, 300), (None, 64)):
+        passages = [[rng.randrange(50) for _ in range(length)] for _ in range(2)]
+        layout, _ = reads([p + [rng.randrange(50) for _ in range(40)] for p, _ in product(passages, range(2))])
+        query, key, value = (torch.randn(1, heads, layout.segments[-1].stop, 32) for heads in (4, 2, 2))
+        with torch.no_grad():
+            blocks = layout._attend_in_blocks(query, key, value, None, window)
+            assert torch.allclose(blocks, layout.attend(None, query, key, value, None, window), atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
+
+
+def blocks_from(change):
+    """FlexAttention in its place, with what `change` makes of the right output."""
+    return lambda layout, *inputs: change(layout._attend_by_segments(None, *inputs))
+
+
+@pytest.mark.parametrize("change, found", [(lambda x: x, None), (lambda x: x * x.detach().abs(), "gradients")])
+def test_a_kernel_with_other_gradients_is_not_used(family, monkeypatch, change, found):
+    monkeypatch.setattr(Packed, "_attend_in_blocks", blocks_from(change))
+    problem = _kernel_problem(family.model().config.get_text_config(), torch.float32, "cpu")
+    assert problem is None if found is None else found in problem
+
+
+def test_float32_queries_are_as_autocast_would_have_them(monkeypatch):
+    """The norms of a float32 model make float32 of queries and keys, where values come in bfloat16."""
+    seen = []
+    monkeypatch.setattr(
+        "groundtune.attention._flex_attention", lambda: lambda q, k, v, **_: seen.append((q, k, v)) or q
+    )
+    query, key, value = torch.randn(1, 4, 20, 8), torch.randn(1, 2, 20, 8), torch.randn(1, 2, 20, 8).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        Packed([Segment(0, 20)])._attend_in_blocks(query, key, value, None, None)
+    assert [x.dtype for x in seen[0]] == [torch.bfloat16] * 3
 
 
 def test_segments_cover_the_row_and_spell_every_sequence(family):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import groundtune.index
 from groundtune.embedding import Embedder
 from groundtune.files import sha256_of
-from groundtune.index import load_or_build_index
+from groundtune.index import Index, load_or_build_index
 from groundtune.schema import Document
 
 
@@ -352,3 +352,15 @@ def test_search_is_exact_and_asks_for_no_more_than_there_is():
     np.testing.assert_array_equal(positions, expected)
     np.testing.assert_allclose(scores, np.take_along_axis(queries @ vectors.T, expected, axis=1), rtol=1e-5)
     assert index.search(queries, 80)[1].shape == (9, 50)
+
+
+def test_on_macos_the_search_has_one_thread(monkeypatch):
+    """FAISS and PyTorch each bring an OpenMP there, and the second one crashes in its first parallel loop."""
+    import faiss
+
+    threads = []
+    monkeypatch.setattr(faiss, "omp_set_num_threads", threads.append)
+    index = Index(tiny_documents(), vectors_of(tiny_documents()))
+    monkeypatch.setattr("sys.platform", "darwin")
+    index.search(index.vectors[:1], 1)
+    assert threads == [1]
