@@ -19,14 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
-
-from benchmarks.measure import versions
-from groundtune.embedding import Embedder
-from groundtune.files import read_documents
-from groundtune.index import load_or_build_index
 
 _SMALL = 100  # passages with which a command takes as much memory as with none
 _PER_FILE = 20
@@ -59,7 +53,10 @@ def main() -> int:
         row["kb_a_passage"] = 1024 * (row["peak_mb"] - with_few["peak_mb"]) / max(1, row["passages"] - _SMALL)
     for row in rows:
         print(json.dumps(row))
-    print(json.dumps({"versions": versions()}))
+    if not options.quick:
+        from benchmarks.measure import versions
+
+        print(json.dumps({"versions": versions()}))
     show(rows)
     return 0
 
@@ -99,6 +96,12 @@ def alone(module: str, words: Sequence[str]) -> dict[str, Any]:
 
 def search(folder: Path, embedding_model: str) -> dict[str, Any]:
     """Seconds to load documents and index, and to embed and search the questions, each for its four best passages."""
+    import numpy as np
+
+    from groundtune.embedding import Embedder
+    from groundtune.files import read_documents
+    from groundtune.index import load_or_build_index
+
     begin = time.perf_counter()
     embedder, documents = Embedder(embedding_model), read_documents(folder / "documents.jsonl")
     index = load_or_build_index(folder / "index", documents, embedder)
