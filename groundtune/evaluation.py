@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from groundtune.abstention import answer_scores, unknown_texts
 from groundtune.examples import Question, encode_questions
 from groundtune.generation import Generated, generate_greedy
 from groundtune.groundedness import groundedness_scores
-from groundtune.metrics import generation_scores, retrieval_scores
+from groundtune.metrics import retrieval_scores
 from groundtune.passages import CONTEXTS, Passages
 from groundtune.predictions import Evaluation, evaluation_of
 from groundtune.processes import in_shares, once
@@ -122,7 +123,7 @@ def score_replies(
     A reply that failed has no scores but the retriever's. Questions are searched and answered many at once: the time of
     one is its share of `retrieval_seconds` and `generation_seconds`.
     """
-    n = len(examples)
+    n, unknown = len(examples), unknown_texts(examples)
     return [
         Prediction(
             example=example,
@@ -134,7 +135,7 @@ def score_replies(
             new_tokens=reply.new_tokens,
             scores={
                 **(_retrieval(example, found, retrieval_seconds / n) if context == "retrieved" else {}),
-                **_generation(example, passages, reply, generation_seconds / n),
+                **_generation(example, passages, reply, generation_seconds / n, unknown),
             },
             context=context,
             read=tuple(passages),
@@ -145,15 +146,20 @@ def score_replies(
 
 
 def _retrieval(example: Example, hits: Sequence[Hit], seconds: float) -> dict[str, float]:
+    seconds_of_one = {"latency/retrieval_s": seconds}
+    if not example.answerable:  # no passage holds what is asked: there is nothing to find
+        return seconds_of_one
     ranked, gold = [hit.document.id for hit in hits], {document.id for document in example.gold_documents}
-    return {**retrieval_scores(ranked, gold, ks=(1, len(hits))), "latency/retrieval_s": seconds}
+    return {**retrieval_scores(ranked, gold, ks=(1, len(hits))), **seconds_of_one}
 
 
-def _generation(example: Example, read: Sequence[Document], reply: Reply, seconds: float) -> dict[str, float]:
+def _generation(
+    example: Example, read: Sequence[Document], reply: Reply, seconds: float, unknown: frozenset[str]
+) -> dict[str, float]:
     if reply.failure:
         return {}
     return {
-        **generation_scores(reply.text, example.acceptable_answers),
+        **answer_scores(reply.text, example, unknown),
         **(groundedness_scores(reply.text, read) if read else {}),
         "generation/unfinished": float(not reply.finished),
         **({} if reply.new_tokens is None else {"generation/new_tokens": float(reply.new_tokens)}),

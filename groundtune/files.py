@@ -320,6 +320,21 @@ def _why_not_opened(path: Path, error: Exception) -> str:
     return f"no such file: {path}; " + (f"did you mean {' or '.join(near)}?" if near else "check the path")
 
 
+def in_the_way(flag: str, path: FilePath, folder: bool = False) -> list[str]:
+    """Why no file, or `folder`, can be written at `path`, seen before there is anything to write; empty if it can."""
+    path = Path(path)
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        return [f"--{flag}: {path} cannot be made: {above} is a file; name another {'folder' if folder else 'file'}"]
+    if folder and path.exists() and not path.is_dir():
+        return [f"--{flag}: {path} is a file; name a folder, new or existing"]
+    if not folder and path.is_dir():
+        return [f"--{flag}: {path} is a folder; name a file"]
+    if not os.access(path if path.is_dir() else above, os.W_OK):
+        return [f"--{flag}: {path} cannot be written; change its permissions, or name another"]
+    return []
+
+
 @contextmanager
 def replacing(path: FilePath) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` in one step when the block ends, and vanishes if it raises.

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +30,17 @@ class Index:
     documents: Sequence[Document]
     vectors: np.ndarray
 
-    @cached_property
-    def _faiss(self) -> Any:
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest documents of each query: scores and positions, both [queries, min(k, documents)]."""
         import faiss
 
         if sys.platform == "darwin":
             # PyTorch brings an OpenMP and FAISS another one, which crashes there as soon as it has threads.
             faiss.omp_set_num_threads(1)
-        # Rebuilt from the vectors and never read from a file: FAISS files carry no checksum, and a hostile one
-        # corrupts memory.
-        index = faiss.IndexFlatIP(self.vectors.shape[1])
-        index.add(self.vectors)
-        return index
-
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest documents of each query: scores and positions, both [queries, min(k, documents)]."""
-        return self._faiss.search(queries, min(k, len(self.documents)))
+        # On the vectors as they are: an index of FAISS would hold a copy, and one that is read from a file has no
+        # checksum, and a hostile one corrupts memory.
+        k = min(k, len(self.documents))
+        return faiss.knn(queries, self.vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
 
 
 def load_or_build_index(folder: str | Path, documents: Sequence[Document], embedder: Embedder) -> Index:
@@ -56,26 +50,38 @@ def load_or_build_index(folder: str | Path, documents: Sequence[Document], embed
     that is damaged or does not match is a warning and is embedded anew, never searched.
     """
     store = Path(folder) / _fingerprint(embedder.settings)
-    known = _read(store, embedder.settings)
-    missing = [document for document in documents if document.id not in known]
-    if missing:
-        logger.info("embedding %d of %d documents with %s", len(missing), len(documents), embedder.name)
-        known.update(zip((d.id for d in missing), embedder.embed_documents([d.text for d in missing])))
+    known, cached = _read(store, embedder.settings)
     ids = [document.id for document in documents]
-    vectors = np.stack([known[id] for id in ids])
+    missing = [i for i, id in enumerate(ids) if id not in known]
+    if not missing:
+        vectors = cached if ids == list(known) else cached[[known[id] for id in ids]]
+    else:
+        logger.info("embedding %d of %d documents with %s", len(missing), len(documents), embedder.name)
+        vectors = embedder.embed_documents([documents[i].text for i in missing])
+        if len(missing) < len(ids):
+            vectors = _merged(vectors, missing, cached, {i: known[id] for i, id in enumerate(ids) if id in known})
     if missing or len(known) != len(ids):
         _write(store, ids, vectors, embedder)
     return Index(documents, vectors)
+
+
+def _merged(new: np.ndarray, at: list[int], cached: np.ndarray, rows: dict[int, int]) -> np.ndarray:
+    """The `new` vectors at their positions, and at each position of `rows` that row of the cached ones."""
+    vectors = np.empty((len(at) + len(rows), new.shape[1]), dtype=np.float32)
+    vectors[at] = new
+    vectors[list(rows)] = cached[list(rows.values())]
+    return vectors
 
 
 def _fingerprint(settings: dict[str, Any]) -> str:
     return _sha256_of_json({"format": _FORMAT, **settings})[:16]
 
 
-def _read(store: Path, settings: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Vector by document id; empty where there is no complete and undamaged cache."""
+def _read(store: Path, settings: dict[str, Any]) -> tuple[dict[str, int], np.ndarray]:
+    """Row by document id, and the vectors in their rows; none where there is no complete and undamaged cache."""
+    nothing = {}, np.empty((0, 0), dtype=np.float32)
     if not (store / MANIFEST).exists():
-        return {}
+        return nothing
     try:
         manifest = read_manifest(store)
         if manifest["fingerprint"] != store.name:
@@ -86,10 +92,10 @@ def _read(store: Path, settings: dict[str, Any]) -> dict[str, np.ndarray]:
             vectors = np.load(file, allow_pickle=False)
         if vectors.dtype != np.float32 or vectors.shape != (len(manifest["ids"]), manifest["dimensions"]):
             raise ValueError(f"vectors.npy is {vectors.dtype} {vectors.shape}, the manifest says otherwise")
-        return dict(zip(manifest["ids"], vectors))
+        return {id: row for row, id in enumerate(manifest["ids"])}, vectors
     except (Damaged, OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("the index in %s is damaged (%s); embedding all documents anew", store, error)
-        return {}
+        return nothing
 
 
 def _plain(settings: dict[str, Any]) -> Any:

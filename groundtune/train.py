@@ -18,7 +18,7 @@ from groundtune.checks import counts
 from groundtune.doctor import Diagnosis, diagnose, doctor_command, summary
 from groundtune.embedding import Embedder
 from groundtune.evaluation import EndToEndEvaluator, Evaluation
-from groundtune.files import DataError, sha256_of
+from groundtune.files import DataError, in_the_way, sha256_of
 from groundtune.hub import Hub
 from groundtune.index import load_or_build_index
 from groundtune.methods import METHODS, Method
@@ -66,8 +66,9 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
     with _timed("read and check", durations):
         diagnosis = diagnose(arguments)
         diagnosis.raise_errors()
+        repository = ""
         if training.push_to_hub and training.process_index == 0:
-            Hub(training).create()  # a hub that cannot be used is said now, and not after the training
+            repository = Hub(training).create()  # a hub that cannot be used is said now, and not after the training
         notes += _tell(diagnosis, arguments)
         documents, examples = diagnosis.dataset.documents, _splits(diagnosis, arguments)
         tokenizer, prompt = diagnosis.tokenizer, diagnosis.prompt
@@ -161,6 +162,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         record={
             **_record(arguments, durations, _rows(diagnosis)),
             "prompt_style": prompt.style,
+            **({"hub_repository": repository} if repository else {}),
             "identity": run,
             "resumed_from_step": checkpoint and checkpoint.step,
         },
@@ -174,6 +176,8 @@ def _check(arguments: Arguments) -> None:
     problems = [*arguments.check(), *flash_attention_problems(arguments.model), *compile_problems(arguments.training)]
     problems += metric_problems(arguments.training) + loss_problems(arguments.training)
     problems += tracker_problems(arguments.training.report_to)
+    if arguments.data.full_dataset_index_path:
+        problems += in_the_way("full_dataset_index_path", arguments.data.full_dataset_index_path, folder=True)
     if arguments.output.push_report and not arguments.training.push_to_hub:
         problems.append("--push_report: nothing is pushed; give --push_to_hub too")
     if problems:

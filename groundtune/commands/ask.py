@@ -29,7 +29,7 @@ EXAMPLES = """examples:
   groundtune ask runs/my_qa_model
   groundtune ask --generator openai:http://localhost:8000/v1 --generator_model my-model --question "Can I return it?" \\
       --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2"""
-COMMANDS = "/sources: the passages in full; /new: forget what was said; /quit or Ctrl-D: leave"
+COMMANDS = "/sources: the passages in full; /new: forget what was said; Ctrl-C: stop an answer; /quit or Ctrl-D: leave"
 _WITHOUT = {
     *(field.name for group in (JudgeArguments, AnswerArguments) for field in fields(group)),
     "eval_file", "eval_max_samples", "bootstrap_samples",
@@ -94,6 +94,8 @@ def _converse(dialogue: Dialogue) -> None:
         elif question:
             try:
                 sources = _show(dialogue, question)
+            except KeyboardInterrupt:
+                print("\nstopped; this question and its answer are forgotten")
             except DataError as error:  # too long, or the server is gone: the dialogue goes on
                 print(*error.problems, sep="\n", file=sys.stderr)
 

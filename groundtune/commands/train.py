@@ -15,7 +15,7 @@ from groundtune.commands.parsing import at_their_lines, parse_arguments
 from groundtune.commands.terminal import add_output_flags, be_quiet
 from groundtune.commands.training_help import training_help
 from groundtune.durable import disk_errors
-from groundtune.files import DataError
+from groundtune.files import DataError, write_text
 from groundtune.signals import Stopped, watched
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ def demo(argv: Sequence[str]) -> int:
     """Make the demo's data, unpack its models, and train."""
     from groundtune.demo import DESCRIPTION, prepare
 
-    parser = argparse.ArgumentParser(prog="groundtune demo", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(
+        prog="groundtune demo", description=DESCRIPTION, epilog="example: groundtune demo --output_dir runs/demo"
+    )
     parser.add_argument(
         "--output_dir", default="runs/demo", help="where data, model and report go (default: runs/demo)"
     )
@@ -108,11 +110,25 @@ def _pushed(arguments: Arguments) -> tuple[str, int]:
 
     from groundtune.hub import Hub, NotPushed
 
+    folder = Path(training.output_dir)
     try:
-        return Hub(training).push(Path(training.output_dir), report=arguments.output.push_report), 0
+        pushed = Hub(training).push(folder, arguments.output.push_report, lambda name: _name_on_card(folder, name))
+        return pushed, 0
     except NotPushed as error:
         print(error, file=sys.stderr)
         return "", 4
+
+
+def _name_on_card(folder: Path, name: str) -> None:
+    """Let card and record say where the run is published: it may have ended before that was known."""
+    from groundtune.reporting.card import published_as
+
+    record, card = (folder / file for file in ("run.json", "README.md"))
+    run = json.loads(record.read_text("utf-8"))
+    if run.get("hub_repository") != name and card.is_file():
+        write_text(card, published_as(name, card.read_text("utf-8"), run))
+        run["hub_repository"] = name
+        write_text(record, json.dumps(run, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
 def _print_results(results: Results, arguments: Arguments) -> None:

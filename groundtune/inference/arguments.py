@@ -22,6 +22,7 @@ from groundtune.arguments import (
     too_small,
 )
 from groundtune.endpoint import Endpoint
+from groundtune.files import in_the_way
 from groundtune.passages import CONTEXTS
 
 SERVER = "openai:"
@@ -183,6 +184,10 @@ class InferenceArguments:
         for name in ("eval_file", "full_dataset_file_path")[not has_examples :]:
             if (path := getattr(data, name)) and not Path(path).is_file():
                 problems.append(f"--{name}: no such file: {path}; give the path of an existing file")
+        if searches and data.full_dataset_index_path:
+            problems += in_the_way("full_dataset_index_path", data.full_dataset_index_path, folder=True)
+        if has_examples and self.answers.output_dir:
+            problems += in_the_way("output_dir", self.answers.output_dir, folder=True)
         unknown = [context for context in self.contexts if context not in CONTEXTS]
         if unknown:
             problems.append(f"--contexts: unknown: {', '.join(unknown)}; choose from {', '.join(CONTEXTS)}, or all")
@@ -209,7 +214,8 @@ class InferenceArguments:
         from groundtune.metrics import METRICS  # here, for it takes numpy, and -h is to come at once
 
         judge, problems = self.judge, []
-        known = [name for name in METRICS if "@" not in name and "*" not in name]
+        # Of those that every answer has.
+        known = [name for name in METRICS if "@" not in name and "*" not in name and not name.startswith("abstained/")]
         if self.answers.right_metric not in known and not self.answers.right_metric.startswith("judge/"):
             problems.append(f"--right_metric: {self.answers.right_metric} is unknown; choose from {', '.join(known)}")
         if self.answers.right_metric.startswith("judge/") and not judge.judge:

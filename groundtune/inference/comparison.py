@@ -9,11 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from groundtune.abstention import note
 from groundtune.files import DataError
 from groundtune.inference.outcomes import outcome_counts
 from groundtune.metrics import PairedDifference, greater_is_better, paired_difference
 from groundtune.predictions import Evaluation, evaluation_of, read_predictions
-from groundtune.reporting.results import F1, SCORES, Change, most_changed, verdict
+from groundtune.reporting.results import ABSTENTION, F1, SCORES, Change, most_changed, verdict
 from groundtune.schema import Prediction
 
 HOW_TO_READ = (
@@ -58,7 +59,7 @@ class Comparison:
         judges = {name: f"Judge: {name.partition('/')[2]}" for name in measured if name.startswith("judge/")}
         recalls = sorted((n for n in measured if "/recall@" in n), key=lambda n: int(n.partition("@")[2]))
         retrieval = {name: name.partition("/")[2].capitalize() for name in recalls} | {"retrieval/mrr": "MRR"}
-        labels = SCORES | judges | _OTHERS | retrieval
+        labels = SCORES | ABSTENTION | judges | _OTHERS | retrieval
         return {name: label for name, label in labels.items() if name in measured}
 
     @cached_property
@@ -83,7 +84,13 @@ class Comparison:
     def outcomes(self) -> dict[str, dict[str, int]]:
         """By system, how many questions had which outcome; empty if the outcomes are not known."""
         counts = {name: outcome_counts(e.predictions) for name, e in self.evaluations.items()}
-        return counts if all(e.predictions[0].outcome for e in self.evaluations.values()) else {}
+        known = all(any(p.outcome for p in e.predictions) for e in self.evaluations.values())
+        return counts if known else {}
+
+    @property
+    def unanswerable(self) -> str:
+        """What a reader must know if some questions have no answer."""
+        return note([prediction.example for prediction in self.evaluations[self.reference].predictions])
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,27 @@ def test_a_changed_or_new_document_is_embedded_alone(built):
     documents.append(Document("new"))
     assert build(built, documents) == [documents[2].text, "new"]
     assert build(built, documents) == []
+
+
+def test_old_and_new_vectors_stand_at_the_places_of_their_documents(built):
+    documents = tiny_documents()[::-1]
+    documents[1:1] = [Document("new"), Document("newer")]
+    assert build(built, documents) == ["new", "newer"]
+    assert build(built, documents[:1] + documents) == []  # a document that is there twice has its vector twice
+
+
+def test_vectors_are_held_once_also_after_a_search(built, monkeypatch):
+    from groundtune.index import Index
+
+    embedder = FakeEmbedder()
+    index = load_or_build_index(built, tiny_documents(), embedder)
+    index.search(embedder.embed_questions(["book"]), 2)
+    assert vars(index).keys() == {field.name for field in fields(Index)} == {"documents", "vectors"}
+    # What was embedded anew is what is written and searched, and no copy of it.
+    made = []
+    monkeypatch.setattr(FakeEmbedder, "embed_documents", lambda self, texts: made.append(self._embed(texts)) or made[0])
+    index = load_or_build_index(built / "new", tiny_documents(), embedder)
+    assert index.vectors is made[0]
 
 
 def test_removed_documents_vanish(built):
