@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from groundtune.durable import MANIFEST, Damaged, read_manifest, write_manifest
+from groundtune.durable import MANIFEST, Damaged, disk_errors, read_manifest, write_manifest
 from groundtune.embedding import Embedder
 from groundtune.schema import Document
 
@@ -49,7 +49,7 @@ def load_or_build_index(folder: str | Path, documents: Sequence[Document], embed
     """The documents' vectors, from the cache in `folder` where it matches, embedding only what is missing.
 
     Each fingerprint of the embedding model has a subfolder of its own, so that models do not evict each other. A file
-    that is damaged or does not match is a warning and is embedded anew, never searched.
+    that is damaged or does not match is a warning and is embedded anew, never searched. Raises `DiskError`.
     """
     store = Path(folder) / _fingerprint(embedder.settings)
     known = _read(store, embedder.settings)
@@ -60,7 +60,8 @@ def load_or_build_index(folder: str | Path, documents: Sequence[Document], embed
     ids = [document.id for document in documents]
     vectors = np.stack([known[id] for id in ids])
     if missing or len(known) != len(ids):
-        _write(store, ids, vectors, embedder)
+        with disk_errors(store, needed=vectors.nbytes):
+            _write(store, ids, vectors, embedder)
     return Index(documents, vectors)
 
 
