@@ -298,10 +298,8 @@ def test_a_server_that_goes_away_halfway_loses_no_answer_and_is_reported(
     assert found["evaluations"]["gold"][MODEL]["generation/exact_match"]["value"] == 1
     assert found["evaluations"]["closed_book"][MODEL]["failed"] == 6
     (failure,) = found["failures"]
-    assert (
-        failure.startswith("closed_book: 6 of 6 answers failed and are in no mean (first: ")
-        and "no more credit" in failure
-    )
+    assert failure.startswith("closed_book: 6 of 6 answers failed and are in no mean (first: ")
+    assert "no more credit" in failure
     assert "6 of 6 answers failed" in (tmp_path / "out/evaluation.html").read_text("utf-8")
 
 

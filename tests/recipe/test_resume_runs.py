@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -147,6 +148,15 @@ def test_a_full_disk_ends_a_run_with_status_3_and_one_line(command, tmp_path, mo
         line.startswith(str(tmp_path / "run/checkpoint-2")) and "bytes are needed" in line and "bytes are free" in line
     )
     assert train_command("swr", command()) == 0
+
+
+def test_a_run_that_diverges_ends_with_status_1_and_names_its_rows_by_file_and_line(command, data_folder, capsys):
+    assert train_command("swr", command(learning_rate=1e30)) == 1
+    said = capsys.readouterr().err
+    line = (
+        rf"^step \d: the loss is \w+, stopped before the weights changed; its rows are {data_folder}/train.jsonl:\d; "
+    )
+    assert re.search(line, said, re.MULTILINE) and "Traceback" not in said
 
 
 def test_a_second_run_in_one_folder_is_refused_and_touches_nothing(command, tmp_path, monkeypatch, capsys):
