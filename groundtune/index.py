@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from groundtune.durable import MANIFEST, Damaged, disk_errors, read_manifest, write_manifest
 from groundtune.embedding import Embedder
+from groundtune.files import DataError
 from groundtune.schema import Document
 
 logger = logging.getLogger(__name__)
@@ -49,28 +53,63 @@ def load_or_build_index(folder: str | Path, documents: Sequence[Document], embed
     """The documents' vectors, from the cache in `folder` where it matches, embedding only what is missing.
 
     Each fingerprint of the embedding model has a subfolder of its own, so that models do not evict each other. A file
-    that is damaged or does not match is a warning and is embedded anew, never searched. Raises `DiskError`.
+    that is damaged or does not match is a warning and is embedded anew, never searched. Of two runs that want the same
+    index at the same time, one embeds and the other waits. Raises `DiskError`, and `DataError` for a folder that cannot
+    be written to.
     """
     store = Path(folder) / _fingerprint(embedder.settings)
-    known = _read(store, embedder.settings)
+    known = _read(store, embedder.settings, tell=False)
+    if known.keys() != {document.id for document in documents}:
+        with disk_errors(store), _held(store):
+            known = _completed(store, documents, embedder)
+    return Index(documents, np.stack([known[document.id] for document in documents]))
+
+
+def _completed(store: Path, documents: Sequence[Document], embedder: Embedder) -> dict[str, np.ndarray]:
+    """Vector by document id, those that were missing embedded, and all of them written."""
+    known = _read(store, embedder.settings)  # again: another run may have written it meanwhile
     missing = [document for document in documents if document.id not in known]
     if missing:
         logger.info("embedding %d of %d documents with %s", len(missing), len(documents), embedder.name)
         known.update(zip((d.id for d in missing), embedder.embed_documents([d.text for d in missing])))
-    ids = [document.id for document in documents]
-    vectors = np.stack([known[id] for id in ids])
+    ids = list(dict.fromkeys(document.id for document in documents))
     if missing or len(known) != len(ids):
+        vectors = np.stack([known[id] for id in ids])
         with disk_errors(store, needed=vectors.nbytes):
             _write(store, ids, vectors, embedder)
-    return Index(documents, vectors)
+    return known
+
+
+@contextmanager
+def _held(store: Path) -> Iterator[None]:
+    """The folder for one process: two would write into the same files, and a manifest would vouch for the mixture."""
+    lock = FileLock(store / ".lock")
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("another process writes the index in %s; waiting for it", store)
+            lock.acquire()
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        problem = f"--full_dataset_index_path: {store} cannot be written to ({error.strerror}); name another folder"
+        raise DataError([problem]) from error
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", None) not in (None, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        logger.warning("%s is on a file system without locks: see to it that no second run writes there", store)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _fingerprint(settings: dict[str, Any]) -> str:
     return _sha256_of_json({"format": _FORMAT, **settings})[:16]
 
 
-def _read(store: Path, settings: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Vector by document id; empty where there is no complete and undamaged cache."""
+def _read(store: Path, settings: dict[str, Any], tell: bool = True) -> dict[str, np.ndarray]:
+    """Vector by document id; empty where there is no complete and undamaged cache, which it can `tell`."""
     if not (store / MANIFEST).exists():
         return {}
     try:
@@ -85,7 +124,8 @@ def _read(store: Path, settings: dict[str, Any]) -> dict[str, np.ndarray]:
             raise ValueError(f"vectors.npy is {vectors.dtype} {vectors.shape}, the manifest says otherwise")
         return dict(zip(manifest["ids"], vectors))
     except (Damaged, OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("the index in %s is damaged (%s); embedding all documents anew", store, error)
+        if tell:
+            logger.warning("the index in %s is damaged (%s); embedding all documents anew", store, error)
         return {}
 
 
