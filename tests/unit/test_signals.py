@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,7 @@ def test_signals_are_heard_while_a_library_computes(first, second):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", LIBRARY], cwd=ROOT, **pipes) as process:
         assert process.stdout.readline() == "begun\n"
+        time.sleep(0.5)  # and now it is in the library
         process.send_signal(getattr(signal, first))
         assert process.stderr.readline() == f"{first}: finishing the step; a second signal leaves at once\n"
         process.send_signal(getattr(signal, second))
