@@ -391,10 +391,11 @@ def _mass(found: Sequence[Finding], dataset: Dataset) -> str:
     total = dataset.entries[file]
     share = len({finding.where for finding in found}) / total
     worst, *others = sorted(found, key=lambda finding: -(finding.tokens or 0))[:_NAMED]
-    problem, _, way_out = worst.message.rpartition("; ")
-    next_to_it = " and ".join(f.where + (f" ({f.tokens:,} tokens)" if f.tokens else "") for f in others)
-    percent = f"{100 * share:.0f}" if share > 0.01 else f"{100 * share:.1g}"
+    then = " and ".join(
+        f"{place(f.where)[1]}" + (f" ({f.tokens:,} tokens)" if f.tokens is not None else "") for f in others
+    )
+    percent = f"{100 * share:.0f}" if share >= 0.01 else f"{100 * share:.1g}"
     return (
-        f"{file}: {len(found):,} x {TITLES[worst.check]} ({percent} % of {total:,} {things}): "
-        f"{'the longest, ' if worst.tokens else ''}{worst.where}, {worst.field} {problem}; then {next_to_it}; {way_out}"
+        f"{file}: {len(found):,} x {TITLES[worst.check]} ({percent} % of {total:,} {things}); "
+        f"the {'first' if worst.tokens is None else 'longest'}: {worst}; then lines {then}"
     )

@@ -262,9 +262,9 @@ def test_a_kind_that_a_file_is_full_of_is_one_line_with_number_share_places_and_
         assert told == [f"warning: {f}" for f in found if "train" in f.where] and len(told) == 5
     else:
         assert told == [
-            "warning: train.jsonl: 6 x history whose speakers do not alternate (75 % of 8 examples): train.jsonl:2, "
-            "chat_history[0].speaker is 'user', and the question follows without an answer; then train.jsonl:3 and "
-            "train.jsonl:4; add it, or move the turn to the question"
+            "warning: train.jsonl: 6 x history whose speakers do not alternate (75 % of 8 examples); the first: "
+            "train.jsonl:2: chat_history[0].speaker: is 'user', and the question follows without an answer; add it, or "
+            "move the turn to the question; then lines 3 and 4"
         ]
 
 
@@ -273,7 +273,9 @@ def test_a_share_counts_lines_and_those_that_are_left_out_too(data):
     data["train"] = [{**data["train"][0], "question": "", "gold_answer": " "} for _ in range(3)] + data["train"] * 2
     dataset = read_dataset(write(data))
     (line,) = [line for line in condensed(check_texts(dataset), dataset) if "blank" in line]
-    assert line.startswith("warning: train.jsonl: 6 x blank question or answer, left out (33 % of 9 examples): ")
+    assert line.startswith(
+        "warning: train.jsonl: 6 x blank question or answer, left out (33 % of 9 examples); the first: "
+    )
 
 
 def test_a_finding_names_file_and_line_for_machines():
