@@ -196,7 +196,8 @@ def test_many_documents_that_are_too_long_are_one_line_with_the_longest_and_each
     assert line == (
         f"warning: {file}: {len(found)} x document longer than the embedding model reads "
         f"({100 * len(found) / 13:.0f} % of 13 documents); the longest: {file}:11: page_content: has 102 tokens, and "
-        f"{bert_embedding_folder} reads 24; split it, or its end is not found; then lines 12 (94 tokens) and 8 (91 tokens)"
+        f"{bert_embedding_folder} reads 24; split it, or its end is not found; then lines 12 (94 tokens) and "
+        "8 (91 tokens)"
     )
     assert lines[-2:] == [
         f"{len(found)} warnings in 13 documents, 3 train examples, 2 eval examples, 1 test examples",
