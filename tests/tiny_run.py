@@ -30,8 +30,9 @@ STEPS = 9
 VARIANTS = ("LoRA with dropout", "all weights with dropout")
 WEIGHTS = {VARIANTS[0]: "adapter_model.safetensors", VARIANTS[1]: "model.safetensors"}
 _NEEDED_BY_A_RUN = """
-    faiss matplotlib.backends.backend_svg matplotlib.figure matplotlib.ticker peft rich.console rich.table sacrebleu rouge_score.rouge_scorer safetensors.torch sentence_transformers
-    transformers.models.gemma3.modeling_gemma3 transformers.models.llama.modeling_llama transformers.trainer
+    faiss matplotlib.backends.backend_svg matplotlib.figure matplotlib.ticker peft rich.console rich.table sacrebleu
+    rouge_score.rouge_scorer safetensors.torch sentence_transformers transformers.models.gemma3.modeling_gemma3
+    transformers.models.llama.modeling_llama transformers.trainer
     groundtune.cli groundtune.train groundtune.reporting.report groundtune.reporting.plots
 """
 
