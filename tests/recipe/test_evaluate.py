@@ -293,7 +293,7 @@ def test_a_server_that_goes_away_halfway_loses_no_answer_and_is_reported(
 ):
     with FakeServer(lambda b: answer_of(b) if len(server.requests) <= 6 else Refusal(401, "no more credit")) as server:
         words = server_flags(server, data_folder, static_embedding_folder, tmp_path)
-        status, found, err = run(capsys, "evaluate", *words, "--contexts", "gold", "closed_book")
+        status, found, err = run(capsys, "evaluate", *words, "--contexts", "gold,closed_book")
     assert status == 1, err
     assert found["evaluations"]["gold"][MODEL]["generation/exact_match"]["value"] == 1
     assert found["evaluations"]["closed_book"][MODEL]["failed"] == 6
