@@ -187,7 +187,7 @@ def test_adding_or_removing_evaluations_changes_no_weight(command, tmp_path, dat
 @pytest.mark.parametrize(
     "words",
     ["kill_points.py --points 4", "signals.py --points 3 --twice 2", "disk_errors.py --calls 12 --limits 3 --runs 1",
-     "corruptions.py --corruptions 60"],
+     "corruptions.py --corruptions 60", "out_of_memory.py --limits 3"],
     ids=lambda words: words.split(".")[0],
 )  # fmt: skip
 def test_a_few_faults_of_each_kind(words):
