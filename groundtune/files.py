@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
 
+from groundtune.durable import disk_errors
 from groundtune.entries import Record, document_of, example_of, json_object, to_json
 from groundtune.safe_pickle import RefusedPickle, load_fields
 from groundtune.schema import Document, Example
@@ -339,17 +340,18 @@ def in_the_way(flag: str, path: FilePath, folder: bool = False) -> list[str]:
 def replacing(path: FilePath) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` in one step when the block ends, and vanishes if it raises.
 
-    Made by `open` and not by `tempfile`, whose files nobody else may read.
+    Made by `open` and not by `tempfile`, whose files nobody else may read. Raises `DiskError`.
     """
     target = Path(os.path.realpath(path))  # a link goes on pointing to the file
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        with disk_errors(path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

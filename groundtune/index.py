@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from groundtune.durable import MANIFEST, Damaged, read_manifest, write_manifest
+from groundtune.durable import MANIFEST, Damaged, disk_errors, read_manifest, write_manifest
 from groundtune.embedding import Embedder
+from groundtune.files import DataError
 from groundtune.schema import Document
 
 logger = logging.getLogger(__name__)
@@ -47,22 +51,61 @@ def load_or_build_index(folder: str | Path, documents: Sequence[Document], embed
     """The documents' vectors, from the cache in `folder` where it matches, embedding only what is missing.
 
     Each fingerprint of the embedding model has a subfolder of its own, so that models do not evict each other. A file
-    that is damaged or does not match is a warning and is embedded anew, never searched.
+    that is damaged or does not match is a warning and is embedded anew, never searched. Of two runs that want the same
+    index at the same time, one embeds and the other waits. Raises `DiskError`, and `DataError` for a folder that cannot
+    be written to.
     """
     store = Path(folder) / _fingerprint(embedder.settings)
-    known, cached = _read(store, embedder.settings)
     ids = [document.id for document in documents]
-    missing = [i for i, id in enumerate(ids) if id not in known]
-    if not missing:
-        vectors = cached if ids == list(known) else cached[[known[id] for id in ids]]
-    else:
+    known, vectors = _read(store, embedder.settings, tell=False)
+    if known.keys() != set(ids):
+        with disk_errors(store), _held(store):
+            known, vectors = _completed(store, documents, embedder)
+    return Index(documents, vectors if ids == list(known) else vectors[[known[id] for id in ids]])
+
+
+def _completed(store: Path, documents: Sequence[Document], embedder: Embedder) -> tuple[dict[str, int], np.ndarray]:
+    """Row by document id and the vectors in their rows, those that were missing embedded, and all of them written."""
+    known, cached = _read(store, embedder.settings)  # again: another run may have written it meanwhile
+    texts = {document.id: document.text for document in documents}
+    if known.keys() == texts.keys():
+        return known, cached
+    rows = {id: row for row, id in enumerate(texts)}
+    missing = [row for id, row in rows.items() if id not in known]
+    if missing:
         logger.info("embedding %d of %d documents with %s", len(missing), len(documents), embedder.name)
-        vectors = embedder.embed_documents([documents[i].text for i in missing])
-        if len(missing) < len(ids):
-            vectors = _merged(vectors, missing, cached, {i: known[id] for i, id in enumerate(ids) if id in known})
-    if missing or len(known) != len(ids):
-        _write(store, ids, vectors, embedder)
-    return Index(documents, vectors)
+        vectors = embedder.embed_documents([text for id, text in texts.items() if id not in known])
+        if len(missing) < len(rows):
+            vectors = _merged(vectors, missing, cached, {rows[id]: row for id, row in known.items() if id in rows})
+    else:
+        vectors = cached[[known[id] for id in rows]]
+    with disk_errors(store, needed=vectors.nbytes):
+        _write(store, list(rows), vectors, embedder)
+    return rows, vectors
+
+
+@contextmanager
+def _held(store: Path) -> Iterator[None]:
+    """The folder for one process: two would write into the same files, and a manifest would vouch for the mixture."""
+    lock = FileLock(store / ".lock")
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("another process writes the index in %s; waiting for it", store)
+            lock.acquire()
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        problem = f"--full_dataset_index_path: {store} cannot be written to ({error.strerror}); name another folder"
+        raise DataError([problem]) from error
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", None) not in (None, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        logger.warning("%s is on a file system without locks: see to it that no second run writes there", store)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _merged(new: np.ndarray, at: list[int], cached: np.ndarray, rows: dict[int, int]) -> np.ndarray:
@@ -77,8 +120,9 @@ def _fingerprint(settings: dict[str, Any]) -> str:
     return _sha256_of_json({"format": _FORMAT, **settings})[:16]
 
 
-def _read(store: Path, settings: dict[str, Any]) -> tuple[dict[str, int], np.ndarray]:
-    """Row by document id, and the vectors in their rows; none where there is no complete and undamaged cache."""
+def _read(store: Path, settings: dict[str, Any], tell: bool = True) -> tuple[dict[str, int], np.ndarray]:
+    """Row by document id, and the vectors in their rows; none where there is no complete and undamaged cache, which it
+    can `tell`."""
     nothing = {}, np.empty((0, 0), dtype=np.float32)
     if not (store / MANIFEST).exists():
         return nothing
@@ -94,7 +138,8 @@ def _read(store: Path, settings: dict[str, Any]) -> tuple[dict[str, int], np.nda
             raise ValueError(f"vectors.npy is {vectors.dtype} {vectors.shape}, the manifest says otherwise")
         return {id: row for row, id in enumerate(manifest["ids"])}, vectors
     except (Damaged, OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("the index in %s is damaged (%s); embedding all documents anew", store, error)
+        if tell:
+            logger.warning("the index in %s is damaged (%s); embedding all documents anew", store, error)
         return nothing
 
 

@@ -219,7 +219,7 @@ def _tell(diagnosis: Diagnosis, arguments: Arguments) -> list[str]:
     for note in notes:
         logger.warning(note)
     if notes:
-        logger.warning("to see them all: %s", doctor_command(arguments))
+        logger.warning("to see where, and what to do: %s", doctor_command(arguments))
     return notes
 
 

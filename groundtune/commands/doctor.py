@@ -15,8 +15,11 @@ and `groundtune swr`, any of them: put `doctor` before the method in the command
 checked in whichever files are named; tokens too if --model_name_or_path is, and what retrieval cannot read if
 --embedding_model is. Tokenizers are loaded, weights are not.
 
+Every error is a line, and every warning, but of a kind that a file is full of: that is one line with the number, the
+share, the longest or first three, and what to do.
+
 --quiet  the findings alone, without the token table and the row
---json   one JSON object instead of text: errors, warnings, findings, token_table, row
+--json   one JSON object instead of text: errors, warnings, findings (each of them), token_table, row
 
 All of this goes to standard output. What is wrong with the flags themselves, or with a file of them, goes to standard
 error, and nothing else is done then.

@@ -46,7 +46,8 @@ def demo(argv: Sequence[str]) -> int:
     add_output_flags(parser)
     arguments = parser.parse_args(argv)
     with _prints_elsewhere(arguments.json):
-        flags = prepare(Path(arguments.output_dir))
+        with disk_errors(arguments.output_dir):
+            flags = prepare(Path(arguments.output_dir))
         if not arguments.quiet:
             print(f"groundtune swr {shlex.join(flags)}", flush=True)
     return _train("swr", [*flags, f"--quiet={arguments.quiet}", f"--json={arguments.json}"])

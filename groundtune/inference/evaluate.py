@@ -16,6 +16,7 @@ from groundtune.abstention import note
 from groundtune.arguments import DataArguments
 from groundtune.checks import ERROR, WARNING, check_texts, counts, read_dataset
 from groundtune.durable import disk_errors
+from groundtune.endpoint import lasting
 from groundtune.files import DataError, write_text
 from groundtune.inference.answering import Answer, Asked, answer_by_chat, answer_by_completions, answer_here
 from groundtune.inference.arguments import SEARCHED, SERVER, InferenceArguments
@@ -145,11 +146,14 @@ def _judge(
     on_progress: OnProgress,
     durations: dict[str, float],
 ) -> dict[str, dict[str, Evaluation]]:
-    """Every evaluation with the scores of every judge prompt; the judge is loaded once."""
+    """Every evaluation with the scores of every judge prompt; the judge is loaded once.
+
+    One on a server was there when the answering began: where it has gone since, its judgements have failed.
+    """
     if not prompts:
         return evaluations
     begin = time.perf_counter()
-    complete = open_judge(arguments)
+    complete = lasting(open_judge(arguments), met=True)
     found: dict[str, dict[str, Evaluation]] = {}
     for context, by_system in evaluations.items():
         for name, evaluation in by_system.items():

@@ -289,6 +289,34 @@ def test_what_a_server_fails_to_answer_is_reported_and_the_status_says_so(
     assert "1 of 6 answers failed" in capsys.readouterr().out
 
 
+def test_a_server_that_goes_away_halfway_loses_no_answer_and_is_reported(
+    data_folder, static_embedding_folder, capsys, tmp_path
+):
+    with FakeServer(lambda b: answer_of(b) if len(server.requests) <= 6 else Refusal(401, "no more credit")) as server:
+        words = server_flags(server, data_folder, static_embedding_folder, tmp_path)
+        status, found, err = run(capsys, "evaluate", *words, "--contexts", "gold,closed_book")
+    assert status == 1, err
+    assert found["evaluations"]["gold"][MODEL]["generation/exact_match"]["value"] == 1
+    assert found["evaluations"]["closed_book"][MODEL]["failed"] == 6
+    (failure,) = found["failures"]
+    assert failure.startswith("closed_book: 6 of 6 answers failed and are in no mean (first: ")
+    assert "no more credit" in failure
+    assert "6 of 6 answers failed" in (tmp_path / "out/evaluation.html").read_text("utf-8")
+
+
+def test_a_judge_that_goes_away_loses_no_score_and_is_reported(adapter_run, capsys, tmp_path):
+    with FakeServer(lambda b: "[[5]]" if len(server.requests) <= 1 else Refusal(401, "no more credit")) as server:
+        status, found, err = run(
+            capsys, "evaluate", adapter_run, "--judge", f"openai:{server.url}", "--judge_model", "j", "--output_dir",
+            tmp_path,
+        )  # fmt: skip
+    assert status == 1, err
+    assert found["failures"] == ["retrieved: judge correctness: 0 scored, 3 failed, 3 in all"]
+    assert "generation/f1" in found["evaluations"]["retrieved"][MODEL] and (tmp_path / "evaluation.html").exists()
+    judged = [row["judged"]["correctness"] for row in lines(tmp_path / "predictions/retrieved.jsonl")]
+    assert all(said.startswith("failed: ") and "no more credit" in said for said in judged)
+
+
 def test_completions_go_to_a_server_as_the_ids_that_the_model_here_reads(families, data_folder, capsys, tmp_path):
     family, settings = families["qwen"], ["--retriever", "bm25", "--max_seq_length", "300", "--max_new_tokens", "8"]
     with FakeServer(lambda body: "At nine.") as server:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import shutil
+import threading
+import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import groundtune.index
 from groundtune.embedding import Embedder
-from groundtune.files import sha256_of
+from groundtune.files import DataError, sha256_of
 from groundtune.index import Index, load_or_build_index
 from groundtune.schema import Document
 
@@ -327,6 +330,54 @@ def test_vectors_without_a_manifest_are_not_believed(built):
     (path,) = built.glob("*/manifest.json")
     path.unlink()
     assert len(build(built, tiny_documents())) == 6
+
+
+class Slow(FakeEmbedder):
+    """Lets another run begin before it is done."""
+
+    def embed_documents(self, texts):
+        time.sleep(0.3)
+        return super().embed_documents(texts)
+
+
+@pytest.mark.parametrize("second", ["the same documents", "others"])
+def test_of_two_runs_at_the_same_time_one_waits_and_neither_s_vectors_are_mixed(tmp_path, second):
+    first, other = tiny_documents(), tiny_documents()[::-1]
+    if second == "others":
+        other = [replace(d, page_content=f"{d.page_content} Now.", fmt_content="") for d in other]
+    embedders, found = [Slow(), Slow()], {}
+
+    def start(i, documents):
+        found[i] = load_or_build_index(tmp_path, documents, embedders[i])
+
+    threads = [threading.Thread(target=start, args=given) for given in enumerate((first, other))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, documents in enumerate((first, other)):
+        np.testing.assert_array_equal(found[i].vectors, vectors_of(documents))
+    assert sum(len(e.documents) for e in embedders) == (6 if second == "the same documents" else 12)
+    (store,) = tmp_path.iterdir()
+    on_disk, vectors = groundtune.index._read(store, FakeEmbedder().settings)
+    (last,) = [d for d in ((first,) if second == "the same documents" else (first, other)) if d[0].id in on_disk]
+    np.testing.assert_array_equal(vectors[[on_disk[document.id] for document in last]], vectors_of(last))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "no locks"), NotImplementedError("no flock")])
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog, error):
+    def fail(self, *args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(groundtune.index.FileLock, "acquire", fail)
+    assert len(build(tmp_path, tiny_documents())) == 6
+    assert "file system without locks" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made_is_the_user_s_to_solve(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="--full_dataset_index_path: .*file/inner/.* cannot be written to"):
+        build(tmp_path / "file/inner", tiny_documents())
 
 
 def test_a_failed_write_leaves_no_believable_index(built, monkeypatch):
