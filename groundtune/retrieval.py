@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,6 +51,7 @@ class BM25Retriever:
     def _bm25(self) -> Any:
         import bm25s
 
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # importing it sets DEBUG
         bm25 = bm25s.BM25(k1=1.5, b=0.75)
         bm25.index(bm25s.tokenize([d.text for d in self.documents], show_progress=False), show_progress=False)
         return bm25

@@ -35,7 +35,7 @@ def swr(argv: Sequence[str]) -> int:
 
 def demo(argv: Sequence[str]) -> int:
     """Make the demo's data, unpack its models, and train."""
-    from groundtune.demo import DESCRIPTION, prepare
+    from groundtune.demo import DESCRIPTION, link_models, prepare
 
     parser = argparse.ArgumentParser(
         prog="groundtune demo", description=DESCRIPTION, epilog="example: groundtune demo --output_dir runs/demo"
@@ -43,8 +43,16 @@ def demo(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--output_dir", default="runs/demo", help="where data, model and report go (default: runs/demo)"
     )
+    parser.add_argument(
+        "--models", type=Path, metavar="DIR", help="only unpack the two models, as DIR/gemma-3-270m and DIR/minilm"
+    )
     add_output_flags(parser)
     arguments = parser.parse_args(argv)
+    if arguments.models:
+        with _prints_elsewhere(arguments.json):
+            models = link_models(arguments.models)
+        print(json.dumps({"models": list(map(str, models))}) if arguments.json else "\n".join(map(str, models)))
+        return 0
     with _prints_elsewhere(arguments.json):
         with disk_errors(arguments.output_dir):
             flags = prepare(Path(arguments.output_dir))

@@ -17,7 +17,8 @@ INVENTED = "unanswerable, but answered"
 OUTCOMES = {
     RIGHT: "a gold passage was read, and the answer is right",
     WRONG: "a gold passage was read, and the answer is wrong: the model's fault",
-    MISSED: "no gold passage was read, and the answer is wrong: the retriever's fault, or the length budget's",
+    MISSED: "no gold passage was read, and the answer is wrong: the retriever's fault, or the length budget's; in "
+    "closed_book nothing is searched",
     LUCKY: "no gold passage was read, and the answer is right: known by heart, or found in another passage",
 }
 # Of questions without an answer, where there are any: there is no evidence to find.

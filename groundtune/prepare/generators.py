@@ -34,10 +34,11 @@ class LocalGenerator:
 
     def complete(self, messages_list: Sequence[Messages], max_tokens: int) -> list[str | None]:
         from groundtune.generation import generate_greedy
+        from groundtune.prompt import request_ids
 
         generated = generate_greedy(
             self.model,
-            [self.prompt.prompt_ids([], (), messages[-1]["content"]) for messages in messages_list],
+            [request_ids(self.prompt, messages[-1]["content"]) for messages in messages_list],
             stop_ids=self.prompt.stop_ids,
             pad_id=self.pad_id,
             max_new_tokens=max_tokens,
@@ -102,12 +103,14 @@ def _object(options: str) -> dict[str, Any]:
 
 def _load_local(name: str, batch_size: int) -> LocalGenerator:
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from groundtune.arguments import ModelArguments, PromptArguments
     from groundtune.attention import use_packed_attention
     from groundtune.models import ModelError, computes_bf16, load_model, load_tokenizer
     from groundtune.prompt import make_prompt
 
+    disable_progress_bar()  # it would write into the bar of the questions, which runs already
     arguments = ModelArguments(model_name_or_path=name, dtype="bfloat16" if computes_bf16() else "float32")
     try:
         tokenizer = load_tokenizer(arguments)

@@ -92,6 +92,7 @@ class Asker:
     def __call__(self, stage: str, jobs: Sequence[Row], prompts: Sequence[str], finish: Callable[[str], Row]) -> None:
         """Keep `{**job, **finish(text)}` for each job whose prompt got a text."""
         for start in range(0, len(jobs), self.batch):
+            self.report(stage, start, len(jobs))
             generator = self.load()
             messages = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + self.batch]]
             texts = list(map(without_thoughts, generator.complete(messages, self.max_new_tokens)))

@@ -31,7 +31,7 @@ def dot_plot(results: Results) -> str:
             axes.plot([end.value for end in ends], at, "o", color=colour, markersize=6, label=label, clip_on=False)
         _labelled_rows(axes, list(labels.values()))
         axes.set_xlim(left=0)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, frameon=False, handletextpad=0.1)
+        _legend(axes, 2)
 
     values = zip(labels.values(), pairs, strict=True)
     alt = "; ".join(f"{name}: untouched {base.value:.2f}, tuned {tuned.value:.2f}" for name, (base, tuned) in values)
@@ -53,13 +53,13 @@ def systems_plot(title: str, names: Sequence[str], rows: Mapping[str, Sequence[I
             axes.plot([end.value for end in ends], heights, mark, color=colour, ms=6, label=_short(name), clip_on=False)
         _labelled_rows(axes, list(rows))
         axes.set_xlim(left=0)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, frameon=False, handletextpad=0.1)
+        _legend(axes, _columns(names))
 
     alt = "; ".join(
         f"{label}: " + ", ".join(f"{name} {end.value:.2f}" for name, end in zip(names, ends) if end is not None)
         for label, ends in rows.items()
     )
-    height = 1.0 + len(rows) * max(0.42, 0.16 * len(names)) + 0.2 * (len(names) // 2)
+    height = 1.0 + len(rows) * max(0.42, 0.16 * len(names)) + 0.2 * (len(names) // _columns(names))
     return _figure(f"systems {title}", (3.7, height), "Means with 95 % intervals", "", alt, draw)
 
 
@@ -80,7 +80,7 @@ def differences_plot(
             axes.plot([end.value for end in ends], heights, mark, color=colour, ms=6, label=_short(name), clip_on=False)
         _labelled_rows(axes, list(rows))
         if len(names) > 1:
-            axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, frameon=False, handletextpad=0.1)
+            _legend(axes, _columns(names))
 
     alt = "; ".join(
         f"{label}: " + ", ".join(
@@ -90,13 +90,22 @@ def differences_plot(
         for label, ends in rows.items()
     )  # fmt: skip
     caption, explanation = f"Differences to {reference}", "Paired, with 95 % intervals; right of 0 is more."
-    height = 0.8 + len(rows) * max(0.42, 0.16 * len(names)) + 0.2 * (len(names) // 2)
+    height = 0.8 + len(rows) * max(0.42, 0.16 * len(names)) + 0.2 * (len(names) // _columns(names))
     return _figure(f"differences {title}", (3.7, height), caption, explanation, alt, draw)
 
 
 def _short(name: str) -> str:
     """As much of a name as a legend has room for; its end tells paths apart."""
     return name if len(name) <= 30 else f"…{name[-29:]}"
+
+
+def _columns(names: Sequence[str]) -> int:
+    """Of a legend: two where the names are short enough to stand beside each other."""
+    return 2 if all(len(name) <= 14 for name in names) else 1
+
+
+def _legend(axes: Any, columns: int) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=columns, frameon=False, handletextpad=0.1)
 
 
 def _labelled_rows(axes: Any, labels: Sequence[str]) -> None:

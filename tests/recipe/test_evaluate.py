@@ -427,10 +427,11 @@ def test_asking_a_runs_folder_gives_the_answer_of_its_evaluation_and_its_sources
     assert [s["page_content"] for s in found["sources"]] == [
         d["page_content"] for d in row["retrieved_docs"][: row["passages_read"]]
     ]
-    assert found["sources"][0]["title"] in {d.metadata["title"] for d in tiny_documents()}
+    first = found["sources"][0]
+    assert first["title"] in {d.metadata["title"] for d in tiny_documents()}
     assert main(["ask", str(adapter_run), row["question"]]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith(row["answer"]) and f"[1] {found['sources'][0]['title']} (" in shown
+    assert shown.startswith(row["answer"]) and f"[1] {first['score']:.3f}  {first['title']}\n" in shown
     assert main(["ask", str(adapter_run), row["question"], "--quiet"]) == 0
     assert capsys.readouterr().out.strip() == row["answer"]
 
