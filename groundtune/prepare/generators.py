@@ -120,5 +120,5 @@ def _load_local(name: str, batch_size: int) -> LocalGenerator:
         raise DataError([str(error)]) from error
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     model = model.to(device).eval().requires_grad_(False)
-    use_packed_attention(model)  # where it can: prompts are read without padding then
+    use_packed_attention(model, to_train=False)  # where it can: prompts are read without padding then
     return LocalGenerator(model, prompt, tokenizer.pad_token_id, batch_size)
