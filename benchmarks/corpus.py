@@ -32,6 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--passages", type=int, default=100_000, help="About so many are written")
     parser.add_argument("--embedding_model", help="Folder or hub name; default: the demo's all-MiniLM-L6-v2")
+    parser.add_argument("--embedding_dtype", default="auto", help="As Groundtune's flag")
     parser.add_argument("--folder", type=Path, help="Where all of it goes; default: a temporary one")
     parser.add_argument("--quick", action="store_true", help="300 passages, and no comparison with fewer")
     parser.add_argument("--search", type=Path, help="Only search the documents in this folder, in this process")
@@ -41,13 +42,14 @@ def main() -> int:
         from groundtune.demo import embedding_model
 
         options.embedding_model = str(embedding_model())
+    embedding = ["--embedding_model", options.embedding_model, "--embedding_dtype", options.embedding_dtype]
     if options.search:
-        print(json.dumps(search(options.search, options.embedding_model)))
+        print(json.dumps(search(options.search, options.embedding_model, options.embedding_dtype)))
         return 0
     with tempfile.TemporaryDirectory(prefix="groundtune-corpus-") as temporary:
         folder = options.folder or Path(temporary)
-        small = [] if options.quick else measured(folder / "small", _SMALL, options.embedding_model)
-        rows = measured(folder / "corpus", options.passages, options.embedding_model)
+        small = [] if options.quick else measured(folder / "small", _SMALL, embedding)
+        rows = measured(folder / "corpus", options.passages, embedding)
     for row, with_few in zip(rows, small):
         row[f"peak_mb_with_{_SMALL}"] = with_few["peak_mb"]
         row["kb_a_passage"] = 1024 * (row["peak_mb"] - with_few["peak_mb"]) / max(1, row["passages"] - _SMALL)
@@ -61,18 +63,18 @@ def main() -> int:
     return 0
 
 
-def measured(folder: Path, passages: int, embedding_model: str) -> list[dict[str, Any]]:
+def measured(folder: Path, passages: int, embedding: Sequence[str]) -> list[dict[str, Any]]:
     """A row each for documents, index and search: passages, seconds, and the peak of its process in megabytes."""
     size = write_files(folder / "files", passages)
     documents = ["--full_dataset_file_path", str(folder / "documents.jsonl")]
-    cut = ["documents", str(folder / "files"), "-o", str(folder / "documents.jsonl"), "--tokenizer", embedding_model]
+    cut = ["documents", str(folder / "files"), "-o", str(folder / "documents.jsonl"), "--tokenizer", embedding[1]]
     made = alone("groundtune.cli", [*cut, "--chunk_size", "192", "--chunk_overlap", "0", "--json"])
     made = {**made, "passages": sum(made["passages"].values()), "files_mb": size / 2**20}
-    embed = ["index", *documents, "--embedding_model", embedding_model, "--json"]
+    embed = ["index", *documents, *embedding, "--json"]
     indexed = alone("groundtune.cli", embed)
     if indexed["documents"] != made["passages"]:
         raise AssertionError(f"{made['passages']} passages were written and {indexed['documents']} indexed")
-    found = alone("benchmarks.corpus", ["--search", str(folder), "--embedding_model", embedding_model])
+    found = alone("benchmarks.corpus", ["--search", str(folder), *embedding])
     kept = ("passages", "wall_s", "peak_mb")
     rows = [
         {"case": "documents", **{k: made[k] for k in (*kept, "files_mb")}},
@@ -94,7 +96,7 @@ def alone(module: str, words: Sequence[str]) -> dict[str, Any]:
     return {**json.loads(said), "wall_s": time.perf_counter() - begin, "peak_mb": peak}
 
 
-def search(folder: Path, embedding_model: str) -> dict[str, Any]:
+def search(folder: Path, embedding_model: str, dtype: str) -> dict[str, Any]:
     """Seconds to load documents and index, and to embed and search the questions, each for its four best passages."""
     import numpy as np
 
@@ -103,7 +105,7 @@ def search(folder: Path, embedding_model: str) -> dict[str, Any]:
     from groundtune.index import load_or_build_index
 
     begin = time.perf_counter()
-    embedder, documents = Embedder(embedding_model), read_documents(folder / "documents.jsonl")
+    embedder, documents = Embedder(embedding_model, dtype=dtype), read_documents(folder / "documents.jsonl")
     index = load_or_build_index(folder / "index", documents, embedder)
     loaded = time.perf_counter()
     drawn = random.Random(1).sample(sentences(), _QUESTIONS)
