@@ -112,15 +112,14 @@ class Packed:
         """FlexAttention's mask, made from blocks: one of tokens x tokens is never there.
 
         In pre-order, a segment is read by what follows it up to the end of its subtree. The mask is for as many tokens
-        as the next power of two: the kernel is compiled anew for each length, and computes no block of the padding.
+        as the next power of two, for the kernel is compiled anew for each length. Padding reads itself, within a block.
         """
         from torch.nn.attention.flex_attention import BlockMask
 
         length = self.segments[-1].stop
         room = max(1024, 1 << (length - 1).bit_length())
-        ends, positions = (
-            pad(torch.tensor(x, device=device), (0, room - length)) for x in (self.subtree_ends(), self.positions())
-        )
+        ends = pad(torch.tensor(self.subtree_ends(), device=device), (0, room - length), value=room)
+        positions = pad(torch.tensor(self.positions(), device=device), (0, room - length))
         oldest = positions - (room if window is None else window) + 1
 
         def reads(batch: Any, head: Any, q: Any, k: Any) -> Any:
@@ -128,6 +127,7 @@ class Packed:
 
         missing = room // _BLOCK - -(-length // _BLOCK)
         some, whole = (pad(blocks, (0, missing, 0, missing)).to(device) for blocks in self._blocks(window))
+        some |= torch.eye(len(some), dtype=torch.bool, device=device)
         return BlockMask.from_kv_blocks(
             *_numbers_first(some & ~whole), *_numbers_first(whole), BLOCK_SIZE=_BLOCK, mask_mod=reads,
             seq_lengths=(room, room),

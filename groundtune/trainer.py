@@ -204,7 +204,7 @@ class QATrainer(SafeTrainer):
     def _choose_batches(self, share_prefix: str) -> None:
         """Packed or padded, and the order of the rows that suits it."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
+        with self._precision():
             not_packed = "the model is split over devices" if sharded else use_packed_attention(self.model)
         # Dropout draws once for a shared token where separate rows would draw for each.
         not_shared = not_packed or ("dropout is on" if _drops_out(self.model) else None)
@@ -231,17 +231,22 @@ class QATrainer(SafeTrainer):
     ) -> Any:
         """The method's loss over the answer tokens of the optimizer step, all micro-batches and devices."""
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        with torch.autocast(self.args.device.type, dtype=torch.bfloat16) if self._own_autocast else nullcontext():
+        with self._precision() if self._own_autocast else nullcontext():
             loss = self.method.loss(model, inputs, answer_tokens=num_items_in_batch, head=head)
         # Each device's gradient is averaged with the others'; the count is over all of them.
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+
+    def _precision(self) -> torch.autocast:
+        """What training computes in."""
+        dtype = torch.float16 if self.args.fp16 else torch.bfloat16
+        return torch.autocast(self.args.device.type, dtype=dtype, enabled=self.args.bf16 or self.args.fp16)
 
     def run_evaluator(self, evaluator: EndToEndEvaluator) -> Evaluation:
         """The current weights, end to end, in the precision that training computes in."""
         # Compiled layers would be compiled again and again for steps of one token.
         as_it_is = torch.compiler.set_stance("force_eager" if self.args.compile_layers else "default")
         in_step = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        with as_it_is, torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
+        with as_it_is, self._precision():
             model = self.model.to(self.args.device)
             total = len(range(self.args.process_index, len(evaluator.examples), 1 if in_step else self.args.world_size))
             quiet = self.args.disable_tqdm or not self.is_world_process_zero()
@@ -288,7 +293,7 @@ class QATrainer(SafeTrainer):
         total, tokens = 0.0, 0
         for part in self.at_once["eval"].parts(rows):
             inputs = self._prepare_inputs(batch if len(part) == len(rows) else self._collated(part))
-            with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
+            with self._precision():
                 total += self.method.loss(model, inputs, answer_tokens=1, head=head).item()
             tokens += (inputs["labels"][:, 1:] != IGNORED).sum().item()
         return total, tokens
@@ -325,10 +330,13 @@ def metric_problems(training: QATrainingArguments) -> list[str]:
 
 
 def loss_problems(training: QATrainingArguments) -> list[str]:
-    """What was asked of Trainer's own loss, and the answers' cross-entropy does not do."""
-    if not training.label_smoothing_factor:
-        return []
-    return ["--label_smoothing_factor: answers are learnt by plain cross-entropy; leave the flag out"]
+    """What was asked for, and the answers' cross-entropy on packed rows does not do."""
+    problems = []
+    if training.label_smoothing_factor:
+        problems.append("--label_smoothing_factor: answers are learnt by plain cross-entropy; leave the flag out")
+    if training.neftune_noise_alpha is not None:
+        problems.append("--neftune_noise_alpha: its noise would depend on what rows are packed with; leave it out")
+    return problems
 
 
 def _drops_out(model: Any) -> bool:

@@ -200,10 +200,13 @@ def test_the_blocks_for_cuda_are_those_of_the_mask(window):
     layout, _ = reads(sequences)
     made, n = layout.block_mask(window, "cpu"), layout.segments[-1].stop
     assert n % 128 and n > 1500
-    right = create_block_mask(made.mask_mod, None, None, 4096, 4096, device="cpu")
-    assert made.shape == right.shape and torch.equal(made.to_dense(), right.to_dense())
+    right, blocks = create_block_mask(made.mask_mod, None, None, 4096, 4096, device="cpu"), -(-n // 128)
+    assert made.shape == right.shape
+    assert torch.equal(made.to_dense()[..., :blocks, :], right.to_dense()[..., :blocks, :])
     for a, b in ((made.full_kv_num_blocks, right.full_kv_num_blocks), (made.kv_num_blocks, right.kv_num_blocks)):
-        assert torch.equal(a, b)
+        assert torch.equal(a[..., :blocks], b[..., :blocks])
+    # Each token of the padding reads itself: a row without anything to read is where kernels make NaN.
+    assert (made.to_dense()[0, 0].diagonal() == 1).all() and made.mask_mod(0, 0, torch.tensor(n), torch.tensor(n))
     assert made.full_kv_num_blocks.sum() > 0 or window == 50
 
 

@@ -436,11 +436,12 @@ def test_what_would_change_trainer_s_own_loss_or_order_is_not_taken_in_silence(c
     from groundtune.trainer import loss_problems
 
     assert loss_problems(parse().training) == []
-    smoothed = parse("--label_smoothing_factor", "0.1").training
-    assert [problem.partition(":")[0] for problem in loss_problems(smoothed)] == ["--label_smoothing_factor"]
+    asked = parse("--label_smoothing_factor", "0.1", "--neftune_noise_alpha", "5").training
+    named = [problem.partition(":")[0] for problem in loss_problems(asked)]
+    assert named == ["--label_smoothing_factor", "--neftune_noise_alpha"] and not loss_problems(parse().training)
     assert "train_sampling_strategy" not in caplog.text
-    smoothed.train_sampling_strategy = "group_by_length"
-    smoothed.__post_init__()
+    asked.train_sampling_strategy = "group_by_length"
+    asked.__post_init__()
     assert "--train_sampling_strategy has no effect" in caplog.text
 
 
