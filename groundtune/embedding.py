@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +60,9 @@ def prompts_for(name: str, own: dict[str, str]) -> tuple[str, str]:
     return next((pair for part, pair in KNOWN_PROMPTS.items() if part in folder), ("", ""))
 
 
+SoFar = Callable[[Sequence[int], np.ndarray], None]
+
+
 @dataclass
 class Embedder:
     """A frozen embedding model of sentence-transformers.
@@ -111,12 +114,17 @@ class Embedder:
         """float32 [n, dimensions]; the inner product with a document's vector is their similarity."""
         return self._embed(texts, self.query_prompt, progress=False)
 
-    def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [n, dimensions]; warns of texts that are longer than the model reads."""
-        self._warn_of_long(texts)
-        return self._embed(texts, self.document_prompt, progress=len(texts) > self.batch_size)
+    def embed_documents(self, texts: Sequence[str], so_far: SoFar = lambda done, vectors: None) -> np.ndarray:
+        """float32 [n, dimensions]; warns of texts that are longer than the model reads.
 
-    def _embed(self, texts: Sequence[str], prompt: str | None, progress: bool) -> np.ndarray:
+        `so_far` is called now and then with the numbers of the texts that are done and the array that holds theirs.
+        """
+        self._warn_of_long(texts)
+        return self._embed(texts, self.document_prompt, progress=len(texts) > self.batch_size, so_far=so_far)
+
+    def _embed(
+        self, texts: Sequence[str], prompt: str | None, progress: bool, so_far: SoFar = lambda done, vectors: None
+    ) -> np.ndarray:
         from tqdm import tqdm
 
         # In parts: of each call the library holds every vector twice. The longest first, as it does within a call, so
@@ -132,6 +140,7 @@ class Embedder:
                     vectors = np.empty((len(texts), encoded.shape[1]), dtype=np.float32)
                 vectors[these] = encoded
                 bar.update(len(these))
+                so_far(order[: start + part], vectors)
         return vectors
 
     def _encode(self, texts: list[str], prompt: str | None) -> np.ndarray:

@@ -25,6 +25,7 @@ from groundtune.schema import Document
 logger = logging.getLogger(__name__)
 
 _FORMAT = 2
+_WRITTEN_EVERY = 16_384  # documents: some minutes of work on a CPU, a second of writing
 
 
 @dataclass(frozen=True)
@@ -65,23 +66,37 @@ def load_or_build_index(folder: str | Path, documents: Sequence[Document], embed
 
 
 def _completed(store: Path, documents: Sequence[Document], embedder: Embedder) -> tuple[dict[str, int], np.ndarray]:
-    """Row by document id and the vectors in their rows, those that were missing embedded, and all of them written."""
+    """Row by document id and the vectors in their rows, those that were missing embedded, and all of them written.
+
+    What is embedded is written now and then: a process that is killed loses the last part of its work and not all.
+    """
     known, cached = _read(store, embedder.settings)  # again: another run may have written it meanwhile
     texts = {document.id: document.text for document in documents}
     if known.keys() == texts.keys():
         return known, cached
-    rows = {id: row for row, id in enumerate(texts)}
-    missing = [row for id, row in rows.items() if id not in known]
+    kept, missing = [id for id in texts if id in known], [id for id in texts if id not in known]
+    cached, written = cached[[known[id] for id in kept]], 0
+
+    def write(ids: list[str], vectors: np.ndarray) -> None:
+        with disk_errors(store, needed=vectors.nbytes):
+            _write(store, ids, vectors, embedder)
+
+    def so_far(done: Sequence[int], vectors: np.ndarray) -> None:
+        nonlocal written
+        if len(done) - written >= _WRITTEN_EVERY and len(done) < len(missing):
+            written = len(done)
+            write([*kept, *(missing[i] for i in done)], _joined(cached, vectors[done]))
+
     if missing:
         logger.info("embedding %d of %d documents with %s", len(missing), len(documents), embedder.name)
-        vectors = embedder.embed_documents([text for id, text in texts.items() if id not in known])
-        if len(missing) < len(rows):
-            vectors = _merged(vectors, missing, cached, {rows[id]: row for id, row in known.items() if id in rows})
-    else:
-        vectors = cached[[known[id] for id in rows]]
-    with disk_errors(store, needed=vectors.nbytes):
-        _write(store, list(rows), vectors, embedder)
-    return rows, vectors
+        cached = _joined(cached, embedder.embed_documents([texts[id] for id in missing], so_far))
+    write([*kept, *missing], cached)
+    return {id: row for row, id in enumerate([*kept, *missing])}, cached
+
+
+def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Without a copy where the first is empty."""
+    return np.concatenate([first, second]) if len(first) else second
 
 
 @contextmanager
@@ -106,14 +121,6 @@ def _held(store: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _merged(new: np.ndarray, at: list[int], cached: np.ndarray, rows: dict[int, int]) -> np.ndarray:
-    """The `new` vectors at their positions, and at each position of `rows` that row of the cached ones."""
-    vectors = np.empty((len(at) + len(rows), new.shape[1]), dtype=np.float32)
-    vectors[at] = new
-    vectors[list(rows)] = cached[list(rows.values())]
-    return vectors
 
 
 def _fingerprint(settings: dict[str, Any]) -> str:

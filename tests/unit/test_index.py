@@ -17,6 +17,7 @@ import pytest
 from conftest import FakeEmbedder, tiny_documents
 from safetensors.torch import load_file, save_file
 
+import groundtune.embedding
 import groundtune.index
 from groundtune.embedding import Embedder
 from groundtune.files import DataError, sha256_of
@@ -76,7 +77,9 @@ def test_vectors_are_held_once_also_after_a_search(built, monkeypatch):
     assert vars(index).keys() == {field.name for field in fields(Index)} == {"documents", "vectors"}
     # What was embedded anew is what is written and searched, and no copy of it.
     made = []
-    monkeypatch.setattr(FakeEmbedder, "embed_documents", lambda self, texts: made.append(self._embed(texts)) or made[0])
+    monkeypatch.setattr(
+        FakeEmbedder, "embed_documents", lambda self, texts, so_far: made.append(self._embed(texts)) or made[0]
+    )
     index = load_or_build_index(built / "new", tiny_documents(), embedder)
     assert index.vectors is made[0]
 
@@ -298,7 +301,9 @@ def embedded_after(change, bert_embedding_folder, tmp_path, monkeypatch) -> int:
     embedder, embedded = changed.embedder(), []
     original = Embedder.embed_documents
     monkeypatch.setattr(
-        Embedder, "embed_documents", lambda self, texts: embedded.extend(texts) or original(self, texts)
+        Embedder,
+        "embed_documents",
+        lambda self, texts, *so_far: embedded.extend(texts) or original(self, texts, *so_far),
     )
     index = load_or_build_index(tmp_path / "index", changed.documents, embedder)
     monkeypatch.undo()
@@ -335,7 +340,7 @@ def test_vectors_without_a_manifest_are_not_believed(built):
 class Slow(FakeEmbedder):
     """Lets another run begin before it is done."""
 
-    def embed_documents(self, texts):
+    def embed_documents(self, texts, so_far=None):
         time.sleep(0.3)
         return super().embed_documents(texts)
 
@@ -378,6 +383,35 @@ def test_a_folder_that_cannot_be_made_is_the_user_s_to_solve(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="--full_dataset_index_path: .*file/inner/.* cannot be written to"):
         build(tmp_path / "file/inner", tiny_documents())
+
+
+def test_a_build_that_is_killed_goes_on_where_it_last_wrote(tmp_path, static_embedding_folder, monkeypatch):
+    monkeypatch.setattr(groundtune.index, "_WRITTEN_EVERY", 2)
+    monkeypatch.setattr(groundtune.embedding, "_BATCHES_AT_ONCE", 1)
+    documents, encode = [Document(t) for t in ("nine", "six books", "a question", "the", "free")], Embedder._encode
+    encoded = []
+
+    def killed_at(part):
+        def encode_some(self, texts, prompt):
+            if len(encoded) == part:
+                raise KeyboardInterrupt
+            encoded.append(texts)
+            return encode(self, texts, prompt)
+
+        monkeypatch.setattr(Embedder, "_encode", encode_some)
+
+    def build():
+        return load_or_build_index(tmp_path / "index", documents, Embedder(str(static_embedding_folder), batch_size=1))
+
+    killed_at(3)
+    with pytest.raises(KeyboardInterrupt):
+        build()
+    killed_at(None)
+    vectors, texts = build().vectors, [text for part in encoded for text in part]
+    assert len(texts) == 6 and len(set(texts)) == 5  # the one after the last writing twice
+    fresh = load_or_build_index(tmp_path / "other", documents, Embedder(str(static_embedding_folder)))
+    np.testing.assert_array_equal(vectors, fresh.vectors)
+    np.testing.assert_array_equal(build().vectors, fresh.vectors)
 
 
 def test_a_failed_write_leaves_no_believable_index(built, monkeypatch):
