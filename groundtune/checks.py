@@ -281,6 +281,8 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 def _answers_off_passage(dataset: Dataset) -> Iterator[Finding]:
     known: dict[str, set[str]] = {}
     for example in _all_examples(dataset):
+        if not example.answerable:  # it says that they do not answer, and need not say it in their words
+            continue
         answer = _content_words(example.answer)
         for gold in example.gold_documents:
             if gold.id not in known:

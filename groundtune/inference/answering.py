@@ -164,8 +164,13 @@ def _greedy_ids(model: Any, ids: Sequence[int], max_new_tokens: int, bf16: bool)
 @contextmanager
 def computing(model: Any, bf16: bool) -> Iterator[None]:
     """On the device and in the precision that training evaluates with."""
+    with torch.autocast(to_device(model), dtype=torch.bfloat16, enabled=bf16):
+        yield
+
+
+def to_device(model: Any) -> str:
+    """Move the model to this machine's GPU if it has one; the type of the device that it is on then."""
     kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if model.device.type != kind:
         model.to(kind)
-    with torch.autocast(kind, dtype=torch.bfloat16, enabled=bf16):
-        yield
+    return kind

@@ -17,6 +17,8 @@ from groundtune.prompt import Prompt, chat_messages, make_prompt
 from groundtune.retrieval import Retriever, retrieve
 from groundtune.schema import ASSISTANT, USER, Document, Example, Hit, Turn
 
+_NAMES = ("title", "source", "url", "id")  # of metadata, the first that is there
+
 
 @dataclass(frozen=True)
 class Source:
@@ -27,10 +29,17 @@ class Source:
 
     @property
     def title(self) -> str:
-        """What the metadata call it, else how it begins."""
+        """What the metadata call it, with its section; else how it begins."""
         metadata = self.document.metadata
-        name = next((metadata[key] for key in ("title", "source", "url", "id") if metadata.get(key)), "")
-        return " ".join(str(name or self.document.text[:70]).split())
+        name = next((metadata[key] for key in _NAMES if metadata.get(key)), "")
+        parts = [name or self.document.text[:70], metadata.get("section")]
+        return " > ".join(" ".join(str(part).split()) for part in parts if part)
+
+    @property
+    def file(self) -> str:
+        """Where it comes from, if the title does not say so."""
+        metadata = self.document.metadata
+        return " ".join(str(metadata.get("source") or "").split()) if metadata.get("title") else ""
 
 
 @dataclass

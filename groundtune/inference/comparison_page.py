@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundtune.files import write_text
-from groundtune.inference.comparison import HOW_TO_READ, Comparison, cells, verdict_word
-from groundtune.inference.outcomes import OUTCOMES
+from groundtune.inference.comparison import HOW_TO_READ, Comparison
+from groundtune.inference.outcomes import OUTCOMES, WITHOUT_ANSWER
 from groundtune.record import inputs, plain, run_facts
 from groundtune.reporting.plots import differences_plot, systems_plot
 from groundtune.reporting.report import callout, html_cells, html_changes, html_pairs, minus, page
+from groundtune.reporting.results import cells, verdict_word
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+_MEANINGS = OUTCOMES | WITHOUT_ANSWER
 _IN_PLOTS = 8  # metrics; more could not be read
 
 
@@ -123,7 +125,8 @@ def _rows(comparison: Comparison) -> dict[str, list[tuple[str, tuple[str, str], 
 
 
 def _kinds(outcomes: Mapping[str, Mapping[str, int]]) -> list[str]:
-    return [*OUTCOMES, *(["failed"] if any("failed" in counts for counts in outcomes.values()) else [])]
+    """What is counted anywhere, in the order in which it is read."""
+    return [kind for kind in (*_MEANINGS, "failed") if any(kind in counts for counts in outcomes.values())]
 
 
 # HTML
@@ -132,8 +135,8 @@ def _section(comparison: Comparison) -> str:
     failed = "".join(f"<li>{escape(line)}</li>" for line in failures(comparison))
     return (
         f"<section><h2>{escape(comparison.title)}</h2>{verdicts}{callout(f'<ul>{failed}</ul>') if failed else ''}"
-        f'<div class="compare"><table class="metrics"><thead><tr><th scope="col">System</th><th scope="col">Mean</th>'
-        f'<th scope="col">{"Difference" if comparison.others else ""}</th></tr></thead>'
+        '<div class="compare"><table class="metrics systems"><thead><tr><th scope="col">System</th>'
+        f'<th scope="col">Mean</th><th scope="col">{"Difference" if comparison.others else ""}</th></tr></thead>'
         f"<tbody>{_html_rows(comparison)}</tbody></table>"
         f'<div class="aside">{_plots(comparison)}<p class="small">{escape(HOW_TO_READ)}</p></div></div></section>'
         f"{_html_outcomes(comparison)}{''.join(_html_answers(comparison, name) for name in comparison.others)}"
@@ -178,12 +181,14 @@ def _html_outcomes(comparison: Comparison) -> str:
         return ""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in outcomes)
     rows = "".join(
-        html_cells([kind, *(str(counts.get(kind, 0)) for counts in outcomes.values()), OUTCOMES.get(kind, "")])
+        f'<tr><th scope="row">{escape(kind)}<small>{escape(_MEANINGS.get(kind, ""))}</small></th>'
+        + "".join(f"<td>{counts.get(kind, 0)}</td>" for counts in outcomes.values())
+        + "</tr>"
         for kind in _kinds(outcomes)
     )
     return (
-        f'<section><h2>What became of each question</h2><div class="scroll"><table><thead><tr><th></th>{head}'
-        f"<th></th></tr></thead><tbody>{rows}</tbody></table></div></section>"
+        f'<section><h2>What became of each question</h2><table class="outcomes"><thead><tr><th></th>{head}'
+        f"</tr></thead><tbody>{rows}</tbody></table></section>"
     )
 
 

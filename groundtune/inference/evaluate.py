@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from groundtune.abstention import note
 from groundtune.arguments import DataArguments
 from groundtune.checks import ERROR, WARNING, check_texts, counts, read_dataset
 from groundtune.durable import disk_errors
@@ -183,7 +184,8 @@ def _read(arguments: InferenceArguments) -> tuple[list[Example], list[Document],
     if errors := [str(finding) for finding in findings if finding.severity == ERROR]:
         raise DataError(errors)
     notes = counts(finding for finding in findings if finding.severity == WARNING)
-    return spread(dataset.examples["eval"], arguments.evaluation.eval_max_samples), dataset.documents, notes
+    examples = spread(dataset.examples["eval"], arguments.evaluation.eval_max_samples)
+    return examples, dataset.documents, notes + ([unanswerable] if (unanswerable := note(examples)) else [])
 
 
 def _changed(arguments: InferenceArguments) -> list[str]:

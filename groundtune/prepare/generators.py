@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -33,10 +34,11 @@ class LocalGenerator:
 
     def complete(self, messages_list: Sequence[Messages], max_tokens: int) -> list[str | None]:
         from groundtune.generation import generate_greedy
+        from groundtune.prompt import request_ids
 
         generated = generate_greedy(
             self.model,
-            [self.prompt.prompt_ids([], (), messages[-1]["content"]) for messages in messages_list],
+            [request_ids(self.prompt, messages[-1]["content"]) for messages in messages_list],
             stop_ids=self.prompt.stop_ids,
             pad_id=self.pad_id,
             max_new_tokens=max_tokens,
@@ -59,16 +61,28 @@ class ServerGenerator:
 
 
 def load_generator(
-    name: str, *, model: str = "", concurrency: int = 8, requests_per_minute: float = 0.0, batch_size: int = 8
+    name: str,
+    *,
+    model: str = "",
+    options: str = "",
+    concurrency: int = 8,
+    requests_per_minute: float = 0.0,
+    batch_size: int = 8,
 ) -> Generator:
     """`name` is a model folder or hub name, or `openai:URL` with `model` as the server calls it.
+
+    `options` are fields for every request to a server, as JSON.
 
     Raises:
         DataError: it cannot be used as asked for.
     """
     if name.startswith(SERVER):
         endpoint = Endpoint(
-            name.removeprefix(SERVER), model, concurrency=concurrency, requests_per_minute=requests_per_minute
+            name.removeprefix(SERVER),
+            model,
+            _object(options),
+            concurrency=concurrency,
+            requests_per_minute=requests_per_minute,
         )
         if problems := endpoint.check("generator"):
             raise DataError(problems)
@@ -76,13 +90,27 @@ def load_generator(
     return _load_local(name, batch_size)
 
 
+def _object(options: str) -> dict[str, Any]:
+    try:
+        found = json.loads(options or "{}")
+        if isinstance(found, dict):
+            return found
+        problem = "it is no object"
+    except ValueError as error:
+        problem = str(error)
+    raise DataError([f'--generator_options: {options}: {problem}; write a JSON object, as in {{"seed": 1}}'])
+
+
 def _load_local(name: str, batch_size: int) -> LocalGenerator:
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from groundtune.arguments import ModelArguments, PromptArguments
+    from groundtune.attention import use_packed_attention
     from groundtune.models import ModelError, computes_bf16, load_model, load_tokenizer
     from groundtune.prompt import make_prompt
 
+    disable_progress_bar()  # it would write into the bar of the questions, which runs already
     arguments = ModelArguments(model_name_or_path=name, dtype="bfloat16" if computes_bf16() else "float32")
     try:
         tokenizer = load_tokenizer(arguments)
@@ -91,4 +119,6 @@ def _load_local(name: str, batch_size: int) -> LocalGenerator:
     except ModelError as error:
         raise DataError([str(error)]) from error
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return LocalGenerator(model.to(device), prompt, tokenizer.pad_token_id, batch_size)
+    model = model.to(device).eval().requires_grad_(False)
+    use_packed_attention(model, to_train=False)  # where it can: prompts are read without padding then
+    return LocalGenerator(model, prompt, tokenizer.pad_token_id, batch_size)

@@ -17,6 +17,7 @@ _MARKS = "osD^vPX*"  # systems are told apart by these, and not by colours, whic
 
 
 def dot_plot(results: Results) -> str:
+    """The scores of the answers of both models, with their intervals."""
     labels = {metric: label for metric, label in SCORES.items() if metric in results.differences}
     pairs = [(results.base.metrics[metric], results.tuned.metrics[metric]) for metric in labels]
 
@@ -30,7 +31,7 @@ def dot_plot(results: Results) -> str:
             axes.plot([end.value for end in ends], at, "o", color=colour, markersize=6, label=label, clip_on=False)
         _labelled_rows(axes, list(labels.values()))
         axes.set_xlim(left=0)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, frameon=False, handletextpad=0.1)
+        _legend(axes, 2)
 
     values = zip(labels.values(), pairs, strict=True)
     alt = "; ".join(f"{name}: untouched {base.value:.2f}, tuned {tuned.value:.2f}" for name, (base, tuned) in values)
@@ -52,13 +53,13 @@ def systems_plot(title: str, names: Sequence[str], rows: Mapping[str, Sequence[I
             axes.plot([end.value for end in ends], heights, mark, color=colour, ms=6, label=_short(name), clip_on=False)
         _labelled_rows(axes, list(rows))
         axes.set_xlim(left=0)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, frameon=False, handletextpad=0.1)
+        _legend(axes, _columns(names))
 
     alt = "; ".join(
         f"{label}: " + ", ".join(f"{name} {end.value:.2f}" for name, end in zip(names, ends) if end is not None)
         for label, ends in rows.items()
     )
-    height = 1.0 + len(rows) * max(0.42, 0.16 * len(names)) + 0.2 * (len(names) // 2)
+    height = 1.0 + len(rows) * max(0.42, 0.16 * len(names)) + 0.2 * (len(names) // _columns(names))
     return _figure(f"systems {title}", (3.7, height), "Means with 95 % intervals", "", alt, draw)
 
 
@@ -79,7 +80,7 @@ def differences_plot(
             axes.plot([end.value for end in ends], heights, mark, color=colour, ms=6, label=_short(name), clip_on=False)
         _labelled_rows(axes, list(rows))
         if len(names) > 1:
-            axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, frameon=False, handletextpad=0.1)
+            _legend(axes, _columns(names))
 
     alt = "; ".join(
         f"{label}: " + ", ".join(
@@ -89,13 +90,22 @@ def differences_plot(
         for label, ends in rows.items()
     )  # fmt: skip
     caption, explanation = f"Differences to {reference}", "Paired, with 95 % intervals; right of 0 is more."
-    height = 0.8 + len(rows) * max(0.42, 0.16 * len(names)) + 0.2 * (len(names) // 2)
+    height = 0.8 + len(rows) * max(0.42, 0.16 * len(names)) + 0.2 * (len(names) // _columns(names))
     return _figure(f"differences {title}", (3.7, height), caption, explanation, alt, draw)
 
 
 def _short(name: str) -> str:
     """As much of a name as a legend has room for; its end tells paths apart."""
     return name if len(name) <= 30 else f"…{name[-29:]}"
+
+
+def _columns(names: Sequence[str]) -> int:
+    """Of a legend: two where the names are short enough to stand beside each other."""
+    return 2 if all(len(name) <= 14 for name in names) else 1
+
+
+def _legend(axes: Any, columns: int) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=columns, frameon=False, handletextpad=0.1)
 
 
 def _labelled_rows(axes: Any, labels: Sequence[str]) -> None:
@@ -106,6 +116,7 @@ def _labelled_rows(axes: Any, labels: Sequence[str]) -> None:
 
 
 def metric_plot(results: Results) -> str:
+    """The metric that chose the checkpoint, or token F1, by step, and a second one; empty if none was measured."""
     names = dict.fromkeys([(results.selection_metric or F1).removeprefix("eval_"), F1, "generation/rougeL"])
     curves = [(name, _points(results, f"eval_{name}")) for name in names if name in SCORES]
     curves = [(SCORES[name], rows) for name, rows in curves if rows][:2]
@@ -137,6 +148,7 @@ def metric_plot(results: Results) -> str:
 
 
 def loss_plot(results: Results) -> str:
+    """The loss of training and that with gold passages, by step; empty if neither was logged."""
     training, gold = _points(results, "loss"), _points(results, GOLD_LOSS)
     if not training and not gold:
         return ""

@@ -16,6 +16,7 @@ from fake_server import FakeServer, Refusal
 from test_recipes import flags, lines
 
 from groundtune.cli import main
+from groundtune.embedding import Embedder
 from groundtune.inference.evaluate import BASE, MODEL  # noqa: F401  what the files and the JSON call them
 from groundtune.passages import CONTEXTS
 
@@ -426,10 +427,11 @@ def test_asking_a_runs_folder_gives_the_answer_of_its_evaluation_and_its_sources
     assert [s["page_content"] for s in found["sources"]] == [
         d["page_content"] for d in row["retrieved_docs"][: row["passages_read"]]
     ]
-    assert found["sources"][0]["title"] in {d.metadata["title"] for d in tiny_documents()}
+    first = found["sources"][0]
+    assert first["title"] in {d.metadata["title"] for d in tiny_documents()}
     assert main(["ask", str(adapter_run), row["question"]]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith(row["answer"]) and f"[1] {found['sources'][0]['title']} (" in shown
+    assert shown.startswith(row["answer"]) and f"[1] {first['score']:.3f}  {first['title']}\n" in shown
     assert main(["ask", str(adapter_run), row["question"], "--quiet"]) == 0
     assert capsys.readouterr().out.strip() == row["answer"]
 
@@ -489,3 +491,56 @@ def test_an_index_made_before_is_not_made_again(data_folder, static_embedding_fo
     assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == [
         "--full_dataset_file_path", "--embedding_model",
     ]  # fmt: skip
+
+
+def test_questions_without_answers_measure_the_retriever_alone(data_folder, static_embedding_folder, capsys, tmp_path):
+    rows = [
+        {"question": e.question, "gold_answer": "", "gold_docs": [d.to_dict() for d in e.gold_documents]}
+        for e in tiny_examples()[:4]
+    ]
+    rows[3] |= {"gold_answer": "The passages do not say.", "answerable": False}
+    path = tmp_path / "beir.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["index", "--full_dataset_file_path", data_folder / "documents.jsonl", "--embedding_model",
+             static_embedding_folder, "--full_dataset_index_path", tmp_path / "index", "--eval_file", path]  # fmt: skip
+    status, found, _ = run(capsys, *words)
+    measured = found["retrieval"]
+    assert status == 0 and measured["n"] == 3 and measured["gold_not_among_documents"] == 0
+    documents = tiny_documents()
+    embedder = Embedder(str(static_embedding_folder))
+    similar = (
+        embedder.embed_questions([row["question"] for row in rows[:3]])
+        @ embedder.embed_documents([d.text for d in documents]).T
+    )
+    ranks = [int((row > row[i]).sum()) + 1 for i, row in enumerate(similar)]
+    assert measured["retrieval/recall@1"]["value"] == pytest.approx(sum(rank == 1 for rank in ranks) / 3)
+    assert measured["retrieval/mrr"]["value"] == pytest.approx(sum(1 / rank for rank in ranks if rank <= 4) / 3)
+    assert main([*map(str, words)]) == 0
+    assert "recall@4" in (said := capsys.readouterr().out) and "on 3 questions" in said
+    path.write_text(json.dumps(rows[3]) + "\n")
+    assert main([*map(str, words)]) == 2
+    assert "no question in it has an answer to be found" in capsys.readouterr().err
+
+
+def test_an_answer_that_is_stopped_is_forgotten_and_the_dialogue_goes_on(
+    data_folder, static_embedding_folder, capsys, tmp_path, monkeypatch
+):
+    from groundtune.inference.answering import Endpoint
+
+    first, second = (e.question for e in tiny_examples()[:2])
+    monkeypatch.setattr(sys, "stdin", Terminal("\n".join([first, second, "/quit"]) + "\n"))
+    asked = []
+
+    def stream(self, messages, max_tokens):
+        asked.append(messages)
+        yield "Half "
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        yield "and whole."
+
+    monkeypatch.setattr(Endpoint, "stream", stream)
+    words = server_flags(SimpleNamespace(url="http://localhost:1/v1"), data_folder, static_embedding_folder, tmp_path)
+    assert main(["ask", *map(str, words[:6] + words[8:14])]) == 0
+    assert [len(messages) for messages in asked] == [1, 1]  # nothing was said before the second
+    shown = capsys.readouterr().out
+    assert "stopped; this question and its answer are forgotten" in shown and "Half and whole." in shown

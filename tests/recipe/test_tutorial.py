@@ -24,21 +24,21 @@ from groundtune.files import read_documents, read_examples
 from groundtune.prepare import generators
 
 # Unpacks half a gigabyte; what it makes is made here from tiny models, under the same names.
-UNPACKING = "from groundtune.demo import"
+UNPACKING = "groundtune demo --models models/"
 SIZES = {
     "--chunk_size 200 --chunk_overlap 20": "--chunk_size 300 --chunk_overlap 0",  # of characters, nearly
     "--passages 100": "--passages 24",
     "--passages 300": "--passages 12",
-    "--max_new_tokens 64 --batch_size 16": "--max_new_tokens 4 --batch_size 8",
+    "--max_new_tokens 48 --batch_size 16": "--max_new_tokens 4 --batch_size 8",
     "num_train_epochs: 2": "max_steps: 2\nbootstrap_samples: 100\nmax_seq_length: 1500\nbf16: false",
-    "max_new_tokens: 64 ": "max_new_tokens: 8 ",
+    "max_new_tokens: 48 ": "max_new_tokens: 8 ",
     "--contexts all": "--contexts all --eval_max_samples 3",
 }
 
 
 def obedient(prompt: str) -> str:
     """A question in the passage's own words, or the passage's longest line as the answer."""
-    passage = prompt.partition("Passage:\n")[2].rpartition("\n\nQuestion")[0]
+    passage = prompt.rpartition("Passage:\n")[2].rpartition("\n\nQuestion")[0]
     lines = sorted((" ".join(line.split()) for line in passage.partition("Content:\n")[2].splitlines()), key=len)
     said = lines[-1].replace("?", " ") if lines else "nothing"
     return said if prompt.endswith("Answer:") else f"What is said of {said[:80]}?"
@@ -104,7 +104,7 @@ def test_every_command_of_the_tutorial_runs_in_its_order(blocks, folder, monkeyp
         assert (folder / file).stat().st_size > 1000, file
     shown = capsys.readouterr().out
     assert "Context: closed_book" in shown and re.search(r"untouched .*\n.*sft .*\n.*swr ", shown)
-    assert re.search(r"written from \d passages:\n  \[1\] ", shown)
+    assert re.search(r"written from \d passages?:\n  \[1\] ", shown)
 
 
 def test_the_names_and_sizes_of_the_page_are_those_that_the_tests_replace(blocks):

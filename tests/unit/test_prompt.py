@@ -11,7 +11,7 @@ from conftest import FAMILIES, HISTORICAL_PREFIXES, INSTRUCTION, random_document
 from groundtune.arguments import PromptArguments
 from groundtune.examples import encode_questions, encode_rows
 from groundtune.passages import Passages
-from groundtune.prompt import make_prompt
+from groundtune.prompt import make_prompt, request_ids
 from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
 
 DIALOGUES = 120
@@ -252,3 +252,27 @@ def test_passages_are_read_in_the_order_given_and_by_their_formatted_text(family
     text = family.tokenizer.decode(family.prompt(style).prompt_ids(documents, (), "Why?"))
     places = [text.index(part) for part in (INSTRUCTION, "Title: A\npage one\n\npage two\n\npage three", "Why?")]
     assert places == sorted(places)
+
+
+# A text that asks by itself
+
+
+def test_a_request_is_the_users_message_where_there_is_a_chat_template_and_else_the_text_alone(family, style):
+    prompt = family.prompt(style)
+    text = "Passage:\nOpen at nine.\n\nQuestions:\n"
+    ids = request_ids(prompt, text)
+    bos = family.tokenizer.bos_token_id
+    assert ids.count(bos) <= 1 or bos is None
+    if style == "chat template":
+        assert ids == prompt.prompt_ids([], (), text)
+    else:
+        written = family.tokenizer.decode(ids, skip_special_tokens=True)
+        assert written.strip() == text.strip() and "USER" not in written and "ASSISTANT" not in written
+
+
+def test_a_request_cannot_spell_a_special_token(family, style):
+    for spelling in special_spellings(family.tokenizer):
+        added = set(request_ids(family.prompt(style), f"One {spelling} two")) - set(
+            request_ids(family.prompt(style), "One two")
+        )
+        assert not added & set(family.tokenizer.all_special_ids), spelling

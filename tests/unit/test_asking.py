@@ -1,0 +1,81 @@
+"""What a dialogue shows in the terminal, by a retriever and a model that are made up."""
+
+from __future__ import annotations
+
+import pytest
+
+from groundtune.commands import ask
+from groundtune.inference.asking import Dialogue, Source
+from groundtune.schema import Document, Hit
+
+PASSAGE = Document("Lamps\x1b[2J go back.", "", {"title": "Returns", "section": "Online > Lamps", "source": "a/b.md"})
+
+
+class Retriever:
+    def search(self, questions, k):
+        return [(Hit(PASSAGE, 0.5),) for _ in questions]
+
+
+def dialogue(*words):
+    """Answers every question with these words; one that is an exception is raised."""
+
+    def say():
+        for word in words:
+            if isinstance(word, BaseException):
+                raise word
+            yield word
+
+    return Dialogue(Retriever(), 1, "none", lambda example, hits: (list(hits), say()))
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """Makes `input` give these lines, and then the end of them."""
+
+    def type_(*lines):
+        left = iter(lines)
+
+        def read(prompt):
+            try:
+                return next(left)
+            except StopIteration:
+                raise EOFError from None
+
+        monkeypatch.setattr("builtins.input", read)
+
+    return type_
+
+
+def test_a_source_is_shown_with_its_score_its_section_and_its_file(typed, capsys):
+    typed("Can I?")
+    ask._converse(dialogue("Yes", "."))
+    assert "Yes.\n\nwritten from 1 passage:\n  [1] 0.500  Returns > Online > Lamps, a/b.md\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("metadata", "title", "file"),
+    [
+        ({"title": "T", "source": "s"}, "T", "s"),
+        ({"source": "s"}, "s", ""),
+        ({"title": "T", "section": "A\nB"}, "T > A B", ""),
+        ({}, "How it begins", ""),
+    ],
+)
+def test_a_source_is_called_by_what_its_metadata_say(metadata, title, file):
+    source = Source(Document("How it\nbegins", "", metadata), 1.0)
+    assert (source.title, source.file) == (title, file)
+
+
+def test_neither_answers_nor_passages_can_give_the_terminal_orders(typed, capsys):
+    typed("Can I?", "/sources")
+    ask._converse(dialogue("Yes\x1b[31m\tindeed"))
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "Yes\\x1b[31m\tindeed" in shown and "Lamps\\x1b[2J go back." in shown
+
+
+def test_an_answer_that_is_stopped_is_forgotten_and_the_dialogue_goes_on(typed, capsys):
+    talk = dialogue("It depends", KeyboardInterrupt())
+    typed("Can I?", "And now?")
+    ask._converse(talk)
+    shown = capsys.readouterr().out
+    assert shown.count("It depends") == shown.count("stopped") == 2 and talk.turns == []
