@@ -29,7 +29,8 @@ EXAMPLES = """examples:
   groundtune ask runs/my_qa_model
   groundtune ask --generator openai:http://localhost:8000/v1 --generator_model my-model --question "Can I return it?" \\
       --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2"""
-COMMANDS = "/sources: the passages in full; /new: forget what was said; Ctrl-C: stop an answer; /quit or Ctrl-D: leave"
+COMMANDS = """/sources shows the passages in full, /new forgets what was said,
+Ctrl-C stops an answer, /quit or Ctrl-D leaves."""
 _WITHOUT = {
     *(field.name for group in (JudgeArguments, AnswerArguments) for field in fields(group)),
     "eval_file", "eval_max_samples", "bootstrap_samples",
@@ -87,6 +88,7 @@ def _converse(dialogue: Dialogue) -> None:
             return
         if question == "/new":
             dialogue.turns.clear()
+            print("what was said is forgotten")
         elif question == "/sources":
             print(*(f"[{i}] {_harmless(source.document.text)}" for i, source in enumerate(sources, 1)), sep="\n\n")
         elif question.startswith("/"):
@@ -105,7 +107,7 @@ def _show(dialogue: Dialogue, question: str) -> list[Source]:
     read = f"{len(sources)} passage{'' if len(sources) == 1 else 's'}"
     print(f"\nwritten from {read}:" if sources else "\nno passage fitted into the prompt")
     for i, source in enumerate(sources, 1):
-        print(f"  [{i}] {source.score:.3f}  {_harmless(', '.join(filter(None, (source.title, source.file))))}")
+        print(f"  [{i}] {source.score:.3f}  {_harmless(', '.join(filter(None, (source.title, source.place))))}")
     return sources
 
 

@@ -18,6 +18,7 @@ from groundtune.retrieval import Retriever, retrieve
 from groundtune.schema import ASSISTANT, USER, Document, Example, Hit, Turn
 
 _NAMES = ("title", "source", "url", "id")  # of metadata, the first that is there
+_UNITS = {"sheet": "sheet", "number": "passage"}
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,12 @@ class Source:
         return " > ".join(" ".join(str(part).split()) for part in parts if part)
 
     @property
-    def file(self) -> str:
-        """Where it comes from, if the title does not say so."""
+    def place(self) -> str:
+        """Where it comes from, as far as the title does not say so: file, and sheet or number of the passage."""
         metadata = self.document.metadata
-        return " ".join(str(metadata.get("source") or "").split()) if metadata.get("title") else ""
+        source = metadata.get("source") if metadata.get("title") else ""
+        number = next((f"{unit} {metadata[key]}" for key, unit in _UNITS.items() if metadata.get(key)), "")
+        return ", ".join(" ".join(str(part).split()) for part in (source, number) if part)
 
 
 @dataclass

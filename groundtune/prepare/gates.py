@@ -13,7 +13,7 @@ from typing import Any
 from groundtune.files import write_jsonl
 from groundtune.prepare.journal import Journal
 from groundtune.prepare.questions import Settings, chance, questions_of, words
-from groundtune.prepare.support import FILLERS, answers_of, stem, support, verdicts_of
+from groundtune.prepare.support import FILLERS, answers_of, cut_answers_of, stem, support, verdicts_of
 from groundtune.retrieval import Retriever
 from groundtune.schema import Document, Example, Hit
 
@@ -22,13 +22,14 @@ _MENTIONS = re.compile(r"\b(?:the|this|above) (?:passage|text|excerpt|paragraph|
 MENTIONS = "mentions the passage"
 REPEATS = "repeats another question"
 NO_ANSWER = "not answered by its passage"
+CUT = "answer cut at the token limit"
 UNSUPPORTED = "answer not supported by its passage"
 UNSUPPORTED_BY_LLM = "answer not supported, says the LLM"
 NOT_UNDERSTOOD = "verdict of the LLM not understood"
 NO_VERDICT = "no verdict of the LLM"
 NOT_RETRIEVED = "passage not retrieved for it"
 GATES = (
-    MENTIONS, REPEATS, NO_ANSWER, UNSUPPORTED, UNSUPPORTED_BY_LLM, NOT_UNDERSTOOD, NO_VERDICT, NOT_RETRIEVED,
+    MENTIONS, REPEATS, NO_ANSWER, CUT, UNSUPPORTED, UNSUPPORTED_BY_LLM, NOT_UNDERSTOOD, NO_VERDICT, NOT_RETRIEVED,
 )  # fmt: skip
 _NOT_IN_USE = {"lexical": {UNSUPPORTED_BY_LLM, NOT_UNDERSTOOD, NO_VERDICT}, "llm": {UNSUPPORTED}, "both": set()}
 
@@ -54,6 +55,7 @@ class _Pair:
     passage: Document
     question: str
     answer: str
+    finished: bool
     verdict: Mapping[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,12 +67,14 @@ def judge(passages: Sequence[Document], settings: Settings, journal: Journal, re
     """Pass every question and answer of the journal through the gates, and share them out by passage."""
     outcome = Outcome()
     by_id = {passage.id: passage for passage in passages}
-    answers, verdicts = answers_of(journal), verdicts_of(journal, settings)
+    answers, cut, verdicts = answers_of(journal), cut_answers_of(journal), verdicts_of(journal, settings)
     questions = list(questions_of(journal, by_id))
     outcome.counts.update(dict.fromkeys(gates_of(settings), 0))
     outcome.counts["passages"] = len({row["passage"] for row in journal.rows if "questions" in row} & by_id.keys())
     outcome.counts["questions"] = len(questions)
-    pairs = [_Pair(by_id[at[0]], at[1], answers[at], verdicts.get(at)) for at in questions if at in answers]
+    pairs = [
+        _Pair(by_id[at[0]], at[1], answers[at], at not in cut, verdicts.get(at)) for at in questions if at in answers
+    ]
     outcome.counts["answers"] = len(pairs)
     depth = max(settings.retrieved_within, 2 * settings.hard_negatives + 1)
     hits = retriever.search([pair.question for pair in pairs], depth)
@@ -108,6 +112,7 @@ def _stopped_by(pair: _Pair, found: Sequence[Hit], seen: set[frozenset[str]], se
         MENTIONS: lambda: _MENTIONS.search(pair.question),
         REPEATS: lambda: _key(pair.question) in seen,
         NO_ANSWER: lambda: not pair.answer,
+        CUT: lambda: not pair.finished,
         UNSUPPORTED: lambda: support(pair.answer, pair.question, pair.passage.text) < settings.min_support,
         UNSUPPORTED_BY_LLM: lambda: verdict and verdict["supported"] is False,
         NOT_UNDERSTOOD: lambda: verdict and verdict["supported"] is None,

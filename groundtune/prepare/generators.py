@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from groundtune.endpoint import Endpoint, Messages
 from groundtune.files import DataError
+from groundtune.schema import Reply
 
 SERVER = "openai:"
 
 
 class Generator(Protocol):
-    """Anything that completes conversations; `failures` says why a text of the last call is None."""
+    """Anything that completes conversations."""
 
-    failures: list[str]
-
-    def complete(self, messages_list: Sequence[Messages], max_tokens: int) -> list[str | None]:
-        """One text for each conversation, in their order."""
+    def complete(self, messages_list: Sequence[Messages], max_tokens: int) -> list[Reply]:
+        """One reply for each conversation, in their order; a request that failed is a reply with its `failure`."""
 
 
 @dataclass
@@ -30,9 +29,8 @@ class LocalGenerator:
     prompt: Any
     pad_id: int
     batch_size: int = 8
-    failures: list[str] = field(default_factory=list)
 
-    def complete(self, messages_list: Sequence[Messages], max_tokens: int) -> list[str | None]:
+    def complete(self, messages_list: Sequence[Messages], max_tokens: int) -> list[Reply]:
         from groundtune.generation import generate_greedy
         from groundtune.prompt import request_ids
 
@@ -44,20 +42,7 @@ class LocalGenerator:
             max_new_tokens=max_tokens,
             batch_size=self.batch_size,
         )
-        return [self.prompt.answer_text(one.ids) for one in generated]
-
-
-@dataclass
-class ServerGenerator:
-    """A model on a server, many requests at once."""
-
-    endpoint: Endpoint
-    failures: list[str] = field(default_factory=list)
-
-    def complete(self, messages_list: Sequence[Messages], max_tokens: int) -> list[str | None]:
-        replies = self.endpoint.complete(messages_list, max_tokens)
-        self.failures = [reply.failure for reply in replies if reply.failure]
-        return [None if reply.failure else reply.text for reply in replies]
+        return [Reply(self.prompt.answer_text(one.ids), one.finished) for one in generated]
 
 
 def load_generator(
@@ -86,7 +71,7 @@ def load_generator(
         )
         if problems := endpoint.check("generator"):
             raise DataError(problems)
-        return ServerGenerator(endpoint)
+        return endpoint
     return _load_local(name, batch_size)
 
 

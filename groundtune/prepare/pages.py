@@ -175,7 +175,8 @@ def _markdown_of(soup: Any) -> str:
     converter = MarkdownConverter(
         heading_style="ATX", bullets="-", strip=["a", "img"], escape_asterisks=False, escape_underscores=False
     )
-    text = re.sub(r"[ \t]+$", "", converter.convert_soup(soup), flags=re.MULTILINE)
+    text = converter.convert_soup(soup).replace("\N{NO-BREAK SPACE}", " ")  # layout, which no word is found behind
+    text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 

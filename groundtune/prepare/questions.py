@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from groundtune.files import DataError
 from groundtune.prepare.generators import Generator
 from groundtune.prepare.journal import Journal
-from groundtune.schema import Document
+from groundtune.schema import Document, Reply
 
 Row = dict[str, Any]
 NOT_ANSWERED = "NOT ANSWERED"
@@ -89,17 +89,16 @@ class Asker:
     report: Callable[[str, int, int], None] = lambda stage, done, total: None
     failures: list[str] = field(default_factory=list)
 
-    def __call__(self, stage: str, jobs: Sequence[Row], prompts: Sequence[str], finish: Callable[[str], Row]) -> None:
-        """Keep `{**job, **finish(text)}` for each job whose prompt got a text."""
+    def __call__(self, stage: str, jobs: Sequence[Row], prompts: Sequence[str], row_of: Callable[[Reply], Row]) -> None:
+        """Keep `{**job, **row_of(reply)}` for each job whose prompt got a reply."""
         for start in range(0, len(jobs), self.batch):
             self.report(stage, start, len(jobs))
             generator = self.load()
             messages = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + self.batch]]
-            texts = list(map(without_thoughts, generator.complete(messages, self.max_new_tokens)))
-            self.failures += generator.failures
-            self.failures += [STILL_THINKING] * (texts.count(None) - len(generator.failures))
-            answered = zip(jobs[start : start + self.batch], texts, strict=True)
-            self.journal.add({**job, **finish(text)} for job, text in answered if text is not None)
+            replies = list(map(without_thoughts, generator.complete(messages, self.max_new_tokens)))
+            self.failures += [reply.failure for reply in replies if reply.failure]
+            answered = zip(jobs[start : start + self.batch], replies, strict=True)
+            self.journal.add({**job, **row_of(reply)} for job, reply in answered if not reply.failure)
             self.report(stage, min(start + self.batch, len(jobs)), len(jobs))
 
 
@@ -112,7 +111,7 @@ def generate(passages: Sequence[Document], settings: Settings, ask: Asker) -> No
         "questions",
         [{"passage": passage.id} for passage in new],
         [question_prompt(settings, passage) for passage in new],
-        lambda text: {"questions": parse_questions(text, settings.questions_per_passage)},
+        lambda reply: {"questions": parse_questions(reply.text, settings.questions_per_passage)},
     )
     answered = {(row["passage"], row["question"]) for row in journal.rows if "answer" in row}
     by_id = {passage.id: passage for passage in passages}
@@ -121,7 +120,7 @@ def generate(passages: Sequence[Document], settings: Settings, ask: Asker) -> No
         "answers",
         [{"passage": id, "question": question} for id, question in open_],
         [answer_prompt(settings, by_id[id], question) for id, question in open_],
-        lambda text: {"answer": parse_answer(text)},
+        lambda reply: dict(zip(("answer", "finished"), parse_answer(reply))),
     )
 
 
@@ -146,10 +145,11 @@ def fill(prompt: str, **texts: str) -> str:
     return re.sub("|".join(f"{{{name}}}" for name in texts), lambda found: texts[found[0][1:-1]], prompt)
 
 
-def without_thoughts(text: str | None) -> str | None:
-    """What a reply says after its thoughts, if it has any; None if it ends before they do."""
-    spoken = (text or "").rpartition("</think>")[2]
-    return None if text is None or "<think>" in spoken else spoken.strip()
+def without_thoughts(reply: Reply) -> Reply:
+    """What a reply says after its thoughts, if it has any; one that ends before they do has failed."""
+    spoken = reply.text.rpartition("</think>")[2]
+    failure = reply.failure or (STILL_THINKING if "<think>" in spoken else "")
+    return replace(reply, text=spoken.strip(), failure=failure)
 
 
 def parse_questions(text: str, at_most: int) -> list[str]:
@@ -158,10 +158,14 @@ def parse_questions(text: str, at_most: int) -> list[str]:
     return list(dict.fromkeys(line for line in lines if line.endswith(("?", "？")) and len(line) > 8))[:at_most]
 
 
-def parse_answer(text: str) -> str:
-    """The answer in a reply, empty if it says that there is none. What a base model goes on with is cut off."""
-    answer = re.split(r"\n\s*(?:Question|Passage):", text)[0].strip().removeprefix("Answer:").strip()
-    return "" if NOT_ANSWERED.lower() in answer.lower() else answer
+def parse_answer(reply: Reply) -> tuple[str, bool]:
+    """The answer in a reply, empty if it says that there is none, and whether it was finished.
+
+    What a base model goes on with after its answer is cut off.
+    """
+    first, *more = re.split(r"\n\s*(?:Question|Passage):", reply.text)
+    answer = first.strip().removeprefix("Answer:").strip()
+    return "" if NOT_ANSWERED.lower() in answer.lower() else answer, reply.finished or bool(more)
 
 
 def words(text: str) -> list[str]:

@@ -45,10 +45,10 @@ def support(answer: str, question: str, passage: str) -> float:
 def check_support(passages: Sequence[Document], settings: Settings, ask: Asker) -> None:
     """Let the LLM say of every answer whether its passage supports it, where the journal does not hold that yet.
 
-    An answer that the lexical gate stops anyway is not asked about.
+    An answer that was cut, or that the lexical gate stops anyway, is not asked about.
     """
     by_id, check, journal = {passage.id: passage for passage in passages}, made_by(settings), ask.journal
-    answers, known = answers_of(journal), verdicts_of(journal, settings)
+    answers, known = answers_of(journal), verdicts_of(journal, settings).keys() | cut_answers_of(journal)
     asked = [
         (id, question, answers[id, question])
         for id, question in questions_of(journal, by_id)
@@ -61,7 +61,7 @@ def check_support(passages: Sequence[Document], settings: Settings, ask: Asker) 
         "checks",
         [{"passage": id, "question": question, "check": check} for id, question, _ in asked],
         [support_prompt(settings, by_id[id], question, answer) for id, question, answer in asked],
-        lambda text: {"supported": parse_verdict(text), "said": text},
+        lambda reply: {"supported": parse_verdict(reply.text), "said": reply.text},
     )
 
 
@@ -78,6 +78,11 @@ def parse_verdict(text: str) -> bool | None:
 def answers_of(journal: Journal) -> dict[tuple[str, str], str]:
     """Answer by passage id and question; empty where the model found none in the passage."""
     return {(row["passage"], row["question"]): row["answer"] for row in journal.rows if "answer" in row}
+
+
+def cut_answers_of(journal: Journal) -> set[tuple[str, str]]:
+    """Passage id and question of the answers that ended at the token limit."""
+    return {(row["passage"], row["question"]) for row in journal.rows if not row.get("finished", True)}
 
 
 def verdicts_of(journal: Journal, settings: Settings) -> Mapping[tuple[str, str], dict[str, Any]]:

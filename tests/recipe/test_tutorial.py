@@ -22,12 +22,13 @@ from fake_server import FakeServer
 from groundtune.cli import main
 from groundtune.files import read_documents, read_examples
 from groundtune.prepare import generators
+from groundtune.schema import Reply
 
 # Unpacks half a gigabyte; what it makes is made here from tiny models, under the same names.
 UNPACKING = "groundtune demo --models models/"
 SIZES = {
     "--chunk_size 200 --chunk_overlap 20": "--chunk_size 300 --chunk_overlap 0",  # of characters, nearly
-    "--passages 100": "--passages 24",
+    "--passages 150": "--passages 24",
     "--passages 300": "--passages 12",
     "--max_new_tokens 48 --batch_size 16": "--max_new_tokens 4 --batch_size 8",
     "num_train_epochs: 2": "max_steps: 2\nbootstrap_samples: 100\nmax_seq_length: 1500\nbf16: false",
@@ -69,7 +70,7 @@ def test_every_command_of_the_tutorial_runs_in_its_order(blocks, folder, monkeyp
         def complete(messages_list, max_tokens):
             asked.extend(m[-1]["content"] for m in messages_list)
             written = generators.LocalGenerator.complete(generator, messages_list, max_tokens)
-            return [obedient(m[-1]["content"]) for m, _ in zip(messages_list, written, strict=True)]
+            return [Reply(obedient(m[-1]["content"])) for m, _ in zip(messages_list, written, strict=True)]
 
         generator.complete = complete
         return generator

@@ -8,7 +8,9 @@ from groundtune.commands import ask
 from groundtune.inference.asking import Dialogue, Source
 from groundtune.schema import Document, Hit
 
-PASSAGE = Document("Lamps\x1b[2J go back.", "", {"title": "Returns", "section": "Online > Lamps", "source": "a/b.md"})
+PASSAGE = Document(
+    "Lamps\x1b[2J go back.", "", {"title": "Returns", "section": "Online > Lamps", "source": "a.md", "number": 3}
+)
 
 
 class Retriever:
@@ -49,21 +51,25 @@ def typed(monkeypatch):
 def test_a_source_is_shown_with_its_score_its_section_and_its_file(typed, capsys):
     typed("Can I?")
     ask._converse(dialogue("Yes", "."))
-    assert "Yes.\n\nwritten from 1 passage:\n  [1] 0.500  Returns > Online > Lamps, a/b.md\n" in capsys.readouterr().out
+    assert (
+        "Yes.\n\nwritten from 1 passage:\n  [1] 0.500  Returns > Online > Lamps, a.md, passage 3\n"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
-    ("metadata", "title", "file"),
+    ("metadata", "title", "place"),
     [
         ({"title": "T", "source": "s"}, "T", "s"),
+        ({"title": "T", "source": "s", "number": 9, "sheet": 2}, "T", "s, sheet 2"),
         ({"source": "s"}, "s", ""),
         ({"title": "T", "section": "A\nB"}, "T > A B", ""),
         ({}, "How it begins", ""),
     ],
 )
-def test_a_source_is_called_by_what_its_metadata_say(metadata, title, file):
+def test_a_source_is_called_by_what_its_metadata_say(metadata, title, place):
     source = Source(Document("How it\nbegins", "", metadata), 1.0)
-    assert (source.title, source.file) == (title, file)
+    assert (source.title, source.place) == (title, place)
 
 
 def test_neither_answers_nor_passages_can_give_the_terminal_orders(typed, capsys):

@@ -131,7 +131,7 @@ def test_a_web_page_becomes_its_content_without_navigation_and_scripts(tmp_path)
     path.write_bytes(
         "<html><head><meta charset='utf-8'><title>Opening\n hours</title><style>p {}</style></head><body>"
         "<nav>Menu</nav>"
-        "<main><h2>Summer<a class='headerlink' href='#s'>¶</a></h2><p>Opens at <a href='x'>neun Ühr</a>.</p>"
+        "<main><h2>Summer<a class='headerlink' href='#s'>¶</a></h2><p>Opens&nbsp;at <a href='x'>neun Ühr</a>.</p>"
         "<ul><li>Not on *Sundays*</li></ul><script>track()</script></main>"
         "<footer>Imprint</footer></body></html>".encode()
     )

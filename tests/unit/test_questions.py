@@ -22,7 +22,7 @@ from groundtune.prepare.journal import Journal
 from groundtune.prepare.questions import Asker, Settings, parse_answer, parse_questions, read_prompt, sample_passages
 from groundtune.prepare.support import check_support, parse_verdict, support, support_prompt
 from groundtune.retrieval import BM25Retriever
-from groundtune.schema import Document
+from groundtune.schema import Document, Reply
 
 THINGS = ["lamp", "chair", "table", "carpet", "mirror", "candle", "teapot", "basket", "pillow", "kettle", "ladder"]
 FILLING = "It was made by hand in a small workshop near the harbour and is sold with a card that tells its story."
@@ -57,17 +57,15 @@ def reply_to(prompt: str) -> str:
 
 @dataclass
 class FakeGenerator:
-    """Replies by a function of the prompt; None is a request that failed."""
+    """Replies by a function of the prompt; None is a request that failed, and "..." at the end of a text its limit."""
 
     reply: object = reply_to
-    failures: list[str] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
 
     def complete(self, messages_list, max_tokens):
         self.prompts += [messages[-1]["content"] for messages in messages_list]
         texts = [self.reply(messages[-1]["content"]) for messages in messages_list]
-        self.failures = ["no luck" for text in texts if text is None]
-        return texts
+        return [Reply(failure="no luck") if t is None else Reply(t, not t.endswith("...")) for t in texts]
 
 
 def make(folder: Path, generator: FakeGenerator, documents_: list[Document], **changes):
@@ -117,12 +115,13 @@ def test_questions_are_found_in_what_models_write(text):
         ("It costs 7.", "It costs 7."),
         ("<think>\nIs it 8? [[no]]\n</think>\n\nIt costs 7.", "It costs 7."),
         ("It may be 8.</think> It costs 7.", "It costs 7."),  # the template had opened the thought
-        ("<think>Let me see", None),
-        (None, None),
+        ("<think>Let me see", questions.STILL_THINKING),
     ],
 )
-def test_thoughts_are_no_part_of_a_reply_and_a_reply_that_ends_in_them_is_none(text, spoken):
-    assert questions.without_thoughts(text) == spoken
+def test_thoughts_are_no_part_of_a_reply_and_a_reply_that_ends_in_them_has_failed(text, spoken):
+    reply = questions.without_thoughts(Reply(text, finished=False))
+    assert spoken == (reply.failure or reply.text) and not reply.finished
+    assert questions.without_thoughts(Reply(failure="no luck")) == Reply(failure="no luck")
 
 
 def test_a_reply_that_ended_in_its_thoughts_is_a_failure_and_is_asked_for_again(tmp_path):
@@ -149,7 +148,13 @@ def test_a_question_that_begins_with_a_year_keeps_it():
     ],
 )
 def test_an_answer_is_what_a_model_says_first_or_nothing(text, answer):
-    assert parse_answer(text) == answer
+    assert parse_answer(Reply(text)) == (answer, True)
+
+
+def test_an_answer_is_finished_if_it_ended_or_if_a_base_model_went_on_to_something_else():
+    cut = Reply("It opens at", finished=False)
+    assert parse_answer(cut) == ("It opens at", False)
+    assert parse_answer(Reply("It opens at nine.\n\nPassage:\nThe", finished=False)) == ("It opens at nine.", True)
 
 
 def test_a_passage_with_braces_stays_as_it_is_in_a_prompt():
@@ -188,7 +193,9 @@ def test_good_questions_pass_and_each_gate_stops_its_kind(tmp_path):
     def reply(prompt: str) -> str:
         number = int(re.search(r"number (\d+)", prompt)[1])
         if "Question:" in prompt:
-            return {3: "NOT ANSWERED", 4: "It costs 7 coins."}.get(number, reply_to(prompt))
+            said = reply_to(prompt)
+            other = {3: "NOT ANSWERED", 4: "It costs 7 coins.", 5: f"{said} And ...", 6: f"{said}\nQuestion: Why ..."}
+            return other.get(number, said)
         return {1: "What does the passage say about cost?", 2: "Who wrote the iliad of troy?"}.get(
             number, reply_to(prompt)
         )
@@ -201,6 +208,7 @@ def test_good_questions_pass_and_each_gate_stops_its_kind(tmp_path):
         "mentions the passage": {1},
         "repeats another question": set(),
         "not answered by its passage": {3},
+        "answer cut at the token limit": {5},
         "answer not supported by its passage": {4},
         "passage not retrieved for it": {2},
     }
@@ -252,6 +260,7 @@ def test_an_llm_may_decide_what_is_supported_and_what_it_did_not_say_is_no_pass(
         "mentions the passage": set(),
         "repeats another question": set(),
         "not answered by its passage": set(),
+        "answer cut at the token limit": set(),
         "answer not supported, says the LLM": {1, 4},
         "verdict of the LLM not understood": {2},
         "no verdict of the LLM": {3},
