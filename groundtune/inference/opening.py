@@ -115,12 +115,28 @@ def open_judge(arguments: InferenceArguments) -> Callable[..., list]:
     """`complete` of the server or model that grades; raises `ModelError`."""
     if arguments.judge.judge.startswith(SERVER):
         return arguments.judge_endpoint().complete
-    bf16 = computes_in_bf16(arguments)
-    model = ModelArguments(model_name_or_path=arguments.judge.judge, dtype="bfloat16" if bf16 else "float32")
-    base = adapter_base(model)
-    tokenizer = _load_tokenizer(model, base)
-    prompt = make_prompt(tokenizer, PromptArguments())
+    model, base, tokenizer = _judge_here(arguments)
+    prompt, bf16 = make_prompt(tokenizer, PromptArguments()), computes_in_bf16(arguments)
     return LocalModel(_load(model, base, prompt, tokenizer.pad_token_id, bf16), tokenizer, bf16).complete
+
+
+def probe_judge(arguments: InferenceArguments) -> None:
+    """Ask a server for a word, find a model's tokenizer: a wrong name is said before hours of work, and not after.
+
+    Raises `ModelError` and `EndpointError`.
+    """
+    if arguments.judge.judge.startswith(SERVER):
+        arguments.judge_endpoint().complete([[{"role": "user", "content": "Answer with one word: are you there?"}]], 8)
+    elif arguments.judge.judge:
+        _judge_here(arguments)
+
+
+def _judge_here(arguments: InferenceArguments) -> tuple[ModelArguments, str, Any]:
+    """How the judge is loaded, its base if it is an adapter, and its tokenizer."""
+    dtype = "bfloat16" if computes_in_bf16(arguments) else "float32"
+    model = ModelArguments(model_name_or_path=arguments.judge.judge, dtype=dtype)
+    base = adapter_base(model)
+    return model, base, _load_tokenizer(model, base)
 
 
 def base_of(arguments: InferenceArguments) -> str:

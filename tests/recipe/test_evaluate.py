@@ -18,6 +18,7 @@ from test_recipes import flags, lines
 from groundtune.cli import main
 from groundtune.embedding import Embedder
 from groundtune.inference.evaluate import BASE, MODEL  # noqa: F401  what the files and the JSON call them
+from groundtune.models import ModelError
 from groundtune.passages import CONTEXTS
 
 
@@ -362,6 +363,25 @@ def test_a_judge_that_is_not_there_is_said_before_anything_is_answered(adapter_r
         "--output_dir", tmp_path / "out",
     )  # fmt: skip
     assert status == 2 and not found and "is the server running" in err and not (tmp_path / "out").exists()
+
+
+def test_a_judge_here_that_is_no_model_is_said_before_anything_is_answered(adapter_run, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("groundtune.inference.evaluate.open_model", lambda *args: pytest.fail("a model was loaded"))
+    status, _, logged = run(capsys, "evaluate", adapter_run, "--judge", tmp_path / "none", "--output_dir", tmp_path)
+    assert status == 2 and str(tmp_path / "none") in logged and len(logged.splitlines()) == 1
+
+
+def test_a_judge_that_cannot_be_loaded_any_more_loses_no_score_and_is_reported(
+    adapter_run, families, capsys, tmp_path, monkeypatch
+):
+    def fail(arguments):
+        raise ModelError("judge: cannot load it")
+
+    monkeypatch.setattr("groundtune.inference.evaluate.open_judge", fail)
+    words = ["--judge", families["gemma"].folder, "--output_dir", tmp_path]
+    status, found, _ = run(capsys, "evaluate", adapter_run, *words)
+    assert status == 1 and found["failures"] == ["retrieved: judge correctness: 0 scored, 3 failed, 3 in all"]
+    assert "generation/f1" in found["evaluations"]["retrieved"][MODEL] and (tmp_path / "evaluation.html").exists()
 
 
 def test_answers_are_on_disk_before_they_are_judged(adapter_run, capsys, tmp_path, monkeypatch):
