@@ -61,6 +61,7 @@ def main() -> int:
         lambda i: both.ours(model, parts[i]),
         lambda i: both.theirs(model, parts[i]),
         len(parts),
+        warm_up=lambda: (both.ours(model, examples[:2]), both.theirs(model, examples[:2])),
         ours_questions_s=0.0,
         theirs_questions_s=0.0,
         new_tokens_at_most=options.max_new_tokens,

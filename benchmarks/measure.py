@@ -39,13 +39,24 @@ class Case:
 
 
 def compare(
-    case: str, against: str, ours: Callable[[int], Any], theirs: Callable[[int], Any], pairs: int, **extra: Any
+    case: str,
+    against: str,
+    ours: Callable[[int], Any],
+    theirs: Callable[[int], Any],
+    pairs: int,
+    warm_up: Callable[[], Any] | None = None,
+    **extra: Any,
 ) -> Case:
-    """Time `ours(i)` and `theirs(i)` for i in 0 .. pairs - 1, interleaved A B B A, after one untimed call of each.
+    """Time `ours(i)` and `theirs(i)` for i in 0 .. pairs - 1, interleaved A B B A, after an untimed `warm_up`.
+
+    That is one call of each unless another is given, for work that takes minutes.
 
     The ratio is that of the sums, since the work differs from one i to the next; the range is over the pairs.
     """
-    ours(0), theirs(0)
+    if warm_up is None:
+        ours(0), theirs(0)
+    else:
+        warm_up()
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
     for i in range(pairs):
         sides = [("ours", ours), ("theirs", theirs)]
@@ -129,6 +140,9 @@ def arguments(description: str) -> argparse.ArgumentParser:
         "--data", type=Path, help="Folder with train_w_qa.jsonl, eval_w_qa.jsonl and documents.pkl; default: the demo's"
     )
     parser.add_argument("--model", type=Path, help="Decoder (folder); default: the demo's Gemma 3 270M")
+    parser.add_argument(
+        "--shape", choices=["0.6B", "1.7B", "8B"], help="Random weights in a shape of Qwen3, on made rows, instead"
+    )
     parser.add_argument("--quick", action="store_true", help="A tiny random model and few pairs: under a minute")
     parser.add_argument("--pairs", type=int, default=5, help="Interleaved pairs of timings")
     return parser
@@ -156,6 +170,8 @@ def load_data(folder: Path | None) -> tuple[list[Document], list[Example], list[
 
 def decoder_folder(arguments: argparse.Namespace) -> Path:
     """The folder of the model to measure with; `--quick` makes a tiny one of the same kind, with the same tokenizer."""
+    if getattr(arguments, "shape", None):
+        return random_decoder(SHAPES["tiny" if arguments.quick else arguments.shape])
     if arguments.model is not None:
         folder = arguments.model
     else:
@@ -163,6 +179,59 @@ def decoder_folder(arguments: argparse.Namespace) -> Path:
 
         folder = unpack_decoder(cache_folder() / "gemma-3-270m")
     return tiny_copy(folder) if arguments.quick else folder
+
+
+def vocabulary(folder: str | Path) -> int:
+    """How many ids the model in `folder` knows."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder).get_text_config().vocab_size
+
+
+# Of Qwen3, from its published configurations: vocabulary, width, inner width, layers, heads, whether head and embedding
+# are one.
+SHAPES = {
+    "0.6B": (151_936, 1024, 3072, 28, 16, True),
+    "1.7B": (151_936, 2048, 6144, 28, 16, True),
+    "8B": (151_936, 4096, 12288, 36, 32, False),
+    "tiny": (1000, 64, 128, 2, 8, True),
+}
+
+
+def random_decoder(shape: tuple[int, int, int, int, int, bool]) -> Path:
+    """A folder with random weights in a shape of `SHAPES`, bfloat16, and a tokenizer of a few words.
+
+    What a step costs does not depend on what the weights are, and no machine has to download them.
+    """
+    from tokenizers import Tokenizer, models
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
+
+    words, width, inner, layers, heads, tied = shape
+    config = Qwen3Config(
+        vocab_size=words, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=8, head_dim=128, max_position_embeddings=40_960,
+        tie_word_embeddings=tied, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    folder = Path(tempfile.mkdtemp(prefix="groundtune-random-"))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = model.to_empty(device="cpu")
+    # One block of numbers again and again: eight billion normal numbers would take minutes.
+    block = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).mul(0.02).bfloat16()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            flat = weight.view(-1)
+            if "norm" in name:
+                flat.fill_(1)
+                continue
+            for i in range(0, len(flat), len(block)):
+                part = flat[i : i + len(block)]
+                part.copy_(block[: len(part)])
+    model.tie_weights()
+    model.save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "<end>": 1, "word": 2}, unk_token="word"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>").save_pretrained(folder)
+    return folder
 
 
 def tiny_copy(folder: Path) -> Path:

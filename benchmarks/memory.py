@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import arguments, decoder_folder, versions
+from benchmarks.measure import arguments, decoder_folder, versions, vocabulary
 from benchmarks.train_step import SIDES, Ours, made_groups
 from groundtune.arguments import ModelArguments
 from groundtune.models import load_tokenizer
@@ -62,7 +62,7 @@ def peak(options: Any) -> dict[str, float]:
     tokenizer = load_tokenizer(model)
     side = (Ours if options.side == "ours" else SIDES[options.side])(model, tokenizer, "auto")
     loaded = _megabytes(peak=False)
-    for rows in made_groups(tokenizer, 3, options.per_passage, *lengths(options)):
+    for rows in made_groups(vocabulary(model.model_name_or_path), 3, options.per_passage, *lengths(options)):
         side.step(rows)
     return {"loaded_mb": loaded, "peak_mb": _megabytes(peak=True)}
 
@@ -74,12 +74,10 @@ def _megabytes(peak: bool) -> float:
 
     import psutil
 
-    # The peak may be that of loading; it is the user's too.
-    return (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        if peak
-        else psutil.Process().memory_info().rss / 2**20
-    )
+    if not peak:
+        return psutil.Process().memory_info().rss / 2**20
+    # The peak may be that of loading; it is the user's too. macOS counts bytes, Linux kilobytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 if __name__ == "__main__":

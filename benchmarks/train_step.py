@@ -18,7 +18,7 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch.nn.functional import cross_entropy
 
-from benchmarks.measure import Case, arguments, compare, decoder_folder, load_data, report
+from benchmarks.measure import Case, arguments, compare, decoder_folder, load_data, report, vocabulary
 from groundtune.arguments import ModelArguments, PromptArguments
 from groundtune.batching import by_prefix, pack, prefix_groups
 from groundtune.examples import Row, encode_rows
@@ -64,16 +64,16 @@ def main() -> int:
 
 def training_step(against: str, model: ModelArguments, tokenizer: Any, options: Any) -> Case:
     """Gold passages, `batch_size` rows a step; both sides see the same rows, each in the batches that it would make."""
-    _, examples, _ = load_data(options.data)
-    prompt = make_prompt(tokenizer, PromptArguments())
-    rows = encode_rows(examples, [gold_passages(e, (), 0) for e in examples], prompt, 2048)
-    rows = sample(rows, options.pairs * options.batch_size)
-    size = 1 if against == "padded" else options.batch_size
-    rows = rows[: options.pairs * size]
+    size = options.batch_size
+    if options.shape:
+        rows = made_rows(vocabulary(model.model_name_or_path), options.pairs * size, 64 if options.quick else 1024)
+    else:
+        rows = sample(data_rows(tokenizer, options), options.pairs * size)
     in_order = cut([rows[i] for i in by_prefix(groups_of(rows), size, torch.Generator().manual_seed(0))], size)
     theirs_order = cut(sorted(rows, key=len), size) if against == "trl-tuned" else in_order
     dtype = "float32" if against == "padded" else "auto"
-    ours, theirs = Ours(model, tokenizer, dtype), SIDES[against](model, tokenizer, dtype)
+    theirs_dtype = "float32" if against.startswith("padded") else "auto"
+    ours, theirs = Ours(model, tokenizer, dtype), SIDES[against](model, tokenizer, theirs_dtype)
     if options.compile_layers:
         compile_layers(ours.model)
     check_same_loss(ours, theirs, in_order[0], tolerance=1e-4 if dtype == "float32" else 2e-2)
@@ -84,9 +84,11 @@ def training_step(against: str, model: ModelArguments, tokenizer: Any, options: 
         lambda i: ours.step(in_order[i]),
         lambda i: theirs.step(theirs_order[i]),
         options.pairs,
+        warm_up=lambda: (ours.step(in_order[0]), theirs.step(in_order[0][: 1 if "padded" in against else size])),
         rows_a_step=size,
         tokens_a_row=tokens // len(rows),
         dtype=dtype,
+        theirs_dtype=theirs_dtype,
     )
     computed = [pack_of(batch) for batch in in_order]
     flops = sum(useful_flops(ours.model, batch, packing) for batch, packing in zip(in_order, computed))
@@ -99,18 +101,17 @@ def training_step(against: str, model: ModelArguments, tokenizer: Any, options: 
 
 
 def sharing(model: ModelArguments, tokenizer: Any, options: Any) -> list[Case]:
-    """How much of the tokens saved by shared prefixes becomes time saved: (t0 / t1 - 1) / (n0 / n1 - 1)."""
-    _, examples, _ = load_data(options.data)
-    prompt = make_prompt(tokenizer, PromptArguments())
-    rows = encode_rows(examples, [gold_passages(e, (), 0) for e in examples], prompt, 2048)
+    """How much of the tokens saved by shared prefixes becomes time saved: (1 - t1 / t0) / (1 - n1 / n0)."""
     shared, own = (45, 15) if options.quick else (450, 150)
+    made = partial(made_groups, vocabulary(model.model_name_or_path), options.pairs, shared=shared, own=own)
     cases = {
-        "gold passages of the data": data_groups(rows, options.pairs, 4),
-        f"2 per passage, {shared} + {own}": made_groups(tokenizer, options.pairs, 2, shared, own),
-        f"4 per passage, {shared} + {own}": made_groups(tokenizer, options.pairs, 4, shared, own),
-        f"8 per passage, {shared} + {own}": made_groups(tokenizer, options.pairs, 8, shared, own),
-        "nothing to share": made_groups(tokenizer, options.pairs, 1, shared, own, rows=4),
+        f"2 per passage, {shared} + {own}": made(2),
+        f"4 per passage, {shared} + {own}": made(4),
+        f"8 per passage, {shared} + {own}": made(8),
+        "nothing to share": made(1, rows=4),
     }
+    if not options.shape:
+        cases = {"gold passages of the data": data_groups(data_rows(tokenizer, options), options.pairs, 4), **cases}
     ours, unshared = (Ours(model, tokenizer, "auto", share_prefix) for share_prefix in ("on", "off"))
     return [sharing_case(name, batches, ours, unshared, options.pairs) for name, batches in cases.items()]
 
@@ -122,12 +123,27 @@ def sharing_case(name: str, batches: list[list[Row]], ours: Side, unshared: Side
     token_ratio = sum(map(len, rows)) / sum(len(pack_of(batch).ids) for batch in batches)
     case.extra["token_ratio"] = token_ratio
     if token_ratio > 1.01:
-        case.extra["share_of_saving"] = (case.ratio - 1) / (token_ratio - 1)
+        saved = 1 - 1 / token_ratio
+        case.extra["share_of_saving"] = (1 - 1 / case.ratio) / saved
         # Answers are not shared, and a head of many words is most of a small model's work.
         apart = sum(useful_flops(unshared.model, [row], pack_of([row])) for row in rows)
         together = sum(useful_flops(ours.model, batch, pack_of(batch)) for batch in batches)
-        case.extra["share_of_flops"] = (apart / together - 1) / (token_ratio - 1)
+        case.extra["share_of_flops"] = (1 - together / apart) / saved
     return case
+
+
+def data_rows(tokenizer: Any, options: Any) -> list[Row]:
+    _, examples, _ = load_data(options.data)
+    prompt = make_prompt(tokenizer, PromptArguments())
+    return encode_rows(examples, [gold_passages(e, (), 0) for e in examples], prompt, 2048)
+
+
+def made_rows(vocabulary: int, n: int, tokens: int) -> list[Row]:
+    """n rows of random ids, half to one and a half times `tokens` long, a tenth of each the answer."""
+    rng = random.Random(0)
+    lengths = [rng.randrange(tokens // 2, tokens * 3 // 2) for _ in range(n)]
+    ids = [[rng.randrange(100, vocabulary - 100) for _ in range(length)] for length in lengths]
+    return [Row(row[: -(len(row) // 10)], row[-(len(row) // 10) :], 0, "") for row in ids]
 
 
 def sample(rows: list[Row], n: int) -> list[Row]:
@@ -144,13 +160,13 @@ def data_groups(rows: list[Row], batches: int, size: int) -> list[list[Row]]:
 
 
 def made_groups(
-    tokenizer: Any, batches: int, per_passage: int, shared: int, own: int, rows: int | None = None
+    vocabulary: int, batches: int, per_passage: int, shared: int, own: int, rows: int | None = None
 ) -> list[list[Row]]:
     """Batches of one passage each (or of `rows` rows): random ids, `shared` common tokens and `own` more a row."""
     rng = random.Random(0)
 
     def ids(n: int) -> list[int]:
-        return [rng.randrange(100, len(tokenizer) - 100) for _ in range(n)]
+        return [rng.randrange(100, vocabulary - 100) for _ in range(n)]
 
     answer = own // 3
     made = []
@@ -271,34 +287,36 @@ class Trl:
 
 
 class Padded:
-    """The historical procedure: every row padded to 2,048 tokens, logits and labels at every position."""
+    """The historical procedure: every row padded to 2,048 tokens, logits and labels at every position.
+
+    One row after the other, for the logits of one take 2 GB; the optimizer steps after all of them, as it does for us.
+    """
 
     def __init__(self, model: ModelArguments, tokenizer: Any, dtype: str):
         self.model, self.pad = load(model, tokenizer, dtype, fused=False), tokenizer.pad_token_id
         self.optimizer = adamw(self.model)
 
     def step(self, rows: Sequence[Row]) -> None:
-        batch = self.batch(rows)
-        loss = self.model(**batch, labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)).loss
-        loss.backward()
+        for row in rows:
+            batch = self.batch(row)
+            loss = self.model(**batch, labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)).loss
+            (loss / len(rows)).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     @torch.no_grad()
     def loss(self, rows: Sequence[Row]) -> float:
         """On the answers alone, from the same logits: what the other side minimises."""
-        logits = self.model(**self.batch(rows)).logits
-        total = sum(
-            cross_entropy(logits[i, len(r.prompt_ids) - 1 : len(r) - 1], torch.tensor(r.answer_ids), reduction="sum")
-            for i, r in enumerate(rows)
-        )
-        return total.item() / sum(len(row.answer_ids) for row in rows)
+        total = 0.0
+        for row in rows:
+            logits = self.model(**self.batch(row)).logits[0, len(row.prompt_ids) - 1 : len(row) - 1]
+            total += cross_entropy(logits, torch.tensor(row.answer_ids, device=logits.device), reduction="sum").item()
+        return total / sum(len(row.answer_ids) for row in rows)
 
-    def batch(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        ids = torch.full((len(rows), 2048), self.pad)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row.prompt_ids + row.answer_ids), 1
+    def batch(self, row: Row) -> dict[str, torch.Tensor]:
+        ids = torch.full((1, 2048), self.pad)
+        ids[0, : len(row)] = torch.tensor(row.prompt_ids + row.answer_ids)
+        mask = (torch.arange(2048) < len(row))[None].long()
         return {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
 
 
@@ -329,6 +347,7 @@ SIDES: dict[str, Any] = {
     "trl-tuned": partial(Trl, gradient_checkpointing=False),
     "trl-packed": partial(Trl, gradient_checkpointing=False, padding_free=True),
     "padded": Padded,
+    "padded-float32": Padded,  # as it used to be run, and Groundtune as it comes
 }
 
 if __name__ == "__main__":

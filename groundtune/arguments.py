@@ -6,6 +6,7 @@ The arguments of optimisation, saving and logging are those of `transformers.Tra
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -328,16 +329,24 @@ def _check_numbers(arguments: Arguments) -> list[str]:
         (arguments.training, "weight_decay", 0),
         (arguments.training, "num_train_epochs", 0),
     ]
-    problems = [
+    problems = too_small(least)
+    if not 0 <= arguments.model.lora_dropout < 1:
+        problems.append(f"--lora_dropout: {arguments.model.lora_dropout} is not in [0, 1); give a share such as 0.1")
+    return problems + no_room(arguments.data, arguments.evaluation)
+
+
+def too_small(least: Sequence[tuple[object, str, float]]) -> list[str]:
+    """A line for each (group, field, least value) of which the value is less, or NaN."""
+    return [
         f"--{name}: {getattr(group, name)} is too small; the least is {smallest}"
         for group, name, smallest in least
         if getattr(group, name) is not None and not getattr(group, name) >= smallest  # so that NaN is too small
     ]
-    if not 0 <= arguments.model.lora_dropout < 1:
-        problems.append(f"--lora_dropout: {arguments.model.lora_dropout} is not in [0, 1); give a share such as 0.1")
-    if arguments.evaluation.max_new_tokens >= arguments.data.max_seq_length:
-        problems.append(
-            f"--max_new_tokens: {arguments.evaluation.max_new_tokens} leaves no room for a prompt in "
-            f"--max_seq_length {arguments.data.max_seq_length}"
-        )
-    return problems
+
+
+def no_room(data: DataArguments, evaluation: EvaluationArguments) -> list[str]:
+    """That answers may be as long as prompt and answer together, if so."""
+    if evaluation.max_new_tokens < data.max_seq_length:
+        return []
+    shorter = f"leaves no room for a prompt in --max_seq_length {data.max_seq_length}"
+    return [f"--max_new_tokens: {evaluation.max_new_tokens} {shorter}"]

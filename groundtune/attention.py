@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import one_hot, pad, scaled_dot_product_attention
 
 NAME = "groundtune"  # of this attention among those of transformers
+_BLOCK = 128  # tokens of each side of a block of FlexAttention: its default
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,14 @@ class Packed:
     def attend(self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None) -> Any:
         """Output [1, tokens, heads, size] for query [1, heads, tokens, size], key and value [1, kv heads, ...]."""
         if query.is_cuda and self.memory is None:
-            return self._attend_in_blocks(layer, query, key, value, scaling, window)
+            return self._attend_in_blocks(query, key, value, scaling, window)
+        return self._attend_by_segments(layer, query, key, value, scaling, window)
+
+    def _attend_by_segments(
+        self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None
+    ) -> Any:
         lengths = [len(segment) for segment in self.segments]
-        # PyTorch's backward on a CPU is a fifth slower where heads share keys, so each gets a copy.
-        copies = query.shape[1] // key.shape[1] if query.requires_grad else 1
+        heads_of_a_key = query.shape[1] // key.shape[1]
         queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
         outputs = []
         for i, segment in enumerate(self.segments):
@@ -66,11 +72,14 @@ class Packed:
             mask = self._mask(len(segment), k.shape[2], window, query.device)
             if self.memory is not None and self.slots[i] is not None:
                 self.memory.write(layer.layer_idx, self.slots[i], k, v)
-            if copies > 1:
-                k, v = (x.repeat_interleave(copies, dim=1) for x in (k, v))
+            # Each head gets a copy where sharing keys is slow: PyTorch's backward on a CPU is a fifth slower then, and
+            # with a mask other devices have no kernel for it but the one that writes all scores to memory.
+            if query.requires_grad or (mask is not None and query.device.type != "cpu"):
+                k, v = (x.repeat_interleave(heads_of_a_key, dim=1) for x in (k, v))
+            shared = k.shape[1] < query.shape[1]
             outputs.append(
                 scaled_dot_product_attention(
-                    queries[i], k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=copies == 1
+                    queries[i], k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=shared
                 )
             )
         return torch.cat(outputs, dim=2).transpose(1, 2)
@@ -86,29 +95,62 @@ class Packed:
             self._masks[which] = mask if reaches else mask.triu(read - tokens - window + 1)
         return self._masks[which]
 
-    def _attend_in_blocks(
-        self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None
-    ) -> Any:
+    def _attend_in_blocks(self, query: Any, key: Any, value: Any, scaling: float | None, window: int | None) -> Any:
         """All segments in one FlexAttention kernel, which skips the blocks that nothing reads."""
-        from transformers import AttentionInterface
-
+        if torch.is_autocast_enabled(query.device.type):
+            # Autocast does not know this kernel, and the norm of a float32 model makes float32 of queries and keys.
+            dtype = torch.get_autocast_dtype(query.device.type)
+            query, key, value = (x.to(dtype) for x in (query, key, value))
         if window not in self._masks:
             self._masks[window] = self.block_mask(window, query.device)
-        flex = AttentionInterface()["flex_attention"]
-        return flex(layer, query, key, value, self._masks[window], scaling=scaling)[0]
+        mask, tokens, shared = self._masks[window], query.shape[2], query.shape[1] != key.shape[1]
+        query, key, value = (pad(x, (0, 0, 0, mask.seq_lengths[0] - tokens)) for x in (query, key, value))
+        output = _flex_attention()(query, key, value, block_mask=mask, scale=scaling, enable_gqa=shared)
+        return output[:, :, :tokens].transpose(1, 2)
 
     def block_mask(self, window: int | None, device: Any) -> Any:
-        """FlexAttention's mask. In pre-order, a segment is read by what follows it up to the end of its subtree."""
-        from torch.nn.attention.flex_attention import create_block_mask
+        """FlexAttention's mask, made from blocks: one of tokens x tokens is never there.
+
+        In pre-order, a segment is read by what follows it up to the end of its subtree. The mask is for as many tokens
+        as the next power of two, for the kernel is compiled anew for each length. Padding reads itself, within a block.
+        """
+        from torch.nn.attention.flex_attention import BlockMask
 
         length = self.segments[-1].stop
-        ends, positions = (torch.tensor(x, device=device) for x in (self.subtree_ends(), self.positions()))
+        room = max(1024, 1 << (length - 1).bit_length())
+        ends = pad(torch.tensor(self.subtree_ends(), device=device), (0, room - length), value=room)
+        positions = pad(torch.tensor(self.positions(), device=device), (0, room - length))
+        oldest = positions - (room if window is None else window) + 1
 
         def reads(batch: Any, head: Any, q: Any, k: Any) -> Any:
-            own = (k <= q) & (q < ends[k])
-            return own if window is None else own & (positions[q] - positions[k] < window)
+            return (k <= q) & (q < ends[k]) & (positions[k] >= oldest[q])
 
-        return create_block_mask(reads, None, None, length, length, device=device)
+        missing = room // _BLOCK - -(-length // _BLOCK)
+        some, whole = (pad(blocks, (0, missing, 0, missing)).to(device) for blocks in self._blocks(window))
+        some |= torch.eye(len(some), dtype=torch.bool, device=device)
+        return BlockMask.from_kv_blocks(
+            *_numbers_first(some & ~whole), *_numbers_first(whole), BLOCK_SIZE=_BLOCK, mask_mod=reads,
+            seq_lengths=(room, room),
+        )  # fmt: skip
+
+    def _blocks(self, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of which blocks of keys each block of queries reads anything, and of which all; both [blocks, blocks]."""
+        ends, positions = self.subtree_ends(), self.positions()
+        borders = sorted({*range(0, len(ends), _BLOCK), *(segment.start for segment in self.segments), len(ends)})
+        first, last = torch.tensor(borders[:-1]), torch.tensor(borders[1:]) - 1
+        # Pieces, each in one block and one segment: all its tokens are read up to the same end.
+        end, position = torch.tensor(ends)[first], torch.tensor(positions)[first]
+        some = (first <= last[:, None]) & (end > first[:, None])
+        whole = (last <= first[:, None]) & (end > last[:, None])
+        if window is not None:
+            apart = position[:, None] - position  # of the first tokens of two pieces
+            length = last - first
+            some &= (apart - length < window) | torch.eye(len(first), dtype=torch.bool)
+            whole &= apart + length[:, None] < window
+        in_block = one_hot(first // _BLOCK).float()
+        some, whole = in_block.T @ some.float() @ in_block > 0, in_block.T @ (~whole).float() @ in_block == 0
+        whole[len(ends) // _BLOCK :] = False  # what the last block is short of is masked
+        return some, whole
 
     def subtree_ends(self) -> list[int]:
         """For each token the end of the last segment that continues its segment."""
@@ -126,6 +168,23 @@ class Packed:
             for begin in [sum(len(self.segments[i]) for i in segment.path)]
             for position in range(begin, begin + len(segment))
         ]
+
+
+@cache
+def _flex_attention() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # A kernel for each power of two, with and without a gradient. What is beyond the limit, 8 by default, would run
+    # without a kernel, and nobody would know.
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def _numbers_first(these: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many are true in a row, [1, 1, rows], and the numbers of its columns, those first, [1, 1, rows, columns]."""
+    these = these.to(torch.int32)
+    counts, numbers = these.sum(dim=-1), these.argsort(dim=-1, descending=True, stable=True)
+    return counts[None, None].to(torch.int32), numbers[None, None].to(torch.int32)
 
 
 class Memory:
@@ -222,10 +281,11 @@ def model_inputs(input_ids: torch.Tensor, position_ids: torch.Tensor, layout: Pa
     return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": as_it_is, "layout": layout}
 
 
-def use_packed_attention(model: Any) -> str | None:
+def use_packed_attention(model: Any, to_train: bool = True) -> str | None:
     """Let `model` attend by layouts if its outputs are those of separate rows then; else it stays as it is: why.
 
-    Call it on the device that the model is going to run on.
+    Call it on the device that the model is going to run on, under the autocast that it will compute in. A model that is
+    only to answer, and not `to_train`, needs no kernel that has a gradient.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -236,11 +296,17 @@ def use_packed_attention(model: Any) -> str | None:
         return f"attention is {before}"
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
+    was_training = base.training
+    base.eval()
     try:
         base.set_attn_implementation(NAME)
-        problem = _static_problem(base.config.get_text_config()) or _difference(base)
+        problem = _static_problem(base.config.get_text_config()) or _difference(base, to_train)
+        if not problem and to_train and base.device.type == "cuda":
+            problem = _kernel_problem(base.config.get_text_config(), base.dtype, base.device)
     except Exception as error:  # whatever a model does with a layout that it does not know
         problem = f"{type(error).__name__}: {error}"
+    finally:
+        base.train(was_training)
     if problem:
         base.set_attn_implementation(before)
     return problem
@@ -261,20 +327,19 @@ def _static_problem(config: Any) -> str | None:
 
 
 @torch.no_grad()
-def _difference(model: Any) -> str | None:
+def _difference(model: Any, to_train: bool) -> str | None:
     """Why a packed row would not be what its sequences are alone, found by trying; None if it is.
 
     State-space layers, or a model that drops what it is called with, show here.
     """
-    was_training = model.training
-    model.eval()
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.get_text_config().vocab_size, (26,), generator=generator).to(model.device)
     # Two sequences behind one prefix of 8 tokens, and a third by itself; then one more token for the first two.
     segments = [Segment(0, 8), Segment(8, 13, (0,)), Segment(13, 18, (0,)), Segment(18, 24)]
     memory = Memory(2, 14)
     together = []
-    for packed in (Packed(segments), Packed(segments, memory, (None, 0, 1, None))):
+    to_answer = Packed(segments, memory, (None, 0, 1, None))
+    for packed in (Packed(segments) if to_train else to_answer, to_answer):
         positions = torch.tensor([packed.positions()], device=model.device)
         logits = model(**model_inputs(ids[None, :24], positions, packed), use_cache=False).logits
         together += logits[0, [12, 17, 23]]
@@ -284,9 +349,30 @@ def _difference(model: Any) -> str | None:
     rows = [ids[[*range(13), 24]], ids[[*range(8), *range(13, 18), 25]], ids[18:24]]
     first, second, third = (model(input_ids=row[None], use_cache=False).logits[0] for row in rows)
     apart = torch.stack([first[12], second[12], third[5], first[12], second[12], third[5], first[13], second[13]])
-    model.train(was_training)
     together, apart = torch.stack(together).float(), apart.float()
     # A leak moves logits by as much as they vary; rounding in bfloat16 by a few hundredths of that.
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
+    tolerance = 1e-3 if exact else 0.1
     error = ((together - apart).norm(dim=-1) / (apart - apart.mean(-1, keepdim=True)).norm(dim=-1)).max().item()
     return None if error < tolerance else f"packed and separate rows differ by {error:.2g} of the logits"
+
+
+@torch.enable_grad()
+def _kernel_problem(config: Any, dtype: torch.dtype, device: Any) -> str | None:
+    """Why FlexAttention's gradients would not be those of the loop over segments; None if they are.
+
+    Its kernels are compiled for the heads of the model and for the GPU, and some need more than a GPU has.
+    """
+    layout = Packed([Segment(0, 200), Segment(200, 330, (0,)), Segment(330, 450, (0,)), Segment(450, 500)])
+    heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, n, 500, size, generator=generator).to(device, dtype).requires_grad_() for n in heads]
+    for window in {None, getattr(config, "sliding_window", None)}:
+        ways = layout._attend_in_blocks, partial(layout._attend_by_segments, None)
+        outputs = [attend(*inputs, None, window) for attend in ways]
+        blocks, segments = (torch.autograd.grad(output.float().square().sum(), inputs) for output in outputs)
+        error = max(((a - b).float().norm() / b.float().norm()).item() for a, b in zip(blocks, segments))
+        if not error < 0.05:
+            return f"gradients of FlexAttention and of separate segments differ by {error:.2g} of the gradient"
+    return None

@@ -215,6 +215,7 @@ def randomness() -> dict[str, Any]:
 
 
 def restore_randomness(state: Mapping[str, Any]) -> None:
+    """Let every generator go on from where `randomness` found it."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["cpu"])

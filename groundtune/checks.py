@@ -45,13 +45,17 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem. `where` is "train.jsonl:17", or the file as a whole; `field` may be empty."""
+    """One problem. `where` is "train.jsonl:17", or the file as a whole; `field` may be empty.
+
+    `tokens` is the length of what is too long, where a length is the problem.
+    """
 
     severity: str
     check: str
     where: str
     field: str
     message: str
+    tokens: int | None = None
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.where, self.field, self.message) if part)
@@ -65,7 +69,8 @@ class Finding:
 class Dataset:
     """What a run reads: every document once, and the usable examples of each split, with all that was noticed so far.
 
-    `document_places[i]` says where `documents[i]` stands. `paths` holds the files by the name of their flag.
+    `document_places[i]` says where `documents[i]` stands. `paths` holds the files by the name of their flag, `entries`
+    how many documents or examples were read from each, also those that are left out.
     """
 
     documents: list[Document]
@@ -73,6 +78,7 @@ class Dataset:
     examples: dict[str, list[Example]]
     paths: dict[str, str]
     findings: list[Finding]
+    entries: dict[str, int]
 
 
 def place(where: str) -> tuple[str, int]:
@@ -86,11 +92,14 @@ def read_dataset(data: DataArguments) -> Dataset:
     flags = ("full_dataset_file_path", "train_file", "eval_file", "test_file")
     paths = {flag: path for flag in flags if (path := getattr(data, flag))}
     findings: list[Finding] = []
-    documents, places = _documents(paths["full_dataset_file_path"], findings) if flags[0] in paths else ([], [])
+    entries: dict[str, int] = {}
+    documents, places = _documents(paths[flags[0]], findings, entries) if flags[0] in paths else ([], [])
     examples = {
-        flag.removesuffix("_file"): _examples(path, findings) for flag, path in paths.items() if flag != flags[0]
+        flag.removesuffix("_file"): _examples(path, findings, entries)
+        for flag, path in paths.items()
+        if flag != flags[0]
     }
-    return Dataset(documents, places, examples, paths, findings)
+    return Dataset(documents, places, examples, paths, findings, entries)
 
 
 def check_texts(dataset: Dataset) -> list[Finding]:
@@ -99,8 +108,9 @@ def check_texts(dataset: Dataset) -> list[Finding]:
     return list(dict.fromkeys([*dataset.findings, *(found for check in CHECKS for found in check(dataset))]))
 
 
-def _documents(path: str, findings: list[Finding]) -> tuple[list[Document], list[str]]:
+def _documents(path: str, findings: list[Finding], entries: dict[str, int]) -> tuple[list[Document], list[str]]:
     contents = scan_documents(path)
+    entries[path] = len(contents.entries)
     findings += _noticed_by_the_reader(path, contents.problems, contents.suspicions)
     first: dict[str, str] = {}
     documents: list[Document] = []
@@ -114,9 +124,10 @@ def _documents(path: str, findings: list[Finding]) -> tuple[list[Document], list
     return documents, list(first.values())
 
 
-def _examples(path: str, findings: list[Finding]) -> list[Example]:
+def _examples(path: str, findings: list[Finding], entries: dict[str, int]) -> list[Example]:
     """The examples that have a question and an answer: published data has lines with neither."""
     contents = scan_examples(path)
+    entries[path] = len(contents.entries)
     findings += _noticed_by_the_reader(path, contents.problems, contents.suspicions)
     usable = []
     for where, example in contents.entries:
@@ -270,6 +281,8 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 def _answers_off_passage(dataset: Dataset) -> Iterator[Finding]:
     known: dict[str, set[str]] = {}
     for example in _all_examples(dataset):
+        if not example.answerable:  # it says that they do not answer, and need not say it in their words
+            continue
         answer = _content_words(example.answer)
         for gold in example.gold_documents:
             if gold.id not in known:
@@ -335,13 +348,56 @@ def in_order(findings: Iterable[Finding], dataset: Dataset) -> list[Finding]:
 
 def counts(findings: Iterable[Finding]) -> list[str]:
     """One line for each file and check that has warnings: what, how often, and where first."""
-    groups: dict[tuple[str, str], list[Finding]] = {}
-    for finding in findings:
-        if finding.severity == WARNING:
-            groups.setdefault((place(finding.where)[0], finding.check), []).append(finding)
     lines = []
-    for (file, check), found in groups.items():
+    for (file, check), found in _kinds(findings).items():
         line = place(found[0].where)[1]
         first = f"{'line' if len(found) == 1 else 'first in line'} {line}" if line else found[0].message
         lines.append(f"{file}: {len(found)} x {TITLES[check]} ({first})")
     return lines
+
+
+_MANY = 5  # warnings of one kind in one file, up to which each is a line of its own
+_NAMED = 3  # of more than that, so many are named
+
+
+def condensed(findings: Iterable[Finding], dataset: Dataset) -> list[str]:
+    """A line for each finding, but one for all warnings of a kind that a file is full of.
+
+    It has their number, their share of the file, the longest of them (the first, where length is not the problem),
+    and the way out.
+    """
+    findings = list(findings)
+    masses = {kind: found for kind, found in _kinds(findings).items() if len(found) > _MANY}
+    lines = []
+    for finding in findings:
+        kind = place(finding.where)[0], finding.check
+        if finding.severity != WARNING or kind not in masses:
+            lines.append(f"{finding.severity}: {finding}")
+        elif finding is masses[kind][0]:
+            lines.append(f"{WARNING}: {_mass(masses[kind], dataset)}")
+    return lines
+
+
+def _kinds(findings: Iterable[Finding]) -> dict[tuple[str, str], list[Finding]]:
+    """Warnings by file and check."""
+    kinds: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        if finding.severity == WARNING:
+            kinds.setdefault((place(finding.where)[0], finding.check), []).append(finding)
+    return kinds
+
+
+def _mass(found: Sequence[Finding], dataset: Dataset) -> str:
+    file = place(found[0].where)[0]
+    things = "documents" if file == dataset.paths.get("full_dataset_file_path") else "examples"
+    total = dataset.entries[file]
+    share = len({finding.where for finding in found}) / total
+    worst, *others = sorted(found, key=lambda finding: -(finding.tokens or 0))[:_NAMED]
+    then = " and ".join(
+        f"{place(f.where)[1]}" + (f" ({f.tokens:,} tokens)" if f.tokens is not None else "") for f in others
+    )
+    percent = f"{100 * share:.0f}" if share >= 0.01 else f"{100 * share:.1g}"
+    return (
+        f"{file}: {len(found):,} x {TITLES[worst.check]} ({percent} % of {total:,} {things}); "
+        f"the {'first' if worst.tokens is None else 'longest'}: {worst}; then lines {then}"
+    )

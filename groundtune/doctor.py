@@ -12,7 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from groundtune.arguments import Arguments
-from groundtune.checks import ERROR, WARNING, Dataset, Finding, check_texts, in_order, read_dataset
+from groundtune.checks import ERROR, WARNING, Dataset, Finding, check_texts, condensed, in_order, read_dataset
 from groundtune.embedding import reading_limit
 from groundtune.examples import Row, encode_questions
 from groundtune.files import DataError
@@ -189,7 +189,7 @@ def _questions_over_budget(arguments: Arguments, dataset: Dataset, prompt: Promp
                 yield from _too_long(error, example, "question")
             if (length := len(prompt.answer_ids(example.answer))) > limit:
                 message = f"has {length} tokens, and answers are cut at {limit}; raise --max_new_tokens or shorten it"
-                yield Finding(WARNING, "long-answer", example.source, "gold_answer", message)
+                yield Finding(WARNING, "long-answer", example.source, "gold_answer", message, length)
 
 
 def _wrong_rows(path: str, column: RowCounts) -> Iterator[Finding]:
@@ -226,17 +226,23 @@ def _passages_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Findi
         for i, tokens in limit.too_long([document.text for document in dataset.documents]).items():
             name_of_field = "fmt_content" if dataset.documents[i].fmt_content.strip() else "page_content"
             message = f"has {tokens} tokens, and {name} reads {limit.max_tokens}; split it, or its end is not found"
-            yield Finding(WARNING, "long-passage", dataset.document_places[i], name_of_field, message)
+            yield Finding(WARNING, "long-passage", dataset.document_places[i], name_of_field, message, tokens)
 
 
 # What people see
 
 
-def shown(diagnosis: Diagnosis) -> str:
-    """The token table, one row with what is learnt marked, every finding, and how many there are."""
-    blocks = [_token_table(diagnosis), _marked(diagnosis.shown_row())]
-    blocks.append("\n".join(f"{finding.severity}: {finding}" for finding in diagnosis.findings))
-    return harmless("\n\n".join(block for block in [*blocks, summary(diagnosis)] if block))
+def shown(diagnosis: Diagnosis, brief: bool = False) -> str:
+    """The token table, one row with what is learnt marked, every finding, and how many there are; `brief`: findings.
+
+    Warnings that a file is full of are one line for each kind.
+    """
+    lines = condensed(diagnosis.findings, diagnosis.dataset)
+    told = summary(diagnosis)
+    if len(lines) < len(diagnosis.findings):
+        told += "\n--json lists every warning of the kinds that are one line here"
+    blocks = [] if brief else [_token_table(diagnosis), _marked(diagnosis.shown_row())]
+    return harmless("\n\n".join(filter(None, [*blocks, "\n".join(lines), told])))
 
 
 def summary(diagnosis: Diagnosis) -> str:
@@ -245,7 +251,7 @@ def summary(diagnosis: Diagnosis) -> str:
     read = [f"{documents:,} documents"] if documents else []
     read += [f"{len(examples):,} {split} examples" for split, examples in diagnosis.dataset.examples.items()]
     kinds = {"error": diagnosis.errors, "warning": diagnosis.warnings}
-    numbers = [f"{len(found)} {kind}{'' if len(found) == 1 else 's'}" for kind, found in kinds.items() if found]
+    numbers = [f"{len(found):,} {kind}{'' if len(found) == 1 else 's'}" for kind, found in kinds.items() if found]
     return f"{' and '.join(numbers) or 'nothing wrong'} in {', '.join(read) or 'no data'}"
 
 

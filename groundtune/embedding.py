@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,9 @@ import numpy as np
 from groundtune.files import DataError
 
 logger = logging.getLogger(__name__)
+
+_BATCHES_AT_ONCE = 8
+_COUNTED_AT_ONCE = 1000  # texts
 
 # Families that need a prompt but whose folders often do not carry it, by a part of the model's name; the first that
 # matches counts. Each pair is what the model's card asks for: (before a question, before a document).
@@ -55,6 +58,9 @@ def prompts_for(name: str, own: dict[str, str]) -> tuple[str, str]:
         return query, document
     folder = Path(name).name.lower()
     return next((pair for part, pair in KNOWN_PROMPTS.items() if part in folder), ("", ""))
+
+
+SoFar = Callable[[Sequence[int], np.ndarray], None]
 
 
 @dataclass
@@ -108,22 +114,46 @@ class Embedder:
         """float32 [n, dimensions]; the inner product with a document's vector is their similarity."""
         return self._embed(texts, self.query_prompt, progress=False)
 
-    def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [n, dimensions]; warns of texts that are longer than the model reads."""
-        self._warn_of_long(texts)
-        return self._embed(texts, self.document_prompt, progress=len(texts) > self.batch_size)
+    def embed_documents(self, texts: Sequence[str], so_far: SoFar = lambda done, vectors: None) -> np.ndarray:
+        """float32 [n, dimensions]; warns of texts that are longer than the model reads.
 
-    def _embed(self, texts: Sequence[str], prompt: str | None, progress: bool) -> np.ndarray:
+        `so_far` is called now and then with the numbers of the texts that are done and the array that holds theirs.
+        """
+        self._warn_of_long(texts)
+        return self._embed(texts, self.document_prompt, progress=len(texts) > self.batch_size, so_far=so_far)
+
+    def _embed(
+        self, texts: Sequence[str], prompt: str | None, progress: bool, so_far: SoFar = lambda done, vectors: None
+    ) -> np.ndarray:
+        from tqdm import tqdm
+
+        # In parts: of each call the library holds every vector twice. The longest first, as it does within a call, so
+        # that the texts of a batch are about as long as each other.
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        part, vectors = _BATCHES_AT_ONCE * self.batch_size, np.empty((0, 0), dtype=np.float32)
+        hidden = not (progress and logger.isEnabledFor(logging.INFO))  # --quiet
+        with tqdm(total=len(texts), unit="text", disable=hidden) as bar:
+            for start in range(0, len(texts), part):
+                these = order[start : start + part]
+                encoded = self._encode([texts[i] for i in these], prompt)
+                if start == 0:
+                    vectors = np.empty((len(texts), encoded.shape[1]), dtype=np.float32)
+                vectors[these] = encoded
+                bar.update(len(these))
+                so_far(order[: start + part], vectors)
+        return vectors
+
+    def _encode(self, texts: list[str], prompt: str | None) -> np.ndarray:
         # prompt="" and not None: None would let the library put its default prompt in front.
         vectors = self.model.encode(
-            list(texts),
+            texts,
             prompt=prompt or "",
             batch_size=self.batch_size,
-            show_progress_bar=progress and logger.isEnabledFor(logging.INFO),  # --quiet
+            show_progress_bar=False,
             normalize_embeddings=self.similarity == "cosine",
             convert_to_numpy=True,
         )
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        vectors = np.asarray(vectors, dtype=np.float32)
         if self.similarity == "cosine":
             _check_lengths(vectors, self.name)
         return vectors
@@ -216,8 +246,12 @@ def _read_json(name: str, filename: str) -> Any:
 
 
 def _token_counts(tokenizer: Any, prompt: str, texts: Sequence[str]) -> list[int]:
-    rows = tokenizer([prompt + text for text in texts], truncation=False, padding=False, verbose=False)["input_ids"]
-    return [len(ids) for ids in rows]
+    counts: list[int] = []
+    for start in range(0, len(texts), _COUNTED_AT_ONCE):  # the ids of all would take more memory than all the vectors
+        these = [prompt + text for text in texts[start : start + _COUNTED_AT_ONCE]]
+        rows = tokenizer(these, truncation=False, padding=False, verbose=False)["input_ids"]
+        counts += [len(ids) for ids in rows]
+    return counts
 
 
 def _config_of_transformer(model: Any) -> dict[str, Any]:

@@ -202,6 +202,26 @@ class Endpoint:
         return f"{hide_secrets(self.url)}: {_one_line(error)}; {ways_out.get(name, 'see what the server logged')}"
 
 
+def lasting(ask: Callable[..., list[Reply]], met: bool = False) -> Callable[..., list[Reply]]:
+    """`ask` (`complete`, `continue_prompts`) of a server that was `met`, or has to answer once.
+
+    Where it goes away after that, what it is asked has failed, and nothing is lost that was answered before.
+    """
+
+    def asked(prompts: Sequence[Any], *args: Any, **options: Any) -> list[Reply]:
+        nonlocal met
+        try:
+            replies = ask(prompts, *args, **options)
+        except EndpointError as error:
+            if not met:
+                raise
+            return [Reply(failure=str(error)) for _ in prompts]
+        met = True
+        return replies
+
+    return asked
+
+
 class _Pace:
     """Lets callers through at most so many times a minute, from any thread."""
 

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from groundtune.abstention import answer_scores, unknown_texts
 from groundtune.examples import Question, encode_questions
 from groundtune.generation import Generated, generate_greedy
 from groundtune.groundedness import groundedness_scores
-from groundtune.metrics import generation_scores, retrieval_scores
+from groundtune.metrics import retrieval_scores
 from groundtune.passages import CONTEXTS, Passages
 from groundtune.predictions import Evaluation, evaluation_of
+from groundtune.processes import in_shares, once
 from groundtune.prompt import Prompt
 from groundtune.schema import Document, Example, Hit, Prediction, Reply
 
@@ -62,21 +64,32 @@ class EndToEndEvaluator:
                 self.max_new_tokens,
             )
 
-    def __call__(self, model: Any, on_answer: Callable[[int], None] = lambda done: None) -> Evaluation:
-        """Evaluate `model`; `on_answer` is told how many more questions were answered."""
+    def __call__(
+        self, model: Any, on_answer: Callable[[int], None] = lambda done: None, in_step: bool = False
+    ) -> Evaluation:
+        """Evaluate `model`; `on_answer` is told how many more questions were answered.
+
+        Of several processes each answers its share of the questions, and all get the whole evaluation; `in_step`: each
+        has a part of the model only, so they answer every question together.
+        """
         begin = time.perf_counter()
-        generated = generate_greedy(
+        answer, n = partial(self._answer, model, on_answer), len(self.questions)
+        generated = answer(range(n)) if in_step else in_shares(n, answer)
+        seconds = once(lambda: time.perf_counter() - begin)
+        return self.score([self._reply(q, g) for q, g in zip(self.questions, generated)], seconds)
+
+    def _answer(self, model: Any, on_answer: Callable[[int], None], numbers: Sequence[int]) -> list[Generated]:
+        return generate_greedy(
             model,
-            [question.prompt_ids for question in self.questions],
+            [self.questions[i].prompt_ids for i in numbers],
             stop_ids=self.prompt.stop_ids,
             pad_id=self.pad_id,
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
             on_answer=on_answer,
             on_fewer=partial(setattr, self, "batch_size"),
-            sources=[example.source for example in self.examples],
+            sources=[self.examples[i].source for i in numbers],
         )
-        return self.score([self._reply(q, g) for q, g in zip(self.questions, generated)], time.perf_counter() - begin)
 
     def score(self, replies: Sequence[Reply], seconds: float) -> Evaluation:
         """The evaluation of replies to the evaluator's questions, in their order, that took `seconds` in all."""
@@ -110,7 +123,7 @@ def score_replies(
     A reply that failed has no scores but the retriever's. Questions are searched and answered many at once: the time of
     one is its share of `retrieval_seconds` and `generation_seconds`.
     """
-    n = len(examples)
+    n, unknown = len(examples), unknown_texts(examples)
     return [
         Prediction(
             example=example,
@@ -122,7 +135,7 @@ def score_replies(
             new_tokens=reply.new_tokens,
             scores={
                 **(_retrieval(example, found, retrieval_seconds / n) if context == "retrieved" else {}),
-                **_generation(example, passages, reply, generation_seconds / n),
+                **_generation(example, passages, reply, generation_seconds / n, unknown),
             },
             context=context,
             read=tuple(passages),
@@ -133,15 +146,20 @@ def score_replies(
 
 
 def _retrieval(example: Example, hits: Sequence[Hit], seconds: float) -> dict[str, float]:
+    seconds_of_one = {"latency/retrieval_s": seconds}
+    if not example.answerable:  # no passage holds what is asked: there is nothing to find
+        return seconds_of_one
     ranked, gold = [hit.document.id for hit in hits], {document.id for document in example.gold_documents}
-    return {**retrieval_scores(ranked, gold, ks=(1, len(hits))), "latency/retrieval_s": seconds}
+    return {**retrieval_scores(ranked, gold, ks=(1, len(hits))), **seconds_of_one}
 
 
-def _generation(example: Example, read: Sequence[Document], reply: Reply, seconds: float) -> dict[str, float]:
+def _generation(
+    example: Example, read: Sequence[Document], reply: Reply, seconds: float, unknown: frozenset[str]
+) -> dict[str, float]:
     if reply.failure:
         return {}
     return {
-        **generation_scores(reply.text, example.acceptable_answers),
+        **answer_scores(reply.text, example, unknown),
         **(groundedness_scores(reply.text, read) if read else {}),
         "generation/unfinished": float(not reply.finished),
         **({} if reply.new_tokens is None else {"generation/new_tokens": float(reply.new_tokens)}),

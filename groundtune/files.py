@@ -10,20 +10,19 @@ import hashlib
 import json
 import logging
 import os
-import re
-import reprlib
 import secrets
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
 
+from groundtune.durable import disk_errors
+from groundtune.entries import Record, document_of, example_of, json_object, to_json
 from groundtune.safe_pickle import RefusedPickle, load_fields
-from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
+from groundtune.schema import Document, Example
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +31,6 @@ T = TypeVar("T")
 Rows = Iterator[tuple[int, dict[str, Any]]]
 Reader = Callable[[FilePath, list[str]], Rows]  # yields what can be read, adds the rest to the problems
 
-_encode = json.JSONEncoder(ensure_ascii=False).encode
-
-# The historical format calls the assistant "system".
-_USERS = ["user", "human", "customer", "client", "question"]
-_ASSISTANTS = ["assistant", "system", "bot", "chatbot", "gpt", "ai", "agent", "model", "answer"]
-_SPEAKERS = {**dict.fromkeys(_USERS, USER), **dict.fromkeys(_ASSISTANTS, ASSISTANT)}
-_A_DOCUMENT = 'a document is {"page_content": "its text", ...}'
-_A_TURN = 'a turn is {"speaker": "user", "message": "what was said"}'
-_HALF_A_CHARACTER = "holds half of a surrogate pair, which UTF-8 cannot encode; write the whole character"
 _DOCUMENT_COLUMNS = ("page_content", "fmt_content", "metadata")
 _BATCH = 4096  # Parquet rows in memory at a time
 # What a file begins with that is no text in UTF-8 at all: one problem, and not one for every line of it.
@@ -81,7 +71,7 @@ class Contents(Generic[T]):
 
 def scan_examples(path: FilePath) -> Contents[Example]:
     """As `read_examples`, but nothing is left out or raised: for those who want to know all about the file."""
-    return _scan(path, json_rows, _example)
+    return _scan(path, json_rows, example_of)
 
 
 def scan_documents(path: FilePath) -> Contents[Document]:
@@ -89,7 +79,7 @@ def scan_documents(path: FilePath) -> Contents[Document]:
     suffix = Path(path).suffix.lower()
     if suffix not in _READERS:
         return Contents([], [f"{path}: cannot hold documents; a database ends in {', '.join(_READERS)}"], [])
-    return _scan(path, _READERS[suffix], _document)
+    return _scan(path, _READERS[suffix], document_of)
 
 
 def read_examples(path: FilePath) -> list[Example]:
@@ -139,7 +129,7 @@ def read_pickle_documents(path: FilePath, max_bytes: int = 4 * 2**30) -> list[Do
     Raises:
         DataError: the file is not such a pickle, or any document in it is wrong.
     """
-    return _entries(_scan(path, partial(_pickle_rows, max_bytes=max_bytes), _document))
+    return _entries(_scan(path, partial(_pickle_rows, max_bytes=max_bytes), document_of))
 
 
 def write_documents(path: FilePath, documents: Iterable[Document]) -> None:
@@ -167,7 +157,7 @@ def write_jsonl(path: FilePath, rows: Iterable[dict[str, Any]]) -> None:
     """
     with replacing(path) as file:
         for row in rows:
-            file.write(_encode(row).encode("utf-8") + b"\n")
+            file.write(to_json(row).encode("utf-8") + b"\n")
 
 
 def write_text(path: FilePath, text: str) -> None:
@@ -193,165 +183,8 @@ def sha256_of(path: FilePath) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Record:
-    """An object in a file: where it stands, its fields, and the `problems` and `suspicions` of the whole file so far.
-
-    What is wrong is noted and something harmless returned, so that one reading finds every problem.
-    """
-
-    where: str  # "train.jsonl:17"
-    fields: dict[str, Any]
-    problems: list[str]
-    suspicions: list[str] = field(default_factory=list)
-    prefix: str = ""  # "gold_docs[0]."
-
-    def note(self, key: str, problem: str) -> None:
-        self.problems.append(f"{self.where}: {self.prefix}{key}: {problem}")
-
-    def text(self, key: str, need: str, required: bool = True, may_be_blank: bool = False) -> str:
-        value = self.fields.get(key)
-        if value is None:
-            value = ""
-            if required:
-                self.note(key, f"missing{self.other_spelling(key)}; {need}")
-        elif not isinstance(value, str):
-            self.note(key, f"is {shown(value)}, not text; {need}")
-        elif required and not may_be_blank and not value.strip():
-            self.note(key, f"is blank ({shown(value)}); {need}")
-        elif not _encodable(value):
-            self.note(key, f"{shown(value)} {_HALF_A_CHARACTER}")
-        return value if isinstance(value, str) else ""
-
-    def other_spelling(self, key: str) -> str:
-        """A hint where a field that is missing stands there by a name like its own."""
-        names = {name.lower(): name for name in self.fields if name != key}
-        near = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
-        return f" (there is {shown(names[near[0]])})" if near else ""
-
-    def suspect_misspelt(self, *optional: str, required: Sequence[str] = ()) -> None:
-        """A misspelt field that may be left out would be missed in silence."""
-        absent = [name for name in optional if name not in self.fields]
-        for key in self.fields:
-            if absent and key not in (*optional, *required):
-                for meant in difflib.get_close_matches(key.lower(), absent, n=1, cutoff=0.8):
-                    problem = f"is ignored; rename it to {meant}, if that is meant"
-                    self.suspicions.append(f"{self.where}: {self.prefix}{_shown_name(key)}: {problem}")
-
-    def texts(self, key: str, need: str) -> list[str]:
-        """The texts in the list at `key`, blank ones left out; missing, null and "" mean none."""
-        values = self.fields.get(key)
-        if values is None or values == "":
-            return []
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            self.note(key, f"is {shown(values)}, not a list of texts; {need}")
-            return []
-        if not _encodable(values):
-            self.note(key, _HALF_A_CHARACTER)
-        return [value for value in values if value.strip()]
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.fields.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            self.note(key, f"is {shown(value)}; write true or false, or leave it out")
-        return value is True
-
-    def metadata(self) -> dict[str, Any]:
-        value = self.fields.get("metadata")
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            self.note("metadata", f"is {shown(value)}, not an object; write one or leave it out")
-            return {}
-        if not _encodable(value):
-            self.note("metadata", _HALF_A_CHARACTER)
-        return value
-
-    def records(self, key: str, each: str) -> Iterator[Record]:
-        """The objects in the list at `key`; missing, null and "" mean none."""
-        values = self.fields.get(key)
-        if values is None or values == "":
-            return
-        if not isinstance(values, list):
-            self.note(key, f"is {shown(values)}, not a list; {each}")
-            return
-        for position, value in enumerate(values):
-            if isinstance(value, dict):
-                prefix = f"{self.prefix}{key}[{position}]."
-                yield Record(self.where, value, self.problems, self.suspicions, prefix)
-            else:
-                self.note(f"{key}[{position}]", f"is {shown(value)}, not an object; {each}")
-
-
-def _example(record: Record) -> Example:
-    record.suspect_misspelt(
-        "chat_history", "hard_neg_docs", "gold_answers", "answerable", required=("question", "gold_docs", "gold_answer")
-    )
-    if record.fields.get("gold_docs") in (None, "", []):
-        state = "empty" if "gold_docs" in record.fields else "missing" + record.other_spelling("gold_docs")
-        record.note("gold_docs", f'{state}; every line needs "gold_docs", the documents that hold the answer')
-    return Example(
-        question=record.text(
-            "question", 'every line needs a "question" with the text of the question', may_be_blank=True
-        ),
-        answer=record.text(
-            "gold_answer", 'every line needs a "gold_answer" with the text of the answer', may_be_blank=True
-        ),
-        gold_documents=tuple(map(_document, record.records("gold_docs", _A_DOCUMENT))),
-        chat_history=tuple(map(_turn, record.records("chat_history", _A_TURN))),
-        hard_negatives=tuple(map(_document, record.records("hard_neg_docs", _A_DOCUMENT))),
-        gold_answers=tuple(record.texts("gold_answers", "it lists the acceptable answers, each a text")),
-        answerable=record.flag("answerable", default=True),
-        source=record.where,
-    )
-
-
-def _turn(record: Record) -> Turn:
-    record.suspect_misspelt("source_documents")
-    name = record.text("speaker", _A_TURN)
-    if name.strip() and name.strip().lower() not in _SPEAKERS:
-        record.note("speaker", f"{shown(name)} is unknown; use one of {', '.join(_SPEAKERS)}")
-    return Turn(
-        speaker=_SPEAKERS.get(name.strip().lower(), USER),
-        message=record.text("message", _A_TURN),
-        source_documents=tuple(map(_document, record.records("source_documents", _A_DOCUMENT))),
-    )
-
-
-def _document(record: Record) -> Document:
-    record.suspect_misspelt("fmt_content", "metadata")
-    formatted = record.text("fmt_content", "it is the page content with its metadata", required=False)
-    page = record.text("page_content", _A_DOCUMENT, required=not formatted.strip())
-    return Document(page, formatted, record.metadata())
-
-
 def _few(names: list[str], at_most: int = 5) -> str:
     return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
-
-
-def shown(value: Any) -> str:
-    """A value as a message shows it: one line, about 60 characters, however large or deep it is."""
-    shorten = reprlib.Repr()
-    shorten.maxstring = shorten.maxother = 60
-    shorten.maxlevel = 2
-    shown = shorten.repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
-
-
-def _shown_name(name: str) -> str:
-    """A field's name as a message shows it; one with blanks or unprintable characters in quotes."""
-    return name if re.fullmatch(r"[\w.-]{1,40}", name) else shown(name)
-
-
-def _encodable(value: Any) -> bool:
-    """JSON can spell half of a surrogate pair, which no file in UTF-8 can hold."""
-    try:
-        _encode(value).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _scan(path: FilePath, rows: Reader, build: Callable[[Record], T]) -> Contents[T]:
@@ -388,45 +221,9 @@ def json_rows(path: FilePath, problems: list[str]) -> Rows:
             if not line.strip():
                 continue
             try:
-                yield number, _json_object(line)
+                yield number, json_object(line)
             except ValueError as error:
                 problems.append(f"{path}:{number}: line: {error}")
-
-
-class _GivenTwice(ValueError):
-    """A name stands twice in one JSON object; the standard library would keep the last in silence."""
-
-
-def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise _GivenTwice(f"{_shown_name(twice)} is given twice in one object; keep one")
-    return fields
-
-
-_decode = json.JSONDecoder(object_pairs_hook=_each_name_once).decode
-
-
-def _json_object(line: bytes) -> dict[str, Any]:
-    """Raises ValueError with a message for the user, whatever is wrong with the line."""
-    try:
-        value = _decode(line.decode("utf-8").rstrip())  # or an error at the end is on "line 2 column 1"
-    except UnicodeDecodeError as error:
-        seen = f"byte {error.start + 1} is {line[error.start]:#04x}"
-        raise ValueError(f"not UTF-8 ({seen}); save the file as UTF-8") from error
-    except json.JSONDecodeError as error:
-        problem = f"not valid JSON at column {error.colno}: {error.msg}"
-        raise ValueError(f"{problem}; every line must be one whole JSON object") from error
-    except _GivenTwice:
-        raise
-    except RecursionError as error:
-        raise ValueError("nests too deeply to be read; flatten it") from error
-    except ValueError as error:  # an integer of thousands of digits
-        raise ValueError(f"holds a number that cannot be read ({error}); write it as text") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"is {shown(value)}, not an object; every line must be one JSON object")
-    return value
 
 
 def _parquet_rows(path: FilePath, problems: list[str]) -> Rows:
@@ -467,7 +264,7 @@ def _document_fields(row: dict[str, Any]) -> dict[str, Any]:
 def _write_parquet(path: FilePath, documents: Iterable[Document]) -> None:
     pa, pq = _pyarrow(path)
     schema = pa.schema([(name, pa.string()) for name in _DOCUMENT_COLUMNS])
-    rows = ({**d.to_dict(), "metadata": _encode(d.metadata)} for d in documents)
+    rows = ({**d.to_dict(), "metadata": to_json(d.metadata)} for d in documents)
     with replacing(path) as file, pq.ParquetWriter(file, schema) as writer:
         while batch := list(islice(rows, _BATCH)):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
@@ -524,21 +321,37 @@ def _why_not_opened(path: Path, error: Exception) -> str:
     return f"no such file: {path}; " + (f"did you mean {' or '.join(near)}?" if near else "check the path")
 
 
+def in_the_way(flag: str, path: FilePath, folder: bool = False) -> list[str]:
+    """Why no file, or `folder`, can be written at `path`, seen before there is anything to write; empty if it can."""
+    path = Path(path)
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        return [f"--{flag}: {path} cannot be made: {above} is a file; name another {'folder' if folder else 'file'}"]
+    if folder and path.exists() and not path.is_dir():
+        return [f"--{flag}: {path} is a file; name a folder, new or existing"]
+    if not folder and path.is_dir():
+        return [f"--{flag}: {path} is a folder; name a file"]
+    if not os.access(path if path.is_dir() else above, os.W_OK):
+        return [f"--{flag}: {path} cannot be written; change its permissions, or name another"]
+    return []
+
+
 @contextmanager
 def replacing(path: FilePath) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` in one step when the block ends, and vanishes if it raises.
 
-    Made by `open` and not by `tempfile`, whose files nobody else may read.
+    Made by `open` and not by `tempfile`, whose files nobody else may read. Raises `DiskError`.
     """
     target = Path(os.path.realpath(path))  # a link goes on pointing to the file
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        with disk_errors(path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

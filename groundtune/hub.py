@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
@@ -61,10 +61,11 @@ class Hub:
             raise DataError([f"{problem}; {ways_out}"]) from error
         return self.name
 
-    def push(self, folder: Path, report: bool = False) -> str:
+    def push(self, folder: Path, report: bool = False, on_name: Callable[[str], None] = lambda name: None) -> str:
         """Push what a finished run may show, with `report` its report and test predictions too; the address.
 
-        Waits for what is still under way. Raises `NotPushed`.
+        `on_name` is told the full name of the repository before anything is pushed. Waits for what is still under way.
+        Raises `NotPushed`.
         """
         self.wait()
         for left in folder.glob(f"{_STAGED}*"):  # by a push that was killed
@@ -72,7 +73,7 @@ class Hub:
         _tell_of_a_local_base(folder)
         files = (*MODEL, *RESULTS, *(REPORT if report else ()))
         try:
-            self.create()
+            on_name(self.create())
             with tempfile.TemporaryDirectory(prefix=_STAGED, dir=folder) as staged:
                 _stage(folder, files, Path(staged))
                 self._upload(staged, "End of training")

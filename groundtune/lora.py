@@ -58,6 +58,7 @@ class FusedLinear(Linear):
             and x.dtype == base.weight.dtype
             and (not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.get_autocast_dtype(x.device.type))
             and not base.weight.requires_grad
+            and not hasattr(base.weight, "ds_id")  # DeepSpeed's ZeRO-3 gathers a weight in its own layer's forward only
         )
 
 

@@ -37,6 +37,7 @@ class AtOnce:
         self.rows = self.asked
 
     def parts(self, rows: Sequence[T]) -> Iterator[Sequence[T]]:
+        """`rows` in order, in parts of as many as are computed at once."""
         for i in range(0, len(rows), self.rows):
             self.now = rows[i : i + self.rows]
             yield self.now
@@ -51,6 +52,7 @@ class AtOnce:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator found no memory: of Python, of PyTorch on any device, or of cuBLAS."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
     )

@@ -29,6 +29,8 @@ METRICS: dict[str, str] = {
     "generation/answer_rate": "share of answers that are not empty",
     "generation/unfinished": "share of answers cut at the token limit; lower is better",
     "generation/new_tokens": "tokens generated for an answer; a cost, so lower counts as better",
+    "abstained/unanswerable": "share of the questions without an answer to which the model said that it does not know",
+    "abstained/answerable": "the same of the questions that have an answer; lower is better",
     "grounded/tokens": "share of the answer's tokens that are in the passages it read",
     "grounded/quotes": "share of the spans that the answer quotes which stand so in the passages it read",
     "judge/*": "what a language model says of the answer, from 0 to 1",
@@ -57,7 +59,7 @@ def greater_is_better(metric: str) -> bool:
         return False
     if name not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; known, also after eval_ or test_: {', '.join(METRICS)}")
-    return name not in ("generation/unfinished", "generation/new_tokens")
+    return name not in ("generation/unfinished", "generation/new_tokens", "abstained/answerable")
 
 
 # Generation: (answer, gold) -> [0, 1]
@@ -65,19 +67,19 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
-def _tokens(text: str) -> list[str]:
+def normalised(text: str) -> list[str]:
     """SQuAD v1.1 normalisation: lower case, no ASCII punctuation, then no articles; split at whitespace."""
     return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
 
 
 def exact_match(answer: str, gold: str) -> float:
     """1 if both are the same after SQuAD v1.1 normalisation, else 0 (Rajpurkar et al. 2016)."""
-    return float(_tokens(answer) == _tokens(gold))
+    return float(normalised(answer) == normalised(gold))
 
 
 def token_precision(answer: str, gold: str) -> float:
     """Share of the answer's tokens that are in the gold answer, counted as bags; see `token_f1`."""
-    predicted, wanted = _tokens(answer), _tokens(gold)
+    predicted, wanted = normalised(answer), normalised(gold)
     if not predicted or not wanted:
         return float(predicted == wanted)
     return (Counter(predicted) & Counter(wanted)).total() / len(predicted)

@@ -40,8 +40,8 @@ class Evaluation:
         return sum(metric in prediction.scores for prediction in self.predictions)
 
     def values(self, metric: str) -> list[float]:
-        """The metric question by question, in the order of the examples: what paired comparisons need."""
-        return [prediction.scores[metric] for prediction in self.predictions]
+        """The metric question by question, in the order of the examples that have it."""
+        return [prediction.scores[metric] for prediction in self.predictions if metric in prediction.scores]
 
     def to_dict(self) -> dict[str, Any]:
         """n, then every metric; one that is not the mean of all n says of how many it is."""
@@ -56,7 +56,8 @@ class Evaluation:
 def evaluation_of(predictions: Sequence[Prediction], samples: int = 2000) -> Evaluation:
     """The mean of every metric over the predictions that have it.
 
-    All have the same, but for failed ones, for quotes (few answers quote), and for judges that failed: `scored` counts.
+    All have the same, but for failed ones, for quotes (few answers quote), for judges that failed, and for what is not
+    measured on questions without an answer: `scored` counts.
     """
     rows_with: dict[str, tuple[int, ...]] = {
         name: tuple(i for i, prediction in enumerate(predictions) if name in prediction.scores)
@@ -132,6 +133,8 @@ def _prediction(row: dict[str, Any]) -> Prediction:
             gold_documents=tuple(map(_document, row["gold_docs"])),
             chat_history=tuple(Turn(turn["speaker"], turn["message"]) for turn in row["chat_history"]),
             source=row["source"],
+            gold_answers=tuple(answers) if len(answers := row.get("gold_answers", ())) > 1 else (),
+            answerable=row.get("answerable", True),
         ),
         hits=hits,
         answer=row["answer"],

@@ -146,15 +146,13 @@ def locked(output_dir: Path, patience: float = 10.0) -> Iterator[None]:
         output_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=patience)
     except Timeout as error:
-        who = holder.read_text("utf-8") if holder.exists() else "another process"
-        raise DataError(
-            [f"--output_dir: {output_dir} is in use by {who}; wait for it or name another folder"]
-        ) from error
-    except OSError as error:
-        if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)):
-            problem = f"--output_dir: {output_dir} cannot be written to ({error.strerror}); name another folder"
-            raise DataError([problem]) from error
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP):
+        problem = f"--output_dir: {output_dir} is in use by {_read(holder)}; wait for it or name another folder"
+        raise DataError([problem]) from error
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        problem = f"--output_dir: {output_dir} cannot be written to ({error.strerror}); name another folder"
+        raise DataError([problem]) from error
+    except (OSError, NotImplementedError) as error:  # the latter: earlier filelocks, on Lustre for one
+        if getattr(error, "errno", None) not in (None, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
         logger.warning("%s is on a file system without locks: see to it that no second run writes there", output_dir)
         yield
@@ -169,7 +167,7 @@ def locked(output_dir: Path, patience: float = 10.0) -> Iterator[None]:
 
 def _read(holder: Path) -> str:
     try:
-        return holder.read_text("utf-8")
+        return holder.read_text("utf-8") or "another process"
     except OSError:  # it has just been made, or has just gone
         return "another process"
 

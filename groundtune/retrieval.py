@@ -71,7 +71,10 @@ class BM25Retriever:
 
 @dataclass(frozen=True)
 class HybridRetriever:
-    """Reciprocal rank fusion (Cormack et al. 2009) of several retrievers: score = sum of 1 / (60 + rank)."""
+    """Reciprocal rank fusion (Cormack et al. 2009) of several retrievers: score = sum of 1 / (60 + rank).
+
+    A retriever has no say on what it gives 0, which is the rest of the database to BM25, in no order.
+    """
 
     retrievers: Sequence[Retriever]
 
@@ -86,7 +89,8 @@ class HybridRetriever:
         for ranking in rankings:
             for rank, hit in enumerate(ranking, start=1):
                 documents[hit.document.id] = hit.document
-                scores[hit.document.id] = scores.get(hit.document.id, 0.0) + 1 / (_FUSION_K + rank)
+                gain = 1 / (_FUSION_K + rank) if hit.score else 0.0
+                scores[hit.document.id] = scores.get(hit.document.id, 0.0) + gain
         best_first = sorted(scores, key=lambda id: -scores[id])
         return tuple(Hit(documents[id], scores[id]) for id in best_first)
 

@@ -6,12 +6,11 @@ optimizer's state is in their own formats, which are vouched for by the manifest
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import math
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +18,6 @@ from typing import Any, NoReturn
 import torch
 from peft import PeftModel
 from transformers import Trainer, TrainerCallback, TrainerState
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy
 
@@ -42,7 +40,7 @@ from groundtune.durable import Damaged
 from groundtune.hub import Hub
 from groundtune.loss import NonFiniteLoss
 from groundtune.memory import AtOnce, with_what_fits
-from groundtune.record import hide_secrets
+from groundtune.trackers import never_stop_the_run
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +67,7 @@ class SafeTrainer(Trainer):
         self._epoch_ended = False
         self._saved_step: int | None = None
         self.tracker_failures: list[str] = []  # a line for each tracker that failed
-        for callback in self.callback_handler.callbacks:
-            if type(callback) in INTEGRATION_TO_CALLBACK.values():
-                _never_stop_the_run(callback, self.tracker_failures)
+        never_stop_the_run(self.callback_handler.callbacks, self.tracker_failures)
         self.add_callback(_Watch(self))
 
     def train(self, resume_from_checkpoint: Checkpoint | str | bool | None = None, **kwargs: Any) -> Any:
@@ -370,8 +366,13 @@ class SafeTrainer(Trainer):
             self.accelerator.scaler.load_state_dict(load_state(Path(checkpoint), "scaler"))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            restore_randomness(load_state(Path(checkpoint), f"randomness_{self.args.process_index}"))
+        name = f"randomness_{self.args.process_index}"
+        if checkpoint is None:
+            return
+        if not (Path(checkpoint) / f"{name}.json").exists():
+            logger.warning("%s is of fewer processes: what this one draws at random begins anew", checkpoint)
+            return
+        restore_randomness(load_state(Path(checkpoint), name))
 
     def _load_best_model(self) -> None:
         best = self._whole_best()
@@ -431,42 +432,6 @@ class _Watch(TrainerCallback):
 def _no_false_alarm(record: logging.LogRecord) -> bool:
     """Trainer compares `--eval_steps 0.5` with the steps that it became; `resume.py` compares all arguments."""
     return "do not match the ones in the `trainer_state.json`" not in record.getMessage()
-
-
-def tracker_problems(names: Sequence[str]) -> list[str]:
-    """Why trackers of --report_to cannot be used, one line each."""
-    problems = []
-    for name in names:
-        try:
-            INTEGRATION_TO_CALLBACK[name]()
-        except KeyError:
-            problems.append(f"--report_to: no tracker is called {name}; one of {', '.join(INTEGRATION_TO_CALLBACK)}")
-        except Exception as error:  # each has its own for a package that is missing
-            problems.append(f"--report_to: {name} cannot be used: {' '.join(str(error).split())}")
-    return problems
-
-
-def _never_stop_the_run(tracker: TrainerCallback, failures: list[str]) -> None:
-    """Let whatever the tracker raises be a line in `failures` and the log, once, and go no further: numbers can be sent
-    again, weights cannot."""
-    failed = f"{type(tracker).__name__} failed"
-
-    def forgiving(method: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return method(*args, **kwargs)
-            except Exception as error:
-                if not any(line.startswith(failed) for line in failures):
-                    why = hide_secrets(" ".join(str(error).split()))  # an address may hold a key
-                    failures.append(f"{failed} ({type(error).__name__}: {why}); the run goes on without it")
-                    logger.warning(failures[-1])
-
-        return call
-
-    for name in dir(TrainerCallback):
-        if name.startswith("on_"):
-            setattr(tracker, name, forgiving(getattr(tracker, name)))
 
 
 def _sum_of_bits(parameter: torch.Tensor) -> int:

@@ -146,6 +146,7 @@ class Prediction:
             "chat_history": [{"speaker": t.speaker, "message": t.message} for t in self.example.chat_history],
             "gold_answer": self.example.answer,
             "gold_answers": list(self.example.acceptable_answers),
+            **({} if self.example.answerable else {"answerable": False}),
             "answer": self.answer,
             "finished": self.finished,
             "gold_docs": [d.to_dict() for d in self.example.gold_documents],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ class _State:
     asked: int | None = None  # the signal that came
     deferred: bool = False  # it is only noted; whoever deferred it looks with `asked`
     interruptible: bool = True  # whether `at_once` counts
+    heard: bool = False  # whether a thread listens
 
 
 _state = _State()  # signals belong to the process, so there is one
@@ -55,15 +57,16 @@ def watched() -> Iterator[None]:
         yield
         return
     before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
-    for signum, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(signum, _handle)
-    try:
-        yield
-    finally:
-        _state.asked = None
+    with _listening():
         for signum, handler in before.items():
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # None: set by other than Python
+            if handler is not signal.SIG_IGN:
+                signal.signal(signum, _handle)
+        try:
+            yield
+        finally:
+            _state.asked = None
+            for signum, handler in before.items():
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # None: set by other than Python
 
 
 @contextmanager
@@ -101,5 +104,50 @@ def _handle(signum: int, frame: FrameType | None) -> None:
             signal.signal(each, signal.SIG_DFL)
     if not _state.deferred:
         raise Stopped(signum)
-    # Not print or a logger: what the signal interrupted may be writing there.
-    os.write(2, f"{signal.Signals(signum).name}: finishing the step; a second signal leaves at once\n".encode())
+
+
+@contextmanager
+def _listening() -> Iterator[None]:
+    """A thread that hears a signal when it comes, and leaves at the second.
+
+    `_handle` has to wait until a library gives the main thread back, after a whole backward pass for one. Two signals
+    in that time would be one to it.
+    """
+    ear, mouth = socket.socketpair()
+    mouth.setblocking(False)
+    before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=_listen, args=(ear,), name="signals", daemon=True)
+    thread.start()
+    _state.heard = True
+    try:
+        yield
+    finally:
+        _state.heard = False
+        signal.set_wakeup_fd(before)
+        mouth.close()
+        thread.join()
+        ear.close()
+
+
+def _listen(ear: socket.socket) -> None:
+    signals = 0
+    while heard := ear.recv(1):
+        if heard[0] in _SIGNALS:
+            signals += 1
+            if signals > 1:
+                os._exit(128 + heard[0])
+            if _state.deferred:
+                # Not print or a logger: what the signal interrupted may be writing there.
+                name = signal.Signals(heard[0]).name
+                os.write(2, f"{name}: finishing the step; a second signal leaves at once\n".encode())
+
+
+def _deaf() -> None:
+    """A forked process is told of Ctrl-C too; its parent must not take that for a second one."""
+    if _state.heard:
+        signal.set_wakeup_fd(-1)
+        _state.heard = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_deaf)

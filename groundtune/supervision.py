@@ -5,7 +5,7 @@ A template, a tokenizer or a new method can get this wrong without a word, and t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -40,9 +40,9 @@ def what_else_is_learnt(row: Row, answer: str, prompt: Prompt) -> str | None:
     return None if "".join(learnt.split()) == "".join(alone.split()) else learnt
 
 
-def check_vocabulary(rows: Sequence[Row], model: Any, name: str) -> None:
-    """Raises `ModelError` if the tokenizer makes ids that the model has no embedding for: tokens were added to it."""
-    largest = max(max(row.prompt_ids + row.answer_ids, default=0) for row in rows)
+def check_vocabulary(texts: Iterable[Sequence[int]], model: Any, name: str) -> None:
+    """Raises `ModelError` if some ids have no embedding in the model: tokens were added to its tokenizer."""
+    largest = max(max(ids, default=0) for ids in texts)
     known = model.config.get_text_config().vocab_size
     if largest >= known:
         raise ModelError(

@@ -18,21 +18,22 @@ from groundtune.checks import counts
 from groundtune.doctor import Diagnosis, diagnose, doctor_command, summary
 from groundtune.embedding import Embedder
 from groundtune.evaluation import EndToEndEvaluator, Evaluation
-from groundtune.files import DataError, sha256_of
+from groundtune.files import DataError, in_the_way, sha256_of
 from groundtune.hub import Hub
 from groundtune.index import load_or_build_index
 from groundtune.methods import METHODS, Method
 from groundtune.models import ModelError, flash_attention_problems, why_not_loaded
 from groundtune.predictions import read_evaluation, write_predictions
+from groundtune.processes import is_main, once
 from groundtune.record import run_record
 from groundtune.reporting.report import write_results
 from groundtune.reporting.results import Results
 from groundtune.resume import check_same_run, checkpoint_to_resume, identity, locked, rows_identity
 from groundtune.retrieval import BM25Retriever, DenseRetriever, HybridRetriever, Retriever, retrieve
-from groundtune.safe_trainer import tracker_problems
 from groundtune.schema import Document, Example, Hit
 from groundtune.supervision import check_vocabulary
-from groundtune.trainer import GOLD_LOSS, QATrainer, compile_problems, metric_problems
+from groundtune.trackers import tracker_problems
+from groundtune.trainer import GOLD_LOSS, QATrainer, compile_problems, loss_problems, metric_problems
 
 logger = logging.getLogger(__name__)
 
@@ -65,14 +66,15 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
     with _timed("read and check", durations):
         diagnosis = diagnose(arguments)
         diagnosis.raise_errors()
+        repository = ""
         if training.push_to_hub and training.process_index == 0:
-            Hub(training).create()  # a hub that cannot be used is said now, and not after the training
+            repository = Hub(training).create()  # a hub that cannot be used is said now, and not after the training
         notes += _tell(diagnosis, arguments)
         documents, examples = diagnosis.dataset.documents, _splits(diagnosis, arguments)
         tokenizer, prompt = diagnosis.tokenizer, diagnosis.prompt
 
     with _timed("index and retrieve", durations):
-        hits, seconds = _retrieve(method, arguments, documents, examples)
+        hits, seconds = once(lambda: _retrieve(method, arguments, documents, examples))
 
     k = arguments.retrieval.embedding_max_num_to_retrieve
     rows = {
@@ -108,10 +110,13 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         model = method.load(
             arguments.model, bf16=training.bf16, stop_ids=prompt.stop_ids, pad_id=tokenizer.pad_token_id
         )
-        check_vocabulary(rows["train"], model, arguments.model.model_name_or_path)
+        read = [row.prompt_ids + row.answer_ids for these in rows.values() for row in these]
+        asked = [question.prompt_ids for evaluator in evaluators.values() for question in evaluator.questions]
+        check_vocabulary(read + asked, model, arguments.model.model_name_or_path)
 
     def on_evaluation(step: int, evaluation: Evaluation) -> None:
-        write_predictions(output_dir / "predictions" / f"eval_step_{step:06d}.jsonl", evaluation)
+        if is_main():
+            write_predictions(output_dir / "predictions" / f"eval_step_{step:06d}.jsonl", evaluation)
 
     trainer = QATrainer(
         model=model,
@@ -135,8 +140,9 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(_internal_call=True)  # otherwise it is pushed too, before there are results
     trainer.save_state()
-    # An adapter is saved without them; whoever generates with it must stop where the evaluation did.
-    model.generation_config.save_pretrained(output_dir)
+    if is_main():
+        # An adapter is saved without them; whoever generates with it must stop where the evaluation did.
+        model.generation_config.save_pretrained(output_dir)
     with _timed("evaluate the tuned model on test", durations):
         tuned = trainer.run_evaluator(evaluators["test"])
 
@@ -156,17 +162,22 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         record={
             **_record(arguments, durations, _rows(diagnosis)),
             "prompt_style": prompt.style,
+            **({"hub_repository": repository} if repository else {}),
             "identity": run,
             "resumed_from_step": checkpoint and checkpoint.step,
         },
     )
-    write_results(output_dir, results)
+    if is_main():
+        write_results(output_dir, results)
     return results
 
 
 def _check(arguments: Arguments) -> None:
     problems = [*arguments.check(), *flash_attention_problems(arguments.model), *compile_problems(arguments.training)]
-    problems += metric_problems(arguments.training) + tracker_problems(arguments.training.report_to)
+    problems += metric_problems(arguments.training) + loss_problems(arguments.training)
+    problems += tracker_problems(arguments.training.report_to)
+    if arguments.data.full_dataset_index_path:
+        problems += in_the_way("full_dataset_index_path", arguments.data.full_dataset_index_path, folder=True)
     if arguments.output.push_report and not arguments.training.push_to_hub:
         problems.append("--push_report: nothing is pushed; give --push_to_hub too")
     if problems:
@@ -177,13 +188,19 @@ def _untouched(
     trainer: QATrainer, evaluator: EndToEndEvaluator, path: Path, checkpoint: Checkpoint | None
 ) -> Evaluation:
     """The untouched model end to end on test; a run that goes on reads its own answers of the first time."""
-    run, key, base = trainer.run, "answers of the untouched model", None
-    if checkpoint is not None and path.exists() and checkpoint.about["run"] == {**run, key: sha256_of(path)}:
-        base = read_evaluation(path, evaluator)
+    run, key = trainer.run, "answers of the untouched model"
+
+    def answered_before() -> Evaluation | None:
+        known = checkpoint is not None and path.exists()
+        same = known and checkpoint.about["run"] == {**run, key: sha256_of(path)}
+        return read_evaluation(path, evaluator) if same else None
+
+    base = once(answered_before)
     if base is None:
         base = trainer.run_evaluator(evaluator)
-        write_predictions(path, base)
-    trainer.run = {**run, key: sha256_of(path)}
+        if is_main():
+            write_predictions(path, base)
+    trainer.run = {**run, key: once(lambda: sha256_of(path))}
     return base
 
 
@@ -202,7 +219,7 @@ def _tell(diagnosis: Diagnosis, arguments: Arguments) -> list[str]:
     for note in notes:
         logger.warning(note)
     if notes:
-        logger.warning("to see them all: %s", doctor_command(arguments))
+        logger.warning("to see where, and what to do: %s", doctor_command(arguments))
     return notes
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -45,7 +46,7 @@ class QATrainingArguments(TrainingArguments):
     _argument_group_name = "training (transformers.TrainingArguments)"
 
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Rows per device and forward pass."})
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Questions answered at once on a device."})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Questions answered at once on a device."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training file."})
     learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate. Default: 2e-4 with --use_peft, 2e-5 without."}
@@ -110,6 +111,10 @@ class QATrainingArguments(TrainingArguments):
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Remove what an earlier run left in output_dir, and begin anew."}
     )
+    ddp_timeout: int = field(
+        default=6 * 3600,
+        metadata={"help": "Seconds that processes wait for each other, as while one builds the index."},
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses. Off: they must be seen."})
     auto_find_batch_size: bool = field(
         default=False,
@@ -138,11 +143,22 @@ class QATrainingArguments(TrainingArguments):
         if self.auto_find_batch_size:
             logger.info("--auto_find_batch_size would change the batch of a step; what fits is found without it")
             self.auto_find_batch_size = False
+        if getattr(self, "train_sampling_strategy", "random") != "random":
+            logger.warning("--train_sampling_strategy has no effect: rows are batched by length or common passages")
         if self.greater_is_better is None:
             self.greater_is_better = greater_is_better(self.metric_for_best_model)
         if self.dataloader_pin_memory and not torch.cuda.is_available():
             self.dataloader_pin_memory = False
         super().__post_init__()
+        if (gpus := super().n_gpu) > 1:
+            logger.warning(
+                "1 of %d GPUs is used; `torchrun --nproc_per_node %d -m groundtune.cli` uses all", gpus, gpus
+            )
+
+    @property
+    def n_gpu(self) -> int:
+        """At most one: for several in one process Trainer takes `DataParallel`, which the loss knows nothing of."""
+        return min(super().n_gpu, 1)
 
     def __getstate__(self) -> dict[str, Any]:
         """Trainer pickles its arguments beside every model, in a file that people share: tokens stay out of it."""
@@ -176,6 +192,10 @@ class QATrainer(SafeTrainer):
         # The loss is divided by the answer tokens of the whole step: Trainer is to count them, and not to divide again.
         self.model_accepts_loss_kwargs = True
         self.accelerator.gradient_accumulation_steps = 1  # nor accelerate, as in early releases of transformers 5
+        self._own_autocast = self.args.bf16 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        if self._own_autocast:
+            # accelerate's would hand on the logits as float32, in twice their memory; the loss computes in that anyway.
+            self.accelerator.native_amp = False
         self.add_callback(_EvaluateAtTheEnd())
         if not self.args.disable_tqdm:
             self.pop_callback(ProgressCallback)
@@ -183,8 +203,9 @@ class QATrainer(SafeTrainer):
 
     def _choose_batches(self, share_prefix: str) -> None:
         """Packed or padded, and the order of the rows that suits it."""
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1
-        not_packed = "the model is split over devices" if sharded else use_packed_attention(self.model)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        with self._precision():
+            not_packed = "the model is split over devices" if sharded else use_packed_attention(self.model)
         # Dropout draws once for a shared token where separate rows would draw for each.
         not_shared = not_packed or ("dropout is on" if _drops_out(self.model) else None)
         if share_prefix == "on" and not_shared:
@@ -210,19 +231,27 @@ class QATrainer(SafeTrainer):
     ) -> Any:
         """The method's loss over the answer tokens of the optimizer step, all micro-batches and devices."""
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        loss = self.method.loss(model, inputs, answer_tokens=num_items_in_batch, head=head)
+        with self._precision() if self._own_autocast else nullcontext():
+            loss = self.method.loss(model, inputs, answer_tokens=num_items_in_batch, head=head)
         # Each device's gradient is averaged with the others'; the count is over all of them.
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+
+    def _precision(self) -> torch.autocast:
+        """What training computes in."""
+        dtype = torch.float16 if self.args.fp16 else torch.bfloat16
+        return torch.autocast(self.args.device.type, dtype=dtype, enabled=self.args.bf16 or self.args.fp16)
 
     def run_evaluator(self, evaluator: EndToEndEvaluator) -> Evaluation:
         """The current weights, end to end, in the precision that training computes in."""
         # Compiled layers would be compiled again and again for steps of one token.
         as_it_is = torch.compiler.set_stance("force_eager" if self.args.compile_layers else "default")
-        with as_it_is, torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
+        in_step = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        with as_it_is, self._precision():
             model = self.model.to(self.args.device)
-            total, quiet = len(evaluator.examples), self.args.disable_tqdm
+            total = len(range(self.args.process_index, len(evaluator.examples), 1 if in_step else self.args.world_size))
+            quiet = self.args.disable_tqdm or not self.is_world_process_zero()
             with tqdm(total=total, desc=f"answering {evaluator.name}", unit="q", leave=False, disable=quiet) as bar:
-                return evaluator(model, on_answer=bar.update)
+                return evaluator(model, on_answer=bar.update, in_step=in_step)
 
     @at_once()
     def evaluation_loop(
@@ -264,14 +293,15 @@ class QATrainer(SafeTrainer):
         total, tokens = 0.0, 0
         for part in self.at_once["eval"].parts(rows):
             inputs = self._prepare_inputs(batch if len(part) == len(rows) else self._collated(part))
-            with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
+            with self._precision():
                 total += self.method.loss(model, inputs, answer_tokens=1, head=head).item()
             tokens += (inputs["labels"][:, 1:] != IGNORED).sum().item()
         return total, tokens
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
         rows = self.train_dataset if train_dataset is None else train_dataset
-        return EpochOrder(len(rows), self._order, self.args.data_seed or self.args.seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochOrder(len(rows), self._order, seed)
 
 
 def compile_layers(model: Any, **options: Any) -> None:
@@ -297,6 +327,16 @@ def metric_problems(training: QATrainingArguments) -> list[str]:
         return []
     better = "lower" if given else "higher"
     return [f"--greater_is_better: {str(given).lower()}, but {better} {name} is better; leave the flag out"]
+
+
+def loss_problems(training: QATrainingArguments) -> list[str]:
+    """What was asked for, and the answers' cross-entropy on packed rows does not do."""
+    problems = []
+    if training.label_smoothing_factor:
+        problems.append("--label_smoothing_factor: answers are learnt by plain cross-entropy; leave the flag out")
+    if training.neftune_noise_alpha is not None:
+        problems.append("--neftune_noise_alpha: its noise would depend on what rows are packed with; leave it out")
+    return problems
 
 
 def _drops_out(model: Any) -> bool:

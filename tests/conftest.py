@@ -13,6 +13,7 @@ import hashlib
 import json
 import random
 import re
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,7 @@ MORE_TEMPLATES = {
     "{% elif m['role'] == 'assistant' %}{{ '<|assistant|>\\n' + m['content'] + '<|end|>\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}",
 }
+SIGNALS_OF_A_TERMINAL = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 HISTORICAL_PREFIXES = {"user_prefix": "<s>[INST]", "assistant_prefix": "[/INST]", "sep_user": " ", "sep_sys": "</s>"}
 
 
@@ -105,6 +107,15 @@ class Family:
 
 FAMILIES = tuple(TEMPLATES)
 STYLES = ("prefix", "chat template")
+
+
+@pytest.fixture
+def signals_of_a_terminal():
+    """A shell script's `&` has SIGINT ignored, and what it starts inherits that."""
+    before = {signum: signal.signal(signum, handler) for signum, handler in SIGNALS_OF_A_TERMINAL.items()}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 @pytest.fixture(scope="session")
@@ -305,7 +316,7 @@ class FakeEmbedder:
     documents: list[str] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
 
-    def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
+    def embed_documents(self, texts: Sequence[str], so_far: Any = None) -> np.ndarray:
         self.documents += texts
         return self._embed(texts)
 

@@ -24,14 +24,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from conftest import make_family, save_static_embedder, write_data
+from conftest import SIGNALS_OF_A_TERMINAL, make_family, save_static_embedder, write_data
 
 STEPS = 9
 VARIANTS = ("LoRA with dropout", "all weights with dropout")
 WEIGHTS = {VARIANTS[0]: "adapter_model.safetensors", VARIANTS[1]: "model.safetensors"}
 _NEEDED_BY_A_RUN = """
-    faiss peft rich.console rich.table sacrebleu rouge_score.rouge_scorer safetensors.torch sentence_transformers
-    transformers.models.gemma3.modeling_gemma3 transformers.models.llama.modeling_llama transformers.trainer
+    faiss matplotlib.backends.backend_svg matplotlib.figure matplotlib.ticker peft rich.console rich.table sacrebleu
+    rouge_score.rouge_scorer safetensors.torch sentence_transformers transformers.models.gemma3.modeling_gemma3
+    transformers.models.llama.modeling_llama transformers.trainer
     groundtune.cli groundtune.train groundtune.reporting.report groundtune.reporting.plots
 """
 
@@ -111,6 +112,8 @@ class Child:
 
     def _run(self, work: Callable[[], int]) -> None:
         status = 70
+        for signum, handler in SIGNALS_OF_A_TERMINAL.items():
+            signal.signal(signum, handler)
         try:
             handle = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(handle, 1)
@@ -172,10 +175,11 @@ class Events:
         """Optimizer steps that were finished."""
         return self.labels.count("optimizer step: end")
 
-    def choose(self, rng: random.Random) -> int:
-        """The number of an event: each kind is as likely as any other, however often it happened."""
+    def choose(self, rng: random.Random, *kinds: str) -> int:
+        """The number of an event (of one of `kinds`, if any): each kind is as likely as any other, however often it
+        happened."""
         labels = self.labels
-        kind = rng.choice(sorted(set(labels)))
+        kind = rng.choice(sorted(label for label in set(labels) if not kinds or label.partition(":")[0] in kinds))
         return rng.choice([number for number, label in enumerate(labels, 1) if label == kind])
 
     @contextlib.contextmanager

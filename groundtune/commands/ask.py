@@ -96,10 +96,10 @@ def _converse(dialogue: Dialogue) -> None:
         elif question:
             try:
                 sources = _show(dialogue, question)
+            except KeyboardInterrupt:
+                print("\nstopped; this question and its answer are forgotten")
             except DataError as error:  # too long, or the server is gone: the dialogue goes on
                 print(*error.problems, sep="\n", file=sys.stderr)
-            except KeyboardInterrupt:
-                print("\nstopped; question and answer are forgotten")
 
 
 def _show(dialogue: Dialogue, question: str) -> list[Source]:

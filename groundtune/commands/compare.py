@@ -9,7 +9,7 @@ from pathlib import Path
 from groundtune.commands.parsing import given, light_parser
 from groundtune.commands.terminal import add_output_flags
 from groundtune.durable import disk_errors
-from groundtune.files import DataError
+from groundtune.files import DataError, in_the_way
 
 DESCRIPTION = """Compare systems that answered the same questions: the folders of runs (the test questions, answered by
 the tuned model), folders that `groundtune evaluate` wrote, or files of predictions. The others are compared with the
@@ -35,21 +35,22 @@ def main(argv: Sequence[str]) -> int:
     inputs = {name: str(find_predictions(path)) for name, path in zip(systems, paths)}
     facts = {"Questions": str(comparison.n), "Compared with": comparison.reference}
     page, record = words["output_file"], provenance(inputs)
+    notes = [unanswerable] if (unanswerable := comparison.unanswerable) else []
     try:
         with disk_errors(page):
-            write_comparisons(page, "comparison", comparison.title, [comparison], facts, [], record)
+            write_comparisons(page, "comparison", comparison.title, [comparison], facts, notes, record)
     except OSError as error:
         raise DataError([f"--output_file: {page} cannot be written ({error.strerror}); name another file"]) from error
     failed = failures(comparison)
     if words["json"]:
-        print(as_json(comparison.to_dict() | {"failures": failed}), end="")
+        print(as_json(comparison.to_dict() | {"notes": notes, "failures": failed}), end="")
         return 0
 
     from groundtune.commands.terminal import print_comparison
 
     print_comparison(comparison)
     if not words["quiet"]:
-        print(f"Report: {page}")
+        print(*notes, f"Report: {page}", sep="\n")
     return 0
 
 
@@ -74,5 +75,7 @@ def _check(paths: Sequence[str], names: Sequence[str], output_file: str) -> None
         problems.append(f"--names: {len(set(names))} different names for {len(paths)} systems; give one for each")
     if Path(output_file).suffix != ".html":
         problems.append(f"--output_file: {output_file} does not end in .html")
+    for path in (Path(output_file), Path(output_file).with_suffix(".json")):
+        problems += in_the_way("output_file", path)
     if problems:
         raise DataError(problems)

@@ -8,19 +8,27 @@ from collections.abc import Sequence
 from groundtune.commands.parsing import at_their_lines, parse_arguments
 from groundtune.files import DataError
 
-USAGE = """usage: groundtune doctor [sft|swr] [--json] FLAGS
+USAGE = """usage: groundtune doctor [sft|swr] [--quiet] [--json] FLAGS
 
 Everything that is wrong or suspicious in the data, at once, before anything slow. FLAGS are those of `groundtune sft`
 and `groundtune swr`, any of them: put `doctor` before the method in the command that you are about to run. Text is
 checked in whichever files are named; tokens too if --model_name_or_path is, and what retrieval cannot read if
 --embedding_model is. Tokenizers are loaded, weights are not.
 
---json  one JSON object instead of text: errors, warnings, findings, token_table, row
+Every error is a line, and every warning, but of a kind that a file is full of: that is one line with the number, the
+share, the longest or first three, and what to do.
+
+--quiet  the findings alone, without the token table and the row
+--json   one JSON object instead of text: errors, warnings, findings (each of them), token_table, row
 
 All of this goes to standard output. What is wrong with the flags themselves, or with a file of them, goes to standard
 error, and nothing else is done then.
 
-Exit status: 0 if nothing is wrong (there may be warnings), 2 if something is."""
+Exit status: 0 if nothing is wrong (there may be warnings), 2 if something is.
+
+example:
+  groundtune doctor swr --train_file qa/train.jsonl --eval_file qa/eval.jsonl --test_file qa/test.jsonl \\
+      --full_dataset_file_path documents.jsonl --model_name_or_path Qwen/Qwen3-4B"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,7 +37,6 @@ def main(argv: Sequence[str]) -> int:
         print(USAGE)
         return 0
     method, flags = (argv[0], argv[1:]) if argv and argv[0] in ("sft", "swr") else ("sft", argv)
-    flags = [word for word in flags if word != "--json"]
     try:
         arguments = parse_arguments(method, flags)
         if problems := arguments.check(complete=False):
@@ -40,8 +47,8 @@ def main(argv: Sequence[str]) -> int:
     from groundtune.doctor import diagnose, shown
 
     diagnosis = diagnose(arguments)
-    if "--json" in argv:
+    if arguments.output.json:
         print(json.dumps(diagnosis.to_dict(), indent=2))
     else:
-        print(shown(diagnosis))
+        print(shown(diagnosis, brief=arguments.output.quiet))
     return 2 if diagnosis.errors else 0

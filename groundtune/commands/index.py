@@ -6,20 +6,34 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from groundtune.arguments import DataArguments, RetrievalArguments, check_retrieval
 from groundtune.commands.flags import add_group, filled
 from groundtune.commands.parsing import given, light_parser
 from groundtune.commands.terminal import add_output_flags, be_quiet
-from groundtune.files import DataError
+from groundtune.files import DataError, in_the_way
+
+if TYPE_CHECKING:
+    from groundtune.schema import Example
 
 DESCRIPTION = """Embed the documents into a folder that training, evaluate and ask then read. Only documents that are
-new or changed are embedded. Each embedding model and prompt has a subfolder of its own, so none evicts another."""
-EXAMPLES = """example:
-  groundtune index --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2"""
-_DATA = ["full_dataset_file_path", "full_dataset_index_path"]
-_RETRIEVAL = ["embedding_model", "embedding_batch_size", "embedding_dtype", "document_prompt"]
+new or changed are embedded. Each embedding model and prompt has a subfolder of its own, so none evicts another. With
+examples, it also says how well their questions find their gold passages: embedding models compare without an LLM."""
+EXAMPLES = """examples:
+  groundtune index --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2
+  groundtune index --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2 \\
+      --eval_file test.jsonl --eval_num_to_retrieve 10"""
+_DATA = ["full_dataset_file_path", "full_dataset_index_path", "eval_file"]
+_RETRIEVAL = [
+    "embedding_model", "embedding_batch_size", "embedding_dtype", "query_prompt", "document_prompt", "query_history",
+    "eval_num_to_retrieve",
+]  # fmt: skip
+_HELPS = {
+    "embedding_model": "Embedding model (hub name or folder).",
+    "eval_file": "Examples (.jsonl) whose questions are searched; they need no answers.",
+    "eval_num_to_retrieve": "Passages retrieved for each of them. (default: 4)",
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,7 +51,9 @@ def main(argv: Sequence[str]) -> int:
     begin = time.perf_counter()
     documents = read_documents(data.full_dataset_file_path)
     folder = Path(data.full_dataset_index_path or Path(data.full_dataset_file_path).parent / "index")
-    index = make_retriever(retrieval.embedding_model, retrieval, documents, folder).index
+    examples = _searchable(data.eval_file) if data.eval_file else []
+    retriever = make_retriever(retrieval.embedding_model, retrieval, documents, folder)
+    index = retriever.index
     found: dict[str, Any] = {
         "folder": str(folder),
         "documents": len(index.documents),
@@ -45,13 +61,58 @@ def main(argv: Sequence[str]) -> int:
         "embedding_model": retrieval.embedding_model,
         "seconds": round(time.perf_counter() - begin, 1),
     }
+    if examples:
+        found["retrieval"] = _measured(retriever, examples, retrieval)
     if words["json"]:
         from groundtune.inference.comparison_page import as_json
 
         print(as_json(found), end="")
     else:
         print("{documents:,} documents, {dimensions} dimensions, in {folder} after {seconds} s".format(**found))
+        _show(found.get("retrieval"))
     return 0
+
+
+def _searchable(path: str) -> list[Example]:
+    """The examples that have a question and, in some passage, its answer; raises `DataError` if there is none."""
+    from groundtune.files import scan_examples
+
+    contents = scan_examples(path)
+    if contents.problems:
+        raise DataError(contents.problems)
+    examples = [example for _, example in contents.entries if example.answerable and example.question.strip()]
+    if not examples:
+        raise DataError([f"{path}: no question in it has an answer to be found; name another --eval_file"])
+    return examples
+
+
+def _measured(retriever: Any, examples: list[Example], retrieval: RetrievalArguments) -> dict[str, Any]:
+    """How well the questions find their gold passages: n, and each metric with its interval."""
+    from groundtune.metrics import aggregate, retrieval_scores
+    from groundtune.retrieval import retrieve
+
+    k = min(retrieval.eval_num_to_retrieve, len(retriever.index.documents))
+    hits = retrieve(retriever, examples, k, retrieval.query_history)
+    scores = [
+        retrieval_scores([hit.document.id for hit in found], {d.id for d in example.gold_documents}, ks=(1, k))
+        for example, found in zip(examples, hits, strict=True)
+    ]
+    known = {document.id for document in retriever.index.documents}
+    absent = sum(not known & {d.id for d in example.gold_documents} for example in examples)
+    means = {name: interval.to_dict() for name, interval in aggregate(scores).items()}
+    return {"n": len(examples), "gold_not_among_documents": absent, **means}
+
+
+def _show(measured: dict[str, Any] | None) -> None:
+    if measured is None:
+        return
+    for name, mean in measured.items():
+        if isinstance(mean, dict):
+            label, values = name.partition("/")[2], (mean["value"], mean["low"], mean["high"])
+            print(f"  {label:10} {{:.2f}} [{{:.2f}}, {{:.2f}}]".format(*values))
+    print(f"  on {measured['n']} questions, with 95 % bootstrap intervals")
+    if absent := measured["gold_not_among_documents"]:
+        print(f"  {absent} of them have no gold passage among the documents, and so found none")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,8 +120,8 @@ def parser() -> argparse.ArgumentParser:
     usage = "--full_dataset_file_path FILE --embedding_model MODEL [--FLAG VALUE ...]"
     made = light_parser("groundtune index", usage, DESCRIPTION, EXAMPLES)
     made.add_argument("--config", metavar="FILE", help="YAML or JSON file of arguments; flags after it win.")
-    add_group(made, DataArguments, _DATA)
-    add_group(made, RetrievalArguments, _RETRIEVAL, {"embedding_model": "Embedding model (hub name or folder)."})
+    add_group(made, DataArguments, _DATA, _HELPS)
+    add_group(made, RetrievalArguments, _RETRIEVAL, _HELPS)
     add_output_flags(made)
     return made
 
@@ -72,9 +133,14 @@ def _check(data: DataArguments, retrieval: RetrievalArguments) -> None:
         problems.insert(0, "--full_dataset_file_path: missing; name the document database")
     elif not Path(path).is_file():
         problems.insert(0, f"--full_dataset_file_path: no such file: {path}; give the path of an existing file")
-    if folder and Path(folder).exists() and not Path(folder).is_dir():
-        problems.append(f"--full_dataset_index_path: {folder} is a file; name a folder, new or existing")
-    if retrieval.embedding_batch_size < 1:
-        problems.append(f"--embedding_batch_size: {retrieval.embedding_batch_size} is too small; the least is 1")
+    if folder:
+        problems += in_the_way("full_dataset_index_path", folder, folder=True)
+    if data.eval_file and not Path(data.eval_file).is_file():
+        problems.append(f"--eval_file: no such file: {data.eval_file}; give the path of an existing file")
+    problems += [
+        f"--{name}: {value} is too small; the least is 1"
+        for name in ("embedding_batch_size", "eval_num_to_retrieve")
+        if (value := getattr(retrieval, name)) < 1
+    ]
     if problems:
         raise DataError(problems)

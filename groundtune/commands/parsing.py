@@ -58,6 +58,10 @@ TRAINING_USAGE = """groundtune {method} --model_name_or_path MODEL --train_file 
        --full_dataset_file_path FILE --embedding_model MODEL --output_dir FOLDER [--FLAG VALUE ...]
        groundtune {method} --config FILE.yaml [--FLAG VALUE ...]      flags after the file win
        groundtune {method} FILE.json                                  all arguments from one file"""
+TRAINING_EXAMPLE = """example:
+  groundtune {method} --model_name_or_path Qwen/Qwen3-4B --use_peft true --embedding_model intfloat/e5-base-v2 \\
+      --train_file qa/train.jsonl --eval_file qa/eval.jsonl --test_file qa/test.jsonl \\
+      --full_dataset_file_path documents.jsonl --output_dir runs/my_qa_model"""
 
 
 logger = logging.getLogger(__name__)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import fields
-from functools import cache
+from dataclasses import fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
-from groundtune.files import DataError
+from groundtune.files import DataError, in_the_way
 
 # Name, help, default, type.
 _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
     ("passages", "passages that are sampled", 200, int),
     ("questions_per_passage", "questions asked for each", 2, int),
     ("min_words", "words that a passage must have", 30, int),
-    ("min_support", "share of what an answer says that must be in its passage", 0.6, float),
+    ("min_support", "lexical: share of the words of an answer that must be in its passage", 0.6, float),
     ("retrieved_within", "ranks within which a question must find its passage", 20, int),
     ("hard_negatives", "passages found for a question that do not hold its answer, kept with it", 2, int),
     ("eval_share", "share of the passages for eval.jsonl", 0.1, float),
@@ -52,8 +52,28 @@ def parser() -> argparse.ArgumentParser:
         help="a model folder or hub name, or openai:URL of a server; its key is read from OPENAI_API_KEY",
     )
     made.add_argument("--generator_model", default="", help="with openai:URL, the model as the server calls it")
+    made.add_argument(
+        "--generator_options",
+        default="",
+        metavar="JSON",
+        help='fields for every request to a server; {"chat_template_kwargs": {"enable_thinking": false}} turns the '
+        "thoughts of a model off",
+    )
     made.add_argument("--question_prompt", type=Path, metavar="FILE", help="with {passage} and {number}")
     made.add_argument("--answer_prompt", type=Path, metavar="FILE", help="with {passage} and {question}")
+    made.add_argument(
+        "--support",
+        choices=["lexical", "llm", "both"],
+        default="lexical",
+        help="what says that a passage holds an answer: the words they share, an LLM that is asked, or both "
+        "(default: lexical)",
+    )
+    made.add_argument("--checker", default="", help="the LLM that is asked, named as --generator (default: that one)")
+    made.add_argument("--checker_model", default="", help="with openai:URL, the checker as the server calls it")
+    made.add_argument(
+        "--checker_options", default="", metavar="JSON", help="as --generator_options, where --checker is given"
+    )
+    made.add_argument("--support_prompt", type=Path, metavar="FILE", help="with {passage}, {question} and {answer}")
     made.add_argument(
         "--embedding_model", default="", help="searches the passages of a question; without one BM25 does"
     )
@@ -74,18 +94,18 @@ def main(argv: Sequence[str]) -> int:
     from groundtune.prepare import gates, questions
     from groundtune.prepare.journal import Journal
 
-    settings = _settings(arguments)
+    settings, load = _settings(arguments), _loader(arguments)
+    for who in (_generator(arguments), _checker(arguments)):
+        if who[0].startswith("openai:"):
+            load(*who)  # what is wrong with its address is said now; a model here is loaded when it is asked
     documents = read_documents(arguments.documents)
     passages = questions.sample_passages(documents, settings)
     if not passages:
         raise DataError([f"{arguments.documents}: no passage has {settings.min_words} words; lower --min_words"])
-    decisive = questions.what_decides_a_reply(settings, arguments.generator_model or arguments.generator)
+    decisive = questions.what_decides_a_reply(settings, _called(*_generator(arguments)))
     journal = Journal(arguments.output / "generated.jsonl", decisive)
     retriever = _retriever(arguments, documents)
-    on_server = arguments.generator.startswith("openai:")
-    batch = 4 * arguments.concurrency if on_server else arguments.batch_size
-    with progress(arguments.quiet or arguments.json) as bars:
-        failures = questions.generate(passages, settings, _loader(arguments), journal, batch, bars.at)
+    failures = _ask(arguments, settings, passages, journal, load)
     outcome = gates.judge(passages, settings, journal, retriever)
     if not outcome.counts["kept"]:
         raise DataError(gates.why_none(outcome, failures))
@@ -100,23 +120,69 @@ def main(argv: Sequence[str]) -> int:
 def _settings(arguments: argparse.Namespace) -> Any:
     from groundtune.prepare.questions import Settings, read_prompt
 
-    return Settings(
-        read_prompt(arguments.question_prompt, "questions.txt"),
-        read_prompt(arguments.answer_prompt, "answer.txt"),
-        **{f.name: getattr(arguments, f.name) for f in fields(Settings) if not f.name.endswith("_prompt")},
-    )
+    own = {
+        "question_prompt": read_prompt(arguments.question_prompt, "questions.txt"),
+        "answer_prompt": read_prompt(arguments.answer_prompt, "answer.txt"),
+        "support_prompt": read_prompt(arguments.support_prompt, "support.txt"),
+        "checker": _called(*_checker(arguments)) if arguments.checker or arguments.checker_model else "",
+    }
+    return Settings(**own, **{f.name: getattr(arguments, f.name) for f in fields(Settings) if f.name not in own})
 
 
-def _loader(arguments: argparse.Namespace) -> Callable[[], Any]:
-    """Loads the generator once, when it is first asked for: a run that only changes the gates needs none."""
+def _ask(
+    arguments: argparse.Namespace, settings: Any, passages: Sequence[Any], journal: Any, load: Callable[..., Any]
+) -> list[str]:
+    """Ask for all that the journal lacks; why requests failed."""
+    from groundtune.prepare import questions, support
 
-    @cache
-    def load() -> Any:
+    with progress(arguments.quiet or arguments.json) as bars:
+        who, checker = _generator(arguments), _checker(arguments)
+        ask = questions.Asker(
+            lambda: load(*who), journal, settings.max_new_tokens, _at_once(who[0], arguments), bars.at
+        )
+        questions.generate(passages, settings, ask)
+        if settings.support != "lexical":
+            ask = replace(ask, load=lambda: load(*checker), batch=_at_once(checker[0], arguments))
+            support.check_support(passages, settings, ask)
+    return ask.failures
+
+
+def _generator(arguments: argparse.Namespace) -> tuple[str, str, str]:
+    """Its name; what it is called on a server, and the options of every request there."""
+    return arguments.generator, arguments.generator_model, arguments.generator_options
+
+
+def _checker(arguments: argparse.Namespace) -> tuple[str, str, str]:
+    """The same of who is asked about support: another one, or another model where the generator is."""
+    if arguments.checker:
+        return arguments.checker, arguments.checker_model, arguments.checker_options
+    return arguments.generator, arguments.checker_model or arguments.generator_model, arguments.generator_options
+
+
+def _called(name: str, model: str, options: str) -> str:
+    """Who writes a reply, as the journal notes it: a server may move."""
+    return f"{model or name} {options}".strip()
+
+
+def _at_once(name: str, arguments: argparse.Namespace) -> int:
+    """Prompts that go to a generator at a time; what is finished is kept after each."""
+    return 4 * arguments.concurrency if name.startswith("openai:") else arguments.batch_size
+
+
+def _loader(arguments: argparse.Namespace) -> Callable[..., Any]:
+    """Loads a generator when it is first asked for, and lets go of it for another.
+
+    A run that only changes the gates needs none.
+    """
+
+    @lru_cache(maxsize=1)
+    def load(name: str, model: str, options: str) -> Any:
         from groundtune.prepare.generators import load_generator
 
         return load_generator(
-            arguments.generator,
-            model=arguments.generator_model,
+            name,
+            model=model,
+            options=options,
             concurrency=arguments.concurrency,
             requests_per_minute=arguments.requests_per_minute,
             batch_size=arguments.batch_size,
@@ -132,6 +198,14 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
         for name, *_ in _SETTINGS
         if (value := getattr(arguments, name)) < least.get(name, 0)
     ]
+    if arguments.support == "lexical":
+        unused = [
+            name
+            for name in ("checker", "checker_model", "checker_options", "support_prompt")
+            if getattr(arguments, name)
+        ]
+        problems += [f"--{name}: has no meaning with --support lexical; give --support llm or both" for name in unused]
+    problems += in_the_way("output", arguments.output, folder=True)
     if arguments.eval_share + arguments.test_share >= 1:
         problems.append("--eval_share and --test_share: leave nothing to train on; their sum must be under 1")
     if not arguments.embedding_model and importlib.util.find_spec("bm25s") is None:

@@ -15,7 +15,7 @@ from groundtune.commands.parsing import at_their_lines, parse_arguments
 from groundtune.commands.terminal import add_output_flags, be_quiet
 from groundtune.commands.training_help import training_help
 from groundtune.durable import disk_errors
-from groundtune.files import DataError
+from groundtune.files import DataError, write_text
 from groundtune.signals import Stopped, watched
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ def demo(argv: Sequence[str]) -> int:
     """Make the demo's data, unpack its models, and train."""
     from groundtune.demo import DESCRIPTION, link_models, prepare
 
-    parser = argparse.ArgumentParser(prog="groundtune demo", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(
+        prog="groundtune demo", description=DESCRIPTION, epilog="example: groundtune demo --output_dir runs/demo"
+    )
     parser.add_argument(
         "--output_dir", default="runs/demo", help="where data, model and report go (default: runs/demo)"
     )
@@ -52,7 +54,8 @@ def demo(argv: Sequence[str]) -> int:
         print(json.dumps({"models": list(map(str, models))}) if arguments.json else "\n".join(map(str, models)))
         return 0
     with _prints_elsewhere(arguments.json):
-        flags = prepare(Path(arguments.output_dir))
+        with disk_errors(arguments.output_dir):
+            flags = prepare(Path(arguments.output_dir))
         if not arguments.quiet:
             print(f"groundtune swr {shlex.join(flags)}", flush=True)
     return _train("swr", [*flags, f"--quiet={arguments.quiet}", f"--json={arguments.json}"])
@@ -81,7 +84,8 @@ def _run(method: str, argv: Sequence[str]) -> int:
     from groundtune.resume import AlreadyFinished
     from groundtune.train import train
 
-    if output.quiet or output.json:
+    main_process = arguments.training.process_index == 0
+    if output.quiet or output.json or not main_process:
         be_quiet()
     results = None
     with _prints_elsewhere(output.json):
@@ -92,8 +96,10 @@ def _run(method: str, argv: Sequence[str]) -> int:
             print(error, file=sys.stderr)
             return 1
         except AlreadyFinished as finished:
-            if not output.quiet:
+            if not output.quiet and main_process:
                 print(finished)
+    if not main_process:
+        return 0
     if results is not None and not output.json:
         _print_results(results, arguments)
     with _prints_elsewhere(output.json):
@@ -108,16 +114,30 @@ def _run(method: str, argv: Sequence[str]) -> int:
 def _pushed(arguments: Arguments) -> tuple[str, int]:
     """The address of a finished run on the hub, if it is to be there, and the exit status: 4 if it is not."""
     training = arguments.training
-    if not training.push_to_hub or training.process_index:
+    if not training.push_to_hub:
         return "", 0
 
     from groundtune.hub import Hub, NotPushed
 
+    folder = Path(training.output_dir)
     try:
-        return Hub(training).push(Path(training.output_dir), report=arguments.output.push_report), 0
+        pushed = Hub(training).push(folder, arguments.output.push_report, lambda name: _name_on_card(folder, name))
+        return pushed, 0
     except NotPushed as error:
         print(error, file=sys.stderr)
         return "", 4
+
+
+def _name_on_card(folder: Path, name: str) -> None:
+    """Let card and record say where the run is published: it may have ended before that was known."""
+    from groundtune.reporting.card import published_as
+
+    record, card = (folder / file for file in ("run.json", "README.md"))
+    run = json.loads(record.read_text("utf-8"))
+    if run.get("hub_repository") != name and card.is_file():
+        write_text(card, published_as(name, card.read_text("utf-8"), run))
+        run["hub_repository"] = name
+        write_text(record, json.dumps(run, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
 def _print_results(results: Results, arguments: Arguments) -> None:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from groundtune.commands.parsing import TRAINING_USAGE, training_parser
+from groundtune.commands.parsing import TRAINING_EXAMPLE, TRAINING_USAGE, training_parser
 from groundtune.files import write_text
 
 PACKAGE = Path(__file__).parents[1]
@@ -32,7 +32,8 @@ def training_help(method: str) -> str:
         arguments = generated()
         with suppress(OSError):  # a folder that cannot be written costs time at the next -h, and nothing else
             _write(cached, key, arguments)
-    return f"usage: {TRAINING_USAGE.format(method=method)}\n\n{arguments}"
+    usage, example = TRAINING_USAGE.format(method=method), TRAINING_EXAMPLE.format(method=method)
+    return f"usage: {usage}\n\n{example}\n\n{arguments}"
 
 
 def generated() -> str:

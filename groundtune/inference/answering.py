@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from groundtune.arguments import PromptArguments
-from groundtune.endpoint import Endpoint, Messages
+from groundtune.endpoint import Endpoint, Messages, lasting
 from groundtune.evaluation import EndToEndEvaluator, passages_of, score_replies
 from groundtune.generation import generate_greedy
 from groundtune.predictions import Evaluation, evaluation_of
@@ -55,10 +55,11 @@ def answer_here(model: Any, bf16: bool, without_adapter: bool = False) -> Answer
 
 def answer_by_completions(endpoint: Endpoint) -> Answer:
     """Answers by a server that is sent the token ids of our own prompts."""
+    ask = lasting(endpoint.continue_prompts)
 
     def answer(asked: Asked, on_done: OnDone) -> Evaluation:
         begin, evaluator = time.perf_counter(), asked.evaluator
-        replies = endpoint.continue_prompts(
+        replies = ask(
             [question.prompt_ids for question in evaluator.questions],
             asked.max_new_tokens,
             stop=evaluator.prompt.stop_texts,
@@ -74,6 +75,7 @@ def answer_by_chat(endpoint: Endpoint) -> Answer:
 
     Without its tokenizer nothing is counted here: all passages are sent, and a prompt too long for the server fails.
     """
+    ask = lasting(endpoint.complete)
 
     def answer(asked: Asked, on_done: OnDone) -> Evaluation:
         begin = time.perf_counter()
@@ -82,7 +84,7 @@ def answer_by_chat(endpoint: Endpoint) -> Answer:
             chat_messages(asked.instruction, these, example.chat_history, example.question)
             for these, example in zip(read, asked.examples, strict=True)
         ]
-        replies = endpoint.complete(messages, asked.max_new_tokens, on_done=on_done)
+        replies = ask(messages, asked.max_new_tokens, on_done=on_done)
         seconds = time.perf_counter() - begin
         predictions = score_replies(
             asked.examples, asked.hits, read, replies, asked.context, asked.retrieval_seconds, seconds
@@ -162,8 +164,13 @@ def _greedy_ids(model: Any, ids: Sequence[int], max_new_tokens: int, bf16: bool)
 @contextmanager
 def computing(model: Any, bf16: bool) -> Iterator[None]:
     """On the device and in the precision that training evaluates with."""
+    with torch.autocast(to_device(model), dtype=torch.bfloat16, enabled=bf16):
+        yield
+
+
+def to_device(model: Any) -> str:
+    """Move the model to this machine's GPU if it has one; the type of the device that it is on then."""
     kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if model.device.type != kind:
         model.to(kind)
-    with torch.autocast(kind, dtype=torch.bfloat16, enabled=bf16):
-        yield
+    return kind

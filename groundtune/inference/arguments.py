@@ -18,8 +18,11 @@ from groundtune.arguments import (
     check_loading,
     check_model_name,
     check_retrieval,
+    no_room,
+    too_small,
 )
 from groundtune.endpoint import Endpoint
+from groundtune.files import in_the_way
 from groundtune.passages import CONTEXTS
 
 SERVER = "openai:"
@@ -90,10 +93,12 @@ class AnswerArguments:
     )
     right_metric: str = argument("generation/f1", "The score that decides whether an answer counts as right.")
     right_threshold: float = argument(0.5, "An answer is right if that score is at least so high.")
-    per_device_eval_batch_size: int = argument(8, "Questions answered at once on this machine.")
+    per_device_eval_batch_size: int = argument(16, "Questions answered at once on this machine.")
     bf16: bool | None = argument(None, "Compute in bfloat16. Default: wherever the hardware does so itself.")
     output_dir: str = argument(
-        "", "Folder for metrics, predictions and the report. Default: `evaluation` in a run's folder, else runs/NAME."
+        "",
+        "Folder for metrics, predictions and the report. Default: `evaluation` in a run's folder, else "
+        "runs/evaluate-NAME.",
     )
 
 
@@ -179,6 +184,10 @@ class InferenceArguments:
         for name in ("eval_file", "full_dataset_file_path")[not has_examples :]:
             if (path := getattr(data, name)) and not Path(path).is_file():
                 problems.append(f"--{name}: no such file: {path}; give the path of an existing file")
+        if searches and data.full_dataset_index_path:
+            problems += in_the_way("full_dataset_index_path", data.full_dataset_index_path, folder=True)
+        if has_examples and self.answers.output_dir:
+            problems += in_the_way("output_dir", self.answers.output_dir, folder=True)
         unknown = [context for context in self.contexts if context not in CONTEXTS]
         if unknown:
             problems.append(f"--contexts: unknown: {', '.join(unknown)}; choose from {', '.join(CONTEXTS)}, or all")
@@ -205,7 +214,8 @@ class InferenceArguments:
         from groundtune.metrics import METRICS  # here, for it takes numpy, and -h is to come at once
 
         judge, problems = self.judge, []
-        known = [name for name in METRICS if "@" not in name and "*" not in name]
+        # Of those that every answer has.
+        known = [name for name in METRICS if "@" not in name and "*" not in name and not name.startswith("abstained/")]
         if self.answers.right_metric not in known and not self.answers.right_metric.startswith("judge/"):
             problems.append(f"--right_metric: {self.answers.right_metric} is unknown; choose from {', '.join(known)}")
         if self.answers.right_metric.startswith("judge/") and not judge.judge:
@@ -230,17 +240,7 @@ class InferenceArguments:
             (self.judge, "judge_max_new_tokens", 1),
             (self.answers, "per_device_eval_batch_size", 1),
         ]
-        problems = [
-            f"--{name}: {getattr(group, name)} is too small; the least is {smallest}"
-            for group, name, smallest in least
-            if getattr(group, name) < smallest
-        ]
-        if self.evaluation.max_new_tokens >= self.data.max_seq_length:
-            problems.append(
-                f"--max_new_tokens: {self.evaluation.max_new_tokens} leaves no room for a prompt in "
-                f"--max_seq_length {self.data.max_seq_length}"
-            )
-        return problems
+        return too_small(least) + no_room(self.data, self.evaluation)
 
 
 def _check_server(flag: str, value: str, options: str) -> list[str]:

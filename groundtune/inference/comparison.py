@@ -9,11 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from groundtune.abstention import note
 from groundtune.files import DataError
 from groundtune.inference.outcomes import outcome_counts
-from groundtune.metrics import Interval, PairedDifference, greater_is_better, paired_difference
+from groundtune.metrics import PairedDifference, greater_is_better, paired_difference
 from groundtune.predictions import Evaluation, evaluation_of, read_predictions
-from groundtune.reporting.results import F1, SCORES, Change, most_changed, verdict
+from groundtune.reporting.results import ABSTENTION, F1, SCORES, Change, most_changed, verdict
 from groundtune.schema import Prediction
 
 HOW_TO_READ = (
@@ -58,7 +59,7 @@ class Comparison:
         judges = {name: f"Judge: {name.partition('/')[2]}" for name in measured if name.startswith("judge/")}
         recalls = sorted((n for n in measured if "/recall@" in n), key=lambda n: int(n.partition("@")[2]))
         retrieval = {name: name.partition("/")[2].capitalize() for name in recalls} | {"retrieval/mrr": "MRR"}
-        labels = SCORES | judges | _OTHERS | retrieval
+        labels = SCORES | ABSTENTION | judges | _OTHERS | retrieval
         return {name: label for name, label in labels.items() if name in measured}
 
     @cached_property
@@ -83,7 +84,13 @@ class Comparison:
     def outcomes(self) -> dict[str, dict[str, int]]:
         """By system, how many questions had which outcome; empty if the outcomes are not known."""
         counts = {name: outcome_counts(e.predictions) for name, e in self.evaluations.items()}
-        return counts if all(e.predictions[0].outcome for e in self.evaluations.values()) else {}
+        known = all(any(p.outcome for p in e.predictions) for e in self.evaluations.values())
+        return counts if known else {}
+
+    @property
+    def unanswerable(self) -> str:
+        """What a reader must know if some questions have no answer."""
+        return note([prediction.example for prediction in self.evaluations[self.reference].predictions])
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -157,20 +164,6 @@ def short_names(paths: Sequence[str]) -> list[str]:
     depth = next((d for d in range(1, longest) if len({p[-d:] for p in parts}) == len(parts)), longest)
     names = ["/".join(p[-depth:]) for p in parts]
     return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
-
-
-def cells(interval: Interval, n: int, metric: str, sign: str = "") -> tuple[str, str]:
-    """A value and its interval as they are shown: more decimals than the interval allows would only be noise."""
-    digits = 1 if metric == "generation/new_tokens" else 2 if n < 1000 else 3
-    return f"{interval.value:{sign}.{digits}f}", f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
-
-
-def verdict_word(found: PairedDifference, metric: str) -> str:
-    """`better`, `worse`, `unclear` or `same`; of tokens `fewer` or `more`, for short answers are cheap, not good."""
-    if found.wins == found.losses == 0:
-        return "same"
-    word = "unclear" if found.verdict == "no clear difference" else found.verdict
-    return {"better": "fewer", "worse": "more"}.get(word, word) if metric == "generation/new_tokens" else word
 
 
 def _by_question(predictions: Sequence[Prediction]) -> dict[Hashable, Prediction]:

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundtune.files import write_text
-from groundtune.inference.comparison import HOW_TO_READ, Comparison, cells, verdict_word
-from groundtune.inference.outcomes import OUTCOMES
+from groundtune.inference.comparison import HOW_TO_READ, Comparison
+from groundtune.inference.outcomes import OUTCOMES, WITHOUT_ANSWER
 from groundtune.record import inputs, plain, run_facts
 from groundtune.reporting.plots import differences_plot, systems_plot
 from groundtune.reporting.report import callout, html_cells, html_changes, html_pairs, minus, page
+from groundtune.reporting.results import cells, verdict_word
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+_MEANINGS = OUTCOMES | WITHOUT_ANSWER
 _IN_PLOTS = 8  # metrics; more could not be read
 
 
@@ -123,7 +125,8 @@ def _rows(comparison: Comparison) -> dict[str, list[tuple[str, tuple[str, str], 
 
 
 def _kinds(outcomes: Mapping[str, Mapping[str, int]]) -> list[str]:
-    return [*OUTCOMES, *(["failed"] if any("failed" in counts for counts in outcomes.values()) else [])]
+    """What is counted anywhere, in the order in which it is read."""
+    return [kind for kind in (*_MEANINGS, "failed") if any(kind in counts for counts in outcomes.values())]
 
 
 # HTML
@@ -178,7 +181,7 @@ def _html_outcomes(comparison: Comparison) -> str:
         return ""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in outcomes)
     rows = "".join(
-        f'<tr><th scope="row">{escape(kind)}<small>{escape(OUTCOMES.get(kind, ""))}</small></th>'
+        f'<tr><th scope="row">{escape(kind)}<small>{escape(_MEANINGS.get(kind, ""))}</small></th>'
         + "".join(f"<td>{counts.get(kind, 0)}</td>" for counts in outcomes.values())
         + "</tr>"
         for kind in _kinds(outcomes)

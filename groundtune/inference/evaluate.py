@@ -12,12 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from groundtune.abstention import note
 from groundtune.arguments import DataArguments
 from groundtune.checks import ERROR, WARNING, check_texts, counts, read_dataset
 from groundtune.durable import disk_errors
+from groundtune.endpoint import lasting
 from groundtune.files import DataError, write_text
 from groundtune.inference.answering import Answer, Asked, answer_by_chat, answer_by_completions, answer_here
-from groundtune.inference.arguments import SEARCHED, SERVER, InferenceArguments
+from groundtune.inference.arguments import SEARCHED, InferenceArguments
 from groundtune.inference.comparison import Comparison, compare
 from groundtune.inference.comparison_page import as_json, failures, write_comparisons
 from groundtune.inference.judge import JudgePrompt, judged, read_judge_prompts
@@ -28,12 +30,14 @@ from groundtune.inference.opening import (
     open_model,
     open_questions,
     open_untouched,
+    probe_judge,
 )
 from groundtune.inference.outcomes import Rightness, outcome_counts, with_outcomes
 from groundtune.inference.remembered import changed_inputs
+from groundtune.models import ModelError
 from groundtune.predictions import Evaluation, evaluation_of, write_predictions
 from groundtune.record import hide_secrets, run_record
-from groundtune.schema import Document, Example
+from groundtune.schema import Document, Example, Reply
 from groundtune.train import spread
 
 MODEL = "model"  # the system that was asked about; in --with_base it is compared with:
@@ -88,7 +92,7 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     examples, documents, notes = _read(arguments)
     notes += _changed(arguments)
     asked, tokenizer = open_questions(arguments, examples, documents)
-    _probe(arguments)
+    probe_judge(arguments)
     output_dir = _output_dir(arguments)
 
     evaluations: dict[str, dict[str, Evaluation]] = {one.context: {} for one in asked}
@@ -131,12 +135,6 @@ def _answerers(arguments: InferenceArguments, asked: Sequence[Asked], tokenizer:
         yield BASE, answer_here(open_untouched(arguments, prompt, pad_id), bf16)
 
 
-def _probe(arguments: InferenceArguments) -> None:
-    """One word from a judge on a server: a wrong address or key is said before hours of work, and not after."""
-    if arguments.judge.judge.startswith(SERVER):
-        arguments.judge_endpoint().complete([[{"role": "user", "content": "Answer with one word: are you there?"}]], 8)
-
-
 def _judge(
     arguments: InferenceArguments,
     prompts: Sequence[JudgePrompt],
@@ -144,11 +142,18 @@ def _judge(
     on_progress: OnProgress,
     durations: dict[str, float],
 ) -> dict[str, dict[str, Evaluation]]:
-    """Every evaluation with the scores of every judge prompt; the judge is loaded once."""
+    """Every evaluation with the scores of every judge prompt; the judge is loaded once.
+
+    It was there when the answering began: where it has gone since, or cannot be loaded, its judgements have failed.
+    """
     if not prompts:
         return evaluations
     begin = time.perf_counter()
-    complete = open_judge(arguments)
+    try:
+        complete = lasting(open_judge(arguments), met=True)
+    except ModelError as error:
+        why = str(error)
+        complete = lambda asked, *args, **options: [Reply(failure=why) for _ in asked]  # noqa: E731
     found: dict[str, dict[str, Evaluation]] = {}
     for context, by_system in evaluations.items():
         for name, evaluation in by_system.items():
@@ -179,7 +184,8 @@ def _read(arguments: InferenceArguments) -> tuple[list[Example], list[Document],
     if errors := [str(finding) for finding in findings if finding.severity == ERROR]:
         raise DataError(errors)
     notes = counts(finding for finding in findings if finding.severity == WARNING)
-    return spread(dataset.examples["eval"], arguments.evaluation.eval_max_samples), dataset.documents, notes
+    examples = spread(dataset.examples["eval"], arguments.evaluation.eval_max_samples)
+    return examples, dataset.documents, notes + ([unanswerable] if (unanswerable := note(examples)) else [])
 
 
 def _changed(arguments: InferenceArguments) -> list[str]:

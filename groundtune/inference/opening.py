@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,8 +13,9 @@ from typing import Any
 import torch
 
 from groundtune.arguments import ModelArguments, PromptArguments
+from groundtune.attention import use_packed_attention
 from groundtune.evaluation import EndToEndEvaluator
-from groundtune.inference.answering import Asked, LocalModel
+from groundtune.inference.answering import Asked, LocalModel, to_device
 from groundtune.inference.arguments import SEARCHED, SERVER, InferenceArguments
 from groundtune.lora import fuse
 from groundtune.models import ModelError, computes_bf16, load_model, load_tokenizer, why_not_loaded
@@ -21,6 +23,8 @@ from groundtune.prompt import Prompt, make_prompt
 from groundtune.retrieval import Retriever, retrieve
 from groundtune.schema import Document, Example
 from groundtune.train import make_retriever
+
+logger = logging.getLogger(__name__)
 
 
 def open_retriever(arguments: InferenceArguments, documents: list[Document]) -> Retriever:
@@ -111,12 +115,28 @@ def open_judge(arguments: InferenceArguments) -> Callable[..., list]:
     """`complete` of the server or model that grades; raises `ModelError`."""
     if arguments.judge.judge.startswith(SERVER):
         return arguments.judge_endpoint().complete
-    bf16 = computes_in_bf16(arguments)
-    model = ModelArguments(model_name_or_path=arguments.judge.judge, dtype="bfloat16" if bf16 else "float32")
-    base = adapter_base(model)
-    tokenizer = _load_tokenizer(model, base)
-    prompt = make_prompt(tokenizer, PromptArguments())
+    model, base, tokenizer = _judge_here(arguments)
+    prompt, bf16 = make_prompt(tokenizer, PromptArguments()), computes_in_bf16(arguments)
     return LocalModel(_load(model, base, prompt, tokenizer.pad_token_id, bf16), tokenizer, bf16).complete
+
+
+def probe_judge(arguments: InferenceArguments) -> None:
+    """Ask a server for a word, find a model's tokenizer: a wrong name is said before hours of work, and not after.
+
+    Raises `ModelError` and `EndpointError`.
+    """
+    if arguments.judge.judge.startswith(SERVER):
+        arguments.judge_endpoint().complete([[{"role": "user", "content": "Answer with one word: are you there?"}]], 8)
+    elif arguments.judge.judge:
+        _judge_here(arguments)
+
+
+def _judge_here(arguments: InferenceArguments) -> tuple[ModelArguments, str, Any]:
+    """How the judge is loaded, its base if it is an adapter, and its tokenizer."""
+    dtype = "bfloat16" if computes_in_bf16(arguments) else "float32"
+    model = ModelArguments(model_name_or_path=arguments.judge.judge, dtype=dtype)
+    base = adapter_base(model)
+    return model, base, _load_tokenizer(model, base)
 
 
 def base_of(arguments: InferenceArguments) -> str:
@@ -181,10 +201,19 @@ def _revisions(model: ModelArguments) -> tuple[str | None, str | None]:
 def _load(model: ModelArguments, base: str, prompt: Prompt, pad_id: int, bf16: bool) -> Any:
     settings = {"bf16": bf16, "stop_ids": prompt.stop_ids, "pad_id": pad_id}
     if not base:
-        return load_model(replace(model, use_peft=False), **settings).eval()
+        return _ready(load_model(replace(model, use_peft=False), **settings))
     of_adapter, of_base = _revisions(model)
     on = replace(model, model_name_or_path=base, model_revision=of_base, use_peft=False)
-    return _with_adapter(load_model(on, **settings), model.model_name_or_path, of_adapter).eval()
+    return _ready(_with_adapter(load_model(on, **settings), model.model_name_or_path, of_adapter))
+
+
+def _ready(model: Any) -> Any:
+    """On its device, and attending as in training: nothing is padded, and rounding is the same."""
+    model.eval().requires_grad_(False)
+    to_device(model)
+    if why := use_packed_attention(model, to_train=False):
+        logger.info("prompts are padded, not packed: %s", why)
+    return model
 
 
 def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:

@@ -12,12 +12,19 @@ RIGHT = "answered right"
 WRONG = "found but answered wrong"
 MISSED = "retrieval missed"
 LUCKY = "right without evidence"
+KNEW = "unanswerable, and said so"
+INVENTED = "unanswerable, but answered"
 OUTCOMES = {
     RIGHT: "a gold passage was read, and the answer is right",
     WRONG: "a gold passage was read, and the answer is wrong: the model's fault",
     MISSED: "no gold passage was read, and the answer is wrong: the retriever's fault, or the length budget's; in "
     "closed_book nothing is searched",
     LUCKY: "no gold passage was read, and the answer is right: known by heart, or found in another passage",
+}
+# Of questions without an answer, where there are any: there is no evidence to find.
+WITHOUT_ANSWER = {
+    KNEW: "the passages hold no answer, and the model said that it does not know",
+    INVENTED: "the passages hold no answer, and the model gave one",
 }
 
 
@@ -33,15 +40,18 @@ class Rightness:
 
 
 def outcome(prediction: Prediction, right: Rightness) -> str:
-    """One of `OUTCOMES`; empty where there is no such score, because the answer or its judge failed.
+    """One of `OUTCOMES` or `WITHOUT_ANSWER`; empty without such a score, because the answer or its judge failed.
 
     Of several gold passages one is enough to count as evidence.
     """
     if right.metric not in prediction.scores:
         return ""
+    is_right = prediction.scores[right.metric] >= right.threshold
+    if not prediction.example.answerable:
+        return KNEW if is_right else INVENTED
     gold = {document.id for document in prediction.example.gold_documents}
     evidence = any(document.id in gold for document in prediction.read)
-    if prediction.scores[right.metric] >= right.threshold:
+    if is_right:
         return RIGHT if evidence else LUCKY
     return WRONG if evidence else MISSED
 
@@ -52,7 +62,11 @@ def with_outcomes(predictions: Sequence[Prediction], right: Rightness) -> list[P
 
 
 def outcome_counts(predictions: Sequence[Prediction]) -> dict[str, int]:
-    """How many questions had each outcome, in the order of `OUTCOMES`; `failed` if any had none. They sum to n."""
+    """How many questions had each outcome, in the order of `OUTCOMES`. They sum to n.
+
+    Those of `WITHOUT_ANSWER` are there if any example has no answer, and `failed` if any prediction has no outcome.
+    """
     counts = Counter(prediction.outcome for prediction in predictions)
+    unanswerable = any(not prediction.example.answerable for prediction in predictions)
     failed = {"failed": counts[""]} if counts[""] else {}
-    return {name: counts[name] for name in OUTCOMES} | failed
+    return {name: counts[name] for name in [*OUTCOMES, *(WITHOUT_ANSWER if unanswerable else [])]} | failed

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from groundtune.files import DataError, read_documents, read_examples, replacing, write_jsonl
+from groundtune.files import DataError, in_the_way, read_documents, read_examples, replacing, write_jsonl
 from groundtune.prepare.formats import FORMATS, Converted, Options, beir, chats
 from groundtune.schema import Document, Example
 
@@ -62,6 +62,7 @@ def check(name: str, inputs: Sequence[Path], folder: Path, given: Iterable[str])
         for flag in given
         if name not in FLAGS.get(flag, (name,))
     ]
+    problems += in_the_way("output", folder, folder=True)
     repeated = [stem for stem, n in Counter(map(stem_of, inputs)).items() if n > 1]
     problems += [f"{stem}: two inputs have this name, and so would their outputs; rename one" for stem in repeated]
     if name == "beir" and len(inputs) > 1:
@@ -194,5 +195,6 @@ def notes(summary: Summary) -> list[str]:
     """What the table does not say."""
     lines = [f"left out: {n:,} questions {reason}" for reason, n in summary.left_out.most_common()]
     if summary_has(summary, "no answer"):
-        lines.append("Examples without an answer serve to measure retrieval; training leaves them out.")
+        way = "groundtune index --eval_file"
+        lines.append(f"Examples without an answer serve to measure retrieval ({way}); training leaves them out.")
     return lines

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from groundtune.files import DataError, write_documents
+from groundtune.files import DataError, in_the_way, write_documents
 from groundtune.prepare.chunking import Chunker
 from groundtune.prepare.pages import READERS, ReadOptions, missing_libraries, read_pages
 from groundtune.schema import Document
@@ -74,6 +74,7 @@ def check(inputs: Sequence[str], output: Path, options: ReadOptions, size: int, 
             problems.append(f"{path}: files of this kind are not read; convert it to one of {', '.join(READERS)}")
     if output.suffix.lower() not in (".jsonl", ".parquet"):
         problems.append(f"--output: {output}: documents are not written so; end the name in .jsonl or .parquet")
+    problems += in_the_way("output", output)
     if size < 16:
         problems.append(f"--chunk_size: {size} is too small for a passage; give at least 16 tokens")
     if not 0 <= overlap <= size // 2:
@@ -138,7 +139,10 @@ def _passages(
             summary.unread += 1
             summary.problems += error.problems[:1]
     if not seen:
-        raise DataError([*summary.problems, "no passage came out of any file, so nothing was written"])
+        names = ", ".join(file.source for file in found[:3]) + (", ..." if len(found) > 3 else "")
+        blank = f"{summary.blank} of the texts are blank, " if summary.blank else ""
+        problem = f"{names}: no passage came out of any file: {blank}{summary.unread} files cannot be read"
+        raise DataError([*summary.problems, f"{problem}; nothing was written"])
 
 
 def _of_file(file: Found, chunker: Chunker, options: ReadOptions, summary: Summary) -> Iterator[Document]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,29 +13,30 @@ from typing import Any
 from groundtune.files import write_jsonl
 from groundtune.prepare.journal import Journal
 from groundtune.prepare.questions import Settings, chance, questions_of, words
+from groundtune.prepare.support import FILLERS, answers_of, cut_answers_of, stem, support, verdicts_of
 from groundtune.retrieval import Retriever
 from groundtune.schema import Document, Example, Hit
 
 _MENTIONS = re.compile(r"\b(?:the|this|above) (?:passage|text|excerpt|paragraph|context)\b", re.IGNORECASE)
-# Words that say nothing about what an answer claims, so that they are found in nearly every passage.
-_FILLERS = frozenset(
-    re.findall(
-        r"\w+",
-        "a an and are as at be been but by can do does for from has have how if in into is it its may no not of on or "
-        "so such than that the their them then there these they this those to was were what when where which who why "
-        "will with yes you your",
-    )
-)
-
 # Why a question was left out, in the order in which the gates are passed.
+MENTIONS = "mentions the passage"
+REPEATS = "repeats another question"
+NO_ANSWER = "not answered by its passage"
+CUT = "answer cut at the token limit"
+UNSUPPORTED = "answer not supported by its passage"
+UNSUPPORTED_BY_LLM = "answer not supported, says the LLM"
+NOT_UNDERSTOOD = "verdict of the LLM not understood"
+NO_VERDICT = "no verdict of the LLM"
+NOT_RETRIEVED = "passage not retrieved for it"
 GATES = (
-    "mentions the passage",
-    "repeats another question",
-    "not answered by its passage",
-    "answer cut at the token limit",
-    "answer not supported by its passage",
-    "passage not retrieved for it",
-)
+    MENTIONS, REPEATS, NO_ANSWER, CUT, UNSUPPORTED, UNSUPPORTED_BY_LLM, NOT_UNDERSTOOD, NO_VERDICT, NOT_RETRIEVED,
+)  # fmt: skip
+_NOT_IN_USE = {"lexical": {UNSUPPORTED_BY_LLM, NOT_UNDERSTOOD, NO_VERDICT}, "llm": {UNSUPPORTED}, "both": set()}
+
+
+def gates_of(settings: Settings) -> tuple[str, ...]:
+    """The gates that are in use."""
+    return tuple(gate for gate in GATES if gate not in _NOT_IN_USE[settings.support])
 
 
 @dataclass
@@ -50,25 +50,31 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Pair:
+    """`verdict` has `supported` (None if that was not understood) and `said`; None if the LLM gave none."""
+
     passage: Document
     question: str
     answer: str
     finished: bool
+    verdict: Mapping[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"question": self.question, "answer": self.answer, "passage": self.passage.to_dict()}
+        said = {"said": self.verdict["said"]} if self.verdict else {}
+        return {"question": self.question, "answer": self.answer, **said, "passage": self.passage.to_dict()}
 
 
 def judge(passages: Sequence[Document], settings: Settings, journal: Journal, retriever: Retriever) -> Outcome:
     """Pass every question and answer of the journal through the gates, and share them out by passage."""
     outcome = Outcome()
     by_id = {passage.id: passage for passage in passages}
-    answered = [row for row in journal.rows if "answer" in row]
-    answers = {(row["passage"], row["question"]): (row["answer"], row.get("finished", True)) for row in answered}
+    answers, cut, verdicts = answers_of(journal), cut_answers_of(journal), verdicts_of(journal, settings)
     questions = list(questions_of(journal, by_id))
+    outcome.counts.update(dict.fromkeys(gates_of(settings), 0))
     outcome.counts["passages"] = len({row["passage"] for row in journal.rows if "questions" in row} & by_id.keys())
     outcome.counts["questions"] = len(questions)
-    pairs = [_Pair(by_id[at[0]], at[1], *answers[at]) for at in questions if at in answers]
+    pairs = [
+        _Pair(by_id[at[0]], at[1], answers[at], at not in cut, verdicts.get(at)) for at in questions if at in answers
+    ]
     outcome.counts["answers"] = len(pairs)
     depth = max(settings.retrieved_within, 2 * settings.hard_negatives + 1)
     hits = retriever.search([pair.question for pair in pairs], depth)
@@ -98,61 +104,28 @@ def write(outcome: Outcome, folder: Path) -> list[str]:
     return [name for name, examples in outcome.splits.items() if not examples]
 
 
-def support(answer: str, question: str, passage: str) -> float:
-    """Share of the words that the answer adds to the question which the passage holds, compared by their stems.
-
-    Fillers do not count. 0 if the answer has a number that neither of the two has: a wrong figure makes any sentence
-    wrong.
-    """
-    said = [word for word in words(answer) if word not in _FILLERS]
-    asked, held = set(words(question)), set(words(passage))
-    if any(_is_number(word) and word not in held | asked for word in said):
-        return 0.0
-    asked_stems, held_stems = set(map(_stem, asked)), set(map(_stem, held))
-    stems = list(map(_stem, said))
-    added = [stem for stem in stems if stem not in asked_stems] or stems
-    return sum(stem in held_stems for stem in added) / len(added) if added else 0.0
-
-
-@lru_cache(maxsize=100_000)
-def _stem(word: str) -> str:
-    """By Porter (1980), made for English; most words of other languages stay as they are."""
-    return _stemmer().stem(word)
-
-
-@lru_cache(maxsize=1)
-def _stemmer() -> Any:
-    from nltk.stem.porter import PorterStemmer
-
-    return PorterStemmer()
-
-
-def _is_number(word: str) -> bool:
-    return any(map(str.isdigit, word))
-
-
 def _stopped_by(pair: _Pair, found: Sequence[Hit], seen: set[frozenset[str]], settings: Settings) -> str:
     """The first gate that the pair does not pass, or ""."""
     ranked = [hit.document.id for hit in found[: settings.retrieved_within]]
-    gates = zip(
-        GATES,
-        (
-            lambda: _MENTIONS.search(pair.question),
-            lambda: _key(pair.question) in seen,
-            lambda: not pair.answer,
-            lambda: not pair.finished,
-            lambda: support(pair.answer, pair.question, pair.passage.text) < settings.min_support,
-            lambda: pair.passage.id not in ranked,
-        ),
-        strict=True,
-    )
-    return next((gate for gate, stops in gates if stops()), "")
+    verdict = pair.verdict
+    stops = {
+        MENTIONS: lambda: _MENTIONS.search(pair.question),
+        REPEATS: lambda: _key(pair.question) in seen,
+        NO_ANSWER: lambda: not pair.answer,
+        CUT: lambda: not pair.finished,
+        UNSUPPORTED: lambda: support(pair.answer, pair.question, pair.passage.text) < settings.min_support,
+        UNSUPPORTED_BY_LLM: lambda: verdict and verdict["supported"] is False,
+        NOT_UNDERSTOOD: lambda: verdict and verdict["supported"] is None,
+        NO_VERDICT: lambda: not verdict,
+        NOT_RETRIEVED: lambda: pair.passage.id not in ranked,
+    }
+    return next((gate for gate in gates_of(settings) if stops[gate]()), "")
 
 
 def _key(question: str) -> frozenset[str]:
     """Two questions of the same words are one, in whatever order and inflection."""
     all_words = words(question)
-    return frozenset(_stem(word) for word in all_words if word not in _FILLERS) or frozenset(all_words)
+    return frozenset(stem(word) for word in all_words if word not in FILLERS) or frozenset(all_words)
 
 
 def _hard_negatives(pair: _Pair, found: Sequence[Hit], settings: Settings) -> tuple[Document, ...]:
@@ -190,7 +163,7 @@ def summary_table(outcome: Outcome) -> Any:
     table.columns[1].justify = "right"
     for name in ("passages", "questions", "answers"):
         table.add_row(name, f"{outcome.counts[name]:,}")
-    for gate in GATES:
+    for gate in (gate for gate in GATES if gate in outcome.counts):
         table.add_row(f"left out: {gate}", f"{outcome.counts[gate]:,}")
     table.add_row("kept", f"{outcome.counts['kept']:,}", end_section=True)
     for name, examples in outcome.splits.items():

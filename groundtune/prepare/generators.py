@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -45,16 +46,28 @@ class LocalGenerator:
 
 
 def load_generator(
-    name: str, *, model: str = "", concurrency: int = 8, requests_per_minute: float = 0.0, batch_size: int = 8
+    name: str,
+    *,
+    model: str = "",
+    options: str = "",
+    concurrency: int = 8,
+    requests_per_minute: float = 0.0,
+    batch_size: int = 8,
 ) -> Generator:
     """`name` is a model folder or hub name, or `openai:URL` with `model` as the server calls it.
+
+    `options` are fields for every request to a server, as JSON.
 
     Raises:
         DataError: it cannot be used as asked for.
     """
     if name.startswith(SERVER):
         endpoint = Endpoint(
-            name.removeprefix(SERVER), model, concurrency=concurrency, requests_per_minute=requests_per_minute
+            name.removeprefix(SERVER),
+            model,
+            _object(options),
+            concurrency=concurrency,
+            requests_per_minute=requests_per_minute,
         )
         if problems := endpoint.check("generator"):
             raise DataError(problems)
@@ -62,11 +75,23 @@ def load_generator(
     return _load_local(name, batch_size)
 
 
+def _object(options: str) -> dict[str, Any]:
+    try:
+        found = json.loads(options or "{}")
+        if isinstance(found, dict):
+            return found
+        problem = "it is no object"
+    except ValueError as error:
+        problem = str(error)
+    raise DataError([f'--generator_options: {options}: {problem}; write a JSON object, as in {{"seed": 1}}'])
+
+
 def _load_local(name: str, batch_size: int) -> LocalGenerator:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
     from groundtune.arguments import ModelArguments, PromptArguments
+    from groundtune.attention import use_packed_attention
     from groundtune.models import ModelError, computes_bf16, load_model, load_tokenizer
     from groundtune.prompt import make_prompt
 
@@ -79,4 +104,6 @@ def _load_local(name: str, batch_size: int) -> LocalGenerator:
     except ModelError as error:
         raise DataError([str(error)]) from error
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return LocalGenerator(model.to(device), prompt, tokenizer.pad_token_id, batch_size)
+    model = model.to(device).eval().requires_grad_(False)
+    use_packed_attention(model, to_train=False)  # where it can: prompts are read without padding then
+    return LocalGenerator(model, prompt, tokenizer.pad_token_id, batch_size)

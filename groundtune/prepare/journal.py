@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from groundtune.durable import disk_errors
 from groundtune.files import DataError
 
 
@@ -26,11 +27,12 @@ class Journal:
             self._read(settings)
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Keep rows; they are on the disk when this returns."""
+        """Keep rows; they are on the disk when this returns. Raises `DiskError`."""
         rows = list(rows)
         if rows:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._append(self._unwritten + rows)
+            with disk_errors(self.path, hint="; what is in it stays: make room and start the same command again"):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._append(self._unwritten + rows)
             self._unwritten = []
             self.rows += rows
 

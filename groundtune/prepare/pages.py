@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from groundtune.files import DataError, json_rows, shown
+from groundtune.entries import shown
+from groundtune.files import DataError, json_rows
 
 # What surrounds the text of a web page and is no part of it.
 _FURNITURE = ("script", "style", "noscript", "template", "nav", "aside", "footer", "form", "button", "svg", "iframe")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,12 @@ from groundtune.schema import Document, Reply
 
 Row = dict[str, Any]
 NOT_ANSWERED = "NOT ANSWERED"
-PLACEHOLDERS = {"questions.txt": ("{passage}",), "answer.txt": ("{passage}", "{question}")}
+STILL_THINKING = "a reply ended in its thoughts; raise --max_new_tokens, or turn thinking off by --generator_options"
+PLACEHOLDERS = {
+    "questions.txt": ("{passage}",),
+    "answer.txt": ("{passage}", "{question}"),
+    "support.txt": ("{passage}", "{answer}"),
+}
 _NUMBERING = re.compile(r"^\W*(?:(?:question|q)?\s*\d+\s*[.):]|question:|q:|[-*•])\s*", re.IGNORECASE)
 _WORDS = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]|\w+")
 
@@ -28,6 +33,9 @@ class Settings:
 
     question_prompt: str
     answer_prompt: str
+    support_prompt: str
+    support: str = "lexical"  # or "llm", or "both": how it is found out whether a passage holds an answer
+    checker: str = ""  # the LLM that is asked then, if it is not the generator
     passages: int = 200
     questions_per_passage: int = 2
     min_words: int = 30  # of a passage
@@ -66,32 +74,37 @@ def sample_passages(documents: Iterable[Document], settings: Settings) -> list[D
     return sorted(suitable, key=lambda document: chance(settings.seed, document))[: settings.passages]
 
 
-def generate(
-    passages: Sequence[Document],
-    settings: Settings,
-    load: Callable[[], Generator],
-    journal: Journal,
-    batch: int,
-    report: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> list[str]:
-    """Ask for the questions and answers that the journal does not hold yet; returns why requests failed.
+@dataclass
+class Asker:
+    """Puts prompts to a generator, some at a time, and keeps each reply in the journal when it is there.
 
-    `load` is called when there is something to ask. What failed is not in the journal, and so is asked for again by
-    the next run.
+    `load` is called when there is something to ask. What failed is in `failures` and not in the journal, and so is
+    asked for again by the next run.
     """
-    failures: list[str] = []
 
-    def ask(stage: str, jobs: list[Row], prompts: list[str], row_of: Callable[[Reply], Row]) -> None:
-        for start in range(0, len(jobs), batch):
-            report(stage, start, len(jobs))
-            generator = load()
-            messages = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + batch]]
-            replies = generator.complete(messages, settings.max_new_tokens)
-            failures.extend(reply.failure for reply in replies if reply.failure)
-            answered = zip(jobs[start : start + batch], replies, strict=True)
-            journal.add({**job, **row_of(reply)} for job, reply in answered if not reply.failure)
-            report(stage, min(start + batch, len(jobs)), len(jobs))
+    load: Callable[[], Generator]
+    journal: Journal
+    max_new_tokens: int
+    batch: int
+    report: Callable[[str, int, int], None] = lambda stage, done, total: None
+    failures: list[str] = field(default_factory=list)
 
+    def __call__(self, stage: str, jobs: Sequence[Row], prompts: Sequence[str], row_of: Callable[[Reply], Row]) -> None:
+        """Keep `{**job, **row_of(reply)}` for each job whose prompt got a reply."""
+        for start in range(0, len(jobs), self.batch):
+            self.report(stage, start, len(jobs))
+            generator = self.load()
+            messages = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + self.batch]]
+            replies = list(map(without_thoughts, generator.complete(messages, self.max_new_tokens)))
+            self.failures += [reply.failure for reply in replies if reply.failure]
+            answered = zip(jobs[start : start + self.batch], replies, strict=True)
+            self.journal.add({**job, **row_of(reply)} for job, reply in answered if not reply.failure)
+            self.report(stage, min(start + self.batch, len(jobs)), len(jobs))
+
+
+def generate(passages: Sequence[Document], settings: Settings, ask: Asker) -> None:
+    """Ask for the questions and answers that the journal does not hold yet."""
+    journal = ask.journal
     asked = {row["passage"] for row in journal.rows if "questions" in row}
     new = [passage for passage in passages if passage.id not in asked]
     ask(
@@ -109,7 +122,6 @@ def generate(
         [answer_prompt(settings, by_id[id], question) for id, question in open_],
         lambda reply: dict(zip(("answer", "finished"), parse_answer(reply))),
     )
-    return failures
 
 
 def what_decides_a_reply(settings: Settings, generator: str) -> dict[str, Any]:
@@ -121,14 +133,23 @@ def what_decides_a_reply(settings: Settings, generator: str) -> dict[str, Any]:
 
 
 def question_prompt(settings: Settings, passage: Document) -> str:
-    # Replaced one by one and the passage last: a passage may hold braces.
-    number = str(settings.questions_per_passage)
-    return settings.question_prompt.replace("{number}", number).replace("{passage}", passage.text)
+    return fill(settings.question_prompt, number=str(settings.questions_per_passage), passage=passage.text)
 
 
 def answer_prompt(settings: Settings, passage: Document, question: str) -> str:
-    before, _, after = settings.answer_prompt.partition("{passage}")
-    return before.replace("{question}", question) + passage.text + after.replace("{question}", question)
+    return fill(settings.answer_prompt, passage=passage.text, question=question)
+
+
+def fill(prompt: str, **texts: str) -> str:
+    """The prompt with each `{name}` of `texts` replaced by its text; braces within the texts stay as they are."""
+    return re.sub("|".join(f"{{{name}}}" for name in texts), lambda found: texts[found[0][1:-1]], prompt)
+
+
+def without_thoughts(reply: Reply) -> Reply:
+    """What a reply says after its thoughts, if it has any; one that ends before they do has failed."""
+    spoken = reply.text.rpartition("</think>")[2]
+    failure = reply.failure or (STILL_THINKING if "<think>" in spoken else "")
+    return replace(reply, text=spoken.strip(), failure=failure)
 
 
 def parse_questions(text: str, at_most: int) -> list[str]:

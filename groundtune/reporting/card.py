@@ -44,7 +44,7 @@ def model_card(results: Results) -> str:
     ]
     blocks = [
         f"---\n{_front_matter(results, arguments)}\n---",
-        f"# {md(_last(_name(arguments)))}",
+        _title(record),
         f"**{md(results.verdict)}.**",
         f"> **{md(caution)}**" if caution else "",
         md_list(_facts(results, arguments)),
@@ -62,6 +62,14 @@ def model_card(results: Results) -> str:
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
+def published_as(name: str, card: str, record: Mapping[str, Any]) -> str:
+    """The card of a run that is pushed as `name`, where it was written before that was known; edits of it stay."""
+    now = {**record, "hub_repository": name}
+    for part in (_title, _index_entry, ask_command, loading_code):
+        card = card.replace(part(record), part(now), 1)
+    return card
+
+
 def ask_command(record: Mapping[str, Any]) -> str:
     """`groundtune ask` with the retriever and prompt of the run, wherever the model lies."""
     arguments = flat(record.get("arguments", {}))
@@ -74,7 +82,7 @@ def ask_command(record: Mapping[str, Any]) -> str:
             default = None if field.default is MISSING else field.default
             if field.name in names and arguments.get(field.name) not in (None, default):
                 values[field.name] = arguments[field.name]
-    words = ["groundtune", "ask", _name(arguments), "Your question?"]
+    words = ["groundtune", "ask", _name(record), "Your question?"]
     words += ["--full_dataset_file_path", "documents.jsonl"]
     # One word, for a value may begin with dashes.
     return shlex.join([*words, *(f"--{name}={value}" for name, value in values.items())])
@@ -96,7 +104,7 @@ def loading_code(record: Mapping[str, Any]) -> str:
         "from peft import AutoPeftModelForCausalLM" if adapter else "",
         f"from transformers import {imports}",
         "",
-        f"name = {_name(arguments)!r}  # on the hub, or this folder",
+        f"name = {_name(record)!r}  # on the hub, or this folder",
         "tokenizer = AutoTokenizer.from_pretrained(name)",
         f"model = {loader}.from_pretrained(name, {options}).eval()",
         "",
@@ -148,9 +156,17 @@ def _front_matter(results: Results, arguments: Mapping[str, Any]) -> str:
         pipeline_tag="text-generation",
         tags=["groundtune", "rag", "question-answering", results.method, *(["lora"] if adapter else [])],
         metrics=[score.metric_type for score in scores],
-        model_name=_last(_name(arguments)),
+        model_name=_last(_name(record)),
         eval_results=scores,
     ).to_yaml()
+
+
+def _title(record: Mapping[str, Any]) -> str:
+    return f"# {md(_last(_name(record)))}"
+
+
+def _index_entry(record: Mapping[str, Any]) -> str:
+    return f"model-index:\n- name: {_last(_name(record))}\n"
 
 
 def _facts(results: Results, arguments: Mapping[str, Any]) -> dict[str, str]:
@@ -220,9 +236,11 @@ def _style(record: Mapping[str, Any]) -> str:
     return record.get("prompt_style", known)
 
 
-def _name(arguments: Mapping[str, Any]) -> str:
-    """What the model is called where it is published, else the name of its folder."""
-    return arguments.get("hub_model_id") or _last(arguments.get("output_dir") or "") or "model"
+def _name(record: Mapping[str, Any]) -> str:
+    """Where the model is published, as the hub calls that, else the name of its folder."""
+    arguments = flat(record.get("arguments", {}))
+    published = record.get("hub_repository") or arguments.get("hub_model_id")
+    return published or _last(arguments.get("output_dir") or "") or "model"
 
 
 def _known_as(record: Mapping[str, Any], flag: str) -> tuple[str, bool]:

@@ -19,14 +19,17 @@ def md(text: str) -> str:
 
 
 def md_list(pairs: Mapping[str, str]) -> str:
+    """An item for each pair, `name: value`."""
     return "\n".join(f"- {md(name)}: {md(value)}" for name, value in pairs.items())
 
 
 def md_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; every row has as many cells as the header."""
     lines = [map(md, header), ["---"] * len(header), *(map(md, row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def md_fence(text: str, language: str = "") -> str:
+    """A block of code that nothing in it can end; empty for an empty text."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}" if text else ""

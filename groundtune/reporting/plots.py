@@ -17,6 +17,7 @@ _MARKS = "osD^vPX*"  # systems are told apart by these, and not by colours, whic
 
 
 def dot_plot(results: Results) -> str:
+    """The scores of the answers of both models, with their intervals."""
     labels = {metric: label for metric, label in SCORES.items() if metric in results.differences}
     pairs = [(results.base.metrics[metric], results.tuned.metrics[metric]) for metric in labels]
 
@@ -115,6 +116,7 @@ def _labelled_rows(axes: Any, labels: Sequence[str]) -> None:
 
 
 def metric_plot(results: Results) -> str:
+    """The metric that chose the checkpoint, or token F1, by step, and a second one; empty if none was measured."""
     names = dict.fromkeys([(results.selection_metric or F1).removeprefix("eval_"), F1, "generation/rougeL"])
     curves = [(name, _points(results, f"eval_{name}")) for name in names if name in SCORES]
     curves = [(SCORES[name], rows) for name, rows in curves if rows][:2]
@@ -146,6 +148,7 @@ def metric_plot(results: Results) -> str:
 
 
 def loss_plot(results: Results) -> str:
+    """The loss of training and that with gold passages, by step; empty if neither was logged."""
     training, gold = _points(results, "loss"), _points(results, GOLD_LOSS)
     if not training and not gold:
         return ""

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from groundtune.abstention import note
 from groundtune.metrics import Interval, PairedDifference, greater_is_better, paired_difference
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ SCORES = {
     "generation/precision": "Precision",
     "generation/recall": "Recall",
 }
+ABSTENTION = {"abstained/unanswerable": "Said unknown, rightly", "abstained/answerable": "Said unknown, wrongly"}
 _COST = {
     "generation/unfinished": "Unfinished",
     "generation/new_tokens": "New tokens",
@@ -70,8 +72,8 @@ def differences(base: Evaluation, tuned: Evaluation, samples: int = 2000) -> dic
     """tuned - base of every metric but the times, question by question.
 
     Questions are timed in batches, so their times are all alike and an interval of their difference would look certain.
-    A metric that not every answer has (few quote) is left out. Raises ValueError if base and tuned answered different
-    examples.
+    A metric that the two do not have on the same questions (few answers quote) is left out. Raises ValueError if base
+    and tuned answered different examples.
     """
     if [p.example for p in base.predictions] != [p.example for p in tuned.predictions]:
         raise ValueError("base and tuned answered different examples, or in another order; nothing can be paired")
@@ -80,8 +82,13 @@ def differences(base: Evaluation, tuned: Evaluation, samples: int = 2000) -> dic
             base.values(metric), tuned.values(metric), samples=samples, greater_is_better=greater_is_better(metric)
         )
         for metric in base.metrics
-        if not _is_time(metric) and base.scored(metric) == tuned.scored(metric) == base.n
+        if not _is_time(metric) and _on_the_same_questions(metric, base, tuned)
     }
+
+
+def _on_the_same_questions(metric: str, base: Evaluation, tuned: Evaluation) -> bool:
+    pairs = zip(base.predictions, tuned.predictions, strict=True)
+    return all((metric in before.scores) == (metric in after.scores) for before, after in pairs)
 
 
 def _is_time(metric: str) -> bool:
@@ -189,32 +196,45 @@ def comparison(results: Results) -> list[Row]:
     retrieval = {f"retrieval/recall@{k}": f"Recall@{k}" for k in ks[:1] + ks[-1:]} | {"retrieval/mrr": "MRR"}
     return [
         _row(results, group, label, metric)
-        for group, labels in (("Answers", SCORES), ("Retrieval", retrieval), ("Cost", _COST))
+        for group, labels in (("Answers", SCORES | ABSTENTION), ("Retrieval", retrieval), ("Cost", _COST))
         for metric, label in labels.items()
         if metric in results.base.metrics
     ]
 
 
 def _row(results: Results, group: str, label: str, metric: str) -> Row:
-    base, tuned = results.base.metrics[metric], results.tuned.metrics[metric]
-    # More decimals than the intervals allow would only be noise.
-    digits = 1 if metric == "generation/new_tokens" else 2 if results.base.n < 1000 else 3
+    base, tuned, n = results.base.metrics[metric], results.tuned.metrics[metric], results.base.n
+    if (scored := results.base.scored(metric)) < n:
+        label = f"{label} (n = {scored})"
     if _is_time(metric):
+        digits = _digits(n, metric)
         times = [f"{base.value:.{digits}f}", f"{tuned.value:.{digits}f}", f"{tuned.value - base.value:+.{digits}f}"]
         return Row(group, label, *((time, "") for time in times), "")
-
-    def cell(interval: Interval, sign: str = "") -> tuple[str, str]:
-        return f"{interval.value:{sign}.{digits}f}", f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
-
     found = results.differences[metric]
-    verdict = "unclear" if found.verdict == "no clear difference" else found.verdict
+    word = verdict_word(found, metric)
+    if group == "Retrieval" and word == "same":
+        return Row(group, label, cells(base, n, metric), ("", ""), ("same", ""), "")
+    shown = (cells(base, n, metric), cells(tuned, n, metric), cells(found, n, metric, "+"))
+    return Row(group, label, *shown, word)
+
+
+def cells(interval: Interval, n: int, metric: str, sign: str = "") -> tuple[str, str]:
+    """A mean or a difference over n questions, and its interval, as they are shown."""
+    digits = _digits(n, metric)
+    return f"{interval.value:{sign}.{digits}f}", f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+
+def _digits(n: int, metric: str) -> int:
+    """More decimals than the intervals allow would only be noise."""
+    return 1 if metric == "generation/new_tokens" else 2 if n < 1000 else 3
+
+
+def verdict_word(found: PairedDifference, metric: str) -> str:
+    """`better`, `worse`, `unclear` or `same`; of tokens `fewer` or `more`, for short answers are cheap, not good."""
     if found.wins == found.losses == 0:
-        verdict = "same"
-        if group == "Retrieval":
-            return Row(group, label, cell(base), ("", ""), ("same", ""), "")
-    elif metric == "generation/new_tokens":  # short answers are cheap, not good
-        verdict = {"better": "fewer", "worse": "more"}.get(verdict, verdict)
-    return Row(group, label, cell(base), cell(tuned), cell(found, "+"), verdict)
+        return "same"
+    word = "unclear" if found.verdict == "no clear difference" else found.verdict
+    return {"better": "fewer", "worse": "more"}.get(word, word) if metric == "generation/new_tokens" else word
 
 
 def evaluations(results: Results) -> list[list[str]]:
@@ -270,7 +290,9 @@ def warning(results: Results) -> str:
 def notes(results: Results) -> list[str]:
     """What else a reader of the numbers must see."""
     bad = [row["step"] for row in results.history if "loss" in row and not finite(row["loss"])]
-    return [*results.notes, *([f"The training loss was not finite at step {bad[0]}."] if bad else [])]
+    infinite = [f"The training loss was not finite at step {bad[0]}."] if bad else []
+    unanswerable = note([prediction.example for prediction in results.base.predictions])
+    return [*filter(None, [unanswerable]), *results.notes, *infinite]
 
 
 def flat(arguments: Mapping[str, Any]) -> dict[str, Any]:

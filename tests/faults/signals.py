@@ -1,4 +1,7 @@
-"""SIGTERM (every fifth time SIGINT) at random points of a tiny run: exit 143 (130), the step saved, nothing lost."""
+"""SIGTERM (every sixth time SIGINT) at random points of a tiny run: exit 143 (130), the step saved, nothing lost.
+
+Then two signals in a row, at points of other runs: the second does not wait for the step, and nothing is lost either.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,9 @@ from tiny_run import VARIANTS, Child, Events, flags, make_inputs, outcome, warm_
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--points", type=int, default=50)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--points", type=int, default=60)
+    parser.add_argument("--twice", type=int, default=20, help="points at which two signals come")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng, work = random.Random(options.seed), Path(tempfile.mkdtemp(prefix="signals_"))
@@ -31,9 +35,9 @@ def main() -> int:
     for point in range(options.points):
         variant = VARIANTS[point % len(VARIANTS)]
         undisturbed, wanted = expected[variant]
-        signum = signal.SIGINT if point % 5 == 4 else signal.SIGTERM
+        signum = _signal(point)
         output = work / f"point_{point}"
-        status, events, where, delay = _stopped(work, output, variant, signum, undisturbed.choose(rng))
+        status, events, (where,), delay = _stopped(work, output, variant, [signum], undisturbed.choose(rng))
         saved, done = _saved_step(output), events.steps
         again = Child(lambda v=variant, o=output: _run(work, o, v), work / "again.log").wait()
         same = again == 0 and outcome(output, variant) == wanted
@@ -51,10 +55,41 @@ def main() -> int:
         shutil.rmtree(output)
     print(
         f"\n{options.points} signals, {failures} failures; steps not saved: {dict(ages)}; "
-        f"longest wait {max(delays):.1f} s"
+        f"longest wait {max(delays, default=0):.1f} s"
     )
+    failures += _twice(work, options.twice, rng, expected)
     shutil.rmtree(work)
     return 1 if failures else 0
+
+
+def _signal(point: int) -> signal.Signals:
+    return signal.SIGINT if point % 6 == 5 else signal.SIGTERM
+
+
+def _twice(work: Path, points: int, rng: random.Random, expected: dict[str, tuple[Events, dict]]) -> int:
+    """How often a second signal was held up, or cost something."""
+    delays, failures = [], 0
+    for point in range(points):
+        variant = list(expected)[point % len(expected)]
+        undisturbed, wanted = expected[variant]
+        output, first, second = work / f"twice_{point}", _signal(point), _signal(point // 2)
+        at = undisturbed.choose(rng, "micro-batch", "backward", "optimizer step", "write tensors", "fsync")
+        status, _, where, delay = _stopped(work, output, variant, [first, second], at)
+        # Where nothing is torn by it, an evaluation or an index, the first signal has ended the run.
+        at_once = status == 128 + second and "stopped by" not in (work / "stopped.log").read_text()
+        again = Child(lambda v=variant, o=output: _run(work, o, v), work / "again.log").wait()
+        same = again == 0 and outcome(output, variant) == wanted
+        right = same and (at_once if len(where) == 2 else status == 128 + first)
+        failures += not right
+        delays += [delay] if len(where) == 2 else []
+        print(
+            f"{point + 1}/{points} {first.name}, {second.name} at {where[0]}: exit {status} after {delay:.2f} s, then "
+            f"{'identical' if same else 'DIFFERENT'}{'' if right else ' WRONG'}",
+            flush=True,
+        )
+        shutil.rmtree(output)
+    print(f"\n{len(delays)} second signals, {failures} failures; longest wait {max(delays, default=0):.2f} s")
+    return failures
 
 
 def _undisturbed(work: Path, variant: str) -> tuple[Events, dict]:
@@ -66,13 +101,16 @@ def _undisturbed(work: Path, variant: str) -> tuple[Events, dict]:
     return result
 
 
-def _stopped(work: Path, output: Path, variant: str, signum: int, at: int) -> tuple[int, Events, str, float]:
-    """Exit status, what was counted, where the signal came, and the seconds from there to the end."""
-    sent = Events()  # the one event at which the signal is sent
+def _stopped(
+    work: Path, output: Path, variant: str, signums: list[int], at: int
+) -> tuple[int, Events, list[str], float]:
+    """Exit status, what was counted, where each signal came, and the seconds from the first to the end."""
+    sent = Events()  # one event for each signal that is sent
 
     def send(label: str) -> None:
-        sent.happened(label)
-        os.kill(os.getpid(), signum)
+        for signum in signums:
+            sent.happened(label)
+            os.kill(os.getpid(), signum)
 
     events = Events(at=at, act=send)
     (work / "stopped.log").unlink(missing_ok=True)
@@ -82,7 +120,7 @@ def _stopped(work: Path, output: Path, variant: str, signum: int, at: int) -> tu
         if not sent.labels:
             begin = time.monotonic()
         time.sleep(0.002)
-    return child.status, events, sent.labels[0], time.monotonic() - begin
+    return child.status, events, sent.labels, time.monotonic() - begin
 
 
 def _saved_step(output: Path) -> int:

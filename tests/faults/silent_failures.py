@@ -252,7 +252,8 @@ def by_opening_an_adapter(world: World) -> None:
 
 def by_vocabulary(world: World) -> None:
     """check_vocabulary, before training"""
-    check_vocabulary(world.rows("llama"), world.family("llama").model(), "tiny")
+    texts = [row.prompt_ids + row.answer_ids for row in world.rows("llama")]
+    check_vocabulary(texts, world.family("llama").model(), "tiny")
 
 
 def by_trial_of_packing(world: World) -> str:
@@ -442,14 +443,14 @@ def failures_not_counted(patch: Patch, world: World) -> None:
 
 def score_is_nan(patch: Patch, world: World) -> None:
     """a score that failed, as NaN"""
-    scores = evaluation.generation_scores
+    scores = evaluation.answer_scores
     wrong = tiny_examples()[2].answer
 
-    def one_nan(answer: str, gold: Any) -> dict[str, float]:
-        found = scores(answer, gold)
-        return {**found, "generation/f1": float("nan")} if wrong in gold else found
+    def one_nan(answer: str, example: Any, unknown: Any) -> dict[str, float]:
+        found = scores(answer, example, unknown)
+        return {**found, "generation/f1": float("nan")} if example.answer == wrong else found
 
-    patch.setattr(evaluation, "generation_scores", one_nan)
+    patch.setattr(evaluation, "answer_scores", one_nan)
 
 
 def adapter_not_loaded(patch: Patch, world: World) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from conftest import make_family
 
-from benchmarks import evaluation, measure, retrieval, train_step
+from benchmarks import corpus, evaluation, measure, retrieval, train_step
 from groundtune.examples import Row
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +49,13 @@ def test_training_against_padding_and_sharing(quick, decoder):
     assert cases[0]["share_of_peak"] > 0 and cases[0]["ours_tokens_s"] > 0
     assert [round(case["token_ratio"], 2) > 1 for case in cases[1:]] == [True, True, True, True, False]
     assert "torch" in versions["versions"]
+
+
+def test_random_weights_in_the_shape_of_a_real_model(quick):
+    *cases, _ = quick(train_step, "--shape", "0.6B", "--against", "padded", "sharing")
+    assert [case["token_ratio"] > 1.01 for case in cases[1:]] == [True, True, True, False]
+    for case in cases:
+        check(case)
 
 
 @pytest.mark.skipif("trl" not in measure.versions() or measure.versions()["trl"] == "not installed", reason="no trl")
@@ -109,3 +118,23 @@ def test_memory_is_measured_in_a_process_for_each_side(decoder):
     assert 0 < case["ours_loaded_mb"] <= case["ours_peak_mb"] and 0 < case["theirs_loaded_mb"] <= case["theirs_peak_mb"]
     # What a padded row of 2,048 tokens takes must show, or nothing was measured.
     assert case["ratio_above_model"] < 1
+
+
+def test_a_corpus_is_made_indexed_and_searched_in_processes_of_their_own(static_embedding_folder, tmp_path):
+    pytest.importorskip("semantic_text_splitter", reason="needs the extra [documents]")
+    words = ["--quick", "--embedding_model", str(static_embedding_folder), "--folder", str(tmp_path / "made")]
+    done = subprocess.run([sys.executable, "-m", "benchmarks.corpus", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [row.get("case") for row in rows] == ["documents", "index", "search, 100 questions"]
+    made, indexed, searched = rows
+    assert made["passages"] == indexed["passages"] == searched["passages"] > 150
+    assert made["passages_s"] > 0 and indexed["passages_s"] > 0 and searched["search_s"] > 0
+    assert all(row["peak_mb"] > 20 for row in rows)
+
+
+def test_the_passages_of_the_corpus_are_all_different_and_about_as_long_as_real_ones():
+    made = list(islice(corpus.paragraphs(random.Random(0)), 5000))
+    assert len({*made}) == 5000 and len(corpus.sentences()) > 1000
+    lengths = sorted(map(len, made))
+    assert lengths[0] >= corpus._CHARACTERS and lengths[-1] < 1.5 * corpus._CHARACTERS

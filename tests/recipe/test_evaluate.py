@@ -16,7 +16,9 @@ from fake_server import FakeServer, Refusal
 from test_recipes import flags, lines
 
 from groundtune.cli import main
+from groundtune.embedding import Embedder
 from groundtune.inference.evaluate import BASE, MODEL  # noqa: F401  what the files and the JSON call them
+from groundtune.models import ModelError
 from groundtune.passages import CONTEXTS
 
 
@@ -288,6 +290,34 @@ def test_what_a_server_fails_to_answer_is_reported_and_the_status_says_so(
     assert "1 of 6 answers failed" in capsys.readouterr().out
 
 
+def test_a_server_that_goes_away_halfway_loses_no_answer_and_is_reported(
+    data_folder, static_embedding_folder, capsys, tmp_path
+):
+    with FakeServer(lambda b: answer_of(b) if len(server.requests) <= 6 else Refusal(401, "no more credit")) as server:
+        words = server_flags(server, data_folder, static_embedding_folder, tmp_path)
+        status, found, err = run(capsys, "evaluate", *words, "--contexts", "gold,closed_book")
+    assert status == 1, err
+    assert found["evaluations"]["gold"][MODEL]["generation/exact_match"]["value"] == 1
+    assert found["evaluations"]["closed_book"][MODEL]["failed"] == 6
+    (failure,) = found["failures"]
+    assert failure.startswith("closed_book: 6 of 6 answers failed and are in no mean (first: ")
+    assert "no more credit" in failure
+    assert "6 of 6 answers failed" in (tmp_path / "out/evaluation.html").read_text("utf-8")
+
+
+def test_a_judge_that_goes_away_loses_no_score_and_is_reported(adapter_run, capsys, tmp_path):
+    with FakeServer(lambda b: "[[5]]" if len(server.requests) <= 1 else Refusal(401, "no more credit")) as server:
+        status, found, err = run(
+            capsys, "evaluate", adapter_run, "--judge", f"openai:{server.url}", "--judge_model", "j", "--output_dir",
+            tmp_path,
+        )  # fmt: skip
+    assert status == 1, err
+    assert found["failures"] == ["retrieved: judge correctness: 0 scored, 3 failed, 3 in all"]
+    assert "generation/f1" in found["evaluations"]["retrieved"][MODEL] and (tmp_path / "evaluation.html").exists()
+    judged = [row["judged"]["correctness"] for row in lines(tmp_path / "predictions/retrieved.jsonl")]
+    assert all(said.startswith("failed: ") and "no more credit" in said for said in judged)
+
+
 def test_completions_go_to_a_server_as_the_ids_that_the_model_here_reads(families, data_folder, capsys, tmp_path):
     family, settings = families["qwen"], ["--retriever", "bm25", "--max_seq_length", "300", "--max_new_tokens", "8"]
     with FakeServer(lambda body: "At nine.") as server:
@@ -333,6 +363,25 @@ def test_a_judge_that_is_not_there_is_said_before_anything_is_answered(adapter_r
         "--output_dir", tmp_path / "out",
     )  # fmt: skip
     assert status == 2 and not found and "is the server running" in err and not (tmp_path / "out").exists()
+
+
+def test_a_judge_here_that_is_no_model_is_said_before_anything_is_answered(adapter_run, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("groundtune.inference.evaluate.open_model", lambda *args: pytest.fail("a model was loaded"))
+    status, _, logged = run(capsys, "evaluate", adapter_run, "--judge", tmp_path / "none", "--output_dir", tmp_path)
+    assert status == 2 and str(tmp_path / "none") in logged and len(logged.splitlines()) == 1
+
+
+def test_a_judge_that_cannot_be_loaded_any_more_loses_no_score_and_is_reported(
+    adapter_run, families, capsys, tmp_path, monkeypatch
+):
+    def fail(arguments):
+        raise ModelError("judge: cannot load it")
+
+    monkeypatch.setattr("groundtune.inference.evaluate.open_judge", fail)
+    words = ["--judge", families["gemma"].folder, "--output_dir", tmp_path]
+    status, found, _ = run(capsys, "evaluate", adapter_run, *words)
+    assert status == 1 and found["failures"] == ["retrieved: judge correctness: 0 scored, 3 failed, 3 in all"]
+    assert "generation/f1" in found["evaluations"]["retrieved"][MODEL] and (tmp_path / "evaluation.html").exists()
 
 
 def test_answers_are_on_disk_before_they_are_judged(adapter_run, capsys, tmp_path, monkeypatch):
@@ -462,3 +511,56 @@ def test_an_index_made_before_is_not_made_again(data_folder, static_embedding_fo
     assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == [
         "--full_dataset_file_path", "--embedding_model",
     ]  # fmt: skip
+
+
+def test_questions_without_answers_measure_the_retriever_alone(data_folder, static_embedding_folder, capsys, tmp_path):
+    rows = [
+        {"question": e.question, "gold_answer": "", "gold_docs": [d.to_dict() for d in e.gold_documents]}
+        for e in tiny_examples()[:4]
+    ]
+    rows[3] |= {"gold_answer": "The passages do not say.", "answerable": False}
+    path = tmp_path / "beir.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["index", "--full_dataset_file_path", data_folder / "documents.jsonl", "--embedding_model",
+             static_embedding_folder, "--full_dataset_index_path", tmp_path / "index", "--eval_file", path]  # fmt: skip
+    status, found, _ = run(capsys, *words)
+    measured = found["retrieval"]
+    assert status == 0 and measured["n"] == 3 and measured["gold_not_among_documents"] == 0
+    documents = tiny_documents()
+    embedder = Embedder(str(static_embedding_folder))
+    similar = (
+        embedder.embed_questions([row["question"] for row in rows[:3]])
+        @ embedder.embed_documents([d.text for d in documents]).T
+    )
+    ranks = [int((row > row[i]).sum()) + 1 for i, row in enumerate(similar)]
+    assert measured["retrieval/recall@1"]["value"] == pytest.approx(sum(rank == 1 for rank in ranks) / 3)
+    assert measured["retrieval/mrr"]["value"] == pytest.approx(sum(1 / rank for rank in ranks if rank <= 4) / 3)
+    assert main([*map(str, words)]) == 0
+    assert "recall@4" in (said := capsys.readouterr().out) and "on 3 questions" in said
+    path.write_text(json.dumps(rows[3]) + "\n")
+    assert main([*map(str, words)]) == 2
+    assert "no question in it has an answer to be found" in capsys.readouterr().err
+
+
+def test_an_answer_that_is_stopped_is_forgotten_and_the_dialogue_goes_on(
+    data_folder, static_embedding_folder, capsys, tmp_path, monkeypatch
+):
+    from groundtune.inference.answering import Endpoint
+
+    first, second = (e.question for e in tiny_examples()[:2])
+    monkeypatch.setattr(sys, "stdin", Terminal("\n".join([first, second, "/quit"]) + "\n"))
+    asked = []
+
+    def stream(self, messages, max_tokens):
+        asked.append(messages)
+        yield "Half "
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        yield "and whole."
+
+    monkeypatch.setattr(Endpoint, "stream", stream)
+    words = server_flags(SimpleNamespace(url="http://localhost:1/v1"), data_folder, static_embedding_folder, tmp_path)
+    assert main(["ask", *map(str, words[:6] + words[8:14])]) == 0
+    assert [len(messages) for messages in asked] == [1, 1]  # nothing was said before the second
+    shown = capsys.readouterr().out
+    assert "stopped; this question and its answer are forgotten" in shown and "Half and whole." in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -97,6 +98,11 @@ def leftovers(folder: Path) -> list[Path]:
     return list(folder.glob(".pushing-*"))
 
 
+def names_on(card: str) -> set[str]:
+    """What the card calls the model where it is asked and loaded."""
+    return {re.search(r"^groundtune ask (\S+) ", card, re.MULTILINE)[1], re.search(r"^name = '(.*?)'", card, re.M)[1]}
+
+
 @pytest.mark.parametrize("peft", ["true", "false"])
 def test_model_tokenizer_card_and_metrics_are_pushed_and_nothing_else(hub, command, tmp_path, capsys, peft):
     assert train_command("swr", command(use_peft=peft, hub_private_repo="true")) == 0
@@ -106,8 +112,21 @@ def test_model_tokenizer_card_and_metrics_are_pushed_and_nothing_else(hub, comma
     assert all(made["private"] is True and made["exist_ok"] is True for made in hub.created)
     folder = tmp_path / "handbook-qa"
     assert all(content == (folder / name).read_bytes() for name, content in push.files.items())
+    assert names_on(push.files["README.md"].decode()) == {"me/handbook-qa"}
     assert "Pushed: https://huggingface.co/me/handbook-qa" in capsys.readouterr().out
     assert leftovers(folder) == []
+
+
+def test_the_card_names_the_repository_also_of_a_run_that_was_not_to_be_pushed_when_it_ended(hub, command, tmp_path):
+    assert train_command("swr", command(push_to_hub="false")) == 0
+    assert names_on((tmp_path / "handbook-qa" / "README.md").read_text()) == {"handbook-qa"} and hub.pushes == []
+    for short, full in (("other", "me/other"), ("team/third", "team/third")):
+        assert train_command("swr", command(hub_model_id=short)) == 0
+        card = hub.pushes[-1].files["README.md"].decode()
+        last = full.partition("/")[2]
+        assert names_on(card) == {full} and f"# {last}\n" in card and f"- name: {last}\n" in card
+        assert "handbook-qa" not in card
+    assert json.loads((tmp_path / "handbook-qa" / "run.json").read_text())["hub_repository"] == "team/third"
 
 
 def test_nothing_that_is_pushed_has_a_secret_a_question_a_passage_or_a_folder(hub, command, tmp_path):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from test_recipes import Run, flags
 
 from groundtune.cli import train_command
 from groundtune.prompt import ChatPrompt
+from groundtune.resume import locked
 from groundtune.trainer import QATrainer
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +119,7 @@ def test_rows_that_came_out_differently_are_another_run(command, tmp_path, monke
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send")
+@pytest.mark.usefixtures("signals_of_a_terminal")
 @pytest.mark.parametrize("signum, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_run_with_its_status_and_a_line(command, tmp_path, monkeypatch, capsys, signum, status):
     with monkeypatch.context() as patch:
@@ -146,11 +150,44 @@ def test_a_full_disk_ends_a_run_with_status_3_and_one_line(command, tmp_path, mo
     assert train_command("swr", command()) == 0
 
 
+def test_a_run_that_diverges_ends_with_status_1_and_names_its_rows_by_file_and_line(command, data_folder, capsys):
+    assert train_command("swr", command(learning_rate=1e30)) == 1
+    said = capsys.readouterr().err
+    line = (
+        rf"^step \d: the loss is \w+, stopped before the weights changed; its rows are {data_folder}/train.jsonl:\d; "
+    )
+    assert re.search(line, said, re.MULTILINE) and "Traceback" not in said
+
+
+def test_a_second_run_in_one_folder_is_refused_and_touches_nothing(command, tmp_path, monkeypatch, capsys):
+    assert train_command("swr", command()) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    monkeypatch.setattr("groundtune.train.locked", partial(locked, patience=0.1))
+    with locked(tmp_path / "run"):
+        assert train_command("swr", command(overwrite_output_dir="true")) == 2
+    expected = f"--output_dir: {tmp_path / 'run'} is in use by process {os.getpid()} on "
+    assert capsys.readouterr().err.splitlines()[-1].startswith(expected)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_adding_or_removing_evaluations_changes_no_weight(command, tmp_path, data_folder):
+    """End to end, with dropout: more of them, of fewer questions, in other batches, none, another test file."""
+    last = {"load_best_model_at_end": "false", "save_strategy": "no"}
+    changes = {
+        "two": {},
+        "all": {"eval_steps": 1, "eval_max_samples": 1, "per_device_eval_batch_size": 3},
+        "none": {"eval_strategy": "no", "eval_on_start": "false", "test_file": data_folder / "eval.jsonl"},
+    }
+    for name, these in changes.items():
+        assert train_command("swr", command(name, **last | these)) == 0
+    assert len({weights(tmp_path / name) for name in changes}) == 1
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the scripts fork")
 @pytest.mark.parametrize(
     "words",
-    ["kill_points.py --points 4", "signals.py --points 3", "disk_errors.py --calls 12 --limits 3 --runs 1",
-     "corruptions.py --corruptions 60"],
+    ["kill_points.py --points 4", "signals.py --points 3 --twice 2", "disk_errors.py --calls 12 --limits 3 --runs 1",
+     "corruptions.py --corruptions 60", "out_of_memory.py --limits 3"],
     ids=lambda words: words.split(".")[0],
 )  # fmt: skip
 def test_a_few_faults_of_each_kind(words):

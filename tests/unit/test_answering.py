@@ -10,9 +10,13 @@ from conftest import INSTRUCTION, tiny_examples
 from fake_server import FakeServer, Refusal
 from test_evaluation import evaluator, hits_for, without_times
 
+from groundtune.arguments import ModelArguments
+from groundtune.attention import attends_by_layout
 from groundtune.endpoint import Endpoint
 from groundtune.inference.answering import Asked, LocalModel, answer_by_chat, answer_by_completions, answer_here
+from groundtune.inference.opening import _load
 from groundtune.metrics import generation_scores
+from groundtune.models import add_lora
 
 
 def asked(family, **options) -> Asked:
@@ -89,3 +93,16 @@ def test_a_local_model_completes_messages_by_its_template(family):
     (reply,) = local.complete([[{"role": "user", "content": "Rate the answer."}]], 8)
     assert reply.prompt_tokens == len(expected) and reply.new_tokens <= 8 and not reply.failure
     assert reply.text == "".join(local.stream(prompt, expected, 8))
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_model_that_is_opened_attends_as_the_one_that_was_trained(families, tmp_path, adapter):
+    """Else an evaluation pads every prompt, and in bfloat16 rounds otherwise than training's."""
+    family, folder = families["llama"], tmp_path / "model"
+    model = add_lora(family.model(), ModelArguments(use_peft=True, lora_r=2)) if adapter else family.model()
+    model.save_pretrained(folder)
+    arguments = ModelArguments(model_name_or_path=str(folder), dtype="float32")
+    opened = _load(arguments, str(family.folder) if adapter else "", family.prompt(), 0, bf16=False)
+    assert attends_by_layout(opened) and not opened.training
+    one = asked(family)
+    assert without_times(one.evaluator(opened)) == without_times(one.evaluator(family.model()))

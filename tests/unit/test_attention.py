@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+import shutil
+import types
 from itertools import product
 
 import pytest
 import torch
+import torch._dynamo.utils
 from conftest import random_documents, random_history, random_text
 from torch.nn.functional import cross_entropy
 
 from groundtune.arguments import ModelArguments
-from groundtune.attention import NAME, Packed, Segment, attends_by_layout, use_packed_attention
+from groundtune.attention import NAME, Memory, Packed, Segment, _kernel_problem, attends_by_layout, use_packed_attention
 from groundtune.batching import IGNORED, collate, pack
 from groundtune.examples import Row, encode_rows
 from groundtune.loss import answer_loss
@@ -185,6 +188,67 @@ def test_the_block_mask_for_cuda_says_the_same_as_the_segments(window):
         assert torch.equal(own, mask[segment.start : segment.stop][:, columns])
 
 
+@pytest.mark.parametrize("window", [None, 50, 300])
+def test_the_blocks_for_cuda_are_those_of_the_mask(window):
+    """None that is read is skipped, none that is not read is computed, and only whole ones go without a mask."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    rng = random.Random(0)
+    header = [rng.randrange(50) for _ in range(70)]
+    passages = [[rng.randrange(50) for _ in range(400)] for _ in range(3)]
+    sequences = [header + p + [rng.randrange(50) for _ in range(90)] for p, _ in product(passages, range(3))]
+    layout, _ = reads(sequences)
+    made, n = layout.block_mask(window, "cpu"), layout.segments[-1].stop
+    assert n % 128 and n > 1500
+    right, blocks = create_block_mask(made.mask_mod, None, None, 4096, 4096, device="cpu"), -(-n // 128)
+    assert made.shape == right.shape
+    assert torch.equal(made.to_dense()[..., :blocks, :], right.to_dense()[..., :blocks, :])
+    for a, b in ((made.full_kv_num_blocks, right.full_kv_num_blocks), (made.kv_num_blocks, right.kv_num_blocks)):
+        assert torch.equal(a[..., :blocks], b[..., :blocks])
+    # Each token of the padding reads itself: a row without anything to read is where kernels make NaN.
+    assert (made.to_dense()[0, 0].diagonal() == 1).all() and made.mask_mod(0, 0, torch.tensor(n), torch.tensor(n))
+    assert made.full_kv_num_blocks.sum() > 0 or window == 50
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling for a CPU takes a compiler")
+def test_the_kernel_for_cuda_gives_what_the_segments_give_and_one_does_for_rows_of_many_lengths():
+    """Compiled for this CPU, where it has no gradient."""
+    rng = random.Random(0)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for length, window in product((40, 111, 300), (None, 64)):
+        passages = [[rng.randrange(50) for _ in range(length)] for _ in range(2)]
+        layout, _ = reads([p + [rng.randrange(50) for _ in range(40)] for p, _ in product(passages, range(2))])
+        query, key, value = (torch.randn(1, heads, layout.segments[-1].stop, 32) for heads in (4, 2, 2))
+        with torch.no_grad():
+            blocks = layout._attend_in_blocks(query, key, value, None, window)
+            assert torch.allclose(blocks, layout.attend(None, query, key, value, None, window), atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
+
+
+def blocks_from(change):
+    """FlexAttention in its place, with what `change` makes of the right output."""
+    return lambda layout, *inputs: change(layout._attend_by_segments(None, *inputs))
+
+
+@pytest.mark.parametrize("change, found", [(lambda x: x, None), (lambda x: x * x.detach().abs(), "gradients")])
+def test_a_kernel_with_other_gradients_is_not_used(family, monkeypatch, change, found):
+    monkeypatch.setattr(Packed, "_attend_in_blocks", blocks_from(change))
+    problem = _kernel_problem(family.model().config.get_text_config(), torch.float32, "cpu")
+    assert problem is None if found is None else found in problem
+
+
+def test_float32_queries_are_as_autocast_would_have_them(monkeypatch):
+    """The norms of a float32 model make float32 of queries and keys, where values come in bfloat16."""
+    seen = []
+    monkeypatch.setattr(
+        "groundtune.attention._flex_attention", lambda: lambda q, k, v, **_: seen.append((q, k, v)) or q
+    )
+    query, key, value = torch.randn(1, 4, 20, 8), torch.randn(1, 2, 20, 8), torch.randn(1, 2, 20, 8).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        Packed([Segment(0, 20)])._attend_in_blocks(query, key, value, None, None)
+    assert [x.dtype for x in seen[0]] == [torch.bfloat16] * 3
+
+
 def test_segments_cover_the_row_and_spell_every_sequence(family):
     rows = rows_on_common_passages(family, 12)
     sequences = [row.prompt_ids + row.answer_ids for row in rows]
@@ -254,3 +318,48 @@ def test_positions_go_on_from_the_prefix():
     layout = Packed([Segment(0, 3), Segment(3, 5, (0,)), Segment(5, 6, (0, 1)), Segment(6, 8, (0,)), Segment(8, 9)])
     assert layout.positions() == [0, 1, 2, 3, 4, 5, 3, 4, 0]
     assert layout.subtree_ends() == [8, 8, 8, 6, 6, 6, 8, 8, 9]
+
+
+def test_a_model_that_is_not_trained_waits_for_no_kernel_of_training(families, monkeypatch):
+    """On CUDA it takes a while to compile, and a question is to be answered."""
+    tried, attend = set(), Packed.attend
+
+    def noted(self, *given):
+        tried.add(self.memory is None)
+        return attend(self, *given)
+
+    monkeypatch.setattr(Packed, "attend", noted)
+    assert use_packed_attention(families["gemma"].model()) is None and tried == {True, False}
+    tried.clear()
+    assert use_packed_attention(families["gemma"].model(), to_train=False) is None and tried == {False}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_only_a_cpu_shares_keys_between_heads_under_a_mask(monkeypatch, device):
+    """Elsewhere PyTorch has no kernel for that but the one that writes all scores to memory."""
+    calls = []
+
+    def sdpa(query, key, value, mask, is_causal, scale, enable_gqa):
+        calls.append((mask is not None, enable_gqa))
+        assert enable_gqa == (key.shape[1] < query.shape[1])
+        return query
+
+    monkeypatch.setattr("groundtune.attention.scaled_dot_product_attention", sdpa)
+    packed = Packed([Segment(0, 8), Segment(8, 13, (0,)), Segment(13, 20)], Memory(2, 20), (None, 0, 1))
+    inputs = (torch.randn(1, heads, 20, 16, device=device) for heads in (6, 2, 2))
+    packed.attend(types.SimpleNamespace(layer_idx=0), *inputs, None, None)
+    assert calls == [(False, True), (True, device == "cpu"), (False, True)]
+
+
+def test_a_compiled_function_is_compiled_where_attention_calls_it():
+    """Compiled layers leave attention out, and its own kernel must be compiled all the same."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    kernel = torch.compile(lambda x: x.sin() + 1, backend=backend)
+    attend = torch.compiler.disable(lambda x: kernel(x))
+    torch.compile(lambda x: attend(x * 2) * 3, backend="eager")(torch.ones(4))
+    assert len(compiled) == 1

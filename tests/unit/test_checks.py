@@ -10,7 +10,7 @@ import pytest
 from conftest import tiny_documents, tiny_examples
 
 from groundtune.arguments import DataArguments
-from groundtune.checks import TITLES, Finding, check_texts, counts, in_order, place, read_dataset
+from groundtune.checks import TITLES, Finding, check_texts, condensed, counts, in_order, place, read_dataset
 
 FAIRE = Path(__file__).parents[3] / "shared/data/faire"
 
@@ -243,11 +243,47 @@ def test_counts_are_one_line_for_each_file_and_check(data):
     ]
 
 
+@pytest.mark.parametrize("n", [5, 6])
+def test_a_kind_that_a_file_is_full_of_is_one_line_with_number_share_places_and_way_out(data, n):
+    data["train"] = [{**data["train"][0], "question": f"When does room {i} open?"} for i in range(8)]
+    for row in data["train"][1 : n + 1]:
+        row["chat_history"] = turns("user")
+    data["eval"][0]["chat_history"] = turns("user")
+    data["eval"] += ["{"] * 7
+    dataset = read_dataset(write(data))
+    found = in_order(check_texts(dataset), dataset)
+    lines = condensed(found, dataset)
+    assert [line for line in lines if "error: " in line] == [f"error: {f}" for f in found if f.check == "format"]
+    assert [line for line in lines if "eval.jsonl:1:" in line] == [
+        f"warning: {f}" for f in found if f.where == "eval.jsonl:1"
+    ]
+    told = [line for line in lines if "train.jsonl" in line]
+    if n == 5:
+        assert told == [f"warning: {f}" for f in found if "train" in f.where] and len(told) == 5
+    else:
+        assert told == [
+            "warning: train.jsonl: 6 x history whose speakers do not alternate (75 % of 8 examples); the first: "
+            "train.jsonl:2: chat_history[0].speaker: is 'user', and the question follows without an answer; add it, or "
+            "move the turn to the question; then lines 3 and 4"
+        ]
+
+
+def test_a_share_counts_lines_and_those_that_are_left_out_too(data):
+    """Two findings of one line are one line of the file, and blank examples are among those that were read."""
+    data["train"] = [{**data["train"][0], "question": "", "gold_answer": " "} for _ in range(3)] + data["train"] * 2
+    dataset = read_dataset(write(data))
+    (line,) = [line for line in condensed(check_texts(dataset), dataset) if "blank" in line]
+    assert line.startswith(
+        "warning: train.jsonl: 6 x blank question or answer, left out (33 % of 9 examples); the first: "
+    )
+
+
 def test_a_finding_names_file_and_line_for_machines():
     finding = Finding("error", "format", "C:\\a:b\\train.jsonl:17", "question", "is 1, not text; write text")
     assert finding.to_dict() == {
         "file": "C:\\a:b\\train.jsonl", "line": 17, "severity": "error", "check": "format",
         "where": "C:\\a:b\\train.jsonl:17", "field": "question", "message": "is 1, not text; write text",
+        "tokens": None,
     }  # fmt: skip
     assert place("train.jsonl") == ("train.jsonl", 0)
 

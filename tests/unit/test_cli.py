@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import shlex
+import sys
+import types
 from dataclasses import fields
 
 import pytest
 import yaml
 
 from groundtune.arguments import GROUPS
-from groundtune.cli import COMMANDS, main
+from groundtune.cli import COMMANDS, main, run_command
 from groundtune.commands.parsing import RENAMED, WITHOUT_EFFECT, parse_arguments
 from groundtune.files import DataError
 
@@ -427,3 +430,34 @@ def test_the_learning_rate_follows_what_is_trained_unless_given(words, expected)
 def test_the_best_checkpoint_is_kept_wherever_evaluation_and_saving_allow_it(words, save, best, better):
     training = parse(*words.split()).training
     assert (training.save_strategy, training.load_best_model_at_end, training.greater_is_better) == (save, best, better)
+
+
+def test_what_would_change_trainer_s_own_loss_or_order_is_not_taken_in_silence(caplog):
+    from groundtune.trainer import loss_problems
+
+    assert loss_problems(parse().training) == []
+    asked = parse("--label_smoothing_factor", "0.1", "--neftune_noise_alpha", "5").training
+    named = [problem.partition(":")[0] for problem in loss_problems(asked)]
+    assert named == ["--label_smoothing_factor", "--neftune_noise_alpha"] and not loss_problems(parse().training)
+    assert "train_sampling_strategy" not in caplog.text
+    asked.train_sampling_strategy = "group_by_length"
+    asked.__post_init__()
+    assert "--train_sampling_strategy has no effect" in caplog.text
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_a_pipe_that_cannot_hold_a_character_ends_no_command(monkeypatch, chosen):
+    """On Windows what is redirected is in the code page of the machine, and answers are in any script."""
+    monkeypatch.delenv("PYTHONIOENCODING", raising=False)
+    if chosen:
+        monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    written = io.BytesIO()
+    pipe = io.TextIOWrapper(written, encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", pipe)
+    monkeypatch.setitem(COMMANDS, "say", ("", "commands.say:main"))
+    said = types.ModuleType("groundtune.commands.say")
+    said.main = lambda argv: print("é 日本") or 0
+    monkeypatch.setitem(sys.modules, said.__name__, said)
+    assert run_command("say", []) == 0
+    pipe.flush()
+    assert written.getvalue().strip() == (b"\xe9 \\u65e5\\u672c" if chosen else "é 日本".encode())

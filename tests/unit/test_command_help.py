@@ -33,6 +33,7 @@ def test_help_takes_under_half_a_second_and_loads_no_library(words):
     assert (status, heavy) == ("0", "[]"), done.stderr
     assert float(seconds) < 0.5  # of this process, however busy the machine is
     assert done.stdout.startswith("usage: groundtune")
+    assert words == ["-h"] or re.search(rf"^examples?:\s+groundtune {words[0]}\b", done.stdout, re.MULTILINE)
 
 
 def test_every_command_is_a_function_that_exists():

@@ -16,6 +16,7 @@ from groundtune.cli import main
 from groundtune.doctor import diagnose, doctor_command, harmless, row_counts, shown
 from groundtune.examples import Row
 from groundtune.files import write_documents, write_jsonl
+from groundtune.schema import Document
 
 
 def arguments_for(data: Path, method: str = "sft", **changes) -> Arguments:
@@ -178,6 +179,32 @@ def test_documents_longer_than_the_embedding_model_reads_are_named(data, bert_em
     assert diagnose(arguments_for(data, embedding_model=bert_embedding_folder, retriever="bm25")).findings == []
 
 
+def test_many_documents_that_are_too_long_are_one_line_with_the_longest_and_each_is_in_the_json(
+    data, bert_embedding_folder, capsys
+):
+    lengths = [80, 91, 85, 79, 102, 94, 81]
+    documents = [Document(f"{'book ' * (n - 2)}") for n in lengths]
+    write_documents(data / "documents.jsonl", [*tiny_documents(), *documents])
+    file, flags = data / "documents.jsonl", ["--embedding_model", str(bert_embedding_folder)]
+    assert doctor(data, *flags, "--json") == 0
+    found = [f for f in json.loads(capsys.readouterr().out)["findings"] if f["check"] == "long-passage"]
+    already = len(found) - len(lengths)  # the tiny documents that are too long for 24 tokens
+    assert [f["tokens"] for f in found][already:] == lengths
+    assert doctor(data, *flags) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith("warning: ")]
+    assert line == (
+        f"warning: {file}: {len(found)} x document longer than the embedding model reads "
+        f"({100 * len(found) / 13:.0f} % of 13 documents); the longest: {file}:11: page_content: has 102 tokens, and "
+        f"{bert_embedding_folder} reads 24; split it, or its end is not found; then lines 12 (94 tokens) and "
+        "8 (91 tokens)"
+    )
+    assert lines[-2:] == [
+        f"{len(found)} warnings in 13 documents, 3 train examples, 2 eval examples, 1 test examples",
+        "--json lists every warning of the kinds that are one line here",
+    ]
+
+
 def test_a_model_of_static_vectors_reads_everything(data, static_embedding_folder):
     assert diagnose(arguments_for(data, eval_embedding_model=static_embedding_folder)).findings == []
 
@@ -244,6 +271,7 @@ def test_machines_get_the_same_as_one_json_object(data, families, capsys):
     assert finding == {
         "file": str(data / "train.jsonl"), "line": 4, "severity": "error", "check": "format",
         "where": str(data / "train.jsonl:4"), "field": "question", "message": finding["message"],
+        "tokens": None,
     }  # fmt: skip
     assert answer["token_table"]["train"]["rows"] == 3 and answer["examples"] == {"train": 3, "eval": 2, "test": 1}
     assert answer["row"]["supervised"].strip().startswith("At nine.")

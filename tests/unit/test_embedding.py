@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import save_bert_embedder
 
+from groundtune import embedding
 from groundtune.embedding import Embedder, prompts_for, reading_limit
 from groundtune.files import DataError
 
@@ -119,6 +120,24 @@ def test_a_prompt_is_put_in_front_and_the_model_s_default_prompt_is_not(tmp_path
             embedder.embed_documents([text]), bare.embed_documents([f"library {text}"]), atol=1e-5
         )
         assert not np.allclose(bare.embed_questions([text]), embedder.embed_questions([text]), atol=1e-3)
+
+
+def test_many_texts_are_embedded_in_parts_each_vector_in_the_place_of_its_text(bert_embedding_folder, monkeypatch):
+    embedder = Embedder(str(bert_embedding_folder), batch_size=2)
+    texts = [f"{'book ' * (i % 5)}library {i}" for i in range(40)]
+    expected = embedder.model.encode(texts, prompt="", normalize_embeddings=True)
+    at_once, encode = [], embedder.model.encode
+    monkeypatch.setattr(embedder.model, "encode", lambda part, **o: at_once.append(len(part)) or encode(part, **o))
+    np.testing.assert_allclose(embedder.embed_documents(texts), expected, atol=1e-5)
+    assert at_once == [16, 16, 8]
+
+
+def test_tokens_are_counted_in_parts_and_none_is_missed(bert_embedding_folder, monkeypatch, caplog):
+    monkeypatch.setattr(embedding, "_COUNTED_AT_ONCE", 3)
+    embedder = Embedder(str(bert_embedding_folder))
+    with caplog.at_level(logging.WARNING):
+        embedder.embed_documents([*["book"] * 6, "library " * 40, "book " * 50])
+    assert "2 of 8 documents are longer than the 24 tokens" in caplog.text and "has 52 tokens" in caplog.text
 
 
 def test_a_vector_does_not_depend_on_its_batch(bert_embedding_folder):

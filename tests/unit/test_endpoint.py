@@ -7,7 +7,7 @@ import threading
 import pytest
 from fake_server import FakeServer, Refusal
 
-from groundtune.endpoint import Endpoint, EndpointError
+from groundtune.endpoint import Endpoint, EndpointError, lasting
 
 KEY = "sk-SECRET-0123456789"
 
@@ -123,6 +123,17 @@ def test_a_key_that_is_refused_halfway_is_a_failure_and_loses_no_answer():
     with FakeServer(lambda body: Refusal(401) if content(body) == "c" else "yes") as server:
         replies = Endpoint(server.url, "m").complete([said(c) for c in "abc"], 50)
     assert [bool(reply.failure) for reply in replies] == [False, False, True]
+
+
+def test_a_server_that_goes_away_fails_what_it_is_asked_then_and_ends_nothing():
+    with FakeServer(lambda body: "yes") as server:
+        ask = lasting(Endpoint(server.url, "m", retries=0).complete)
+        (reply,) = ask([said("a")], 50)
+    gone = ask([said("b"), said("c")], 50)
+    assert reply.text == "yes" and [r.text for r in gone] == ["", ""]
+    assert all("is the server running" in r.failure for r in gone)
+    with pytest.raises(EndpointError):
+        lasting(Endpoint(server.url, "m", retries=0).complete)([said("a")], 50)
 
 
 # The key

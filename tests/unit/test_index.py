@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import shutil
-from dataclasses import dataclass, replace
+import threading
+import time
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +17,11 @@ import pytest
 from conftest import FakeEmbedder, tiny_documents
 from safetensors.torch import load_file, save_file
 
+import groundtune.embedding
 import groundtune.index
 from groundtune.embedding import Embedder
-from groundtune.files import sha256_of
-from groundtune.index import load_or_build_index
+from groundtune.files import DataError, sha256_of
+from groundtune.index import Index, load_or_build_index
 from groundtune.schema import Document
 
 
@@ -55,6 +59,29 @@ def test_a_changed_or_new_document_is_embedded_alone(built):
     documents.append(Document("new"))
     assert build(built, documents) == [documents[2].text, "new"]
     assert build(built, documents) == []
+
+
+def test_old_and_new_vectors_stand_at_the_places_of_their_documents(built):
+    documents = tiny_documents()[::-1]
+    documents[1:1] = [Document("new"), Document("newer")]
+    assert build(built, documents) == ["new", "newer"]
+    assert build(built, documents[:1] + documents) == []  # a document that is there twice has its vector twice
+
+
+def test_vectors_are_held_once_also_after_a_search(built, monkeypatch):
+    from groundtune.index import Index
+
+    embedder = FakeEmbedder()
+    index = load_or_build_index(built, tiny_documents(), embedder)
+    index.search(embedder.embed_questions(["book"]), 2)
+    assert vars(index).keys() == {field.name for field in fields(Index)} == {"documents", "vectors"}
+    # What was embedded anew is what is written and searched, and no copy of it.
+    made = []
+    monkeypatch.setattr(
+        FakeEmbedder, "embed_documents", lambda self, texts, so_far: made.append(self._embed(texts)) or made[0]
+    )
+    index = load_or_build_index(built / "new", tiny_documents(), embedder)
+    assert index.vectors is made[0]
 
 
 def test_removed_documents_vanish(built):
@@ -274,7 +301,9 @@ def embedded_after(change, bert_embedding_folder, tmp_path, monkeypatch) -> int:
     embedder, embedded = changed.embedder(), []
     original = Embedder.embed_documents
     monkeypatch.setattr(
-        Embedder, "embed_documents", lambda self, texts: embedded.extend(texts) or original(self, texts)
+        Embedder,
+        "embed_documents",
+        lambda self, texts, *so_far: embedded.extend(texts) or original(self, texts, *so_far),
     )
     index = load_or_build_index(tmp_path / "index", changed.documents, embedder)
     monkeypatch.undo()
@@ -308,6 +337,83 @@ def test_vectors_without_a_manifest_are_not_believed(built):
     assert len(build(built, tiny_documents())) == 6
 
 
+class Slow(FakeEmbedder):
+    """Lets another run begin before it is done."""
+
+    def embed_documents(self, texts, so_far=None):
+        time.sleep(0.3)
+        return super().embed_documents(texts)
+
+
+@pytest.mark.parametrize("second", ["the same documents", "others"])
+def test_of_two_runs_at_the_same_time_one_waits_and_neither_s_vectors_are_mixed(tmp_path, second):
+    first, other = tiny_documents(), tiny_documents()[::-1]
+    if second == "others":
+        other = [replace(d, page_content=f"{d.page_content} Now.", fmt_content="") for d in other]
+    embedders, found = [Slow(), Slow()], {}
+
+    def start(i, documents):
+        found[i] = load_or_build_index(tmp_path, documents, embedders[i])
+
+    threads = [threading.Thread(target=start, args=given) for given in enumerate((first, other))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, documents in enumerate((first, other)):
+        np.testing.assert_array_equal(found[i].vectors, vectors_of(documents))
+    assert sum(len(e.documents) for e in embedders) == (6 if second == "the same documents" else 12)
+    (store,) = tmp_path.iterdir()
+    on_disk, vectors = groundtune.index._read(store, FakeEmbedder().settings)
+    (last,) = [d for d in ((first,) if second == "the same documents" else (first, other)) if d[0].id in on_disk]
+    np.testing.assert_array_equal(vectors[[on_disk[document.id] for document in last]], vectors_of(last))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "no locks"), NotImplementedError("no flock")])
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog, error):
+    def fail(self, *args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(groundtune.index.FileLock, "acquire", fail)
+    assert len(build(tmp_path, tiny_documents())) == 6
+    assert "file system without locks" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made_is_the_user_s_to_solve(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="--full_dataset_index_path: .*file/inner/.* cannot be written to"):
+        build(tmp_path / "file/inner", tiny_documents())
+
+
+def test_a_build_that_is_killed_goes_on_where_it_last_wrote(tmp_path, static_embedding_folder, monkeypatch):
+    monkeypatch.setattr(groundtune.index, "_WRITTEN_EVERY", 2)
+    monkeypatch.setattr(groundtune.embedding, "_BATCHES_AT_ONCE", 1)
+    documents, encode = [Document(t) for t in ("nine", "six books", "a question", "the", "free")], Embedder._encode
+    encoded = []
+
+    def killed_at(part):
+        def encode_some(self, texts, prompt):
+            if len(encoded) == part:
+                raise KeyboardInterrupt
+            encoded.append(texts)
+            return encode(self, texts, prompt)
+
+        monkeypatch.setattr(Embedder, "_encode", encode_some)
+
+    def build():
+        return load_or_build_index(tmp_path / "index", documents, Embedder(str(static_embedding_folder), batch_size=1))
+
+    killed_at(3)
+    with pytest.raises(KeyboardInterrupt):
+        build()
+    killed_at(None)
+    vectors, texts = build().vectors, [text for part in encoded for text in part]
+    assert len(texts) == 6 and len(set(texts)) == 5  # the one after the last writing twice
+    fresh = load_or_build_index(tmp_path / "other", documents, Embedder(str(static_embedding_folder)))
+    np.testing.assert_array_equal(vectors, fresh.vectors)
+    np.testing.assert_array_equal(build().vectors, fresh.vectors)
+
+
 def test_a_failed_write_leaves_no_believable_index(built, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("disk full")
@@ -331,3 +437,15 @@ def test_search_is_exact_and_asks_for_no_more_than_there_is():
     np.testing.assert_array_equal(positions, expected)
     np.testing.assert_allclose(scores, np.take_along_axis(queries @ vectors.T, expected, axis=1), rtol=1e-5)
     assert index.search(queries, 80)[1].shape == (9, 50)
+
+
+def test_on_macos_the_search_has_one_thread(monkeypatch):
+    """FAISS and PyTorch each bring an OpenMP there, and the second one crashes in its first parallel loop."""
+    import faiss
+
+    threads = []
+    monkeypatch.setattr(faiss, "omp_set_num_threads", threads.append)
+    index = Index(tiny_documents(), vectors_of(tiny_documents()))
+    monkeypatch.setattr("sys.platform", "darwin")
+    index.search(index.vectors[:1], 1)
+    assert threads == [1]

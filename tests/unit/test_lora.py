@@ -97,6 +97,13 @@ def test_what_is_not_plain_lora_is_left_to_peft(families, case):
     torch.testing.assert_close(as_peft_has_them(model)(input_ids=ids).logits, logits)
 
 
+def test_weights_that_deepspeed_has_split_are_left_to_peft(families):
+    """ZeRO-3 gathers a weight when the layer that owns it is called, and nowhere else."""
+    layer = layers(adapted(families["llama"]))[0]
+    layer.base_layer.weight.ds_id = 0
+    assert not layer._is_plain(torch.zeros(1))
+
+
 def test_a_saved_adapter_is_one_that_plain_peft_loads(families, tmp_path):
     family = families["llama"]
     model = adapted(family).eval()

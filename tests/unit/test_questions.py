@@ -17,9 +17,10 @@ pytest.importorskip("bm25s", reason="needs the extra [bm25]")
 from groundtune.cli import main
 from groundtune.files import read_examples, write_documents
 from groundtune.prepare import gates, questions
-from groundtune.prepare.gates import GATES, support
+from groundtune.prepare.gates import GATES, gates_of
 from groundtune.prepare.journal import Journal
-from groundtune.prepare.questions import Settings, parse_answer, parse_questions, read_prompt, sample_passages
+from groundtune.prepare.questions import Asker, Settings, parse_answer, parse_questions, read_prompt, sample_passages
+from groundtune.prepare.support import check_support, parse_verdict, support, support_prompt
 from groundtune.retrieval import BM25Retriever
 from groundtune.schema import Document, Reply
 
@@ -36,7 +37,8 @@ def documents(n: int = 40) -> list[Document]:
 
 def settings(**changes) -> Settings:
     prompts = {name: read_prompt(None, file) for name, file in
-               (("question_prompt", "questions.txt"), ("answer_prompt", "answer.txt"))}  # fmt: skip
+               (("question_prompt", "questions.txt"), ("answer_prompt", "answer.txt"),
+                ("support_prompt", "support.txt"))}  # fmt: skip
     return Settings(**prompts | {"min_words": 5, "passages": 40} | changes)
 
 
@@ -44,6 +46,9 @@ def reply_to(prompt: str) -> str:
     """What an obedient model says: two questions on the passage, or the price or weight that a question asks for."""
     passage = re.search(r"The (\w+) number (\d+) costs (\d+) coins and weighs (\d+) grams", prompt)
     thing, number, price, weight = passage.groups()
+    if "Answer to check:" in prompt:
+        figures = re.findall(r"\d+", prompt.rpartition("Answer to check:")[2])
+        return f"The passage says so.\n[[{'yes' if {*figures} & {price, weight} else 'no'}]]"
     if "Question:" not in prompt:
         return f"1. What does {thing} number {number} cost?\n2) How heavy is {thing} number {number}?\nThat is all."
     asked = prompt.rpartition("Question:")[2]
@@ -68,8 +73,11 @@ def make(folder: Path, generator: FakeGenerator, documents_: list[Document], **c
     chosen = settings(**changes)
     passages = sample_passages(documents_, chosen)
     journal = Journal(folder / "generated.jsonl", questions.what_decides_a_reply(chosen, "fake"))
-    failures = questions.generate(passages, chosen, lambda: generator, journal, batch=8)
-    return gates.judge(passages, chosen, journal, BM25Retriever(documents_)), failures
+    ask = Asker(lambda: generator, journal, chosen.max_new_tokens, batch=8)
+    questions.generate(passages, chosen, ask)
+    if chosen.support != "lexical":
+        check_support(passages, chosen, ask)
+    return gates.judge(passages, chosen, journal, BM25Retriever(documents_)), ask.failures
 
 
 # Sampling and parsing
@@ -99,6 +107,29 @@ def test_short_passages_and_tables_of_figures_are_not_sampled():
 )
 def test_questions_are_found_in_what_models_write(text):
     assert parse_questions(text, 2) == ["What does it cost?", "How heavy is it?"]
+
+
+@pytest.mark.parametrize(
+    "text, spoken",
+    [
+        ("It costs 7.", "It costs 7."),
+        ("<think>\nIs it 8? [[no]]\n</think>\n\nIt costs 7.", "It costs 7."),
+        ("It may be 8.</think> It costs 7.", "It costs 7."),  # the template had opened the thought
+        ("<think>Let me see", questions.STILL_THINKING),
+    ],
+)
+def test_thoughts_are_no_part_of_a_reply_and_a_reply_that_ends_in_them_has_failed(text, spoken):
+    reply = questions.without_thoughts(Reply(text, finished=False))
+    assert spoken == (reply.failure or reply.text) and not reply.finished
+    assert questions.without_thoughts(Reply(failure="no luck")) == Reply(failure="no luck")
+
+
+def test_a_reply_that_ended_in_its_thoughts_is_a_failure_and_is_asked_for_again(tmp_path):
+    thinks = lambda prompt: f"<think>Well ...{'' if 'number 3 ' in prompt else '</think>' + reply_to(prompt)}"  # noqa: E731
+    outcome, failures = make(tmp_path, FakeGenerator(thinks), documents(6), passages=6)
+    assert failures == [questions.STILL_THINKING] and outcome.counts["kept"] == 10
+    outcome, failures = make(tmp_path, FakeGenerator(), documents(6), passages=6)
+    assert outcome.counts["kept"] == 12 and not failures
 
 
 def test_a_question_that_begins_with_a_year_keeps_it():
@@ -172,8 +203,7 @@ def test_good_questions_pass_and_each_gate_stops_its_kind(tmp_path):
     outcome, failures = make(tmp_path, FakeGenerator(reply), documents(12), passages=12, retrieved_within=2)
     counts = outcome.counts
     assert not failures and counts["passages"] == 12 and counts["questions"] == counts["answers"] == 22
-    stopped = {gate: {int(re.search(r"number (\d+)", row["passage"]["page_content"])[1]) for row in outcome.rejected
-                      if row["why"] == gate} for gate in GATES}  # fmt: skip
+    stopped = stopped_passages(outcome)
     assert stopped == {
         "mentions the passage": {1},
         "repeats another question": set(),
@@ -182,7 +212,94 @@ def test_good_questions_pass_and_each_gate_stops_its_kind(tmp_path):
         "answer not supported by its passage": {4},
         "passage not retrieved for it": {2},
     }
+    assert {*stopped} == {*gates_of(settings())} == {*counts} & {*GATES}
     assert counts["kept"] == 22 - sum(counts[gate] for gate in GATES) == sum(map(len, outcome.splits.values()))
+
+
+def stopped_passages(outcome) -> dict[str, set[int]]:
+    """The numbers of the passages whose questions each gate stopped."""
+    numbers = {gate: set() for gate in GATES if gate in outcome.counts}
+    for row in outcome.rejected:
+        numbers[row["why"]].add(int(re.search(r"number (\d+)", row["passage"]["page_content"])[1]))
+    assert {gate: len([row for row in outcome.rejected if row["why"] == gate]) for gate in numbers} == {
+        gate: outcome.counts[gate] for gate in numbers
+    }
+    return numbers
+
+
+@pytest.mark.parametrize(
+    "text, verdict",
+    [
+        ("It says so. [[yes]]", True),
+        ("[[ No ]].\n", False),
+        ("Is it [[yes]] or [[no]]? The price is another.\n[[no]]", False),
+        ("[[yes]] and what follows from it", None),
+        ("yes", None),
+        ("[[maybe]]", None),
+        ("[[yes", None),
+        ("", None),
+    ],
+)
+def test_a_verdict_is_what_a_reply_ends_in_and_anything_else_is_none(text, verdict):
+    assert parse_verdict(text) is verdict
+
+
+def checking_reply(prompt: str) -> str | None:
+    """1 gets a no of the LLM, 2 chatter, 3 no reply at all; 4 answers with a figure that is wrong, 5 in other words."""
+    number = int(re.search(r"number (\d+)", prompt)[1])
+    if "Answer to check:" in prompt:
+        return {1: "It is made up. [[no]]", 2: "I would say yes.", 3: None, 5: "[[yes]]"}.get(number, reply_to(prompt))
+    if "Question:" in prompt:
+        return {4: "It costs 7 coins.", 5: "Hardly anything, honestly."}.get(number, reply_to(prompt))
+    return reply_to(prompt)
+
+
+def test_an_llm_may_decide_what_is_supported_and_what_it_did_not_say_is_no_pass(tmp_path):
+    outcome, failures = make(tmp_path, FakeGenerator(checking_reply), documents(12), passages=12, support="llm")
+    assert stopped_passages(outcome) == {
+        "mentions the passage": set(),
+        "repeats another question": set(),
+        "not answered by its passage": set(),
+        "answer cut at the token limit": set(),
+        "answer not supported, says the LLM": {1, 4},
+        "verdict of the LLM not understood": {2},
+        "no verdict of the LLM": {3},
+        "passage not retrieved for it": set(),
+    }
+    assert failures == ["no luck"] * 2 and outcome.counts["kept"] == 24 - 8
+    said = {row["said"] for row in outcome.rejected if "said" in row}
+    assert {"It is made up. [[no]]", "I would say yes."} < said
+
+
+def test_both_gates_ask_the_llm_only_about_what_the_words_support(tmp_path):
+    generator = FakeGenerator(checking_reply)
+    outcome, _ = make(tmp_path, generator, documents(12), passages=12, support="both")
+    stopped = stopped_passages(outcome)
+    assert stopped["answer not supported by its passage"] == {4, 5}
+    assert stopped["answer not supported, says the LLM"] == {1}
+    asked = [prompt for prompt in generator.prompts if "Answer to check:" in prompt]
+    assert len(asked) == 24 - 4 and not any("It costs 7 coins" in prompt for prompt in asked)
+
+
+def test_verdicts_are_kept_and_only_what_failed_or_changed_is_asked_again(tmp_path):
+    checks = lambda generator: [p for p in generator.prompts if "Answer to check:" in p]  # noqa: E731
+    first, again = FakeGenerator(checking_reply), FakeGenerator()
+    make(tmp_path, first, documents(12), passages=12, support="llm")
+    outcome, failures = make(tmp_path, again, documents(12), passages=12, support="llm")
+    assert len(again.prompts) == len(checks(again)) == 2 and all("number 3 " in prompt for prompt in again.prompts)
+    assert not failures and outcome.counts["no verdict of the LLM"] == 0
+    for changed in ({"support_prompt": settings().support_prompt + " "}, {"checker": "another"}):
+        other = FakeGenerator()
+        make(tmp_path, other, documents(12), passages=12, support="llm", **changed)
+        assert len(other.prompts) == len(checks(other)) == 24
+    nothing = FakeGenerator()
+    assert make(tmp_path, nothing, documents(12), passages=12, support="llm")[0] == outcome and nothing.prompts == []
+
+
+def test_the_packaged_prompt_of_the_check_holds_all_three_texts_and_asks_for_what_is_read():
+    prompt = support_prompt(settings(), Document("A {answer} in the passage."), "Why {passage}?", "So {question}.")
+    assert all(text in prompt for text in ("A {answer} in the passage.", "Why {passage}?", "So {question}."))
+    assert "[[yes]]" in prompt and "[[no]]" in prompt
 
 
 def test_a_question_asked_twice_is_kept_once(tmp_path):
@@ -337,10 +454,21 @@ def test_a_server_is_asked_many_questions_at_once_and_its_answers_become_example
     _, path, key, body = server.requests[0]
     assert (path, key, body["model"], body["temperature"]) == ("/v1/chat/completions", "Bearer the key", "m", 0)
     said = capsys.readouterr().out
-    assert (
-        re.search(r"questions\W+40\b", said) and all(gate in said for gate in GATES) and re.search(r"kept\W+40", said)
-    )
+    assert re.search(r"questions\W+40\b", said) and re.search(r"kept\W+40", said)
+    assert all(gate in said for gate in gates_of(settings()))
     assert re.search(r"Wrote 40 examples to ", said)
+
+
+def test_another_model_on_the_server_may_check_the_answers(server, database, tmp_path, capsys):
+    flags = ("--generator", server.generator, "--generator_model", "m", "--min_words", 5, "--passages", 4)
+    options = ("--generator_options", '{"chat_template_kwargs": {"enable_thinking": false}}')
+    assert run(database, "-o", tmp_path / "qa", *flags, *options, "--support", "llm", "--checker_model", "judge") == 0
+    models = [body["model"] for *_, body in server.requests]
+    assert all(body["chat_template_kwargs"] == {"enable_thinking": False} for *_, body in server.requests)
+    assert models == ["m"] * 12 + ["judge"] * 8
+    said = capsys.readouterr().out
+    assert re.search(r"answer not supported, says the LLM\W+0", said) and re.search(r"kept\W+8", said)
+    assert "answer not supported by its passage" not in said
 
 
 def test_requests_keep_to_the_rate(server, database, tmp_path):
@@ -403,6 +531,11 @@ def test_a_model_loaded_here_writes_too(database, tmp_path, families, capsys):
         (["--generator", "x", "--min_words", "999"], "no passage has 999 words; lower --min_words"),
         (["--generator", "x", "--question_prompt", "prompt.txt"], "prompt.txt: lacks {passage}"),
         (["--generator", "x", "--answer_prompt", "gone.txt"], "gone.txt: cannot be read"),
+        (["--generator", "x", "--support", "llm", "--support_prompt", "prompt.txt"], "lacks {passage} and {answer}"),
+        (["--generator", "x", "--support", "llm", "--checker", "openai:localhost"], "'localhost' is no address"),
+        (["--generator", "openai:http://x/v1", "--generator_model", "m", "--generator_options", "[1]"], "no object"),
+        (["--generator", "x", "--support", "words"], "invalid choice: 'words'"),
+        (["--generator", "x", "--checker", "y"], "--checker: has no meaning with --support lexical"),
         (["--generator", "no/such/model"], "cannot load"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from groundtune import resume
 from groundtune.checkpoints import Checkpoint, writing
 from groundtune.cli import parse_arguments
 from groundtune.examples import Row
@@ -291,6 +293,23 @@ def test_the_lock_of_a_killed_process_is_nobody_s(tmp_path):
     begin = time.monotonic()
     with locked(tmp_path):
         assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "no locks"), NotImplementedError("no flock")])
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog, error):
+    def fail(self, *args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(resume.FileLock, "acquire", fail)
+    with locked(tmp_path):
+        assert "file system without locks" in caplog.text
+
+
+def test_a_holder_that_has_just_gone_is_another_process(tmp_path, monkeypatch):
+    with locked(tmp_path):
+        (tmp_path / ".run.holder").unlink()
+        with pytest.raises(DataError, match="is in use by another process; "), locked(tmp_path, patience=0):
+            pytest.fail("both are in")
 
 
 def test_a_folder_that_cannot_be_made_is_the_user_s_to_solve(tmp_path):

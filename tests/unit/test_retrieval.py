@@ -84,7 +84,7 @@ class Fixed:
     """Ranks the given documents in the given order for every query."""
 
     def __init__(self, documents, order):
-        self.hits = tuple(Hit(documents[i], float(-i)) for i in order)
+        self.hits = tuple(Hit(documents[i], float(i + 1)) for i in order)
 
     def search(self, queries, k):
         return [self.hits[:k] for _ in queries]
@@ -106,6 +106,14 @@ def test_the_hybrid_looks_deeper_than_k():
     other = Fixed(documents, [4, 1, 5, 6])
     (hits,) = HybridRetriever([one, other]).search(["any"], 1)
     assert [hit.document for hit in hits] == [documents[1]]
+
+
+def test_words_that_stand_nowhere_leave_the_hybrid_to_the_embedding_model():
+    """BM25 gives every document 0 then, and ranks them by chance."""
+    documents = random_documents(40)
+    (expected,) = dense(documents).search(["zebra quagga"], 40)
+    (hits,) = HybridRetriever([dense(documents), BM25Retriever(documents)]).search(["zebra quagga"], 40)
+    assert [hit.document for hit in hits] == [hit.document for hit in expected]
 
 
 def retrievers(documents):

@@ -16,6 +16,7 @@ import torch
 from conftest import INSTRUCTION, tiny_examples
 from transformers import TrainerCallback
 
+import groundtune.loss
 from groundtune.arguments import ModelArguments, PromptArguments
 from groundtune.checkpoints import checkpoint_folders, newest_checkpoint, read_checkpoint
 from groundtune.durable import Damaged
@@ -25,8 +26,8 @@ from groundtune.methods import METHODS
 from groundtune.models import add_lora
 from groundtune.passages import gold_passages
 from groundtune.prompt import make_prompt
-from groundtune.safe_trainer import tracker_problems
 from groundtune.signals import Stopped, watched
+from groundtune.trackers import tracker_problems
 from groundtune.trainer import QATrainer, QATrainingArguments
 
 METRIC = "eval_loss_with_gold_passage"
@@ -420,3 +421,41 @@ def test_the_state_of_a_checkpoint_is_plain_json(make, tmp_path):
     make("run", max_steps=2).train()
     for name in ("optimizer", "scheduler", "randomness_0", "trainer_state"):
         json.loads((tmp_path / f"run/checkpoint-2/{name}.json").read_text())
+
+
+def test_a_data_seed_of_0_is_a_seed_of_its_own(make):
+    assert make(seed=3, data_seed=0)._get_train_sampler().seed == 0
+    assert make(seed=3)._get_train_sampler().seed == 3
+
+
+def test_of_several_gpus_one_is_used_and_the_way_to_all_is_said(monkeypatch, caplog):
+    """`DataParallel` would hand each of them a part of a batch, and the loss's hook the whole."""
+    from transformers import TrainingArguments
+
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 4)
+    arguments = QATrainingArguments(output_dir="x", per_device_train_batch_size=3)
+    assert arguments.n_gpu == 1 and arguments.train_batch_size == 3
+    assert "torchrun --nproc_per_node 4" in caplog.text
+
+
+def test_a_process_more_than_a_checkpoint_had_begins_its_draws_anew(make, caplog):
+    """`--resume_anyway` lets a run go on with another number of processes."""
+    trainer = make(max_steps=2)
+    trainer.train()
+    folder = newest_checkpoint(Path(trainer.args.output_dir)).folder
+    (folder / "randomness_0.json").rename(folder / "randomness_1.json")
+    trainer._load_rng_state(str(folder))
+    assert "is of fewer processes" in caplog.text
+
+
+def test_in_bfloat16_the_loss_reads_the_logits_as_the_model_wrote_them(make, monkeypatch):
+    """A copy of them in float32 would be the largest thing in memory where the vocabulary is large."""
+    seen, forward = [], groundtune.loss._SumOfCrossEntropy.forward
+
+    def noted(ctx, logits, targets):
+        seen.append(logits.dtype)
+        return forward(ctx, logits, targets)
+
+    monkeypatch.setattr(groundtune.loss._SumOfCrossEntropy, "forward", staticmethod(noted))
+    make(bf16=True, max_steps=2, eval_steps=1, save_strategy="no", load_best_model_at_end=False).train()
+    assert len(seen) > 6 and set(seen) == {torch.bfloat16}

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,11 @@ import pytest
 from groundtune import signals
 from groundtune.signals import Stopped, at_once, deferred, watched
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send")
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send"),
+    pytest.mark.usefixtures("signals_of_a_terminal"),
+]
+ROOT = Path(__file__).parents[2]
 
 
 def send(signum: int = signal.SIGTERM) -> None:
@@ -37,15 +42,17 @@ def test_a_signal_stops_at_once_and_no_handler_of_errors_holds_it_up(signum, sta
 
 
 def test_what_may_not_be_torn_is_finished_and_then_it_stops(capfd):
-    done = []
+    done, told = [], ""
     with pytest.raises(Stopped), watched():
         with deferred():
             send()
             assert signals.asked() == signal.SIGTERM
+            while not told:
+                told = capfd.readouterr().err
             done.append("step")
         pytest.fail("went on")
     assert done == ["step"]
-    assert capfd.readouterr().err == "SIGTERM: finishing the step; a second signal leaves at once\n"
+    assert told == "SIGTERM: finishing the step; a second signal leaves at once\n" and not capfd.readouterr().err
 
 
 def test_within_it_an_evaluation_may_be_torn():
@@ -114,10 +121,63 @@ with watched(), deferred():
 def test_a_second_signal_leaves_at_once(first, second):
     done = subprocess.run(
         [sys.executable, "-c", SECOND.format(first=first, second=second)], capture_output=True, text=True, timeout=120,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == -getattr(signal, second)
     assert done.stdout == "noted\n" and "Traceback" not in done.stderr
+
+
+LIBRARY = """
+import hashlib
+from groundtune.signals import deferred, watched
+with watched(), deferred():
+    print("begun", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)  # far over a minute, and no line of Python
+"""
+
+
+@pytest.mark.parametrize("first, second", [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT"), ("SIGINT", "SIGTERM")])
+def test_signals_are_heard_while_a_library_computes(first, second):
+    """A backward pass can take as long, and Python calls no handler before it is over."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", LIBRARY], cwd=ROOT, **pipes) as process:
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(0.5)  # and now it is in the library
+        process.send_signal(getattr(signal, first))
+        assert process.stderr.readline() == f"{first}: finishing the step; a second signal leaves at once\n"
+        process.send_signal(getattr(signal, second))
+        assert process.wait(timeout=20) == 128 + getattr(signal, second)
+        assert process.stderr.read() == ""
+
+
+FORKED = """
+import os, signal, time
+from groundtune.signals import asked, deferred, watched
+with watched():
+    with deferred():
+        if child := os.fork():
+            os.waitpid(child, 0)
+            print("alone", asked(), flush=True)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+            print("noted", asked(), flush=True)
+        else:
+            os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C tells every process of a terminal
+            os._exit(0)
+"""
+
+
+def test_what_a_worker_is_told_is_not_a_second_signal():
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.stdout == "alone None\nnoted 2\n"
+
+
+def test_whoever_listened_before_listens_again():
+    before = signal.set_wakeup_fd(-1)
+    threads = threading.active_count()
+    with watched():
+        assert signal.set_wakeup_fd(-1) != -1
+    assert signal.set_wakeup_fd(before) == -1 and threading.active_count() == threads
 
 
 def test_a_signal_that_the_parent_ignored_stays_ignored():

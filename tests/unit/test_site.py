@@ -16,6 +16,14 @@ from groundtune.cli import COMMANDS
 ROOT = Path(__file__).parents[2]
 
 
+def test_every_test_and_script_that_the_page_on_reliability_names_is_there():
+    page = (ROOT / "docs/reliability.md").read_text("utf-8")
+    named = re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", page)
+    assert len(named) > 25
+    lost = [n for n in named if not (ROOT / n[0]).is_file() or f"def {n[1]}" not in (ROOT / n[0]).read_text("utf-8")]
+    assert lost == []
+
+
 def load_hooks():
     spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
     hooks = importlib.util.module_from_spec(spec)

@@ -90,8 +90,9 @@ def test_ids_that_the_model_has_no_embedding_for_are_an_error_before_training(fa
     family = families["qwen"]
     _, rows = rows_of(family)
     model = family.model()
-    check_vocabulary(rows, model, "me/model")
+    texts = [row.prompt_ids + row.answer_ids for row in rows]
+    check_vocabulary(texts, model, "me/model")
     with pytest.raises(
         ModelError, match=r"me/model: the tokenizer makes ids up to 700, and the model has \d+ embeddings"
     ):
-        check_vocabulary([*rows, Row([700], [2], 0, "")], model, "me/model")
+        check_vocabulary([*texts, [700, 2]], model, "me/model")

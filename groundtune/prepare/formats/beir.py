@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from groundtune.documents import format_passage
-from groundtune.files import DataError, Record
+from groundtune.entries import Record
+from groundtune.files import DataError
 from groundtune.prepare.formats.format import Converted, Format, Options, opened, records
 from groundtune.schema import Document, Example
 

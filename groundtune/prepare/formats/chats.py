@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.documents import format_passage
-from groundtune.files import Record, shown
+from groundtune.entries import Record, shown
 from groundtune.prepare.formats.format import Converted, Format, Options, children, converted, records
 from groundtune.prompt import chat_turns
 from groundtune.schema import ASSISTANT, USER, Document, Example, Turn

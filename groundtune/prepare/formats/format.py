@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from groundtune.files import DataError, Record, shown
+from groundtune.entries import Record, shown
+from groundtune.files import DataError
 from groundtune.schema import UNANSWERABLE, Document, Example, Turn
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from groundtune.documents import format_passage
-from groundtune.files import Record
+from groundtune.entries import Record
 from groundtune.prepare.formats.format import Converted, Format, Options, children, converted, records
 from groundtune.schema import Document
 

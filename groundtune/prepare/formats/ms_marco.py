@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from groundtune.documents import format_passage
-from groundtune.files import Record
+from groundtune.entries import Record
 from groundtune.prepare.formats.format import Converted, Format, Options, children, converted, records
 
 _NEED = 'a question is {"query", "answers": [...], "passages": [{"passage_text", "is_selected", "url"}]}'

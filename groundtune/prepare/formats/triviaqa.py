@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from groundtune.documents import format_passage, split_into_passages
-from groundtune.files import DataError, Record
+from groundtune.entries import Record
+from groundtune.files import DataError
 from groundtune.prepare.formats.format import Converted, Format, Options, child, children, converted, records
 from groundtune.schema import Document
 

@@ -1,0 +1,223 @@
+"""One object of a file -> an example or a document, and all that is wrong in it; free of any idea of files."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import reprlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
+
+to_json = json.JSONEncoder(ensure_ascii=False).encode
+
+# The historical format calls the assistant "system".
+_USERS = ["user", "human", "customer", "client", "question"]
+_ASSISTANTS = ["assistant", "system", "bot", "chatbot", "gpt", "ai", "agent", "model", "answer"]
+_SPEAKERS = {**dict.fromkeys(_USERS, USER), **dict.fromkeys(_ASSISTANTS, ASSISTANT)}
+_A_DOCUMENT = 'a document is {"page_content": "its text", ...}'
+_A_TURN = 'a turn is {"speaker": "user", "message": "what was said"}'
+_HALF_A_CHARACTER = "holds half of a surrogate pair, which UTF-8 cannot encode; write the whole character"
+
+
+@dataclass(frozen=True)
+class Record:
+    """An object in a file: where it stands, its fields, and the `problems` and `suspicions` of the whole file so far.
+
+    What is wrong is noted and something harmless returned, so that one reading finds every problem.
+    """
+
+    where: str  # "train.jsonl:17"
+    fields: dict[str, Any]
+    problems: list[str]
+    suspicions: list[str] = field(default_factory=list)
+    prefix: str = ""  # "gold_docs[0]."
+
+    def note(self, key: str, problem: str) -> None:
+        """Add what is wrong with the field `key` to the problems."""
+        self.problems.append(f"{self.where}: {self.prefix}{key}: {problem}")
+
+    def text(self, key: str, need: str, required: bool = True, may_be_blank: bool = False) -> str:
+        """The text at `key`, "" where there is none; `need` tells the user what belongs there."""
+        value = self.fields.get(key)
+        if value is None:
+            value = ""
+            if required:
+                self.note(key, f"missing{self.other_spelling(key)}; {need}")
+        elif not isinstance(value, str):
+            self.note(key, f"is {shown(value)}, not text; {need}")
+        elif required and not may_be_blank and not value.strip():
+            self.note(key, f"is blank ({shown(value)}); {need}")
+        elif not _encodable(value):
+            self.note(key, f"{shown(value)} {_HALF_A_CHARACTER}")
+        return value if isinstance(value, str) else ""
+
+    def other_spelling(self, key: str) -> str:
+        """A hint where a field that is missing stands there by a name like its own."""
+        names = {name.lower(): name for name in self.fields if name != key}
+        near = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
+        return f" (there is {shown(names[near[0]])})" if near else ""
+
+    def suspect_misspelt(self, *optional: str, required: Sequence[str] = ()) -> None:
+        """A misspelt field that may be left out would be missed in silence."""
+        absent = [name for name in optional if name not in self.fields]
+        for key in self.fields:
+            if absent and key not in (*optional, *required):
+                for meant in difflib.get_close_matches(key.lower(), absent, n=1, cutoff=0.8):
+                    problem = f"is ignored; rename it to {meant}, if that is meant"
+                    self.suspicions.append(f"{self.where}: {self.prefix}{_shown_name(key)}: {problem}")
+
+    def texts(self, key: str, need: str) -> list[str]:
+        """The texts in the list at `key`, blank ones left out; missing, null and "" mean none."""
+        values = self.fields.get(key)
+        if values is None or values == "":
+            return []
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            self.note(key, f"is {shown(values)}, not a list of texts; {need}")
+            return []
+        if not _encodable(values):
+            self.note(key, _HALF_A_CHARACTER)
+        return [value for value in values if value.strip()]
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false at `key`, `default` where it is missing or null."""
+        value = self.fields.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            self.note(key, f"is {shown(value)}; write true or false, or leave it out")
+        return value is True
+
+    def metadata(self) -> dict[str, Any]:
+        """The object at `metadata`, an empty one where there is none."""
+        value = self.fields.get("metadata")
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            self.note("metadata", f"is {shown(value)}, not an object; write one or leave it out")
+            return {}
+        if not _encodable(value):
+            self.note("metadata", _HALF_A_CHARACTER)
+        return value
+
+    def records(self, key: str, each: str) -> Iterator[Record]:
+        """The objects in the list at `key`; missing, null and "" mean none."""
+        values = self.fields.get(key)
+        if values is None or values == "":
+            return
+        if not isinstance(values, list):
+            self.note(key, f"is {shown(values)}, not a list; {each}")
+            return
+        for position, value in enumerate(values):
+            if isinstance(value, dict):
+                prefix = f"{self.prefix}{key}[{position}]."
+                yield Record(self.where, value, self.problems, self.suspicions, prefix)
+            else:
+                self.note(f"{key}[{position}]", f"is {shown(value)}, not an object; {each}")
+
+
+def example_of(record: Record) -> Example:
+    """An example of `files.read_examples`; where something is noted, not one to use."""
+    record.suspect_misspelt(
+        "chat_history", "hard_neg_docs", "gold_answers", "answerable", required=("question", "gold_docs", "gold_answer")
+    )
+    if record.fields.get("gold_docs") in (None, "", []):
+        state = "empty" if "gold_docs" in record.fields else "missing" + record.other_spelling("gold_docs")
+        record.note("gold_docs", f'{state}; every line needs "gold_docs", the documents that hold the answer')
+    return Example(
+        question=record.text(
+            "question", 'every line needs a "question" with the text of the question', may_be_blank=True
+        ),
+        answer=record.text(
+            "gold_answer", 'every line needs a "gold_answer" with the text of the answer', may_be_blank=True
+        ),
+        gold_documents=tuple(map(document_of, record.records("gold_docs", _A_DOCUMENT))),
+        chat_history=tuple(map(_turn, record.records("chat_history", _A_TURN))),
+        hard_negatives=tuple(map(document_of, record.records("hard_neg_docs", _A_DOCUMENT))),
+        gold_answers=tuple(record.texts("gold_answers", "it lists the acceptable answers, each a text")),
+        answerable=record.flag("answerable", default=True),
+        source=record.where,
+    )
+
+
+def _turn(record: Record) -> Turn:
+    record.suspect_misspelt("source_documents")
+    name = record.text("speaker", _A_TURN)
+    if name.strip() and name.strip().lower() not in _SPEAKERS:
+        record.note("speaker", f"{shown(name)} is unknown; use one of {', '.join(_SPEAKERS)}")
+    return Turn(
+        speaker=_SPEAKERS.get(name.strip().lower(), USER),
+        message=record.text("message", _A_TURN),
+        source_documents=tuple(map(document_of, record.records("source_documents", _A_DOCUMENT))),
+    )
+
+
+def document_of(record: Record) -> Document:
+    """A document of `files.read_documents`; where something is noted, not one to use."""
+    record.suspect_misspelt("fmt_content", "metadata")
+    formatted = record.text("fmt_content", "it is the page content with its metadata", required=False)
+    page = record.text("page_content", _A_DOCUMENT, required=not formatted.strip())
+    return Document(page, formatted, record.metadata())
+
+
+class _GivenTwice(ValueError):
+    """A name stands twice in one JSON object; the standard library would keep the last in silence."""
+
+
+def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise _GivenTwice(f"{_shown_name(twice)} is given twice in one object; keep one")
+    return fields
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_each_name_once).decode
+
+
+def json_object(line: bytes) -> dict[str, Any]:
+    """The JSON object in a line of UTF-8. Raises ValueError with a message for the user, whatever is wrong with it."""
+    try:
+        value = _decode(line.decode("utf-8").rstrip())  # or an error at the end is on "line 2 column 1"
+    except UnicodeDecodeError as error:
+        seen = f"byte {error.start + 1} is {line[error.start]:#04x}"
+        raise ValueError(f"not UTF-8 ({seen}); save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        problem = f"not valid JSON at column {error.colno}: {error.msg}"
+        raise ValueError(f"{problem}; every line must be one whole JSON object") from error
+    except _GivenTwice:
+        raise
+    except RecursionError as error:
+        raise ValueError("nests too deeply to be read; flatten it") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise ValueError(f"holds a number that cannot be read ({error}); write it as text") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"is {shown(value)}, not an object; every line must be one JSON object")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: one line, about 60 characters, however large or deep it is."""
+    shorten = reprlib.Repr()
+    shorten.maxstring = shorten.maxother = 60
+    shorten.maxlevel = 2
+    shown = shorten.repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def _shown_name(name: str) -> str:
+    """A field's name as a message shows it; one with blanks or unprintable characters in quotes."""
+    return name if re.fullmatch(r"[\w.-]{1,40}", name) else shown(name)
+
+
+def _encodable(value: Any) -> bool:
+    """JSON can spell half of a surrogate pair, which no file in UTF-8 can hold."""
+    try:
+        to_json(value).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

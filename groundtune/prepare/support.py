@@ -1,0 +1,113 @@
+"""Is an answer supported by its passage? By the words that both have, by an LLM that is asked, or by both."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from groundtune.prepare.journal import Journal
+from groundtune.prepare.questions import Asker, Settings, fill, questions_of, words
+from groundtune.schema import Document
+
+WAYS = ("lexical", "llm", "both")
+# Words that say nothing about what an answer claims, so that they are found in nearly every passage.
+FILLERS = frozenset(
+    re.findall(
+        r"\w+",
+        "a an and are as at be been but by can do does for from has have how if in into is it its may no not of on or "
+        "so such than that the their them then there these they this those to was were what when where which who why "
+        "will with yes you your",
+    )
+)
+# At the end, for before it a model may speak of either.
+_VERDICT = re.compile(r"\[\[\s*(yes|no)\s*\]\][.\s]*\Z", re.IGNORECASE)
+
+
+def support(answer: str, question: str, passage: str) -> float:
+    """Share of the words that the answer adds to the question which the passage holds, compared by their stems.
+
+    Fillers do not count. 0 if the answer has a number that neither of the two has: a wrong figure makes any sentence
+    wrong.
+    """
+    said = [word for word in words(answer) if word not in FILLERS]
+    asked, held = set(words(question)), set(words(passage))
+    if any(_is_number(word) and word not in held | asked for word in said):
+        return 0.0
+    asked_stems, held_stems = set(map(stem, asked)), set(map(stem, held))
+    stems = list(map(stem, said))
+    added = [one for one in stems if one not in asked_stems] or stems
+    return sum(one in held_stems for one in added) / len(added) if added else 0.0
+
+
+def check_support(passages: Sequence[Document], settings: Settings, ask: Asker) -> None:
+    """Let the LLM say of every answer whether its passage supports it, where the journal does not hold that yet.
+
+    An answer that was cut, or that the lexical gate stops anyway, is not asked about.
+    """
+    by_id, check, journal = {passage.id: passage for passage in passages}, made_by(settings), ask.journal
+    answers, known = answers_of(journal), verdicts_of(journal, settings).keys() | cut_answers_of(journal)
+    asked = [
+        (id, question, answers[id, question])
+        for id, question in questions_of(journal, by_id)
+        if answers.get((id, question)) and (id, question) not in known
+    ]
+    if settings.support == "both":
+        least = settings.min_support
+        asked = [(id, q, answer) for id, q, answer in asked if support(answer, q, by_id[id].text) >= least]
+    ask(
+        "checks",
+        [{"passage": id, "question": question, "check": check} for id, question, _ in asked],
+        [support_prompt(settings, by_id[id], question, answer) for id, question, answer in asked],
+        lambda reply: {"supported": parse_verdict(reply.text), "said": reply.text},
+    )
+
+
+def support_prompt(settings: Settings, passage: Document, question: str, answer: str) -> str:
+    return fill(settings.support_prompt, passage=passage.text, question=question, answer=answer)
+
+
+def parse_verdict(text: str) -> bool | None:
+    """Whether a reply ends in [[yes]] or in [[no]]; None if it ends in neither."""
+    found = _VERDICT.search(text)
+    return found[1].lower() == "yes" if found else None
+
+
+def answers_of(journal: Journal) -> dict[tuple[str, str], str]:
+    """Answer by passage id and question; empty where the model found none in the passage."""
+    return {(row["passage"], row["question"]): row["answer"] for row in journal.rows if "answer" in row}
+
+
+def cut_answers_of(journal: Journal) -> set[tuple[str, str]]:
+    """Passage id and question of the answers that ended at the token limit."""
+    return {(row["passage"], row["question"]) for row in journal.rows if not row.get("finished", True)}
+
+
+def verdicts_of(journal: Journal, settings: Settings) -> Mapping[tuple[str, str], dict[str, Any]]:
+    """Rows with `supported` and `said` by passage id and question, of those that this prompt and model gave."""
+    check = made_by(settings)
+    return {(row["passage"], row["question"]): row for row in journal.rows if row.get("check") == check}
+
+
+def made_by(settings: Settings) -> str:
+    """Who gave a verdict, by which prompt: those of others stay in the journal and do not count."""
+    return hashlib.sha256(f"{settings.checker}\n{settings.support_prompt}".encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=100_000)
+def stem(word: str) -> str:
+    """By Porter (1980), made for English; most words of other languages stay as they are."""
+    return _stemmer().stem(word)
+
+
+@lru_cache(maxsize=1)
+def _stemmer() -> Any:
+    from nltk.stem.porter import PorterStemmer
+
+    return PorterStemmer()
+
+
+def _is_number(word: str) -> bool:
+    return any(map(str.isdigit, word))

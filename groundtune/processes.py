@@ -1,0 +1,36 @@
+"""Several processes of one run (`torchrun`, `accelerate launch`): what one does for all, what each does a share of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+T = TypeVar("T")
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes, or the only one."""
+    return PartialState().is_main_process
+
+
+def once(compute: Callable[[], T]) -> T:
+    """What `compute` returns in the main process, in all of them: so that they agree on it, and it is made once."""
+    found = [compute() if is_main() else None]
+    return broadcast_object_list(found)[0] if PartialState().num_processes > 1 else found[0]
+
+
+def in_shares(n: int, compute: Callable[[Sequence[int]], Sequence[T]]) -> list[T]:
+    """Results 0 to n - 1 in every process, where each has computed its share: `compute(numbers)` gives theirs in order.
+
+    Every so many-th is in a share, so that neighbours, which are often alike, are spread.
+    """
+    state = PartialState()
+    mine = range(state.process_index, n, state.num_processes)
+    done = list(zip(mine, compute(mine)))
+    if state.num_processes > 1:
+        done = gather_object(done)
+    return [result for _, result in sorted(done, key=itemgetter(0))]

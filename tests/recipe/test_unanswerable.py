@@ -1,0 +1,63 @@
+"""A whole run on data of which a part has no answer: trained, evaluated, compared, and counted as what it is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import tiny_examples, write_data
+from test_recipes import flags
+
+from groundtune.cli import main
+from groundtune.files import write_jsonl
+from groundtune.schema import UNANSWERABLE
+
+WITHOUT = {0, 3}  # questions of which no passage holds the answer; the test file begins with the fourth
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = write_data(tmp_path_factory.mktemp("data"))
+    rows = [e.to_dict() for e in tiny_examples()]
+    for i in WITHOUT:
+        rows[i] |= {"gold_answer": UNANSWERABLE, "answerable": False}
+    for name, part in {"train": rows, "eval": rows[:4], "test": rows[3:]}.items():
+        write_jsonl(folder / f"{name}.jsonl", part)
+    return folder
+
+
+def test_a_run_measures_retrieval_on_what_has_an_answer_and_says_how_the_rest_was_met(
+    families, static_embedding_folder, data, tmp_path, capsys
+):
+    folder = tmp_path / "run"
+    words = flags(families["mistral"], static_embedding_folder, data, folder, max_steps=2, eval_steps=1,
+                  use_peft="true", lora_r=2)  # fmt: skip
+    assert main(["swr", *words]) == 0
+    capsys.readouterr()
+    metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+    for system in ("base", "tuned"):
+        assert metrics[system]["n"] == 3 and metrics[system]["retrieval/recall@1"]["scored"] == 2
+        assert metrics[system]["abstained/unanswerable"]["scored"] == 1
+        assert metrics[system]["abstained/answerable"]["scored"] == 2
+    assert metrics["difference"]["retrieval/mrr"]["n"] == 2
+    during = [row for row in metrics["history"] if "eval_abstained/unanswerable" in row]
+    assert [row["step"] for row in during] == [0, 1, 2]
+    for name in ("report.md", "report.html", "README.md"):
+        assert "1 of 3 questions are unanswerable" in (folder / name).read_text("utf-8")
+
+    assert main(["evaluate", str(folder), "--contexts", "all", "--with_base", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert any(note.startswith("1 of 3 questions are unanswerable") for note in found["notes"])
+    for by_system in found["evaluations"].values():
+        for evaluation in by_system.values():
+            outcomes = evaluation["outcomes"]
+            assert sum(outcomes.values()) == 3
+            assert outcomes["unanswerable, and said so"] + outcomes["unanswerable, but answered"] == 1
+
+    page = tmp_path / "page.html"
+    runs = [str(folder / "predictions" / f"test_{name}.jsonl") for name in ("base", "tuned")]
+    assert main(["compare", *runs, "-o", str(page), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["differences"]["test_tuned"]["retrieval/recall@1"]["n"] == 2
+    assert found["notes"][0].startswith("1 of 3 questions are unanswerable")
+    assert "1 of 3 questions are unanswerable" in page.read_text("utf-8")

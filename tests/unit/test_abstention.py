@@ -1,0 +1,167 @@
+"""Questions without an answer are right where the model says so, are in no mean of retrieval, and are counted."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from conftest import tiny_documents, tiny_examples
+
+from groundtune import abstention
+from groundtune.abstention import ANSWERABLE, UNANSWERABLE, abstains, answer_scores, unknown_texts
+from groundtune.evaluation import score_replies
+from groundtune.inference.comparison import compare
+from groundtune.inference.comparison_page import comparison_table, outcomes_table, write_comparisons
+from groundtune.inference.outcomes import INVENTED, KNEW, MISSED, RIGHT, WRONG, Rightness, with_outcomes
+from groundtune.metrics import generation_scores, greater_is_better
+from groundtune.predictions import evaluation_of, read_predictions, write_predictions
+from groundtune.reporting.report import write_results
+from groundtune.reporting.results import Results, comparison, notes
+from groundtune.schema import UNANSWERABLE as SENTENCE
+from groundtune.schema import Hit, Reply
+
+F1, RECALL = "generation/f1", "retrieval/recall@1"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        SENTENCE,
+        "the passages do not answer this question",
+        f"{SENTENCE} They are about lamps.",
+        "I don't know.",
+        "Sorry, I cannot answer this from what is given.",
+        "The provided passages do not mention the price of a lamp.",
+        "The passage doesn't say who wrote it.",
+        "The price is not mentioned in the passages.",
+        "There is no information about lamps in the given context.",
+        "This cannot be determined.",
+        "Unanswerable",
+    ],
+)
+def test_an_answer_that_says_there_is_none_is_seen_in_many_words(answer):
+    assert abstains(answer, {SENTENCE})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "At nine.",
+        "The price does not include shipping.",
+        "Guests do not have to pay.",
+        "It is not included.",
+        "Lamps are sold in the shop. I do not know more.",
+        "No, only water.",
+        "The document must be signed.",
+    ],
+)
+def test_an_answer_that_merely_denies_something_is_an_answer(answer):
+    assert not abstains(answer, {SENTENCE})
+
+
+def test_what_the_data_teach_to_say_is_seen_in_any_language():
+    assert abstains("Das steht nicht in den Texten. Mehr weiß ich nicht.", {"Das steht nicht in den Texten."})
+    assert not abstains("Das steht nicht in den Texten.", {SENTENCE})
+    assert not abstains("Um neun.", {"."})  # of which nothing is left to compare
+
+
+def examples():
+    """Six, of which the last two have no answer."""
+    made = tiny_examples()
+    return made[:4] + [replace(e, answer=SENTENCE, answerable=False) for e in made[4:]]
+
+
+def predictions(answers):
+    """Every second question finds its passage first."""
+    documents = tiny_documents()
+    hits = [(Hit(documents[i if i % 2 else i - 1], 1.0),) for i in range(6)]
+    read = [[hit.document for hit in found] for found in hits]
+    return score_replies(examples(), hits, read, [Reply(a, True, 9, 3) for a in answers], "retrieved", 0.6, 0.6)
+
+
+GOOD = [*(e.answer for e in tiny_examples()[:4]), "I don't know.", SENTENCE]
+BAD = [SENTENCE, *(e.answer for e in tiny_examples()[1:4]), "The passages at the door.", "On floor two."]
+
+
+def test_unanswerable_questions_are_in_no_mean_of_retrieval_and_are_scored_by_what_they_say():
+    found = evaluation_of(predictions(GOOD), samples=100)
+    assert found.n == 6 and found.scored(RECALL) == found.scored("retrieval/mrr") == 4
+    assert found.metrics[RECALL].value == 0.5
+    assert found.scored(F1) == 6 and found.metrics[F1].value == found.metrics["generation/exact_match"].value == 1
+    assert found.metrics[UNANSWERABLE].value == 1 and found.scored(UNANSWERABLE) == 2
+    assert found.metrics[ANSWERABLE].value == 0 and found.scored(ANSWERABLE) == 4
+    assert found.to_dict()[RECALL]["scored"] == 4 and "scored" not in found.to_dict()[F1]
+    bad = evaluation_of(predictions(BAD), samples=100)
+    assert bad.metrics[UNANSWERABLE].value == 0 and bad.metrics[ANSWERABLE].value == 0.25
+    # Words in common with the sentence that says so are worth nothing.
+    assert bad.predictions[4].scores[F1] == 0 < bad.predictions[4].scores["generation/rouge1"]
+
+
+def test_where_every_question_has_an_answer_the_scores_are_as_ever():
+    example = tiny_examples()[0]
+    assert unknown_texts(tiny_examples()) == frozenset() and abstention.note(tiny_examples()) == ""
+    assert answer_scores("I don't know.", example, frozenset()) == generation_scores("I don't know.", example.answer)
+
+
+def test_more_said_unknown_rightly_is_better_and_wrongly_is_worse():
+    assert greater_is_better(UNANSWERABLE) and not greater_is_better(ANSWERABLE)
+    assert greater_is_better(f"eval_{UNANSWERABLE}") and not greater_is_better(f"eval_{ANSWERABLE}")
+
+
+def test_an_unanswerable_question_has_an_outcome_of_its_own():
+    outcomes = [p.outcome for p in with_outcomes(predictions(GOOD), Rightness())]
+    assert outcomes == ["right without evidence", RIGHT] * 2 + [KNEW] * 2
+    outcomes = [p.outcome for p in with_outcomes(predictions(BAD), Rightness())]
+    assert outcomes[0] == MISSED and outcomes[4:] == [INVENTED] * 2 and WRONG not in outcomes
+
+
+def test_predictions_come_back_from_their_file_as_unanswerable(tmp_path):
+    write_predictions(tmp_path / "p.jsonl", evaluation_of(with_outcomes(predictions(GOOD), Rightness()), samples=100))
+    read = read_predictions(tmp_path / "p.jsonl")
+    assert [p.example.answerable for p in read] == [True] * 4 + [False] * 2
+    assert [p.scores for p in read] == [p.scores for p in predictions(GOOD)]
+    rows = (tmp_path / "p.jsonl").read_text().splitlines()
+    assert ["answerable" in json.loads(row) for row in rows] == [False] * 4 + [True] * 2
+
+
+def test_a_comparison_pairs_retrieval_on_what_has_an_answer_and_says_so(tmp_path):
+    from rich.console import Console
+
+    systems = {name: with_outcomes(predictions(said), Rightness()) for name, said in (("bad", BAD), ("good", GOOD))}
+    found = compare("both", systems)
+    differences = found.differences["good"]
+    assert differences[RECALL].n == 4 and differences[F1].n == 6 and differences[UNANSWERABLE].n == 2
+    assert found.unanswerable.startswith("2 of 6 questions are unanswerable: they are in no mean of retrieval")
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(comparison_table(found), outcomes_table(found))
+    said = console.export_text()
+    assert "Said unknown, rightly" in said and " of 4" in said and KNEW in said and INVENTED in said
+    write_comparisons(tmp_path / "page.html", "comparison", "both", [found], {}, [found.unanswerable], {})
+    page = (tmp_path / "page.html").read_text()
+    assert "2 of 6 questions are unanswerable" in page and "the model said that it does not know" in page
+
+
+def test_the_report_of_a_run_says_of_how_many_each_mean_is(tmp_path):
+    base, tuned = (evaluation_of(predictions(said), samples=100) for said in (BAD, GOOD))
+    made = Results("sft", base, tuned, [], None, None, False, [], {"arguments": {}})
+    rows = {row.label: row for row in comparison(made)}
+    assert rows["Recall@1 (n = 4)"].base[0] == "0.50"
+    assert rows["Said unknown, rightly (n = 2)"].tuned[0] == "1.00"
+    assert rows["Said unknown, wrongly (n = 4)"].difference[0] == "-0.25"
+    assert rows["Token F1"].tuned[0] == "1.00"
+    assert notes(made)[0].startswith("2 of 6 questions are unanswerable")
+    write_results(tmp_path, made)
+    assert json.loads((tmp_path / "metrics.json").read_text())["difference"][RECALL]["n"] == 4
+    for name in ("report.md", "report.html", "README.md"):
+        assert "2 of 6 questions are unanswerable" in (tmp_path / name).read_text(), name
+
+
+def test_only_unanswerable_questions_leave_no_retrieval_to_report():
+    alone = [p for p in predictions(GOOD) if not p.example.answerable]
+    found = evaluation_of(alone, samples=100)
+    assert not any(name.startswith("retrieval/") for name in found.metrics)
+    rows = comparison(Results("sft", found, found, [], None, None, False, [], {}))
+    assert rows[0].label == "Token F1" and not any(row.group == "Retrieval" for row in rows)
