@@ -94,7 +94,7 @@ def steps(text: str) -> Iterator[list[str] | str]:
         if ours:
             words = shlex.split(line, comments=True)
             yield words[1:] if words[0] == "groundtune" else [_SCRIPTS[Path(words[1]).name], *words[2:]]
-        elif line.strip():
+        elif end or line.strip():
             script.append(line)
         end = "" if line == end else opened[1] if opened and not end else end
     if script:

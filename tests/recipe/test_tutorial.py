@@ -42,7 +42,7 @@ def obedient(prompt: str) -> str:
     passage = prompt.rpartition("Passage:\n")[2].rpartition("\n\nQuestion")[0]
     lines = sorted((" ".join(line.split()) for line in passage.partition("Content:\n")[2].splitlines()), key=len)
     said = lines[-1].replace("?", " ") if lines else "nothing"
-    return said if prompt.endswith("Answer:") else f"What is said of {said[:80]}?"
+    return said if prompt.rstrip().endswith("Answer:") else f"What is said of {said[:80]}?"
 
 
 @pytest.fixture
