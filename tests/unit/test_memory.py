@@ -356,4 +356,4 @@ def test_a_command_ends_with_one_line_and_status_1(monkeypatch, capsys, error, l
 def test_what_a_checkpoint_says_of_it_is_json(make, tmp_path):
     make("run", max_steps=2).train()
     about = json.loads((tmp_path / "run/checkpoint-2/manifest.json").read_text())
-    assert about["rows at once"] == {"train": 1, "eval": 8}
+    assert about["rows at once"] == {"train": 1, "eval": 16}
