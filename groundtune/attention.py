@@ -118,28 +118,33 @@ class Packed:
 
         length = self.segments[-1].stop
         room = max(1024, 1 << (length - 1).bit_length())
-        ends = pad(torch.tensor(self.subtree_ends(), device=device), (0, room - length), value=room)
-        positions = pad(torch.tensor(self.positions(), device=device), (0, room - length))
+        ends, positions = torch.tensor(self.subtree_ends()), torch.tensor(self.positions())
+        missing = room // _BLOCK - -(-length // _BLOCK)
+        some, whole = (pad(x, (0, missing, 0, missing)).to(device) for x in self._blocks(ends, positions, window))
+        some |= torch.eye(len(some), dtype=torch.bool, device=device)
+        ends = pad(ends, (0, room - length), value=room).to(device)
+        positions = pad(positions, (0, room - length)).to(device)
         oldest = positions - (room if window is None else window) + 1
 
         def reads(batch: Any, head: Any, q: Any, k: Any) -> Any:
             return (k <= q) & (q < ends[k]) & (positions[k] >= oldest[q])
 
-        missing = room // _BLOCK - -(-length // _BLOCK)
-        some, whole = (pad(blocks, (0, missing, 0, missing)).to(device) for blocks in self._blocks(window))
-        some |= torch.eye(len(some), dtype=torch.bool, device=device)
         return BlockMask.from_kv_blocks(
             *_numbers_first(some & ~whole), *_numbers_first(whole), BLOCK_SIZE=_BLOCK, mask_mod=reads,
             seq_lengths=(room, room),
         )  # fmt: skip
 
-    def _blocks(self, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of which blocks of keys each block of queries reads anything, and of which all; both [blocks, blocks]."""
-        ends, positions = self.subtree_ends(), self.positions()
+    def _blocks(
+        self, ends: torch.Tensor, positions: torch.Tensor, window: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of which blocks of keys each block of queries reads anything, and of which all; both [blocks, blocks].
+
+        `ends` and `positions` are `subtree_ends` and `positions`, [tokens].
+        """
         borders = sorted({*range(0, len(ends), _BLOCK), *(segment.start for segment in self.segments), len(ends)})
         first, last = torch.tensor(borders[:-1]), torch.tensor(borders[1:]) - 1
         # Pieces, each in one block and one segment: all its tokens are read up to the same end.
-        end, position = torch.tensor(ends)[first], torch.tensor(positions)[first]
+        end, position = ends[first], positions[first]
         some = (first <= last[:, None]) & (end > first[:, None])
         whole = (last <= first[:, None]) & (end > last[:, None])
         if window is not None:
@@ -338,8 +343,8 @@ def _difference(model: Any, to_train: bool) -> str | None:
     segments = [Segment(0, 8), Segment(8, 13, (0,)), Segment(13, 18, (0,)), Segment(18, 24)]
     memory = Memory(2, 14)
     together = []
-    to_answer = Packed(segments, memory, (None, 0, 1, None))
-    for packed in (Packed(segments) if to_train else to_answer, to_answer):
+    layouts = [*([Packed(segments)] if to_train else []), Packed(segments, memory, (None, 0, 1, None))]
+    for packed in layouts:
         positions = torch.tensor([packed.positions()], device=model.device)
         logits = model(**model_inputs(ids[None, :24], positions, packed), use_cache=False).logits
         together += logits[0, [12, 17, 23]]
@@ -348,7 +353,7 @@ def _difference(model: Any, to_train: bool) -> str | None:
     together += model(**decoding, use_cache=False).logits[0]
     rows = [ids[[*range(13), 24]], ids[[*range(8), *range(13, 18), 25]], ids[18:24]]
     first, second, third = (model(input_ids=row[None], use_cache=False).logits[0] for row in rows)
-    apart = torch.stack([first[12], second[12], third[5], first[12], second[12], third[5], first[13], second[13]])
+    apart = torch.stack([*[first[12], second[12], third[5]] * len(layouts), first[13], second[13]])
     together, apart = torch.stack(together).float(), apart.float()
     # A leak moves logits by as much as they vary; rounding in bfloat16 by a few hundredths of that.
     exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)

@@ -202,6 +202,11 @@ class Endpoint:
         return f"{hide_secrets(self.url)}: {_one_line(error)}; {ways_out.get(name, 'see what the server logged')}"
 
 
+def failing(why: str) -> Callable[..., list[Reply]]:
+    """In place of `complete` or `continue_prompts`: whatever is asked has failed, and this is why."""
+    return lambda prompts, *args, **options: [Reply(failure=why) for _ in prompts]
+
+
 def lasting(ask: Callable[..., list[Reply]], met: bool = False) -> Callable[..., list[Reply]]:
     """`ask` (`complete`, `continue_prompts`) of a server that was `met`, or has to answer once.
 
@@ -215,7 +220,7 @@ def lasting(ask: Callable[..., list[Reply]], met: bool = False) -> Callable[...,
         except EndpointError as error:
             if not met:
                 raise
-            return [Reply(failure=str(error)) for _ in prompts]
+            return failing(str(error))(prompts)
         met = True
         return replies
 

@@ -23,14 +23,19 @@ def once(compute: Callable[[], T]) -> T:
     return broadcast_object_list(found)[0] if PartialState().num_processes > 1 else found[0]
 
 
-def in_shares(n: int, compute: Callable[[Sequence[int]], Sequence[T]]) -> list[T]:
-    """Results 0 to n - 1 in every process, where each has computed its share: `compute(numbers)` gives theirs in order.
+def share(n: int) -> range:
+    """Which of 0 to n - 1 this process does.
 
-    Every so many-th is in a share, so that neighbours, which are often alike, are spread.
+    Every so many-th, so that neighbours, which are often alike, are spread.
     """
     state = PartialState()
-    mine = range(state.process_index, n, state.num_processes)
+    return range(state.process_index, n, state.num_processes)
+
+
+def in_shares(n: int, compute: Callable[[Sequence[int]], Sequence[T]]) -> list[T]:
+    """Results 0 to n - 1 in every process; each computes its `share`, of which `compute(numbers)` gives the results."""
+    mine = share(n)
     done = list(zip(mine, compute(mine)))
-    if state.num_processes > 1:
+    if PartialState().num_processes > 1:
         done = gather_object(done)
     return [result for _, result in sorted(done, key=itemgetter(0))]

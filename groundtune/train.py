@@ -48,7 +48,7 @@ def train(arguments: Arguments) -> Results:
     """
     _check(arguments)
     training = arguments.training
-    with locked(Path(training.output_dir)) if training.process_index == 0 else nullcontext():
+    with locked(Path(training.output_dir)) if is_main() else nullcontext():
         run = identity(arguments)
         with training.main_process_first(local=False, desc="looking for a checkpoint"):
             checkpoint = checkpoint_to_resume(training, run)
@@ -67,7 +67,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         diagnosis = diagnose(arguments)
         diagnosis.raise_errors()
         repository = ""
-        if training.push_to_hub and training.process_index == 0:
+        if training.push_to_hub and is_main():
             repository = Hub(training).create()  # a hub that cannot be used is said now, and not after the training
         notes += _tell(diagnosis, arguments)
         documents, examples = diagnosis.dataset.documents, _splits(diagnosis, arguments)

@@ -24,6 +24,7 @@ from groundtune.memory import with_what_fits
 from groundtune.methods import Method
 from groundtune.metrics import greater_is_better
 from groundtune.models import ModelError, computes_bf16
+from groundtune.processes import share
 from groundtune.record import hide_secrets
 from groundtune.safe_trainer import ROWS, SafeTrainer
 from groundtune.signals import at_once
@@ -192,7 +193,7 @@ class QATrainer(SafeTrainer):
         # The loss is divided by the answer tokens of the whole step: Trainer is to count them, and not to divide again.
         self.model_accepts_loss_kwargs = True
         self.accelerator.gradient_accumulation_steps = 1  # nor accelerate, as in early releases of transformers 5
-        self._own_autocast = self.args.bf16 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        self._own_autocast = self.args.bf16 and not self._sharded()
         if self._own_autocast:
             # accelerate's would hand on the logits as float32, in twice their memory; the loss computes in that anyway.
             self.accelerator.native_amp = False
@@ -203,9 +204,8 @@ class QATrainer(SafeTrainer):
 
     def _choose_batches(self, share_prefix: str) -> None:
         """Packed or padded, and the order of the rows that suits it."""
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         with self._precision():
-            not_packed = "the model is split over devices" if sharded else use_packed_attention(self.model)
+            not_packed = "the model is split over devices" if self._sharded() else use_packed_attention(self.model)
         # Dropout draws once for a shared token where separate rows would draw for each.
         not_shared = not_packed or ("dropout is on" if _drops_out(self.model) else None)
         if share_prefix == "on" and not_shared:
@@ -245,10 +245,10 @@ class QATrainer(SafeTrainer):
         """The current weights, end to end, in the precision that training computes in."""
         # Compiled layers would be compiled again and again for steps of one token.
         as_it_is = torch.compiler.set_stance("force_eager" if self.args.compile_layers else "default")
-        in_step = self.is_fsdp_enabled or self.is_deepspeed_enabled
         with as_it_is, self._precision():
             model = self.model.to(self.args.device)
-            total = len(range(self.args.process_index, len(evaluator.examples), 1 if in_step else self.args.world_size))
+            n, in_step = len(evaluator.examples), self._sharded()
+            total = n if in_step else len(share(n))
             quiet = self.args.disable_tqdm or not self.is_world_process_zero()
             with tqdm(total=total, desc=f"answering {evaluator.name}", unit="q", leave=False, disable=quiet) as bar:
                 return evaluator(model, on_answer=bar.update, in_step=in_step)

@@ -16,7 +16,7 @@ from groundtune.abstention import note
 from groundtune.arguments import DataArguments
 from groundtune.checks import ERROR, WARNING, check_texts, counts, read_dataset
 from groundtune.durable import disk_errors
-from groundtune.endpoint import lasting
+from groundtune.endpoint import failing, lasting
 from groundtune.files import DataError, write_text
 from groundtune.inference.answering import Answer, Asked, answer_by_chat, answer_by_completions, answer_here
 from groundtune.inference.arguments import SEARCHED, InferenceArguments
@@ -37,7 +37,7 @@ from groundtune.inference.remembered import changed_inputs
 from groundtune.models import ModelError
 from groundtune.predictions import Evaluation, evaluation_of, write_predictions
 from groundtune.record import hide_secrets, run_record
-from groundtune.schema import Document, Example, Reply
+from groundtune.schema import Document, Example
 from groundtune.train import spread
 
 MODEL = "model"  # the system that was asked about; in --with_base it is compared with:
@@ -152,8 +152,7 @@ def _judge(
     try:
         complete = lasting(open_judge(arguments), met=True)
     except ModelError as error:
-        why = str(error)
-        complete = lambda asked, *args, **options: [Reply(failure=why) for _ in asked]  # noqa: E731
+        complete = failing(str(error))
     found: dict[str, dict[str, Evaluation]] = {}
     for context, by_system in evaluations.items():
         for name, evaluation in by_system.items():

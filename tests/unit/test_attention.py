@@ -164,13 +164,17 @@ def reads(sequences: list[list[int]]) -> tuple[Packed, torch.Tensor]:
     return Packed(packing.segments), mask
 
 
+def three_on_each_of_three(header: int, passage: int, own: int) -> list[list[int]]:
+    """Sequences on three passages behind one header, with so many random ids in each part."""
+    rng = random.Random(0)
+    begin = [rng.randrange(50) for _ in range(header)]
+    passages = [[rng.randrange(50) for _ in range(passage)] for _ in range(3)]
+    return [begin + p + [rng.randrange(50) for _ in range(own)] for p, _ in product(passages, range(3))]
+
+
 @pytest.mark.parametrize("window", [None, 5, 40])
 def test_the_block_mask_for_cuda_says_the_same_as_the_segments(window):
-    rng = random.Random(0)
-    header = [rng.randrange(50) for _ in range(20)]
-    passages = [[rng.randrange(50) for _ in range(30)] for _ in range(3)]
-    sequences = [header + p + [rng.randrange(50) for _ in range(9)] for p, _ in product(passages, range(3))]
-    layout, mask = reads(sequences)
+    layout, mask = reads(three_on_each_of_three(header=20, passage=30, own=9))
     if window is not None:
         positions = torch.tensor(layout.positions())
         mask &= positions[:, None] - positions[None, :] < window
@@ -193,11 +197,7 @@ def test_the_blocks_for_cuda_are_those_of_the_mask(window):
     """None that is read is skipped, none that is not read is computed, and only whole ones go without a mask."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    rng = random.Random(0)
-    header = [rng.randrange(50) for _ in range(70)]
-    passages = [[rng.randrange(50) for _ in range(400)] for _ in range(3)]
-    sequences = [header + p + [rng.randrange(50) for _ in range(90)] for p, _ in product(passages, range(3))]
-    layout, _ = reads(sequences)
+    layout, _ = reads(three_on_each_of_three(header=70, passage=400, own=90))
     made, n = layout.block_mask(window, "cpu"), layout.segments[-1].stop
     assert n % 128 and n > 1500
     right, blocks = create_block_mask(made.mask_mod, None, None, 4096, 4096, device="cpu"), -(-n // 128)
