@@ -230,10 +230,7 @@ def _check_data(data: DataArguments, complete: bool) -> list[str]:
     for name in ("train_file", "eval_file", "full_dataset_file_path"):
         if complete and not getattr(data, name):
             problems.append(f"--{name}: missing; {type(data).__dataclass_fields__[name].metadata['help']}")
-    for name in ("train_file", "eval_file", "test_file", "full_dataset_file_path"):
-        value = getattr(data, name)
-        if value and not Path(value).is_file():
-            problems.append(f"--{name}: no such file: {value}; give the path of an existing file")
+    problems += no_such_file(data, ("train_file", "eval_file", "test_file", "full_dataset_file_path"))
     index = data.full_dataset_index_path
     if index and Path(index).exists() and not Path(index).is_dir():
         problems.append(f"--full_dataset_index_path: {index} is a file; name a folder, new or existing")
@@ -333,6 +330,15 @@ def _check_numbers(arguments: Arguments) -> list[str]:
     if not 0 <= arguments.model.lora_dropout < 1:
         problems.append(f"--lora_dropout: {arguments.model.lora_dropout} is not in [0, 1); give a share such as 0.1")
     return problems + no_room(arguments.data, arguments.evaluation)
+
+
+def no_such_file(data: DataArguments, names: Sequence[str]) -> list[str]:
+    """A line for each of these fields that names a file which is not there."""
+    return [
+        f"--{name}: no such file: {path}; give the path of an existing file"
+        for name in names
+        if (path := getattr(data, name)) and not Path(path).is_file()
+    ]
 
 
 def too_small(least: Sequence[tuple[object, str, float]]) -> list[str]:

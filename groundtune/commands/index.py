@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groundtune.arguments import DataArguments, RetrievalArguments, check_retrieval
+from groundtune.arguments import DataArguments, RetrievalArguments, check_retrieval, no_such_file, too_small
 from groundtune.commands.flags import add_group, filled
 from groundtune.commands.parsing import given, light_parser
 from groundtune.commands.terminal import add_output_flags, be_quiet
@@ -127,20 +127,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _check(data: DataArguments, retrieval: RetrievalArguments) -> None:
-    problems = check_retrieval(retrieval, "swr")
-    path, folder = data.full_dataset_file_path, data.full_dataset_index_path
-    if not path:
-        problems.insert(0, "--full_dataset_file_path: missing; name the document database")
-    elif not Path(path).is_file():
-        problems.insert(0, f"--full_dataset_file_path: no such file: {path}; give the path of an existing file")
-    if folder:
-        problems += in_the_way("full_dataset_index_path", folder, folder=True)
-    if data.eval_file and not Path(data.eval_file).is_file():
-        problems.append(f"--eval_file: no such file: {data.eval_file}; give the path of an existing file")
-    problems += [
-        f"--{name}: {value} is too small; the least is 1"
-        for name in ("embedding_batch_size", "eval_num_to_retrieve")
-        if (value := getattr(retrieval, name)) < 1
-    ]
+    folder = data.full_dataset_index_path
+    problems = [] if data.full_dataset_file_path else ["--full_dataset_file_path: missing; name the document database"]
+    problems += no_such_file(data, ["full_dataset_file_path"]) + check_retrieval(retrieval, "swr")
+    problems += in_the_way("full_dataset_index_path", folder, folder=True) if folder else []
+    problems += no_such_file(data, ["eval_file"])
+    problems += too_small([(retrieval, "embedding_batch_size", 1), (retrieval, "eval_num_to_retrieve", 1)])
     if problems:
         raise DataError(problems)

@@ -19,6 +19,7 @@ from groundtune.arguments import (
     check_model_name,
     check_retrieval,
     no_room,
+    no_such_file,
     too_small,
 )
 from groundtune.endpoint import Endpoint
@@ -181,9 +182,7 @@ class InferenceArguments:
                 "--full_dataset_file_path: missing; name the document database, or leave "
                 f"{' and '.join(SEARCHED)} out of --contexts"
             )
-        for name in ("eval_file", "full_dataset_file_path")[not has_examples :]:
-            if (path := getattr(data, name)) and not Path(path).is_file():
-                problems.append(f"--{name}: no such file: {path}; give the path of an existing file")
+        problems += no_such_file(data, ("eval_file", "full_dataset_file_path")[not has_examples :])
         if searches and data.full_dataset_index_path:
             problems += in_the_way("full_dataset_index_path", data.full_dataset_index_path, folder=True)
         if has_examples and self.answers.output_dir:
