@@ -210,14 +210,13 @@ class Memory:
             stored[target] = stored[source]
 
     def append(
-        self, layer: int, lengths: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        self, layer: int, slots: torch.Tensor, positions: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Puts the i-th of [1, kv heads, n, size] behind the `lengths[i]` tokens of slot i; returns those slots."""
+        """Puts the i-th of [1, kv heads, tokens, size] at `positions[i]` of slot `slots[i]`; returns all slots."""
         stored = self._of(layer, key, value)
-        slots = torch.arange(len(lengths), device=lengths.device)
         for memory, new in zip(stored, (key, value)):
-            memory[slots, :, lengths] = new[0].transpose(0, 1)
-        return tuple(memory[: len(lengths)] for memory in stored)
+            memory[slots, :, positions] = new[0].transpose(0, 1)
+        return stored
 
     def _of(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if layer not in self.layers:
@@ -227,35 +226,49 @@ class Memory:
         return self.layers[layer]
 
 
-@dataclass
 class Decoding:
-    """The layout of one new token for each of the sequences in slots 0 to n - 1 of `memory`, side by side in one row.
+    """The layout of the next tokens of the sequences in slots 0 to n - 1 of `memory`, side by side in one row.
 
-    `lengths`, [n], is how many tokens each has so far.
+    `lengths[i]` is how many tokens sequence i has so far, `counts[i]` how many come now: one at least.
     """
 
-    memory: Memory
-    lengths: torch.Tensor
-    _masks: dict[Any, Any] = field(default_factory=dict, repr=False)
+    def __init__(self, memory: Memory, lengths: Sequence[int], counts: Sequence[int], device: Any):
+        self.memory, self.lengths, self.counts, self.device = memory, lengths, counts, device
+        # Of each new token: its slot, and the how manieth it is there.
+        slots = [slot for slot, count in enumerate(counts) for _ in range(count)]
+        self.slots = torch.tensor(slots, device=device)
+        self.offsets = torch.tensor([offset for count in counts for offset in range(count)], device=device)
+        self.positions = torch.tensor([lengths[slot] for slot in slots], device=device) + self.offsets
+        self._masks: dict[int | None, tuple[int, torch.Tensor]] = {}
 
     def attend(self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None) -> Any:
-        """Output [1, n, heads, size] for query [1, heads, n, size], key and value [1, kv heads, n, size]."""
-        keys, values = self.memory.append(layer.layer_idx, self.lengths, key, value)
+        """Output [1, tokens, heads, size] for query [1, heads, tokens, size], key and value [1, kv heads, ...]."""
+        keys, values = self.memory.append(layer.layer_idx, self.slots, self.positions, key, value)
         first, mask = self._mask(window)
-        read = slice(first, first + mask.shape[-1])
-        # The heads of a group read the same keys: as rows of one small product they read them once.
-        query = query[0].transpose(0, 1).unflatten(1, (key.shape[1], -1))
-        output = scaled_dot_product_attention(query, keys[:, :, read], values[:, :, read], mask, scale=scaling)
-        return output.flatten(1, 2)[None]
+        n, most, read = len(self.counts), max(self.counts), slice(first, first + mask.shape[-1])
+        # As many rows for each sequence as the one with the most new tokens has. The heads of a group read the same
+        # keys: as rows of one small product they read them once.
+        rows = query.new_zeros(n, most, *query.shape[1::2])
+        rows[self.slots, self.offsets] = query[0].transpose(0, 1)
+        rows = rows.unflatten(2, (key.shape[1], -1)).permute(0, 2, 3, 1, 4)  # [n, kv heads, of a group, most, size]
+        mask = mask.expand(-1, -1, rows.shape[2], -1, -1).flatten(2, 3)
+        output = scaled_dot_product_attention(
+            rows.flatten(2, 3), keys[:n, :, read], values[:n, :, read], mask, scale=scaling
+        )
+        output = output.unflatten(2, (-1, most)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+        return output[self.slots, self.offsets][None]
 
     def _mask(self, window: int | None) -> tuple[int, torch.Tensor]:
-        """First position that any sequence reads, and [n, 1, 1, positions from there], true where it is read."""
+        """First position that any token reads, and [n, 1, 1, most, positions from there], true where it is read."""
         if window not in self._masks:
-            first = 0 if window is None else max(0, int(self.lengths.min()) - window + 1)
-            positions = torch.arange(first, int(self.lengths.max()) + 1, device=self.lengths.device)
-            mask = positions <= self.lengths[:, None]
+            most = max(self.counts)
+            first = 0 if window is None else max(0, min(self.lengths) - window + 1)
+            end = max(length + count for length, count in zip(self.lengths, self.counts))
+            read = torch.arange(first, end, device=self.device)
+            own = torch.tensor(self.lengths, device=self.device)[:, None] + torch.arange(most, device=self.device)
+            mask = read <= own[..., None]
             if window is not None:
-                mask &= positions > self.lengths[:, None] - window
+                mask &= read > own[..., None] - window
             self._masks[window] = first, mask[:, None, None]
         return self._masks[window]
 
@@ -348,8 +361,8 @@ def _difference(model: Any, to_train: bool) -> str | None:
         positions = torch.tensor([packed.positions()], device=model.device)
         logits = model(**model_inputs(ids[None, :24], positions, packed), use_cache=False).logits
         together += logits[0, [12, 17, 23]]
-    lengths = torch.tensor([13, 13], device=model.device)
-    decoding = model_inputs(ids[None, 24:], lengths[None], Decoding(memory, lengths))
+    decoding = Decoding(memory, (13, 13), (1, 1), model.device)
+    decoding = model_inputs(ids[None, 24:], decoding.positions[None], decoding)
     together += model(**decoding, use_cache=False).logits[0]
     rows = [ids[[*range(13), 24]], ids[[*range(8), *range(13, 18), 25]], ids[18:24]]
     first, second, third = (model(input_ids=row[None], use_cache=False).logits[0] for row in rows)

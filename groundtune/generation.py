@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 
 from groundtune.attention import Decoding, Memory, attends_by_layout, model_inputs
 from groundtune.batching import pack, prefix_groups
+from groundtune.lookup import Lookup
 from groundtune.loss import head_reads_only
 from groundtune.memory import AtOnce, with_what_fits
 
 _PREFILL_TOKENS = 8192  # prompts read in one forward pass; more gains nothing and takes memory
+_GUESSED = 5  # tokens; with more, what is guessed in vain costs what is guessed right saves
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,15 @@ def _generate_packed(
 ) -> Iterator[tuple[int, Generated]]:
     """Number and answer of each prompt as it is finished; its slot goes to the next prompt.
 
-    Prompts are read without padding, what they have in common once; then all sequences grow by one token at a time.
+    Prompts are read without padding, what they have in common once; then all sequences grow side by side, each by a
+    token and by what was guessed right of those after it.
     """
     waiting = deque(_in_order(prompts))
     slots = min(batch_size, len(prompts))
     memory = Memory(slots, max(map(len, prompts), default=0) + max_new_tokens)
     running: list[int] = []  # the prompt in each slot
     answers: dict[int, list[int]] = {}
+    lookups: dict[int, Lookup] = {}
     while waiting or running:
         # One prompt is read as fast as several on a CPU; waiting for a quarter of the slots spares a GPU small steps.
         if waiting and len(running) <= slots * 3 // 4:
@@ -97,12 +102,17 @@ def _generate_packed(
             for part in _up_to_tokens(new, prompts, _PREFILL_TOKENS):
                 first = _read(model, [prompts[i] for i in part], memory, len(running))
                 answers |= {i: [id] for i, id in zip(part, first)}
+                lookups |= {i: Lookup([*prompts[i], id]) for i, id in zip(part, first)}
                 running += part
         else:
-            ids = [answers[i][-1] for i in running]
-            lengths = [len(prompts[i]) + len(answers[i]) - 1 for i in running]
-            for i, id in zip(running, _step(model, ids, lengths, memory)):
-                answers[i].append(id)
+            lengths = [len(lookups[i].ids) - 1 for i in running]
+            left = (max_new_tokens - len(answers[i]) for i in running)
+            guesses = [lookups[i].guess(min(_GUESSED, n - 1)) for i, n in zip(running, left)]
+            last = [answers[i][-1] for i in running]
+            for i, ids in zip(running, _step(model, last, guesses, lengths, memory)):
+                ids = _up_to_stop(ids, stop_ids)
+                answers[i] += ids
+                lookups[i].extend(ids)
         for slot in reversed(range(len(running))):
             ids = answers[running[slot]]
             if ids[-1] in stop_ids or len(ids) == max_new_tokens:
@@ -148,12 +158,27 @@ def _read(model: Any, prompts: Sequence[Sequence[int]], memory: Memory, slot: in
     return [ids[i] for i in range(len(prompts))]
 
 
-def _step(model: Any, ids: list[int], lengths: list[int], memory: Memory) -> list[int]:
-    """The next token of each running sequence."""
-    device = model.device
-    where = torch.tensor(lengths, device=device)
-    inputs = model_inputs(torch.tensor([ids], device=device), where[None], Decoding(memory, where))
-    return model(**inputs, use_cache=False).logits[0].argmax(dim=-1).tolist()
+def _step(
+    model: Any, last: Sequence[int], guesses: Sequence[Sequence[int]], lengths: Sequence[int], memory: Memory
+) -> list[list[int]]:
+    """The next tokens of each running sequence: what of its guess the model would have chosen, and one more."""
+    new = [[id, *guess] for id, guess in zip(last, guesses)]
+    layout = Decoding(memory, lengths, [len(ids) for ids in new], model.device)
+    row = torch.tensor([[id for ids in new for id in ids]], device=model.device)
+    logits = model(**model_inputs(row, layout.positions[None], layout), use_cache=False).logits
+    chosen = iter(logits[0].argmax(dim=-1).tolist())
+    return [_accepted(guess, list(islice(chosen, len(guess) + 1))) for guess in guesses]
+
+
+def _accepted(guess: Sequence[int], chosen: Sequence[int]) -> list[int]:
+    """`chosen[j]` follows `guess[:j]`: it counts as far as the guess was right."""
+    right = next((j for j, id in enumerate(guess) if id != chosen[j]), len(guess))
+    return list(chosen[: right + 1])
+
+
+def _up_to_stop(ids: Sequence[int], stop_ids: set[int]) -> list[int]:
+    end = next((j for j, id in enumerate(ids) if id in stop_ids), len(ids))
+    return list(ids[: end + 1])
 
 
 def _generate_padded(

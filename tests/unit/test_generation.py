@@ -8,8 +8,10 @@ import pytest
 import torch
 from conftest import Family
 
+from groundtune import generation
 from groundtune.attention import use_packed_attention
 from groundtune.generation import generate_greedy
+from groundtune.lookup import Lookup
 
 NEW = 24
 
@@ -142,6 +144,44 @@ def test_the_mode_is_restored_also_when_the_model_fails(families):
     assert model.training
 
 
+def answers_and_passes(family, model, *arguments):
+    """And through how many forward passes the model went."""
+    passes = []
+    hook = model.register_forward_pre_hook(lambda *_: passes.append(1))
+    generated = answers(family, model, *arguments)
+    hook.remove()
+    return generated, len(passes)
+
+
+@pytest.mark.parametrize("way", ["packed"], indirect=True)
+def test_guesses_spare_passes_where_they_are_right_and_change_no_answer(family, way, monkeypatch):
+    model, prompts = family.model(), prompts_for(family, 6)
+    stop_ids = frequent_stops(family, model, prompts)
+    expected = [generate_of_transformers(model, prompt, stop_ids) for prompt in prompts]
+
+    def right(lookup, at_most):
+        (rest,) = (
+            (prompt + answer)[len(lookup.ids) :]
+            for prompt, answer in zip(prompts, expected)
+            if (prompt + answer)[: len(lookup.ids)] == lookup.ids
+        )
+        return rest[:at_most]
+
+    rng = random.Random(0)
+    guesses = {
+        "right": right,
+        "wrong": lambda lookup, at_most: [rng.choice(lookup.ids) for _ in range(at_most)],
+        "right at first": lambda lookup, at_most: [*right(lookup, at_most)[:2], *lookup.ids[-3:]][:at_most],
+        "as it is": Lookup.guess,
+    }
+    for name, guess in guesses.items():
+        monkeypatch.setattr(Lookup, "guess", guess)
+        generated, passes = answers_and_passes(family, model, prompts, 100, stop_ids)
+        assert [g.ids for g in generated] == expected, name
+        if name == "right":  # a token, and five guessed ones, with every pass after the prompts were read
+            assert passes == 1 + -(-(max(map(len, expected)) - 1) // 6)
+
+
 def test_every_answer_is_reported(families):
     family = families["llama"]
     done = []
@@ -160,19 +200,17 @@ def test_prompts_that_begin_alike_get_the_answers_that_each_gets_alone(family):
     assert [g.ids for g in answers(family, model, prompts, 5, stop_ids)] == expected
 
 
-def test_a_slot_goes_to_the_next_prompt_as_soon_as_a_quarter_is_free(families, way):
+def test_a_slot_goes_to_the_next_prompt_as_soon_as_a_quarter_is_free(families, way, monkeypatch):
     """And the number of forward passes tells: slots that wait for the slowest row would need more."""
+    monkeypatch.setattr(generation, "_GUESSED", 0)
     family = families["llama"]
     model, prompts = family.model(), prompts_for(family, 16)
     stop_ids = frequent_stops(family, model, prompts)
     lengths = [len(g.ids) for g in answers(family, model, prompts, 4, stop_ids)]
-    passes = []
-    hook = model.register_forward_pre_hook(lambda *_: passes.append(1))
-    answers(family, model, prompts, 4, stop_ids)
-    hook.remove()
+    _, passes = answers_and_passes(family, model, prompts, 4, stop_ids)
     order = sorted(range(16), key=lambda i: -len(prompts[i]))
     without_refill = sum(max(lengths[i] for i in order[start : start + 4]) for start in range(0, 16, 4))
     if way == "padded":
-        assert len(passes) == without_refill
+        assert passes == without_refill
     else:
-        assert len(passes) < without_refill
+        assert passes < without_refill
