@@ -81,42 +81,76 @@ def generate_greedy(
     return generated
 
 
+def stream_greedy(model: Any, prompt: Sequence[int], *, stop_ids: Sequence[int], max_new_tokens: int) -> Iterator[int]:
+    """The ids of `generate_greedy` for one prompt, as they come. The model must be in evaluation mode."""
+    if not attends_by_layout(model):
+        yield from _stream_with_cache(model, prompt, set(stop_ids), max_new_tokens)
+        return
+    memory = Memory(1, len(prompt) + max_new_tokens)
+    with torch.no_grad():
+        first = _read(model, [prompt], memory, 0)
+    sequence, shown = _Sequence(prompt, first[0], set(stop_ids), max_new_tokens), 0
+    while True:
+        yield from sequence.new[shown:]
+        if sequence.done:
+            return
+        shown = len(sequence.new)
+        with torch.no_grad():
+            _step(model, [sequence], memory)
+
+
+class _Sequence:
+    """A prompt and its answer so far."""
+
+    def __init__(self, prompt: Sequence[int], first: int, stop_ids: set[int], max_new_tokens: int):
+        self.lookup, self.stop_ids, self.max_new_tokens = Lookup(prompt), stop_ids, max_new_tokens
+        self.new: list[int] = []
+        self.add([first])
+
+    def guess(self) -> Sequence[int]:
+        """What may come after the last token, as far as there is room for it and for one more."""
+        return self.lookup.guess(min(_GUESSED, self.max_new_tokens - len(self.new) - 1))
+
+    def add(self, ids: Sequence[int]) -> None:
+        """As many of `ids` as come before the answer stops."""
+        end = next((j + 1 for j, id in enumerate(ids) if id in self.stop_ids), len(ids))
+        self.new += ids[:end]
+        self.lookup.extend(ids[:end])
+
+    @property
+    def finished(self) -> bool:
+        return self.new[-1] in self.stop_ids
+
+    @property
+    def done(self) -> bool:
+        return self.finished or len(self.new) == self.max_new_tokens
+
+
 def _generate_packed(
     model: Any, prompts: Sequence[Sequence[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int, batch_size: int
 ) -> Iterator[tuple[int, Generated]]:
     """Number and answer of each prompt as it is finished; its slot goes to the next prompt.
 
     Prompts are read without padding, what they have in common once; then all sequences grow side by side, each by a
-    token and by what was guessed right of those after it.
+    token and by those after it that were guessed right.
     """
     waiting = deque(_in_order(prompts))
     slots = min(batch_size, len(prompts))
     memory = Memory(slots, max(map(len, prompts), default=0) + max_new_tokens)
-    running: list[int] = []  # the prompt in each slot
-    answers: dict[int, list[int]] = {}
-    lookups: dict[int, Lookup] = {}
+    running: list[tuple[int, _Sequence]] = []  # the number of the prompt in each slot, and what became of it
     while waiting or running:
         # One prompt is read as fast as several on a CPU; waiting for a quarter of the slots spares a GPU small steps.
         if waiting and len(running) <= slots * 3 // 4:
             new = [waiting.popleft() for _ in range(min(slots - len(running), len(waiting)))]
             for part in _up_to_tokens(new, prompts, _PREFILL_TOKENS):
                 first = _read(model, [prompts[i] for i in part], memory, len(running))
-                answers |= {i: [id] for i, id in zip(part, first)}
-                lookups |= {i: Lookup([*prompts[i], id]) for i, id in zip(part, first)}
-                running += part
+                running += [(i, _Sequence(prompts[i], id, stop_ids, max_new_tokens)) for i, id in zip(part, first)]
         else:
-            lengths = [len(lookups[i].ids) - 1 for i in running]
-            left = (max_new_tokens - len(answers[i]) for i in running)
-            guesses = [lookups[i].guess(min(_GUESSED, n - 1)) for i, n in zip(running, left)]
-            last = [answers[i][-1] for i in running]
-            for i, ids in zip(running, _step(model, last, guesses, lengths, memory)):
-                ids = _up_to_stop(ids, stop_ids)
-                answers[i] += ids
-                lookups[i].extend(ids)
+            _step(model, [sequence for _, sequence in running], memory)
         for slot in reversed(range(len(running))):
-            ids = answers[running[slot]]
-            if ids[-1] in stop_ids or len(ids) == max_new_tokens:
-                yield running[slot], Generated(ids, ids[-1] in stop_ids)
+            i, sequence = running[slot]
+            if sequence.done:
+                yield i, Generated(sequence.new, sequence.finished)
                 # The last sequence moves into the gap, so that those that run are always the first slots.
                 last = running.pop()
                 if slot < len(running):
@@ -158,27 +192,19 @@ def _read(model: Any, prompts: Sequence[Sequence[int]], memory: Memory, slot: in
     return [ids[i] for i in range(len(prompts))]
 
 
-def _step(
-    model: Any, last: Sequence[int], guesses: Sequence[Sequence[int]], lengths: Sequence[int], memory: Memory
-) -> list[list[int]]:
-    """The next tokens of each running sequence: what of its guess the model would have chosen, and one more."""
-    new = [[id, *guess] for id, guess in zip(last, guesses)]
+def _step(model: Any, sequences: Sequence[_Sequence], memory: Memory) -> None:
+    """Each sequence, the i-th in slot i, grows by what of its guess the model would have chosen, and by one more."""
+    guesses = [sequence.guess() for sequence in sequences]
+    new = [[sequence.new[-1], *guess] for sequence, guess in zip(sequences, guesses)]
+    lengths = [len(sequence.lookup.ids) - 1 for sequence in sequences]
     layout = Decoding(memory, lengths, [len(ids) for ids in new], model.device)
     row = torch.tensor([[id for ids in new for id in ids]], device=model.device)
     logits = model(**model_inputs(row, layout.positions[None], layout), use_cache=False).logits
     chosen = iter(logits[0].argmax(dim=-1).tolist())
-    return [_accepted(guess, list(islice(chosen, len(guess) + 1))) for guess in guesses]
-
-
-def _accepted(guess: Sequence[int], chosen: Sequence[int]) -> list[int]:
-    """`chosen[j]` follows `guess[:j]`: it counts as far as the guess was right."""
-    right = next((j for j, id in enumerate(guess) if id != chosen[j]), len(guess))
-    return list(chosen[: right + 1])
-
-
-def _up_to_stop(ids: Sequence[int], stop_ids: set[int]) -> list[int]:
-    end = next((j for j, id in enumerate(ids) if id in stop_ids), len(ids))
-    return list(ids[: end + 1])
+    for sequence, guess in zip(sequences, guesses):
+        after = list(islice(chosen, len(guess) + 1))  # after[j] is what the model says after guess[:j]
+        right = next((j for j, id in enumerate(guess) if id != after[j]), len(guess))
+        sequence.add(after[: right + 1])
 
 
 def _generate_padded(
@@ -238,3 +264,18 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: Any) -> 
     ids = torch.tensor([[pad_id] * (longest - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     return ids, mask
+
+
+def _stream_with_cache(model: Any, prompt: Sequence[int], stop_ids: set[int], max_new_tokens: int) -> Iterator[int]:
+    inputs, cache, last = torch.tensor([list(prompt)]), None, torch.tensor([-1])
+    for _ in range(max_new_tokens):
+        with torch.no_grad():
+            output = model(
+                input_ids=inputs.to(model.device), past_key_values=cache, use_cache=True,
+                logits_to_keep=last.to(model.device),
+            )  # fmt: skip
+        cache = output.past_key_values
+        inputs = output.logits[:, -1].argmax(dim=-1, keepdim=True)
+        yield int(inputs)
+        if int(inputs) in stop_ids:
+            return

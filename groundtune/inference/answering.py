@@ -17,7 +17,7 @@ import torch
 from groundtune.arguments import PromptArguments
 from groundtune.endpoint import Endpoint, Messages, lasting
 from groundtune.evaluation import EndToEndEvaluator, passages_of, score_replies
-from groundtune.generation import generate_greedy
+from groundtune.generation import generate_greedy, stream_greedy
 from groundtune.predictions import Evaluation, evaluation_of
 from groundtune.prompt import Prompt, chat_messages, make_prompt
 from groundtune.schema import ASSISTANT, USER, Example, Hit, Reply, Turn
@@ -127,7 +127,12 @@ class LocalModel:
         """The words of the greedy answer to `ids` as they come; together they are what an evaluation would give."""
         new: list[int] = []
         shown = ""
-        for id in _greedy_ids(self.model, ids, max_new_tokens, self.bf16):
+        stream = stream_greedy(self.model, ids, stop_ids=prompt.stop_ids, max_new_tokens=max_new_tokens)
+        while True:
+            with computing(self.model, self.bf16):  # and not what the caller does between two words
+                id = next(stream, None)
+            if id is None:
+                break
             new.append(id)
             text = prompt.answer_text(new)
             # What the next token may still change waits for it: half of a character of several bytes, a run of the
@@ -136,8 +141,6 @@ class LocalModel:
             if text.startswith(shown) and not is_byte and not text.endswith("\N{REPLACEMENT CHARACTER}"):
                 yield text[len(shown) :]
                 shown = text
-            if id in prompt.stop_ids:
-                break
         if (text := prompt.answer_text(new)).startswith(shown):
             yield text[len(shown) :]
 
@@ -146,19 +149,6 @@ def _conversation(messages: Messages) -> tuple[list[Turn], str]:
     """Chat history and question; a system message is the beginning of the first turn."""
     turns = [Turn(ASSISTANT if m["role"] == "assistant" else USER, m["content"]) for m in messages]
     return turns[:-1], turns[-1].message
-
-
-def _greedy_ids(model: Any, ids: Sequence[int], max_new_tokens: int, bf16: bool) -> Iterator[int]:
-    inputs, cache, last = torch.tensor([list(ids)]), None, torch.tensor([-1])
-    for _ in range(max_new_tokens):
-        with torch.no_grad(), computing(model, bf16):
-            output = model(
-                input_ids=inputs.to(model.device), past_key_values=cache, use_cache=True,
-                logits_to_keep=last.to(model.device),
-            )  # fmt: skip
-        cache = output.past_key_values
-        inputs = output.logits[:, -1].argmax(dim=-1, keepdim=True)
-        yield int(inputs)
 
 
 @contextmanager

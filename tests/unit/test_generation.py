@@ -10,7 +10,7 @@ from conftest import Family
 
 from groundtune import generation
 from groundtune.attention import use_packed_attention
-from groundtune.generation import generate_greedy
+from groundtune.generation import generate_greedy, stream_greedy
 from groundtune.lookup import Lookup
 
 NEW = 24
@@ -180,6 +180,14 @@ def test_guesses_spare_passes_where_they_are_right_and_change_no_answer(family, 
         assert [g.ids for g in generated] == expected, name
         if name == "right":  # a token, and five guessed ones, with every pass after the prompts were read
             assert passes == 1 + -(-(max(map(len, expected)) - 1) // 6)
+
+
+def test_a_stream_is_the_answer_that_the_prompt_gets_in_a_batch(family):
+    model, prompts = family.model().eval(), prompts_for(family, 6)
+    stop_ids = frequent_stops(family, model, prompts)
+    expected = [g.ids for g in answers(family, model, prompts, 6, stop_ids)]
+    streams = [list(stream_greedy(model, p, stop_ids=stop_ids, max_new_tokens=NEW)) for p in prompts]
+    assert streams == expected
 
 
 def test_every_answer_is_reported(families):
