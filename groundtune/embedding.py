@@ -18,7 +18,6 @@ from groundtune.files import DataError
 
 logger = logging.getLogger(__name__)
 
-_BATCHES_AT_ONCE = 8
 _COUNTED_AT_ONCE = 1000  # texts
 
 # Families that need a prompt but whose folders often do not carry it, by a part of the model's name; the first that
@@ -112,36 +111,52 @@ class Embedder:
 
     def embed_questions(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [n, dimensions]; the inner product with a document's vector is their similarity."""
-        return self._embed(texts, self.query_prompt, progress=False)
+        return self._embed(texts, self.query_prompt, self._lengths(texts, self.query_prompt))
 
     def embed_documents(self, texts: Sequence[str], so_far: SoFar = lambda done, vectors: None) -> np.ndarray:
         """float32 [n, dimensions]; warns of texts that are longer than the model reads.
 
         `so_far` is called now and then with the numbers of the texts that are done and the array that holds theirs.
         """
-        self._warn_of_long(texts)
-        return self._embed(texts, self.document_prompt, progress=len(texts) > self.batch_size, so_far=so_far)
+        lengths = self._lengths(texts, self.document_prompt)
+        self._warn_of_long(texts, lengths)
+        hidden = len(texts) <= self.batch_size or not logger.isEnabledFor(logging.INFO)  # --quiet
+        return self._embed(texts, self.document_prompt, lengths, so_far, hidden)
 
     def _embed(
-        self, texts: Sequence[str], prompt: str | None, progress: bool, so_far: SoFar = lambda done, vectors: None
+        self,
+        texts: Sequence[str],
+        prompt: str | None,
+        lengths: Sequence[int],
+        so_far: SoFar = lambda done, vectors: None,
+        hidden: bool = True,
     ) -> np.ndarray:
         from tqdm import tqdm
 
-        # In parts: of each call the library holds every vector twice. The longest first, as it does within a call, so
-        # that the texts of a batch are about as long as each other.
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        part, vectors = _BATCHES_AT_ONCE * self.batch_size, np.empty((0, 0), dtype=np.float32)
-        hidden = not (progress and logger.isEnabledFor(logging.INFO))  # --quiet
+        # The longest first, so that memory runs out at once or not at all, and batch by batch: the library would sort
+        # by characters, and pad a fifth of the tokens of a batch of questions.
+        order = sorted(range(len(texts)), key=lambda i: -lengths[i])
+        vectors = np.empty((0, 0), dtype=np.float32)
         with tqdm(total=len(texts), unit="text", disable=hidden) as bar:
-            for start in range(0, len(texts), part):
-                these = order[start : start + part]
+            for start in range(0, len(texts), self.batch_size):
+                these = order[start : start + self.batch_size]
                 encoded = self._encode([texts[i] for i in these], prompt)
                 if start == 0:
                     vectors = np.empty((len(texts), encoded.shape[1]), dtype=np.float32)
                 vectors[these] = encoded
                 bar.update(len(these))
-                so_far(order[: start + part], vectors)
+                so_far(order[: start + len(these)], vectors)
         return vectors
+
+    def _lengths(self, texts: Sequence[str], prompt: str | None) -> Sequence[int]:
+        """In tokens; in characters for models that read texts of any length: their vectors are static."""
+        if self._reads_any_length:
+            return [len(text) for text in texts]
+        return _token_counts(self.model.tokenizer, prompt, texts)
+
+    @property
+    def _reads_any_length(self) -> bool:
+        return self.model.max_seq_length is None or math.isinf(self.model.max_seq_length)
 
     def _encode(self, texts: list[str], prompt: str | None) -> np.ndarray:
         # prompt="" and not None: None would let the library put its default prompt in front.
@@ -158,11 +173,10 @@ class Embedder:
             _check_lengths(vectors, self.name)
         return vectors
 
-    def _warn_of_long(self, texts: Sequence[str]) -> None:
-        limit = self.model.max_seq_length
-        if limit is None or math.isinf(limit):  # models of static vectors read texts of any length
+    def _warn_of_long(self, texts: Sequence[str], lengths: Sequence[int]) -> None:
+        if self._reads_any_length:
             return
-        lengths = _token_counts(self.model.tokenizer, self.document_prompt, texts)
+        limit = self.model.max_seq_length
         too_long = [i for i, n in enumerate(lengths) if n > limit]
         if too_long:
             longest = max(too_long, key=lengths.__getitem__)

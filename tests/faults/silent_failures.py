@@ -381,7 +381,7 @@ def nan_behind_the_filter(patch: Patch, world: World) -> None:
 
 def no_question_prompt(patch: Patch, world: World) -> None:
     """questions embedded without their prompt"""
-    plain = lambda self, texts: self._embed(texts, "", progress=False)  # noqa: E731
+    plain = lambda self, texts: self._embed(texts, "", [len(text) for text in texts])  # noqa: E731
     patch.setattr(embedding.Embedder, "embed_questions", plain)
 
 

@@ -122,14 +122,26 @@ def test_a_prompt_is_put_in_front_and_the_model_s_default_prompt_is_not(tmp_path
         assert not np.allclose(bare.embed_questions([text]), embedder.embed_questions([text]), atol=1e-3)
 
 
-def test_many_texts_are_embedded_in_parts_each_vector_in_the_place_of_its_text(bert_embedding_folder, monkeypatch):
-    embedder = Embedder(str(bert_embedding_folder), batch_size=2)
-    texts = [f"{'book ' * (i % 5)}library {i}" for i in range(40)]
+def test_batches_hold_texts_of_about_as_many_tokens_each_vector_in_the_place_of_its_text(
+    bert_embedding_folder, monkeypatch
+):
+    embedder = Embedder(str(bert_embedding_folder), batch_size=8)
+    # A word that is not in the vocabulary is several tokens: the text with more characters may have fewer.
+    texts = [f"{'book ' * (i % 5)}{'library ' * (i % 3)}{'zq' * (i % 7)}" for i in range(40)]
     expected = embedder.model.encode(texts, prompt="", normalize_embeddings=True)
-    at_once, encode = [], embedder.model.encode
-    monkeypatch.setattr(embedder.model, "encode", lambda part, **o: at_once.append(len(part)) or encode(part, **o))
+    batches, encode = [], embedder.model.encode
+    monkeypatch.setattr(embedder.model, "encode", lambda batch, **o: batches.append(batch) or encode(batch, **o))
     np.testing.assert_allclose(embedder.embed_documents(texts), expected, atol=1e-5)
-    assert at_once == [16, 16, 8]
+    by_characters = sorted(texts, key=len, reverse=True)
+    assert [len(batch) for batch in batches] == [8] * 5
+    assert padded(embedder, batches) < padded(embedder, [by_characters[i : i + 8] for i in range(0, 40, 8)])
+    lengths = [len(embedder.model.tokenizer(text)["input_ids"]) for batch in batches for text in batch]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def padded(embedder, batches) -> int:
+    """Tokens of these batches, padding included."""
+    return sum(len(batch) * max(len(embedder.model.tokenizer(t)["input_ids"]) for t in batch) for batch in batches)
 
 
 def test_tokens_are_counted_in_parts_and_none_is_missed(bert_embedding_folder, monkeypatch, caplog):

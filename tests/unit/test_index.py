@@ -17,7 +17,6 @@ import pytest
 from conftest import FakeEmbedder, tiny_documents
 from safetensors.torch import load_file, save_file
 
-import groundtune.embedding
 import groundtune.index
 from groundtune.embedding import Embedder
 from groundtune.files import DataError, sha256_of
@@ -387,7 +386,6 @@ def test_a_folder_that_cannot_be_made_is_the_user_s_to_solve(tmp_path):
 
 def test_a_build_that_is_killed_goes_on_where_it_last_wrote(tmp_path, static_embedding_folder, monkeypatch):
     monkeypatch.setattr(groundtune.index, "_WRITTEN_EVERY", 2)
-    monkeypatch.setattr(groundtune.embedding, "_BATCHES_AT_ONCE", 1)
     documents, encode = [Document(t) for t in ("nine", "six books", "a question", "the", "free")], Embedder._encode
     encoded = []
 
