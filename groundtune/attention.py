@@ -234,7 +234,7 @@ class Decoding:
 
     def __init__(self, memory: Memory, lengths: Sequence[int], counts: Sequence[int], device: Any):
         self.memory, self.lengths, self.counts, self.device = memory, lengths, counts, device
-        # Of each new token: its slot, and the how manieth it is there.
+        # Of each new token: its slot, and how many of the new ones come before it there.
         slots = [slot for slot, count in enumerate(counts) for _ in range(count)]
         self.slots = torch.tensor(slots, device=device)
         self.offsets = torch.tensor([offset for count in counts for offset in range(count)], device=device)
