@@ -168,7 +168,8 @@ def test_a_model_folder_that_lacks_weights_is_refused(full_run, capsys, tmp_path
     assert status == 2 and "1 weights are missing and would be random: model.layers.1.mlp.down_proj.weight" in err
 
 
-def test_an_adapter_whose_base_is_gone_is_one_line(adapter_run, capsys, tmp_path):
+def test_an_adapter_whose_base_is_gone_is_one_line(adapter_run, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the folder for results is made first
     lost = tmp_path / "lost"
     shutil.copytree(adapter_run, lost, ignore=shutil.ignore_patterns("checkpoint-*", "index", "run.json"))
     config = json.loads((lost / "adapter_config.json").read_text("utf-8"))
