@@ -239,38 +239,39 @@ class Decoding:
         self.slots = torch.tensor(slots, device=device)
         self.offsets = torch.tensor([offset for count in counts for offset in range(count)], device=device)
         self.positions = torch.tensor([lengths[slot] for slot in slots], device=device) + self.offsets
-        self._masks: dict[int | None, tuple[int, torch.Tensor]] = {}
+        self._masks: dict[Any, tuple[int, torch.Tensor]] = {}
 
     def attend(self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None) -> Any:
         """Output [1, tokens, heads, size] for query [1, heads, tokens, size], key and value [1, kv heads, ...]."""
         keys, values = self.memory.append(layer.layer_idx, self.slots, self.positions, key, value)
-        first, mask = self._mask(window)
+        heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
+        first, mask = self._mask(window, heads // kv_heads)
         n, most, read = len(self.counts), max(self.counts), slice(first, first + mask.shape[-1])
         # As many rows for each sequence as the one with the most new tokens has. The heads of a group read the same
         # keys: as rows of one small product they read them once.
-        rows = query.new_zeros(n, most, *query.shape[1::2])
+        rows = query.new_zeros(n, most, heads, size)
         rows[self.slots, self.offsets] = query[0].transpose(0, 1)
-        rows = rows.unflatten(2, (key.shape[1], -1)).permute(0, 2, 3, 1, 4)  # [n, kv heads, of a group, most, size]
-        mask = mask.expand(-1, -1, rows.shape[2], -1, -1).flatten(2, 3)
-        output = scaled_dot_product_attention(
-            rows.flatten(2, 3), keys[:n, :, read], values[:n, :, read], mask, scale=scaling
-        )
+        rows = rows.unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        output = scaled_dot_product_attention(rows, keys[:n, :, read], values[:n, :, read], mask, scale=scaling)
         output = output.unflatten(2, (-1, most)).permute(0, 3, 1, 2, 4).flatten(2, 3)
         return output[self.slots, self.offsets][None]
 
-    def _mask(self, window: int | None) -> tuple[int, torch.Tensor]:
-        """First position that any token reads, and [n, 1, 1, most, positions from there], true where it is read."""
-        if window not in self._masks:
-            most = max(self.counts)
+    def _mask(self, window: int | None, group: int) -> tuple[int, torch.Tensor]:
+        """First position that any token reads, and [n, 1, group * most, positions from there], true where it is read.
+
+        `group` heads read the same keys.
+        """
+        if (window, group) not in self._masks:
             first = 0 if window is None else max(0, min(self.lengths) - window + 1)
             end = max(length + count for length, count in zip(self.lengths, self.counts))
             read = torch.arange(first, end, device=self.device)
-            own = torch.tensor(self.lengths, device=self.device)[:, None] + torch.arange(most, device=self.device)
-            mask = read <= own[..., None]
+            offsets = torch.arange(max(self.counts), device=self.device)
+            own = (torch.tensor(self.lengths, device=self.device)[:, None] + offsets)[..., None]
+            mask = read <= own
             if window is not None:
-                mask &= read > own[..., None] - window
-            self._masks[window] = first, mask[:, None, None]
-        return self._masks[window]
+                mask &= read > own - window
+            self._masks[window, group] = first, mask.repeat(1, group, 1)[:, None]
+        return self._masks[window, group]
 
 
 def attention(

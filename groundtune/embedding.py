@@ -150,13 +150,14 @@ class Embedder:
 
     def _lengths(self, texts: Sequence[str], prompt: str | None) -> Sequence[int]:
         """In tokens; in characters for models that read texts of any length: their vectors are static."""
-        if self._reads_any_length:
+        if math.isinf(self._max_tokens):
             return [len(text) for text in texts]
         return _token_counts(self.model.tokenizer, prompt, texts)
 
     @property
-    def _reads_any_length(self) -> bool:
-        return self.model.max_seq_length is None or math.isinf(self.model.max_seq_length)
+    def _max_tokens(self) -> float:
+        limit = self.model.max_seq_length
+        return math.inf if limit is None else limit
 
     def _encode(self, texts: list[str], prompt: str | None) -> np.ndarray:
         # prompt="" and not None: None would let the library put its default prompt in front.
@@ -174,9 +175,7 @@ class Embedder:
         return vectors
 
     def _warn_of_long(self, texts: Sequence[str], lengths: Sequence[int]) -> None:
-        if self._reads_any_length:
-            return
-        limit = self.model.max_seq_length
+        limit = self._max_tokens
         too_long = [i for i, n in enumerate(lengths) if n > limit]
         if too_long:
             longest = max(too_long, key=lengths.__getitem__)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -200,9 +199,9 @@ def _step(model: Any, sequences: Sequence[_Sequence], memory: Memory) -> None:
     layout = Decoding(memory, lengths, [len(ids) for ids in new], model.device)
     row = torch.tensor([[id for ids in new for id in ids]], device=model.device)
     logits = model(**model_inputs(row, layout.positions[None], layout), use_cache=False).logits
-    chosen = iter(logits[0].argmax(dim=-1).tolist())
-    for sequence, guess in zip(sequences, guesses):
-        after = list(islice(chosen, len(guess) + 1))  # after[j] is what the model says after guess[:j]
+    chosen = logits[0].argmax(dim=-1).cpu().split(layout.counts)
+    for sequence, guess, after in zip(sequences, guesses, map(torch.Tensor.tolist, chosen)):
+        # after[j] is what the model says after guess[:j]
         right = next((j for j, id in enumerate(guess) if id != after[j]), len(guess))
         sequence.add(after[: right + 1])
 
