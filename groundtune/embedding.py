@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -133,20 +137,69 @@ class Embedder:
     ) -> np.ndarray:
         from tqdm import tqdm
 
-        # The longest first, so that memory runs out at once or not at all, and batch by batch: the library would sort
-        # by characters, and pad a fifth of the tokens of a batch of questions.
-        order = sorted(range(len(texts)), key=lambda i: -lengths[i])
+        batches = list(self._batches(lengths))
+        done: list[int] = []
         vectors = np.empty((0, 0), dtype=np.float32)
-        with tqdm(total=len(texts), unit="text", disable=hidden) as bar:
-            for start in range(0, len(texts), self.batch_size):
-                these = order[start : start + self.batch_size]
-                encoded = self._encode([texts[i] for i in these], prompt)
-                if start == 0:
-                    vectors = np.empty((len(texts), encoded.shape[1]), dtype=np.float32)
-                vectors[these] = encoded
+        encoded = self._encoded([[texts[i] for i in these] for these in batches], prompt)
+        with closing(encoded), tqdm(total=len(texts), unit="text", disable=hidden) as bar:
+            for these, some in zip(batches, encoded):
+                if not done:
+                    vectors = np.empty((len(texts), some.shape[1]), dtype=np.float32)
+                vectors[these] = some
+                done += these
                 bar.update(len(these))
-                so_far(order[: start + len(these)], vectors)
+                so_far(done, vectors)
         return vectors
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Numbers of the texts that are encoded together, the longest first: memory runs out at once or not at all.
+
+        What is encoded at one time has no more tokens than `batch_size` of the longest texts. The library would sort by
+        characters, and pad a fifth of the tokens of a batch of questions.
+        """
+        read = [max(1, min(length, self._max_tokens)) for length in lengths]
+        order = sorted(range(len(read)), key=lambda i: -read[i])
+        at_most = self.batch_size * max(read, default=0) // len(self._models)
+        while order:
+            fit = min(self.batch_size, at_most // read[order[0]])
+            yield order[:fit]
+            order = order[fit:]
+
+    def _encoded(self, batches: Sequence[list[str]], prompt: str | None) -> Iterator[np.ndarray]:
+        """The vectors of each batch in turn; with two models two at a time, each with half of the threads."""
+        import torch
+
+        if len(batches) < 2 or len(self._models) < 2:
+            yield from (self._encode(texts, prompt, self.model) for texts in batches)
+            return
+        threads, free, own = torch.get_num_threads(), list(self._models), threading.local()
+
+        def begin() -> None:
+            own.model = free.pop()
+            torch.get_num_threads()  # a new thread takes over the number of all on its first use
+            torch.set_num_threads(-(-threads // len(self._models)))
+
+        pool = ThreadPoolExecutor(len(self._models), initializer=begin)
+        try:
+            yield from pool.map(lambda texts: self._encode(texts, prompt, own.model), batches)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # also the number of threads that come later
+
+    @cached_property
+    def _models(self) -> list[Any]:
+        """Those that encode at the same time: on a CPU two that share their weights.
+
+        The products of an embedding model are too small to keep many cores busy, and its tokenizer keeps none. Each has
+        a tokenizer of its own, which no two threads may use at once. What looks up static vectors gains nothing.
+        """
+        import torch
+
+        static = math.isinf(self._max_tokens)
+        if static or self.batch_size < 2 or self.model.device.type != "cpu" or torch.get_num_threads() < 2:
+            return [self.model]
+        weights = [*self.model.parameters(), *self.model.buffers()]
+        return [self.model, copy.deepcopy(self.model, {id(weight): weight for weight in weights})]
 
     def _lengths(self, texts: Sequence[str], prompt: str | None) -> Sequence[int]:
         """In tokens; in characters for models that read texts of any length: their vectors are static."""
@@ -159,12 +212,12 @@ class Embedder:
         limit = self.model.max_seq_length
         return math.inf if limit is None else limit
 
-    def _encode(self, texts: list[str], prompt: str | None) -> np.ndarray:
+    def _encode(self, texts: list[str], prompt: str | None, model: Any) -> np.ndarray:
         # prompt="" and not None: None would let the library put its default prompt in front.
-        vectors = self.model.encode(
+        vectors = model.encode(
             texts,
             prompt=prompt or "",
-            batch_size=self.batch_size,
+            batch_size=len(texts),
             show_progress_bar=False,
             normalize_embeddings=self.similarity == "cosine",
             convert_to_numpy=True,

@@ -6,6 +6,8 @@ import importlib.util
 import json
 import logging
 import shutil
+import threading
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -122,21 +124,74 @@ def test_a_prompt_is_put_in_front_and_the_model_s_default_prompt_is_not(tmp_path
         assert not np.allclose(bare.embed_questions([text]), embedder.embed_questions([text]), atol=1e-3)
 
 
+# A word that is not in the vocabulary is several tokens: the text with more characters may have fewer.
+MANY = [f"{'book ' * (i % 5)}{'library ' * (i % 3)}{'zq' * (i % 7)}" for i in range(40)]
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """What is encoded together, as it is."""
+    noted, encode = [], Embedder._encode
+    monkeypatch.setattr(Embedder, "_encode", lambda self, texts, *how: noted.append(texts) or encode(self, texts, *how))
+    return noted
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
 def test_batches_hold_texts_of_about_as_many_tokens_each_vector_in_the_place_of_its_text(
-    bert_embedding_folder, monkeypatch
+    bert_embedding_folder, batches, threads, monkeypatch
 ):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     embedder = Embedder(str(bert_embedding_folder), batch_size=8)
-    # A word that is not in the vocabulary is several tokens: the text with more characters may have fewer.
-    texts = [f"{'book ' * (i % 5)}{'library ' * (i % 3)}{'zq' * (i % 7)}" for i in range(40)]
-    expected = embedder.model.encode(texts, prompt="", normalize_embeddings=True)
-    batches, encode = [], embedder.model.encode
-    monkeypatch.setattr(embedder.model, "encode", lambda batch, **o: batches.append(batch) or encode(batch, **o))
-    np.testing.assert_allclose(embedder.embed_documents(texts), expected, atol=1e-5)
-    by_characters = sorted(texts, key=len, reverse=True)
-    assert [len(batch) for batch in batches] == [8] * 5
-    assert padded(embedder, batches) < padded(embedder, [by_characters[i : i + 8] for i in range(0, 40, 8)])
-    lengths = [len(embedder.model.tokenizer(text)["input_ids"]) for batch in batches for text in batch]
-    assert lengths == sorted(lengths, reverse=True)
+    expected = embedder.model.encode(MANY, prompt="", normalize_embeddings=True)
+    np.testing.assert_allclose(embedder.embed_documents(MANY), expected, atol=1e-5)
+    assert sorted(text for batch in batches for text in batch) == sorted(MANY)
+    by_characters = iter(sorted(MANY, key=len, reverse=True))
+    others = [[next(by_characters) for _ in batch] for batch in batches]
+    assert padded(embedder, batches) < padded(embedder, others)
+    # What is encoded at one time takes no more memory than a batch of the longest texts.
+    at_most = 8 * max(len(embedder.model.tokenizer(text)["input_ids"]) for text in MANY)
+    assert max(padded(embedder, [batch]) for batch in batches) <= at_most // min(threads, 2)
+    assert max(map(len, batches)) == 8
+
+
+def test_two_models_with_the_same_weights_encode_at_one_time_and_leave_no_trace(bert_embedding_folder, monkeypatch):
+    embedder, encode, threads = Embedder(str(bert_embedding_folder), batch_size=4), Embedder._encode, []
+    both_here = threading.Barrier(2, timeout=30)
+
+    def meet(self, texts, prompt, model):
+        if len(threads) < 2:
+            threads.append((threading.current_thread(), model, torch.get_num_threads()))
+            both_here.wait()
+        return encode(self, texts, prompt, model)
+
+    monkeypatch.setattr(Embedder, "_encode", meet)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        embedder.embed_questions(MANY)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    (one, a, of_one), (other, b, of_other) = threads
+    assert one is not other and a is not b and (of_one, of_other) == (1, 1)
+    assert a.tokenizer is not b.tokenizer
+    assert all(p.data_ptr() == q.data_ptr() for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_what_comes_after_a_batch_that_fails_is_not_encoded(bert_embedding_folder, monkeypatch):
+    embedder, tried = Embedder(str(bert_embedding_folder), batch_size=2), []
+
+    def fail(self, texts, prompt, model):
+        tried.append(texts)
+        time.sleep(0.01)
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(Embedder, "_encode", fail)
+    threads = torch.get_num_threads()
+    with pytest.raises(MemoryError, match="no room"):
+        embedder.embed_documents(MANY * 50)
+    assert len(tried) < 100 and torch.get_num_threads() == threads
 
 
 def padded(embedder, batches) -> int:

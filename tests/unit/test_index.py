@@ -390,11 +390,11 @@ def test_a_build_that_is_killed_goes_on_where_it_last_wrote(tmp_path, static_emb
     encoded = []
 
     def killed_at(part):
-        def encode_some(self, texts, prompt):
+        def encode_some(self, texts, prompt, model):
             if len(encoded) == part:
                 raise KeyboardInterrupt
             encoded.append(texts)
-            return encode(self, texts, prompt)
+            return encode(self, texts, prompt, model)
 
         monkeypatch.setattr(Embedder, "_encode", encode_some)
 
