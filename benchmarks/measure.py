@@ -8,7 +8,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -119,17 +119,16 @@ def _machine() -> str:
     return names[0].split(":")[1].strip() if names else platform.processor()
 
 
-def report(cases: Sequence[Case]) -> None:
-    """One JSON line a case, the versions, and a table."""
-    for case in cases:
-        row = asdict(case)
-        print(json.dumps({**{k: v for k, v in row.items() if k != "extra"}, **row["extra"]}, default=float))
-    print(json.dumps({"versions": versions()}))
+def report(cases: Iterable[Case]) -> None:
+    """One JSON line a case, as soon as it is there, the versions, and a table."""
     table = Table("case", "against", "ratio", "range", "ours", "theirs", "more")
     for c in cases:
+        row = asdict(c)
+        print(json.dumps({**{k: v for k, v in row.items() if k != "extra"}, **row["extra"]}, default=float), flush=True)
         more = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in c.extra.items())
         spread = f"{c.lowest:.2f} to {c.highest:.2f}"
         table.add_row(c.case, c.against, f"{c.ratio:.2f}x", spread, f"{c.ours_s:.2f} s", f"{c.theirs_s:.2f} s", more)
+    print(json.dumps({"versions": versions()}))
     Console().print(table)
 
 

@@ -62,7 +62,7 @@ def peak(options: Any) -> dict[str, float]:
     tokenizer = load_tokenizer(model)
     side = (Ours if options.side == "ours" else SIDES[options.side])(model, tokenizer, "auto")
     loaded = _megabytes(peak=False)
-    for rows in made_groups(vocabulary(model.model_name_or_path), 3, options.per_passage, *lengths(options)):
+    for rows in made_groups(vocabulary(model.model_name_or_path), 3, 1, options.per_passage, *lengths(options)):
         side.step(rows)
     return {"loaded_mb": loaded, "peak_mb": _megabytes(peak=True)}
 

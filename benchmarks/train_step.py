@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument(
         "--against", nargs="+", default=["trl"], choices=[*SIDES, "sharing"], help="What to compare with"
     )
-    parser.add_argument("--batch_size", type=int, default=4, help="Rows of one step")
+    parser.add_argument("--batch_size", type=int, default=8, help="Rows of one step; default: as Groundtune and trl")
     parser.add_argument("--full", action="store_true", help="All weights instead of LoRA")
     parser.add_argument("--compile_layers", action="store_true", help="As Groundtune's flag; compiling is not timed")
     options = parser.parse_args()
@@ -52,14 +52,16 @@ def main() -> int:
         options.batch_size = 2
     model = ModelArguments(model_name_or_path=str(decoder_folder(options)), use_peft=not options.full)
     tokenizer = load_tokenizer(model)
-    cases = []
+    report(cases(model, tokenizer, options))
+    return 0
+
+
+def cases(model: ModelArguments, tokenizer: Any, options: Any) -> Iterator[Case]:
     for against in options.against:
         if against == "sharing":
-            cases += sharing(model, tokenizer, options)
+            yield from sharing(model, tokenizer, options)
         else:
-            cases.append(training_step(against, model, tokenizer, options))
-    report(cases)
-    return 0
+            yield training_step(against, model, tokenizer, options)
 
 
 def training_step(against: str, model: ModelArguments, tokenizer: Any, options: Any) -> Case:
@@ -100,20 +102,17 @@ def training_step(against: str, model: ModelArguments, tokenizer: Any, options: 
     return case
 
 
-def sharing(model: ModelArguments, tokenizer: Any, options: Any) -> list[Case]:
+def sharing(model: ModelArguments, tokenizer: Any, options: Any) -> Iterator[Case]:
     """How much of the tokens saved by shared prefixes becomes time saved: (1 - t1 / t0) / (1 - n1 / n0)."""
     shared, own = (45, 15) if options.quick else (450, 150)
-    made = partial(made_groups, vocabulary(model.model_name_or_path), options.pairs, shared=shared, own=own)
-    cases = {
-        f"2 per passage, {shared} + {own}": made(2),
-        f"4 per passage, {shared} + {own}": made(4),
-        f"8 per passage, {shared} + {own}": made(8),
-        "nothing to share": made(1, rows=4),
-    }
+    size, words = options.batch_size, vocabulary(model.model_name_or_path)
+    made = partial(made_groups, words, options.pairs, size, shared=shared, own=own)
+    work = {f"{n} per passage, {shared} + {own}": made(n) for n in (2, 4, 8)} | {"nothing to share": made(1)}
     if not options.shape:
-        cases = {"gold passages of the data": data_groups(data_rows(tokenizer, options), options.pairs, 4), **cases}
+        work = {"gold passages of the data": data_groups(data_rows(tokenizer, options), options.pairs, size), **work}
     ours, unshared = (Ours(model, tokenizer, "auto", share_prefix) for share_prefix in ("on", "off"))
-    return [sharing_case(name, batches, ours, unshared, options.pairs) for name, batches in cases.items()]
+    for name, batches in work.items():
+        yield sharing_case(name, batches, ours, unshared, options.pairs)
 
 
 def sharing_case(name: str, batches: list[list[Row]], ours: Side, unshared: Side, pairs: int) -> Case:
@@ -159,10 +158,8 @@ def data_groups(rows: list[Row], batches: int, size: int) -> list[list[Row]]:
     return cut([row for pair in pairs for row in pair], size)[:batches]
 
 
-def made_groups(
-    vocabulary: int, batches: int, per_passage: int, shared: int, own: int, rows: int | None = None
-) -> list[list[Row]]:
-    """Batches of one passage each (or of `rows` rows): random ids, `shared` common tokens and `own` more a row."""
+def made_groups(vocabulary: int, batches: int, size: int, per_passage: int, shared: int, own: int) -> list[list[Row]]:
+    """Batches of `size` rows, or of one passage: random ids, `shared` tokens of a passage and `own` more a row."""
     rng = random.Random(0)
 
     def ids(n: int) -> list[int]:
@@ -171,7 +168,7 @@ def made_groups(
     answer = own // 3
     made = []
     for _ in range(batches):
-        passages = [ids(shared) for _ in range((rows or per_passage) // per_passage)]
+        passages = [ids(shared) for _ in range(max(1, size // per_passage))]
         made.append([Row(p + ids(own - answer), ids(answer), 0, "") for p in passages for _ in range(per_passage)])
     return made
 
