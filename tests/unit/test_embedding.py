@@ -179,6 +179,12 @@ def test_two_models_with_the_same_weights_encode_at_one_time_and_leave_no_trace(
     assert all(p.data_ptr() == q.data_ptr() for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
+def test_one_batch_needs_no_second_model(bert_embedding_folder):
+    embedder = Embedder(str(bert_embedding_folder))
+    embedder.embed_questions(TEXTS)
+    assert "_twin" not in vars(embedder)
+
+
 def test_what_comes_after_a_batch_that_fails_is_not_encoded(bert_embedding_folder, monkeypatch):
     embedder, tried = Embedder(str(bert_embedding_folder), batch_size=2), []
 
