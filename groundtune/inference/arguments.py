@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,12 +137,25 @@ class InferenceArguments:
     @property
     def name(self) -> str:
         """What answers, in a word for people."""
-        return self.generator.generator_model or Path(self.model.model_name_or_path).name
+        folder = Path(self.model.model_name_or_path)
+        return self.generator.generator_model or folder.name or folder.resolve().name  # "." has no name
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the results go."""
+        in_run = self.run and self.api == "here"
+        default = Path(self.model.model_name_or_path, "evaluation") if in_run else Path("runs", f"evaluate-{self.name}")
+        return Path(self.answers.output_dir or default)
 
     @property
     def contexts(self) -> list[str]:
         named = [name.strip() for name in self.answers.contexts.split(",")]
         return list(CONTEXTS) if named == ["all"] else list(dict.fromkeys(named))
+
+    @property
+    def searches(self) -> bool:
+        """Whether any context needs a retriever."""
+        return any(context in SEARCHED for context in self.contexts)
 
     @property
     def api(self) -> str:
@@ -173,20 +188,18 @@ class InferenceArguments:
         return [*files, *self._check_who(), *self._check_judge(), *self._check_numbers()]
 
     def _check_files(self, has_examples: bool) -> list[str]:
-        data, problems = self.data, []
-        searches = any(context in SEARCHED for context in self.contexts)
+        data, problems, searches = self.data, [], self.searches
         if has_examples and not data.eval_file:
             problems.append("--eval_file: missing; name a file of examples (.jsonl)")
         if searches and not data.full_dataset_file_path:
-            problems.append(
-                "--full_dataset_file_path: missing; name the document database, or leave "
-                f"{' and '.join(SEARCHED)} out of --contexts"
-            )
-        problems += no_such_file(data, ("eval_file", "full_dataset_file_path")[not has_examples :])
+            way_out = f", or leave {' and '.join(SEARCHED)} out of --contexts" if has_examples else ""
+            problems.append(f"--full_dataset_file_path: missing; name the document database{way_out}")
+        read = ["eval_file"] * has_examples + ["full_dataset_file_path"] * searches
+        problems += no_such_file(data, read)
         if searches and data.full_dataset_index_path:
             problems += in_the_way("full_dataset_index_path", data.full_dataset_index_path, folder=True)
-        if has_examples and self.answers.output_dir:
-            problems += in_the_way("output_dir", self.answers.output_dir, folder=True)
+        if has_examples:
+            problems += in_the_way("output_dir", self.output_dir, folder=True)
         unknown = [context for context in self.contexts if context not in CONTEXTS]
         if unknown:
             problems.append(f"--contexts: unknown: {', '.join(unknown)}; choose from {', '.join(CONTEXTS)}, or all")
@@ -196,6 +209,8 @@ class InferenceArguments:
         name, problems = self.model.model_name_or_path, []
         if self.api == "here" and not name:
             problems.append("MODEL: missing; name a folder or hub model, or a server with --generator openai:URL")
+        elif not os.path.isdir(name) and re.search(r"\s", name):
+            problems.append(f"MODEL: {name!r} is none; name a folder or hub model first, or write --question before it")
         if self.api == "completions" and not name:
             problems.append("--generator_api completions: needs MODEL, whose tokenizer writes the prompt; or use chat")
         problems += [problem.removeprefix("--") for problem in check_model_name("MODEL", name)]
@@ -210,11 +225,11 @@ class InferenceArguments:
         return problems
 
     def _check_judge(self) -> list[str]:
-        from groundtune.metrics import METRICS  # here, for it takes numpy, and -h is to come at once
+        from groundtune.metrics import METRICS, greater_is_better  # here, for it takes numpy, and -h is to come at once
 
         judge, problems = self.judge, []
-        # Of those that every answer has.
-        known = [name for name in METRICS if "@" not in name and "*" not in name and not name.startswith("abstained/")]
+        # Those from 0 to 1 that every answer has, and of which more is better.
+        known = [n for n in METRICS if n.startswith(("generation/", "grounded/")) and greater_is_better(n)]
         if self.answers.right_metric not in known and not self.answers.right_metric.startswith("judge/"):
             problems.append(f"--right_metric: {self.answers.right_metric} is unknown; choose from {', '.join(known)}")
         if self.answers.right_metric.startswith("judge/") and not judge.judge:

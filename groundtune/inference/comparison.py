@@ -159,7 +159,8 @@ def read_systems(paths: Sequence[str], names: Sequence[str] = ()) -> dict[str, l
 
 def short_names(paths: Sequence[str]) -> list[str]:
     """For each path its last parts, as few as tell all of them apart; the same path twice gets a number."""
-    parts = [Path(path).with_suffix("").parts or (path,) for path in paths]
+    named = [Path(path.removesuffix(".jsonl")) for path in paths]
+    parts = [path.parts or (path.resolve().name,) for path in named]  # "." has none
     longest = max(map(len, parts))
     depth = next((d for d in range(1, longest) if len({p[-d:] for p in parts}) == len(parts)), longest)
     names = ["/".join(p[-depth:]) for p in parts]

@@ -19,7 +19,7 @@ from groundtune.durable import disk_errors
 from groundtune.endpoint import failing, lasting
 from groundtune.files import DataError, write_text
 from groundtune.inference.answering import Answer, Asked, answer_by_chat, answer_by_completions, answer_here
-from groundtune.inference.arguments import SEARCHED, InferenceArguments
+from groundtune.inference.arguments import InferenceArguments
 from groundtune.inference.comparison import Comparison, compare
 from groundtune.inference.comparison_page import as_json, failures, write_comparisons
 from groundtune.inference.judge import JudgePrompt, judged, read_judge_prompts
@@ -33,7 +33,7 @@ from groundtune.inference.opening import (
     probe_judge,
 )
 from groundtune.inference.outcomes import Rightness, outcome_counts, with_outcomes
-from groundtune.inference.remembered import changed_inputs
+from groundtune.inference.remembered import changed_inputs, remembered
 from groundtune.models import ModelError
 from groundtune.predictions import Evaluation, evaluation_of, write_predictions
 from groundtune.record import hide_secrets, run_record
@@ -89,11 +89,12 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     judges = read_judge_prompts(arguments.judge.judge_prompt) if arguments.judge.judge else []
     right = Rightness(arguments.answers.right_metric, arguments.answers.right_threshold)
     _check_right(right, judges)
+    _check_replaces_no_training(arguments.output_dir)
     examples, documents, notes = _read(arguments)
-    notes += _changed(arguments)
+    notes += _questions_seen(arguments) + _changed(arguments)
     asked, tokenizer = open_questions(arguments, examples, documents)
     probe_judge(arguments)
-    output_dir = _output_dir(arguments)
+    output_dir = _made(arguments.output_dir)
 
     evaluations: dict[str, dict[str, Evaluation]] = {one.context: {} for one in asked}
     for name, answer in _answerers(arguments, asked, tokenizer):
@@ -176,8 +177,7 @@ def _read(arguments: InferenceArguments) -> tuple[list[Example], list[Document],
 
     Raises `DataError` with all that is wrong with both files.
     """
-    searches = any(context in SEARCHED for context in arguments.contexts)
-    documents = arguments.data.full_dataset_file_path if searches else ""
+    documents = arguments.data.full_dataset_file_path if arguments.searches else ""
     dataset = read_dataset(DataArguments(eval_file=arguments.data.eval_file, full_dataset_file_path=documents))
     findings = check_texts(dataset)
     if errors := [str(finding) for finding in findings if finding.severity == ERROR]:
@@ -189,12 +189,18 @@ def _read(arguments: InferenceArguments) -> tuple[list[Example], list[Document],
 
 def _changed(arguments: InferenceArguments) -> list[str]:
     """Files that this evaluation takes from the run, and that are no longer what the run had read."""
-    paths = {
-        name: path
-        for name in ("full_dataset_file_path", "eval_file")
-        if (path := getattr(arguments.data, name)) and path == arguments.run.get(name)
-    }
-    return changed_inputs(arguments.model.model_name_or_path, paths)
+    data, run = arguments.data, arguments.run
+    read = {data.eval_file} | ({data.full_dataset_file_path} if arguments.searches else set())
+    names = ("full_dataset_file_path", "test_file", "eval_file")
+    return changed_inputs(arguments.model.model_name_or_path, {n: run[n] for n in names if run.get(n) in read})
+
+
+def _questions_seen(arguments: InferenceArguments) -> list[str]:
+    """That the run chose its checkpoint by these very questions, if it did."""
+    asked, run = Path(arguments.data.eval_file), arguments.run
+    if not run.get("load_best_model_at_end") or asked.resolve() != Path(run.get("eval_file", "")).resolve():
+        return []
+    return [f"{asked}: the checkpoint was chosen on these questions, so these numbers flatter it"]
 
 
 def _with_outcomes(by_system: dict[str, Evaluation], right: Rightness) -> dict[str, Evaluation]:
@@ -218,12 +224,13 @@ def _comparisons(evaluations: dict[str, dict[str, Evaluation]], name: str) -> li
     return comparisons
 
 
-def _output_dir(arguments: InferenceArguments) -> Path:
+def _check_replaces_no_training(folder: Path) -> None:
+    if remembered(str(folder)).get("method"):
+        raise DataError([f"--output_dir: {folder} holds a training run; name another, as {folder / 'evaluation'}"])
+
+
+def _made(folder: Path) -> Path:
     """The folder for the results, made now: one that cannot be made is said before hours of work, and not after."""
-    folder = Path("runs") / f"evaluate-{arguments.name}"
-    if arguments.run and arguments.api == "here":
-        folder = Path(arguments.model.model_name_or_path) / "evaluation"
-    folder = Path(arguments.answers.output_dir or folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -247,7 +254,8 @@ def _write(
     for prompt in judges:
         write_text(folder / f"judge_{prompt.name}.txt", prompt.text)
     groups = ("data", "retrieval", "prompt", "model", "evaluation", "generator", "judge", "answers")
-    files = {name: path for name in ("eval_file", "full_dataset_file_path") if (path := getattr(arguments.data, name))}
+    read = ["eval_file"] + ["full_dataset_file_path"] * arguments.searches
+    files = {name: path for name in read if (path := getattr(arguments.data, name))}
     record = run_record({name: asdict(getattr(arguments, name)) for name in groups}, files, durations, seed=0)
     write_text(folder / "run.json", as_json(record))
     write_text(folder / "metrics.json", as_json(found.to_dict()))

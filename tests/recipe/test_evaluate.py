@@ -101,6 +101,7 @@ def test_contexts_without_search_need_no_documents(families, data_folder, capsys
     status, found, _ = run(
         capsys, "evaluate", families["gemma"].folder, "--eval_file", data_folder / "test.jsonl", "--contexts",
         "closed_book,gold", "--max_seq_length", "300", "--max_new_tokens", "4", "--output_dir", tmp_path,
+        "--full_dataset_file_path", tmp_path / "not_there.jsonl",
     )  # fmt: skip
     assert status == 0 and list(found["evaluations"]) == ["closed_book", "gold"]
 
@@ -123,8 +124,38 @@ def test_a_folder_that_was_moved_with_its_run_still_finds_its_documents(adapter_
     documents.write_text(data.read_text("utf-8") + '{"page_content": "Another."}\n')
     record["arguments"]["data"]["full_dataset_file_path"] = str(documents)
     (moved / "run.json").write_text(json.dumps(record))
+    questions = tmp_path / "test.jsonl"
+    questions.write_text("".join((data.parent / "test.jsonl").read_text("utf-8").splitlines(keepends=True)[:1]))
+    record["arguments"]["data"]["test_file"] = str(questions)
+    (moved / "run.json").write_text(json.dumps(record))
     _, found, _ = run(capsys, "evaluate", "moved", "--eval_max_samples", "1")
-    assert found["notes"] == [f"{documents} has changed since the run of moved"]
+    assert found["notes"] == [f"{path} has changed since the run of moved" for path in (documents, questions)]
+
+
+def test_questions_that_chose_the_checkpoint_are_said_to_flatter(adapter_run, capsys, tmp_path):
+    record = json.loads((adapter_run / "run.json").read_text("utf-8"))
+    asked = record["arguments"]["data"]["eval_file"]
+    record["arguments"]["data"]["test_file"] = ""
+    record["arguments"]["training"]["load_best_model_at_end"] = True
+    shutil.copytree(adapter_run, tmp_path / "r", ignore=shutil.ignore_patterns("checkpoint-*", "index", "evaluation"))
+    (tmp_path / "r/run.json").write_text(json.dumps(record))
+    words = ["evaluate", tmp_path / "r", "--eval_max_samples", "1"]
+    _, found, _ = run(capsys, *words)
+    assert found["notes"] == [f"{asked}: the checkpoint was chosen on these questions, so these numbers flatter it"]
+    _, found, _ = run(capsys, *words, "--eval_file", Path(asked).with_name("test.jsonl"))
+    assert not found["notes"]
+
+
+def test_results_go_into_no_folder_that_cannot_take_them_and_replace_no_training(adapter_run, capsys, monkeypatch):
+    before = (adapter_run / "run.json").read_text("utf-8")
+    status, _, err = run(capsys, "evaluate", adapter_run, "--output_dir", adapter_run)
+    assert status == 2 and f"--output_dir: {adapter_run} holds a training run" in err
+    assert (adapter_run / "run.json").read_text("utf-8") == before
+    (adapter_run / "evaluation").mkdir(exist_ok=True)
+    locked, access = str(adapter_run / "evaluation"), os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != locked and access(path, mode))
+    status, _, err = run(capsys, "evaluate", adapter_run)
+    assert status == 2 and f"--output_dir: {locked} cannot be written" in err
 
 
 # What is missing
@@ -202,6 +233,11 @@ def test_all_that_is_wrong_with_the_arguments_is_said_at_once(capsys, tmp_path, 
     ]  # fmt: skip
     assert main(["evaluate"]) == 2
     assert "MODEL: missing" in capsys.readouterr().err
+    assert main(["evaluate", "gpt2", "--right_metric", "loss"]) == 2
+    assert "--right_metric: loss is unknown" in capsys.readouterr().err
+    assert main(["ask", "Can I return it?"]) == 2
+    shown = capsys.readouterr().err
+    assert "write --question before it" in shown and "--contexts" not in shown
 
 
 # Servers and judges

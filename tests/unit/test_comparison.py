@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from test_results import COLOURS, F1, evaluation, wrong
@@ -131,6 +132,8 @@ def test_names_are_as_short_as_tells_them_apart():
     ]  # fmt: skip
     assert short_names(["runs/a", "b"]) == ["a", "b"]
     assert short_names(["runs/a", "runs/a"]) == ["runs/a (1)", "runs/a (2)"]
+    assert short_names(["runs/qwen2.5-7b", "runs/qwen2.5-3b"]) == ["qwen2.5-7b", "qwen2.5-3b"]
+    assert short_names([".", "runs/a"]) == [Path.cwd().name, "a"]
 
 
 def test_all_paths_that_lead_nowhere_are_named_at_once(tmp_path):
