@@ -22,6 +22,7 @@ import torch
 from torch.nn.functional import one_hot, pad, scaled_dot_product_attention
 
 NAME = "groundtune"  # of this attention among those of transformers
+_DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")  # what configurations call it
 _BLOCK = 128  # tokens of each side of a block of FlexAttention: its default
 
 
@@ -48,11 +49,13 @@ class Packed:
     segments: Sequence[Segment]
     memory: Memory | None = None
     slots: Sequence[int | None] = ()
+    windows: set[int | None] = field(default_factory=set, repr=False)  # those of the layers that attended so far
     _masks: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @torch.compiler.disable  # its shapes are new with every batch
     def attend(self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None) -> Any:
         """Output [1, tokens, heads, size] for query [1, heads, tokens, size], key and value [1, kv heads, ...]."""
+        self.windows.add(window)
         if query.is_cuda and self.memory is None:
             return self._attend_in_blocks(query, key, value, scaling, window)
         return self._attend_by_segments(layer, query, key, value, scaling, window)
@@ -341,8 +344,15 @@ def _static_problem(config: Any) -> str | None:
     unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if unknown:
         return f"the model has layers of type {', '.join(sorted(unknown))}"
-    dropout = getattr(config, "attention_dropout", 0)
-    return f"the model's attention_dropout is {dropout}" if dropout else None
+    dropout = {name: rate for name in _DROPOUTS if (rate := getattr(config, name, 0))}
+    return "".join(f"the model's {name} is {rate}" for name, rate in dropout.items()) or None
+
+
+def _window(config: Any) -> int | None:
+    """The sliding window of any layer, which sequences as short as those of the trial do not show."""
+    types = getattr(config, "layer_types", None)
+    slides = "sliding_attention" in types if types else getattr(config, "use_sliding_window", True)
+    return getattr(config, "sliding_window", None) if slides else None
 
 
 @torch.no_grad()
@@ -362,6 +372,8 @@ def _difference(model: Any, to_train: bool) -> str | None:
         positions = torch.tensor([packed.positions()], device=model.device)
         logits = model(**model_inputs(ids[None, :24], positions, packed), use_cache=False).logits
         together += logits[0, [12, 17, 23]]
+        if (window := _window(model.config.get_text_config())) and packed.windows == {None}:
+            return f"its attention is not told of its window of {window} tokens"
     decoding = Decoding(memory, (13, 13), (1, 1), model.device)
     decoding = model_inputs(ids[None, 24:], decoding.positions[None], decoding)
     together += model(**decoding, use_cache=False).logits[0]

@@ -225,6 +225,8 @@ class Embedder:
             convert_to_numpy=True,
         )
         vectors = np.asarray(vectors, dtype=np.float32)
+        if not np.isfinite(vectors).all():
+            raise DataError([f"{self.name}: a vector is NaN or infinite; try --embedding_dtype float32"])
         if self.similarity == "cosine":
             _check_lengths(vectors, self.name)
         return vectors

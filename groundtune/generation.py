@@ -14,6 +14,7 @@ from groundtune.batching import pack, prefix_groups
 from groundtune.lookup import Lookup
 from groundtune.loss import head_reads_only
 from groundtune.memory import AtOnce, with_what_fits
+from groundtune.models import ModelError
 
 _PREFILL_TOKENS = 8192  # prompts read in one forward pass; more gains nothing and takes memory
 _GUESSED = 5  # tokens; with more, what is guessed in vain costs what is guessed right saves
@@ -238,7 +239,7 @@ def _generate_batch(
             use_cache=True,
             logits_to_keep=last,
         )
-        cache = output.past_key_values
+        cache = _cache_of(output)
         next_ids = output.logits[:, -1].argmax(dim=-1)
         for row, id in zip(alive, next_ids.tolist()):
             answers[row].append(id)
@@ -250,11 +251,19 @@ def _generate_batch(
         if len(going_on) < len(alive):
             # Finished rows leave the batch: the rest goes on at the cost of a smaller one.
             rows = torch.tensor(going_on, device=mask.device)
-            cache.batch_select_indices(rows)
+            cache.reorder_cache(rows)  # which every kind of layer can
             next_ids, mask, positions = next_ids[rows], mask[rows], positions[rows]
             alive = [alive[i] for i in going_on]
         input_ids = next_ids[:, None]
     return [Generated(ids, ids[-1] in stop_ids) for ids in answers]
+
+
+def _cache_of(output: Any) -> Any:
+    """What the next step goes on from; raises `ModelError` for a model that keeps it in a way of its own, as Mamba."""
+    cache = getattr(output, "past_key_values", None)
+    if cache is None:
+        raise ModelError("the model returns no past_key_values, which answers are written with; choose another model")
+    return cache
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -273,7 +282,7 @@ def _stream_with_cache(model: Any, prompt: Sequence[int], stop_ids: set[int], ma
                 input_ids=inputs.to(model.device), past_key_values=cache, use_cache=True,
                 logits_to_keep=last.to(model.device),
             )  # fmt: skip
-        cache = output.past_key_values
+        cache = _cache_of(output)
         inputs = output.logits[:, -1].argmax(dim=-1, keepdim=True)
         yield int(inputs)
         if int(inputs) in stop_ids:

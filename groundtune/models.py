@@ -15,6 +15,10 @@ from groundtune.files import DataError
 
 logger = logging.getLogger(__name__)
 
+# Before a chat template that writes today's date (Llama 3.2, gpt-oss), it makes every day the one that Llama's falls
+# back on: rows of tomorrow would be others than those of today, and a run could not go on.
+_SAME_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
+
 
 class ModelError(DataError):
     """The model cannot be loaded as asked for; the message says why and what to do."""
@@ -38,6 +42,9 @@ def load_tokenizer(arguments: ModelArguments) -> Any:
         raise ModelError(f"{arguments.model_name_or_path}: the tokenizer has no end-of-sequence token; set eos_token")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    template = tokenizer.chat_template
+    if isinstance(template, str) and "strftime_now" in template and not template.startswith(_SAME_DAY):
+        tokenizer.chat_template = _SAME_DAY + template  # it is saved with the model: a server writes the prompt so too
     return tokenizer
 
 
@@ -50,7 +57,8 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     options: dict[str, Any] = {"dtype": _dtype(arguments, bf16), **_source(arguments)}
-    options["attn_implementation"] = "flash_attention_2" if arguments.use_flash_attention else "sdpa"
+    if arguments.use_flash_attention:  # else SDPA, or whatever the model has: Gemma 2 has no SDPA
+        options["attn_implementation"] = "flash_attention_2"
     if arguments.gguf_file:
         from transformers import GgufConfig
 

@@ -110,8 +110,7 @@ class ChatPrompt:
     def prompt_ids(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> list[int]:
         conversation = [Turn(t.speaker, self.tokens.inert(t.message)) for t in [*chat_history, Turn(USER, question)]]
         opening = _opening(self.tokens.inert, self.instruction, passages)
-        turns = [Turn(USER, opening), *conversation] if opening else conversation
-        return self.tokens.encode_prompt(self._render(_alternating(turns), asks=True))
+        return self.tokens.encode_prompt(self._render(_alternating(opening, conversation), asks=True))
 
     def answer_ids(self, answer: str) -> list[int]:
         before, lead, end = self._around_answer
@@ -156,7 +155,7 @@ def chat_turns(
 ) -> list[Turn]:
     """The turns that `ChatPrompt` gives to a chat template, roles alternating: for files that other tools train on."""
     opening = _opening(str, instruction, passages)
-    return _alternating([*([Turn(USER, opening)] if opening else []), *chat_history, Turn(USER, question)])
+    return _alternating(opening, [*chat_history, Turn(USER, question)])
 
 
 def chat_messages(
@@ -175,10 +174,14 @@ def _opening(inert: Callable[[str], str], instruction: str, passages: Sequence[D
     return "\n\n".join([instruction, *(inert(document.text) for document in passages)]).strip()
 
 
-def _alternating(turns: Sequence[Turn]) -> list[Turn]:
-    """Consecutive messages of one speaker joined by a blank line: many templates refuse roles that do not alternate."""
-    merged: list[Turn] = []
-    for turn in turns:
+def _alternating(opening: str, conversation: Sequence[Turn]) -> list[Turn]:
+    """Users and assistants in turn, a user first: many templates refuse anything else.
+
+    Consecutive messages of one speaker are joined by a blank line; to an assistant that begins, the opening is said
+    even where it is empty.
+    """
+    merged = [Turn(USER, opening)] if opening or conversation[0].speaker == ASSISTANT else []
+    for turn in conversation:
         if merged and merged[-1].speaker == turn.speaker:
             merged[-1] = Turn(turn.speaker, f"{merged[-1].message}\n\n{turn.message}")
         else:

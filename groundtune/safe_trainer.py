@@ -183,9 +183,9 @@ class SafeTrainer(Trainer):
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
         value = metrics.get(name)
-        if value is not None and not math.isfinite(value):
-            step = self.state.global_step
-            logger.warning("step %d: %s is %s, so this step is not among those that may be the best", step, name, value)
+        if value is None or not math.isfinite(value):
+            step, found = self.state.global_step, "not measured" if value is None else value
+            logger.warning("step %d: %s is %s, so this step is not among those that may be the best", step, name, found)
             return False
         return super()._determine_best_metric(metrics=metrics, trial=trial)
 
@@ -343,7 +343,8 @@ class SafeTrainer(Trainer):
         """What a checkpoint takes but for a few small files."""
         adapter = isinstance(self.model, PeftModel)
         weights = [p for p in self.model.parameters() if p.requires_grad or not adapter]
-        states = [value for state in self.optimizer.state.values() for value in state.values()]
+        optimized = {} if self.args.save_only_model else self.optimizer.state
+        states = [value for state in optimized.values() for value in state.values()]
         return sum(t.numel() * t.element_size() for t in [*weights, *states] if isinstance(t, torch.Tensor))
 
     # Loading

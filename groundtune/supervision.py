@@ -5,7 +5,8 @@ A template, a tokenizer or a new method can get this wrong without a word, and t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from groundtune.batching import IGNORED
 from groundtune.examples import Row
 from groundtune.models import ModelError
 from groundtune.prompt import Prompt
+
+logger = logging.getLogger(__name__)
 
 
 class WrongLabels(Exception):
@@ -49,3 +52,35 @@ def check_vocabulary(texts: Iterable[Sequence[int]], model: Any, name: str) -> N
             f"{name}: the tokenizer makes ids up to {largest:,}, and the model has {known:,} embeddings; "
             "name a folder whose tokenizer and model belong together"
         )
+
+
+def check_positions(longest: int, model: Any, name: str) -> list[str]:
+    """What a reader of the numbers must know if rows, or prompts with their answers, of `longest` tokens are too long.
+
+    Raises `ModelError` if the model has no positions for them.
+    """
+    config = model.config.get_text_config()
+    known, rope = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None)
+    reached = f"{name}: the longest row, or prompt with its answer, has {longest:,} tokens"
+    if known and longest > known and not rope:
+        raise ModelError(f"{reached}, and the model has {known:,} positions; lower --max_seq_length")
+    notes = []
+    if known and longest > known:
+        notes.append(f"{reached}, and the model was made for {known:,}; lower --max_seq_length")
+    for kind, limit in _changing_ropes(rope or {}, config):
+        if longest > limit:
+            notes.append(
+                f"{reached}; beyond {limit:,} its rotary positions ({kind}) change for all rows of a batch, so that "
+                "numbers depend on what is in one; lower --max_seq_length"
+            )
+    for note in notes:
+        logger.warning(note)
+    return notes
+
+
+def _changing_ropes(rope: Mapping[str, Any], config: Any) -> Iterator[tuple[str, int]]:
+    """Kind and limit of the rotary positions that depend on the longest row; `rope` may be one for each layer type."""
+    for parameters in (rope, *(part for part in rope.values() if isinstance(part, Mapping))):
+        if (kind := parameters.get("rope_type")) in ("longrope", "dynamic"):
+            own = parameters.get("original_max_position_embeddings")
+            yield kind, own or getattr(config, "original_max_position_embeddings", config.max_position_embeddings)

@@ -30,8 +30,8 @@ from groundtune.reporting.report import write_results
 from groundtune.reporting.results import Results
 from groundtune.resume import check_same_run, checkpoint_to_resume, identity, locked, rows_identity
 from groundtune.retrieval import BM25Retriever, DenseRetriever, HybridRetriever, Retriever, retrieve
-from groundtune.schema import Document, Example, Hit
-from groundtune.supervision import check_vocabulary
+from groundtune.schema import Document, Example, Hit, Reply
+from groundtune.supervision import check_positions, check_vocabulary
 from groundtune.trackers import tracker_problems
 from groundtune.trainer import GOLD_LOSS, QATrainer, compile_problems, loss_problems, metric_problems
 
@@ -105,6 +105,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         )
         for split in ("eval", "test")
     }
+    _check_metric(training, evaluators["eval"])
 
     with _timed("load model", durations):
         model = method.load(
@@ -113,6 +114,9 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         read = [row.prompt_ids + row.answer_ids for these in rows.values() for row in these]
         asked = [question.prompt_ids for evaluator in evaluators.values() for question in evaluator.questions]
         check_vocabulary(read + asked, model, arguments.model.model_name_or_path)
+        new = arguments.evaluation.max_new_tokens
+        longest = max([len(ids) for ids in read] + [len(ids) + new for ids in asked])
+        notes += check_positions(longest, model, arguments.model.model_name_or_path)
 
     def on_evaluation(step: int, evaluation: Evaluation) -> None:
         if is_main():
@@ -135,7 +139,6 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         trainer.remove_callback(PrinterCallback)  # it stands in for the bar
     with _timed("evaluate the untouched model on test", durations):
         base = _untouched(trainer, evaluators["test"], output_dir / "predictions" / "test_base.jsonl", checkpoint)
-        _check_metric(training, base)
     with _timed("train and evaluate", durations):
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(_internal_call=True)  # otherwise it is pushed too, before there are results
@@ -204,9 +207,10 @@ def _untouched(
     return base
 
 
-def _check_metric(training: Any, evaluation: Evaluation) -> None:
-    """The best checkpoint is chosen by a metric that this run measures; Trainer would notice halfway through."""
-    measured = [GOLD_LOSS, *evaluation.metrics]
+def _check_metric(training: Any, evaluator: EndToEndEvaluator) -> None:
+    """The best checkpoint is chosen by a metric that these examples have; Trainer would notice halfway through."""
+    some_answer = Reply('"One of its kind."', new_tokens=1)  # a quotation, which has scores of its own
+    measured = [GOLD_LOSS, *evaluator.score([some_answer] * len(evaluator.questions), seconds=0.0).metrics]
     if training.load_best_model_at_end and training.metric_for_best_model.removeprefix("eval_") not in measured:
         name = training.metric_for_best_model
         raise DataError([f"--metric_for_best_model: {name} is not measured here; choose one of {', '.join(measured)}"])

@@ -272,6 +272,18 @@ class QATrainer(SafeTrainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(None, None, metrics, num_samples=self.num_examples(dataloader))
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Each row once: Trainer's would repeat rows until all processes have as many, and could leave some out.
+
+        What a process holds a part of the model for must be computed by all, so there the repeats stay.
+        """
+        even, drop = self.accelerator.even_batches, self.args.dataloader_drop_last
+        self.accelerator.even_batches, self.args.dataloader_drop_last = self._sharded(), False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.accelerator.even_batches, self.args.dataloader_drop_last = even, drop
+
     @torch.no_grad()
     def _gold_loss(self, dataloader: Any) -> float:
         model = self._wrap_model(self.model, training=False)

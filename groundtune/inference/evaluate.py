@@ -38,6 +38,7 @@ from groundtune.models import ModelError
 from groundtune.predictions import Evaluation, evaluation_of, write_predictions
 from groundtune.record import hide_secrets, run_record
 from groundtune.schema import Document, Example
+from groundtune.supervision import check_positions
 from groundtune.train import spread
 
 MODEL = "model"  # the system that was asked about; in --with_base it is compared with:
@@ -128,6 +129,8 @@ def _answerers(arguments: InferenceArguments, asked: Sequence[Asked], tokenizer:
         raise DataError([f"--with_base: {name} is no adapter, and no run.json in it names the model it was tuned from"])
     prompt, pad_id = asked[0].evaluator.prompt, tokenizer.pad_token_id
     model = open_model(arguments, prompt, pad_id)
+    longest = max(len(question.prompt_ids) for one in asked for question in one.evaluator.questions)
+    check_positions(longest + arguments.evaluation.max_new_tokens, model, arguments.model.model_name_or_path)
     yield MODEL, answer_here(model, bf16)
     if with_base and base:
         yield BASE, answer_here(model, bf16, without_adapter=True)

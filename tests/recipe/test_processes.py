@@ -20,11 +20,11 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_po
 
 
 def run(processes: int, family, embedding: Path, data: Path, output: Path, **changes) -> subprocess.CompletedProcess:
-    """Two steps of plain gradient descent, on all rows each."""
+    """Two steps of plain gradient descent, on all rows each; the four eval rows are no whole batches of both."""
     arguments = flags(
         family, embedding, data, output, num_train_epochs=2, per_device_train_batch_size=ROWS // processes,
         optim="sgd", learning_rate=0.5, lr_scheduler_type="constant", warmup_steps=0, max_grad_norm=0, eval_steps=1,
-        use_cpu="true", per_device_eval_batch_size=2, **({"ddp_backend": "gloo"} if processes > 1 else {}), **changes,
+        use_cpu="true", per_device_eval_batch_size=3, **({"ddp_backend": "gloo"} if processes > 1 else {}), **changes,
     )  # fmt: skip
     done = subprocess.run(
         [sys.executable, *(TORCHRUN if processes > 1 else []), SCRIPTS["swr"], *arguments],

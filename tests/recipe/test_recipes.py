@@ -396,7 +396,21 @@ def test_a_metric_that_the_run_does_not_measure_is_refused_before_training(
     assert train_command("sft", arguments) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("--")]
     assert line.startswith(f"--metric_for_best_model: {metric} is not measured here; choose one of loss_with_gold")
-    assert "retrieval/recall@2" in line and "generation/rougeL" in line
+    assert "retrieval/recall@2" in line and "generation/rougeL" in line and "grounded/quotes" in line
+
+
+def test_a_metric_that_only_the_test_examples_have_is_refused(
+    families, static_embedding_folder, data_folder, tmp_path, capsys
+):
+    test = lines(data_folder / "test.jsonl")
+    test[0]["answerable"] = False
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, test)), encoding="utf-8")
+    arguments = flags(
+        families["mistral"], static_embedding_folder, data_folder, tmp_path / "run", test_file=tmp_path / "test.jsonl",
+        metric_for_best_model="abstained/unanswerable",
+    )  # fmt: skip
+    assert train_command("sft", arguments) == 2
+    assert "--metric_for_best_model: abstained/unanswerable is not measured here" in capsys.readouterr().err
 
 
 def test_without_loading_the_best_nothing_was_selected(families, static_embedding_folder, data_folder, tmp_path):

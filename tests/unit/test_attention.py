@@ -276,7 +276,10 @@ def test_a_model_whose_attention_needs_more_is_left_as_it_was(families):
     mixed = families["gemma"].model()
     mixed.config.layer_types = ["linear_attention", "full_attention"]
     assert "linear_attention" in use_packed_attention(mixed)
-    for model in (changed, mixed):
+    older = families["llama"].model()
+    older.config.attn_pdrop = 0.1  # what GPT-2 calls it
+    assert "attn_pdrop is 0.1" in use_packed_attention(older)
+    for model in (changed, mixed, older):
         assert model.config._attn_implementation == "sdpa"
     eager = families["llama"].model()
     eager.set_attn_implementation("eager")
@@ -290,6 +293,18 @@ def test_a_model_that_looks_at_its_neighbours_is_found_out(families):
     forward = mlp.forward
     mlp.forward = lambda x: forward(x) + x.roll(1, dims=1)
     assert "differ" in use_packed_attention(model) and not attends_by_layout(model)
+
+
+def test_a_model_that_keeps_its_window_from_attention_is_found_out(families):
+    """As Phi-3.5-MoE, whose window is in its mask alone; no sequence of the trial is as long as it."""
+    model = families["mistral"].model()
+    model.config.sliding_window = 40
+    for layer in model.model.layers:
+        layer.self_attn.config.sliding_window = 40
+    assert use_packed_attention(model) is None
+    model = families["llama"].model()
+    model.config.sliding_window = 40
+    assert "window of 40" in use_packed_attention(model) and not attends_by_layout(model)
 
 
 def test_a_model_that_drops_the_layout_is_found_out(families):

@@ -253,6 +253,14 @@ def test_vectors_of_a_cosine_model_that_are_not_normalised_are_an_error(bert_emb
     assert not embedder.embed_documents(TEXTS).any()
 
 
+def test_vectors_that_are_not_numbers_are_an_error(bert_embedding_folder, monkeypatch):
+    """As a model in float16 gives them: whatever is asked, the last document would be found."""
+    embedder = Embedder(str(bert_embedding_folder))
+    monkeypatch.setattr(embedder.model, "encode", lambda texts, **options: np.full((len(texts), 16), np.nan))
+    with pytest.raises(DataError, match="a vector is NaN or infinite; try --embedding_dtype float32"):
+        embedder.embed_questions(TEXTS)
+
+
 def test_documents_longer_than_the_model_reads_are_counted_and_the_longest_named(bert_embedding_folder, caplog):
     embedder = Embedder(str(bert_embedding_folder))
     assert embedder.model.max_seq_length == 24

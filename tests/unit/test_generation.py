@@ -12,6 +12,7 @@ from groundtune import generation
 from groundtune.attention import use_packed_attention
 from groundtune.generation import generate_greedy, stream_greedy
 from groundtune.lookup import Lookup
+from groundtune.models import ModelError
 
 NEW = 24
 
@@ -222,3 +223,41 @@ def test_a_slot_goes_to_the_next_prompt_as_soon_as_a_quarter_is_free(families, w
         assert passes == without_refill
     else:
         assert passes < without_refill
+
+
+def test_rows_of_a_model_with_linear_attention_stop_one_by_one():
+    """Their cache keeps states beside keys and values; finished rows leave all of it."""
+    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3NextConfig(
+        vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8,
+        linear_value_head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    )  # fmt: skip
+    model = Qwen3NextForCausalLM(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(3)
+    assert "linear_attention" in use_packed_attention(model)
+    generator = random.Random(1)
+    prompts = [[generator.randrange(3, 100) for _ in range(n)] for n in (5, 23, 9, 14, 40, 3)]
+    options = {"stop_ids": range(7, 40, 3), "pad_id": 0, "max_new_tokens": 12}
+    together = [answer.ids for answer in generate_greedy(model, prompts, batch_size=6, **options)]
+    assert len({*map(len, together)}) > 1
+    for prompt, ids in zip(prompts, together):
+        assert generate_greedy(model, [prompt], batch_size=1, **options)[0].ids == ids
+        read = [*prompt]
+        with torch.no_grad():
+            for id in ids:
+                assert int(model(input_ids=torch.tensor([read]), use_cache=False).logits[0, -1].argmax()) == id
+                read.append(id)
+
+
+def test_a_model_without_keys_and_values_is_refused():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    model = MambaForCausalLM(MambaConfig(vocab_size=100, hidden_size=16, num_hidden_layers=1, state_size=4)).eval()
+    with pytest.raises(ModelError, match="past_key_values"):
+        generate_greedy(model, [[5, 6]], stop_ids=[2], pad_id=0, max_new_tokens=2, batch_size=1)

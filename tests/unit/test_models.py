@@ -158,3 +158,37 @@ def test_a_text_model_s_adapter_leaves_nothing_out(families):
     arguments = ModelArguments(model_name_or_path=str(families["gemma"].folder), use_peft=True)
     model = load_model(arguments, bf16=False, stop_ids=(1,), pad_id=0)
     assert model.peft_config["default"].exclude_modules is None
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "Today is {{ strftime_now('%d %b %Y') }}.",
+        "{% if strftime_now is defined %}Today is {{ strftime_now('%Y') }}.{% endif %}",
+    ],
+)
+def test_a_template_that_writes_the_date_writes_the_same_every_day(families, tmp_path, template):
+    tokenizer = families["qwen"].tokenizer
+    before, tokenizer.chat_template = tokenizer.chat_template, template
+    try:
+        tokenizer.save_pretrained(tmp_path / "once")
+    finally:
+        tokenizer.chat_template = before
+    once = load_tokenizer(ModelArguments(model_name_or_path=str(tmp_path / "once")))
+    once.save_pretrained(tmp_path / "again")
+    for loaded in (once, load_tokenizer(ModelArguments(model_name_or_path=str(tmp_path / "again")))):
+        assert loaded.chat_template == once.chat_template
+        assert loaded.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "Today is 26 Jul 2024."
+
+
+def test_a_model_without_sdpa_is_loaded_with_what_it_has(families, tmp_path):
+    """As Gemma 2, whose scores are capped."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    arguments = ModelArguments(model_name_or_path=str(tmp_path), use_peft=False)
+    assert load_model(arguments, bf16=False, stop_ids=(1,), pad_id=0).config.model_type == "gemma2"

@@ -247,6 +247,12 @@ def test_histories_that_do_not_alternate_are_rendered_by_templates_that_refuse_t
         assert places == sorted(places)
 
 
+def test_an_assistant_that_begins_is_rendered_where_there_is_nothing_before_it(families):
+    prompt = make_prompt(families["mistral"].tokenizer, PromptArguments(instruction=""))
+    history = [Turn(ASSISTANT, "Hello, how can I help?")]
+    assert "Hello, how can I help?" in prompt.tokens.tokenizer.decode(prompt.prompt_ids([], history, "When?"))
+
+
 def test_passages_are_read_in_the_order_given_and_by_their_formatted_text(family, style):
     documents = [Document("page one", "Title: A\npage one"), Document(" page two "), Document("page three", " \n")]
     text = family.tokenizer.decode(family.prompt(style).prompt_ids(documents, (), "Why?"))

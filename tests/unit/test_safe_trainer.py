@@ -376,6 +376,38 @@ def test_an_evaluation_that_is_not_finite_is_never_the_best(make, caplog):
     assert [line.split(",")[0] for line in said] == [f"step 2: {METRIC} is nan", f"step 6: {METRIC} is -inf"]
 
 
+def test_an_evaluation_without_the_metric_is_never_the_best(make, caplog):
+    """As the share of true quotations is, where no answer quotes."""
+
+    class Planned(QATrainer):
+        def evaluation_loop(self, *args, **kwargs):
+            output = super().evaluation_loop(*args, **kwargs)
+            if self.state.global_step != 4:
+                del output.metrics[METRIC]
+            return output
+
+    trainer = make("run", trainer=Planned)
+    trainer.train()
+    assert trainer.state.best_global_step == 4
+    said = [r.getMessage() for r in caplog.records if "may be the best" in r.getMessage()]
+    assert [line.split(",")[0] for line in said] == [f"step {step}: {METRIC} is not measured" for step in (2, 6, 7)]
+
+
+def test_evaluation_sees_each_row_however_training_batches_are_cut(make):
+    whole = make("whole", eval_on_start=True, max_steps=1).evaluate()
+    dropping = make("dropping", dataloader_drop_last=True, per_device_eval_batch_size=16)
+    assert dropping.evaluate()[METRIC] == pytest.approx(whole[METRIC], rel=1e-6)
+    assert dropping.args.dataloader_drop_last and dropping.accelerator.even_batches
+
+
+def test_room_is_kept_for_what_is_saved(make):
+    sizes = [make(f"{only}", save_only_model=only, max_steps=1) for only in (True, False)]
+    for trainer in sizes:
+        trainer.train()
+    only_model, everything = (trainer._bytes_to_save() for trainer in sizes)
+    assert everything > 2 * only_model > 0
+
+
 # Trackers
 
 

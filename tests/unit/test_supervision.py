@@ -9,7 +9,7 @@ from test_examples import cases
 from groundtune.batching import IGNORED, collate
 from groundtune.examples import Row, encode_rows
 from groundtune.models import ModelError
-from groundtune.supervision import WrongLabels, check_labels, check_vocabulary, what_else_is_learnt
+from groundtune.supervision import WrongLabels, check_labels, check_positions, check_vocabulary, what_else_is_learnt
 
 
 def rows_of(family, style: str = "chat template") -> tuple[list, list[Row]]:
@@ -96,3 +96,25 @@ def test_ids_that_the_model_has_no_embedding_for_are_an_error_before_training(fa
         ModelError, match=r"me/model: the tokenizer makes ids up to 700, and the model has \d+ embeddings"
     ):
         check_vocabulary([*texts, [700, 2]], model, "me/model")
+
+
+def test_rows_longer_than_the_model_s_positions_are_an_error_or_are_said(families, caplog):
+    model = families["llama"].model()
+    known = model.config.max_position_embeddings
+    assert check_positions(known, model, "me/model") == []
+    (note,) = check_positions(known + 1, model, "me/model")
+    assert f"{known + 1:,} tokens, and the model was made for {known:,}" in note and note in caplog.text
+    model.config.rope_parameters = None  # learned positions
+    with pytest.raises(ModelError, match=f"and the model has {known:,} positions; lower --max_seq_length"):
+        check_positions(known + 1, model, "me/model")
+
+
+def test_positions_that_change_with_the_longest_row_of_a_batch_are_said(families):
+    model = families["llama"].model()
+    model.config.rope_parameters = {"rope_type": "longrope", "original_max_position_embeddings": 32}
+    assert check_positions(32, model, "me/model") == []
+    (note,) = check_positions(33, model, "me/model")
+    assert "beyond 32 its rotary positions (longrope) change for all rows of a batch" in note
+    by_layer = {"sliding_attention": {"rope_type": "default"}, "full_attention": model.config.rope_parameters}
+    model.config.rope_parameters = by_layer
+    assert check_positions(33, model, "me/model") == [note]
