@@ -13,6 +13,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,14 @@ from groundtune.entries import shown
 from groundtune.files import DataError, json_rows
 
 # What surrounds the text of a web page and is no part of it.
-_FURNITURE = ("script", "style", "noscript", "template", "nav", "aside", "footer", "form", "button", "svg", "iframe")
+_FURNITURE = ("script", "style", "noscript", "template", "nav", "footer", "svg", "iframe",
+              "button", "input", "select", "textarea")  # fmt: skip
+# markdownify would run their text into that around them. Some pages are one form from top to bottom.
+_BLOCKS = ("address", "aside", "details", "fieldset", "figure", "form", "header", "legend", "summary")
 _PERMALINKS = "a.headerlink, a.anchor, a.anchor-link"
+_CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
+_ENDS = re.compile(r"</(?:body|html)\s*>|<\?[^>]*>", re.IGNORECASE)
+_HALF = re.compile(r"&#(?:x0*(d[89a-f][0-9a-f]{2})|0*(5[5-7][0-9]{3}));", re.IGNORECASE)  # "&#55357;", "&#xd83d;"
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -76,6 +83,11 @@ def _unreadable(path: Path, why: str, way_out: str) -> DataError:
     return DataError([f"{path}: {' '.join(why.split())}; {way_out}"])
 
 
+def _clean(text: str) -> str:
+    """Without null characters and single halves of surrogate pairs, which broken fonts and programs leave behind."""
+    return text.replace("\0", "").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore").strip()
+
+
 # Text and Markdown
 
 
@@ -113,12 +125,13 @@ def _without_front_matter(text: str) -> tuple[str, str]:
     import yaml
 
     try:
-        fields = yaml.safe_load(match[1])
-    except yaml.YAMLError:
+        fields = yaml.load(match[1], yaml.BaseLoader)  # as it is written: 007, and dates that no calendar has
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
         return text, ""
     if not isinstance(fields, dict):  # a text between two rules
         return text, ""
-    return text[match.end() :], str(fields.get("title") or "").strip()
+    title = fields.get("title")
+    return text[match.end() :], _clean(title) if isinstance(title, str) and title not in ("~", "null") else ""
 
 
 def _first_heading(text: str) -> str:
@@ -130,11 +143,15 @@ def _first_heading(text: str) -> str:
 
 
 def _html_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
-    # In bytes: a page says itself how it is encoded.
-    data = path.read_bytes()
-    soup = _parsed(data)
+    from bs4 import UnicodeDammit
+
+    # From bytes: a page says itself how it is encoded.
+    html = UnicodeDammit(path.read_bytes(), is_html=True).unicode_markup
+    if html is None:
+        raise _unreadable(path, "is in no encoding that is known", "save it as UTF-8")
+    soup = _parsed(html)
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
-    text = _markdown_of(_main_part(soup))
+    text = _markdown_of(_main_part(soup), path)
     yield Page(text, title or _first_heading(text) or path.stem, source, markdown=True)
 
 
@@ -149,14 +166,18 @@ def _docx_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]
     except Exception as error:  # a broken archive or XML: the parsers below raise whatever they like
         reason = f"is not a readable Word file ({type(error).__name__}: {error})"
         raise _unreadable(path, reason, "save it again as .docx") from error
-    text = _markdown_of(_parsed(html))
+    text = _markdown_of(_parsed(html), path)
     yield Page(text, _first_heading(text) or path.stem, source, markdown=True)
 
 
-def _parsed(html: str | bytes) -> Any:
+def _parsed(html: str) -> Any:
+    """The page as a tree; lxml knows which end tags HTML lets authors leave out."""
     from bs4 import BeautifulSoup
 
-    return BeautifulSoup(html, "html.parser")
+    html = _CDATA.sub(lambda found: escape(found[1]), html)  # text in XHTML, which an HTML parser takes for a comment
+    html = _ENDS.sub("", html)  # some pages go on after them, and some have two; and what is for XML and PHP
+    html = _HALF.sub(lambda found: chr(int(found[1], 16) if found[1] else int(found[2])), html)
+    return BeautifulSoup(_clean(html), "lxml")
 
 
 def _main_part(soup: Any) -> Any:
@@ -166,16 +187,22 @@ def _main_part(soup: Any) -> Any:
     main = main or soup.body or soup
     for tag in [*main.find_all(_FURNITURE), *main.select(_PERMALINKS)]:
         tag.decompose()
+    for tag in main.find_all(_BLOCKS):
+        tag.name = "div"
     return main
 
 
-def _markdown_of(soup: Any) -> str:
+def _markdown_of(soup: Any, path: Path) -> str:
     from markdownify import MarkdownConverter
 
     converter = MarkdownConverter(
         heading_style="ATX", bullets="-", strip=["a", "img"], escape_asterisks=False, escape_underscores=False
     )
-    text = converter.convert_soup(soup).replace("\N{NO-BREAK SPACE}", " ")  # layout, which no word is found behind
+    try:
+        text = converter.convert_soup(soup)
+    except RecursionError as error:
+        raise _unreadable(path, "nests its elements too deeply to be read", "save it again, or leave it out") from error
+    text = text.replace("\N{NO-BREAK SPACE}", " ")  # layout, which no word is found behind
     text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
@@ -192,7 +219,7 @@ def _pdf_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
         if reader.is_encrypted and not reader.decrypt(""):
             raise _unreadable(path, "is protected by a password", "save it without one")
         texts = [_clean(page.extract_text()) for page in reader.pages]
-        title = str((reader.metadata or {}).get("/Title") or "").strip()
+        title = _clean(str((reader.metadata or {}).get("/Title") or ""))
     except (OSError, DataError):
         raise
     except Exception as error:  # a broken file: the parser raises whatever it likes
@@ -204,11 +231,6 @@ def _pdf_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
     for text in texts[:-1]:
         starts.append(starts[-1] + len(text) + 2)
     yield Page("\n\n".join(texts), title or path.stem, source, sheets=tuple(starts))
-
-
-def _clean(text: str) -> str:
-    """Without null characters and halves of surrogate pairs, which fonts with a broken table leave behind."""
-    return text.replace("\0", "").encode("utf-8", "ignore").decode("utf-8").strip()
 
 
 # Rows
@@ -236,7 +258,8 @@ def _csv_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
     file.seek(0)
     rows = csv.DictReader(file, delimiter=max(",;\t", key=header.count), restval="", strict=True)
     try:
-        columns = [name for name in rows.fieldnames or [] if name]
+        rows.fieldnames = _told_apart(rows.fieldnames or [])
+        columns = [name for name in rows.fieldnames if name]
         text_column = options.text_field or ("text" if "text" in columns else "")
         for row in rows:
             where = f"{path}:{rows.line_num}"
@@ -249,6 +272,17 @@ def _csv_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
             yield Page(text, title.strip(), place.strip() or f"{source}#{rows.line_num}")
     except csv.Error as error:
         raise _unreadable(path, f"line {rows.line_num}: is not valid CSV ({error})", "write it again") from error
+
+
+def _told_apart(columns: Iterable[str]) -> list[str]:
+    """The names of columns, the second of one name as `name (2)`: a row would hold the last of them only."""
+    names: list[str] = []
+    for column in columns:
+        name, number = column, 2
+        while name and name in names:
+            name, number = f"{column} ({number})", number + 1
+        names.append(name)
+    return names
 
 
 def _field(row: dict[str, Any], name: str, where: str, required: bool) -> str:
@@ -273,7 +307,7 @@ READERS: dict[str, Callable[[Path, str, ReadOptions], Iterator[Page]]] = {
     ".jsonl": _json_pages,
 }
 _LIBRARIES = {
-    **dict.fromkeys((".html", ".htm", ".xhtml"), ("bs4", "markdownify")),
-    ".docx": ("mammoth", "bs4", "markdownify"),
+    **dict.fromkeys((".html", ".htm", ".xhtml"), ("bs4", "lxml", "markdownify")),
+    ".docx": ("mammoth", "bs4", "lxml", "markdownify"),
     ".pdf": ("pypdf",),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +17,7 @@ from groundtune.cli import main
 from groundtune.files import DataError, read_documents
 from groundtune.prepare import corpus
 from groundtune.prepare.chunking import Chunker
-from groundtune.prepare.pages import Page, ReadOptions, read_pages
+from groundtune.prepare.pages import Page, ReadOptions, missing_libraries, read_pages
 
 ROOT = Path(__file__).parents[2]
 SENTENCES = [f"Sentence number {n} says that book {n} lies on shelf {n}." for n in range(1, 61)]
@@ -126,6 +127,35 @@ def test_markdown_takes_its_title_from_front_matter_then_heading_then_name(tmp_p
     assert page.title == "rules" and "only a rule" in page.text
 
 
+@pytest.mark.parametrize(
+    "fields, title",
+    [
+        ("date: 0000-00-00\ntitle: House rules", "House rules"),
+        ("date: 2023-02-30\ntitle: 2023-02-30", "2023-02-30"),
+        ("title: 007", "007"),
+        ("title: !ours House rules", "House rules"),
+        ('title: "\\uD83D\\uDE00 House rules"', "😀 House rules"),
+        ('title: "House \\uD83D rules"', "House  rules"),
+        ("title: ~", "rules"),
+        ("title:\n- a\n- b", "rules"),
+        ("tags: [a]", "rules"),
+    ],
+)
+def test_front_matter_gives_its_title_as_it_is_written(tmp_path, fields, title):
+    path = tmp_path / "rules.md"
+    path.write_text(f"---\n{fields}\n---\nText.\n")
+    (page,) = pages(path)
+    assert (page.title, page.text) == (title, "Text.\n")
+
+
+@pytest.mark.parametrize("block", ["title: [", "[" * 10_000, 'title: "\\UFFFFFFFF"', "? [a]\n: b"])
+def test_front_matter_that_cannot_be_read_is_text(tmp_path, block):
+    path = tmp_path / "rules.md"
+    path.write_text(f"---\n{block}\n---\nText.\n")
+    (page,) = pages(path)
+    assert (page.title, page.text) == ("rules", path.read_text())
+
+
 def test_a_web_page_becomes_its_content_without_navigation_and_scripts(tmp_path):
     path = tmp_path / "page.html"
     path.write_bytes(
@@ -138,6 +168,69 @@ def test_a_web_page_becomes_its_content_without_navigation_and_scripts(tmp_path)
     (page,) = pages(path)
     assert page.title == "Opening hours"
     assert page.text == "## Summer\n\nOpens at neun Ühr.\n\n- Not on *Sundays*"
+
+
+def web_text(tmp_path: Path, html: str | bytes) -> str:
+    """What a web page becomes."""
+    path = tmp_path / "page.html"
+    path.write_bytes(html if isinstance(html, bytes) else html.encode())
+    (page,) = pages(path)
+    return page.text
+
+
+@pytest.mark.parametrize(
+    "html, text",
+    [
+        ("<ul><li>one<li>two<li>three</ul>", "- one\n- two\n- three"),
+        ("<table><tr><th>a<th>b<tr><td>c<td>d</table>", "| a | b |\n| --- | --- |\n| c | d |"),
+        ("<h1>a</h1><p>one<p>two<div>three</div>", "# a\n\none\n\ntwo\n\nthree"),
+        ("<p>" + "<p>".join(SENTENCES * 10), "\n\n".join(SENTENCES * 10)),
+    ],
+)
+def test_a_web_page_may_leave_out_the_end_tags_that_html_lets_it_leave_out(tmp_path, html, text):
+    assert web_text(tmp_path, html) == text
+
+
+@pytest.mark.parametrize(
+    "html, text",
+    [
+        ("no tags, 1 < 2 & 3", "no tags, 1 < 2 & 3"),
+        ("<p>a<!-- hidden -->b", "ab"),
+        ("<p>a<![CDATA[ 1 < 2 ]]>b", "a 1 < 2 b"),
+        ("<html><body><p>one</body></html>\n<p>two", "one\n\ntwo"),
+        ("<p>one</p></body></html>\n<p>two", "one\n\ntwo"),
+        ("<head><title>not this</title></head><p>this", "this"),
+        ('<?xml version="1.0" encoding="utf-8"?><html><head><title/></head><p>Größe</p></html>', "Größe"),
+        ("<meta charset='latin-1'><p>Größe".encode("latin-1"), "Größe"),
+        ("<meta charset='utf-8'><p>Größe €", "Größe €"),
+        ("<p>Größe €".encode("utf-16"), "Größe €"),
+        ("\ufeff<p>Größe", "Größe"),
+        (b"<meta charset='utf-8'><p>a\0b</p>", "ab"),
+        ("<meta charset='utf-8'><p>&#55357;&#56832; &#xD83D;&#xDE00; &#128512; &#55357;", "😀 😀 😀"),
+        ("", ""),
+    ],
+)
+def test_nothing_of_a_web_page_is_lost_however_it_is_written(tmp_path, html, text):
+    assert web_text(tmp_path, html) == text
+
+
+def test_a_form_around_a_page_keeps_its_text_and_loses_its_controls(tmp_path):
+    html = (
+        "<form><input type='hidden' value='x'><h1>Rules</h1><p>Dogs wait.</p><label>Name</label><input value='y'>"
+        "<select><option>Mr<option>Ms</select><textarea>Write here</textarea><button>Send</button></form>after"
+    )
+    assert web_text(tmp_path, html) == "# Rules\n\nDogs wait.\n\nName\n\nafter"
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<main>Dogs wait.<aside>Not on Sundays.</aside>Cats too.</main>",
+        "<details><summary>Dogs wait.</summary>Not on Sundays.</details>Cats too.",
+    ],
+)
+def test_what_stands_beside_the_text_or_is_folded_in_it_is_text_of_its_own(tmp_path, html):
+    assert web_text(tmp_path, html) == "Dogs wait.\n\nNot on Sundays.\n\nCats too."
 
 
 def test_a_page_of_several_articles_keeps_them_all(tmp_path):
@@ -159,6 +252,14 @@ def test_a_pdf_knows_on_which_sheet_each_text_stands(tmp_path, counter):
     assert [passage.metadata["sheet"] for passage in passages] == [1, 3]
 
 
+def test_the_title_of_a_pdf_has_whole_characters_only(tmp_path, monkeypatch):
+    import pypdf
+
+    monkeypatch.setattr(pypdf.PdfReader, "metadata", {"/Title": "\ud83d\ude00 House\0 rules\ud83d "})
+    (page,) = pages(write_pdf(tmp_path / "flyer.pdf", "Dogs wait outside."))
+    assert page.title == "😀 House rules"
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_a_row_of_csv_is_a_text(tmp_path, separator):
     path = tmp_path / "faq.csv"
@@ -173,6 +274,14 @@ def test_a_row_of_csv_without_a_text_column_is_all_of_its_columns(tmp_path):
     path = tmp_path / "items.csv"
     path.write_text("name,price,note\nlamp,4,\nchair,9,oak\n")
     assert [page.text for page in pages(path)] == ["name: lamp\nprice: 4", "name: chair\nprice: 9\nnote: oak"]
+
+
+def test_columns_of_one_name_are_all_read(tmp_path):
+    path = tmp_path / "items.csv"
+    path.write_text("name,comment,comment,comment (2)\nlamp,bright,small,warm\n")
+    (page,) = pages(path)
+    assert page.text == "name: lamp\ncomment: bright\ncomment (2): small\ncomment (2) (2): warm"
+    assert pages(path, text_field="comment (2)")[0].text == "small"
 
 
 def test_jsonl_reads_the_fields_that_are_named(tmp_path):
@@ -214,6 +323,22 @@ def test_a_file_that_cannot_be_read_gives_no_page_and_a_reason(tmp_path, name, c
     path = tmp_path / name
     path.write_bytes(content)
     assert why in refusal(path)
+
+
+def test_elements_nested_too_deeply_are_a_reason_and_not_the_end_of_the_run(tmp_path, monkeypatch):
+    nested = "<div>" * 3000 + "deep"
+    (tmp_path / "a.html").write_text(nested)
+    assert "nests its elements too deeply" in refusal(tmp_path / "a.html")
+    import mammoth
+
+    monkeypatch.setattr(mammoth, "convert_to_html", lambda *_, **__: SimpleNamespace(value=nested))
+    assert "nests its elements too deeply" in refusal(write_docx(tmp_path / "a.docx"))
+
+
+def test_what_is_missing_to_read_a_web_page_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "lxml" else name)
+    assert missing_libraries([".html"]) == ['lxml: not installed; pip install "groundtune[documents]"']
+    assert missing_libraries([".docx", ".txt"]) == missing_libraries([".html"]) and not missing_libraries([".pdf"])
 
 
 def test_scanned_pages_are_not_an_empty_text(tmp_path):
