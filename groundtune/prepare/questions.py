@@ -23,7 +23,10 @@ PLACEHOLDERS = {
     "answer.txt": ("{passage}", "{question}"),
     "support.txt": ("{passage}", "{answer}"),
 }
-_NUMBERING = re.compile(r"^\W*(?:(?:question|q)?\s*\d+\s*[.):]|question:|q:|[-*•])\s*", re.IGNORECASE)
+# No digit follows a number of a list: "3.5 mm" and "10:30" are no such numbers.
+_NUMBERING = re.compile(r"^\W*(?:(?:question|q)?\s*\d+\s*[.):](?!\d)|question:|q:|[-*•])\s*", re.IGNORECASE)
+# At the end; a semicolon is one after a Greek letter, and the Armenian mark stands within the word that asks.
+_QUESTION_MARK = re.compile(r"[?？؟]$|[\u0370-\u03ff\u1f00-\u1fff][;\u037e]$|՞")
 _WORDS = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]|\w+")
 
 
@@ -153,9 +156,9 @@ def without_thoughts(reply: Reply) -> Reply:
 
 
 def parse_questions(text: str, at_most: int) -> list[str]:
-    """The questions in a reply: lines that end in a question mark, without their numbers; repeated ones once."""
+    """The questions in a reply: lines with a question mark of any script, without their numbers; repeated ones once."""
     lines = (_NUMBERING.sub("", line.strip()).strip(" \"'*_") for line in text.splitlines())
-    return list(dict.fromkeys(line for line in lines if line.endswith(("?", "？")) and len(line) > 8))[:at_most]
+    return list(dict.fromkeys(line for line in lines if _QUESTION_MARK.search(line) and len(line) > 8))[:at_most]
 
 
 def parse_answer(reply: Reply) -> tuple[str, bool]:

@@ -132,8 +132,36 @@ def test_a_reply_that_ended_in_its_thoughts_is_a_failure_and_is_asked_for_again(
     assert outcome.counts["kept"] == 12 and not failures
 
 
-def test_a_question_that_begins_with_a_year_keeps_it():
-    assert parse_questions("1984 was written by whom?", 2) == ["1984 was written by whom?"]
+@pytest.mark.parametrize(
+    "question",
+    [
+        "1984 was written by whom?",
+        "3.5 mm jack cables: are they sold?",
+        "10:30 Uhr: ist dann geöffnet?",
+        "2.0 or 2.1: which is newer?",
+    ],
+)
+@pytest.mark.parametrize("numbering", ["", "1. ", "2) ", "(3) ", "**4.** ", "Q5: ", "Question 6: ", "- "])
+def test_a_question_that_begins_with_a_number_keeps_it(question, numbering):
+    assert parse_questions(numbering + question, 2) == [question]
+
+
+def test_a_number_may_stand_close_to_its_question():
+    assert parse_questions("1.What does it cost?\n2)How heavy is it?", 2) == ["What does it cost?", "How heavy is it?"]
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "كم يكلف هذا المصباح؟",
+        "Πόσο κοστίζει η λάμπα;",
+        "Πόσο κοστίζει η λάμπα\u037e",
+        "Որքա՞ն արժե լամպը։",
+        "このランプはいくらですか？",
+    ],
+)
+def test_questions_are_known_by_the_mark_of_their_script(question):
+    assert parse_questions(f"1. {question}\nA statement of facts;\nAnother one.", 2) == [question]
 
 
 @pytest.mark.parametrize(
