@@ -136,12 +136,17 @@ def example_of(record: Record) -> Example:
             "gold_answer", 'every line needs a "gold_answer" with the text of the answer', may_be_blank=True
         ),
         gold_documents=tuple(map(document_of, record.records("gold_docs", _A_DOCUMENT))),
-        chat_history=tuple(map(_turn, record.records("chat_history", _A_TURN))),
+        chat_history=tuple(turns_of(record)),
         hard_negatives=tuple(map(document_of, record.records("hard_neg_docs", _A_DOCUMENT))),
         gold_answers=tuple(record.texts("gold_answers", "it lists the acceptable answers, each a text")),
         answerable=record.flag("answerable", default=True),
         source=record.where,
     )
+
+
+def turns_of(record: Record) -> Iterator[Turn]:
+    """What was said before a question: the turns in `chat_history`, if there is one."""
+    return map(_turn, record.records("chat_history", _A_TURN))
 
 
 def _turn(record: Record) -> Turn:

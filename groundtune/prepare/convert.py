@@ -40,6 +40,7 @@ class Summary:
     files: dict[str, Counter[str]] = field(default_factory=dict)
     documents: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    dialogues: int = 0  # before questions, in a layout that has no place for them
 
     def count(self, name: str, example: Example) -> None:
         self.files.setdefault(name, Counter()).update(
@@ -161,6 +162,7 @@ def export(name: str, inputs: Sequence[Path], folder: Path, instruction: str, do
             summary.count(f"{split}.{suffix}", example)
     if name == "to_beir":
         beir.write(folder, splits, database, _write_lines)
+        summary.dialogues = sum(bool(example.chat_history) for examples in splits.values() for example in examples)
         return summary
     row = {"to_messages": chats.messages_row, "to_prompt_completion": chats.prompt_row}[name]
     for split, examples in splits.items():
@@ -194,6 +196,9 @@ def summary_has(summary: Summary, column: str) -> bool:
 def notes(summary: Summary) -> list[str]:
     """What the table does not say."""
     lines = [f"left out: {n:,} questions {reason}" for reason, n in summary.left_out.most_common()]
+    if summary.dialogues:
+        where = "it is in the metadata of their queries (chat_history), where no retriever of BEIR looks"
+        lines.append(f"{summary.dialogues:,} of the questions follow a dialogue: {where}")
     if summary_has(summary, "no answer"):
         way = "groundtune index --eval_file"
         lines.append(f"Examples without an answer serve to measure retrieval ({way}); training leaves them out.")

@@ -427,6 +427,22 @@ def test_beir_comes_back_as_it_was(tmp_path):
     assert same == documents
 
 
+def test_a_dialogue_before_a_question_goes_into_its_metadata_and_is_counted(tmp_path, capsys):
+    row = {"question": "And how?", "gold_docs": [{"page_content": "By hand."}], "gold_answer": "By hand."}
+    turns = [{"speaker": "user", "message": "Can I undo it?"}, {"speaker": "assistant", "message": "Yes."}]
+    path = write(tmp_path / "in.jsonl", [{**row, "chat_history": turns}, {**row, "question": "How is it made?"}])
+    assert run("to_beir", path, "-o", tmp_path / "beir") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 of the questions follow a dialogue" in said and "chat_history" in said
+    queries = [json.loads(line) for line in (tmp_path / "beir" / "queries.jsonl").read_text().splitlines()]
+    assert [query["metadata"].get("chat_history") for query in queries] == [turns, None]
+    back, _ = converted(tmp_path, "beir", tmp_path / "beir")
+    assert [e.chat_history for e in back] == [e.chat_history for e in read_examples(path)]
+    capsys.readouterr()
+    assert run("to_messages", path, "-o", tmp_path / "chats") == 0
+    assert "follow a dialogue" not in capsys.readouterr().out  # a chat has a place for it
+
+
 @pytest.mark.parametrize("name", ["messages", "prompt_completion"])
 def test_chats_come_back_as_they_were(tmp_path, name, data_folder):
     examples = [e for e in read_examples(data_folder / "train.jsonl") if not e.chat_history]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from groundtune.documents import format_passage
-from groundtune.entries import Record
+from groundtune.entries import Record, turns_of
 from groundtune.files import DataError
 from groundtune.prepare.formats.format import Converted, Format, Options, opened, records
 from groundtune.schema import Document, Example
@@ -51,7 +51,7 @@ def write(
     documents: Iterable[Document],
     write_lines: Callable[[Path, Iterable[str]], None],
 ) -> None:
-    """The same layout; answers go into the metadata of the queries, `_id` of a document is `Document.id`."""
+    """The same layout; answers and dialogues are metadata of the queries, `_id` of a document is `Document.id`."""
     everything = {d.id: d for d in documents}
     everything |= {d.id: d for examples in splits.values() for e in examples for d in e.gold_documents}
     write_lines(
@@ -67,11 +67,9 @@ def write(
 
 def _query_row(id: str, example: Example) -> dict[str, Any]:
     metadata: dict[str, Any] = {"answer": example.answer, "answers": list(example.acceptable_answers)}
-    return {
-        "_id": id,
-        "text": example.question,
-        "metadata": metadata | ({} if example.answerable else {"answerable": False}),
-    }
+    metadata |= {} if example.answerable else {"answerable": False}
+    metadata |= {"chat_history": example.to_dict()["chat_history"]} if example.chat_history else {}
+    return {"_id": id, "text": example.question, "metadata": metadata}
 
 
 def _text(document: Document) -> str:
@@ -97,6 +95,7 @@ def _query(split: str, query: Record | None, scores: dict[str, float], documents
         question=query.text("text", _QUERY),
         answer=answers[0] if answers else "",
         gold_documents=tuple(gold),
+        chat_history=tuple(turns_of(about)),
         hard_negatives=tuple(documents[id] for id, score in scores.items() if score <= 0 and id in documents),
         gold_answers=tuple(answers) if len(answers) > 1 else (),
         answerable=about.flag("answerable", default=True),
