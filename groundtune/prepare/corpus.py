@@ -27,7 +27,7 @@ class Summary:
     duplicates: Counter[str] = field(default_factory=Counter)
     blank: int = 0  # pages without any text
     other_kinds: Counter[str] = field(default_factory=Counter)  # files of folders that are of no known kind
-    problems: list[str] = field(default_factory=list)  # a line for each file that could not be read
+    problems: list[str] = field(default_factory=list)  # a line for each file or folder that could not be read
     unread: int = 0
 
 
@@ -59,7 +59,7 @@ def write_corpus(
         DataError: an input is missing or of an unknown kind, or no passage at all came out; nothing is written.
     """
     summary = Summary()
-    found = find_files(inputs, output, summary.other_kinds)
+    found = find_files(inputs, output, summary)
     if problems := missing_libraries(file.kind for file in found):
         raise DataError(problems)
     write_documents(output, _passages(found, chunker, options, summary, on_file))
@@ -86,33 +86,47 @@ def check(inputs: Sequence[str], output: Path, options: ReadOptions, size: int, 
     return problems
 
 
-def find_files(inputs: Sequence[str], output: Path, other_kinds: Counter[str]) -> list[Found]:
+def find_files(inputs: Sequence[str], output: Path, summary: Summary) -> list[Found]:
     """The files to read, sorted within each folder, each once; hidden ones and `output` itself are left out.
 
     A file in a folder is named from that folder on (`docs/install/linux.md`), a file given by itself from the current
-    folder on, or by its name alone if it lies elsewhere.
+    folder on, or by its name alone if it lies elsewhere. The summary says what is left out, and what cannot be entered.
 
     Raises:
         DataError: there is none.
     """
     found: dict[Path, Found] = {}
+    entered: set[Path] = set()
     here = Path.cwd()
     for path in (Path(name).resolve() for name in inputs):
         base = path.parent if path.is_dir() or not path.is_relative_to(here) else here
-        for file in _walk(path) if path.is_dir() else [path]:
+        for file in _walk(path, entered, summary.problems) if path.is_dir() else [path]:
             if file.suffix.lower() not in READERS:
-                other_kinds[file.suffix.lower() or "no suffix"] += 1
+                summary.other_kinds[file.suffix.lower() or "no suffix"] += 1
             elif file.resolve() != output.resolve():
                 found.setdefault(file.resolve(), Found(file, file.relative_to(base).as_posix()))
     if not found:
-        raise DataError([f"{', '.join(inputs)}: holds no file of a kind that is read: {', '.join(READERS)}"])
+        nothing = f"{', '.join(inputs)}: holds no file of a kind that is read: {', '.join(READERS)}"
+        raise DataError(summary.problems or [nothing])
     return list(found.values())
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+def _walk(folder: Path, entered: set[Path], problems: list[str]) -> Iterator[Path]:
+    """The files below a folder, those of linked folders last; no folder is entered twice, so that circles end."""
+
+    def note(error: OSError) -> None:
+        problems.append(f"{error.filename}: cannot be entered ({error.strerror}); check its permissions")
+
+    linked: list[Path] = []
+    for root, names, files in os.walk(folder, onerror=note):
+        entered.add(Path(root).resolve())
+        folders = [Path(root) / name for name in sorted(names) if not name.startswith(".")]
+        linked += filter(Path.is_symlink, folders)
+        names[:] = [path.name for path in folders if path.resolve() not in entered]  # os.walk itself follows no link
         yield from (Path(root) / name for name in sorted(files) if not name.startswith("."))
+    for link in linked:
+        if link.resolve() not in entered:
+            yield from _walk(link, entered, problems)
 
 
 def _passages(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -487,6 +489,50 @@ def test_a_folder_of_which_nothing_can_be_read_writes_nothing(tmp_path, tokenize
     lines = capsys.readouterr().err.splitlines()
     assert "is not utf-8" in lines[0] and "nothing was written" in lines[1]
     assert output.read_text() == "from before" and sorted(p.name for p in tmp_path.iterdir()) == ["docs", output.name]
+
+
+@pytest.fixture
+def locked(tmp_path, monkeypatch) -> Path:
+    """A folder that cannot be entered: permissions would not keep root out."""
+    folder = tmp_path / "docs" / "locked"
+    folder.mkdir(parents=True)
+    (folder / "secret.txt").write_text("Nobody can read this.")
+    scandir = os.scandir
+
+    def guarded(path):
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    return folder
+
+
+def test_a_folder_that_cannot_be_entered_is_reported(locked, tmp_path, tokenizer_folder, capsys):
+    words = ("documents", locked.parent, "-o", tmp_path / "d.jsonl", "--tokenizer", tokenizer_folder)
+    problem = f"{locked}: cannot be entered (Permission denied); check its permissions"
+    assert run(*words) == 2
+    assert capsys.readouterr().err.splitlines() == [problem]  # and not that it holds nothing that is read
+    (locked.parent / "a.txt").write_text("Dogs wait outside.")
+    assert run(*words) == 0
+    assert f"not read: {problem}" in " ".join(capsys.readouterr().out.split())
+
+
+def sources(*folders: Path) -> list[str]:
+    return [file.source for file in corpus.find_files(list(map(str, folders)), Path("out.jsonl"), corpus.Summary())]
+
+
+def test_linked_folders_are_read_once_and_a_circle_of_them_ends(tmp_path):
+    docs, elsewhere = tmp_path / "docs", tmp_path / "elsewhere"
+    for path in (docs / "b" / "one.txt", elsewhere / "deep" / "two.txt"):
+        path.parent.mkdir(parents=True)
+        path.write_text(path.stem)
+    (docs / "a").symlink_to(docs / "b")  # comes first, and does not take the name from the folder itself
+    (docs / "b" / "c").symlink_to(elsewhere)
+    (elsewhere / "deep" / "up").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(docs)
+    assert sources(docs) == ["docs/b/one.txt", "docs/b/c/deep/two.txt"]
+    assert sources(docs, elsewhere) == sources(docs)
 
 
 @pytest.mark.parametrize(
