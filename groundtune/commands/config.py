@@ -38,12 +38,9 @@ class Entry:
 def split_files(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The files of arguments that a command line names, and its other words.
 
-    One argument that ends in .json is such a file, and so is what follows `--config`. Raises `DataError` if nothing
-    does.
+    What follows `--config` is such a file. Raises `DataError` if nothing does.
     """
     words = list(argv)
-    if len(words) == 1 and words[0].endswith(".json") and not words[0].startswith("-"):
-        return words, []
     paths = []
     while (i := next((i for i, word in enumerate(words) if re.match(r"--config(=|$)", word)), None)) is not None:
         if "=" in words[i]:

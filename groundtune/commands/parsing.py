@@ -73,7 +73,7 @@ def parse_arguments(method: str, argv: Sequence[str]) -> Arguments:
     Raises `DataError` with every unknown flag and bad value.
     """
     parser = training_parser(method)
-    argv = _spelt_as_today(_expand_files(argv, parser), _flags(parser))
+    argv = _spelt_as_today(_expand_files(_in_full(argv), parser), _flags(parser))
     try:
         *groups, training, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     except (ValueError, ImportError) as error:
@@ -153,6 +153,12 @@ def _bad_value(message: str, where: str = "") -> NoReturn:
     raise DataError([message.removeprefix("argument ") + where])
 
 
+def _in_full(argv: Sequence[str]) -> list[str]:
+    """`FILE.json` alone is short for `--config FILE.json` where a method is trained; elsewhere it may be data."""
+    alone = len(argv) == 1 and argv[0].endswith(".json") and not argv[0].startswith("-")
+    return ["--config", *argv] if alone else list(argv)
+
+
 def _expand_files(argv: Sequence[str], parser: Any) -> list[str]:
     """The arguments of files as flags, then the other flags, which win. Raises `DataError` with all that is wrong."""
     paths, words = split_files(argv)
@@ -189,9 +195,9 @@ def _flags(parser: Any) -> set[str]:
 
 
 def at_their_lines(problems: Sequence[str], argv: Sequence[str]) -> list[str]:
-    """Problems of flags that come from a file name its line."""
+    """Problems of a training command's flags that come from a file name its line."""
     try:
-        paths, words = split_files(argv)
+        paths, words = split_files(_in_full(argv))
         entries = [entry for path in paths for entry in read_config(path)]
     except DataError:
         return list(problems)
@@ -246,4 +252,4 @@ def _unknown_flags(words: Sequence[str], parser: Any) -> list[str]:
         if flag.startswith("-"):
             near = difflib.get_close_matches(flag, known, n=2)
             problems.append(f"{flag}: no such argument; " + (f"near: {', '.join(near)}" if near else "-h lists all"))
-    return problems or [f"{words[0]}: not expected here; every argument is a flag, or one FILE.json"]
+    return problems or [f"{words[0]}: not expected here; every argument is a flag, and --config FILE a file of them"]

@@ -187,6 +187,34 @@ def test_one_json_file_is_all_arguments(tmp_path):
     check_values(parse_arguments("sft", [str(path)]))
 
 
+def test_what_is_wrong_in_the_one_json_file_is_named_by_its_line(tmp_path, capsys):
+    path = tmp_path / "run.json"
+    path.write_text('{"seed": 1,\n "lora_r": 0}')
+    for command in ("sft", "swr", "doctor"):
+        assert run(command, path) == 2
+        assert f"{path}:2: lora_r: 0 is too small" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command, problem",
+    [
+        ("documents", "the following arguments are required: -o/--output, --tokenizer"),
+        ("convert", "FORMAT: invalid choice: "),
+        ("questions", "the following arguments are required: -o/--output, --generator"),
+        ("index", "not expected here"),
+        ("ask", "missing"),
+    ],
+)
+def test_one_json_file_is_data_to_the_commands_that_do_not_train(tmp_path, capsys, command, problem):
+    path = tmp_path / "data.json"
+    path.write_text("[1]")
+    assert run(command, path) == 2
+    said = capsys.readouterr().err
+    assert problem in said and "must map argument names" not in said
+    assert run(command, "--config", path) == 2
+    assert f"{path}:1: line: the file holds list; it must map argument names" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("suffix, write", [("yaml", yaml.safe_dump), ("json", json.dumps)])
 def test_a_config_file_holds_arguments(tmp_path, suffix, write):
     path = tmp_path / f"run.{suffix}"
@@ -292,7 +320,7 @@ def test_a_flag_may_not_be_abbreviated():
 
 def test_a_stray_word_is_refused():
     assert problems_of("--seed", "1", "stray") == [
-        "stray: not expected here; every argument is a flag, or one FILE.json"
+        "stray: not expected here; every argument is a flag, and --config FILE a file of them"
     ]
 
 

@@ -31,7 +31,7 @@ def problem(name: str, content: str | bytes) -> str:
 @pytest.mark.parametrize(
     "words, files, others",
     [
-        (["run.json"], ["run.json"], []),
+        (["run.json"], [], ["run.json"]),
         (["--config", "a.yaml", "--seed", "5", "--config=b.json"], ["a.yaml", "b.json"], ["--seed", "5"]),
         (["--seed", "run.json"], [], ["--seed", "run.json"]),
         (["--configs", "a"], [], ["--configs", "a"]),
