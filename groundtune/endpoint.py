@@ -10,11 +10,12 @@ import importlib.util
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from groundtune.files import DataError
 from groundtune.record import hide_secrets
@@ -23,6 +24,11 @@ from groundtune.schema import Reply
 KEYS = ("GROUNDTUNE_API_KEY", "OPENAI_API_KEY")  # the first that is set; servers on one's own machine need none
 
 Messages = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "..."}, ...]
+
+T = TypeVar("T")
+
+# What reading it raises where status 200 comes with a page of HTML, say, or with half of a JSON object.
+_NO_REPLY = (AttributeError, IndexError, TypeError, ValueError)
 
 
 class EndpointError(DataError):
@@ -123,12 +129,19 @@ class Endpoint:
     def _words(self, ask: Callable[[], Any], text_of: Callable[[Any], str | None]) -> Iterator[str]:
         from openai import OpenAIError
 
+        streamed = False
         try:
             for chunk in ask():
+                streamed = True
                 if chunk.choices and (text := text_of(chunk.choices[0])):
                     yield text
         except OpenAIError as error:
             raise EndpointError(self._problem(error)) from error
+        except _NO_REPLY as error:
+            raise EndpointError(f"{hide_secrets(self.url)}: {_no_reply(error)}; see what the server logged") from error
+        if not streamed:
+            problem = 'answered without a stream, and so without a word; it must heed "stream": true'
+            raise EndpointError(f"{hide_secrets(self.url)}: {problem}")
 
     @cached_property
     def _client(self) -> Any:
@@ -161,12 +174,7 @@ class Endpoint:
         if not prompts:
             return []
         # The first goes alone: a wrong address or key is said at once, and not once for each prompt.
-        replies = [reply(prompts[0], first=True)]
-        pool = ThreadPoolExecutor(self.concurrency)
-        try:
-            return replies + list(pool.map(reply, prompts[1:]))
-        finally:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for what has not begun
+        return [reply(prompts[0], first=True), *_some_at_once(reply, prompts[1:], self.concurrency)]
 
     def _reply(
         self, ask: Callable[[Any], Any], prompt: Any, text_of: Callable[[Any], str | None], first: bool
@@ -187,8 +195,8 @@ class Endpoint:
             if first and isinstance(error, hopeless):
                 raise EndpointError(self._problem(error)) from error
             return Reply(failure=_one_line(error))
-        except (AttributeError, IndexError, TypeError) as error:  # a page of HTML with status 200, say
-            return Reply(failure=f"not a reply of an OpenAI-compatible server ({_one_line(error)})")
+        except _NO_REPLY as error:
+            return Reply(failure=_no_reply(error))
 
     def _problem(self, error: Exception) -> str:
         ways_out = {
@@ -227,6 +235,34 @@ def lasting(ask: Callable[..., list[Reply]], met: bool = False) -> Callable[...,
     return asked
 
 
+def _some_at_once(function: Callable[[Any], T], items: Sequence[Any], threads: int) -> list[T]:
+    """What the function gives for each item, in their order.
+
+    Python waits for the threads of a ThreadPoolExecutor, even to exit: Ctrl-C would wait for a server that hangs. These
+    are left to themselves.
+    """
+    futures: list[Future[T]] = [Future() for _ in items]
+    waiting = deque(zip(futures, items))
+
+    def work() -> None:
+        while True:
+            try:
+                future, item = waiting.popleft()
+            except IndexError:  # no more
+                return
+            try:
+                future.set_result(function(item))
+            except BaseException as error:
+                future.set_exception(error)
+
+    try:
+        for _ in range(min(threads, len(items))):
+            threading.Thread(target=work, daemon=True).start()
+        return [future.result() for future in futures]
+    finally:
+        waiting.clear()  # after Ctrl-C nothing more begins
+
+
 class _Pace:
     """Lets callers through at most so many times a minute, from any thread."""
 
@@ -239,6 +275,10 @@ class _Pace:
             turn = max(self.next, now)
             self.next = turn + self.seconds
         time.sleep(turn - now)
+
+
+def _no_reply(error: Exception) -> str:
+    return f"not a reply of an OpenAI-compatible server ({_one_line(error)})"
 
 
 def _one_line(error: Exception) -> str:

@@ -22,10 +22,11 @@ class Refusal:
 
 @dataclass
 class FakeServer:
-    """`speak(body)` gives the text that answers a request, a `Refusal`, or bytes that are no JSON."""
+    """`speak(body)` gives the text that answers a request, a `Refusal`, or the bytes of a body of `content_type`."""
 
     speak: Callable[[dict], Any]
     finish_reason: str = "stop"
+    content_type: str = "text/html"
     requests: list[dict] = field(default_factory=list)  # path, headers, body and time of each
 
     def __enter__(self) -> FakeServer:
@@ -58,7 +59,7 @@ class FakeServer:
                 if isinstance(said, Refusal):
                     self._send(said.status, json.dumps({"error": {"message": said.text}}).encode(), said.headers)
                 elif isinstance(said, bytes):
-                    self._send(200, said, {"Content-Type": "text/html"})
+                    self._send(200, said, {"Content-Type": fake.content_type})
                 elif body.get("stream"):
                     self._send(200, fake._stream(self.path, said), {"Content-Type": "text/event-stream"})
                 else:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from fake_server import FakeServer, Refusal
 
 from groundtune.endpoint import Endpoint, EndpointError, lasting
 
+ROOT = Path(__file__).parents[2]
 KEY = "sk-SECRET-0123456789"
 
 
@@ -94,11 +100,17 @@ def test_a_first_prompt_that_fails_by_itself_does_not_end_it_all():
     assert "too long" in replies[0].failure and replies[1].text == "yes"
 
 
-@pytest.mark.parametrize("nonsense", [b"<html>Welcome</html>", b"{}", b'{"choices": []}', b"[]"])
-def test_what_is_no_reply_is_a_failure(nonsense):
-    with FakeServer(lambda body: nonsense) as server:
-        (reply,) = Endpoint(server.url, "m").complete([said("a")], 50)
-    assert reply.failure
+NONSENSE = [b"<html>Welcome</html>", b"{}", b'{"choices": []}', b"[]", b'{"choices": [{"mess', b"\xff"]
+
+
+@pytest.mark.parametrize("kind", ["text/html", "application/json"])
+@pytest.mark.parametrize("nonsense", NONSENSE)
+def test_what_is_no_reply_is_a_failure_and_the_others_are_answered(nonsense, kind):
+    with FakeServer(lambda body: nonsense if content(body) == "b" else "yes") as server:
+        server.content_type = kind
+        replies = Endpoint(server.url, "m").complete([said(c) for c in "abc"], 50)
+    assert [reply.text for reply in replies] == ["yes", "", "yes"]
+    assert [bool(reply.failure) for reply in replies] == [False, True, False]
 
 
 def test_a_server_that_is_not_there_is_one_problem_at_once():
@@ -136,6 +148,57 @@ def test_a_server_that_goes_away_fails_what_it_is_asked_then_and_ends_nothing():
         lasting(Endpoint(server.url, "m", retries=0).complete)([said("a")], 50)
 
 
+# Ctrl-C
+
+
+INTERRUPTED = """
+import sys
+from groundtune.endpoint import Endpoint
+endpoint = Endpoint(sys.argv[1], "m", concurrency=2)
+endpoint.complete([[{"role": "user", "content": text}] for text in "abcdef"], 50)
+"""
+
+
+@pytest.mark.parametrize("busy", ["hangs", "asks to wait"])
+def test_ctrl_c_waits_for_no_request_and_for_no_retry(busy):
+    released, asked = threading.Event(), threading.Semaphore(0)
+
+    def speak(body):
+        if content(body) == "a":
+            return "yes"
+        asked.release()
+        if busy == "hangs":
+            released.wait(60)
+        return Refusal(429, headers={"retry-after": "50"})
+
+    with FakeServer(speak) as server:
+        command = [sys.executable, "-c", INTERRUPTED, server.url]
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                assert asked.acquire(timeout=60) and asked.acquire(timeout=60)
+                time.sleep(0.3)  # and now both wait, for the server or until they ask again
+                process.send_signal(signal.SIGINT)
+                assert process.wait(timeout=8) == -signal.SIGINT
+                assert process.stderr.read().rstrip().endswith("KeyboardInterrupt")
+            finally:
+                released.set()
+                process.kill()
+    assert len(server.requests) == 3  # none was begun after it
+
+
+def test_what_a_thread_raises_is_raised_and_what_has_not_begun_never_begins():
+    def on_done(done: int) -> None:
+        if len(server.requests) > 1:
+            raise ZeroDivisionError
+
+    with FakeServer(lambda body: "yes") as server:
+        with pytest.raises(ZeroDivisionError):
+            Endpoint(server.url, "m", concurrency=1).complete([said(str(i)) for i in range(300)], 50, on_done=on_done)
+        asked = len(server.requests)
+        time.sleep(0.3)
+        assert len(server.requests) - asked <= 1 and asked < 300
+
+
 # The key
 
 
@@ -168,6 +231,25 @@ def test_a_stream_gives_the_words_as_they_come():
 
 def test_a_stream_that_is_refused_is_a_problem():
     with FakeServer(lambda body: Refusal(404)) as server, pytest.raises(EndpointError, match="end in /v1"):
+        list(Endpoint(server.url, "m").stream(said("a"), 50))
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"choices": [{"message": {"content": "yes"}}]}', b"<html>Welcome</html>", b"data: [DONE]\n\n", b""]
+)
+def test_an_answer_without_a_stream_is_a_problem_and_no_empty_answer(body):
+    server = FakeServer(lambda _: body, content_type="application/json")
+    with server, pytest.raises(EndpointError) as caught:
+        list(Endpoint(server.url, "m").stream(said("a"), 50))
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{server.url}: ") and "stream" in problem
+
+
+@pytest.mark.parametrize("event", [b'{"choices": [{"delta', b"[1]", b'{"choices": [7]}'])
+def test_an_event_that_is_no_piece_of_an_answer_is_a_problem(event):
+    stream = b"data: " + event + b"\n\n"
+    server = FakeServer(lambda body: stream, content_type="text/event-stream")
+    with server, pytest.raises(EndpointError, match="not a reply of an OpenAI-compatible server"):
         list(Endpoint(server.url, "m").stream(said("a"), 50))
 
 
