@@ -125,6 +125,7 @@ def _json_entries(path: str, text: str) -> Iterator[Entry]:
         yield Entry(name, value, where)
 
 
+_BOOLEAN, _TEXT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:str"
 _OPENING = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken,
             yaml.BlockMappingStartToken)  # fmt: skip
 _CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
@@ -150,7 +151,7 @@ def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
                 raise DataError(
                     [f"{where}: line: holds a list or mapping before the colon; write the name of an argument"]
                 )
-            yield Entry(key.value, _constructed(loader, value, f"{where}: {key.value}"), where)
+            yield Entry(key.value, _constructed(loader, _as_written(value), f"{where}: {key.value}"), where)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         if mark.index >= len(text.rstrip()) and error.context_mark:  # the end of the file, for want of a bracket above
@@ -161,6 +162,14 @@ def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise DataError([f"{path}:{line}: line: holds the character {error.character:#x}; remove it"]) from error
+
+
+def _as_written(node: Any) -> Any:
+    """`off` and `no` are booleans to YAML and words to some flags; a flag that takes a boolean knows them too."""
+    for scalar in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+        if scalar.tag == _BOOLEAN:
+            scalar.tag = _TEXT
+    return node
 
 
 def _constructed(loader: Any, node: Any, where: str) -> Any:

@@ -52,7 +52,7 @@ def _argparse_options(group: type, field: Any) -> dict[str, Any]:
     # Not `field.type`: HfArgumentParser puts classes there, for those groups that it has seen.
     kind = group.__annotations__[field.name].removesuffix(" | None")
     if kind == "bool":
-        return {"type": _true_or_false, "nargs": "?", "const": True, "metavar": "true|false"}
+        return {"type": true_or_false, "nargs": "?", "const": True, "metavar": "true|false"}
     if kind == "list[str]":
         return {"nargs": "+", "metavar": "NAME"}
     choices = field.metadata.get("choices")
@@ -68,9 +68,10 @@ def _help_with_default(field: Any) -> str:
     return f"{field.metadata['help']} (default: {str(shown).lower() if isinstance(shown, bool) else shown})"
 
 
-def _true_or_false(text: str) -> bool:
-    if text.lower() in ("true", "yes", "1", "t", "y"):
+def true_or_false(text: str) -> bool:
+    """What a boolean flag takes: all that transformers' does, and `on` and `off`, which are booleans to YAML."""
+    if text.lower() in ("true", "yes", "on", "1", "t", "y"):
         return True
-    if text.lower() in ("false", "no", "0", "f", "n"):
+    if text.lower() in ("false", "no", "off", "0", "f", "n"):
         return False
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")

@@ -12,11 +12,12 @@ import logging
 import os
 from collections.abc import Sequence
 from functools import partial
+from itertools import takewhile
 from typing import Any, NoReturn
 
 from groundtune.arguments import GROUPS, Arguments
-from groundtune.commands.config import read_config, split_files
-from groundtune.commands.flags import HELP_WIDTH, FlagFormatter
+from groundtune.commands.config import Entry, read_config, split_files
+from groundtune.commands.flags import HELP_WIDTH, FlagFormatter, true_or_false
 from groundtune.files import DataError
 
 # Flags as they were once spelt -> today's. A share of the steps and a number of steps are one flag today.
@@ -108,6 +109,7 @@ def _one_line(error: Exception) -> str:
 def training_parser(method: str) -> Any:
     """The parser of `groundtune sft` or `swr`, with every argument of `transformers.TrainingArguments`."""
     from transformers import HfArgumentParser
+    from transformers.hf_argparser import string_to_bool
 
     from groundtune.trainer import QATrainingArguments
 
@@ -119,6 +121,9 @@ def training_parser(method: str) -> Any:
         allow_abbrev=False,
     )
     parser.error = _bad_value  # argparse's own prints two hundred lines of usage first
+    for action in parser._actions:
+        if action.type is string_to_bool:  # which knows neither `on` nor `off`
+            action.type = true_or_false
     return parser
 
 
@@ -170,17 +175,30 @@ def _expand_files(argv: Sequence[str], parser: Any) -> list[str]:
             problems += error.problems
     for entry in entries:
         # Each by itself: argparse would stop at the first, and not know the line.
-        problems += [f"{entry.where}: {entry.name}: {problem}" for problem in _problems_of(entry.flag(), parser)]
+        problems += [f"{entry.where}: {entry.name}: {problem}" for problem in _problems_of(entry, parser)]
     if problems:
         raise DataError(problems)
-    return [word for entry in entries for word in entry.flag()] + words
+    latest = {entry.name: entry for entry in entries}.values()
+    # What the command line begins with is no flag's, and would be one more value of a list that a file ends in.
+    first = list(takewhile(lambda word: not word.startswith("-"), words))
+    return [*first, *(word for entry in latest for word in _words_of(entry, parser)), *words[len(first) :]]
 
 
-def _problems_of(words: Sequence[str], parser: Any) -> list[str]:
+def _words_of(entry: Entry, parser: Any) -> list[str]:
+    """What an entry is on a command line, where a flag without a value, as `--quiet`, is there or is not."""
+    action = parser._option_string_actions.get(f"--{entry.name}")
+    if action is None or action.nargs != 0 or entry.value is None:
+        return entry.flag()
+    return [f"--{entry.name}"] if true_or_false(str(entry.value)) else []
+
+
+def _problems_of(entry: Entry, parser: Any) -> list[str]:
     """What the parser has against one flag and its values, without its name."""
-    words = _spelt_as_today(words, _flags(parser), tell=False)
     try:
+        words = _spelt_as_today(_words_of(entry, parser), _flags(parser), tell=False)
         unknown = parser.parse_known_args(words)[1]
+    except argparse.ArgumentTypeError as error:
+        return [f"{error}; -h describes it"]
     except DataError as error:
         # That others are required is no problem of this one.
         ours = [problem for problem in error.problems if "arguments are required" not in problem]

@@ -9,13 +9,14 @@ import shlex
 import sys
 import types
 from dataclasses import fields
+from importlib import import_module
 
 import pytest
 import yaml
 
 from groundtune.arguments import GROUPS
 from groundtune.cli import COMMANDS, main, run_command
-from groundtune.commands.parsing import RENAMED, WITHOUT_EFFECT, parse_arguments
+from groundtune.commands.parsing import RENAMED, WITHOUT_EFFECT, given, parse_arguments
 from groundtune.files import DataError
 
 # The historical command lines, verbatim.
@@ -234,6 +235,62 @@ def test_flags_win_over_the_file_wherever_they_stand(tmp_path, before):
     assert arguments.training.eval_strategy == "no"
 
 
+def test_a_file_says_off_and_no_as_help_does_whether_they_are_a_choice_or_a_boolean(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "share_prefix: off\nsave_strategy: no\neval_strategy: no\nuse_peft: on\neval_on_start: off\nbf16: no\n"
+    )
+    arguments = parse("--config", str(path))
+    training = arguments.training
+    assert (arguments.data.share_prefix, training.save_strategy, training.eval_strategy) == ("off", "no", "no")
+    assert (arguments.model.use_peft, training.eval_on_start, training.bf16) == (True, False, False)
+    found = words_of("evaluate", "with_base: on\nbf16: off\nquery_history: none\n", tmp_path)
+    assert (found["with_base"], found["bf16"], found["query_history"]) == (True, False, "none")
+
+
+def words_of(command: str, content: str, folder, *words: str) -> dict:
+    """What a command makes of a file of arguments and other words."""
+    (folder / "run.yaml").write_text(content)
+    parser = import_module(f"groundtune.commands.{command}").parser()
+    return given(parser, ["--config", str(folder / "run.yaml"), *words])
+
+
+NEEDED = {
+    "ask": [], "evaluate": [], "index": [], "compare": ["a", "b"], "convert": ["squad", "in", "-o", "out"],
+    "documents": ["in", "-o", "out", "--tokenizer", "t"], "questions": ["in", "-o", "out", "--generator", "g"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", NEEDED)
+def test_a_file_turns_quiet_and_json_on_or_off_and_they_take_no_word_after_them(tmp_path, command):
+    needed = NEEDED[command]
+    found = words_of(command, "quiet: true\njson: false\n", tmp_path, *needed)
+    assert (found["quiet"], found["json"]) == (True, False)
+    assert words_of(command, "seed:\n", tmp_path, "--quiet", *needed) == found
+    with pytest.raises(DataError) as caught:
+        words_of(command, "# why\nquiet: perhaps\n", tmp_path, *needed)
+    assert caught.value.problems == [
+        f"{tmp_path / 'run.yaml'}:2: quiet: 'perhaps' is neither true nor false; -h describes it"
+    ]
+
+
+def test_of_two_files_the_later_one_wins_for_a_flag_without_a_value_too(tmp_path):
+    (tmp_path / "first.yaml").write_text("quiet: true\n")
+    assert words_of("evaluate", "quiet: false\n", tmp_path, "RUN")["quiet"] is False
+    words = ["--config", str(tmp_path / "first.yaml"), "--config", str(tmp_path / "run.yaml"), "RUN"]
+    assert given(import_module("groundtune.commands.evaluate").parser(), words)["quiet"] is False
+
+
+def test_a_list_at_the_end_of_a_file_takes_no_word_of_the_command_line(tmp_path):
+    listed = "judge_prompt: [correctness, faithfulness]\n"
+    for words in (["RUN"], ["RUN", "--quiet"], ["--quiet", "RUN"]):
+        found = words_of("evaluate", listed, tmp_path, *words)
+        assert (found["model"], found["judge_prompt"]) == ("RUN", ["correctness", "faithfulness"])
+    found = words_of("compare", "names: [x, y]\n", tmp_path, "a", "b")
+    assert (found["systems"], found["names"]) == (["a", "b"], ["x", "y"])
+    assert words_of("evaluate", listed, tmp_path, "RUN", "--judge_prompt", "mine.txt")["judge_prompt"] == ["mine.txt"]
+
+
 @pytest.mark.parametrize(
     "content, problem",
     [
@@ -265,7 +322,7 @@ def test_all_that_is_wrong_in_a_file_is_named_by_its_lines(tmp_path, capsys):
     path.write_text("lerning_rate: 1\nseed: many\nlora_r: 8\ntrain_file: [a, b]\nuse_peft: perhaps\nlogging_dir: x\n")
     starts = [
         "1: lerning_rate: no such argument; near: --learning_rate", "2: seed: invalid int value: 'many'; ",
-        "4: train_file: takes one value, and not 2; ", "5: use_peft: Truthy value expected",
+        "4: train_file: takes one value, and not 2; ", "5: use_peft: 'perhaps' is neither true nor false",
     ]  # fmt: skip
     problems = problems_of("--config", str(path))
     assert [found.startswith(f"{path}:{start}") for found, start in zip(problems, starts, strict=True)] == [True] * 4

@@ -55,6 +55,11 @@ def test_yaml_entries_have_their_values_and_lines():
     ]
 
 
+def test_what_yaml_takes_for_a_boolean_is_the_word_that_was_written_but_in_a_mapping():
+    found = entries("run.yaml", "a: off\nb: no\nc: On\nd: [yes, x, false]\ne: {k: no}\nf: 'off'\ng: true\n")
+    assert [entry.value for entry in found] == ["off", "no", "On", ["yes", "x", "false"], {"k": False}, "off", "true"]
+
+
 @pytest.mark.parametrize("start", ["", "\ufeff"])
 def test_json_entries_have_their_values_and_lines(start):
     values = {"kwargs": {"seed": 1, "k": [{}]}, "seed": 3, 'a"b': "}", "none": None, "many": ["x", 1.5]}
