@@ -6,6 +6,7 @@ The arguments of optimisation, saving and logging are those of `transformers.Tra
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -232,7 +233,7 @@ def _check_data(data: DataArguments, complete: bool) -> list[str]:
             problems.append(f"--{name}: missing; {type(data).__dataclass_fields__[name].metadata['help']}")
     problems += no_such_file(data, ("train_file", "eval_file", "test_file", "full_dataset_file_path"))
     index = data.full_dataset_index_path
-    if index and Path(index).exists() and not Path(index).is_dir():
+    if os.path.exists(index) and not os.path.isdir(index):
         problems.append(f"--full_dataset_index_path: {index} is a file; name a folder, new or existing")
     return problems
 
@@ -260,7 +261,7 @@ def _check_model(model: ModelArguments, complete: bool) -> list[str]:
         return ["--model_name_or_path: missing; name a hub model or a local folder"] if complete else []
     problems = check_model_name("model_name_or_path", model.model_name_or_path)
     folder = Path(model.model_name_or_path)
-    if folder.is_dir() and (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+    if os.path.exists(folder / "adapter_config.json") and not os.path.exists(folder / "config.json"):
         problems.append(f"--model_name_or_path: {folder} holds an adapter; merge it into its base model first")
     return problems + check_loading(model)
 
@@ -268,7 +269,7 @@ def _check_model(model: ModelArguments, complete: bool) -> list[str]:
 def check_loading(model: ModelArguments) -> list[str]:
     """What is wrong with how the model is to be loaded."""
     folder, problems = Path(model.model_name_or_path), _check_four_bits(model)
-    if model.gguf_file and folder.is_dir() and not (folder / model.gguf_file).is_file():
+    if model.gguf_file and os.path.isdir(folder) and not os.path.isfile(folder / model.gguf_file):
         problems.append(f"--gguf_file: no {model.gguf_file} in {folder}")
     if model.trust_remote_code and not is_commit(model.model_revision):
         problems.append(
@@ -298,11 +299,12 @@ def _check_four_bits(model: ModelArguments) -> list[str]:
 def check_model_name(flag: str, value: str) -> list[str]:
     """A hub name is `name` or `owner/name`; anything that looks like a path must be a folder that exists."""
     path = Path(value)
-    if not value or path.is_dir():
+    # os.path, for the methods of Path raise where a name is too long, or lies in another user's home.
+    if not value or os.path.isdir(path):
         return []
-    if path.is_file():
+    if os.path.isfile(path):
         return [f"--{flag}: {value} is a file; name the folder that holds the model"]
-    beside_others = "/" in value and path.parent.is_dir()
+    beside_others = "/" in value and os.path.isdir(path.parent)
     if beside_others or path.is_absolute() or value.startswith((".", "~")) or value.count("/") > 1 or "\\" in value:
         return [f"--{flag}: no such folder: {value}; give an existing folder or a hub name such as owner/model"]
     return []
@@ -337,7 +339,7 @@ def no_such_file(data: DataArguments, names: Sequence[str]) -> list[str]:
     return [
         f"--{name}: no such file: {path}; give the path of an existing file"
         for name in names
-        if (path := getattr(data, name)) and not Path(path).is_file()
+        if (path := getattr(data, name)) and not os.path.isfile(path)
     ]
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -304,7 +305,7 @@ def reading_limit(name: str, document_prompt: str | None = None) -> ReadingLimit
 def _read_json(name: str, filename: str) -> Any:
     """A file of a model, from its folder or the hub; None where it has none."""
     path = Path(name) / filename
-    if not Path(name).is_dir():
+    if not os.path.isdir(name):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
 

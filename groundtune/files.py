@@ -314,7 +314,7 @@ def _why_not_opened(path: Path, error: Exception) -> str:
     if not isinstance(error, FileNotFoundError):
         return f"{path}: cannot be opened ({_one_line(error)}); check its name and permissions"
     folder = path.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return f"no such file: {path}; there is no folder {folder} either"
     names = sorted(os.listdir(folder)) if os.access(folder, os.R_OK) else []
     near = difflib.get_close_matches(path.name, names)
@@ -324,14 +324,20 @@ def _why_not_opened(path: Path, error: Exception) -> str:
 def in_the_way(flag: str, path: FilePath, folder: bool = False) -> list[str]:
     """Why no file, or `folder`, can be written at `path`, seen before there is anything to write; empty if it can."""
     path = Path(path)
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    if not above.is_dir():
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # to be made, or told below
+    except (OSError, ValueError) as error:  # a name that is too long, another user's home, a null character
+        return [f"--{flag}: {path} cannot be made ({_one_line(error)}); name another {'folder' if folder else 'file'}"]
+    above = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+    if not os.path.isdir(above):
         return [f"--{flag}: {path} cannot be made: {above} is a file; name another {'folder' if folder else 'file'}"]
-    if folder and path.exists() and not path.is_dir():
+    if folder and os.path.exists(path) and not os.path.isdir(path):
         return [f"--{flag}: {path} is a file; name a folder, new or existing"]
-    if not folder and path.is_dir():
+    if not folder and os.path.isdir(path):
         return [f"--{flag}: {path} is a folder; name a file"]
-    if not os.access(path if path.is_dir() else above, os.W_OK):
+    if not os.access(path if os.path.isdir(path) else above, os.W_OK):
         return [f"--{flag}: {path} cannot be written; change its permissions, or name another"]
     return []
 

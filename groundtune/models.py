@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,7 @@ def _source(arguments: ModelArguments) -> dict[str, Any]:
 
 def _cannot_load(what: str, arguments: ModelArguments, error: Exception) -> str:
     name = arguments.model_name_or_path
-    inside = sorted(path.name for path in Path(name).iterdir())[:12] if Path(name).is_dir() else None
+    inside = sorted(path.name for path in Path(name).iterdir())[:12] if os.path.isdir(name) else None
     where = f"the folder holds {', '.join(inside) or 'nothing'}" if inside is not None else "not a local folder either"
     return f"--model_name_or_path: cannot load the {what} of {name} ({where}): {why_not_loaded(error)}"
 

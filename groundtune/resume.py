@@ -210,7 +210,7 @@ def _model_identity(name: str) -> str:
     """The contents of a local folder, the name of a hub model. Of large files some blocks are read: this tells models
     apart, and does not look for damage."""
     folder = Path(name)
-    if not name or not folder.is_dir():
+    if not os.path.isdir(name):
         return name
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.suffix in _MODEL_FILES and path.is_file()):

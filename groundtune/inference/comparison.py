@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -132,10 +133,10 @@ def find_predictions(path: str) -> Path:
     Raises `DataError` if there is none.
     """
     given = Path(path)
-    candidates = [given] if given.is_file() else [given / name for name in _IN_FOLDERS]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    candidates = [given] if os.path.isfile(given) else [given / name for name in _IN_FOLDERS]
+    found = next(filter(os.path.isfile, candidates), None)
     if found is None:
-        looked = "no such file or folder" if not given.exists() else f"holds neither {' nor '.join(_IN_FOLDERS)}"
+        looked = "no such file or folder" if not os.path.exists(given) else f"holds neither {' nor '.join(_IN_FOLDERS)}"
         raise DataError([f"{path}: {looked}; name the folder of a run, or a file of predictions"])
     return found
 

@@ -6,6 +6,7 @@ use `$answer`; it asks for a rating from 1 to 5 written as [[3]]. The score is (
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -47,10 +48,10 @@ def read_judge_prompts(names: Sequence[str]) -> list[JudgePrompt]:
     prompts, problems = [], []
     for name in names:
         shipped = SHIPPED / f"{name}.txt"
-        path = shipped if shipped.is_file() else Path(name)
+        path = shipped if os.path.isfile(shipped) else Path(name)
         try:
             text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a null character in the name
             known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.txt")))
             problems.append(f"--judge_prompt: {name} cannot be read ({error}); name a text file, or one of {known}")
             continue

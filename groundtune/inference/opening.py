@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -143,7 +144,7 @@ def base_of(arguments: InferenceArguments) -> str:
     """The base of MODEL's adapter, empty if it is none; a name that leads nowhere from here is the run's to know."""
     base = adapter_base(arguments.model)
     known = arguments.run.get("model_name_or_path", "")
-    return known if base and known and not Path(base).exists() and Path(known).is_dir() else base
+    return known if base and known and not os.path.exists(base) and os.path.isdir(known) else base
 
 
 def adapter_base(model: ModelArguments) -> str:
@@ -151,7 +152,7 @@ def adapter_base(model: ModelArguments) -> str:
     from transformers.utils import find_adapter_config_file
 
     folder = Path(model.model_name_or_path)
-    if (folder / "config.json").is_file():
+    if os.path.isfile(folder / "config.json"):
         return ""
     try:
         path = find_adapter_config_file(model.model_name_or_path, revision=model.model_revision)
@@ -193,7 +194,7 @@ def _load_tokenizer(model: ModelArguments, base: str) -> Any:
 
 def _revisions(model: ModelArguments) -> tuple[str | None, str | None]:
     """Of the adapter and of its base: a local adapter has none, so what is given is its base's."""
-    if Path(model.model_name_or_path).is_dir():
+    if os.path.isdir(model.model_name_or_path):
         return None, model.model_revision
     return model.model_revision, None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def remembered(folder: str) -> dict[str, Any]:
     is there and cannot be read.
     """
     path = Path(folder) / "run.json"
-    if not folder or not path.is_file():
+    if not folder or not os.path.isfile(path):
         return {}
     try:
         record = json.loads(path.read_text("utf-8"))
@@ -45,7 +46,7 @@ def remembered(folder: str) -> dict[str, Any]:
 def changed_inputs(folder: str, paths: Mapping[str, str]) -> list[str]:
     """Which of the files, by the name of their argument, are not what the run of `folder` had read; in words."""
     path = Path(folder) / "run.json"
-    then = json.loads(path.read_text("utf-8")).get("inputs", {}) if folder and path.is_file() else {}
+    then = json.loads(path.read_text("utf-8")).get("inputs", {}) if folder and os.path.isfile(path) else {}
     return [
         f"{paths[name]} has changed since the run of {folder}"
         for name in paths
@@ -54,7 +55,7 @@ def changed_inputs(folder: str, paths: Mapping[str, str]) -> list[str]:
 
 
 def _findable(value: Any, working_directory: Path) -> Any:
-    if not value or not isinstance(value, str) or Path(value).exists():
+    if not value or not isinstance(value, str) or os.path.exists(value):
         return value
     there = working_directory / value
-    return str(there) if there.exists() else value
+    return str(there) if os.path.exists(there) else value

@@ -14,6 +14,7 @@ pytest.importorskip("bm25s", reason="needs the extra [bm25]")
 from conftest import make_tokenizer, write_data
 
 from groundtune.cli import main
+from groundtune.files import in_the_way
 
 # Each word `IN` stands for a path where a file is read; {bad} are those that cannot be.
 READS = {
@@ -121,6 +122,22 @@ def test_what_cannot_be_read_is_named_and_nothing_is_written(folder, monkeypatch
     lines = refused(READS[case].replace("IN", bad), capsys)
     assert any(bad in line for line in lines), lines
     assert listing(folder) == before
+
+
+@pytest.mark.parametrize("case", [case for case in READS if not case.startswith(("documents", "convert"))])
+def test_a_name_that_no_file_can_have_is_a_problem_and_no_traceback(folder, monkeypatch, capsys, case):
+    """Methods of `Path` raise for it, as they do for what lies in another user's home."""
+    monkeypatch.chdir(folder)
+    long = "Why" * 100
+    lines = refused(READS[case].replace("IN", long), capsys)
+    assert any(long in line for line in lines), lines
+
+
+def test_a_name_that_no_output_can_have_is_named_before_anything_slow(tmp_path):
+    long = tmp_path / ("out" * 100)
+    for path in (long, long / "below", tmp_path / "null\0"):
+        (problem,) = in_the_way("output_dir", path, folder=True)
+        assert problem.startswith(f"--output_dir: {path} cannot be made (") and problem.endswith("name another folder")
 
 
 @pytest.mark.parametrize("case", WRITES)

@@ -98,8 +98,8 @@ def test_a_prompt_of_ones_own_is_a_file_and_all_that_is_wrong_with_any_is_said_a
     assert read_judge_prompts([str(tmp_path / "my prompt.txt")]) == [JudgePrompt("my_prompt", ASK)]
     (tmp_path / "bad.txt").write_text("Rate $anwser, it costs $5")
     with pytest.raises(DataError) as caught:
-        read_judge_prompts(["nothing", str(tmp_path / "bad.txt")])
+        read_judge_prompts(["nothing", "long" * 100, "null\0", str(tmp_path / "bad.txt")])
     problems = caught.value.problems
-    assert len(problems) == 5 and all(problem.startswith("--judge_prompt: ") for problem in problems)
+    assert len(problems) == 7 and all(problem.startswith("--judge_prompt: ") for problem in problems)
     for part in ("one of correctness, faithfulness", "$anwser is unknown", "$$", "does not use $answer", "[[3]]"):
         assert any(part in problem for problem in problems), part
