@@ -410,6 +410,12 @@ def test_an_unknown_metric_is_refused_with_those_there_are(capsys):
     assert "unknown metric 'generation/f2'; known" in capsys.readouterr().err
 
 
+def test_index_advises_no_flag_that_it_does_not_have(capsys):
+    assert run("index") == 2
+    missing = [line for line in capsys.readouterr().err.splitlines() if line.startswith("--embedding_model: ")]
+    assert missing == ["--embedding_model: missing; name an embedding model such as intfloat/e5-base-v2"]
+
+
 def test_all_that_can_be_seen_without_loading_a_model_is_said_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     status = run(
