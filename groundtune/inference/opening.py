@@ -15,6 +15,7 @@ import torch
 
 from groundtune.arguments import ModelArguments, PromptArguments
 from groundtune.attention import use_packed_attention
+from groundtune.endpoint import EndpointError
 from groundtune.evaluation import EndToEndEvaluator
 from groundtune.inference.answering import Asked, LocalModel, to_device
 from groundtune.inference.arguments import SEARCHED, SERVER, InferenceArguments
@@ -127,9 +128,20 @@ def probe_judge(arguments: InferenceArguments) -> None:
     Raises `ModelError` and `EndpointError`.
     """
     if arguments.judge.judge.startswith(SERVER):
-        arguments.judge_endpoint().complete([[{"role": "user", "content": "Answer with one word: are you there?"}]], 8)
+        messages = [{"role": "user", "content": "Answer with one word: are you there?"}]
+        (reply,) = arguments.judge_endpoint().complete([messages], arguments.judge.judge_max_new_tokens)
+        if reply.failure:
+            raise EndpointError(f"--judge: {reply.failure}; {_way_out(arguments, reply.failure)}")
     elif arguments.judge.judge:
         _judge_here(arguments)
+
+
+def _way_out(arguments: InferenceArguments, failure: str) -> str:
+    judge = arguments.judge
+    if "max_completion_tokens" in failure:  # what OpenAI's newer models want, and say so
+        options = {"max_tokens": None, "max_completion_tokens": judge.judge_max_new_tokens}
+        return f"add --judge_options '{json.dumps(options)}'"
+    return f"see what the server logged: has it a model {judge.judge_model!r}, or does it need other --judge_options?"
 
 
 def _judge_here(arguments: InferenceArguments) -> tuple[ModelArguments, str, Any]:

@@ -6,9 +6,14 @@ import re
 
 import pytest
 from conftest import tiny_documents, tiny_examples
+from fake_server import FakeServer, Refusal
 
+from groundtune.commands.evaluate import inference_arguments
+from groundtune.endpoint import EndpointError
 from groundtune.files import DataError
+from groundtune.inference.arguments import InferenceArguments
 from groundtune.inference.judge import SHIPPED, JudgePrompt, judged, rating_of, read_judge_prompts
+from groundtune.inference.opening import probe_judge
 from groundtune.predictions import evaluation_of
 from groundtune.schema import Prediction, Reply
 
@@ -103,3 +108,41 @@ def test_a_prompt_of_ones_own_is_a_file_and_all_that_is_wrong_with_any_is_said_a
     assert len(problems) == 7 and all(problem.startswith("--judge_prompt: ") for problem in problems)
     for part in ("one of correctness, faithfulness", "$anwser is unknown", "$$", "does not use $answer", "[[3]]"):
         assert any(part in problem for problem in problems), part
+
+
+# Before hours of work
+
+
+def judging(server: FakeServer, **flags) -> InferenceArguments:
+    words = {"model": "", "judge": f"openai:{server.url}", "judge_model": "m", "endpoint_retries": 0, **flags}
+    return inference_arguments(words, for_questions=True)
+
+
+NEWER = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+
+
+@pytest.mark.parametrize(
+    "said, reason, way_out",
+    [
+        (Refusal(400, "Invalid model name passed in model=m"), "Invalid model name", "a model 'm'"),
+        (Refusal(429, "no more credit"), "no more credit", "--judge_options"),
+        (Refusal(500, "out of order"), "out of order", "see what the server logged"),
+        (Refusal(400, NEWER), NEWER, """--judge_options '{"max_tokens": null, "max_completion_tokens": 77}'"""),
+        (b"<html>Welcome</html>", "not a reply", "see what the server logged"),
+    ],
+)
+def test_a_judge_that_cannot_answer_is_a_problem_before_there_is_anything_to_judge(said, reason, way_out):
+    with FakeServer(lambda body: said) as server, pytest.raises(EndpointError) as caught:
+        probe_judge(judging(server, judge_max_new_tokens=77))
+    (problem,) = caught.value.problems
+    assert problem.startswith("--judge: ") and reason in problem and way_out in problem
+
+
+def test_a_judge_is_probed_with_the_request_that_will_judge():
+    """With fewer tokens than a judgement has, a model that thinks first would fail the probe alone."""
+    with FakeServer(lambda body: "yes") as server:
+        options = '{"max_tokens": null, "max_completion_tokens": 99}'
+        probe_judge(judging(server, judge_max_new_tokens=77))
+        probe_judge(judging(server, judge_options=options))
+    assert server.bodies[0]["max_tokens"] == 77
+    assert server.bodies[1]["max_completion_tokens"] == 99 and "max_tokens" not in server.bodies[1]
