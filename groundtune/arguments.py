@@ -79,7 +79,7 @@ class RetrievalArguments:
         "nothing, the user's messages, or all messages.",
         ["none", "user", "all"],
     )
-    embedding_batch_size: int = argument(64, "Texts embedded at once.")
+    embedding_batch_size: int = argument(64, "Texts embedded at once; on a CPU up to twice as many short ones.")
     embedding_dtype: str = argument(
         "auto",
         "What the embedding model computes in. auto: as it was saved. bfloat16 is faster where the machine has it, and "

@@ -53,6 +53,8 @@ _RESULTS = (
     "metrics.json",
     "trainer_state.json",
 )  # report.html is made last
+# Why a folder can be no --output_dir at all.
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 _WAYS_OUT = "name another --output_dir, or give --overwrite_output_dir to begin anew there"
 
 
@@ -148,10 +150,10 @@ def locked(output_dir: Path, patience: float = 10.0) -> Iterator[None]:
     except Timeout as error:
         problem = f"--output_dir: {output_dir} is in use by {_read(holder)}; wait for it or name another folder"
         raise DataError([problem]) from error
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        problem = f"--output_dir: {output_dir} cannot be written to ({error.strerror}); name another folder"
-        raise DataError([problem]) from error
     except (OSError, NotImplementedError) as error:  # the latter: earlier filelocks, on Lustre for one
+        if getattr(error, "errno", None) in _NOT_WRITABLE:
+            problem = f"--output_dir: {output_dir} cannot be written to ({error.strerror}); name another folder"
+            raise DataError([problem]) from error
         if getattr(error, "errno", None) not in (None, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
         logger.warning("%s is on a file system without locks: see to it that no second run writes there", output_dir)

@@ -148,7 +148,8 @@ def given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any
 
     Raises `DataError` with every unknown flag, or with the first bad value.
     """
-    namespace, unknown = parser.parse_known_args(_spelt_as_today(_expand_files(argv, parser), _flags(parser)))
+    words = _spelt_as_today(_expand_files(argv, parser), _flags(parser))
+    namespace, unknown = parser.parse_known_intermixed_args(words)  # a question may follow flags that follow the model
     if unknown:
         raise DataError(_unknown_flags(unknown, parser))
     return vars(namespace)

@@ -18,7 +18,7 @@ from groundtune.attention import use_packed_attention
 from groundtune.endpoint import EndpointError
 from groundtune.evaluation import EndToEndEvaluator
 from groundtune.inference.answering import Asked, LocalModel, to_device
-from groundtune.inference.arguments import SEARCHED, SERVER, InferenceArguments
+from groundtune.inference.arguments import SERVER, InferenceArguments
 from groundtune.lora import fuse
 from groundtune.models import ModelError, computes_bf16, load_model, load_tokenizer, why_not_loaded
 from groundtune.prompt import Prompt, make_prompt
@@ -47,7 +47,7 @@ def open_questions(
     if arguments.api != "chat":
         tokenizer = open_tokenizer(arguments)
     hits, seconds = [()] * len(examples), 0.0
-    if any(context in SEARCHED for context in arguments.contexts):
+    if arguments.searches:
         retriever = open_retriever(arguments, documents)
         begin = time.perf_counter()
         k, history = arguments.retrieval.eval_num_to_retrieve, arguments.retrieval.query_history

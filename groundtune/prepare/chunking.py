@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ def load_counter(name: str) -> Any:
     from tokenizers import Tokenizer
 
     path = Path(name) / "tokenizer.json"
-    if not Path(name).is_dir():
+    if not os.path.isdir(name):
         from huggingface_hub import hf_hub_download
 
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -55,9 +56,11 @@ class Summary:
 
 def check(name: str, inputs: Sequence[Path], folder: Path, given: Iterable[str]) -> list[str]:
     """What is wrong with the arguments, all of it; `given` names the optional ones that were given."""
-    problems = [f"{path}: no such file or folder; check the path" for path in inputs if not path.exists()]
-    problems += [f"{path}: is a folder; name its files" for path in inputs if path.is_dir() and name != "beir"]
-    problems += [f"{path}: is a file; name the BEIR folder" for path in inputs if path.is_file() and name == "beir"]
+    problems = [f"{path}: no such file or folder; check the path" for path in inputs if not os.path.exists(path)]
+    if name == "beir":
+        problems += [f"{path}: is a file; name the BEIR folder" for path in inputs if os.path.isfile(path)]
+    else:
+        problems += [f"{path}: is a folder; name its files" for path in inputs if os.path.isdir(path)]
     problems += [
         f"--{flag}: has no meaning for {name}; it is for {', '.join(FLAGS[flag])}"
         for flag in given

@@ -68,9 +68,9 @@ def write_corpus(
 
 def check(inputs: Sequence[str], output: Path, options: ReadOptions, size: int, overlap: int) -> list[str]:
     """What is wrong with the arguments, all of it; empty if nothing is."""
-    problems = [f"{name}: no such file or folder; check the path" for name in inputs if not Path(name).exists()]
+    problems = [f"{name}: no such file or folder; check the path" for name in inputs if not os.path.exists(name)]
     for path in map(Path, inputs):
-        if path.is_file() and path.suffix.lower() not in READERS:
+        if os.path.isfile(path) and path.suffix.lower() not in READERS:
             problems.append(f"{path}: files of this kind are not read; convert it to one of {', '.join(READERS)}")
     if output.suffix.lower() not in (".jsonl", ".parquet"):
         problems.append(f"--output: {output}: documents are not written so; end the name in .jsonl or .parquet")

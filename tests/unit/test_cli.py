@@ -16,6 +16,7 @@ import yaml
 
 from groundtune.arguments import GROUPS
 from groundtune.cli import COMMANDS, main, run_command
+from groundtune.commands import ask
 from groundtune.commands.parsing import RENAMED, WITHOUT_EFFECT, given, parse_arguments
 from groundtune.files import DataError
 
@@ -200,7 +201,7 @@ def test_what_is_wrong_in_the_one_json_file_is_named_by_its_line(tmp_path, capsy
     "command, problem",
     [
         ("documents", "the following arguments are required: -o/--output, --tokenizer"),
-        ("convert", "FORMAT: invalid choice: "),
+        ("convert", "are required: -o"),
         ("questions", "the following arguments are required: -o/--output, --generator"),
         ("index", "not expected here"),
         ("ask", "missing"),
@@ -279,6 +280,14 @@ def test_of_two_files_the_later_one_wins_for_a_flag_without_a_value_too(tmp_path
     assert words_of("evaluate", "quiet: false\n", tmp_path, "RUN")["quiet"] is False
     words = ["--config", str(tmp_path / "first.yaml"), "--config", str(tmp_path / "run.yaml"), "RUN"]
     assert given(import_module("groundtune.commands.evaluate").parser(), words)["quiet"] is False
+
+
+def test_a_question_may_follow_flags_that_follow_the_model():
+    for words in (["run", "Why?", "--quiet"], ["run", "--quiet", "Why?"], ["run", "--max_new_tokens", "5", "Why?"]):
+        found = given(ask.parser(), words)
+        assert (found["model"], found["question"]) == ("run", "Why?")
+    with pytest.raises(DataError, match="--bogus: no such argument"):
+        given(ask.parser(), ["run", "--bogus", "5", "Why?"])
 
 
 def test_a_list_at_the_end_of_a_file_takes_no_word_of_the_command_line(tmp_path):

@@ -264,6 +264,11 @@ def test_overwriting_removes_what_a_run_leaves_and_nothing_else(place):
 # The lock
 
 
+def test_a_folder_that_can_be_none_is_a_problem(tmp_path):
+    with pytest.raises(DataError, match="cannot be written to .*; name another folder"), locked(tmp_path / ("a" * 300)):
+        pytest.fail("it was made")
+
+
 def test_two_runs_are_refused_in_one_folder_and_the_second_is_told_who_is_there(tmp_path):
     with locked(tmp_path), pytest.raises(DataError) as refused, locked(tmp_path, patience=0.1):
         pytest.fail("both are in")
