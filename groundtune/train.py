@@ -18,6 +18,7 @@ from groundtune.checks import counts
 from groundtune.doctor import Diagnosis, diagnose, doctor_command, summary
 from groundtune.embedding import Embedder
 from groundtune.evaluation import EndToEndEvaluator, Evaluation
+from groundtune.examples import Row
 from groundtune.files import DataError, in_the_way, sha256_of
 from groundtune.hub import Hub
 from groundtune.index import load_or_build_index
@@ -25,6 +26,7 @@ from groundtune.methods import METHODS, Method
 from groundtune.models import ModelError, flash_attention_problems, why_not_loaded
 from groundtune.predictions import read_evaluation, write_predictions
 from groundtune.processes import is_main, once
+from groundtune.prompt import Prompt
 from groundtune.record import run_record
 from groundtune.reporting.report import write_results
 from groundtune.reporting.results import Results
@@ -90,33 +92,14 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
     run = run | rows_identity(rows["train"])
     if checkpoint is not None:
         check_same_run(checkpoint, run, training.resume_anyway)
-    evaluators = {
-        split: method.evaluator(
-            name=split,
-            examples=examples[split],
-            hits=hits[split],
-            prompt=prompt,
-            pad_id=tokenizer.pad_token_id,
-            max_length=data.max_seq_length,
-            max_new_tokens=arguments.evaluation.max_new_tokens,
-            batch_size=training.per_device_eval_batch_size,
-            retrieval_seconds=seconds[split],
-            bootstrap_samples=arguments.evaluation.bootstrap_samples,
-        )
-        for split in ("eval", "test")
-    }
+    evaluators = _evaluators(method, arguments, examples, hits, seconds, prompt)
     _check_metric(training, evaluators["eval"])
 
     with _timed("load model", durations):
         model = method.load(
             arguments.model, bf16=training.bf16, stop_ids=prompt.stop_ids, pad_id=tokenizer.pad_token_id
         )
-        read = [row.prompt_ids + row.answer_ids for these in rows.values() for row in these]
-        asked = [question.prompt_ids for evaluator in evaluators.values() for question in evaluator.questions]
-        check_vocabulary(read + asked, model, arguments.model.model_name_or_path)
-        new = arguments.evaluation.max_new_tokens
-        longest = max([len(ids) for ids in read] + [len(ids) + new for ids in asked])
-        notes += check_positions(longest, model, arguments.model.model_name_or_path)
+        notes += _check_tokens(model, arguments, rows, evaluators)
 
     def on_evaluation(step: int, evaluation: Evaluation) -> None:
         if is_main():
@@ -185,6 +168,42 @@ def _check(arguments: Arguments) -> None:
         problems.append("--push_report: nothing is pushed; give --push_to_hub too")
     if problems:
         raise DataError(problems)
+
+
+def _evaluators(
+    method: Method,
+    arguments: Arguments,
+    examples: dict[str, list[Example]],
+    hits: dict[str, list[tuple[Hit, ...]]],
+    seconds: dict[str, float],
+    prompt: Prompt,
+) -> dict[str, EndToEndEvaluator]:
+    return {
+        split: method.evaluator(
+            name=split,
+            examples=examples[split],
+            hits=hits[split],
+            prompt=prompt,
+            pad_id=prompt.tokens.tokenizer.pad_token_id,
+            max_length=arguments.data.max_seq_length,
+            max_new_tokens=arguments.evaluation.max_new_tokens,
+            batch_size=arguments.training.per_device_eval_batch_size,
+            retrieval_seconds=seconds[split],
+            bootstrap_samples=arguments.evaluation.bootstrap_samples,
+        )
+        for split in ("eval", "test")
+    }
+
+
+def _check_tokens(
+    model: Any, arguments: Arguments, rows: dict[str, list[Row]], evaluators: dict[str, EndToEndEvaluator]
+) -> list[str]:
+    """That the model has an embedding for each token, and positions for all; what of that is to be noted."""
+    name, new = arguments.model.model_name_or_path, arguments.evaluation.max_new_tokens
+    read = [row.prompt_ids + row.answer_ids for these in rows.values() for row in these]
+    asked = [question.prompt_ids for evaluator in evaluators.values() for question in evaluator.questions]
+    check_vocabulary(read + asked, model, name)
+    return check_positions(max([len(ids) for ids in read] + [len(ids) + new for ids in asked]), model, name)
 
 
 def _untouched(
