@@ -159,6 +159,7 @@ endpoint.complete([[{"role": "user", "content": text}] for text in "abcdef"], 50
 """
 
 
+@pytest.mark.usefixtures("signals_of_a_terminal")
 @pytest.mark.parametrize("busy", ["hangs", "asks to wait"])
 def test_ctrl_c_waits_for_no_request_and_for_no_retry(busy):
     released, asked = threading.Event(), threading.Semaphore(0)
