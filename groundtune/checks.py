@@ -225,7 +225,7 @@ def _leaks(dataset: Dataset) -> Iterator[Finding]:
         if not {split, other} <= dataset.examples.keys() or (split, other) in given_twice:
             continue
         asked = {_asked(example): example.source for example in reversed(dataset.examples[other])}
-        gold = {d.id: e.source for e in reversed(dataset.examples[other]) for d in e.gold_documents}
+        gold = {_content(d): e.source for e in reversed(dataset.examples[other]) for d in e.gold_documents}
         for example in dataset.examples[split]:
             before = asked.get(_asked(example))
             if before and example.source not in leaked:
@@ -239,7 +239,7 @@ def _leaks(dataset: Dataset) -> Iterator[Finding]:
 
 def _leaked_gold(example: Example, gold: dict[str, str]) -> Iterator[Finding]:
     for i, document in enumerate(example.gold_documents):
-        if before := gold.get(document.id):
+        if before := gold.get(_content(document)):
             message = f"is also gold in {before}, so it may be answered from memory; split the data by passage"
             yield _warning("leaked-gold", example.source, f"gold_docs[{i}]", message)
 
@@ -247,6 +247,11 @@ def _leaked_gold(example: Example, gold: dict[str, str]) -> Iterator[Finding]:
 def _asked(example: Example) -> tuple[str, ...]:
     """A question is the same only after the same dialogue: "and then?" is asked in many."""
     return (_plain(example.question), *(_plain(turn.message) for turn in example.chat_history))
+
+
+def _content(document: Document) -> str:
+    """A passage is the same under another title or source, which `Document.id` tells apart."""
+    return _plain(document.page_content) or document.text
 
 
 def _plain(text: str) -> str:

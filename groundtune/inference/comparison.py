@@ -20,8 +20,8 @@ from groundtune.schema import Prediction
 
 HOW_TO_READ = (
     "Means over questions with their 95 % bootstrap intervals. A difference is to the first system, over the questions "
-    "that both answered; it is better or worse where its paired interval excludes 0, else unclear. The differences are "
-    "not corrected for being many. An answer that failed is in no mean, and is counted."
+    "that both answered; it is better or worse where its paired interval excludes 0 and p < 0.05, else unclear. "
+    "The differences are not corrected for being many. An answer that failed is in no mean, and is counted."
 )
 _OTHERS = {
     "grounded/tokens": "Found in passages",

@@ -15,11 +15,12 @@ LUCKY = "right without evidence"
 KNEW = "unanswerable, and said so"
 INVENTED = "unanswerable, but answered"
 OUTCOMES = {
-    RIGHT: "a gold passage was read, and the answer is right",
-    WRONG: "a gold passage was read, and the answer is wrong: the model's fault",
-    MISSED: "no gold passage was read, and the answer is wrong: the retriever's fault, or the length budget's; in "
-    "closed_book nothing is searched",
-    LUCKY: "no gold passage was read, and the answer is right: known by heart, or found in another passage",
+    RIGHT: "a gold passage was read, and the answer counts as right; a score of words cannot see a missing `not`",
+    WRONG: "a gold passage was read, and the answer counts as wrong: the model's fault",
+    MISSED: "no gold passage was read, and the answer counts as wrong: the retriever's fault, or the length budget's; "
+    "in closed_book nothing is searched",
+    LUCKY: "no gold passage was read, and the answer counts as right: known by heart, found in another passage, or "
+    "right in its words alone",
 }
 # Of questions without an answer, where there are any: there is no evidence to find.
 WITHOUT_ANSWER = {

@@ -14,7 +14,7 @@ from typing import Any
 
 from groundtune.arguments import DataArguments, EvaluationArguments, PromptArguments, RetrievalArguments
 from groundtune.reporting.markdown import md, md_fence, md_list, md_table
-from groundtune.reporting.results import F1, HOW_TO_READ, Results, comparison, flat, notes, warning
+from groundtune.reporting.results import F1, HOW_TO_READ, Results, comparison, flat, for_scale, notes, warning
 
 PREFIXES = ("user_prefix", "assistant_prefix", "sep_user", "sep_sys")
 _METHODS = {
@@ -50,6 +50,7 @@ def model_card(results: Results) -> str:
         md_list(_facts(results, arguments)),
         f"## Before and after, on {results.base.n} questions",
         md_table(["", "Untouched [95 %]", "Tuned [95 %]", "Difference [95 %]", "Verdict"], rows),
+        md(for_scale(results)),
         md(HOW_TO_READ),
         *(["## Notes", "\n".join(remarks)] if remarks else []),
         "## Data", md_table(["", "File", "Rows", "SHA-256"], _data(record)),

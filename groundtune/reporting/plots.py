@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from groundtune.reporting.results import F1, GOLD_LOSS, SCORES, Results, finite, merged_history
+from groundtune.reporting.results import F1, GOLD_LOSS, SCORES, Results, finite, flat, merged_history
 
 if TYPE_CHECKING:
     from groundtune.metrics import Interval
@@ -143,8 +143,17 @@ def metric_plot(results: Results) -> str:
     name, rows = curves[0]
     alt = f"{name} by step: " + ", ".join(f"{value:.2f} at step {step}" for step, value, *_ in rows)
     ring = "" if results.best_step is None else f" The ring marks the chosen checkpoint, step {results.best_step}."
-    explanation = f"Questions evaluated during training, {name} with its 95 % interval; step 0 is untouched.{ring}"
+    explanation = (
+        f"{_asked(results)} evaluated during training, {name} with its 95 % interval; step 0 is untouched.{ring}"
+    )
     return _figure("metric", (5.2, 3.0), "Answers, end to end", explanation, alt, draw)
+
+
+def _asked(results: Results) -> str:
+    """How many questions the curves are of, where that is not all of the file."""
+    most = flat(results.record.get("arguments", {})).get("eval_max_samples") or 0
+    rows = results.record.get("inputs", {}).get("eval_file", {}).get("rows", 0)
+    return f"{most} of the {rows} eval questions" if 0 < most < rows else "Eval questions"
 
 
 def loss_plot(results: Results) -> str:

@@ -33,10 +33,12 @@ from groundtune.reporting.results import (
     evaluations,
     facts,
     flat,
+    for_scale,
     gained_and_lost,
     merged_history,
     notes,
     warning,
+    without_a_model,
 )
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
         "base": results.base.to_dict(),
         "tuned": results.tuned.to_dict(),
         "difference": {metric: difference.to_dict() for metric, difference in results.differences.items()},
+        "without_a_model": without_a_model(results),
         "best_step": results.best_step,
         "selection_metric": results.selection_metric,
         "selected_on_test": results.selected_on_test,
@@ -79,7 +82,7 @@ def summary_table(results: Results) -> Table:
     for row in comparison(results):
         cells = (" ".join(cell).strip() for cell in (row.base, row.tuned, row.difference))
         table.add_row(row.label, *map(escape, cells), row.verdict, style=colours.get(row.verdict))
-    table.caption = escape(warning(results))
+    table.caption = escape(" ".join(filter(None, (for_scale(results), warning(results)))))
     return table
 
 
@@ -99,6 +102,7 @@ def _markdown(results: Results) -> str:
         "## What was compared", md_list(facts(results)),
         "## Before and after",
         md_table(["", "Untouched [95 %]", "Tuned [95 %]", "Difference [95 %]", "Verdict"], before_after),
+        md(for_scale(results)),
         md(HOW_TO_READ),
         *(["## Notes", "\n".join(remarks)] if remarks else []),
         *(["## During training", md_table(EVALUATION_COLUMNS, during)] if during else []),
@@ -140,7 +144,7 @@ def _page(results: Results) -> str:
         facts=html_pairs(facts(results)),
         metrics=_html_metrics(results),
         dot_plot=dot_plot(results),
-        how_to_read=escape(HOW_TO_READ),
+        how_to_read=escape(f"{for_scale(results)} {HOW_TO_READ}".strip()),
         curves=f'<div class="pair curves">{curves or nothing}</div>',
         history=_html_evaluations(results),
         between=f"Between these lie {between} other question{'' if between == 1 else 's'}." if between else "",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundtune.abstention import note
-from groundtune.metrics import Interval, PairedDifference, greater_is_better, paired_difference
+from groundtune.metrics import TIE, Interval, PairedDifference, greater_is_better, paired_difference, token_f1
 
 if TYPE_CHECKING:
     from groundtune.predictions import Evaluation
@@ -37,9 +37,9 @@ _COST = {
 }
 HOW_TO_READ = (
     "Means over questions with their 95 % bootstrap intervals. A difference is better or worse where its paired "
-    "interval excludes 0, else unclear. The verdict rests on token F1 alone; the other rows are not corrected for "
-    "being many. The retriever is frozen: its scores are the same for both models. Seconds are one timing and have "
-    "no interval."
+    "interval excludes 0 and p < 0.05, else unclear. The verdict rests on token F1 alone; the other rows are not "
+    "corrected for being many. The retriever is frozen: its scores are the same for both models. Seconds are one "
+    "timing and have no interval."
 )
 EVALUATION_COLUMNS = ("Step", "Training loss", "Loss with gold passage", "Token F1", "ROUGE-L")
 
@@ -151,8 +151,8 @@ def gained_and_lost(results: Results, most: int = MOST) -> tuple[list[Change], l
 def most_changed(pairs: Iterable[tuple[Prediction, Prediction]], most: int = MOST) -> tuple[list[Change], list[Change]]:
     """`gained_and_lost` of pairs of predictions to the same question."""
     changes = sorted((Change(base, tuned) for base, tuned in pairs), key=lambda change: change.value)
-    gained = [change for change in reversed(changes) if change.value > 0]
-    return gained[:most], [change for change in changes if change.value < 0][:most]
+    gained = [change for change in reversed(changes) if change.value > TIE]
+    return gained[:most], [change for change in changes if change.value < -TIE][:most]
 
 
 @dataclass(frozen=True)
@@ -285,6 +285,31 @@ def warning(results: Results) -> str:
     if results.best_step is not None:
         chosen = "the checkpoint was chosen on the same questions that are reported here, so these numbers flatter it"
     return f"No separate test: {chosen}. Give --test_file for an unbiased verdict."
+
+
+def without_a_model(results: Results) -> dict[str, float]:
+    """Mean token F1 of answers that anybody can give: the question itself, and the first retrieved passage."""
+    known = [p for p in results.base.predictions if p.example.answerable and p.hits]
+    answers = {
+        "question": [(p.example.question, p.example) for p in known],
+        "first_passage": [(p.hits[0].document.page_content, p.example) for p in known],
+    }
+    return {
+        name: sum(max(token_f1(answer, gold) for gold in e.acceptable_answers) for answer, e in pairs) / len(pairs)
+        for name, pairs in answers.items()
+        if pairs
+    }
+
+
+def for_scale(results: Results) -> str:
+    """What `without_a_model` found, in a sentence: an untouched model may be worse than either."""
+    found = without_a_model(results)
+    if not found:
+        return ""
+    return (
+        f"To compare with: answered with the question itself, token F1 is {found['question']:.2f}; with the first "
+        f"retrieved passage as it stands, {found['first_passage']:.2f}."
+    )
 
 
 def notes(results: Results) -> list[str]:

@@ -118,6 +118,16 @@ PLANTED = {
         lambda d: d["test"].append({**d["train"][1], "question": "Is there a desk?"}),
         [("leaked-gold", "test.jsonl:2", "gold_docs[0]")],
     ),
+    "gold of train in test, under another title": (
+        lambda d: d["test"].append(
+            {
+                **d["train"][1],
+                "question": "Is there a desk?",
+                "gold_docs": [{**d["train"][1]["gold_docs"][0], "fmt_content": "Title: Other\nTo the desk."}],
+            }
+        ),
+        [("leaked-gold", "test.jsonl:2", "gold_docs[0]"), ("gold-not-in-database", "test.jsonl:2", "gold_docs[0]")],
+    ),
     "gold that is no document": (
         lambda d: d["documents"].pop(4),
         [("gold-not-in-database", "eval.jsonl:2", "gold_docs[0]")],

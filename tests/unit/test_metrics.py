@@ -429,8 +429,31 @@ def test_no_verdict_from_noise_from_equal_models_or_from_a_handful_of_questions(
 
 @pytest.mark.parametrize(("low", "high"), [(0, 0.2), (-0.2, 0), (1e-17, 0.2), (-0.2, -1e-17), (-0.1, 0.1)])
 def test_an_interval_that_touches_zero_gives_no_verdict(low, high):
-    difference = PairedDifference(0.1, low, high, wins=9, losses=1, ties=0, n=10, p_value=0.05)
+    difference = PairedDifference(0.1, low, high, wins=9, losses=1, ties=0, n=10, p_value=0.01)
     assert difference.verdict == "no clear difference"
+
+
+def test_few_questions_need_more_than_an_interval_that_excludes_zero():
+    """Of ten such samples without any difference more than one has an interval that excludes 0."""
+    difference = paired_difference([0.5] * 10, [0.5] * 6 + [0.4, 0.3, 0.1, 0.2])
+    assert difference.high < 0 and difference.p_value > 0.05 and difference.verdict == "no clear difference"
+    rng, skewed = np.random.default_rng(0), np.array([-0.3, -0.1, -0.05, 0.0, 0.02, 0.04, 0.39])
+    verdicts, excluded = 0, 0
+    for _ in range(200):
+        found = paired_difference(np.zeros(8), rng.choice(skewed - skewed.mean(), 8), samples=400)
+        verdicts += found.verdict != "no clear difference"
+        excluded += found.low > 0 or found.high < 0
+    assert verdicts <= 16 < excluded
+
+
+def test_answers_that_share_as_many_tokens_have_the_same_f1_to_the_last_digit():
+    """5 common tokens of 30 and 16, and of 16 and 30: by precision and recall they differ in the last digit."""
+    gold, words = " ".join(f"w{i}" for i in range(23)), [f"x{i}" for i in range(60)]
+    for common, length in ((5, 23), (4, 20), (3, 7)):
+        answer = " ".join([f"w{i}" for i in range(common)] + words[: length - common])
+        assert token_f1(answer, gold) == token_f1(gold, answer) == 2 * common / (length + 23)
+    tie = paired_difference([0.2173913043478261, 0.5], [0.21739130434782608, 0.7])
+    assert (tie.wins, tie.losses, tie.ties) == (1, 0, 1)
 
 
 def test_pairing_narrows_the_interval_when_the_models_fail_on_the_same_questions():

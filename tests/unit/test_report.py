@@ -17,6 +17,7 @@ from test_results import COLOURS, F1, eval_row, evaluation, results, wrong
 from groundtune.files import write_text
 from groundtune.predictions import write_predictions
 from groundtune.reporting import report
+from groundtune.reporting.plots import metric_plot
 from groundtune.reporting.report import summary_table, write_results
 from groundtune.reporting.results import Results
 from groundtune.schema import Document, Turn
@@ -85,7 +86,8 @@ def test_metrics_json_has_exactly_these_keys_and_the_evaluations_numbers(tmp_pat
     made = results(wrong(), COLOURS)
     metrics = strict_json(written(tmp_path, made, "metrics.json"))
     assert set(metrics) == {
-        "verdict", "base", "tuned", "difference", "best_step", "selection_metric", "selected_on_test", "history",
+        "verdict", "base", "tuned", "difference", "without_a_model", "best_step", "selection_metric",
+        "selected_on_test", "history",
     }  # fmt: skip
     assert metrics["base"] == made.base.to_dict() and metrics["verdict"] == made.verdict
     assert metrics["tuned"]["n"] == 12 and metrics["tuned"][F1] == made.tuned.metrics[F1].to_dict()
@@ -229,6 +231,14 @@ def test_html_loads_nothing(tmp_path, nasty):
     assert not {"link", "script", "iframe", "object", "embed", "base", "img"} & set(page.tags)
     assert "@import" not in text and not re.search(r"url\((?!#)", text)
     assert "default-src 'none'" in text
+
+
+def test_the_curves_say_of_how_many_questions_they_are_where_these_are_not_all():
+    made = results(wrong(), COLOURS)
+    assert "Eval questions evaluated during training" in metric_plot(made)
+    made.record["arguments"]["evaluation"] = {"eval_max_samples": 16}
+    made.record["inputs"]["eval_file"] = {"path": "eval.jsonl", "rows": 73}
+    assert "16 of the 73 eval questions evaluated during training" in metric_plot(made)
 
 
 def test_plots_are_well_formed_described_and_follow_the_pages_colours(tmp_path):

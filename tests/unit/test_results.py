@@ -13,9 +13,11 @@ from groundtune.reporting.results import (
     Results,
     comparison,
     differences,
+    for_scale,
     gained_and_lost,
     merged_history,
     verdict,
+    without_a_model,
 )
 from groundtune.schema import Document, Example, Hit, Prediction
 
@@ -148,6 +150,22 @@ def test_gained_and_lost_hold_only_real_changes_largest_first_and_never_overlap(
     assert gained[0].value == 1.0 and lost[0].value == -1.0
     assert all(change.value > 0 for change in gained) and all(change.value < 0 for change in lost)
     assert not {c.base.example.question for c in gained} & {c.base.example.question for c in lost}
+
+
+def test_answers_that_take_no_model_are_scored_beside_the_models():
+    made = results(wrong(), COLOURS, questions=["Is it red?", *(f"What is {n}?" for n in range(11))])
+    assert without_a_model(made)["question"] == pytest.approx(
+        0.5 / 12
+    )  # one of three words, and the gold answer's only
+    assert without_a_model(made)["first_passage"] == 0.0
+    golds = [f"the document of question {n}" for n in range(12)]
+    found = without_a_model(results(wrong(), golds, golds))
+    assert found["first_passage"] == 1.0 and found["question"] > 0
+    assert for_scale(results(wrong(), golds, golds)).endswith("with the first retrieved passage as it stands, 1.00.")
+    unsearched = replace(
+        made, base=replace(made.base, predictions=tuple(replace(p, hits=()) for p in made.base.predictions))
+    )
+    assert for_scale(unsearched) == "" and without_a_model(unsearched) == {}
 
 
 def test_fewer_changes_give_shorter_lists():
