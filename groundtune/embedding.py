@@ -293,13 +293,25 @@ def reading_limit(name: str, document_prompt: str | None = None) -> ReadingLimit
     folder = modules[0]["path"]
     source = {"pretrained_model_name_or_path": name, "subfolder": folder, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    limit = (_read_json(name, f"{folder}/sentence_bert_config.json".lstrip("/")) or {}).get("max_seq_length")
+    limit = _stated_limit(name, folder)
     if limit is None:
         positions = getattr(AutoConfig.from_pretrained(**source), "max_position_embeddings", -1)
         limit = min(tokenizer.model_max_length, positions if positions != -1 else math.inf)
     own = (_read_json(name, "config_sentence_transformers.json") or {}).get("prompts") or {}
     prompt = prompts_for(name, own)[1] if document_prompt is None else document_prompt
     return ReadingLimit(name, tokenizer, int(limit), prompt) if limit < 1e9 else None
+
+
+def longest_read(name: str) -> int | None:
+    """The tokens that an embedding model says it reads; None where its name leads nowhere, or it does not say."""
+    try:
+        return _stated_limit(name)
+    except (OSError, ValueError):  # no such model, no network, or a file that is no JSON: who loads it says so
+        return None
+
+
+def _stated_limit(name: str, folder: str = "") -> int | None:
+    return (_read_json(name, f"{folder}/sentence_bert_config.json".lstrip("/")) or {}).get("max_seq_length")
 
 
 def _read_json(name: str, filename: str) -> Any:

@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     """Returns 0; raises `DataError` with what the user can solve."""
     arguments = argparse.Namespace(**given(parser(), argv))
 
+    from groundtune.embedding import longest_read
     from groundtune.prepare import corpus
     from groundtune.prepare.chunking import Chunker, load_counter
     from groundtune.prepare.pages import ReadOptions
@@ -60,6 +61,12 @@ def main(argv: Sequence[str]) -> int:
             options,
             on_file=lambda file, number, total: bars.at("files", number - 1, total),
         )
+    notes = corpus.notes(summary)
+    if (reads := longest_read(arguments.tokenizer)) and reads < size:
+        notes.append(
+            f"{arguments.tokenizer} reads {reads} tokens of a passage, and these have up to {size}: the ends of longer "
+            f"ones are not searched. --chunk_size {reads - 16} leaves room for its prompt, too"
+        )
     written = f"Wrote {summary.passages.total():,} passages to {arguments.output}"
-    show(vars(summary), corpus.summary_table(summary), [*corpus.notes(summary), written], arguments)
+    show(vars(summary), corpus.summary_table(summary), [*notes, written], arguments)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -585,3 +586,14 @@ def test_the_raw_pages_of_faire_give_about_as_many_passages_as_were_published(tm
     assert len(rows) == pytest.approx(passages, rel=0.01)  # other releases may cut a few differently
     header = "Source: https://www.faire.com/support/articles/8978109378459\nTitle: What is Showroom?\nContent:\n"
     assert rows[0]["fmt_content"].startswith(f"{header}Showroom is a collection of")
+
+
+def test_passages_longer_than_the_embedding_model_reads_are_said(tmp_path, bert_embedding_folder, capsys):
+    """Before questions are made from them: the doctor looks at what is there already."""
+    (tmp_path / "a.txt").write_text("The library opens at nine.")
+    shutil.copytree(bert_embedding_folder, tmp_path / "model")
+    words = ["documents", tmp_path / "a.txt", "-o", tmp_path / "a.jsonl", "--tokenizer", tmp_path / "model"]
+    for reads, size, said in ((100, 400, True), (400, 400, False), (None, 400, False)):
+        (tmp_path / "model/sentence_bert_config.json").write_text(json.dumps({"max_seq_length": reads}))
+        assert run(*words, "--chunk_size", size) == 0
+        assert ("reads 100 tokens of a passage, and these have up to 400" in capsys.readouterr().out) is said
