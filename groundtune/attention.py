@@ -322,7 +322,7 @@ def use_packed_attention(model: Any, to_train: bool = True) -> str | None:
     base.eval()
     try:
         base.set_attn_implementation(NAME)
-        problem = _static_problem(base.config.get_text_config()) or _difference(base, to_train)
+        problem = _static_problem(base.config.get_text_config(), to_train) or _difference(base, to_train)
         if not problem and to_train and base.device.type == "cuda":
             problem = _kernel_problem(base.config.get_text_config(), base.dtype, base.device)
     except Exception as error:  # whatever a model does with a layout that it does not know
@@ -339,13 +339,13 @@ def attends_by_layout(model: Any) -> bool:
     return model.config._attn_implementation == NAME
 
 
-def _static_problem(config: Any) -> str | None:
+def _static_problem(config: Any, to_train: bool) -> str | None:
     """What the trial below cannot see: a few tokens are in one chunk of attention, and it does not drop out."""
     unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if unknown:
         return f"the model has layers of type {', '.join(sorted(unknown))}"
-    dropout = {name: rate for name in _DROPOUTS if (rate := getattr(config, name, 0))}
-    return "".join(f"the model's {name} is {rate}" for name, rate in dropout.items()) or None
+    dropout = [f"{name} is {rate}" for name in _DROPOUTS if to_train and (rate := getattr(config, name, 0))]
+    return f"the model's {' and '.join(dropout)}" if dropout else None
 
 
 def _window(config: Any) -> int | None:

@@ -93,11 +93,14 @@ class EndToEndEvaluator:
 
     def score(self, replies: Sequence[Reply], seconds: float) -> Evaluation:
         """The evaluation of replies to the evaluator's questions, in their order, that took `seconds` in all."""
+        return evaluation_of(self.predictions(replies, seconds), self.bootstrap_samples)
+
+    def predictions(self, replies: Sequence[Reply], seconds: float) -> list[Prediction]:
+        """The same, each question by itself."""
         read = [these.all[: q.passages_read] for these, q in zip(self.passages, self.questions)]
-        predictions = score_replies(
+        return score_replies(
             self.examples, self.hits, read, replies, self.context, self.retrieval_seconds, generation_seconds=seconds
         )
-        return evaluation_of(predictions, self.bootstrap_samples)
 
     def _reply(self, question: Question, generated: Generated) -> Reply:
         text = self.prompt.answer_text(generated.ids)

@@ -58,8 +58,7 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     options: dict[str, Any] = {"dtype": _dtype(arguments, bf16), **_source(arguments)}
-    if arguments.use_flash_attention:  # else SDPA, or whatever the model has: Gemma 2 has no SDPA
-        options["attn_implementation"] = "flash_attention_2"
+    options["attn_implementation"] = "flash_attention_2" if arguments.use_flash_attention else "sdpa"
     if arguments.gguf_file:
         from transformers import GgufConfig
 
@@ -70,10 +69,8 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
     if arguments.load_in_4bit:
         options["quantization_config"] = _four_bits(options["dtype"])
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            arguments.model_name_or_path, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+        model, found = _with_attention(AutoModelForCausalLM, arguments.model_name_or_path, options)
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
         raise ModelError(_cannot_load("model", arguments, error)) from error
     if missing := sorted(found["missing_keys"]):
         raise ModelError(
@@ -89,6 +86,21 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
         do_sample=False, eos_token_id=list(stop_ids), pad_token_id=pad_id, bos_token_id=bos
     )
     return add_lora(model, arguments) if arguments.use_peft else model
+
+
+def _with_attention(auto_class: Any, name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model and what was found of it, with plain attention where SDPA would not do (gpt-oss) or compute something
+    else: before transformers 5.23, Gemma 2 lost the cap on its scores by it."""
+    try:
+        model, found = auto_class.from_pretrained(name, output_loading_info=True, **options)
+    except ValueError as error:
+        if options["attn_implementation"] != "sdpa" or "scaled_dot_product_attention" not in str(error):
+            raise
+        return auto_class.from_pretrained(name, output_loading_info=True, **{**options, "attn_implementation": "eager"})
+    config = model.config.get_text_config()
+    if config._attn_implementation == "sdpa" and getattr(config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
+    return model, found
 
 
 def add_lora(model: Any, arguments: ModelArguments) -> Any:

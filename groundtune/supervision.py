@@ -6,6 +6,7 @@ A template, a tokenizer or a new method can get this wrong without a word, and t
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from groundtune.models import ModelError
 from groundtune.prompt import Prompt
 
 logger = logging.getLogger(__name__)
+
+_TABLES = ("wpe", "embed_positions", "position_embeddings")  # what models call a table of positions
 
 
 class WrongLabels(Exception):
@@ -60,14 +63,14 @@ def check_positions(longest: int, model: Any, name: str) -> list[str]:
     Raises `ModelError` if the model has no positions for them.
     """
     config = model.config.get_text_config()
-    known, rope = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None)
+    known, rope = _positions(config), getattr(config, "rope_parameters", None) or {}
     reached = f"{name}: the longest row, or prompt with its answer, has {longest:,} tokens"
-    if known and longest > known and not rope:
+    if longest > known and _reads_a_table(model):
         raise ModelError(f"{reached}, and the model has {known:,} positions; lower --max_seq_length")
     notes = []
-    if known and longest > known:
+    if longest > known:
         notes.append(f"{reached}, and the model was made for {known:,}; lower --max_seq_length")
-    for kind, limit in _changing_ropes(rope or {}, config):
+    for kind, limit in _changing_ropes(rope, config):
         if longest > limit:
             notes.append(
                 f"{reached}; beyond {limit:,} its rotary positions ({kind}) change for all rows of a batch, so that "
@@ -76,6 +79,22 @@ def check_positions(longest: int, model: Any, name: str) -> list[str]:
     for note in notes:
         logger.warning(note)
     return notes
+
+
+def _positions(config: Any) -> float:
+    """How many positions the model was made for; infinitely many if its configuration does not say."""
+    known = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 0
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "yarn":  # some model cards leave the number of positions at the original's
+        known = max(known, int(rope.get("factor", 1) * (rope.get("original_max_position_embeddings") or known)))
+    return known if known > 0 else math.inf
+
+
+def _reads_a_table(model: Any) -> bool:
+    """Whether positions are looked up (GPT-2, OPT, GPT-J, MPT), so that there is nothing beyond the last."""
+    tables = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)]
+    tables += [name for name, _ in model.named_buffers()]
+    return hasattr(model.config, "max_seq_len") or any(name.endswith(_TABLES) for name in tables)
 
 
 def _changing_ropes(rope: Mapping[str, Any], config: Any) -> Iterator[tuple[str, int]]:

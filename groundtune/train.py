@@ -228,10 +228,13 @@ def _untouched(
 
 def _check_metric(training: Any, evaluator: EndToEndEvaluator) -> None:
     """The best checkpoint is chosen by a metric that these examples have; Trainer would notice halfway through."""
+    name = training.metric_for_best_model
+    if not training.load_best_model_at_end or name.removeprefix("eval_") == GOLD_LOSS:
+        return
     some_answer = Reply('"One of its kind."', new_tokens=1)  # a quotation, which has scores of its own
-    measured = [GOLD_LOSS, *evaluator.score([some_answer] * len(evaluator.questions), seconds=0.0).metrics]
-    if training.load_best_model_at_end and training.metric_for_best_model.removeprefix("eval_") not in measured:
-        name = training.metric_for_best_model
+    answered = evaluator.predictions([some_answer] * len(evaluator.questions), seconds=0.0)
+    measured = dict.fromkeys([GOLD_LOSS, *(metric for prediction in answered for metric in prediction.scores)])
+    if name.removeprefix("eval_") not in measured:
         raise DataError([f"--metric_for_best_model: {name} is not measured here; choose one of {', '.join(measured)}"])
 
 

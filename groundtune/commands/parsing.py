@@ -149,7 +149,9 @@ def given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any
     Raises `DataError` with every unknown flag, or with the first bad value.
     """
     words = _spelt_as_today(_expand_files(argv, parser), _flags(parser))
-    namespace, unknown = parser.parse_known_intermixed_args(words)  # a question may follow flags that follow the model
+    # Intermixed: a question may follow flags that follow the model. Of "--" argparse then loses what comes after.
+    parse = parser.parse_known_args if "--" in words else parser.parse_known_intermixed_args
+    namespace, unknown = parse(words)
     if unknown:
         raise DataError(_unknown_flags(unknown, parser))
     return vars(namespace)

@@ -98,7 +98,7 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     output_dir = _made(arguments.output_dir)
 
     evaluations: dict[str, dict[str, Evaluation]] = {one.context: {} for one in asked}
-    for name, answer in _answerers(arguments, asked, tokenizer):
+    for name, answer in _answerers(arguments, asked, tokenizer, notes):
         for one in asked:
             begin = time.perf_counter()
             evaluations[one.context][name] = answer(
@@ -117,8 +117,10 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     return found
 
 
-def _answerers(arguments: InferenceArguments, asked: Sequence[Asked], tokenizer: Any) -> Iterator[tuple[str, Answer]]:
-    """Each system's name and what answers for it; a model is loaded when its turn comes."""
+def _answerers(
+    arguments: InferenceArguments, asked: Sequence[Asked], tokenizer: Any, notes: list[str]
+) -> Iterator[tuple[str, Answer]]:
+    """Each system's name and what answers for it; a model is loaded when its turn comes, and adds its `notes`."""
     if arguments.api != "here":
         by = answer_by_chat if arguments.api == "chat" else answer_by_completions
         yield MODEL, by(arguments.generator_endpoint())
@@ -130,7 +132,7 @@ def _answerers(arguments: InferenceArguments, asked: Sequence[Asked], tokenizer:
     prompt, pad_id = asked[0].evaluator.prompt, tokenizer.pad_token_id
     model = open_model(arguments, prompt, pad_id)
     longest = max(len(question.prompt_ids) for one in asked for question in one.evaluator.questions)
-    check_positions(longest + arguments.evaluation.max_new_tokens, model, arguments.model.model_name_or_path)
+    notes += check_positions(longest + arguments.evaluation.max_new_tokens, model, arguments.model.model_name_or_path)
     yield MODEL, answer_here(model, bf16)
     if with_base and base:
         yield BASE, answer_here(model, bf16, without_adapter=True)

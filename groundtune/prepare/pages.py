@@ -27,7 +27,8 @@ _FURNITURE = ("script", "style", "noscript", "template", "nav", "footer", "svg",
 _BLOCKS = ("address", "aside", "details", "fieldset", "figure", "form", "header", "legend", "summary")
 _PERMALINKS = "a.headerlink, a.anchor, a.anchor-link"
 _CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
-_ENDS = re.compile(r"</(?:body|html)\s*>|<\?[^>]*>", re.IGNORECASE)
+# No text, and what makes a parser stop before it; comments and scripts first, which may hold all the others.
+_NO_TEXT = re.compile(r"<!--.*?-->|<script\b.*?</script\s*>|</(?:body|html)\s*>|<\?[^>]*>", re.IGNORECASE | re.DOTALL)
 _HALF = re.compile(r"&#(?:x0*(d[89a-f][0-9a-f]{2})|0*(5[5-7][0-9]{3}));", re.IGNORECASE)  # "&#55357;", "&#xd83d;"
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
@@ -172,7 +173,7 @@ def _parsed(html: str) -> Any:
     from bs4 import BeautifulSoup
 
     html = _CDATA.sub(lambda found: escape(found[1]), html)  # text in XHTML, which an HTML parser takes for a comment
-    html = _ENDS.sub("", html)  # some pages go on after them, and some have two; and what is for XML and PHP
+    html = _NO_TEXT.sub("", html)  # some pages go on after them, and some have two; and what is for XML and PHP
     html = _HALF.sub(lambda found: chr(int(found[1], 16) if found[1] else int(found[2])), html)
     return BeautifulSoup(_clean(html), "lxml")
 

@@ -278,9 +278,10 @@ def test_a_model_whose_attention_needs_more_is_left_as_it_was(families):
     assert "linear_attention" in use_packed_attention(mixed)
     older = families["llama"].model()
     older.config.attn_pdrop = 0.1  # what GPT-2 calls it
-    assert "attn_pdrop is 0.1" in use_packed_attention(older)
+    assert use_packed_attention(older) == "the model's attn_pdrop is 0.1"
     for model in (changed, mixed, older):
         assert model.config._attn_implementation == "sdpa"
+    assert use_packed_attention(older, to_train=False) is None  # what only answers drops nothing out
     eager = families["llama"].model()
     eager.set_attn_implementation("eager")
     assert "eager" in use_packed_attention(eager)

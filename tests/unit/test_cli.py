@@ -16,7 +16,7 @@ import yaml
 
 from groundtune.arguments import GROUPS
 from groundtune.cli import COMMANDS, main, run_command
-from groundtune.commands import ask
+from groundtune.commands import ask, documents
 from groundtune.commands.parsing import RENAMED, WITHOUT_EFFECT, given, parse_arguments
 from groundtune.files import DataError
 
@@ -288,6 +288,7 @@ def test_a_question_may_follow_flags_that_follow_the_model():
         assert (found["model"], found["question"]) == ("run", "Why?")
     with pytest.raises(DataError, match="--bogus: no such argument"):
         given(ask.parser(), ["run", "--bogus", "5", "Why?"])
+    assert given(documents.parser(), ["-o", "out", "--tokenizer", "model", "--", "-a"])["inputs"] == ["-a"]
 
 
 def test_a_list_at_the_end_of_a_file_takes_no_word_of_the_command_line(tmp_path):

@@ -217,6 +217,23 @@ def test_nothing_of_a_web_page_is_lost_however_it_is_written(tmp_path, html, tex
     assert web_text(tmp_path, html) == text
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        "<script>var x = s.indexOf('<?');</script>",
+        "<script>if (a) { b('<?'); }</script>\n<script src=x></script>",
+        "<!-- <?php old(); -->",
+        "<!-- </body> </html> -->",
+    ],
+)
+def test_code_in_a_web_page_takes_no_text_with_it(tmp_path, before):
+    path = tmp_path / "a.html"
+    path.write_text(
+        f"<html><head><title>T</title>{before}</head><body>{before}<p>First.</p>{before}<p>Second.</p></body>"
+    )
+    assert [page.text for page in pages(path)] == ["First.\n\nSecond."]
+
+
 def test_a_form_around_a_page_keeps_its_text_and_loses_its_controls(tmp_path):
     html = (
         "<form><input type='hidden' value='x'><h1>Rules</h1><p>Dogs wait.</p><label>Name</label><input value='y'>"

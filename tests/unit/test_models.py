@@ -191,4 +191,12 @@ def test_a_model_without_sdpa_is_loaded_with_what_it_has(families, tmp_path):
     )  # fmt: skip
     Gemma2ForCausalLM(config).save_pretrained(tmp_path)
     arguments = ModelArguments(model_name_or_path=str(tmp_path), use_peft=False)
-    assert load_model(arguments, bf16=False, stop_ids=(1,), pad_id=0).config.model_type == "gemma2"
+    assert load_model(arguments, bf16=False, stop_ids=(1,), pad_id=0).config._attn_implementation == "eager"
+
+
+def test_a_configuration_that_names_another_attention_does_not_choose_it(families, tmp_path):
+    shutil.copytree(families["llama"].folder, tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text("utf-8"))
+    (tmp_path / "model/config.json").write_text(json.dumps({**config, "attn_implementation": "flash_attention_2"}))
+    arguments = ModelArguments(model_name_or_path=str(tmp_path / "model"), use_peft=False)
+    assert load_model(arguments, bf16=False, stop_ids=(1,), pad_id=0).config._attn_implementation == "sdpa"

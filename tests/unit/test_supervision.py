@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from conftest import tiny_examples
 from test_examples import cases
 
@@ -104,7 +105,13 @@ def test_rows_longer_than_the_model_s_positions_are_an_error_or_are_said(familie
     assert check_positions(known, model, "me/model") == []
     (note,) = check_positions(known + 1, model, "me/model")
     assert f"{known + 1:,} tokens, and the model was made for {known:,}" in note and note in caplog.text
-    model.config.rope_parameters = None  # learned positions
+    model.config.rope_parameters = {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": known,
+    }  # fmt: skip
+    assert check_positions(4 * known, model, "me/model") == []
+    model.config.rope_parameters = None  # as in a model that attends without positions
+    assert check_positions(known + 1, model, "me/model") == [note]
+    model.model.wpe = torch.nn.Embedding(known, 4)
     with pytest.raises(ModelError, match=f"and the model has {known:,} positions; lower --max_seq_length"):
         check_positions(known + 1, model, "me/model")
 
