@@ -54,7 +54,7 @@ def model_card(results: Results) -> str:
         md(HOW_TO_READ),
         *(["## Notes", "\n".join(remarks)] if remarks else []),
         "## Data", md_table(["", "File", "Rows", "SHA-256"], _data(record)),
-        "## Ask it", "About your documents, as `groundtune documents` writes them:",
+        "## Ask it", f"About your documents, as `groundtune documents` writes them{_local_embedder(record)}:",
         md_fence(ask_command(record), "shell"),
         "## Load it", "Without Groundtune, on passages that you retrieve; the prompt is the one that it learnt from:",
         md_fence(loading_code(record), "python"),
@@ -89,6 +89,13 @@ def ask_command(record: Mapping[str, Any]) -> str:
     return shlex.join([*words, *(f"--{name}={value}" for name, value in values.items())])
 
 
+def _local_embedder(record: Mapping[str, Any]) -> str:
+    """That the command's embedding model was a folder, which others have elsewhere."""
+    names = [_known_as(record, flag) for flag in ("eval_embedding_model", "embedding_model")]
+    name, on_hub = next((known for known in names if known[0]), ("", True))
+    return "" if on_hub else f"; {md(name)} was a folder: name yours"
+
+
 def loading_code(record: Mapping[str, Any]) -> str:
     """Python that loads the model with transformers, and PEFT if it is an adapter, and answers a question."""
     arguments = flat(record.get("arguments", {}))
@@ -117,8 +124,8 @@ def loading_code(record: Mapping[str, Any]) -> str:
         "inputs = tokenizer(prompt, add_special_tokens=not (bos and prompt.startswith(bos)), "
         'return_tensors="pt").to(model.device)',
         "settings = GenerationConfig.from_pretrained(name)",
-        f"output = model.generate(**inputs, generation_config=settings, "
-        f"max_new_tokens={arguments.get('max_new_tokens', EvaluationArguments().max_new_tokens)})",
+        f"settings.max_new_tokens = {arguments.get('max_new_tokens', EvaluationArguments().max_new_tokens)}",
+        "output = model.generate(**inputs, generation_config=settings)",
         'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())',
     ]
     return "\n".join(lines).lstrip("\n")
