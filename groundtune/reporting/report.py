@@ -38,7 +38,6 @@ from groundtune.reporting.results import (
     merged_history,
     notes,
     warning,
-    without_a_model,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
         "base": results.base.to_dict(),
         "tuned": results.tuned.to_dict(),
         "difference": {metric: difference.to_dict() for metric, difference in results.differences.items()},
-        "without_a_model": without_a_model(results),
+        "without_a_model": results.without_a_model,
         "best_step": results.best_step,
         "selection_metric": results.selection_metric,
         "selected_on_test": results.selected_on_test,

@@ -64,6 +64,20 @@ class Results:
         return differences(self.base, self.tuned, samples=samples)
 
     @cached_property
+    def without_a_model(self) -> dict[str, float]:
+        """Mean token F1 of answers that anybody can give: the question itself, and the first retrieved passage."""
+        known = [p for p in self.base.predictions if p.example.answerable and p.hits]
+        answers = {
+            "question": [(p.example.question, p.example) for p in known],
+            "first_passage": [(p.hits[0].document.page_content, p.example) for p in known],
+        }
+        return {
+            name: sum(max(token_f1(answer, gold) for gold in e.acceptable_answers) for answer, e in pairs) / len(pairs)
+            for name, pairs in answers.items()
+            if pairs
+        }
+
+    @cached_property
     def verdict(self) -> str:
         return verdict(self.differences, self.base, self.tuned)
 
@@ -287,23 +301,9 @@ def warning(results: Results) -> str:
     return f"No separate test: {chosen}. Give --test_file for an unbiased verdict."
 
 
-def without_a_model(results: Results) -> dict[str, float]:
-    """Mean token F1 of answers that anybody can give: the question itself, and the first retrieved passage."""
-    known = [p for p in results.base.predictions if p.example.answerable and p.hits]
-    answers = {
-        "question": [(p.example.question, p.example) for p in known],
-        "first_passage": [(p.hits[0].document.page_content, p.example) for p in known],
-    }
-    return {
-        name: sum(max(token_f1(answer, gold) for gold in e.acceptable_answers) for answer, e in pairs) / len(pairs)
-        for name, pairs in answers.items()
-        if pairs
-    }
-
-
 def for_scale(results: Results) -> str:
-    """What `without_a_model` found, in a sentence: an untouched model may be worse than either."""
-    found = without_a_model(results)
+    """What answers without a model score, in a sentence: an untouched model may be worse than either."""
+    found = results.without_a_model
     if not found:
         return ""
     return (

@@ -17,7 +17,6 @@ from groundtune.reporting.results import (
     gained_and_lost,
     merged_history,
     verdict,
-    without_a_model,
 )
 from groundtune.schema import Document, Example, Hit, Prediction
 
@@ -154,18 +153,16 @@ def test_gained_and_lost_hold_only_real_changes_largest_first_and_never_overlap(
 
 def test_answers_that_take_no_model_are_scored_beside_the_models():
     made = results(wrong(), COLOURS, questions=["Is it red?", *(f"What is {n}?" for n in range(11))])
-    assert without_a_model(made)["question"] == pytest.approx(
-        0.5 / 12
-    )  # one of three words, and the gold answer's only
-    assert without_a_model(made)["first_passage"] == 0.0
+    assert made.without_a_model["question"] == pytest.approx(0.5 / 12)  # one of three words, and the gold answer's only
+    assert made.without_a_model["first_passage"] == 0.0
     golds = [f"the document of question {n}" for n in range(12)]
-    found = without_a_model(results(wrong(), golds, golds))
+    found = results(wrong(), golds, golds).without_a_model
     assert found["first_passage"] == 1.0 and found["question"] > 0
     assert for_scale(results(wrong(), golds, golds)).endswith("with the first retrieved passage as it stands, 1.00.")
     unsearched = replace(
         made, base=replace(made.base, predictions=tuple(replace(p, hits=()) for p in made.base.predictions))
     )
-    assert for_scale(unsearched) == "" and without_a_model(unsearched) == {}
+    assert for_scale(unsearched) == "" and unsearched.without_a_model == {}
 
 
 def test_fewer_changes_give_shorter_lists():
