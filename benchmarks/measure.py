@@ -174,7 +174,8 @@ def decoder_folder(arguments: argparse.Namespace) -> Path:
     if arguments.model is not None:
         folder = arguments.model
     else:
-        from groundtune.demo import cache_folder, unpack_decoder
+        from groundtune.demo import unpack_decoder
+        from groundtune.durable import cache_folder
 
         folder = unpack_decoder(cache_folder() / "gemma-3-270m")
     return tiny_copy(folder) if arguments.quick else folder

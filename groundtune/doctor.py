@@ -20,7 +20,7 @@ from groundtune.methods import METHODS
 from groundtune.models import ModelError, load_tokenizer, why_not_loaded
 from groundtune.passages import Passages
 from groundtune.prompt import Prompt, make_prompt
-from groundtune.record import hide_secrets
+from groundtune.record import harmless, hide_secrets
 from groundtune.schema import Document, Example, Hit
 from groundtune.supervision import what_else_is_learnt
 
@@ -279,11 +279,6 @@ def _token_table(diagnosis: Diagnosis) -> str:
 
 def _marked(row: tuple[str, str, str] | None) -> str:
     return f"{row[0]} as a row; what is learnt stands between >>> and <<<:\n{row[1]}>>>{row[2]}<<<" if row else ""
-
-
-def harmless(text: str) -> str:
-    """A text that a terminal only shows: files can hold the sequences that rewrite a screen."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def doctor_command(arguments: Arguments) -> str:

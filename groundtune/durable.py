@@ -30,6 +30,11 @@ class DiskError(Exception):
     """The disk is full or fails; one line with the bytes that were needed, where known, and the bytes that are free."""
 
 
+def cache_folder() -> Path:
+    """What is kept for all runs, as unpacked models: $GROUNDTUNE_CACHE, else ~/.cache/groundtune."""
+    return Path(os.environ.get("GROUNDTUNE_CACHE") or Path.home() / ".cache" / "groundtune")
+
+
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     """Bring every file of `folder` to the disk, then the manifest with `content` and each file's size and SHA-256.
 

@@ -99,6 +99,16 @@ def hide_secrets(text: str) -> str:
     return text
 
 
+def harmless(text: str) -> str:
+    """A text that a terminal only shows: files can hold the sequences that rewrite a screen."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def harmless_line(text: str) -> str:
+    """The same on one line."""
+    return harmless(text).replace("\n", "\\n")
+
+
 def _command(argv: Sequence[str]) -> str:
     program = ["python", argv[0]] if argv[0].endswith(".py") else [Path(argv[0]).name]
     words, flag = [], ""

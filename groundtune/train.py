@@ -28,6 +28,7 @@ from groundtune.predictions import read_evaluation, write_predictions
 from groundtune.processes import is_main, once
 from groundtune.prompt import Prompt
 from groundtune.record import run_record
+from groundtune.remembered import record_own_run
 from groundtune.reporting.report import write_results
 from groundtune.reporting.results import Results
 from groundtune.resume import check_same_run, checkpoint_to_resume, identity, locked, rows_identity
@@ -155,6 +156,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
     )
     if is_main():
         write_results(output_dir, results)
+        record_own_run(output_dir, data.full_dataset_index_path)
     return results
 
 

@@ -14,6 +14,7 @@ import json
 import random
 import re
 import signal
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,10 @@ import numpy as np
 import pytest
 
 from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
+
+# Not the user's own, which knows of runs that were made on this machine.
+_CACHE = tempfile.TemporaryDirectory(prefix="groundtune-cache-")
+os.environ["GROUNDTUNE_CACHE"] = _CACHE.name
 
 CORPUS = [
     "The library opens at nine in the morning and closes at six in the evening.",

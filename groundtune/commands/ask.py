@@ -34,13 +34,13 @@ Ctrl-C stops an answer, /quit or Ctrl-D leaves."""
 _WITHOUT = {
     *(field.name for group in (JudgeArguments, AnswerArguments) for field in fields(group)),
     "eval_file", "eval_max_samples", "bootstrap_samples",
-} - {"bf16"}  # fmt: skip
+} - {"bf16", "base_model"}  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> int:
     """Ask once, or until there are no more questions."""
     words = given(parser(), argv)
-    arguments = inference_arguments(words, for_questions=False)
+    arguments = inference_arguments(words, for_questions=False, typed=["groundtune", "ask", *argv])
     if problems := arguments.check(has_examples=False):
         raise DataError(problems)
     question = words.get("asked") or words["question"]
@@ -121,7 +121,7 @@ def _show_answer(dialogue: Dialogue, question: str) -> list[Source]:
 
 def _harmless(text: str) -> str:
     """Answers and passages as a terminal only shows them; code may be indented by tabs."""
-    from groundtune.doctor import harmless
+    from groundtune.record import harmless
 
     return "\t".join(map(harmless, text.split("\t")))
 

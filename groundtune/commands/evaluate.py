@@ -12,7 +12,7 @@ from groundtune.commands.parsing import given, light_parser
 from groundtune.commands.terminal import add_output_flags, be_quiet, progress
 from groundtune.files import DataError
 from groundtune.inference.arguments import GROUPS, InferenceArguments
-from groundtune.inference.remembered import remembered
+from groundtune.remembered import BASE_MODEL, Remembered, remembered
 
 USAGE = """[MODEL] [--eval_file FILE] [--full_dataset_file_path FILE] [--embedding_model MODEL] [--FLAG VALUE ...]"""
 DESCRIPTION = """Evaluate any model end to end, with the code that training uses: a model folder, an adapter's folder
@@ -37,13 +37,12 @@ _HELPS = {
     "embedding_model": "Embedding model (hub name or folder) that retrieves. Default: that of MODEL's run.",
     "gguf_file": "Name of a GGUF file inside the model folder.",
 }
-_NOT_REMEMBERED = {"eval_max_samples", "output_dir", "eval_file"}
 
 
 def main(argv: Sequence[str]) -> int:
     """Evaluate, print the table; 1 if an answer or a judgement failed."""
     words = given(parser(), argv)
-    arguments = inference_arguments(words, for_questions=True)
+    arguments = inference_arguments(words, for_questions=True, typed=["groundtune", "evaluate", *argv])
 
     from groundtune.inference.evaluate import evaluate
 
@@ -75,23 +74,33 @@ def inference_parser(
     return parser
 
 
-def inference_arguments(words: Mapping[str, Any], for_questions: bool) -> InferenceArguments:
-    """What the user wrote, else what the run of MODEL remembers, else the defaults.
+def inference_arguments(words: Mapping[str, Any], for_questions: bool, typed: Sequence[str] = ()) -> InferenceArguments:
+    """What the user wrote, else what the run of MODEL remembers, else the defaults; `typed` is the command itself.
 
     `for_questions`: without an --eval_file, the run's test file is evaluated, or its eval file.
     """
     run = remembered(words["model"])
-    known = {name: value for name, value in run.items() if name not in _NOT_REMEMBERED}
-    if for_questions and (questions := run.get("test_file") or run.get("eval_file")):
-        known["eval_file"] = questions
-    values = {**known, **words, "model_name_or_path": words["model"]}
+    values = {**(_known(run, words, for_questions) if run else {}), **words, "model_name_or_path": words["model"]}
     if {"embedding_model", "eval_embedding_model"} & words.keys() == {"embedding_model"}:
         values["eval_embedding_model"] = ""  # the one that the user names retrieves, whatever the run had
     try:
         groups = [filled(group, values) for group in GROUPS]
     except TypeError as error:
         raise DataError([f"arguments: {error}"]) from error
-    return InferenceArguments(*groups, run=run)
+    return InferenceArguments(*groups, run=run, words=tuple(typed))
+
+
+def _known(run: Remembered, words: Mapping[str, Any], for_questions: bool) -> dict[str, Any]:
+    """What the run adds to the user's words, by the names of flags."""
+    names = ("embedding_model", "eval_embedding_model", "full_dataset_file_path")
+    known = {**run.settings, **{name: run.names[name] for name in names if name in run.names}}
+    if for_questions and (questions := run.names.get("test_file") or run.names.get("eval_file")):
+        known["eval_file"] = questions
+    if run.index_path and "full_dataset_file_path" not in words:
+        known["full_dataset_index_path"] = run.index_path
+    if BASE_MODEL in run.names and words.get("base_model", run.names[BASE_MODEL]) == run.names[BASE_MODEL]:
+        known |= {"model_revision": run.revision, "gguf_file": run.gguf_file}
+    return known
 
 
 def _show(found: Any, as_json: bool, quiet: bool) -> None:

@@ -130,6 +130,7 @@ def _pushed(arguments: Arguments) -> tuple[str, int]:
 
 def _name_on_card(folder: Path, name: str) -> None:
     """Let card and record say where the run is published: it may have ended before that was known."""
+    from groundtune.remembered import record_own_run
     from groundtune.reporting.card import published_as
 
     record, card = (folder / file for file in ("run.json", "README.md"))
@@ -138,6 +139,7 @@ def _name_on_card(folder: Path, name: str) -> None:
         write_text(card, published_as(name, card.read_text("utf-8"), run))
         run["hub_repository"] = name
         write_text(record, json.dumps(run, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+        record_own_run(folder, run["arguments"]["data"]["full_dataset_index_path"])
 
 
 def _print_results(results: Results, arguments: Arguments) -> None:

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from groundtune.commands.parsing import TRAINING_EXAMPLE, TRAINING_USAGE, training_parser
+from groundtune.durable import cache_folder
 from groundtune.files import write_text
 
 PACKAGE = Path(__file__).parents[1]
@@ -24,8 +25,6 @@ SHIPPED = Path(__file__).with_suffix(".txt")
 
 def training_help(method: str) -> str:
     """Every argument of `sft` or `swr`, in groups."""
-    from groundtune.demo import cache_folder
-
     key, cached = made_from(), cache_folder() / SHIPPED.name
     arguments = _read(SHIPPED, key) or _read(cached, key)
     if not arguments:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from groundtune.arguments import (
     DataArguments,
@@ -26,7 +26,10 @@ from groundtune.arguments import (
 )
 from groundtune.endpoint import Endpoint
 from groundtune.files import in_the_way
+from groundtune.models_on_disk import adapter_base_of
 from groundtune.passages import CONTEXTS
+from groundtune.record import harmless_line
+from groundtune.remembered import BASE_MODEL, Remembered, leads_out_of
 
 SERVER = "openai:"
 SEARCHED = ("retrieved", "gold_and_distractors")  # the contexts that need a retriever
@@ -97,6 +100,11 @@ class AnswerArguments:
     right_metric: str = argument("generation/f1", "The score that decides whether an answer counts as right.")
     right_threshold: float = argument(0.5, "An answer is right if that score is at least so high.")
     per_device_eval_batch_size: int = argument(16, "Questions answered at once on this machine.")
+    base_model: str = argument(
+        "",
+        "The model (hub name or folder) that MODEL's adapter stands on or, with --with_base, that MODEL was trained "
+        "from. Default: what MODEL's folder names, if this machine made it.",
+    )
     bf16: bool | None = argument(None, "Compute in bfloat16. Default: wherever the hardware does so itself.")
     output_dir: str = argument(
         "",
@@ -121,7 +129,8 @@ GROUPS = (
 class InferenceArguments:
     """All arguments of `groundtune evaluate` and `ask`; `model.model_name_or_path` is MODEL.
 
-    `run` are the flat arguments of the run that made MODEL, empty if no run did.
+    `run` is the run that made MODEL, None if no run did. `words` are the command that the user typed, which problems
+    print with the flags that it lacks.
     """
 
     data: DataArguments
@@ -132,7 +141,8 @@ class InferenceArguments:
     generator: GeneratorArguments
     judge: JudgeArguments
     answers: AnswerArguments
-    run: Mapping[str, Any]
+    run: Remembered | None = None
+    words: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -143,7 +153,7 @@ class InferenceArguments:
     @property
     def output_dir(self) -> Path:
         """Where the results go."""
-        in_run = self.run and self.api == "here"
+        in_run = self.run is not None and self.api == "here"
         default = Path(self.model.model_name_or_path, "evaluation") if in_run else Path("runs", f"evaluate-{self.name}")
         return Path(self.answers.output_dir or default)
 
@@ -184,8 +194,54 @@ class InferenceArguments:
 
         `has_examples`: whether the examples of --eval_file are answered, or somebody's questions.
         """
+        if outside := self._outside(has_examples):
+            return [self._not_followed(outside)]  # before anything that the folder names is looked at
         files = self._check_files(has_examples)
         return [*files, *self._check_who(), *self._check_judge(), *self._check_numbers()]
+
+    def _outside(self, has_examples: bool) -> dict[str, str]:
+        """Flag -> value: what MODEL's folder names outside itself and would be used, though this machine did not make
+        it and the user did not name it."""
+        wanted = {"--base_model": self._base_outside()}
+        if self.run:
+            if wanted["--base_model"] == self.run.outside.get(BASE_MODEL):
+                wanted |= {"--model_revision": self.run.revision or "", "--gguf_file": self.run.gguf_file or ""}
+            names = dict(self.run.outside)
+            if has_examples and not self.data.eval_file:
+                wanted["--eval_file"] = names.get("test_file") or names.get("eval_file") or ""
+            if self.searches and not self.data.full_dataset_file_path:
+                wanted["--full_dataset_file_path"] = names.get("full_dataset_file_path", "")
+            embedding = self.retrieval.eval_embedding_model or self.retrieval.embedding_model
+            if self.searches and self.retrieval.retriever != "bm25" and not embedding:
+                named = names.get("eval_embedding_model") or names.get("embedding_model") or ""
+                wanted["--embedding_model"] = named
+        return {flag: value for flag, value in wanted.items() if value}
+
+    def _base_outside(self) -> str:
+        """The base model, if one is needed and may not be taken from MODEL's folder."""
+        folder = self.model.model_name_or_path
+        if self.answers.base_model or not os.path.isdir(folder) or (self.run and self.run.own):
+            return ""
+        base = adapter_base_of(Path(folder))
+        if base:
+            return base if leads_out_of(folder, base) else ""
+        return self.run.outside.get(BASE_MODEL, "") if self.run and self.answers.with_base else ""
+
+    @property
+    def base(self) -> str:
+        """The model that MODEL was trained from, as far as it is known without asking a hub; empty if it is not."""
+        run, folder = self.run, self.model.model_name_or_path
+        known = run.names.get(BASE_MODEL, "") if run else ""
+        of_adapter = adapter_base_of(Path(folder)) if not known and os.path.isdir(folder) else ""
+        return self.answers.base_model or known or of_adapter
+
+    def _not_followed(self, outside: Mapping[str, str]) -> str:
+        command = shlex.join([*self.words, *(word for flag in outside.items() for word in flag)])
+        return harmless_line(
+            f"{self.model.model_name_or_path}: names {', '.join(outside.values())} outside its folder, and this "
+            "machine has no record of making it, so none of them is used; if you trust them, name them yourself: "
+            f"{command}"
+        )
 
     def _check_files(self, has_examples: bool) -> list[str]:
         data, problems, searches = self.data, [], self.searches

@@ -17,7 +17,7 @@ from groundtune.arguments import DataArguments
 from groundtune.checks import ERROR, WARNING, check_texts, counts, read_dataset
 from groundtune.durable import disk_errors
 from groundtune.endpoint import failing, lasting
-from groundtune.files import DataError, write_text
+from groundtune.files import DataError, sha256_of, write_text
 from groundtune.inference.answering import Answer, Asked, answer_by_chat, answer_by_completions, answer_here
 from groundtune.inference.arguments import InferenceArguments
 from groundtune.inference.comparison import Comparison, compare
@@ -33,10 +33,10 @@ from groundtune.inference.opening import (
     probe_judge,
 )
 from groundtune.inference.outcomes import Rightness, outcome_counts, with_outcomes
-from groundtune.inference.remembered import changed_inputs, remembered
 from groundtune.models import ModelError
 from groundtune.predictions import Evaluation, evaluation_of, write_predictions
 from groundtune.record import hide_secrets, run_record
+from groundtune.remembered import changed_inputs, remembered
 from groundtune.schema import Document, Example
 from groundtune.supervision import check_positions
 from groundtune.train import spread
@@ -126,9 +126,9 @@ def _answerers(
         yield MODEL, by(arguments.generator_endpoint())
         return
     bf16, base, with_base = computes_in_bf16(arguments), base_of(arguments), arguments.answers.with_base
-    if with_base and not base and "model_name_or_path" not in arguments.run:
+    if with_base and not base and not arguments.base:
         name = arguments.model.model_name_or_path
-        raise DataError([f"--with_base: {name} is no adapter, and no run.json in it names the model it was tuned from"])
+        raise DataError([f"--with_base: {name} names no model that it was trained from; name it with --base_model"])
     prompt, pad_id = asked[0].evaluator.prompt, tokenizer.pad_token_id
     model = open_model(arguments, prompt, pad_id)
     longest = max(len(question.prompt_ids) for one in asked for question in one.evaluator.questions)
@@ -196,14 +196,16 @@ def _changed(arguments: InferenceArguments) -> list[str]:
     """Files that this evaluation takes from the run, and that are no longer what the run had read."""
     data, run = arguments.data, arguments.run
     read = {data.eval_file} | ({data.full_dataset_file_path} if arguments.searches else set())
-    names = ("full_dataset_file_path", "test_file", "eval_file")
-    return changed_inputs(arguments.model.model_name_or_path, {n: run[n] for n in names if run.get(n) in read})
+    return changed_inputs(run, {name: path for name, path in run.names.items() if path in read}) if run else []
 
 
 def _questions_seen(arguments: InferenceArguments) -> list[str]:
     """That the run chose its checkpoint by these very questions, if it did."""
     asked, run = Path(arguments.data.eval_file), arguments.run
-    if not run.get("load_best_model_at_end") or asked.resolve() != Path(run.get("eval_file", "")).resolve():
+    if run is None or not run.settings.get("load_best_model_at_end"):
+        return []
+    same_file = "eval_file" in run.names and asked.resolve() == Path(run.names["eval_file"]).resolve()
+    if not same_file and sha256_of(asked) != run.inputs.get("eval_file"):
         return []
     return [f"{asked}: the checkpoint was chosen on these questions, so these numbers flatter it"]
 
@@ -230,7 +232,7 @@ def _comparisons(evaluations: dict[str, dict[str, Evaluation]], name: str) -> li
 
 
 def _check_replaces_no_training(folder: Path) -> None:
-    if remembered(str(folder)).get("method"):
+    if (run := remembered(str(folder))) and run.method:
         raise DataError([f"--output_dir: {folder} holds a training run; name another, as {folder / 'evaluation'}"])
 
 

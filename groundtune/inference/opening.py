@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from groundtune.arguments import ModelArguments, PromptArguments
+from groundtune.arguments import ModelArguments, PromptArguments, check_model_name
 from groundtune.attention import use_packed_attention
 from groundtune.endpoint import EndpointError
 from groundtune.evaluation import EndToEndEvaluator
@@ -21,6 +21,7 @@ from groundtune.inference.answering import Asked, LocalModel, to_device
 from groundtune.inference.arguments import SERVER, InferenceArguments
 from groundtune.lora import fuse
 from groundtune.models import ModelError, computes_bf16, load_model, load_tokenizer, why_not_loaded
+from groundtune.models_on_disk import adapter_base_of, base_named_in
 from groundtune.prompt import Prompt, make_prompt
 from groundtune.retrieval import Retriever, retrieve
 from groundtune.schema import Document, Example
@@ -108,8 +109,7 @@ def open_model(arguments: InferenceArguments, prompt: Prompt, pad_id: int) -> An
 
 def open_untouched(arguments: InferenceArguments, prompt: Prompt, pad_id: int) -> Any:
     """The model that the run of MODEL began with; raises `ModelError`."""
-    untouched = arguments.run["model_name_or_path"]
-    model = replace(arguments.model, model_name_or_path=untouched, dtype=_weights_type(arguments))
+    model = replace(arguments.model, model_name_or_path=arguments.base, dtype=_weights_type(arguments))
     return _load(model, "", prompt, pad_id, computes_in_bf16(arguments))
 
 
@@ -153,27 +153,30 @@ def _judge_here(arguments: InferenceArguments) -> tuple[ModelArguments, str, Any
 
 
 def base_of(arguments: InferenceArguments) -> str:
-    """The base of MODEL's adapter, empty if it is none; a name that leads nowhere from here is the run's to know."""
-    base = adapter_base(arguments.model)
-    known = arguments.run.get("model_name_or_path", "")
-    return known if base and known and not os.path.exists(base) and os.path.isdir(known) else base
+    """The base of MODEL's adapter, empty if it is none; `InferenceArguments.check` has seen that it may be used.
+
+    Raises `ModelError` where an adapter from the hub names a folder of this machine.
+    """
+    base, given = adapter_base(arguments.model), arguments.answers.base_model
+    name = arguments.model.model_name_or_path
+    if not base or given or os.path.isdir(name):
+        return base and arguments.base
+    if os.path.exists(base) or check_model_name("base_model", base):
+        raise ModelError(f"{name}: its adapter names the base model {base}, a folder; name it with --base_model")
+    return base
 
 
 def adapter_base(model: ModelArguments) -> str:
     """The base model of an adapter (folder or hub name) as its configuration names it; empty if it is no adapter."""
     from transformers.utils import find_adapter_config_file
 
-    folder = Path(model.model_name_or_path)
-    if os.path.isfile(folder / "config.json"):
-        return ""
+    if os.path.isdir(model.model_name_or_path):
+        return adapter_base_of(Path(model.model_name_or_path))
     try:
         path = find_adapter_config_file(model.model_name_or_path, revision=model.model_revision)
-        name = json.loads(Path(path).read_text("utf-8"))["base_model_name_or_path"] if path else ""
-    except (KeyError, TypeError) as error:
-        raise ModelError(f"{folder}: adapter_config.json names no base_model_name_or_path; add it") from error
     except (OSError, ValueError):  # no such model: loading it says so, with the ways out
         return ""
-    return name or ""
+    return base_named_in(Path(path)) if path else ""
 
 
 def _as_saved(arguments: InferenceArguments, base: str) -> ModelArguments:
@@ -181,7 +184,7 @@ def _as_saved(arguments: InferenceArguments, base: str) -> ModelArguments:
 
     Its code, if it runs any, is still that of the commit.
     """
-    if base or not arguments.run:
+    if base or arguments.run is None:
         return arguments.model
     revision = arguments.model.model_revision if arguments.model.trust_remote_code else None
     return replace(arguments.model, gguf_file=None, model_revision=revision)
@@ -190,7 +193,7 @@ def _as_saved(arguments: InferenceArguments, base: str) -> ModelArguments:
 def _weights_type(arguments: InferenceArguments) -> str:
     if arguments.model.dtype != "auto":
         return arguments.model.dtype
-    trained_in_full = arguments.run and not arguments.run.get("use_peft")
+    trained_in_full = arguments.run is not None and not arguments.run.settings.get("use_peft")
     return "bfloat16" if computes_in_bf16(arguments) and not trained_in_full else "float32"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from groundtune.embedding import Embedder
 from groundtune.inference.evaluate import BASE, MODEL  # noqa: F401  what the files and the JSON call them
 from groundtune.models import ModelError
 from groundtune.passages import CONTEXTS
+from groundtune.remembered import record_own_run
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,12 @@ def run(capsys, *words) -> tuple[int, dict, str]:
     status = main([*map(str, words), "--json"])
     shown = capsys.readouterr()
     return status, json.loads(shown.out) if shown.out else {}, shown.err
+
+
+def keep(folder: Path, record: dict) -> None:
+    """An edited record, as if this machine had made the run so."""
+    (folder / "run.json").write_text(json.dumps(record))
+    record_own_run(folder)
 
 
 # Evaluate
@@ -115,7 +123,7 @@ def test_a_folder_that_was_moved_with_its_run_still_finds_its_documents(adapter_
         record["arguments"]["data"][name] = Path(record["arguments"]["data"][name]).name
     moved = tmp_path / "moved"
     shutil.copytree(adapter_run, moved, ignore=shutil.ignore_patterns("checkpoint-*", "index", "evaluation"))
-    (moved / "run.json").write_text(json.dumps(record))
+    keep(moved, record)
     monkeypatch.chdir(tmp_path)
     status, found, _ = run(capsys, "evaluate", "moved", "--eval_max_samples", "1")
     assert status == 0 and found["evaluations"]["retrieved"][MODEL]["n"] == 1
@@ -123,11 +131,11 @@ def test_a_folder_that_was_moved_with_its_run_still_finds_its_documents(adapter_
     documents = tmp_path / "documents.jsonl"
     documents.write_text(data.read_text("utf-8") + '{"page_content": "Another."}\n')
     record["arguments"]["data"]["full_dataset_file_path"] = str(documents)
-    (moved / "run.json").write_text(json.dumps(record))
+    keep(moved, record)
     questions = tmp_path / "test.jsonl"
     questions.write_text("".join((data.parent / "test.jsonl").read_text("utf-8").splitlines(keepends=True)[:1]))
     record["arguments"]["data"]["test_file"] = str(questions)
-    (moved / "run.json").write_text(json.dumps(record))
+    keep(moved, record)
     _, found, _ = run(capsys, "evaluate", "moved", "--eval_max_samples", "1")
     assert found["notes"] == [f"{path} has changed since the run of moved" for path in (documents, questions)]
 
@@ -138,7 +146,7 @@ def test_questions_that_chose_the_checkpoint_are_said_to_flatter(adapter_run, ca
     record["arguments"]["data"]["test_file"] = ""
     record["arguments"]["training"]["load_best_model_at_end"] = True
     shutil.copytree(adapter_run, tmp_path / "r", ignore=shutil.ignore_patterns("checkpoint-*", "index", "evaluation"))
-    (tmp_path / "r/run.json").write_text(json.dumps(record))
+    keep(tmp_path / "r", record)
     words = ["evaluate", tmp_path / "r", "--eval_max_samples", "1"]
     _, found, _ = run(capsys, *words)
     assert found["notes"] == [f"{asked}: the checkpoint was chosen on these questions, so these numbers flatter it"]
@@ -156,6 +164,101 @@ def test_results_go_into_no_folder_that_cannot_take_them_and_replace_no_training
     monkeypatch.setattr(os, "access", lambda path, mode: str(path) != locked and access(path, mode))
     status, _, err = run(capsys, "evaluate", adapter_run)
     assert status == 2 and f"--output_dir: {locked} cannot be written" in err
+
+
+# What a stranger's folder may do
+
+
+@pytest.fixture
+def foreign(adapter_run, tmp_path):
+    """A run's folder that this machine did not make, with changes to its record."""
+
+    def made(**changes) -> Path:
+        record = json.loads((adapter_run / "run.json").read_text("utf-8"))
+        for name, value in {"by": "a stranger", **changes}.items():
+            group = next((g for g in record["arguments"].values() if isinstance(g, dict) and name in g), record)
+            group[name] = value
+        folder = tmp_path / "foreign"
+        shutil.copytree(adapter_run, folder, ignore=shutil.ignore_patterns("checkpoint-*", "index", "evaluation"))
+        (folder / "run.json").write_text(json.dumps(record))
+        return folder
+
+    return made
+
+
+def test_a_strangers_run_names_what_lies_outside_its_folder_in_a_command_that_then_works(
+    foreign, adapter_run, capsys, monkeypatch
+):
+    folder = foreign()
+    for read in ("groundtune.files.open", "groundtune.embedding.Embedder.__init__"):
+        monkeypatch.setattr(read, lambda *args, **options: pytest.fail("it was opened"), raising=False)
+    status, found, err = run(capsys, "evaluate", folder, "--eval_max_samples", "1")
+    monkeypatch.undo()
+    assert status == 2 and not found and len(err.splitlines()) == 1
+    assert "this machine has no record of making it" in err and "Traceback" not in err
+    command = shlex.split(err.partition("name them yourself: ")[2])
+    assert command[:3] == ["groundtune", "evaluate", str(folder)]
+    flags = {word for word in command if word.startswith("--")} - {"--json", "--eval_max_samples"}
+    assert flags == {"--base_model", "--eval_file", "--full_dataset_file_path", "--embedding_model"}
+    capsys.readouterr()
+    assert main(command[1:]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["evaluations"]["retrieved"][MODEL]["n"] == 1
+
+
+def test_an_adapter_without_a_record_leads_to_no_base_outside_its_folder(adapter_run, data_folder, capsys, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter_run, folder, ignore=shutil.ignore_patterns("checkpoint-*", "index", "run.json"))
+    words = ["evaluate", folder, "--eval_file", data_folder / "test.jsonl", "--contexts", "gold"]
+    status, _, err = run(capsys, *words)
+    assert status == 2 and "--base_model" in err.partition("name them yourself: ")[2]
+
+
+def test_an_own_record_beside_another_adapter_still_leads_to_the_runs_own_base(adapter_run, capsys, tmp_path):
+    """The record is known by its own bytes alone: what lies beside it may be a stranger's."""
+    folder = tmp_path / "mixed"
+    shutil.copytree(adapter_run, folder, ignore=shutil.ignore_patterns("checkpoint-*", "index", "evaluation"))
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "stranger/model"}))
+    status, found, _ = run(capsys, "evaluate", folder, "--eval_max_samples", "1", "--output_dir", tmp_path / "out")
+    assert status == 0 and found["evaluations"]["retrieved"][MODEL]["n"] == 1
+
+
+def test_a_folder_sends_nothing_to_a_server_that_it_names(foreign, capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with FakeServer(lambda request: "an answer") as server:
+        address = f"openai:{server.url}"
+        folder = foreign(generator=address, judge=address, embedding_model=address, eval_embedding_model=address,
+                         judge_model="j", report_to="all")  # fmt: skip
+        group = json.loads((folder / "run.json").read_text())
+        group["arguments"]["generator"] = {"generator": address, "generator_model": "m", "generator_api": "chat"}
+        group["arguments"]["judge"] = {"judge": address, "judge_model": "m"}
+        (folder / "run.json").write_text(json.dumps(group))
+        status, _, err = run(capsys, "evaluate", folder)
+        assert status == 2 and not server.requests
+        assert run(capsys, "ask", folder, "Where?")[0] == 2 and not server.requests
+
+
+def test_a_folder_runs_no_code_though_its_record_says_that_it_may(full_run, capsys, tmp_path):
+    folder, ran = tmp_path / "code", tmp_path / "ran"
+    shutil.copytree(full_run, folder, ignore=shutil.ignore_patterns("checkpoint-*", "index"))
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Config: ...\nclass Model: ...\n")
+    config = json.loads((folder / "config.json").read_text())
+    auto = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": auto}))
+    record = json.loads((folder / "run.json").read_text())
+    record["arguments"]["model"] |= {"trust_remote_code": True, "model_revision": "a" * 40}
+    keep(folder, record)  # not even where the record is this machine's own
+    status, _, err = run(capsys, "evaluate", folder)
+    assert status == 2 and "Traceback" not in err and not ran.exists()
+
+
+def test_nothing_is_written_where_a_record_says(foreign, capsys, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    folder = foreign(full_dataset_index_path=str(elsewhere), output_dir=str(elsewhere))
+    status, _, err = run(capsys, "evaluate", folder, "--eval_max_samples", "1")
+    command = shlex.split(err.partition("name them yourself: ")[2])
+    assert status == 2 and main(command[1:]) == 0 and not elsewhere.exists()
 
 
 # What is missing
@@ -212,8 +315,9 @@ def test_an_adapter_whose_base_is_gone_is_one_line(adapter_run, capsys, tmp_path
             for e in tiny_examples()]  # fmt: skip
     examples.write_text("".join(json.dumps(row) + "\n" for row in rows))
     status, _, err = run(
-        capsys, "evaluate", lost, "--eval_file", examples, "--full_dataset_file_path", documents, "--retriever", "bm25"
-    )
+        capsys, "evaluate", lost, "--base_model", "nobody/nothing", "--eval_file", examples,
+        "--full_dataset_file_path", documents, "--retriever", "bm25",
+    )  # fmt: skip
     assert status == 2 and "cannot load the model of nobody/nothing" in err and "Traceback" not in err
 
 

@@ -86,7 +86,7 @@ def inference(folder, flags, server: bool) -> InferenceArguments:
     if server:
         groups["generator"].generator, groups["generator"].generator_model = "openai:http://localhost:1/v1", "m"
         groups["generator"].endpoint_concurrency = 1
-    return InferenceArguments(**groups, run={})
+    return InferenceArguments(**groups)
 
 
 @pytest.fixture
