@@ -100,9 +100,9 @@ def search(folder: Path, embedding_model: str, dtype: str) -> dict[str, Any]:
     """Seconds to load documents and index, and to embed and search the questions, each for its four best passages."""
     import numpy as np
 
-    from groundtune.embedding import Embedder
-    from groundtune.files import read_documents
-    from groundtune.index import load_or_build_index
+    from groundtune.data.files import read_documents
+    from groundtune.retrieval.embedder import Embedder
+    from groundtune.retrieval.stores.local import load_or_build_index
 
     begin = time.perf_counter()
     embedder, documents = Embedder(embedding_model, dtype=dtype), read_documents(folder / "documents.jsonl")

@@ -18,14 +18,14 @@ import torch
 from benchmarks.measure import arguments, compare, decoder_folder, load_data, report
 from benchmarks.retrieval import add_embedding_flag, make_index
 from groundtune.arguments import ModelArguments, PromptArguments
-from groundtune.attention import use_packed_attention
-from groundtune.examples import encode_questions
-from groundtune.generation import generate_greedy
-from groundtune.lora import fuse
-from groundtune.models import load_model, load_tokenizer
-from groundtune.passages import retrieved_passages
-from groundtune.prompt import Prompt, make_prompt
-from groundtune.retrieval import DenseRetriever, query_text, retrieve
+from groundtune.model.attention import use_packed_attention
+from groundtune.model.generation import generate_greedy
+from groundtune.model.loading import load_model, load_tokenizer
+from groundtune.model.lora import fuse
+from groundtune.prompts.policies import retrieved_passages
+from groundtune.prompts.prompt import Prompt, make_prompt
+from groundtune.prompts.rows import encode_questions
+from groundtune.retrieval.retrievers import DenseRetriever, query_text, retrieve
 from groundtune.schema import Example
 
 
@@ -86,7 +86,8 @@ class Both:
 
     def ours(self, model: Any, examples: Sequence[Example]) -> list[list[int]]:
         hits = retrieve(self.retriever, examples, self.k, "user")
-        questions = encode_questions(examples, [retrieved_passages(h) for h in hits], self.prompt, 2048)
+        passages = [retrieved_passages(example, found) for example, found in zip(examples, hits)]
+        questions = encode_questions(examples, passages, self.prompt, 2048)
         generated = generate_greedy(
             model, [q.prompt_ids for q in questions], stop_ids=self.prompt.stop_ids, pad_id=self.tokenizer.pad_token_id,
             max_new_tokens=self.new_tokens, batch_size=self.batch_size,
@@ -98,7 +99,7 @@ class Both:
         prompts = []
         for example in examples:
             (hits,) = self.retriever.search([query_text(example.question, example.chat_history, "user")], self.k)
-            (question,) = encode_questions([example], [retrieved_passages(hits)], self.prompt, 2048)
+            (question,) = encode_questions([example], [retrieved_passages(example, hits)], self.prompt, 2048)
             prompts.append(question.prompt_ids)
         answers = []
         for start in range(0, len(prompts), 4):

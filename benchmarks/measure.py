@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from groundtune.files import read_documents, read_examples
+from groundtune.data.files import read_documents, read_examples
 from groundtune.schema import Document, Example
 
 
@@ -175,7 +175,7 @@ def decoder_folder(arguments: argparse.Namespace) -> Path:
         folder = arguments.model
     else:
         from groundtune.demo import unpack_decoder
-        from groundtune.durable import cache_folder
+        from groundtune.system.durable import cache_folder
 
         folder = unpack_decoder(cache_folder() / "gemma-3-270m")
     return tiny_copy(folder) if arguments.quick else folder

@@ -15,7 +15,7 @@ import torch
 from benchmarks.measure import arguments, decoder_folder, versions, vocabulary
 from benchmarks.train_step import SIDES, Ours, made_groups
 from groundtune.arguments import ModelArguments
-from groundtune.models import load_tokenizer
+from groundtune.model.loading import load_tokenizer
 
 
 def main() -> int:

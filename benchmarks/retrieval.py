@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.measure import arguments, compare, load_data, report
-from groundtune.embedding import Embedder
-from groundtune.index import load_or_build_index
-from groundtune.retrieval import DenseRetriever, query_text
+from groundtune.retrieval.embedder import Embedder
+from groundtune.retrieval.retrievers import DenseRetriever, query_text
+from groundtune.retrieval.stores.local import load_or_build_index
 from groundtune.schema import Document
 
 

@@ -20,15 +20,17 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.measure import Case, arguments, compare, decoder_folder, load_data, report, vocabulary
 from groundtune.arguments import ModelArguments, PromptArguments
-from groundtune.batching import by_prefix, pack, prefix_groups
-from groundtune.examples import Row, encode_rows
-from groundtune.lora import FusedLinear
 from groundtune.methods import METHODS
-from groundtune.models import load_model, load_tokenizer
-from groundtune.passages import gold_passages
-from groundtune.prompt import make_prompt
-from groundtune.safe_trainer import ROWS
-from groundtune.trainer import QATrainer, QATrainingArguments, compile_layers
+from groundtune.model.loading import load_model, load_tokenizer
+from groundtune.model.lora import FusedLinear
+from groundtune.model.packing import pack, prefix_groups
+from groundtune.prompts.policies import gold_passages
+from groundtune.prompts.prompt import make_prompt
+from groundtune.prompts.rows import Row, encode_rows
+from groundtune.training.arguments import QATrainingArguments
+from groundtune.training.batching import by_prefix
+from groundtune.training.safe_trainer import ROWS
+from groundtune.training.trainer import QATrainer, compile_layers
 
 
 class Side(Protocol):
@@ -134,7 +136,7 @@ def sharing_case(name: str, batches: list[list[Row]], ours: Side, unshared: Side
 def data_rows(tokenizer: Any, options: Any) -> list[Row]:
     _, examples, _ = load_data(options.data)
     prompt = make_prompt(tokenizer, PromptArguments())
-    return encode_rows(examples, [gold_passages(e, (), 0) for e in examples], prompt, 2048)
+    return encode_rows(examples, [gold_passages(e) for e in examples], prompt, 2048)
 
 
 def made_rows(vocabulary: int, n: int, tokens: int) -> list[Row]:

@@ -13,13 +13,13 @@ _PUBLIC = {
     "Example": "schema",
     "Hit": "schema",
     "Prediction": "schema",
-    "DataError": "files",
-    "read_documents": "files",
-    "read_examples": "files",
-    "EndToEndEvaluator": "evaluation",
+    "DataError": "errors",
+    "read_documents": "data.files",
+    "read_examples": "data.files",
+    "EndToEndEvaluator": "evaluation.evaluator",
     "METHODS": "methods",
-    "QATrainer": "trainer",
-    "train": "train",
+    "QATrainer": "training.trainer",
+    "train": "recipes.train",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -213,14 +213,16 @@ class Arguments:
     output: OutputArguments
     training: object
 
-    def check(self, complete: bool = True) -> list[str]:
+    def check(self, complete: bool = True, for_training: str = "") -> list[str]:
         """Every problem that can be seen without reading data or loading a model, one line each; empty if none.
 
-        `complete`: what training needs must all be given; otherwise only what is given is looked at.
+        `complete`: what training needs must all be given; otherwise only what is given is looked at. `for_training`:
+        what people call the method that retrieves training passages; empty if the method does not.
         """
+        flag = "--embedding_model" if for_training else "--eval_embedding_model"
         return [
             *_check_data(self.data, complete),
-            *check_retrieval(self.retrieval, self.method, complete),
+            *check_retrieval(self.retrieval, complete, flag, for_training),
             *_check_model(self.model, complete),
             *_check_numbers(self),
         ]
@@ -238,19 +240,21 @@ def _check_data(data: DataArguments, complete: bool) -> list[str]:
     return problems
 
 
-def check_retrieval(retrieval: RetrievalArguments, method: str, complete: bool = True) -> list[str]:
-    """What is missing to make the retriever."""
+def check_retrieval(
+    retrieval: RetrievalArguments, complete: bool = True, flag: str = "--embedding_model", for_training: str = ""
+) -> list[str]:
+    """What is missing to make the retriever. `flag` is to name the embedding model where none is; `for_training` is
+    what people call the method that retrieves training passages, if one does."""
     problems = []
     if retrieval.retriever != "dense" and importlib.util.find_spec("bm25s") is None:
         problems.append(f'--retriever: {retrieval.retriever} needs bm25s; pip install "groundtune[bm25]"')
     dense = complete and retrieval.retriever != "bm25"
     if dense and not (retrieval.embedding_model or retrieval.eval_embedding_model):
-        flag = "--embedding_model" if method == "swr" else "--eval_embedding_model"
         problems.append(
             f"{flag}: missing; name an embedding model such as intfloat/e5-base-v2, or use --retriever bm25"
         )
-    elif dense and method == "swr" and not retrieval.embedding_model:
-        problems.append("--embedding_model: missing; SwR retrieves training passages with it")
+    elif dense and for_training and not retrieval.embedding_model:
+        problems.append(f"--embedding_model: missing; {for_training} retrieves training passages with it")
     for flag in ("embedding_model", "eval_embedding_model"):
         problems += check_model_name(flag, getattr(retrieval, flag))
     return problems

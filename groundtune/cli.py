@@ -13,9 +13,10 @@ from importlib import import_module
 
 import groundtune
 from groundtune.commands.parsing import parse_arguments
-from groundtune.durable import DiskError
-from groundtune.files import DataError
-from groundtune.memory import OutOfMemory, is_out_of_memory, reason
+from groundtune.errors import DataError
+from groundtune.methods import METHODS
+from groundtune.system.durable import DiskError
+from groundtune.system.out_of_memory import OutOfMemory, is_out_of_memory, reason
 
 __all__ = ["COMMANDS", "main", "parse_arguments", "train_command"]
 
@@ -25,9 +26,8 @@ COMMANDS = {
     "documents": ("a folder of files -> passages: the document database", "commands.documents:main"),
     "questions": ("an LLM writes questions and answers on your documents", "commands.questions:main"),
     "convert": ("SQuAD, BEIR, chats ... -> examples and documents, and back", "commands.convert:main"),
-    "sft": ("train on gold passages; compare with the untouched model", "commands.train:sft"),
-    "swr": ("the same on gold and retrieved passages", "commands.train:swr"),
-    "doctor": ("all that is wrong with the data of an sft or swr command", "commands.doctor:main"),
+    **{name: (method.help, "commands.train:train_by") for name, method in METHODS.items()},
+    "doctor": ("all that is wrong with the data of a training command", "commands.doctor:main"),
     "evaluate": ("any model or server, end to end, in four contexts", "commands.evaluate:main"),
     "compare": ("runs side by side: paired intervals, wins and losses", "commands.compare:main"),
     "index": ("embed the documents, so that the first run need not", "commands.index:main"),
@@ -69,8 +69,9 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     _set_up_output()
     _set_up_logging()
     module, _, function = COMMANDS[name][1].partition(":")
+    words = [name, *argv] if name in METHODS else list(argv)
     try:
-        return getattr(import_module(f"groundtune.{module}"), function)(list(argv))
+        return getattr(import_module(f"groundtune.{module}"), function)(words)
     except DataError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         return 2

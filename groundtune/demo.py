@@ -13,13 +13,16 @@ from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
-from groundtune.documents import passage_document, split_into_passages
-from groundtune.durable import cache_folder
-from groundtune.files import DataError, in_the_way, write_documents, write_jsonl
+from groundtune.data.files import in_the_way, write_documents, write_jsonl
+from groundtune.data.passages import passage_document, split_into_passages
+from groundtune.errors import DataError
+from groundtune.methods.swr import SWR
 from groundtune.schema import Document
+from groundtune.system.durable import cache_folder
 
 DESCRIPTION = """Train Gemma 3 270M by SwR with LoRA on questions about the Python language reference, and compare it
 with the untouched model. Some fifteen minutes on two CPU cores; nothing comes from a hub."""
+METHOD = SWR.name
 PASSAGE_WORDS = 90
 _UNDERLINES = set('*="-~^+')
 

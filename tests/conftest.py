@@ -102,7 +102,7 @@ class Family:
 
     def prompt(self, style: str = "chat template") -> Any:
         from groundtune.arguments import PromptArguments
-        from groundtune.prompt import make_prompt
+        from groundtune.prompts.prompt import make_prompt
 
         flags = HISTORICAL_PREFIXES if style == "prefix" else {}
         prompt = make_prompt(self.tokenizer, PromptArguments(instruction=INSTRUCTION, **flags))
@@ -151,7 +151,7 @@ def make_family(name: str, folder: Path, **config: Any) -> Family:
     from transformers import AutoModelForCausalLM
 
     from groundtune.arguments import ModelArguments
-    from groundtune.models import load_tokenizer
+    from groundtune.model.loading import load_tokenizer
 
     tokenizer = make_tokenizer(name)
     torch.manual_seed(0)
@@ -376,7 +376,7 @@ def data_folder(tmp_path_factory) -> Path:
 
 def write_data(folder: Path) -> Path:
     """documents.jsonl, and the tiny examples as train.jsonl, eval.jsonl (first four) and test.jsonl (last three)."""
-    from groundtune.files import write_documents, write_jsonl
+    from groundtune.data.files import write_documents, write_jsonl
 
     write_documents(folder / "documents.jsonl", tiny_documents())
     rows = [

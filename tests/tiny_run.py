@@ -33,7 +33,7 @@ _NEEDED_BY_A_RUN = """
     faiss matplotlib.backends.backend_svg matplotlib.figure matplotlib.ticker peft rich.console rich.table sacrebleu
     rouge_score.rouge_scorer safetensors.torch sentence_transformers transformers.models.gemma3.modeling_gemma3
     transformers.models.llama.modeling_llama transformers.trainer
-    groundtune.cli groundtune.train groundtune.reporting.report groundtune.reporting.plots
+    groundtune.cli groundtune.recipes.train groundtune.reporting.report groundtune.reporting.plots
 """
 
 
@@ -280,13 +280,13 @@ def _computations() -> list[tuple[Any, str, str]]:
     import torch
     import transformers
 
-    import groundtune.generation
+    import groundtune.model.generation
 
     return [
         (transformers.Trainer, "training_step", "micro-batch"),
         (accelerate.Accelerator, "backward", "backward"),
         (torch.optim.AdamW, "step", "optimizer step"),
-        (groundtune.generation, "_generate_batch", "answering"),
+        (groundtune.model.generation, "_generate_batch", "answering"),
         (sentence_transformers.SentenceTransformer, "encode", "embedding"),
     ]
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from groundtune.commands.evaluate import inference_arguments, inference_parser
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import be_quiet
-from groundtune.files import DataError
-from groundtune.inference.arguments import AnswerArguments, JudgeArguments
+from groundtune.errors import DataError
+from groundtune.evaluation.arguments import AnswerArguments, JudgeArguments
 
 if TYPE_CHECKING:
-    from groundtune.inference.asking import Dialogue, Source
+    from groundtune.serving.dialogue import Dialogue, Source
 
 USAGE = """[MODEL] [QUESTION] [--full_dataset_file_path FILE] [--embedding_model MODEL] [--FLAG VALUE ...]"""
 DESCRIPTION = """Ask a model about the documents: the answer as it is written, then the passages it was written from.
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         raise DataError(problems)
     question = words.get("asked") or words["question"]
 
-    from groundtune.inference.asking import open_dialogue
+    from groundtune.serving.dialogue import open_dialogue
 
     if words["quiet"] or words["json"]:
         be_quiet()
@@ -121,7 +121,7 @@ def _show_answer(dialogue: Dialogue, question: str) -> list[Source]:
 
 def _harmless(text: str) -> str:
     """Answers and passages as a terminal only shows them; code may be indented by tabs."""
-    from groundtune.record import harmless
+    from groundtune.system.text import harmless
 
     return "\t".join(map(harmless, text.split("\t")))
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from groundtune.commands.parsing import given, light_parser
 from groundtune.commands.terminal import add_output_flags
-from groundtune.durable import disk_errors
-from groundtune.files import DataError, in_the_way
+from groundtune.data.files import in_the_way
+from groundtune.errors import DataError
+from groundtune.system.durable import disk_errors
 
 DESCRIPTION = """Compare systems that answered the same questions: the folders of runs (the test questions, answered by
 the tuned model), folders that `groundtune evaluate` wrote, or files of predictions. The others are compared with the
@@ -25,9 +26,10 @@ def main(argv: Sequence[str]) -> int:
     paths, names = words["systems"], words.get("names", [])
     _check(paths, names, words["output_file"])
 
-    from groundtune.inference.comparison import compare, find_predictions, read_systems
-    from groundtune.inference.comparison_page import as_json, failures, write_comparisons
-    from groundtune.record import provenance
+    from groundtune.evaluation.comparison import compare, find_predictions, read_systems
+    from groundtune.reporting.comparison_page import failures, write_comparisons
+    from groundtune.runs.record import provenance
+    from groundtune.system.text import as_json
 
     systems = read_systems(paths, names)
     *others, last = systems

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from groundtune.files import DataError
+from groundtune.errors import DataError
 
 _SCALARS = (str, int, float, bool)
 

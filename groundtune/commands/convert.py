@@ -9,7 +9,7 @@ from pathlib import Path
 
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
-from groundtune.files import DataError
+from groundtune.errors import DataError
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 
 from groundtune.commands.parsing import at_their_lines, parse_arguments
-from groundtune.files import DataError
+from groundtune.errors import DataError
+from groundtune.methods import METHODS, method_named_first
 
-USAGE = """usage: groundtune doctor [sft|swr] [--quiet] [--json] FLAGS
+USAGE = """usage: groundtune doctor [METHOD] [--quiet] [--json] FLAGS
 
-Everything that is wrong or suspicious in the data, at once, before anything slow. FLAGS are those of `groundtune sft`
-and `groundtune swr`, any of them: put `doctor` before the method in the command that you are about to run. Text is
+Everything that is wrong or suspicious in the data, at once, before anything slow. METHOD is {methods}; FLAGS are any of
+its flags: put `doctor` before the method in the command that you are about to run. Text is
 checked in whichever files are named; tokens too if --model_name_or_path is, and what retrieval cannot read if
 --embedding_model is. Tokenizers are loaded, weights are not.
 
@@ -34,17 +35,17 @@ example:
 def main(argv: Sequence[str]) -> int:
     """Print the token table, one row and every finding; returns 2 if an error is among them, else 0."""
     if {"-h", "--help"} & set(argv):
-        print(USAGE)
+        print(USAGE.format(methods=" or ".join(METHODS)))
         return 0
-    method, flags = (argv[0], argv[1:]) if argv and argv[0] in ("sft", "swr") else ("sft", argv)
+    method, flags = method_named_first(argv)
     try:
-        arguments = parse_arguments(method, flags)
-        if problems := arguments.check(complete=False):
+        arguments = parse_arguments(method.name, flags)
+        if problems := arguments.check(complete=False, for_training=method.title if method.retrieves else ""):
             raise DataError(problems)
     except DataError as error:
         raise DataError(at_their_lines(error.problems, flags)) from error
 
-    from groundtune.doctor import diagnose, shown
+    from groundtune.training.doctor import diagnose, shown
 
     diagnosis = diagnose(arguments)
     if arguments.output.json:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
-from groundtune.files import DataError
+from groundtune.errors import DataError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,10 +43,10 @@ def main(argv: Sequence[str]) -> int:
     """Returns 0; raises `DataError` with what the user can solve."""
     arguments = argparse.Namespace(**given(parser(), argv))
 
-    from groundtune.embedding import longest_read
     from groundtune.prepare import corpus
     from groundtune.prepare.chunking import Chunker, load_counter
     from groundtune.prepare.pages import ReadOptions
+    from groundtune.retrieval.reading_limit import longest_read
 
     options = ReadOptions(arguments.encoding, arguments.text_field, arguments.title_field, arguments.source_field)
     size, overlap = arguments.chunk_size, arguments.chunk_overlap

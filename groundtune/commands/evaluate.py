@@ -10,9 +10,9 @@ from typing import Any
 from groundtune.commands.flags import add_group, filled
 from groundtune.commands.parsing import given, light_parser
 from groundtune.commands.terminal import add_output_flags, be_quiet, progress
-from groundtune.files import DataError
-from groundtune.inference.arguments import GROUPS, InferenceArguments
-from groundtune.remembered import BASE_MODEL, Remembered, remembered
+from groundtune.errors import DataError
+from groundtune.evaluation.arguments import GROUPS, InferenceArguments
+from groundtune.runs.remembered import BASE_MODEL, Remembered, remembered
 
 USAGE = """[MODEL] [--eval_file FILE] [--full_dataset_file_path FILE] [--embedding_model MODEL] [--FLAG VALUE ...]"""
 DESCRIPTION = """Evaluate any model end to end, with the code that training uses: a model folder, an adapter's folder
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     words = given(parser(), argv)
     arguments = inference_arguments(words, for_questions=True, typed=["groundtune", "evaluate", *argv])
 
-    from groundtune.inference.evaluate import evaluate
+    from groundtune.recipes.evaluate import evaluate
 
     if words["quiet"] or words["json"]:
         be_quiet()
@@ -105,7 +105,7 @@ def _known(run: Remembered, words: Mapping[str, Any], for_questions: bool) -> di
 
 def _show(found: Any, as_json: bool, quiet: bool) -> None:
     from groundtune.commands.terminal import print_comparison
-    from groundtune.inference.comparison_page import as_json as json_of
+    from groundtune.system.text import as_json as json_of
 
     if as_json:
         print(json_of(found.to_dict()), end="")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundtune.arguments import DataArguments, RetrievalArguments, check_retrieval, no_such_file, too_small
 from groundtune.commands.flags import add_group, filled
 from groundtune.commands.parsing import given, light_parser
 from groundtune.commands.terminal import add_output_flags, be_quiet
-from groundtune.files import DataError, in_the_way
+from groundtune.data.files import in_the_way
+from groundtune.errors import DataError
 
 if TYPE_CHECKING:
     from groundtune.schema import Example
@@ -42,17 +42,17 @@ def main(argv: Sequence[str]) -> int:
     data, retrieval = filled(DataArguments, words), filled(RetrievalArguments, words)
     _check(data, retrieval)
 
-    from groundtune.files import read_documents
-    from groundtune.train import make_retriever
+    from groundtune.data.files import read_documents
+    from groundtune.retrieval.opening import index_folder, open_retriever_with
 
     quiet = words["quiet"] or words["json"]
     if quiet:
         be_quiet()
     begin = time.perf_counter()
     documents = read_documents(data.full_dataset_file_path)
-    folder = Path(data.full_dataset_index_path or Path(data.full_dataset_file_path).parent / "index")
+    folder = index_folder(data)
     examples = _searchable(data.eval_file) if data.eval_file else []
-    retriever = make_retriever(retrieval.embedding_model, retrieval, documents, folder)
+    retriever = open_retriever_with(retrieval.embedding_model, retrieval, documents, folder)
     index = retriever.index
     found: dict[str, Any] = {
         "folder": str(folder),
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     if examples:
         found["retrieval"] = _measured(retriever, examples, retrieval)
     if words["json"]:
-        from groundtune.inference.comparison_page import as_json
+        from groundtune.system.text import as_json
 
         print(as_json(found), end="")
     else:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _searchable(path: str) -> list[Example]:
     """The examples that have a question and, in some passage, its answer; raises `DataError` if there is none."""
-    from groundtune.files import scan_examples
+    from groundtune.data.files import scan_examples
 
     contents = scan_examples(path)
     if contents.problems:
@@ -88,8 +88,8 @@ def _searchable(path: str) -> list[Example]:
 
 def _measured(retriever: Any, examples: list[Example], retrieval: RetrievalArguments) -> dict[str, Any]:
     """How well the questions find their gold passages: n, and each metric with its interval."""
-    from groundtune.metrics import aggregate, retrieval_scores
-    from groundtune.retrieval import retrieve
+    from groundtune.evaluation.metrics import aggregate, retrieval_scores
+    from groundtune.retrieval.retrievers import retrieve
 
     k = min(retrieval.eval_num_to_retrieve, len(retriever.index.documents))
     hits = retrieve(retriever, examples, k, retrieval.query_history)
@@ -132,7 +132,7 @@ def _check(data: DataArguments, retrieval: RetrievalArguments) -> None:
     problems += no_such_file(data, ["full_dataset_file_path"])
     if not retrieval.embedding_model:
         problems.append("--embedding_model: missing; name an embedding model such as intfloat/e5-base-v2")
-    problems += check_retrieval(retrieval, "swr", complete=False)
+    problems += check_retrieval(retrieval, complete=False)
     problems += in_the_way("full_dataset_index_path", folder, folder=True) if folder else []
     problems += no_such_file(data, ["eval_file"])
     problems += too_small([(retrieval, "embedding_batch_size", 1), (retrieval, "eval_num_to_retrieve", 1)])

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from groundtune.arguments import GROUPS, Arguments
 from groundtune.commands.config import Entry, read_config, split_files
 from groundtune.commands.flags import HELP_WIDTH, FlagFormatter, true_or_false
-from groundtune.files import DataError
+from groundtune.errors import DataError
 
 # Flags as they were once spelt -> today's. A share of the steps and a number of steps are one flag today.
 RENAMED = {
@@ -111,7 +111,7 @@ def training_parser(method: str) -> Any:
     from transformers import HfArgumentParser
     from transformers.hf_argparser import string_to_bool
 
-    from groundtune.trainer import QATrainingArguments
+    from groundtune.training.arguments import QATrainingArguments
 
     parser = HfArgumentParser(
         [*GROUPS, QATrainingArguments],

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from groundtune.arguments import DataArguments, RetrievalArguments, check_model_name, check_retrieval
+from groundtune.commands.flags import add_group
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
-from groundtune.files import DataError, in_the_way
+from groundtune.data.files import in_the_way
+from groundtune.errors import DataError
+from groundtune.model.endpoint import is_server, server_problems
 
 # Name, help, default, type.
 _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
@@ -30,6 +33,14 @@ _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
     ("requests_per_minute", "requests to a server, 0 for no limit", 0.0, float),
     ("batch_size", "prompts at a time of a model loaded here", 8, int),
 )
+_RETRIEVAL = [
+    "embedding_model", "retriever", "query_prompt", "document_prompt", "embedding_batch_size", "embedding_dtype",
+]  # fmt: skip
+_HELPS = {
+    "embedding_model": "Embedding model (hub name or folder) that finds the passages of a question. Default: BM25 "
+    "does.",
+    "retriever": "How passages are found. (default: dense with an embedding model, else bm25)",
+}
 _AT_LEAST_ONE = ("passages", "questions_per_passage", "retrieved_within", "max_new_tokens", "concurrency", "batch_size")
 
 
@@ -74,10 +85,8 @@ def parser() -> argparse.ArgumentParser:
         "--checker_options", default="", metavar="JSON", help="as --generator_options, where --checker is given"
     )
     made.add_argument("--support_prompt", type=Path, metavar="FILE", help="with {passage}, {question} and {answer}")
-    made.add_argument(
-        "--embedding_model", default="", help="searches the passages of a question; without one BM25 does"
-    )
-    made.add_argument("--index", type=Path, help="folder of the embedding model's index (default: beside documents)")
+    made.add_argument("--index", default="", help="folder of the embedding model's index (default: beside documents)")
+    add_group(made, RetrievalArguments, _RETRIEVAL, _HELPS)
     for name, text, value, kind in _SETTINGS:
         made.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")
     add_output_flags(made)
@@ -90,14 +99,11 @@ def main(argv: Sequence[str]) -> int:
     if problems := _problems(arguments):
         raise DataError(problems)
 
-    from groundtune.files import read_documents
+    from groundtune.data.files import read_documents
     from groundtune.prepare import gates, questions
     from groundtune.prepare.journal import Journal
 
     settings, load = _settings(arguments), _loader(arguments)
-    for who in (_generator(arguments), _checker(arguments)):
-        if who[0].startswith("openai:"):
-            load(*who)  # what is wrong with its address is said now; a model here is loaded when it is asked
     documents = read_documents(arguments.documents)
     passages = questions.sample_passages(documents, settings)
     if not passages:
@@ -166,7 +172,7 @@ def _called(name: str, model: str, options: str) -> str:
 
 def _at_once(name: str, arguments: argparse.Namespace) -> int:
     """Prompts that go to a generator at a time; what is finished is kept after each."""
-    return 4 * arguments.concurrency if name.startswith("openai:") else arguments.batch_size
+    return 4 * arguments.concurrency if is_server(name) else arguments.batch_size
 
 
 def _loader(arguments: argparse.Namespace) -> Callable[..., Any]:
@@ -177,16 +183,13 @@ def _loader(arguments: argparse.Namespace) -> Callable[..., Any]:
 
     @lru_cache(maxsize=1)
     def load(name: str, model: str, options: str) -> Any:
-        from groundtune.prepare.generators import load_generator
+        from transformers.utils.logging import disable_progress_bar
 
-        return load_generator(
-            name,
-            model=model,
-            options=options,
-            concurrency=arguments.concurrency,
-            requests_per_minute=arguments.requests_per_minute,
-            batch_size=arguments.batch_size,
-        )
+        from groundtune.model.opening import open_writer
+
+        disable_progress_bar()  # it would write into the bar of the questions, which runs already
+        limits = {"concurrency": arguments.concurrency, "requests_per_minute": arguments.requests_per_minute}
+        return open_writer(name, model, options, batch_size=arguments.batch_size, **limits)
 
     return load
 
@@ -208,23 +211,26 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
     problems += in_the_way("output", arguments.output, folder=True)
     if arguments.eval_share + arguments.test_share >= 1:
         problems.append("--eval_share and --test_share: leave nothing to train on; their sum must be under 1")
-    if not arguments.embedding_model and importlib.util.find_spec("bm25s") is None:
-        problems.append('--embedding_model: missing; name one, or search with BM25: pip install "groundtune[bm25]"')
+    problems += check_retrieval(_retrieval(arguments))
+    for flag, (name, model, options) in {"generator": _generator(arguments), "checker": _checker(arguments)}.items():
+        asked = flag == "generator" or arguments.support != "lexical"
+        if asked and is_server(name):
+            problems += server_problems(flag, name, model, options)
+        elif asked:
+            problems += check_model_name(flag, name)
     return problems
 
 
 def _retriever(arguments: argparse.Namespace, documents: list[Any]) -> Any:
-    from groundtune.retrieval import BM25Retriever, DenseRetriever
+    from groundtune.retrieval.opening import index_folder, open_retriever
 
-    if not arguments.embedding_model:
-        return BM25Retriever(documents)
-    from groundtune.embedding import Embedder
-    from groundtune.index import load_or_build_index
+    retrieval = _retrieval(arguments)
+    data = DataArguments(full_dataset_file_path=str(arguments.documents), full_dataset_index_path=arguments.index)
+    return open_retriever(retrieval, documents, index_folder(data))
 
-    try:
-        embedder = Embedder(arguments.embedding_model)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError([f"--embedding_model: cannot load {arguments.embedding_model}: {reason}"]) from error
-    folder = arguments.index or arguments.documents.parent / "index"
-    return DenseRetriever(embedder, load_or_build_index(folder, documents, embedder))
+
+def _retrieval(arguments: argparse.Namespace) -> RetrievalArguments:
+    """As for training; without an embedding model BM25 searches."""
+    given = {name: value for name in _RETRIEVAL if (value := getattr(arguments, name)) is not None}
+    without = {} if "embedding_model" in given else {"retriever": "bm25"}
+    return RetrievalArguments(**without | given)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from groundtune.commands.parsing import light_parser
 
 if TYPE_CHECKING:
-    from groundtune.inference.comparison import Comparison
+    from groundtune.evaluation.comparison import Comparison
 
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,7 @@ def show(summary: Mapping[str, Any], table: Any, notes: Sequence[str], arguments
     from rich.console import Console
 
     if arguments.json:
-        from groundtune.inference.comparison_page import as_json
+        from groundtune.system.text import as_json
 
         print(as_json({**summary, "notes": list(notes)}), end="")
         return
@@ -62,7 +62,7 @@ def print_comparison(comparison: Comparison) -> None:
     """The table, a sentence for each system, the outcomes, and what failed."""
     from rich.console import Console
 
-    from groundtune.inference.comparison_page import comparison_table, failures, outcomes_table
+    from groundtune.reporting.comparison_page import comparison_table, failures, outcomes_table
 
     console = Console()
     console.print(comparison_table(comparison))

@@ -14,28 +14,24 @@ from typing import TYPE_CHECKING
 from groundtune.commands.parsing import at_their_lines, parse_arguments
 from groundtune.commands.terminal import add_output_flags, be_quiet
 from groundtune.commands.training_help import training_help
-from groundtune.durable import disk_errors
-from groundtune.files import DataError, write_text
-from groundtune.signals import Stopped, watched
+from groundtune.data.files import write_text
+from groundtune.errors import DataError
+from groundtune.system.durable import disk_errors
+from groundtune.system.signals import Stopped, watched
 
 if TYPE_CHECKING:
     from groundtune.arguments import Arguments
     from groundtune.reporting.results import Results
 
 
-def sft(argv: Sequence[str]) -> int:
-    """Train on gold passages."""
-    return _train("sft", argv)
-
-
-def swr(argv: Sequence[str]) -> int:
-    """Train on gold and retrieved passages."""
-    return _train("swr", argv)
+def train_by(argv: Sequence[str]) -> int:
+    """Train by the method that `argv` begins with."""
+    return _train(argv[0], argv[1:])
 
 
 def demo(argv: Sequence[str]) -> int:
     """Make the demo's data, unpack its models, and train."""
-    from groundtune.demo import DESCRIPTION, link_models, prepare
+    from groundtune.demo import DESCRIPTION, METHOD, link_models, prepare
 
     parser = argparse.ArgumentParser(
         prog="groundtune demo", description=DESCRIPTION, epilog="example: groundtune demo --output_dir runs/demo"
@@ -57,8 +53,8 @@ def demo(argv: Sequence[str]) -> int:
         with disk_errors(arguments.output_dir):
             flags = prepare(Path(arguments.output_dir))
         if not arguments.quiet:
-            print(f"groundtune swr {shlex.join(flags)}", flush=True)
-    return _train("swr", [*flags, f"--quiet={arguments.quiet}", f"--json={arguments.json}"])
+            print(f"groundtune {METHOD} {shlex.join(flags)}", flush=True)
+    return _train(METHOD, [*flags, f"--quiet={arguments.quiet}", f"--json={arguments.json}"])
 
 
 def _train(method: str, argv: Sequence[str]) -> int:
@@ -80,9 +76,9 @@ def _run(method: str, argv: Sequence[str]) -> int:
     arguments = parse_arguments(method, argv)
     output = arguments.output
 
-    from groundtune.loss import NonFiniteLoss
-    from groundtune.resume import AlreadyFinished
-    from groundtune.train import train
+    from groundtune.recipes.train import train
+    from groundtune.runs.resume import AlreadyFinished
+    from groundtune.training.loss import NonFiniteLoss
 
     main_process = arguments.training.process_index == 0
     if output.quiet or output.json or not main_process:
@@ -117,7 +113,7 @@ def _pushed(arguments: Arguments) -> tuple[str, int]:
     if not training.push_to_hub:
         return "", 0
 
-    from groundtune.hub import Hub, NotPushed
+    from groundtune.runs.hub import Hub, NotPushed
 
     folder = Path(training.output_dir)
     try:
@@ -130,8 +126,8 @@ def _pushed(arguments: Arguments) -> tuple[str, int]:
 
 def _name_on_card(folder: Path, name: str) -> None:
     """Let card and record say where the run is published: it may have ended before that was known."""
-    from groundtune.remembered import record_own_run
     from groundtune.reporting.card import published_as
+    from groundtune.runs.remembered import record_own_run
 
     record, card = (folder / file for file in ("run.json", "README.md"))
     run = json.loads(record.read_text("utf-8"))

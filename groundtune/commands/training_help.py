@@ -16,8 +16,9 @@ from importlib import metadata
 from pathlib import Path
 
 from groundtune.commands.parsing import TRAINING_EXAMPLE, TRAINING_USAGE, training_parser
-from groundtune.durable import cache_folder
-from groundtune.files import write_text
+from groundtune.data.files import write_text
+from groundtune.methods import METHODS
+from groundtune.system.durable import cache_folder
 
 PACKAGE = Path(__file__).parents[1]
 SHIPPED = Path(__file__).with_suffix(".txt")
@@ -37,14 +38,14 @@ def training_help(method: str) -> str:
 
 def generated() -> str:
     """Every argument, as HfArgumentParser lists them; both methods have the same."""
-    parser = training_parser("sft")
+    parser = training_parser(next(iter(METHODS)))
     parser.usage = argparse.SUPPRESS
     return parser.format_help().strip()
 
 
 def made_from() -> str:
     """What decides the text: the version of transformers, and our own arguments."""
-    sources = "".join((PACKAGE / name).read_text("utf-8") for name in ("arguments.py", "trainer.py"))
+    sources = "".join((PACKAGE / name).read_text("utf-8") for name in ("arguments.py", "training/arguments.py"))
     digest = hashlib.sha256(sources.encode()).hexdigest()
     return f"transformers {metadata.version('transformers')}, arguments {digest[:12]}"
 

@@ -1,32 +1,47 @@
-"""What a training method is: a few functions, called in this order by the recipe."""
+"""What a training method is: its words for people, and a few functions that recipes call in this order.
+
+Nothing here imports torch: what needs it is named as "module:function" and imported at its first call.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-import torch
+from groundtune.prompts.policies import Policy
 
-from groundtune.batching import collate
-from groundtune.evaluation import EndToEndEvaluator
-from groundtune.examples import Row, encode_rows
-from groundtune.loss import answer_loss
-from groundtune.models import load_model
-from groundtune.passages import Passages
-from groundtune.schema import Example, Hit
+
+@dataclass(frozen=True)
+class Lazily:
+    """The function or class that `reference` ("module:name") names, imported when it is called."""
+
+    reference: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module, _, name = self.reference.partition(":")
+        return getattr(import_module(module), name)(*args, **kwargs)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train; the defaults are those of a decoder that reads its passages in the prompt."""
+    """A way to train. The functions default to those of a decoder that reads its passages in the prompt.
 
-    name: str
-    description: str
-    retrieves_for_training: bool
-    passages: Callable[[Example, Sequence[Hit], int], Passages]
-    load: Callable[..., Any] = load_model
-    encode: Callable[..., list[Row]] = encode_rows
-    collate: Callable[[Sequence[Row], int], dict[str, torch.Tensor]] = collate
-    loss: Callable[..., torch.Tensor] = answer_loss
-    evaluator: Callable[..., EndToEndEvaluator] = EndToEndEvaluator
+    `policy` says which passages a row reads (`prompts.policies`); `reads` says it in words. `retrieves`: the policy is
+    given what the frozen retriever finds, else no hits. `load` gives the model (`model.loading.load_model`), `encode`
+    the rows (`prompts.rows.encode_rows`), `collate` a batch of them (`training.batching.collate`), `loss` its loss
+    (`training.loss.answer_loss`), `evaluator` the end-to-end evaluation (`evaluation.evaluator.EndToEndEvaluator`).
+    """
+
+    name: str  # the command
+    title: str  # what people call it, as in "SwR"
+    help: str  # the command's line in `groundtune -h`
+    reads: str  # what a row reads, as in "gold and retrieved passages"
+    retrieves: bool
+    policy: Policy
+    load: Callable[..., Any] = Lazily("groundtune.model.loading:load_model")
+    encode: Callable[..., Any] = Lazily("groundtune.prompts.rows:encode_rows")
+    collate: Callable[..., Any] = Lazily("groundtune.training.batching:collate")
+    loss: Callable[..., Any] = Lazily("groundtune.training.loss:answer_loss")
+    evaluator: Callable[..., Any] = Lazily("groundtune.evaluation.evaluator:EndToEndEvaluator")

@@ -1,11 +1,13 @@
 """SFT on gold data: chat history + question + gold passages -> answer."""
 
 from groundtune.methods.method import Method
-from groundtune.passages import gold_passages
+from groundtune.prompts.policies import gold_passages
 
 SFT = Method(
     name="sft",
-    description="supervised fine-tuning on gold passages",
-    retrieves_for_training=False,
-    passages=gold_passages,
+    title="SFT",
+    help="train on gold passages, and compare with the base model",
+    reads="gold passages",
+    retrieves=False,
+    policy=gold_passages,
 )

@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from groundtune.documents import format_passage, header_of
-from groundtune.files import DataError
+from groundtune.data.passages import format_passage, header_of
+from groundtune.errors import DataError
 from groundtune.prepare.pages import Page
 from groundtune.schema import Document
 

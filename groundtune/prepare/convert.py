@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from groundtune.files import DataError, in_the_way, read_documents, read_examples, replacing, write_jsonl
+from groundtune.data.files import in_the_way, read_documents, read_examples, replacing, write_jsonl
+from groundtune.errors import DataError
 from groundtune.prepare.formats import FORMATS, Converted, Options, beir, chats
 from groundtune.schema import Document, Example
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from groundtune.files import DataError, in_the_way, write_documents
+from groundtune.data.files import in_the_way, write_documents
+from groundtune.errors import DataError
 from groundtune.prepare.chunking import Chunker
 from groundtune.prepare.pages import READERS, ReadOptions, missing_libraries, read_pages
 from groundtune.schema import Document

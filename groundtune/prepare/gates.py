@@ -10,11 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from groundtune.files import write_jsonl
+from groundtune.data.files import write_jsonl
 from groundtune.prepare.journal import Journal
 from groundtune.prepare.questions import Settings, chance, questions_of, words
 from groundtune.prepare.support import FILLERS, answers_of, cut_answers_of, stem, support, verdicts_of
-from groundtune.retrieval import Retriever
+from groundtune.retrieval.retrievers import Retriever
 from groundtune.schema import Document, Example, Hit
 
 _MENTIONS = re.compile(r"\b(?:the|this|above) (?:passage|text|excerpt|paragraph|context)\b", re.IGNORECASE)

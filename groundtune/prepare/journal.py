@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from groundtune.durable import disk_errors
-from groundtune.files import DataError
+from groundtune.errors import DataError
+from groundtune.system.durable import disk_errors
 
 
 class Journal:

@@ -17,8 +17,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from groundtune.entries import shown
-from groundtune.files import DataError, json_rows
+from groundtune.data.entries import shown
+from groundtune.data.files import json_rows
+from groundtune.errors import DataError
 
 # What surrounds the text of a web page and is no part of it.
 _FURNITURE = ("script", "style", "noscript", "template", "nav", "footer", "svg", "iframe",

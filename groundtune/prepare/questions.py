@@ -10,8 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from groundtune.files import DataError
-from groundtune.prepare.generators import Generator
+from groundtune.errors import DataError
+from groundtune.model.generators import Writer
 from groundtune.prepare.journal import Journal
 from groundtune.schema import Document, Reply
 
@@ -85,7 +85,7 @@ class Asker:
     asked for again by the next run.
     """
 
-    load: Callable[[], Generator]
+    load: Callable[[], Writer]
     journal: Journal
     max_new_tokens: int
     batch: int

@@ -13,14 +13,12 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from groundtune.arguments import DataArguments, EvaluationArguments, PromptArguments, RetrievalArguments
+from groundtune.evaluation.verdicts import F1
+from groundtune.methods import METHODS
 from groundtune.reporting.markdown import md, md_fence, md_list, md_table
-from groundtune.reporting.results import F1, HOW_TO_READ, Results, comparison, flat, for_scale, notes, warning
+from groundtune.reporting.results import HOW_TO_READ, Results, comparison, flat, for_scale, notes, warning
 
 PREFIXES = ("user_prefix", "assistant_prefix", "sep_user", "sep_sys")
-_METHODS = {
-    "sft": "SFT: cross-entropy on the answers, from the question and its gold passages",
-    "swr": "SwR: cross-entropy on the answers, from the question, its gold passages and retrieved ones",
-}
 # Metrics that the hub knows by a name of its own.
 _ON_THE_HUB = {F1: ("f1", "Token F1"), "generation/rougeL": ("rouge", "ROUGE-L"),
                "generation/exact_match": ("exact_match", "Exact match")}  # fmt: skip
@@ -180,7 +178,12 @@ def _index_entry(record: Mapping[str, Any]) -> str:
 def _facts(results: Results, arguments: Mapping[str, Any]) -> dict[str, str]:
     record = results.record
     base, on_hub = _known_as(record, "model_name_or_path")
-    how = _METHODS.get(results.method, results.method)
+    method = METHODS.get(results.method)
+    how = (
+        f"{method.title}: cross-entropy on the answers, from the question and {method.reads}"
+        if method
+        else results.method
+    )
     if arguments.get("use_peft"):
         kind = "QLoRA (base in 4 bits)" if arguments.get("load_in_4bit") else "LoRA"
         how += f"; {kind}, r = {arguments.get('lora_r')}, alpha = {arguments.get('lora_alpha')}"

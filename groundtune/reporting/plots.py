@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from groundtune.reporting.results import F1, GOLD_LOSS, SCORES, Results, finite, flat, merged_history
+from groundtune.evaluation.verdicts import F1, SCORES
+from groundtune.reporting.results import GOLD_LOSS, Results, finite, flat, merged_history
 
 if TYPE_CHECKING:
-    from groundtune.metrics import Interval
+    from groundtune.evaluation.metrics import Interval
 
 _COLOURS = dict(ink="#000001", muted="#000002", grid="#000003", tuned="#000004", base="#000005", paper="#000006")
 _MARKS = "osD^vPX*"  # systems are told apart by these, and not by colours, which mean better and worse elsewhere

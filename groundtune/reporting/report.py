@@ -15,21 +15,18 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from groundtune.files import write_text
-from groundtune.metrics import PairedDifference
-from groundtune.predictions import write_predictions
-from groundtune.record import inputs, plain, run_facts
+from groundtune.data.files import write_text
+from groundtune.evaluation.metrics import PairedDifference
+from groundtune.evaluation.predictions import write_predictions
+from groundtune.evaluation.verdicts import F1, Change, decimals
 from groundtune.reporting.card import model_card
 from groundtune.reporting.markdown import md, md_fence, md_list, md_table
 from groundtune.reporting.plots import dot_plot, loss_plot, metric_plot
 from groundtune.reporting.results import (
     EVALUATION_COLUMNS,
-    F1,
     HOW_TO_READ,
-    Change,
     Results,
     comparison,
-    decimals,
     evaluations,
     facts,
     flat,
@@ -39,6 +36,8 @@ from groundtune.reporting.results import (
     notes,
     warning,
 )
+from groundtune.runs.record import inputs, run_facts
+from groundtune.system.text import plain
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -113,7 +113,7 @@ def main() -> int:
 def _run(work: Path) -> int:
     """Two checkpoints and an index of fake vectors."""
     from groundtune.cli import train_command
-    from groundtune.index import load_or_build_index
+    from groundtune.retrieval.stores.local import load_or_build_index
 
     load_or_build_index(_index(work), tiny_documents(), FakeEmbedder())
     changes = {"max_steps": 4, "eval_strategy": "steps", "save_total_limit": 3}
@@ -125,7 +125,7 @@ def _index(work: Path) -> Path:
 
 
 def _checkpoint_noticed(output: Path, warnings: list[str]) -> bool:
-    from groundtune.checkpoints import newest_checkpoint
+    from groundtune.runs.checkpoints import newest_checkpoint
 
     found = newest_checkpoint(output)
     return found is not None and found.step == 2 and "checkpoint-4" in " ".join(warnings)
@@ -133,7 +133,7 @@ def _checkpoint_noticed(output: Path, warnings: list[str]) -> bool:
 
 def _index_noticed(folder: Path, warnings: list[str]) -> bool:
     """Every document is embedded anew and its vector right; only of a manifest that is gone nothing is said."""
-    from groundtune.index import load_or_build_index
+    from groundtune.retrieval.stores.local import load_or_build_index
 
     embedder, documents = FakeEmbedder(), tiny_documents()
     index = load_or_build_index(folder, documents, embedder)

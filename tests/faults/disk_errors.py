@@ -57,7 +57,7 @@ def _run(work: Path, output: Path, variant: str, before: Callable[[], Any] = lam
 
 def _failing_saves(options: argparse.Namespace) -> None:
     """Let the run's second save, step 4, fail in every way, each in a process of its own, and end with the failures."""
-    from groundtune.safe_trainer import SafeTrainer
+    from groundtune.training.safe_trainer import SafeTrainer
 
     original = SafeTrainer._write_checkpoint
 
@@ -108,7 +108,7 @@ def _attempt(
     shutil.copytree(before, output)
 
     def attempt() -> int:
-        from groundtune.durable import DiskError
+        from groundtune.system.durable import DiskError
 
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -132,7 +132,7 @@ def _left(output: Path, trainer: Any) -> str | None:
     """What is wrong with the newest checkpoint, if anything is."""
     from safetensors.torch import load_file
 
-    from groundtune.checkpoints import load_state, newest_checkpoint
+    from groundtune.runs.checkpoints import load_state, newest_checkpoint
 
     checkpoint = newest_checkpoint(output)
     if checkpoint is None:

@@ -23,8 +23,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from groundtune.commands.config import read_config  # noqa: E402
-from groundtune.files import (  # noqa: E402
-    DataError,
+from groundtune.data.files import (
     read_documents,
     read_examples,
     scan_documents,
@@ -32,6 +31,7 @@ from groundtune.files import (  # noqa: E402
     write_documents,
     write_jsonl,
 )
+from groundtune.errors import DataError
 from groundtune.schema import Document, Example  # noqa: E402
 
 MOST_SECONDS = 2.0  # for one file of a few hundred bytes, in CPU time

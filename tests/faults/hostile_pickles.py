@@ -21,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from groundtune.files import DataError, read_pickle_documents  # noqa: E402
+from groundtune.data.files import read_pickle_documents  # noqa: E402
+from groundtune.errors import DataError  # noqa: E402
 from groundtune.schema import Document, Example, Turn  # noqa: E402
 
 FAIRE = ROOT.parent / "shared/data/faire/documents.pkl"
@@ -73,7 +74,7 @@ TARGETS = {
     ("pickle", "loads"): text("cos\nsystem\n(S'touch executed'\ntR."),
     ("shutil", "rmtree"): text("precious"),
     (HISTORICAL, "os.system"): text("touch executed"),
-    ("groundtune.files", "os.system"): text("touch executed"),
+    ("groundtune.data.files", "os.system"): text("touch executed"),
 }
 MECHANISMS: dict[str, Callable[[str, str, bytes], bytes]] = {
     "reduce": lambda m, n, a: name(m, n) + a + b"\x85R",
@@ -106,7 +107,7 @@ def _changes() -> Iterator[tuple[str, bytes]]:
     state = b"}" + text("__setstate__") + b"Ns"
     yield "build of the stub class", pickled(STUB + state + b"b")
     yield "build of the real Document", pickled(name("groundtune.schema", "Document") + state + b"b")
-    yield "build of a function", pickled(name("groundtune.files", "read_documents") + state + b"b")
+    yield "build of a function", pickled(name("groundtune.data.files", "read_documents") + state + b"b")
     yield "build with slots", pickled(STUB + b")\x81N" + state + b"\x86b")
     yield "an attribute of the class", pickled(name(HISTORICAL, "Document.__setstate__"))
     yield "items of the class", pickled(STUB + text("__slots__") + b"Ns")

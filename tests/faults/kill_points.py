@@ -128,7 +128,7 @@ def _trainer(inputs: Path, output: Path, variant: str) -> int:
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
     from transformers.trainer_utils import get_last_checkpoint
 
-    from groundtune.files import read_examples
+    from groundtune.data.files import read_examples
 
     set_seed(42)
     folder = inputs / "models" / variant

@@ -69,7 +69,7 @@ def _run(work: Path, output: Path, memory: int | None) -> tuple[int, int]:
 
     def run() -> int:
         from groundtune.cli import train_command
-        from groundtune.trainer import QATrainer
+        from groundtune.training.trainer import QATrainer
 
         train = QATrainer.train
 

@@ -124,7 +124,7 @@ def _stopped(
 
 
 def _saved_step(output: Path) -> int:
-    from groundtune.checkpoints import newest_checkpoint
+    from groundtune.runs.checkpoints import newest_checkpoint
 
     checkpoint = newest_checkpoint(output)
     return checkpoint.step if checkpoint else 0

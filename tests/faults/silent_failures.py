@@ -42,20 +42,27 @@ import torch
 import transformers
 from conftest import FAMILIES, HISTORICAL_PREFIXES, INSTRUCTION, STYLES, FakeEmbedder, tiny_documents, tiny_examples
 
-from groundtune import attention, batching, embedding, evaluation, examples, generation, index, prompt, safe_trainer
 from groundtune.arguments import GROUPS, Arguments, ModelArguments
 from groundtune.commands import parsing
-from groundtune.doctor import diagnose
-from groundtune.files import write_documents, write_jsonl
-from groundtune.inference.opening import _with_adapter
+from groundtune.data.files import write_documents, write_jsonl
+from groundtune.evaluation import evaluator as evaluation
+from groundtune.evaluation.predictions import Evaluation
 from groundtune.methods import METHODS
-from groundtune.models import add_lora
-from groundtune.passages import CONTEXTS, Passages, gold_passages
-from groundtune.predictions import Evaluation
+from groundtune.model import attention, generation
+from groundtune.model.limits import check_vocabulary
+from groundtune.model.loading import add_lora
+from groundtune.model.opening import _with_adapter
+from groundtune.prompts import prompt
+from groundtune.prompts import rows as examples
+from groundtune.prompts.policies import CONTEXTS, Passages, gold_passages, required_first
+from groundtune.recipes.train import train
+from groundtune.retrieval import embedder as embedding
+from groundtune.retrieval.stores import local as index
 from groundtune.schema import Document
-from groundtune.supervision import check_vocabulary
-from groundtune.train import train
-from groundtune.trainer import QATrainer, QATrainingArguments, _collate, metric_problems
+from groundtune.training import batching, safe_trainer
+from groundtune.training.arguments import QATrainingArguments, metric_problems
+from groundtune.training.doctor import diagnose
+from groundtune.training.trainer import QATrainer, _collate
 
 Patch = pytest.MonkeyPatch
 
@@ -114,7 +121,7 @@ class World:
 
     def rows(self, family: str, style: str = "chat template") -> list[examples.Row]:
         these = tiny_examples()
-        passages = [gold_passages(example, (), 0) for example in these]
+        passages = [gold_passages(example) for example in these]
         return examples.encode_rows(these, passages, self.family(family).prompt(style), 600)
 
     def arguments(self, method: str, **changes: Any) -> Arguments:
@@ -430,8 +437,8 @@ def metric_is_nan(patch: Patch, world: World) -> None:
 def gold_in_evaluation(patch: Patch, world: World) -> None:
     """gold passages in end-to-end prompts"""
 
-    def leak(example: Any, hits: Any) -> Passages:
-        return Passages((*example.gold_documents, *(hit.document for hit in hits)))
+    def leak(example: Any, hits: Any, rng: Any) -> Passages:
+        return required_first([*example.gold_documents, *(hit.document for hit in hits)])
 
     patch.setitem(CONTEXTS, "retrieved", leak)
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import make_family
 
 from benchmarks import corpus, evaluation, measure, retrieval, train_step
-from groundtune.examples import Row
+from groundtune.prompts.rows import Row
 
 ROOT = Path(__file__).parents[2]
 

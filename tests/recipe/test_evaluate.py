@@ -17,11 +17,11 @@ from fake_server import FakeServer, Refusal
 from test_recipes import flags, lines
 
 from groundtune.cli import main
-from groundtune.embedding import Embedder
-from groundtune.inference.evaluate import BASE, MODEL  # noqa: F401  what the files and the JSON call them
-from groundtune.models import ModelError
-from groundtune.passages import CONTEXTS
-from groundtune.remembered import record_own_run
+from groundtune.errors import ModelError
+from groundtune.prompts.policies import CONTEXTS
+from groundtune.recipes.evaluate import BASE, MODEL  # noqa: F401  what the files and the JSON call them
+from groundtune.retrieval.embedder import Embedder
+from groundtune.runs.remembered import record_own_run
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_a_strangers_run_names_what_lies_outside_its_folder_in_a_command_that_th
     foreign, adapter_run, capsys, monkeypatch
 ):
     folder = foreign()
-    for read in ("groundtune.files.open", "groundtune.embedding.Embedder.__init__"):
+    for read in ("groundtune.data.files.open", "groundtune.retrieval.embedder.Embedder.__init__"):
         monkeypatch.setattr(read, lambda *args, **options: pytest.fail("it was opened"), raising=False)
     status, found, err = run(capsys, "evaluate", folder, "--eval_max_samples", "1")
     monkeypatch.undo()
@@ -507,7 +507,7 @@ def test_a_judge_that_is_not_there_is_said_before_anything_is_answered(adapter_r
 
 
 def test_a_judge_here_that_is_no_model_is_said_before_anything_is_answered(adapter_run, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("groundtune.inference.evaluate.open_model", lambda *args: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("groundtune.model.opening.AnsweringModel.open", lambda *args: pytest.fail("a model was loaded"))
     status, _, logged = run(capsys, "evaluate", adapter_run, "--judge", tmp_path / "none", "--output_dir", tmp_path)
     assert status == 2 and str(tmp_path / "none") in logged and len(logged.splitlines()) == 1
 
@@ -518,7 +518,7 @@ def test_a_judge_that_cannot_be_loaded_any_more_loses_no_score_and_is_reported(
     def fail(arguments):
         raise ModelError("judge: cannot load it")
 
-    monkeypatch.setattr("groundtune.inference.evaluate.open_judge", fail)
+    monkeypatch.setattr("groundtune.recipes.evaluate.open_judge", fail)
     words = ["--judge", families["gemma"].folder, "--output_dir", tmp_path]
     status, found, _ = run(capsys, "evaluate", adapter_run, *words)
     assert status == 1 and found["failures"] == ["retrieved: judge correctness: 0 scored, 3 failed, 3 in all"]
@@ -529,7 +529,7 @@ def test_answers_are_on_disk_before_they_are_judged(adapter_run, capsys, tmp_pat
     def fail(*args, **options):
         raise RuntimeError("the judge broke down")
 
-    monkeypatch.setattr("groundtune.inference.evaluate.judged", fail)
+    monkeypatch.setattr("groundtune.recipes.evaluate.judged", fail)
     with FakeServer(lambda body: "yes") as server, pytest.raises(RuntimeError):
         main(["evaluate", str(adapter_run), "--judge", f"openai:{server.url}", "--judge_model", "j", "--output_dir",
               str(tmp_path)])  # fmt: skip
@@ -686,7 +686,7 @@ def test_questions_without_answers_measure_the_retriever_alone(data_folder, stat
 def test_an_answer_that_is_stopped_is_forgotten_and_the_dialogue_goes_on(
     data_folder, static_embedding_folder, capsys, tmp_path, monkeypatch
 ):
-    from groundtune.inference.answering import Endpoint
+    from groundtune.evaluation.answering import Endpoint
 
     first, second = (e.question for e in tiny_examples()[:2])
     monkeypatch.setattr(sys, "stdin", Terminal("\n".join([first, second, "/quit"]) + "\n"))

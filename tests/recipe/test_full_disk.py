@@ -65,7 +65,7 @@ def test_the_same_command_ends_the_work_once_there_is_room(commands, tmp_path, m
 def test_room_for_an_index_is_looked_for_on_its_own_disk_and_before_it_is_written(
     commands, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("groundtune.durable._free", lambda target: 12 if "index" in str(target) else 10**12)
+    monkeypatch.setattr("groundtune.system.durable._free", lambda target: 12 if "index" in str(target) else 10**12)
     assert main(["index", *map(str, commands["index"])]) == 3
     assert " bytes are needed, 12 bytes are free" in capsys.readouterr().err
     assert not list(tmp_path.rglob("vectors.npy"))

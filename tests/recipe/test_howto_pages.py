@@ -21,9 +21,9 @@ from documented import ROOT, blocks, replaced, run_by, run_script, steps
 from fake_server import FakeServer
 
 import groundtune
-from groundtune.checks import TITLES
 from groundtune.cli import main
-from groundtune.files import read_documents, scan_examples
+from groundtune.data.checks import TITLES
+from groundtune.data.files import read_documents, scan_examples
 
 PAGES = run_by(__file__)
 TINY = {  # added to a command unless it says otherwise itself

@@ -15,7 +15,7 @@ from conftest import tiny_documents, tiny_examples
 from huggingface_hub import HfApi
 from test_recipes import SECRET, flags
 
-import groundtune.train
+import groundtune.recipes.train
 from groundtune.cli import train_command
 
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
@@ -162,7 +162,7 @@ def test_every_checkpoint_is_pushed_if_that_is_the_strategy(hub, command, tmp_pa
 
 
 def test_a_checkpoint_that_is_pushed_whole_can_be_resumed_from(hub, command, tmp_path):
-    from groundtune.checkpoints import read_checkpoint
+    from groundtune.runs.checkpoints import read_checkpoint
 
     assert train_command("swr", command(hub_strategy="all_checkpoints", hub_always_push="true")) == 0
     (push,) = [push for push in hub.pushes if push.path == "checkpoint-1"]
@@ -198,8 +198,8 @@ def test_a_hub_that_is_gone_at_the_end_loses_nothing_and_the_same_command_pushes
         hub.broken = broken
         plain(*args)
 
-    plain = groundtune.train.write_results
-    monkeypatch.setattr(groundtune.train, "write_results", breaks)
+    plain = groundtune.recipes.train.write_results
+    monkeypatch.setattr(groundtune.recipes.train, "write_results", breaks)
     assert train_command("swr", command()) == 4
     said = capsys.readouterr()
     folder = tmp_path / "handbook-qa"
@@ -210,7 +210,7 @@ def test_a_hub_that_is_gone_at_the_end_loses_nothing_and_the_same_command_pushes
     assert leftovers(folder) == [] and hub.pushes == []
 
     hub.broken = ""
-    monkeypatch.setattr(groundtune.train, "QATrainer", lambda **options: pytest.fail("trained again"))
+    monkeypatch.setattr(groundtune.recipes.train, "QATrainer", lambda **options: pytest.fail("trained again"))
     assert train_command("swr", command()) == 0
     assert set(hub.pushes[0].files) == ADAPTER | RESULTS
     assert "Pushed: " in capsys.readouterr().out
@@ -218,7 +218,7 @@ def test_a_hub_that_is_gone_at_the_end_loses_nothing_and_the_same_command_pushes
 
 def test_a_hub_that_cannot_be_used_is_said_before_anything_slow(hub, command, monkeypatch, capsys):
     hub.broken = "create_repo"
-    monkeypatch.setattr(groundtune.train, "make_retriever", lambda *a: pytest.fail("embedded"))
+    monkeypatch.setattr(groundtune.recipes.train, "open_retriever_with", lambda *a: pytest.fail("embedded"))
     assert train_command("swr", command()) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("--push_to_hub: ")]
     assert "handbook-qa cannot be made on the hub (no route to https://***@huggingface.co (try later)); log in" in line

@@ -17,9 +17,9 @@ import pytest
 import torch
 from conftest import make_family, tiny_documents, tiny_examples
 
-import groundtune.train
+import groundtune.recipes.train
 from groundtune.cli import train_command
-from groundtune.trainer import QATrainer
+from groundtune.training.trainer import QATrainer
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = {
@@ -73,7 +73,7 @@ def run_here(patch: pytest.MonkeyPatch, folder: Path, start) -> Run:
             run.trainer = self
             run.at_first = {n: p.detach().clone() for n, p in self.model.named_parameters()}
 
-    patch.setattr(groundtune.train, "QATrainer", Kept)
+    patch.setattr(groundtune.recipes.train, "QATrainer", Kept)
     assert start() == 0
     return run
 
@@ -243,8 +243,8 @@ def test_lora_moves_every_parameter_of_the_adapter_and_no_other(swr_run, familie
 
 def test_the_untouched_model_is_evaluated_before_the_first_step(sft_run, swr_run, families):
     """Step 0 is the model from the folder: its gold loss is that of a fresh copy."""
-    from groundtune.batching import collate
-    from groundtune.loss import answer_loss
+    from groundtune.training.batching import collate
+    from groundtune.training.loss import answer_loss
 
     family = families["gemma"]
     with torch.no_grad():
@@ -309,7 +309,7 @@ def test_a_fresh_process_without_groundtune_loads_the_same_model_and_gives_the_s
     sft_run, swr_run, families, tmp_path
 ):
     from groundtune.arguments import PromptArguments
-    from groundtune.prompt import make_prompt
+    from groundtune.prompts.prompt import make_prompt
 
     jobs, expected = [], {}
     for run, name in ((sft_run, "llama"), (swr_run, "gemma")):

@@ -16,9 +16,9 @@ import pytest
 from test_recipes import Run, flags
 
 from groundtune.cli import train_command
-from groundtune.prompt import ChatPrompt
-from groundtune.resume import locked
-from groundtune.trainer import QATrainer
+from groundtune.prompts.prompt import ChatPrompt
+from groundtune.runs.resume import locked
+from groundtune.training.trainer import QATrainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -162,7 +162,7 @@ def test_a_run_that_diverges_ends_with_status_1_and_names_its_rows_by_file_and_l
 def test_a_second_run_in_one_folder_is_refused_and_touches_nothing(command, tmp_path, monkeypatch, capsys):
     assert train_command("swr", command()) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    monkeypatch.setattr("groundtune.train.locked", partial(locked, patience=0.1))
+    monkeypatch.setattr("groundtune.recipes.train.locked", partial(locked, patience=0.1))
     with locked(tmp_path / "run"):
         assert train_command("swr", command(overwrite_output_dir="true")) == 2
     expected = f"--output_dir: {tmp_path / 'run'} is in use by process {os.getpid()} on "

@@ -20,8 +20,8 @@ from documented import commands, replaced, run_by, run_script, steps
 from fake_server import FakeServer
 
 from groundtune.cli import main
-from groundtune.files import read_documents, read_examples
-from groundtune.prepare import generators
+from groundtune.data.files import read_documents, read_examples
+from groundtune.model import generators
 from groundtune.schema import Reply
 
 # Unpacks half a gigabyte; what it makes is made here from tiny models, under the same names.
@@ -62,20 +62,14 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def test_every_command_of_the_tutorial_runs_in_its_order(blocks, folder, monkeypatch, capsys):
-    load, asked = generators._load_local, []
+    complete, asked = generators.LocalModel.complete, []
 
-    def loaded(name, batch_size):
-        generator = load(name, batch_size)
+    def completed(model, messages_list, max_tokens, **options):
+        asked.extend(m[-1]["content"] for m in messages_list)
+        written = complete(model, messages_list, max_tokens, **options)
+        return [Reply(obedient(m[-1]["content"])) for m, _ in zip(messages_list, written, strict=True)]
 
-        def complete(messages_list, max_tokens):
-            asked.extend(m[-1]["content"] for m in messages_list)
-            written = generators.LocalGenerator.complete(generator, messages_list, max_tokens)
-            return [Reply(obedient(m[-1]["content"])) for m, _ in zip(messages_list, written, strict=True)]
-
-        generator.complete = complete
-        return generator
-
-    monkeypatch.setattr(generators, "_load_local", loaded)
+    monkeypatch.setattr(generators.LocalModel, "complete", completed)
     text = "".join(block.text for block in blocks)
     assert {words[0] for words in commands(text)} >= {
         "documents", "questions", "doctor", "swr", "sft", "evaluate", "compare", "ask",

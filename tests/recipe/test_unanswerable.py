@@ -9,7 +9,7 @@ from conftest import tiny_examples, write_data
 from test_recipes import flags
 
 from groundtune.cli import main
-from groundtune.files import write_jsonl
+from groundtune.data.files import write_jsonl
 from groundtune.schema import UNANSWERABLE
 
 WITHOUT = {0, 3}  # questions of which no passage holds the answer; the test file begins with the fourth

@@ -9,14 +9,14 @@ from dataclasses import replace
 import pytest
 from conftest import tiny_documents, tiny_examples
 
-from groundtune import abstention
-from groundtune.abstention import ANSWERABLE, UNANSWERABLE, abstains, answer_scores, unknown_texts
-from groundtune.evaluation import score_replies
-from groundtune.inference.comparison import compare
-from groundtune.inference.comparison_page import comparison_table, outcomes_table, write_comparisons
-from groundtune.inference.outcomes import INVENTED, KNEW, MISSED, RIGHT, WRONG, Rightness, with_outcomes
-from groundtune.metrics import generation_scores, greater_is_better
-from groundtune.predictions import evaluation_of, read_predictions, write_predictions
+from groundtune.evaluation import abstention
+from groundtune.evaluation.abstention import ANSWERABLE, UNANSWERABLE, abstains, answer_scores, unknown_texts
+from groundtune.evaluation.comparison import compare
+from groundtune.evaluation.evaluator import score_replies
+from groundtune.evaluation.metrics import generation_scores, greater_is_better
+from groundtune.evaluation.outcomes import INVENTED, KNEW, MISSED, RIGHT, WRONG, Rightness, with_outcomes
+from groundtune.evaluation.predictions import evaluation_of, read_predictions, write_predictions
+from groundtune.reporting.comparison_page import comparison_table, outcomes_table, write_comparisons
 from groundtune.reporting.report import write_results
 from groundtune.reporting.results import Results, comparison, notes
 from groundtune.schema import UNANSWERABLE as SENTENCE

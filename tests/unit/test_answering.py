@@ -11,12 +11,13 @@ from fake_server import FakeServer, Refusal
 from test_evaluation import evaluator, hits_for, without_times
 
 from groundtune.arguments import ModelArguments
-from groundtune.attention import attends_by_layout
-from groundtune.endpoint import Endpoint
-from groundtune.inference.answering import Asked, LocalModel, answer_by_chat, answer_by_completions, answer_here
-from groundtune.inference.opening import _load
-from groundtune.metrics import generation_scores
-from groundtune.models import add_lora
+from groundtune.evaluation.answering import Asked, answer_by_chat, answer_by_completions, answer_here
+from groundtune.evaluation.metrics import generation_scores
+from groundtune.model.attention import attends_by_layout
+from groundtune.model.endpoint import Endpoint
+from groundtune.model.generators import LocalModel
+from groundtune.model.loading import add_lora
+from groundtune.model.opening import AnsweringModel
 
 
 def asked(family, **options) -> Asked:
@@ -102,7 +103,7 @@ def test_a_model_that_is_opened_attends_as_the_one_that_was_trained(families, tm
     model = add_lora(family.model(), ModelArguments(use_peft=True, lora_r=2)) if adapter else family.model()
     model.save_pretrained(folder)
     arguments = ModelArguments(model_name_or_path=str(folder), dtype="float32")
-    opened = _load(arguments, str(family.folder) if adapter else "", family.prompt(), 0, bf16=False)
+    opened = AnsweringModel(arguments, False, str(family.folder) if adapter else "").open(family.prompt(), 0)
     assert attends_by_layout(opened) and not opened.training
     one = asked(family)
     assert without_times(one.evaluator(opened)) == without_times(one.evaluator(family.model()))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from groundtune.commands import ask
-from groundtune.inference.asking import Dialogue, Source
 from groundtune.schema import Document, Hit
+from groundtune.serving.dialogue import Dialogue, Source
 
 PASSAGE = Document(
     "Lamps\x1b[2J go back.", "", {"title": "Returns", "section": "Online > Lamps", "source": "a.md", "number": 3}

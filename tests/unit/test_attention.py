@@ -14,14 +14,16 @@ from conftest import random_documents, random_history, random_text
 from torch.nn.functional import cross_entropy
 
 from groundtune.arguments import ModelArguments
-from groundtune.attention import NAME, Memory, Packed, Segment, _kernel_problem, attends_by_layout, use_packed_attention
-from groundtune.batching import IGNORED, collate, pack
-from groundtune.examples import Row, encode_rows
-from groundtune.loss import answer_loss
-from groundtune.models import add_lora
-from groundtune.passages import Passages
+from groundtune.model.attention import NAME, _kernel_problem, attends_by_layout, use_packed_attention
+from groundtune.model.kv_cache import Memory
+from groundtune.model.loading import add_lora
+from groundtune.model.packing import Packed, Segment, pack
+from groundtune.prompts.policies import required_first
+from groundtune.prompts.rows import Row, encode_rows
 from groundtune.schema import Example
-from groundtune.trainer import compile_layers
+from groundtune.training.batching import IGNORED, collate
+from groundtune.training.loss import answer_loss
+from groundtune.training.trainer import compile_layers
 
 MODES = {"padded": {}, "packed": {"packed": True}, "shared": {"packed": True, "share_prefix": True}}
 
@@ -35,7 +37,7 @@ def rows_on_common_passages(family, n: int = 7, seed: int = 0) -> list[Row]:
         Example(random_text(rng), random_text(rng, 5), (), history if i % 3 else random_history(rng)) for i in range(n)
     ]
     examples.append(Example(examples[0].question, random_text(rng, 5), (), examples[0].chat_history))
-    passages = [Passages(documents[i // 3]) for i in range(n)] + [Passages(documents[0])]
+    passages = [required_first(documents[i // 3]) for i in range(n)] + [required_first(documents[0])]
     return encode_rows(examples, passages, family.prompt(), 10_000)
 
 
@@ -241,7 +243,7 @@ def test_float32_queries_are_as_autocast_would_have_them(monkeypatch):
     """The norms of a float32 model make float32 of queries and keys, where values come in bfloat16."""
     seen = []
     monkeypatch.setattr(
-        "groundtune.attention._flex_attention", lambda: lambda q, k, v, **_: seen.append((q, k, v)) or q
+        "groundtune.model.packing._flex_attention", lambda: lambda q, k, v, **_: seen.append((q, k, v)) or q
     )
     query, key, value = torch.randn(1, 4, 20, 8), torch.randn(1, 2, 20, 8), torch.randn(1, 2, 20, 8).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -360,7 +362,7 @@ def test_only_a_cpu_shares_keys_between_heads_under_a_mask(monkeypatch, device):
         assert enable_gqa == (key.shape[1] < query.shape[1])
         return query
 
-    monkeypatch.setattr("groundtune.attention.scaled_dot_product_attention", sdpa)
+    monkeypatch.setattr("groundtune.model.packing.scaled_dot_product_attention", sdpa)
     packed = Packed([Segment(0, 8), Segment(8, 13, (0,)), Segment(13, 20)], Memory(2, 20), (None, 0, 1))
     inputs = (torch.randn(1, heads, 20, 16, device=device) for heads in (6, 2, 2))
     packed.attend(types.SimpleNamespace(layer_idx=0), *inputs, None, None)

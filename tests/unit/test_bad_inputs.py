@@ -14,7 +14,7 @@ pytest.importorskip("bm25s", reason="needs the extra [bm25]")
 from conftest import make_tokenizer, write_data
 
 from groundtune.cli import main
-from groundtune.files import in_the_way
+from groundtune.data.files import in_the_way
 
 # Each word `IN` stands for a path where a file is read; {bad} are those that cannot be.
 READS = {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from functools import partial
 
 import pytest
 import torch
 
-from groundtune.batching import IGNORED, EpochOrder, by_length, by_prefix, collate, prefix_groups, share_saved
-from groundtune.examples import Row
+from groundtune.model.packing import prefix_groups
+from groundtune.prompts.rows import Row
+from groundtune.training.batching import IGNORED, EpochOrder, by_prefix, collate, length_order, share_saved
 
 
 def rows_of(*lengths: tuple[int, int], end: int = 2) -> list[Row]:
@@ -41,7 +41,8 @@ def lengths(n: int, seed: int = 0) -> list[int]:
 
 
 def grouped_by_length(of: list[int], batch_size: int, seed: int) -> EpochOrder:
-    return EpochOrder(len(of), partial(by_length, of, batch_size), seed)
+    rows = [Row([1] * (length - 1), [2], 0, "") for length in of]
+    return EpochOrder(rows, length_order(batch_size), seed)
 
 
 def batches(order: list[int], size: int) -> list[list[int]]:

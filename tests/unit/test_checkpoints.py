@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from groundtune import checkpoints
-from groundtune.checkpoints import (
+from groundtune.runs import checkpoints
+from groundtune.runs.checkpoints import (
     checkpoint_folders,
     kept_randomness,
     load_state,
@@ -27,7 +27,7 @@ from groundtune.checkpoints import (
     save_state,
     writing,
 )
-from groundtune.durable import Damaged, DiskError
+from groundtune.system.durable import Damaged, DiskError
 
 SHARED = torch.arange(12.0)
 STATE = {

@@ -10,7 +10,7 @@ import pytest
 from conftest import tiny_documents, tiny_examples
 
 from groundtune.arguments import DataArguments
-from groundtune.checks import TITLES, Finding, check_texts, condensed, counts, in_order, place, read_dataset
+from groundtune.data.checks import TITLES, Finding, check_texts, condensed, counts, in_order, place, read_dataset
 
 FAIRE = Path(__file__).parents[3] / "shared/data/faire"
 

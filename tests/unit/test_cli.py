@@ -18,7 +18,7 @@ from groundtune.arguments import GROUPS
 from groundtune.cli import COMMANDS, main, run_command
 from groundtune.commands import ask, documents
 from groundtune.commands.parsing import RENAMED, WITHOUT_EFFECT, given, parse_arguments
-from groundtune.files import DataError
+from groundtune.errors import DataError
 
 # The historical command lines, verbatim.
 COMMON = """
@@ -136,7 +136,7 @@ def test_every_renaming_leads_to_a_flag_that_exists_and_no_flag_of_then_is_unkno
 
 @pytest.mark.parametrize("value", [[], ["true"], ["False"]], ids=["bare", "true", "False"])
 def test_flags_without_effect_are_ignored_with_their_value_and_with_a_line_each(caplog, value):
-    from groundtune.trainer import QATrainingArguments
+    from groundtune.training.arguments import QATrainingArguments
 
     known = {field.name for field in fields(QATrainingArguments)}  # early releases of transformers 5 have some still
     without = [name for name in WITHOUT_EFFECT if name not in known]
@@ -403,7 +403,7 @@ def test_a_bad_value_is_one_line_that_names_its_flag(capsys, words):
 
 def test_a_direction_that_is_not_the_metric_s_is_refused():
     """The worst checkpoint would be kept as the best."""
-    from groundtune.trainer import metric_problems
+    from groundtune.training.arguments import metric_problems
 
     wrong = parse("--greater_is_better", "false").training
     assert metric_problems(wrong) == [
@@ -484,7 +484,7 @@ def test_models_that_cannot_be_loaded_are_one_line_each(tmp_path, capsys, famili
 
 @pytest.mark.parametrize("method", ["sft", "swr"])
 def test_help_lists_every_argument_of_every_group(capsys, method):
-    from groundtune.trainer import QATrainingArguments
+    from groundtune.training.arguments import QATrainingArguments
 
     assert run(method, "-h") == 0
     words = set(capsys.readouterr().out.replace(",", " ").split())
@@ -534,7 +534,7 @@ def test_the_best_checkpoint_is_kept_wherever_evaluation_and_saving_allow_it(wor
 
 
 def test_what_would_change_trainer_s_own_loss_or_order_is_not_taken_in_silence(caplog):
-    from groundtune.trainer import loss_problems
+    from groundtune.training.arguments import loss_problems
 
     assert loss_problems(parse().training) == []
     asked = parse("--label_smoothing_factor", "0.1", "--neftune_noise_alpha", "5").training

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from test_results import COLOURS, F1, evaluation, wrong
 
-from groundtune.files import DataError
-from groundtune.inference.comparison import compare, find_predictions, read_systems, short_names
-from groundtune.inference.comparison_page import comparison_table, failures, outcomes_table, write_comparisons
-from groundtune.inference.outcomes import Rightness, with_outcomes
-from groundtune.predictions import write_predictions
+from groundtune.errors import DataError
+from groundtune.evaluation.comparison import compare, find_predictions, read_systems, short_names
+from groundtune.evaluation.outcomes import Rightness, with_outcomes
+from groundtune.evaluation.predictions import write_predictions
+from groundtune.reporting.comparison_page import comparison_table, failures, outcomes_table, write_comparisons
 from groundtune.schema import Turn
 
 NASTY = "a | b <script>alert(1)</script> [red]x[/red] $1$ &amp;"

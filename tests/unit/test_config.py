@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from groundtune.commands.config import Entry, read_config, split_files
-from groundtune.files import DataError
+from groundtune.errors import DataError
 
 
 @pytest.fixture(autouse=True)

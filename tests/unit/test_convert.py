@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from groundtune.cli import main
-from groundtune.files import read_documents, read_examples
+from groundtune.data.files import read_documents, read_examples
 from groundtune.prepare.formats import FORMATS
 from groundtune.schema import UNANSWERABLE
 

@@ -17,7 +17,8 @@ pytest.importorskip("semantic_text_splitter", reason="needs the extra [documents
 from conftest import make_tokenizer
 
 from groundtune.cli import main
-from groundtune.files import DataError, read_documents
+from groundtune.data.files import read_documents
+from groundtune.errors import DataError
 from groundtune.prepare import corpus
 from groundtune.prepare.chunking import Chunker
 from groundtune.prepare.pages import Page, ReadOptions, missing_libraries, read_pages

@@ -13,10 +13,10 @@ from conftest import tiny_documents, tiny_examples
 
 from groundtune.arguments import GROUPS, Arguments, DataArguments
 from groundtune.cli import main
-from groundtune.doctor import diagnose, doctor_command, harmless, row_counts, shown
-from groundtune.examples import Row
-from groundtune.files import write_documents, write_jsonl
+from groundtune.data.files import write_documents, write_jsonl
+from groundtune.prompts.rows import Row
 from groundtune.schema import Document
+from groundtune.training.doctor import diagnose, doctor_command, harmless, row_counts, shown
 
 
 def arguments_for(data: Path, method: str = "sft", **changes) -> Arguments:
@@ -30,7 +30,7 @@ def arguments_for(data: Path, method: str = "sft", **changes) -> Arguments:
     for name, value in values.items():
         (group,) = [group for group in groups if hasattr(group, name)]
         setattr(group, name, str(value) if isinstance(value, Path) else value)
-    return Arguments(method, *groups, SimpleNamespace(output_dir="out"))
+    return Arguments(method, *groups, SimpleNamespace(output_dir="out", seed=0))
 
 
 def row_of(example, **changes) -> dict:
@@ -118,7 +118,7 @@ def test_questions_that_leave_no_room_for_an_answer_and_answers_that_cannot_be_g
 
 def test_rows_that_do_not_end_or_begin_with_two_bos_are_errors(data, families, monkeypatch):
     """As a broken prompt would make them: one that ends an answer nowhere, one that begins twice."""
-    from groundtune.prompt import ChatPrompt
+    from groundtune.prompts.prompt import ChatPrompt
 
     whole, begin = ChatPrompt.answer_ids, ChatPrompt.prompt_ids
     monkeypatch.setattr(ChatPrompt, "answer_ids", lambda self, answer: whole(self, answer)[:-1])
@@ -134,7 +134,7 @@ def test_rows_that_do_not_end_or_begin_with_two_bos_are_errors(data, families, m
 
 def test_rows_that_teach_something_else_than_the_answer_are_errors(data, families, monkeypatch):
     """As a template that puts an empty thought before it."""
-    from groundtune.prompt import ChatPrompt
+    from groundtune.prompts.prompt import ChatPrompt
 
     whole = ChatPrompt.answer_ids
     monkeypatch.setattr(ChatPrompt, "answer_ids", lambda self, answer: whole(self, f"<think></think>{answer}"))
@@ -329,9 +329,9 @@ def test_without_data_there_is_nothing_wrong():
 
 
 def test_training_refuses_every_error_at_once_and_before_any_model_loads(data, families, capsys, monkeypatch, tmp_path):
-    import groundtune.train
+    import groundtune.recipes.train
 
-    monkeypatch.setattr(groundtune.train, "make_retriever", lambda *args: pytest.fail("it went on"))
+    monkeypatch.setattr(groundtune.recipes.train, "open_retriever_with", lambda *args: pytest.fail("it went on"))
     write_jsonl(data / "train.jsonl", [row_of(tiny_examples()[0], gold_answer="nine " * 600), {"question": "When?"}])
     write_jsonl(data / "eval.jsonl", [row_of(tiny_examples()[3], chat_history="none")])
     status = main([
@@ -348,7 +348,7 @@ def test_training_refuses_every_error_at_once_and_before_any_model_loads(data, f
 
 
 def test_a_run_counts_its_warnings_and_says_how_to_see_them(data, families, caplog):
-    from groundtune.train import _tell
+    from groundtune.recipes.train import _tell
 
     write_jsonl(
         data / "train.jsonl", [row_of(e, hard_neg_docs=[e.gold_documents[0].to_dict()]) for e in tiny_examples()[:3]]
@@ -366,7 +366,7 @@ def test_a_run_counts_its_warnings_and_says_how_to_see_them(data, families, capl
 
 
 def test_the_test_split_is_eval_where_it_has_no_file_and_is_never_cut(data):
-    from groundtune.train import _splits, _tested_on_eval
+    from groundtune.recipes.train import _splits, _tested_on_eval
 
     arguments = arguments_for(data, test_file="", eval_max_samples=1)
     splits = _splits(diagnose(arguments), arguments)

@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 
-from groundtune.durable import MANIFEST, Damaged, DiskError, discard, disk_errors, read_manifest, write_manifest
+from groundtune.system.durable import MANIFEST, Damaged, DiskError, discard, disk_errors, read_manifest, write_manifest
 
 CONTENT = {"step": 3, "of": [1.5, None, "ü\u2028"], "path": {"a": float("inf")}}
 

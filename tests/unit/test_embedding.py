@@ -15,9 +15,10 @@ import pytest
 import torch
 from conftest import save_bert_embedder
 
-from groundtune import embedding
-from groundtune.embedding import Embedder, prompts_for, reading_limit
-from groundtune.files import DataError
+from groundtune.errors import DataError
+from groundtune.retrieval.embedder import Embedder
+from groundtune.retrieval.embedding_prompts import prompts_for
+from groundtune.retrieval.reading_limit import reading_limit
 
 TEXTS = ["The library opens at nine.", "A book", "question about a book"]
 _BGE = "Represent this sentence for searching relevant passages: "
@@ -206,7 +207,7 @@ def padded(embedder, batches) -> int:
 
 
 def test_tokens_are_counted_in_parts_and_none_is_missed(bert_embedding_folder, monkeypatch, caplog):
-    monkeypatch.setattr(embedding, "_COUNTED_AT_ONCE", 3)
+    monkeypatch.setattr("groundtune.retrieval.reading_limit._COUNTED_AT_ONCE", 3)
     embedder = Embedder(str(bert_embedding_folder))
     with caplog.at_level(logging.WARNING):
         embedder.embed_documents([*["book"] * 6, "library " * 40, "book " * 50])

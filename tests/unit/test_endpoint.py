@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fake_server import FakeServer, Refusal
 
-from groundtune.endpoint import Endpoint, EndpointError, lasting
+from groundtune.model.endpoint import Endpoint, EndpointError, lasting
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-SECRET-0123456789"

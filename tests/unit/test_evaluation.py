@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from conftest import INSTRUCTION, FakeEmbedder, tiny_documents, tiny_examples
 
-from groundtune.attention import use_packed_attention
-from groundtune.evaluation import EndToEndEvaluator
-from groundtune.files import DataError
-from groundtune.index import Index
-from groundtune.metrics import generation_scores
-from groundtune.predictions import write_predictions
-from groundtune.retrieval import DenseRetriever, retrieve
+from groundtune.errors import DataError
+from groundtune.evaluation.evaluator import EndToEndEvaluator
+from groundtune.evaluation.metrics import generation_scores
+from groundtune.evaluation.predictions import write_predictions
+from groundtune.model.attention import use_packed_attention
+from groundtune.retrieval.retrievers import DenseRetriever, retrieve
+from groundtune.retrieval.stores.local import Index
 from groundtune.schema import Document
 
 TIMES = ("latency/retrieval_s", "latency/generation_s")
@@ -89,8 +89,8 @@ def test_scores_are_those_of_the_predictions(family):
 
 
 def test_perfect_answers_score_one_and_empty_ones_zero(family, monkeypatch):
-    from groundtune import evaluation
-    from groundtune.generation import Generated
+    from groundtune.evaluation import evaluator as evaluation
+    from groundtune.model.generation import Generated
 
     made = evaluator(family)
     gold = {tuple(q.prompt_ids): made.prompt.answer_ids(e.answer) for q, e in zip(made.questions, made.examples)}
@@ -154,14 +154,14 @@ def test_a_prompt_leaves_room_for_the_longest_answer_and_the_loss_of_passages_is
     longest = max(len(q.prompt_ids) for q in evaluator(family).questions)
     with caplog.at_level(logging.WARNING, "groundtune"):
         fits = evaluator(family, max_length=longest + 12)
-        assert not caplog.records and all(q.passages_read == 3 for q in fits.questions)
+        assert not caplog.records and all(len(q.read) == 3 for q in fits.questions)
         short = evaluator(family, max_length=longest + 11)
-    cut = [q for q in short.questions if q.passages_read < 3]
+    cut = [q for q in short.questions if len(q.read) < 3]
     assert cut and all(len(q.prompt_ids) + 12 <= longest + 11 for q in short.questions)
     (record,) = caplog.records
     assert record.getMessage().startswith(f"eval: {len(cut)} of 6 prompts lost retrieved passages")
     read = [p.passages_read for p in short(family.model()).predictions]
-    assert read == [q.passages_read for q in short.questions]
+    assert read == [len(q.read) for q in short.questions]
 
 
 def test_questions_that_leave_no_room_for_an_answer_are_all_named(family):

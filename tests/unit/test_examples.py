@@ -8,11 +8,11 @@ import re
 import pytest
 from conftest import random_documents, random_history, random_text
 
-from groundtune.batching import IGNORED, collate
-from groundtune.examples import encode_questions, encode_rows
-from groundtune.files import DataError
-from groundtune.passages import Passages
+from groundtune.errors import DataError
+from groundtune.prompts.policies import Passages, kept, required_first
+from groundtune.prompts.rows import encode_questions, encode_rows
 from groundtune.schema import USER, Document, Example, Turn
+from groundtune.training.batching import IGNORED, collate
 
 
 def cases(n: int = 40, seed: int = 0) -> tuple[list[Example], list[Passages]]:
@@ -21,7 +21,11 @@ def cases(n: int = 40, seed: int = 0) -> tuple[list[Example], list[Passages]]:
         Example(random_text(rng), random_text(rng), (), random_history(rng), source=f"train.jsonl:{i + 1}")
         for i in range(n)
     ]
-    return examples, [Passages(random_documents(rng, 2), random_documents(rng, 5)) for _ in examples]
+    return examples, [required_first(random_documents(rng, 2), random_documents(rng, 5)) for _ in examples]
+
+
+def stay(passages: Passages) -> Passages:
+    return tuple(passage for passage in passages if not passage.droppable)
 
 
 def test_labels_spell_the_answer_and_its_end_token_and_nothing_else(family, style):
@@ -46,19 +50,17 @@ def test_every_row_fits_and_only_the_last_retrieved_passages_are_missing(family,
     unlimited = encode_rows(examples, passages, prompt, 10_000)
     assert [row.passages_dropped for row in unlimited] == [0] * len(examples)
     limit = sorted(map(len, unlimited))[len(examples) // 2]
-    required = encode_rows(examples, [Passages(p.required) for p in passages], prompt, 10_000)
+    required = encode_rows(examples, [stay(p) for p in passages], prompt, 10_000)
     examples, passages = zip(*[(e, p) for e, p, row in zip(examples, passages, required) if len(row) <= limit])
     rows = encode_rows(examples, passages, prompt, limit)
     assert sum(row.passages_dropped > 0 for row in rows) >= 5  # or this says nothing
     for example, these, row in zip(examples, passages, rows, strict=True):
-        kept = len(these.optional) - row.passages_dropped
-        assert row.prompt_ids == prompt.prompt_ids(
-            [*these.required, *these.optional[:kept]], example.chat_history, example.question
-        )
+        read = kept(these, row.passages_dropped)
+        assert row.prompt_ids == prompt.prompt_ids(read, example.chat_history, example.question)
         assert row.answer_ids == prompt.answer_ids(example.answer) and row.source == example.source
         assert len(row) <= limit
         if row.passages_dropped:  # and not one more than needed
-            one_more = [*these.required, *these.optional[: kept + 1]]
+            one_more = kept(these, row.passages_dropped - 1)
             longer = prompt.prompt_ids(one_more, example.chat_history, example.question)
             assert len(longer) + len(row.answer_ids) > limit
 
@@ -66,10 +68,10 @@ def test_every_row_fits_and_only_the_last_retrieved_passages_are_missing(family,
 def test_the_limit_is_exact(family):
     prompt = family.prompt()
     examples, passages = cases(1)
-    (row,) = encode_rows(examples, [Passages(passages[0].required)], prompt, 10_000)
-    assert len(encode_rows(examples, [Passages(passages[0].required)], prompt, len(row))) == 1
+    (row,) = encode_rows(examples, [stay(passages[0])], prompt, 10_000)
+    assert len(encode_rows(examples, [stay(passages[0])], prompt, len(row))) == 1
     with pytest.raises(DataError):
-        encode_rows(examples, [Passages(passages[0].required)], prompt, len(row) - 1)
+        encode_rows(examples, [stay(passages[0])], prompt, len(row) - 1)
 
 
 def test_every_example_that_cannot_fit_is_named_with_its_lengths(family, style):
@@ -83,7 +85,7 @@ def test_every_example_that_cannot_fit_is_named_with_its_lengths(family, style):
         "answer": Example("Why?", long, (), source="train.jsonl:5"),
     }
     examples = [fits, *parts.values()]
-    passages = [Passages(e.gold_documents, (Document("Retrieved."),)) for e in examples]
+    passages = [required_first(e.gold_documents, (Document("Retrieved."),)) for e in examples]
     with pytest.raises(DataError) as caught:
         encode_rows(examples, passages, prompt, 60)
     assert len(caught.value.problems) == 4
@@ -102,13 +104,13 @@ def test_every_example_that_cannot_fit_is_named_with_its_lengths(family, style):
 def test_questions_have_no_answer_and_say_how_many_passages_they_hold(family, style):
     prompt = family.prompt(style)
     examples, passages = cases(seed=1)
-    passages = [Passages(optional=p.optional) for p in passages]
+    passages = [tuple(passage for passage in these if passage.droppable) for these in passages]
     limit = max(len(prompt.prompt_ids([], e.chat_history, e.question)) for e in examples)
     questions = encode_questions(examples, passages, prompt, limit)
-    assert any(q.passages_read < len(p.optional) for q, p in zip(questions, passages))
+    assert any(len(q.read) < len(p) for q, p in zip(questions, passages))
     for example, these, question in zip(examples, passages, questions, strict=True):
-        read = these.optional[: question.passages_read]
-        assert question.prompt_ids == prompt.prompt_ids(read, example.chat_history, example.question)
+        assert question.read == kept(these)[: len(question.read)]
+        assert question.prompt_ids == prompt.prompt_ids(question.read, example.chat_history, example.question)
         assert len(question.prompt_ids) <= limit
 
 
@@ -116,7 +118,7 @@ def test_a_question_does_not_depend_on_the_gold_answer_or_gold_passages(family):
     prompt = family.prompt()
     known = Example("Why?", "Because of secrets.", (Document("secrets"),), source="eval.jsonl:1")
     blank = Example("Why?", "-", (Document("-"),), source="eval.jsonl:1")
-    passages = [Passages(optional=(Document("Retrieved."),))]
+    passages = [required_first(droppable=[Document("Retrieved.")])]
     assert encode_questions([known], passages, prompt, 500) == encode_questions([blank], passages, prompt, 500)
 
 
@@ -129,5 +131,5 @@ def test_a_question_that_cannot_fit_is_named():
         Example(text, "So.", (), source=f"eval.jsonl:{n}") for n, text in enumerate(["short", "much longer"], 1)
     ]
     with pytest.raises(DataError) as caught:
-        encode_questions(examples, [Passages(optional=(Document("passage"),))] * 2, Letters(), 8)
+        encode_questions(examples, [required_first(droppable=[Document("passage")])] * 2, Letters(), 8)
     assert len(caught.value.problems) == 1 and caught.value.problems[0].startswith("eval.jsonl:2: too long: ")

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from groundtune import files
-from groundtune.files import (
-    DataError,
+from groundtune.data import files
+from groundtune.data.files import (
     read_documents,
     read_examples,
     read_pickle_documents,
@@ -27,6 +26,7 @@ from groundtune.files import (
     write_documents,
     write_jsonl,
 )
+from groundtune.errors import DataError
 from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
 
 FAIRE = Path(__file__).parents[3] / "shared/data/faire"
@@ -406,7 +406,7 @@ def test_pickles_are_not_written(folder):
 def test_documents_of_the_same_text_are_dropped_keeping_the_first(folder, caplog):
     same = [Document("Title: A", "", {"n": 1}), Document("A", "Title: A\n", {"n": 2}), Document("B")]
     write_documents("documents.jsonl", [*same, *same])
-    with caplog.at_level(logging.INFO, logger="groundtune.files"):
+    with caplog.at_level(logging.INFO, logger="groundtune.data.files"):
         found = read_documents("documents.jsonl")
     assert [document.metadata for document in found] == [{"n": 1}, {}]
     assert "dropped 4 of 6 documents" in caplog.text

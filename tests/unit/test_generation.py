@@ -8,11 +8,11 @@ import pytest
 import torch
 from conftest import Family
 
-from groundtune import generation
-from groundtune.attention import use_packed_attention
-from groundtune.generation import generate_greedy, stream_greedy
-from groundtune.lookup import Lookup
-from groundtune.models import ModelError
+from groundtune.errors import ModelError
+from groundtune.model import generation
+from groundtune.model.attention import use_packed_attention
+from groundtune.model.generation import generate_greedy, stream_greedy
+from groundtune.model.lookup import Lookup
 
 NEW = 24
 

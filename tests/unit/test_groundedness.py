@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from groundtune.groundedness import groundedness_scores, missing_quotes, quoted_spans
+from groundtune.evaluation.groundedness import groundedness_scores, missing_quotes, quoted_spans
 from groundtune.schema import Document
 
 PASSAGES = [Document("The library opens at nine."), Document("x", "Title: Price\nA card costs four coins a year.")]

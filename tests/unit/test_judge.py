@@ -9,12 +9,11 @@ from conftest import tiny_documents, tiny_examples
 from fake_server import FakeServer, Refusal
 
 from groundtune.commands.evaluate import inference_arguments
-from groundtune.endpoint import EndpointError
-from groundtune.files import DataError
-from groundtune.inference.arguments import InferenceArguments
-from groundtune.inference.judge import SHIPPED, JudgePrompt, judged, rating_of, read_judge_prompts
-from groundtune.inference.opening import probe_judge
-from groundtune.predictions import evaluation_of
+from groundtune.errors import DataError
+from groundtune.evaluation.arguments import InferenceArguments
+from groundtune.evaluation.judge import SHIPPED, JudgePrompt, judged, probe_judge, rating_of, read_judge_prompts
+from groundtune.evaluation.predictions import evaluation_of
+from groundtune.model.endpoint import EndpointError
 from groundtune.schema import Prediction, Reply
 
 ASK = "Rate [[1]] to [[5]]: $answer"

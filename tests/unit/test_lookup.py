@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from groundtune.lookup import Lookup
+from groundtune.model.lookup import Lookup
 
 
 def by_search(ids: list[int], at_most: int) -> list[int]:

@@ -8,8 +8,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import Linear
 
 from groundtune.arguments import ModelArguments
-from groundtune.lora import FusedLinear
-from groundtune.models import add_lora
+from groundtune.model.loading import add_lora
+from groundtune.model.lora import FusedLinear
 
 
 def layers(model) -> list:

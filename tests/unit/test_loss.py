@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 from conftest import make_family, random_documents, random_history, random_text
 
 from groundtune.arguments import ModelArguments
-from groundtune.batching import IGNORED, EpochOrder, by_prefix, collate
-from groundtune.examples import Row, encode_rows
-from groundtune.loss import NonFiniteLoss, answer_loss
 from groundtune.methods import METHODS
-from groundtune.models import add_lora
-from groundtune.passages import Passages
+from groundtune.model.loading import add_lora
+from groundtune.prompts.policies import required_first
+from groundtune.prompts.rows import Row, encode_rows
 from groundtune.schema import Example
-from groundtune.trainer import QATrainer, QATrainingArguments
+from groundtune.training.arguments import QATrainingArguments
+from groundtune.training.batching import IGNORED, EpochOrder, collate, prefix_order
+from groundtune.training.loss import NonFiniteLoss, answer_loss
+from groundtune.training.trainer import QATrainer
 
 
 def rows_for(family, n: int = 4, seed: int = 0) -> list[Row]:
     rng = random.Random(seed)
     examples = [Example(random_text(rng), random_text(rng, 5), (), random_history(rng)) for _ in range(n)]
-    passages = [Passages(random_documents(rng, 2)) for _ in examples]
+    passages = [required_first(random_documents(rng, 2)) for _ in examples]
     rows = encode_rows(examples, passages, family.prompt(), 10_000)
     assert len({len(row) for row in rows}) > 1  # so that a batch is padded
     return rows
@@ -231,7 +231,7 @@ def test_the_order_of_training_is_the_sampler_s_and_changes_with_the_epoch(famil
 
     method = replace(METHODS["sft"], collate=collate_and_note)
     train(family, rows, tmp_path, method=method, seed=3, num_train_epochs=2, per_device_train_batch_size=2)
-    sampler = EpochOrder(12, partial(by_prefix, [[i] for i in range(12)], 2), seed=3)
+    sampler = EpochOrder(rows[:12], prefix_order(2, apart=True), seed=3)
     expected = list(sampler)
     sampler.set_epoch(1)
     assert [i for batch in seen for i in batch] == [*expected, *sampler]

@@ -14,10 +14,11 @@ from test_generation import answers, prompts_for
 from test_safe_trainer import KINDS, METRIC, At, Killed, kill, same, weights
 from transformers import TrainerCallback
 
-from groundtune.checkpoints import newest_checkpoint, read_checkpoint
 from groundtune.cli import run_command
-from groundtune.memory import AtOnce, OutOfMemory, is_out_of_memory, with_what_fits
-from groundtune.trainer import QATrainer, QATrainingArguments
+from groundtune.runs.checkpoints import newest_checkpoint, read_checkpoint
+from groundtune.system.out_of_memory import AtOnce, OutOfMemory, is_out_of_memory, with_what_fits
+from groundtune.training.arguments import QATrainingArguments
+from groundtune.training.trainer import QATrainer
 
 make = test_safe_trainer.make  # the fixture
 CUDA = (
@@ -56,7 +57,7 @@ class SmallLater(Small):
 
 def in_one_order(trainer):
     """An order of rows that does not depend on the micro-batch, which `by_length` does."""
-    trainer._order = lambda generator: torch.randperm(len(trainer.train_dataset), generator=generator).tolist()
+    trainer._order = lambda rows, generator: torch.randperm(len(rows), generator=generator).tolist()
     return trainer
 
 
@@ -229,7 +230,7 @@ def test_auto_find_batch_size_does_not_change_the_batch_of_a_step(make, caplog):
 
 def limit(monkeypatch, most: int) -> list[int]:
     """Let decoding fail with more than `most` sequences at once; returns the numbers that were tried."""
-    from groundtune import generation
+    from groundtune.model import generation
 
     original, seen = generation._generate_batch, []
 
@@ -254,8 +255,8 @@ def test_answers_are_the_same_with_fewer_at_once_and_none_is_given_twice(family,
 
 def test_what_was_answered_before_memory_ran_out_is_kept(families, monkeypatch):
     """Packed, where prompts get their answers one by one."""
-    from groundtune import generation
-    from groundtune.attention import use_packed_attention
+    from groundtune.model import generation
+    from groundtune.model.attention import use_packed_attention
 
     family = families["llama"]
     model, prompts, done = family.model(), prompts_for(family, 9), []
@@ -347,7 +348,7 @@ def test_a_command_ends_with_one_line_and_status_1(monkeypatch, capsys, error, l
     def fail(argv):
         raise error
 
-    monkeypatch.setattr(train, "sft", fail)
+    monkeypatch.setattr(train, "train_by", fail)
     assert run_command("sft", []) == 1
     err = capsys.readouterr().err
     assert err.startswith(line) and err.count("\n") == 1

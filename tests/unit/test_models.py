@@ -11,8 +11,9 @@ import torch
 from conftest import FAMILIES
 
 from groundtune.arguments import GROUPS, Arguments, ModelArguments
-from groundtune.models import ModelError, load_model, load_tokenizer
-from groundtune.trainer import QATrainingArguments
+from groundtune.errors import ModelError
+from groundtune.model.loading import load_model, load_tokenizer
+from groundtune.training.arguments import QATrainingArguments
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 
@@ -73,14 +74,12 @@ def test_code_is_trusted_only_where_its_commit_is_known(monkeypatch):
 
 def test_the_code_of_a_run_s_model_stays_that_of_its_commit(tmp_path):
     """A folder that a run saved in full may name code on the hub; which commit, only its arguments say."""
-    from types import SimpleNamespace
-
-    from groundtune.inference.opening import _as_saved
+    from groundtune.model.opening import AnsweringModel
 
     model = ModelArguments(str(tmp_path), model_revision=COMMIT, trust_remote_code=True, gguf_file="model.gguf")
-    saved = _as_saved(SimpleNamespace(run={"seed": 1}, model=model), base="")
+    saved = AnsweringModel(model, bf16=False, by_run=True)._as_saved()
     assert (saved.model_revision, saved.gguf_file) == (COMMIT, None)
-    plain = _as_saved(SimpleNamespace(run={"seed": 1}, model=replace(model, trust_remote_code=False)), base="")
+    plain = AnsweringModel(replace(model, trust_remote_code=False), bf16=False, by_run=True)._as_saved()
     assert plain.model_revision is None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import tiny_documents, tiny_examples
 
-from groundtune.inference.outcomes import (
+from groundtune.evaluation.outcomes import (
     LUCKY,
     MISSED,
     OUTCOMES,

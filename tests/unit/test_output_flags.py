@@ -14,9 +14,9 @@ from conftest import make_tokenizer
 from test_convert import SQUAD, write
 from test_questions import FakeGenerator, documents
 
-import groundtune.prepare.generators
+import groundtune.model.opening
 from groundtune.cli import main
-from groundtune.files import write_documents
+from groundtune.data.files import write_documents
 
 TABLE = set("┃│┏└━─")
 EXPECTED = {
@@ -38,7 +38,7 @@ def words(tmp_path, monkeypatch):
     make_tokenizer("qwen").save_pretrained("tokenizer")
     write(tmp_path / "in.json", SQUAD)
     write_documents("documents.jsonl", documents(10))
-    monkeypatch.setattr(groundtune.prepare.generators, "load_generator", lambda name, **_: FakeGenerator())
+    monkeypatch.setattr(groundtune.model.opening, "open_writer", lambda *_, **__: FakeGenerator())
     return {
         "documents": ["documents", "one.md", "two.md", "-o", "out.jsonl", "--tokenizer", "tokenizer"],
         "convert": ["convert", "squad", "in.json", "-o", "out"],

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from groundtune.passages import augmented_passages, gold_passages, retrieved_passages
+from groundtune.prompts.policies import Passage, augmented_passages, draw, gold_passages, kept, retrieved_passages
 from groundtune.schema import Document, Example, Hit
 
 
@@ -29,52 +29,65 @@ def texts(documents) -> list[str]:
     return [d.text for d in documents]
 
 
+def parts(passages) -> tuple[list[str], list[str]]:
+    """Texts of the passages that must stay, and of those that may be dropped."""
+    stay, go = ([p.document for p in passages if p.droppable is droppable] for droppable in (False, True))
+    assert [*stay, *go] == list(kept(passages))
+    return texts(stay), texts(go)
+
+
 def in_order_without_repeats(documents) -> list[str]:
     return list(dict.fromkeys(texts(documents)))
 
 
 def test_sft_holds_the_gold_passages_and_nothing_else():
-    for example, hits, k in cases():
-        passages = gold_passages(example, hits, k)
-        assert passages.optional == ()
-        assert texts(passages.required) == in_order_without_repeats(example.gold_documents)
+    for example, hits, _ in cases():
+        assert parts(gold_passages(example, hits)) == (in_order_without_repeats(example.gold_documents), [])
 
 
 def test_swr_holds_at_most_k_and_one_passages_each_text_once_gold_first():
     for example, hits, k in cases():
-        passages = augmented_passages(example, hits, k)
-        together = texts([*passages.required, *passages.optional])
-        assert 1 <= len(together) <= k + 1
-        assert len(set(together)) == len(together)
+        stay, go = parts(augmented_passages(example, hits[:k]))
+        assert 1 <= len([*stay, *go]) <= k + 1
+        assert len({*stay, *go}) == len([*stay, *go])
         gold = in_order_without_repeats(example.gold_documents)
-        assert texts(passages.required) == gold[: k + 1]
-        assert not set(texts(passages.optional)) & set(gold)
+        assert stay == gold[: len(hits[:k]) + 1]
+        assert not set(go) & set(gold)
 
 
 def test_swr_adds_the_best_retrieved_passages_in_the_order_of_their_rank():
     for example, hits, k in cases():
-        passages = augmented_passages(example, hits, k)
+        stay, go = parts(augmented_passages(example, hits[:k]))
         gold = set(texts(example.gold_documents))
         found = [text for text in in_order_without_repeats(hit.document for hit in hits[:k]) if text not in gold]
-        assert texts(passages.optional) == found[: max(0, k + 1 - len(passages.required))]
+        assert go == found[: len(hits[:k]) + 1 - len(stay)]
 
 
 def test_a_gold_passage_that_was_retrieved_makes_no_room_for_a_hit_beyond_k():
     gold, *others = [document(n) for n in range(5)]
     hits = [Hit(d, 0.0) for d in (others[0], gold, *others[1:])]
-    passages = augmented_passages(Example("Why?", "So.", (gold,)), hits, 3)
-    assert texts([*passages.required, *passages.optional]) == ["text 0", "text 1", "text 2"]
+    passages = augmented_passages(Example("Why?", "So.", (gold,)), hits[:3])
+    assert texts(kept(passages)) == ["text 0", "text 1", "text 2"]
 
 
 def test_end_to_end_passages_are_the_retrieved_ones_and_only_those():
-    for _, hits, _ in cases():
-        passages = retrieved_passages(hits)
-        assert passages.required == ()
-        assert texts(passages.optional) == in_order_without_repeats(hit.document for hit in hits)
+    for example, hits, _ in cases():
+        assert parts(retrieved_passages(example, hits)) == ([], in_order_without_repeats(h.document for h in hits))
 
 
 @pytest.mark.parametrize("policy", [gold_passages, augmented_passages])
 def test_hard_negatives_are_not_trained_on(policy):
     for example, hits, k in cases(30):
-        passages = policy(example, hits, k)
-        assert "text 99" not in texts([*passages.required, *passages.optional])
+        assert "text 99" not in texts(kept(policy(example, hits[:k])))
+
+
+def test_what_is_dropped_is_the_last_that_may_be_wherever_it_stands():
+    a, b, c, d = map(document, range(4))
+    passages = (Passage(a, droppable=True), Passage(b), Passage(c, droppable=True), Passage(d))
+    assert [kept(passages, n) for n in range(3)] == [(a, b, c, d), (a, b, d), (b, d)]
+
+
+def test_a_draw_depends_on_seed_epoch_and_example_and_on_nothing_else():
+    first = {(s, e, i): draw(s, e, i).random() for s in range(3) for e in range(3) for i in range(3)}
+    assert len(set(first.values())) == len(first)
+    assert all(draw(*key).random() == value for key, value in first.items())

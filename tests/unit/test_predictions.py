@@ -7,8 +7,8 @@ import json
 import pytest
 from conftest import tiny_documents, tiny_examples
 
-from groundtune.files import DataError
-from groundtune.predictions import evaluation_of, read_predictions, write_predictions
+from groundtune.errors import DataError
+from groundtune.evaluation.predictions import evaluation_of, read_predictions, write_predictions
 from groundtune.schema import Document, Hit, Prediction
 
 

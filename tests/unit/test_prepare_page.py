@@ -16,9 +16,9 @@ from test_convert import CHAT, PATTERN, RAFT, SQUAD, TRIVIA, beir_folder, nq_row
 from test_convert import FOUNDERS as ANNOTATION
 from test_questions import FakeGenerator, documents
 
-import groundtune.prepare.generators
+import groundtune.model.opening
 from groundtune.cli import main
-from groundtune.files import read_documents, read_examples
+from groundtune.data.files import read_documents, read_examples
 from groundtune.prepare.chunking import load_counter
 
 PAGE = "docs/prepare.md"
@@ -61,7 +61,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 def test_every_command_of_the_page_runs_in_its_order(page, folder, monkeypatch, capsys):
     counter = load_counter(str(folder / "tokenizer"))
     monkeypatch.setattr("groundtune.prepare.chunking.load_counter", {TOKENIZER: counter}.__getitem__)
-    monkeypatch.setattr(groundtune.prepare.generators, "load_generator", lambda name, **_: FakeGenerator())
+    monkeypatch.setattr(groundtune.model.opening, "open_writer", lambda *_, **__: FakeGenerator())
     assert len(page) > 10 and PATTERN in (ROOT / PAGE).read_text("utf-8")
     for words in page:
         assert main(words) == 0, (words, capsys.readouterr().err)

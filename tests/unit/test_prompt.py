@@ -9,9 +9,9 @@ import pytest
 from conftest import FAMILIES, HISTORICAL_PREFIXES, INSTRUCTION, random_documents, random_history, random_text
 
 from groundtune.arguments import PromptArguments
-from groundtune.examples import encode_questions, encode_rows
-from groundtune.passages import Passages
-from groundtune.prompt import make_prompt, request_ids
+from groundtune.prompts.policies import required_first
+from groundtune.prompts.prompt import make_prompt, request_ids
+from groundtune.prompts.rows import encode_questions, encode_rows
 from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
 
 DIALOGUES = 120
@@ -38,7 +38,7 @@ def with_flags(family, **flags):
 def test_the_generation_prompt_is_the_beginning_of_the_training_row(family, style):
     prompt = family.prompt(style)
     examples = [Example(q, a, (), history) for _, history, q, a in dialogues()]
-    passages = [Passages(optional=documents) for documents, *_ in dialogues()]
+    passages = [required_first(droppable=documents) for documents, *_ in dialogues()]
     rows = encode_rows(examples, passages, prompt, 10_000)
     questions = encode_questions(examples, passages, prompt, 10_000)
     assert len(rows) == len(questions) == DIALOGUES
@@ -266,7 +266,7 @@ def test_passages_are_read_in_the_order_given_and_by_their_formatted_text(family
 def test_a_request_is_the_users_message_where_there_is_a_chat_template_and_else_the_text_alone(family, style):
     prompt = family.prompt(style)
     text = "Passage:\nOpen at nine.\n\nQuestions:\n"
-    ids = request_ids(prompt, text)
+    ids = request_ids(prompt, [Turn(USER, text)])
     bos = family.tokenizer.bos_token_id
     assert ids.count(bos) <= 1 or bos is None
     if style == "chat template":
@@ -278,7 +278,7 @@ def test_a_request_is_the_users_message_where_there_is_a_chat_template_and_else_
 
 def test_a_request_cannot_spell_a_special_token(family, style):
     for spelling in special_spellings(family.tokenizer):
-        added = set(request_ids(family.prompt(style), f"One {spelling} two")) - set(
-            request_ids(family.prompt(style), "One two")
+        added = set(request_ids(family.prompt(style), [Turn(USER, f"One {spelling} two")])) - set(
+            request_ids(family.prompt(style), [Turn(USER, "One two")])
         )
         assert not added & set(family.tokenizer.all_special_ids), spelling

@@ -17,16 +17,16 @@ from conftest import (
 )
 
 from groundtune.arguments import ModelArguments, PromptArguments
-from groundtune.endpoint import Endpoint
-from groundtune.inference import asking
-from groundtune.inference.answering import LocalModel, answer_by_completions
-from groundtune.inference.arguments import GROUPS, InferenceArguments
-from groundtune.inference.opening import _asked
+from groundtune.evaluation.answering import _asked, answer_by_completions
+from groundtune.evaluation.arguments import GROUPS, InferenceArguments
 from groundtune.methods import METHODS
-from groundtune.models import load_tokenizer
-from groundtune.passages import gold_passages
-from groundtune.prompt import make_prompt
+from groundtune.model.endpoint import Endpoint
+from groundtune.model.generators import LocalModel
+from groundtune.model.loading import load_tokenizer
+from groundtune.prompts.policies import draw, gold_passages
+from groundtune.prompts.prompt import make_prompt
 from groundtune.schema import Document, Example, Hit, Turn
+from groundtune.serving import dialogue as asking
 
 DIALOGUES = 200
 TOKENIZERS = (*FAMILIES, *MORE_TEMPLATES)
@@ -110,7 +110,7 @@ def asked_one_by_one(arguments: InferenceArguments, examples: list[Example]) -> 
         retriever = SimpleNamespace(search=lambda queries, k, example=example: [hits_of(example)])
         dialogue = asking.Dialogue(retriever, 4, "user", write, list(example.chat_history))
         sources, words = dialogue.ask(example.question)
-        assert "".join(words) == "So." and len(sources) == len(gold_passages(example, (), 0).all)
+        assert "".join(words) == "So." and len(sources) == len(gold_passages(example))
 
 
 def test_a_prompt_has_the_same_ids_on_every_road(folder, flags, sent, monkeypatch):
@@ -118,7 +118,7 @@ def test_a_prompt_has_the_same_ids_on_every_road(folder, flags, sent, monkeypatc
     prompt = make_prompt(tokenizer, PromptArguments(instruction=INSTRUCTION, **flags))
     examples, sft = dialogues(tokenizer), METHODS["sft"]
 
-    rows = sft.encode(examples, [sft.passages(e, (), 0) for e in examples], prompt, ROOM)
+    rows = sft.encode(examples, [sft.policy(e, (), draw(0, 0, 0)) for e in examples], prompt, ROOM)
     trained = [row.prompt_ids for row in rows]
     assert len({tuple(ids) for ids in trained}) > DIALOGUES // 2
 
@@ -140,20 +140,20 @@ def test_a_prompt_has_the_same_ids_on_every_road(folder, flags, sent, monkeypatc
 
     here = []
     monkeypatch.setattr(LocalModel, "stream", lambda self, prompt, ids, new: here.append(ids) or iter(["So."]))
-    monkeypatch.setattr(asking, "open_model", lambda *given: None)
+    monkeypatch.setattr("groundtune.model.opening.AnsweringModel.open", lambda *given: None)
     asked_one_by_one(inference(folder, flags, server=False), examples)
     assert here == trained
 
 
 def test_every_row_of_these_dialogues_teaches_its_answer_and_ends(folder, flags):
     """The same dialogues, as a run checks them before it begins."""
-    from groundtune.supervision import what_else_is_learnt
+    from groundtune.training.labels import what_else_is_learnt
 
     tokenizer = load_tokenizer(ModelArguments(model_name_or_path=str(folder)))
     prompt = make_prompt(tokenizer, PromptArguments(instruction=INSTRUCTION, **flags))
     examples, bos = dialogues(tokenizer), tokenizer.bos_token_id
     for example in examples:
-        (row,) = METHODS["sft"].encode([example], [gold_passages(example, (), 0)], prompt, ROOM)
+        (row,) = METHODS["sft"].encode([example], [gold_passages(example)], prompt, ROOM)
         assert what_else_is_learnt(row, example.answer, prompt) is None
         assert row.answer_ids[-1] in prompt.stop_ids and not set(row.answer_ids[:-1]) & set(prompt.stop_ids)
         assert row.prompt_ids[:2] != [bos, bos]

@@ -15,13 +15,13 @@ import pytest
 pytest.importorskip("bm25s", reason="needs the extra [bm25]")
 
 from groundtune.cli import main
-from groundtune.files import read_examples, write_documents
+from groundtune.data.files import read_examples, write_documents
 from groundtune.prepare import gates, questions
 from groundtune.prepare.gates import GATES, gates_of
 from groundtune.prepare.journal import Journal
 from groundtune.prepare.questions import Asker, Settings, parse_answer, parse_questions, read_prompt, sample_passages
 from groundtune.prepare.support import check_support, parse_verdict, support, support_prompt
-from groundtune.retrieval import BM25Retriever
+from groundtune.retrieval.retrievers import BM25Retriever
 from groundtune.schema import Document, Reply
 
 THINGS = ["lamp", "chair", "table", "carpet", "mirror", "candle", "teapot", "basket", "pillow", "kettle", "ladder"]
@@ -395,7 +395,7 @@ def test_a_request_that_failed_is_asked_again_by_the_next_run(tmp_path):
 
 
 def test_a_journal_made_with_other_settings_is_not_continued(tmp_path):
-    from groundtune.files import DataError
+    from groundtune.errors import DataError
 
     make(tmp_path, FakeGenerator(), documents(3), passages=3)
     with pytest.raises(DataError, match=r"other settings: questions per passage was 2, now 3; name another --output"):
@@ -564,7 +564,7 @@ def test_a_model_loaded_here_writes_too(database, tmp_path, families, capsys):
         (["--generator", "openai:http://x/v1", "--generator_model", "m", "--generator_options", "[1]"], "no object"),
         (["--generator", "x", "--support", "words"], "invalid choice: 'words'"),
         (["--generator", "x", "--checker", "y"], "--checker: has no meaning with --support lexical"),
-        (["--generator", "no/such/model"], "cannot load"),
+        (["--generator", "no/such/model"], "no such folder: no/such/model"),
     ],
 )
 def test_a_wrong_argument_is_said_before_anything_is_written(database, tmp_path, monkeypatch, capsys, words, said):

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from groundtune.record import hide_secrets, run_record, without_secrets
+from groundtune.runs.record import run_record
+from groundtune.system.text import hide_secrets, without_secrets
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_a_token_is_hidden_wherever_it_was_given(monkeypatch):
 def test_the_arguments_that_trainer_pickles_beside_a_model_hold_no_token(tmp_path):
     import torch
 
-    from groundtune.trainer import QATrainingArguments
+    from groundtune.training.arguments import QATrainingArguments
 
     arguments = QATrainingArguments(output_dir=str(tmp_path), hub_token=TOKEN, learning_rate=0.25)
     torch.save(arguments, tmp_path / "training_args.bin")

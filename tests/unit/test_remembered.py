@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from groundtune.durable import cache_folder
-from groundtune.files import DataError
-from groundtune.remembered import record_own_run, remembered
+from groundtune.errors import DataError
+from groundtune.runs.remembered import record_own_run, remembered
+from groundtune.system.durable import cache_folder
 
 NAMES = {
     "model_name_or_path": "owner/base", "embedding_model": "owner/embedder", "full_dataset_file_path": "/data/d.jsonl",

@@ -14,8 +14,8 @@ from html.parser import HTMLParser
 import pytest
 from test_results import COLOURS, F1, eval_row, evaluation, results, wrong
 
-from groundtune.files import write_text
-from groundtune.predictions import write_predictions
+from groundtune.data.files import write_text
+from groundtune.evaluation.predictions import write_predictions
 from groundtune.reporting import report
 from groundtune.reporting.plots import metric_plot
 from groundtune.reporting.report import summary_table, write_results

@@ -6,18 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from groundtune.evaluation import Evaluation
-from groundtune.metrics import aggregate, generation_scores, greater_is_better, paired_difference, retrieval_scores
-from groundtune.reporting.results import (
-    Change,
-    Results,
-    comparison,
-    differences,
-    for_scale,
-    gained_and_lost,
-    merged_history,
-    verdict,
+from groundtune.evaluation.evaluator import Evaluation
+from groundtune.evaluation.metrics import (
+    aggregate,
+    generation_scores,
+    greater_is_better,
+    paired_difference,
+    retrieval_scores,
 )
+from groundtune.evaluation.verdicts import Change, differences, verdict
+from groundtune.reporting.results import Results, comparison, for_scale, gained_and_lost, merged_history
 from groundtune.schema import Document, Example, Hit, Prediction
 
 F1 = "generation/f1"

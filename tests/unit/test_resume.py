@@ -11,16 +11,26 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from groundtune import resume
-from groundtune.checkpoints import Checkpoint, writing
 from groundtune.cli import parse_arguments
-from groundtune.examples import Row
-from groundtune.files import DataError
-from groundtune.resume import AlreadyFinished, check_same_run, checkpoint_to_resume, identity, locked, rows_identity
+from groundtune.errors import DataError
+from groundtune.prompts.policies import augmented_passages, gold_passages
+from groundtune.prompts.rows import EpochRows, Row
+from groundtune.runs import resume
+from groundtune.runs.checkpoints import Checkpoint, writing
+from groundtune.runs.resume import (
+    AlreadyFinished,
+    check_same_run,
+    checkpoint_to_resume,
+    identity,
+    locked,
+    rows_identity,
+)
+from groundtune.schema import Document, Example, Hit
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,9 +124,9 @@ def test_a_changed_byte_of_any_input_is_seen(place, name, flag):
 
 
 def test_large_models_are_told_apart_without_reading_all_of_them(place, monkeypatch):
-    import groundtune.resume
+    import groundtune.runs.resume
 
-    monkeypatch.setattr(groundtune.resume, "_WHOLE", 2**20)
+    monkeypatch.setattr(groundtune.runs.resume, "_WHOLE", 2**20)
     weights = place / "model/model.safetensors"
     data = os.urandom(2**22)
     weights.write_bytes(data)
@@ -134,12 +144,37 @@ def test_no_secret_is_part_of_it(place):
 
 def test_rows_are_the_same_if_every_token_is():
     def rows(*tokens):
-        return [Row(prompt, answer, 0, "train.jsonl:1") for prompt, answer in tokens]
+        made = [Row(prompt, answer, 0, "train.jsonl:1") for prompt, answer in tokens]
+        return epoch_rows(lambda *_: made, [Example("Why?", "So.", ()) for _ in made])
 
     one = rows_identity(rows(([1, 2], [3]), ([4], [5])))
     assert one == rows_identity(rows(([1, 2], [3]), ([4], [5])))
     others = (([1], [2, 3]), ([4], [5])), (([4], [5]), ([1, 2], [3])), (([1, 2], [3]),), (([1, 2], [3]), ([4], [6]))
     assert all(rows_identity(rows(*other)) != one for other in others)
+
+
+def epoch_rows(encode, examples, policy=gold_passages, hits=()):
+    return EpochRows(encode, policy, examples, [hits] * len(examples), None, 100, seed=0)
+
+
+def test_rows_are_the_same_if_each_may_read_the_same_passages_by_the_same_policy():
+    """Of a policy that draws, the first epoch does not tell what the others read."""
+
+    def encode(examples, passages, prompt, limit):
+        return [Row([1], [2], 0, "") for _ in examples]
+
+    example = Example("Why?", "So.", (Document("gold"),))
+    hits = (Hit(Document("found"), 1.0),)
+    one = rows_identity(epoch_rows(encode, [example], hits=hits))
+    assert one == rows_identity(epoch_rows(encode, [example], hits=hits))
+    others = [
+        epoch_rows(encode, [example], hits=(Hit(Document("other"), 1.0),)),
+        epoch_rows(encode, [example]),
+        epoch_rows(encode, [example], policy=augmented_passages, hits=hits),
+        epoch_rows(encode, [replace(example, hard_negatives=(Document("other"),))], hits=hits),
+        epoch_rows(encode, [replace(example, gold_documents=(Document("other"),))], hits=hits),
+    ]
+    assert all(rows_identity(rows) != one for rows in others)
 
 
 # Going on

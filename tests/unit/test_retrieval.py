@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import CORPUS, FakeEmbedder, tiny_documents, tiny_examples
 
-from groundtune.index import Index
-from groundtune.retrieval import BM25Retriever, DenseRetriever, HybridRetriever, query_text, retrieve
+from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, HybridRetriever, query_text, retrieve
+from groundtune.retrieval.stores.local import Index
 from groundtune.schema import ASSISTANT, USER, Document, Hit, Turn
 
 WORDS = sorted({word.strip(".,;?:[]").lower() for text in CORPUS for word in text.split()})

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from groundtune import safe_pickle
-from groundtune.files import DataError, read_pickle_documents
+from groundtune.data import safe_pickle
+from groundtune.data.files import read_pickle_documents
+from groundtune.errors import DataError
 from groundtune.schema import Document
 
 FAIRE = Path(__file__).parents[3] / "shared/data/faire/documents.pkl"

@@ -16,19 +16,19 @@ import torch
 from conftest import INSTRUCTION, tiny_examples
 from transformers import TrainerCallback
 
-import groundtune.loss
+import groundtune.training.loss
 from groundtune.arguments import ModelArguments, PromptArguments
-from groundtune.checkpoints import checkpoint_folders, newest_checkpoint, read_checkpoint
-from groundtune.durable import Damaged
-from groundtune.examples import encode_rows
-from groundtune.loss import NonFiniteLoss
 from groundtune.methods import METHODS
-from groundtune.models import add_lora
-from groundtune.passages import gold_passages
-from groundtune.prompt import make_prompt
-from groundtune.signals import Stopped, watched
-from groundtune.trackers import tracker_problems
-from groundtune.trainer import QATrainer, QATrainingArguments
+from groundtune.model.loading import add_lora
+from groundtune.prompts.policies import gold_passages
+from groundtune.prompts.prompt import make_prompt
+from groundtune.prompts.rows import encode_rows
+from groundtune.runs.checkpoints import checkpoint_folders, newest_checkpoint, read_checkpoint
+from groundtune.system.durable import Damaged
+from groundtune.system.signals import Stopped, watched
+from groundtune.training.arguments import QATrainingArguments, tracker_problems
+from groundtune.training.loss import NonFiniteLoss
+from groundtune.training.trainer import QATrainer
 
 METRIC = "eval_loss_with_gold_passage"
 KINDS = ("LoRA with dropout", "all weights with dropout")
@@ -65,7 +65,7 @@ def make(families, tmp_path):
     family = families["llama"]
     prompt = make_prompt(family.tokenizer, PromptArguments(instruction=INSTRUCTION))
     examples = tiny_examples()
-    rows = encode_rows(examples, [gold_passages(e, (), 0) for e in examples], prompt, 300)
+    rows = encode_rows(examples, [gold_passages(e) for e in examples], prompt, 300)
 
     def make(folder: str = "run", kind: str = KINDS[0], *callbacks, trainer=QATrainer, run=None, **options: Any):
         torch.manual_seed(0)
@@ -482,12 +482,12 @@ def test_a_process_more_than_a_checkpoint_had_begins_its_draws_anew(make, caplog
 
 def test_in_bfloat16_the_loss_reads_the_logits_as_the_model_wrote_them(make, monkeypatch):
     """A copy of them in float32 would be the largest thing in memory where the vocabulary is large."""
-    seen, forward = [], groundtune.loss._SumOfCrossEntropy.forward
+    seen, forward = [], groundtune.training.loss._SumOfCrossEntropy.forward
 
     def noted(ctx, logits, targets):
         seen.append(logits.dtype)
         return forward(ctx, logits, targets)
 
-    monkeypatch.setattr(groundtune.loss._SumOfCrossEntropy, "forward", staticmethod(noted))
+    monkeypatch.setattr(groundtune.training.loss._SumOfCrossEntropy, "forward", staticmethod(noted))
     make(bf16=True, max_steps=2, eval_steps=1, save_strategy="no", load_best_model_at_end=False).train()
     assert len(seen) > 6 and set(seen) == {torch.bfloat16}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from groundtune import signals
-from groundtune.signals import Stopped, at_once, deferred, watched
+from groundtune.system import signals
+from groundtune.system.signals import Stopped, at_once, deferred, watched
 
 pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send"),

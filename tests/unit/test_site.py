@@ -52,7 +52,7 @@ def test_every_command_and_every_public_name_has_a_page_that_the_navigation_lead
     wanted += [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
     wanted += [path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.md")]
     assert [page for page in wanted if f"{page}\n" not in navigation] == []
-    shown = re.findall(r"^::: groundtune\.\w+\.(\w+)$", HOOKS.python_page(), re.MULTILINE)
+    shown = re.findall(r"^::: groundtune\.[\w.]+\.(\w+)$", HOOKS.python_page(), re.MULTILINE)
     assert ["__version__", *shown] == groundtune.__all__
 
 

@@ -15,57 +15,62 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "groundtune"
 
 
-def tree() -> list[str]:
-    """What groundtune/ holds, in the order of the README's tree: "index.py", "prepare/", "prepare/pages.py" ...
+def blocks() -> list[list[str]]:
+    """The two trees of the README: packages, then files. Each is a list of lines without the first."""
+    text = (ROOT / "README.md").read_text("utf-8").partition("## The tree")[2]
+    found = [block.splitlines() for block in re.findall(r"^```text\n(.*?)^```", text, re.DOTALL | re.MULTILINE)]
+    assert [lines[0] for lines in found] == ["groundtune/", "groundtune/"]
+    return [lines[1:] for lines in found]
 
-    The line of a package stands for those of its files that have no line of their own.
-    """
-    text = (ROOT / "README.md").read_text("utf-8")
-    block = re.search(r"^#+ The tree\n.*?^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[1]
-    lines = block.splitlines()
-    assert lines[0].split()[0] == "groundtune/"
+
+def packages() -> list[str]:
+    """What groundtune/ holds, in the order of imports: "schema.py", "system/" ..."""
+    return [line.split(maxsplit=1)[0] for line in blocks()[0]]  # each has its phrase
+
+
+def files() -> list[str]:
+    """Every file and package that has a line: "schema.py", "data/files.py", "commands/" ..."""
     listed, package = [], ""
-    for line in lines[1:]:
+    for line in blocks()[1]:
         if not line.startswith("  "):
-            continue
-        name, _ = line.split(maxsplit=1)  # each has its phrase
+            break
+        name = line.split()[0]
         if line.startswith("    "):
             name = package + name
         elif name.endswith("/"):
             package = name
+            if len(line.split()) == 1:  # a heading for the files below it
+                continue
         listed.append(name)
     return listed
 
 
-TREE = tree()
+PACKAGES, FILES = packages(), files()
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
-def line_of(path: Path) -> str:
-    """The line of the tree that a file belongs to."""
-    inside = path.relative_to(PACKAGE).as_posix()
-    folders = [name for name in TREE if name.endswith("/") and inside.startswith(name)]
-    return inside if inside in TREE else max(folders, key=len, default=inside)
+def inside(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
 
 
-def imported(path: Path) -> set[str]:
-    """Lines of the tree that a file imports, at the top or inside functions; what is imported for types only is not."""
+def room(path: Path) -> str:
+    """The line of the first tree that a file belongs to."""
+    first, slash, _ = inside(path).partition("/")
+    return first + slash
+
+
+def imported(path: Path) -> set[Path]:
+    """Files of the package that a file imports, at the top, inside functions, or for types only."""
     found = set()
-    parsed = ast.parse(path.read_text("utf-8"))
-    for_types = [
-        node for node in ast.walk(parsed) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-    ]
-    ignored = {id(inner) for node in for_types for inner in ast.walk(node)}
-    for node in ast.walk(parsed):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         names = []
-        if id(node) in ignored:
-            continue
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        found |= {line_of(file_of(name.split(".")[1:])) for name in names if name.split(".")[0] == "groundtune"}
-    return found
+        found |= {file_of(name.split(".")[1:]) for name in names if name.split(".")[0] == "groundtune"}
+    return found - {PACKAGE / "__init__.py"}
 
 
 def file_of(parts: list[str]) -> Path:
@@ -78,23 +83,46 @@ def file_of(parts: list[str]) -> Path:
     return PACKAGE / "__init__.py"
 
 
-def test_the_readme_lists_exactly_the_modules_there_are():
-    there = {line_of(path) for path in PACKAGE.rglob("*.py")}
-    assert len(TREE) == len(set(TREE))
-    assert set(TREE) == there
+def test_the_readme_lists_exactly_the_packages_and_files_there_are():
+    assert sorted(PACKAGES) == sorted({room(path) for path in MODULES})
+    whole = [name for name in FILES if name.endswith("/")]  # one line stands for the files that have none
+    named = {inside(path) for path in MODULES if path.name != "__init__.py"}
+    assert {name for name in FILES if not name.endswith("/")} - {"__init__.py"} <= named
+    assert {name for name in named - set(FILES) if not name.startswith(tuple(whole))} == set()
+    assert len(FILES) == len(set(FILES))
 
 
-def test_a_module_imports_only_from_lines_above_its_own():
-    # What a package's line stands for comes after those of its files that have lines of their own.
-    order = {name: max(i for i, other in enumerate(TREE) if other.startswith(name)) for name in TREE}
+def test_a_package_imports_only_from_packages_above_it():
+    order = {name: i for i, name in enumerate(PACKAGES)}
     wrong = [
-        f"{path.relative_to(ROOT)} imports {name}"
-        for path in sorted(PACKAGE.rglob("*.py"))
-        for name in sorted(imported(path))
-        if order[name] > order[line_of(path)] or (name == line_of(path) and not name.endswith("/"))
+        f"{inside(path)} imports {inside(other)}"
+        for path in MODULES
+        for other in sorted(imported(path))
+        if order[room(other)] > order[room(path)]
     ]
     assert wrong == []
-    assert sum(len(imported(path)) for path in PACKAGE.rglob("*.py")) > 40  # or nothing was seen
+    assert sum(len(imported(path)) for path in MODULES) > 200  # or nothing was seen
+
+
+def test_no_file_imports_itself_through_others_not_even_for_types():
+    imports = {path: imported(path) for path in PACKAGE.rglob("*.py")}
+    done: set[Path] = set()
+
+    def visit(path: Path, road: tuple[Path, ...]) -> None:
+        assert path not in road, " -> ".join(inside(step) for step in (*road[road.index(path) :], path))
+        if path not in done:
+            for other in imports[path]:
+                visit(other, (*road, path))
+            done.add(path)
+
+    for path in imports:
+        visit(path, ())
+
+
+def test_every_package_says_in_its_init_what_is_in_it():
+    for package in {path.parent for path in MODULES}:
+        words = ast.get_docstring(ast.parse((package / "__init__.py").read_text("utf-8"))) or ""
+        assert len(words.split()) > 5, package
 
 
 def test_the_schema_is_standard_library_only():

@@ -7,10 +7,11 @@ import torch
 from conftest import tiny_examples
 from test_examples import cases
 
-from groundtune.batching import IGNORED, collate
-from groundtune.examples import Row, encode_rows
-from groundtune.models import ModelError
-from groundtune.supervision import WrongLabels, check_labels, check_positions, check_vocabulary, what_else_is_learnt
+from groundtune.errors import ModelError
+from groundtune.model.limits import check_positions, check_vocabulary
+from groundtune.prompts.rows import Row, encode_rows
+from groundtune.training.batching import IGNORED, collate
+from groundtune.training.labels import WrongLabels, check_labels, what_else_is_learnt
 
 
 def rows_of(family, style: str = "chat template") -> tuple[list, list[Row]]:

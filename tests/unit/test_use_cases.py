@@ -21,7 +21,7 @@ from test_files import as_pickle
 from test_questions import documents, reply_to
 
 from groundtune.cli import main
-from groundtune.files import read_documents
+from groundtune.data.files import read_documents
 
 FAIRE = ROOT.parent / "shared/data/faire"
 SERVER = "http://localhost:8000/v1"

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from groundtune.documents import format_passage
-from groundtune.entries import Record, turns_of
-from groundtune.files import DataError
+from groundtune.data.entries import Record, turns_of
+from groundtune.data.passages import format_passage
+from groundtune.errors import DataError
 from groundtune.prepare.formats.format import Converted, Format, Options, opened, records
 from groundtune.schema import Document, Example
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from groundtune.documents import format_passage
-from groundtune.entries import Record, shown
+from groundtune.data.entries import Record, shown
+from groundtune.data.passages import format_passage
 from groundtune.prepare.formats.format import Converted, Format, Options, children, converted, records
-from groundtune.prompt import chat_turns
+from groundtune.prompts.prompt import chat_turns
 from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
 
 _MESSAGES = 'a line is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'

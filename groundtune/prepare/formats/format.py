@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from groundtune.entries import Record, shown
-from groundtune.files import DataError
+from groundtune.data.entries import Record, shown
+from groundtune.errors import DataError
 from groundtune.schema import UNANSWERABLE, Document, Example, Turn
 
 

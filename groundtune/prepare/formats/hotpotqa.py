@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from groundtune.documents import format_passage
-from groundtune.entries import Record
+from groundtune.data.entries import Record
+from groundtune.data.passages import format_passage
 from groundtune.prepare.formats.format import Converted, Format, Options, children, converted, records
 from groundtune.schema import Document
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from groundtune.documents import format_passage
-from groundtune.entries import Record
+from groundtune.data.entries import Record
+from groundtune.data.passages import format_passage
 from groundtune.prepare.formats.format import Converted, Format, Options, children, converted, records
 
 _NEED = 'a question is {"query", "answers": [...], "passages": [{"passage_text", "is_selected", "url"}]}'

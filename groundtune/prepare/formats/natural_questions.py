@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from groundtune.documents import format_passage
-from groundtune.entries import Record
+from groundtune.data.entries import Record
+from groundtune.data.passages import format_passage
 from groundtune.prepare.formats.format import Converted, Format, Options, child, children, converted, records
 from groundtune.schema import Document
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from groundtune.documents import format_passage
+from groundtune.data.passages import format_passage
 from groundtune.prepare.formats.format import Converted, Format, Options, child, converted, records
 from groundtune.schema import Document
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from groundtune.documents import format_passage, split_into_passages
-from groundtune.entries import Record
-from groundtune.files import DataError
+from groundtune.data.entries import Record
+from groundtune.data.passages import format_passage, split_into_passages
+from groundtune.errors import DataError
 from groundtune.prepare.formats.format import Converted, Format, Options, child, children, converted, records
 from groundtune.schema import Document
 

@@ -1,0 +1,408 @@
+"""Examples and documents, and all that is wrong or suspicious in them as text: linear in the data, and no tokens.
+
+An error is what training would refuse or get wrong; a warning is what hardly anyone means to have. Every finding
+names where it stands: `train.jsonl:17: gold_answer: what is wrong; the way out`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from groundtune.arguments import DataArguments
+from groundtune.data.files import FilePath, scan_documents, scan_examples
+from groundtune.schema import USER, Document, Example, Turn
+
+ERROR, WARNING = "error", "warning"
+
+# What a check is called in a count of its findings, by its name.
+TITLES = {
+    "format": "what cannot be read",
+    "blank": "blank question or answer, left out",
+    "misspelt": "field that is ignored",
+    "encoding": "damaged characters",
+    "repeated-document": "document that repeats another",
+    "same-file": "file given twice",
+    "repeated-question": "question asked before in the file",
+    "leaked-question": "question also in another split",
+    "leaked-gold": "gold passage also in the training file",
+    "gold-not-in-database": "gold passage missing in the document database",
+    "answer-off-passage": "answer with no word of its gold passages",
+    "gold-as-negative": "hard negative that is gold",
+    "history": "history whose speakers do not alternate",
+    "model": "tokenizer that cannot be loaded",
+    "too-long": "example over the length budget",
+    "long-answer": "gold answer longer than any generated one may be",
+    "unfinished-row": "row that does not end on an end token",
+    "other-answer": "row that teaches something else than its gold answer",
+    "doubled-bos": "row that begins with two beginning-of-sequence tokens",
+    "long-passage": "document longer than the embedding model reads",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One problem. `where` is "train.jsonl:17", or the file as a whole; `field` may be empty.
+
+    `tokens` is the length of what is too long, where a length is the problem.
+    """
+
+    severity: str
+    check: str
+    where: str
+    field: str
+    message: str
+    tokens: int | None = None
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.where, self.field, self.message) if part)
+
+    def to_dict(self) -> dict[str, Any]:
+        file, line = place(self.where)
+        return {"file": file or None, "line": line or None, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a run reads: every document once, and the usable examples of each split, with all that was noticed so far.
+
+    `document_places[i]` says where `documents[i]` stands. `paths` holds the files by the name of their flag, `entries`
+    how many documents or examples were read from each, also those that are left out.
+    """
+
+    documents: list[Document]
+    document_places: list[str]
+    examples: dict[str, list[Example]]
+    paths: dict[str, str]
+    findings: list[Finding]
+    entries: dict[str, int]
+
+
+def place(where: str) -> tuple[str, int]:
+    """File and line of "train.jsonl:17"; line 0 for a file as a whole."""
+    file, colon, line = where.rpartition(":")
+    return (file, int(line)) if colon and line.isdecimal() else (where, 0)
+
+
+def read_dataset(data: DataArguments) -> Dataset:
+    """Read whichever files are given, and go on where a line, or a whole file, is wrong: that is a finding."""
+    flags = ("full_dataset_file_path", "train_file", "eval_file", "test_file")
+    paths = {flag: path for flag in flags if (path := getattr(data, flag))}
+    findings: list[Finding] = []
+    entries: dict[str, int] = {}
+    documents, places = _documents(paths[flags[0]], findings, entries) if flags[0] in paths else ([], [])
+    examples = {
+        flag.removesuffix("_file"): _examples(path, findings, entries)
+        for flag, path in paths.items()
+        if flag != flags[0]
+    }
+    return Dataset(documents, places, examples, paths, findings, entries)
+
+
+def check_texts(dataset: Dataset) -> list[Finding]:
+    """What was noticed when the files were read, and what every check below notices."""
+    # One file given twice (as eval and as test, say) is wrong only once.
+    return list(dict.fromkeys([*dataset.findings, *(found for check in CHECKS for found in check(dataset))]))
+
+
+def _documents(path: str, findings: list[Finding], entries: dict[str, int]) -> tuple[list[Document], list[str]]:
+    contents = scan_documents(path)
+    entries[path] = len(contents.entries)
+    findings += _noticed_by_the_reader(path, contents.problems, contents.suspicions)
+    first: dict[str, str] = {}
+    documents: list[Document] = []
+    for where, document in contents.entries:
+        if document.text in first:
+            message = f"the text of {first[document.text]} again; kept once, delete the other"
+            findings.append(_warning("repeated-document", where, _text_field(document), message))
+        else:
+            first[document.text] = where
+            documents.append(document)
+    return documents, list(first.values())
+
+
+def _examples(path: str, findings: list[Finding], entries: dict[str, int]) -> list[Example]:
+    """The examples that have a question and an answer: published data has lines with neither."""
+    contents = scan_examples(path)
+    entries[path] = len(contents.entries)
+    findings += _noticed_by_the_reader(path, contents.problems, contents.suspicions)
+    usable = []
+    for where, example in contents.entries:
+        texts = {"question": example.question, "gold_answer": example.answer}
+        blank = [name for name, text in texts.items() if not text.strip()]
+        message = "is blank, so the example is left out; write it, or delete the line"
+        findings.extend(_warning("blank", where, name, message) for name in blank)
+        usable += [] if blank else [example]
+    if contents.entries and not usable:
+        message = "every question or answer is blank; write at least one example"
+        findings.append(Finding(ERROR, "blank", str(path), "", message))
+    return usable
+
+
+def _noticed_by_the_reader(path: FilePath, problems: Iterable[str], suspicions: Iterable[str]) -> Iterator[Finding]:
+    for severity, check, lines in ((ERROR, "format", problems), (WARNING, "misspelt", suspicions)):
+        for line in lines:
+            # A field is one word, so that "documents.pkl: refused, nothing was executed: ..." has none.
+            parts = re.fullmatch(rf"({re.escape(str(path))}(?::\d+)?): (?:(\S+): )?(.*)", line, re.DOTALL)
+            where, field, message = parts.groups("") if parts else ("", "", line)
+            yield Finding(severity, check, where, field, message)
+
+
+def _warning(check: str, where: str, field: str, message: str) -> Finding:
+    return Finding(WARNING, check, where, field, message)
+
+
+def _text_field(document: Document) -> str:
+    return "fmt_content" if document.fmt_content.strip() else "page_content"
+
+
+# The checks
+
+
+def _damaged_characters(dataset: Dataset) -> Iterator[Finding]:
+    for where, document in zip(dataset.document_places, dataset.documents):
+        if damage := _damage(document.text):
+            yield _warning("encoding", where, _text_field(document), damage)
+    for example in _all_examples(dataset):
+        turns = [(f"chat_history[{i}].message", turn.message) for i, turn in enumerate(example.chat_history)]
+        for field, text in (("question", example.question), ("gold_answer", example.answer), *turns):
+            if damage := _damage(text):
+                yield _warning("encoding", example.source, field, damage)
+
+
+# UTF-8 that was read as Latin-1 or as Windows-1252: C2 or C3 and a continuation byte, and what quotes become.
+_MOJIBAKE = re.compile(r"[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac[\u0153\u009d\u2122\u02dc\u201c\u201d\u00a6]")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+
+
+def _damage(text: str) -> str:
+    if found := _MOJIBAKE.search(text):
+        return f"holds {found[0]!r}, which is UTF-8 read as Latin-1; convert the source again, as UTF-8"
+    if "\ufffd" in text:
+        return "holds U+FFFD, a character lost when it was decoded; convert the source again, with its own encoding"
+    if found := _CONTROL.search(text):
+        return f"holds the control character {found[0]!r}; remove it"
+    return ""
+
+
+def _files_given_twice(dataset: Dataset) -> Iterator[Finding]:
+    for flag, other in _same_files(dataset):
+        consequence = (
+            "what is measured on it was trained on; hold some examples back"
+            if other == "train_file"
+            else "the checkpoint is chosen on the questions of the final comparison; hold some examples back"
+        )
+        yield _warning("same-file", dataset.paths[flag], "", f"is also --{other}, so {consequence}")
+
+
+def _same_files(dataset: Dataset) -> list[tuple[str, str]]:
+    pairs = (("eval_file", "train_file"), ("test_file", "train_file"), ("test_file", "eval_file"))
+    real = {flag: os.path.realpath(path) for flag, path in dataset.paths.items()}
+    return [(flag, other) for flag, other in pairs if flag in real and real[flag] == real.get(other)]
+
+
+def _repeated_questions(dataset: Dataset) -> Iterator[Finding]:
+    for examples in dataset.examples.values():
+        first: dict[Any, Example] = {}
+        for example in examples:
+            before = first.setdefault(_asked(example), example)
+            if before is not example:
+                same = _plain(before.answer) == _plain(example.answer)
+                advice = "with the same answer; delete one" if same else "with another answer; keep the right one"
+                yield _warning(
+                    "repeated-question", example.source, "question", f"is asked in {before.source} too, {advice}"
+                )
+
+
+def _leaks(dataset: Dataset) -> Iterator[Finding]:
+    """Questions and gold passages of the training file in eval and test, and questions of eval in test."""
+    given_twice = [tuple(flag.removesuffix("_file") for flag in pair) for pair in _same_files(dataset)]
+    leaked: set[str] = set()
+    for split, other in (("eval", "train"), ("test", "train"), ("test", "eval")):
+        if not {split, other} <= dataset.examples.keys() or (split, other) in given_twice:
+            continue
+        asked = {_asked(example): example.source for example in reversed(dataset.examples[other])}
+        gold = {_content(d): e.source for e in reversed(dataset.examples[other]) for d in e.gold_documents}
+        for example in dataset.examples[split]:
+            before = asked.get(_asked(example))
+            if before and example.source not in leaked:
+                leaked.add(example.source)
+                use = "chosen" if other == "eval" else "trained"
+                message = f"is also {before}, so the model was {use} on what it is judged by; delete one of the two"
+                yield _warning("leaked-question", example.source, "question", message)
+            elif not before and other == "train":
+                yield from _leaked_gold(example, gold)
+
+
+def _leaked_gold(example: Example, gold: dict[str, str]) -> Iterator[Finding]:
+    for i, document in enumerate(example.gold_documents):
+        if before := gold.get(_content(document)):
+            message = f"is also gold in {before}, so it may be answered from memory; split the data by passage"
+            yield _warning("leaked-gold", example.source, f"gold_docs[{i}]", message)
+
+
+def _asked(example: Example) -> tuple[str, ...]:
+    """A question is the same only after the same dialogue: "and then?" is asked in many."""
+    return (_plain(example.question), *(_plain(turn.message) for turn in example.chat_history))
+
+
+def _content(document: Document) -> str:
+    """A passage is the same under another title or source, which `Document.id` tells apart."""
+    return _plain(document.page_content) or document.text
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(" .?!\u3002\uff1f\uff01")
+
+
+def _gold_not_in_database(dataset: Dataset) -> Iterator[Finding]:
+    if not dataset.documents:
+        return
+    ids = {document.id for document in dataset.documents}
+    pages = {d.page_content.strip(): where for d, where in zip(dataset.documents, dataset.document_places)}
+    for example in _all_examples(dataset):
+        for i, gold in enumerate(example.gold_documents):
+            if gold.id not in ids:
+                near = pages.get(gold.page_content.strip()) if gold.page_content.strip() else None
+                hint = f"give it the fmt_content of {near}" if near else "add it there, or correct its text"
+                message = f"is not in the document database, so retrieval cannot find it; {hint}"
+                yield _warning("gold-not-in-database", example.source, f"gold_docs[{i}]", message)
+
+
+# Words that stand in any text; an answer of nothing else ("Yes.", "It is not.") cannot be judged by its words.
+_FUNCTION_WORDS = frozenset([
+    "a", "an", "and", "are", "as", "at", "be", "but", "by", "can", "do", "does", "for", "from", "has", "have", "if",
+    "in", "is", "it", "its", "no", "not", "of", "on", "or", "so", "that", "the", "their", "there", "they", "this",
+    "to", "was", "were", "will", "with", "yes", "you", "your",
+])  # fmt: skip
+# Scripts that write no spaces are compared character by character.
+_UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+
+
+def _answers_off_passage(dataset: Dataset) -> Iterator[Finding]:
+    known: dict[str, set[str]] = {}
+    for example in _all_examples(dataset):
+        if not example.answerable:  # it says that they do not answer, and need not say it in their words
+            continue
+        answer = _content_words(example.answer)
+        for gold in example.gold_documents:
+            if gold.id not in known:
+                known[gold.id] = _content_words(gold.text)
+        if answer and example.gold_documents and not any(answer & known[gold.id] for gold in example.gold_documents):
+            message = "shares no word with its gold passages; check that they hold the answer"
+            yield _warning("answer-off-passage", example.source, "gold_answer", message)
+
+
+def _content_words(text: str) -> set[str]:
+    # Five letters, or "return" and "returned" would be strangers.
+    return {word[:5] for word in _WORD.findall(text.casefold()) if word not in _FUNCTION_WORDS}
+
+
+def _gold_as_negatives(dataset: Dataset) -> Iterator[Finding]:
+    for example in _all_examples(dataset):
+        gold = {document.id: i for i, document in enumerate(example.gold_documents)}
+        for i, negative in enumerate(example.hard_negatives):
+            if negative.id in gold:
+                message = f"is gold_docs[{gold[negative.id]}]; remove it from one of the two"
+                yield _warning("gold-as-negative", example.source, f"hard_neg_docs[{i}]", message)
+
+
+def _histories(dataset: Dataset) -> Iterator[Finding]:
+    for example in _all_examples(dataset):
+        turns: Sequence[Turn] = example.chat_history
+        twice = next((i for i in range(1, len(turns)) if turns[i].speaker == turns[i - 1].speaker), None)
+        if twice is not None:
+            message = f"is {turns[twice].speaker!r} twice in a row; they are joined in the prompt, add what is missing"
+            yield _warning("history", example.source, f"chat_history[{twice}].speaker", message)
+        elif turns and turns[-1].speaker == USER:
+            message = "is 'user', and the question follows without an answer; add it, or move the turn to the question"
+            yield _warning("history", example.source, f"chat_history[{len(turns) - 1}].speaker", message)
+
+
+def _all_examples(dataset: Dataset) -> Iterator[Example]:
+    for examples in dataset.examples.values():
+        yield from examples
+
+
+CHECKS: tuple[Callable[[Dataset], Iterator[Finding]], ...] = (
+    _damaged_characters,
+    _files_given_twice,
+    _repeated_questions,
+    _leaks,
+    _gold_not_in_database,
+    _answers_off_passage,
+    _gold_as_negatives,
+    _histories,
+)
+
+
+def in_order(findings: Iterable[Finding], dataset: Dataset) -> list[Finding]:
+    """Errors before warnings, then by file as a run reads them, then by line."""
+    files = {str(path): i for i, path in reversed(list(enumerate(dataset.paths.values())))}
+
+    def key(finding: Finding) -> tuple[bool, int, int]:
+        file, line = place(finding.where)
+        return finding.severity != ERROR, files.get(file, -1), line
+
+    return sorted(findings, key=key)
+
+
+def counts(findings: Iterable[Finding]) -> list[str]:
+    """One line for each file and check that has warnings: what, how often, and where first."""
+    lines = []
+    for (file, check), found in _kinds(findings).items():
+        line = place(found[0].where)[1]
+        first = f"{'line' if len(found) == 1 else 'first in line'} {line}" if line else found[0].message
+        lines.append(f"{file}: {len(found)} x {TITLES[check]} ({first})")
+    return lines
+
+
+_MANY = 5  # warnings of one kind in one file, up to which each is a line of its own
+_NAMED = 3  # of more than that, so many are named
+
+
+def condensed(findings: Iterable[Finding], dataset: Dataset) -> list[str]:
+    """A line for each finding, but one for all warnings of a kind that a file is full of.
+
+    It has their number, their share of the file, the longest of them (the first, where length is not the problem),
+    and the way out.
+    """
+    findings = list(findings)
+    masses = {kind: found for kind, found in _kinds(findings).items() if len(found) > _MANY}
+    lines = []
+    for finding in findings:
+        kind = place(finding.where)[0], finding.check
+        if finding.severity != WARNING or kind not in masses:
+            lines.append(f"{finding.severity}: {finding}")
+        elif finding is masses[kind][0]:
+            lines.append(f"{WARNING}: {_mass(masses[kind], dataset)}")
+    return lines
+
+
+def _kinds(findings: Iterable[Finding]) -> dict[tuple[str, str], list[Finding]]:
+    """Warnings by file and check."""
+    kinds: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        if finding.severity == WARNING:
+            kinds.setdefault((place(finding.where)[0], finding.check), []).append(finding)
+    return kinds
+
+
+def _mass(found: Sequence[Finding], dataset: Dataset) -> str:
+    file = place(found[0].where)[0]
+    things = "documents" if file == dataset.paths.get("full_dataset_file_path") else "examples"
+    total = dataset.entries[file]
+    share = len({finding.where for finding in found}) / total
+    worst, *others = sorted(found, key=lambda finding: -(finding.tokens or 0))[:_NAMED]
+    then = " and ".join(
+        f"{place(f.where)[1]}" + (f" ({f.tokens:,} tokens)" if f.tokens is not None else "") for f in others
+    )
+    percent = f"{100 * share:.0f}" if share >= 0.01 else f"{100 * share:.1g}"
+    return (
+        f"{file}: {len(found):,} x {TITLES[worst.check]} ({percent} % of {total:,} {things}); "
+        f"the {'first' if worst.tokens is None else 'longest'}: {worst}; then lines {then}"
+    )

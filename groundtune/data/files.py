@@ -1,0 +1,351 @@
+"""Examples and documents from and to files: JSONL, Parquet, and the historical pickle, which is not executed.
+
+All that is wrong with a file is said at once, one line each: `train.jsonl:17: question: missing; <way out>`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, TypeVar
+
+from groundtune.data.entries import Record, document_of, example_of, json_object, to_json
+from groundtune.data.safe_pickle import RefusedPickle, load_fields
+from groundtune.errors import DataError
+from groundtune.schema import Document, Example
+from groundtune.system.durable import disk_errors
+
+logger = logging.getLogger(__name__)
+
+FilePath = str | os.PathLike[str]
+T = TypeVar("T")
+Rows = Iterator[tuple[int, dict[str, Any]]]
+Reader = Callable[[FilePath, list[str]], Rows]  # yields what can be read, adds the rest to the problems
+
+_DOCUMENT_COLUMNS = ("page_content", "fmt_content", "metadata")
+_BATCH = 4096  # Parquet rows in memory at a time
+# What a file begins with that is no text in UTF-8 at all: one problem, and not one for every line of it.
+_OTHER_KINDS = {
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+    b"\x1f\x8b": "a gzip archive",
+    b"PK\x03\x04": "a zip archive",
+    b"PAR1": "a Parquet file",
+    b"\x80\x04\x95": "a pickle",
+}
+
+
+@dataclass(frozen=True)
+class Contents(Generic[T]):
+    """All that a file holds: its valid entries, each with where it stands ("train.jsonl:17"), and what is wrong.
+
+    `problems` are lines as in `DataError`; `suspicions` are such lines about what can be read, but hardly is meant so.
+    """
+
+    entries: list[tuple[str, T]]
+    problems: list[str]
+    suspicions: list[str]
+
+
+def scan_examples(path: FilePath) -> Contents[Example]:
+    """As `read_examples`, but nothing is left out or raised: for those who want to know all about the file."""
+    return _scan(path, json_rows, example_of)
+
+
+def scan_documents(path: FilePath) -> Contents[Document]:
+    """As `read_documents`, but nothing is left out or raised: for those who want to know all about the file."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in _READERS:
+        return Contents([], [f"{path}: cannot hold documents; a database ends in {', '.join(_READERS)}"], [])
+    return _scan(path, _READERS[suffix], document_of)
+
+
+def read_examples(path: FilePath) -> list[Example]:
+    """Read questions, gold passages and answers from JSONL, one example a line, blank lines skipped.
+
+    A line is `{"question", "gold_docs": [document], "gold_answer", "chat_history": [turn], "hard_neg_docs":
+    [document], "gold_answers": [text], "answerable": bool}`, the last four optional; other keys are ignored. An
+    example whose question or answer is blank is left out with a warning: published data has such lines, and there is
+    nothing in them to learn or to score.
+
+    Raises:
+        DataError: the file cannot be read, holds no example, or any line is wrong; names all that is wrong.
+    """
+    examples = _entries(scan_examples(path))
+    usable = [example for example in examples if example.question.strip() and example.answer.strip()]
+    if not usable:
+        raise DataError([f"{path}: every question or answer is blank; write at least one example"])
+    if blank := [example.source for example in examples if not (example.question.strip() and example.answer.strip())]:
+        logger.warning("%s: left out %d examples with a blank question or answer: %s", path, len(blank), _few(blank))
+    return usable
+
+
+def read_documents(path: FilePath) -> list[Document]:
+    """Read a document database: `.jsonl`, `.parquet` or `.pkl`. Of documents with one text the first is kept.
+
+    Parquet has a column `page_content` and may have `fmt_content` and `metadata` (struct, map or JSON text);
+    other columns go into the metadata, except binary ones. `documents.parquet:17` is its 17th document.
+
+    Raises:
+        DataError: the file is of another kind, cannot be read, holds no document, or any document is wrong.
+    """
+    documents = _entries(scan_documents(path))
+    distinct: dict[str, Document] = {}
+    for document in documents:
+        distinct.setdefault(document.text, document)
+    if len(distinct) < len(documents):
+        dropped = len(documents) - len(distinct)
+        logger.info("%s: dropped %d of %d documents as duplicates", path, dropped, len(documents))
+    return list(distinct.values())
+
+
+def read_pickle_documents(path: FilePath, max_bytes: int = 4 * 2**30) -> list[Document]:
+    """Read the historical pickle, a list of `local_rqa.schema.document.Document`, without executing anything.
+
+    `max_bytes` bounds both the file and what its documents take when written out.
+
+    Raises:
+        DataError: the file is not such a pickle, or any document in it is wrong.
+    """
+    return _entries(_scan(path, partial(_pickle_rows, max_bytes=max_bytes), document_of))
+
+
+def write_documents(path: FilePath, documents: Iterable[Document]) -> None:
+    """Write a document database as `.jsonl` or `.parquet`; the file is there as a whole or not at all.
+
+    Raises:
+        DataError: another suffix, or Parquet without pyarrow.
+        OSError: the file cannot be written.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".jsonl":
+        write_jsonl(path, (document.to_dict() for document in documents))
+    elif suffix == ".parquet":
+        _write_parquet(path, documents)
+    else:
+        raise DataError([f"{path}: documents are not written so; end the name in .jsonl or .parquet"])
+
+
+def write_jsonl(path: FilePath, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line, UTF-8; the file is there as a whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+        TypeError, ValueError: a row is not JSON, or its text not encodable; an existing file stays as it was.
+    """
+    with replacing(path) as file:
+        for row in rows:
+            file.write(to_json(row).encode("utf-8") + b"\n")
+
+
+def write_text(path: FilePath, text: str) -> None:
+    """Write a text file, UTF-8 with "\\n" at line ends; it is there as a whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def sha256_of(path: FilePath) -> str:
+    """SHA-256 of a file's bytes, in hex.
+
+    Raises:
+        DataError: the file cannot be opened.
+    """
+    digest = hashlib.sha256()
+    with _open(path) as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _few(names: list[str], at_most: int = 5) -> str:
+    return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
+
+
+def _scan(path: FilePath, rows: Reader, build: Callable[[Record], T]) -> Contents[T]:
+    """Build every row of a file that is a valid one."""
+    found: Contents[T] = Contents([], [], [])
+    try:
+        for number, row in rows(path, found.problems):
+            problems_before = len(found.problems)
+            record = Record(f"{path}:{number}", row, found.problems, found.suspicions)
+            entry = build(record)
+            if len(found.problems) == problems_before:
+                found.entries.append((record.where, entry))
+    except DataError as error:  # the file as a whole
+        found.problems.extend(error.problems)
+    if not found.entries and not found.problems:
+        found.problems.append(f"{path}: is empty; it needs at least one entry")
+    return found
+
+
+def _entries(found: Contents[T]) -> list[T]:
+    if found.problems:
+        raise DataError(found.problems)
+    return [entry for _, entry in found.entries]
+
+
+def json_rows(path: FilePath, problems: list[str]) -> Rows:
+    """Number and object of every line that is not blank; lines that hold no object become problems."""
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            if number == 1:
+                if kind := next((kind for magic, kind in _OTHER_KINDS.items() if line.startswith(magic)), None):
+                    raise DataError([f"{path}:1: line: the file is {kind}; it must be JSON lines in UTF-8"])
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if not line.strip():
+                continue
+            try:
+                yield number, json_object(line)
+            except ValueError as error:
+                problems.append(f"{path}:{number}: line: {error}")
+
+
+def _parquet_rows(path: FilePath, problems: list[str]) -> Rows:
+    pa, pq = _pyarrow(path)
+    with _open(path) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+            binary = (pa.binary(), pa.large_binary())
+            columns = [column.name for column in parquet.schema_arrow if column.type not in binary]
+            if not {"page_content", "fmt_content"} & set(columns):
+                seen = ", ".join(columns) or "none"
+                problems.append(f"{path}: page_content: missing; name a column so (there are: {seen})")
+                return
+            batches = parquet.iter_batches(_BATCH, columns=columns)
+            for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+                yield number, _document_fields(row)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = _one_line(error)
+            raise DataError([f"{path}: not a readable Parquet file ({reason}); write it again"]) from error
+
+
+def _document_fields(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with its metadata as an object and its other columns in there; dates and the like become text."""
+    fields = {name: row.pop(name, None) for name in _DOCUMENT_COLUMNS}
+    metadata = fields["metadata"]
+    try:
+        if isinstance(metadata, str):
+            metadata = json.loads(metadata)
+        elif isinstance(metadata, list) and all(isinstance(entry, tuple) for entry in metadata):
+            metadata = dict(metadata)  # a map column
+        if metadata is None or isinstance(metadata, dict):
+            fields["metadata"] = json.loads(json.dumps({**row, **(metadata or {})}, default=str))
+    except (ValueError, RecursionError):
+        pass  # stays as it is, and is reported as that
+    return fields
+
+
+def _write_parquet(path: FilePath, documents: Iterable[Document]) -> None:
+    pa, pq = _pyarrow(path)
+    schema = pa.schema([(name, pa.string()) for name in _DOCUMENT_COLUMNS])
+    rows = ({**d.to_dict(), "metadata": to_json(d.metadata)} for d in documents)
+    with replacing(path) as file, pq.ParquetWriter(file, schema) as writer:
+        while batch := list(islice(rows, _BATCH)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+
+
+def _pyarrow(path: FilePath) -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError([f'{path}: Parquet needs pyarrow; pip install "groundtune[parquet]"']) from error
+    return pyarrow, pyarrow.parquet
+
+
+def _pickle_rows(path: FilePath, problems: list[str], max_bytes: int = 4 * 2**30) -> Rows:
+    with _open(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise DataError([f"{path}: {size:,} bytes, over the limit of {max_bytes:,}; save it as .jsonl"])
+        data = file.read(size)
+    try:
+        yield from enumerate(load_fields(data, max_bytes), 1)
+    except RefusedPickle as error:
+        problem = f"{path}: refused, nothing in it was executed: {_one_line(error)}"
+        accepted = "only a list of local_rqa Documents of plain data, in pickle protocol 2 to 5, is read"
+        raise DataError([f"{problem}; {accepted}: save the documents as .jsonl"]) from error
+
+
+_READERS = {".jsonl": json_rows, ".parquet": _parquet_rows, ".pkl": _pickle_rows, ".pickle": _pickle_rows}
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _open(path: FilePath) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise DataError([_why_not_opened(Path(path), error)]) from error
+
+
+def _why_not_opened(path: Path, error: Exception) -> str:
+    if os.path.isdir(path):  # unlike Path.is_dir, this never raises
+        return f"no such file: {path} is a folder; name a file in it"
+    if not isinstance(error, FileNotFoundError):
+        return f"{path}: cannot be opened ({_one_line(error)}); check its name and permissions"
+    folder = path.parent
+    if not os.path.isdir(folder):
+        return f"no such file: {path}; there is no folder {folder} either"
+    names = sorted(os.listdir(folder)) if os.access(folder, os.R_OK) else []
+    near = difflib.get_close_matches(path.name, names)
+    return f"no such file: {path}; " + (f"did you mean {' or '.join(near)}?" if near else "check the path")
+
+
+def in_the_way(flag: str, path: FilePath, folder: bool = False) -> list[str]:
+    """Why no file, or `folder`, can be written at `path`, seen before there is anything to write; empty if it can."""
+    path = Path(path)
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # to be made, or told below
+    except (OSError, ValueError) as error:  # a name that is too long, another user's home, a null character
+        return [f"--{flag}: {path} cannot be made ({_one_line(error)}); name another {'folder' if folder else 'file'}"]
+    above = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+    if not os.path.isdir(above):
+        return [f"--{flag}: {path} cannot be made: {above} is a file; name another {'folder' if folder else 'file'}"]
+    if folder and os.path.exists(path) and not os.path.isdir(path):
+        return [f"--{flag}: {path} is a file; name a folder, new or existing"]
+    if not folder and os.path.isdir(path):
+        return [f"--{flag}: {path} is a folder; name a file"]
+    if not os.access(path if os.path.isdir(path) else above, os.W_OK):
+        return [f"--{flag}: {path} cannot be written; change its permissions, or name another"]
+    return []
+
+
+@contextmanager
+def replacing(path: FilePath) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` in one step when the block ends, and vanishes if it raises.
+
+    Made by `open` and not by `tempfile`, whose files nobody else may read. Raises `DiskError`.
+    """
+    target = Path(os.path.realpath(path))  # a link goes on pointing to the file
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with disk_errors(path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

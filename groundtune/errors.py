@@ -1,0 +1,31 @@
+"""What a user can solve, said in lines that a command prints."""
+
+from __future__ import annotations
+
+
+class DataError(Exception):
+    """What is wrong with a file, all of it: `problems`, one line each. As a string, the first 20 of them."""
+
+    def __init__(self, problems: list[str]) -> None:
+        # One file given twice (as eval and as test, say) is wrong only once.
+        self.problems = list(dict.fromkeys(problems))
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        more = len(self.problems) - 20
+        return "\n".join(self.problems[:20] + ([f"... and {more} more"] if more > 0 else []))
+
+
+class ModelError(DataError):
+    """The model cannot be loaded as asked for; the message says why and what to do."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__([problem])
+
+
+def why_not_loaded(error: Exception) -> str:
+    """A library's error in one line."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if "safetensors" in reason:
+        return f"{reason} Weights are read from safetensors only, as a .bin file is a pickle; convert them first"
+    return reason if len(reason) <= 240 else f"{reason[:237]}..."

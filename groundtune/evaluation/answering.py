@@ -1,0 +1,141 @@
+"""Whatever answers questions: a model in this process, or one on a server.
+
+Each is a callable `answer(asked, on_done) -> Evaluation`: the prompts are the evaluator's, the ones of training.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+from groundtune.evaluation.arguments import InferenceArguments
+from groundtune.evaluation.evaluator import EndToEndEvaluator, passages_of, score_replies
+from groundtune.evaluation.predictions import Evaluation, evaluation_of
+from groundtune.model.endpoint import Endpoint, lasting
+from groundtune.model.generators import computing
+from groundtune.prompts.policies import kept
+from groundtune.prompts.prompt import chat_messages, make_prompt
+from groundtune.retrieval.opening import index_folder, open_retriever
+from groundtune.retrieval.retrievers import retrieve
+from groundtune.schema import Document, Example, Hit
+
+OnDone = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Questions to be answered in one context; `evaluator` holds their prompts, where a tokenizer is known here."""
+
+    context: str
+    examples: Sequence[Example]
+    hits: Sequence[tuple[Hit, ...]]
+    instruction: str
+    max_new_tokens: int
+    retrieval_seconds: float
+    bootstrap_samples: int
+    evaluator: EndToEndEvaluator | None = None
+
+
+Answer = Callable[[Asked, OnDone], Evaluation]
+
+
+def answer_here(model: Any, bf16: bool, without_adapter: bool = False) -> Answer:
+    """Answers by a model in this process, computed as training evaluates it."""
+
+    def answer(asked: Asked, on_done: OnDone) -> Evaluation:
+        with computing(model, bf16), model.disable_adapter() if without_adapter else nullcontext():
+            return asked.evaluator(model, on_answer=on_done)
+
+    return answer
+
+
+def answer_by_completions(endpoint: Endpoint) -> Answer:
+    """Answers by a server that is sent the token ids of our own prompts."""
+    ask = lasting(endpoint.continue_prompts)
+
+    def answer(asked: Asked, on_done: OnDone) -> Evaluation:
+        begin, evaluator = time.perf_counter(), asked.evaluator
+        replies = ask(
+            [question.prompt_ids for question in evaluator.questions],
+            asked.max_new_tokens,
+            stop=evaluator.prompt.stop_texts,
+            on_done=on_done,
+        )
+        return evaluator.score(replies, time.perf_counter() - begin)
+
+    return answer
+
+
+def answer_by_chat(endpoint: Endpoint) -> Answer:
+    """Answers by a server that is sent messages, and writes the prompt by its own template.
+
+    Without its tokenizer nothing is counted here: all passages are sent, and a prompt too long for the server fails.
+    """
+    ask = lasting(endpoint.complete)
+
+    def answer(asked: Asked, on_done: OnDone) -> Evaluation:
+        begin = time.perf_counter()
+        read = [kept(passages) for passages in passages_of(asked.context, asked.examples, asked.hits)]
+        messages = [
+            chat_messages(asked.instruction, these, example.chat_history, example.question)
+            for these, example in zip(read, asked.examples, strict=True)
+        ]
+        replies = ask(messages, asked.max_new_tokens, on_done=on_done)
+        seconds = time.perf_counter() - begin
+        predictions = score_replies(
+            asked.examples, asked.hits, read, replies, asked.context, asked.retrieval_seconds, seconds
+        )
+        return evaluation_of(predictions, asked.bootstrap_samples)
+
+    return answer
+
+
+def open_questions(
+    arguments: InferenceArguments, examples: list[Example], documents: list[Document]
+) -> tuple[list[Asked], Any | None]:
+    """The questions of each context with what was retrieved and, where a tokenizer is known, their prompts.
+
+    Raises `DataError` for questions too long to be answered, `ModelError` without tokenizer or embedding model.
+    """
+    tokenizer = None
+    if arguments.api != "chat":
+        tokenizer = arguments.answering_model().open_tokenizer()
+    hits, seconds = [()] * len(examples), 0.0
+    if arguments.searches:
+        retriever = open_retriever(arguments.retrieval, documents, index_folder(arguments.data))
+        begin = time.perf_counter()
+        k, history = arguments.retrieval.eval_num_to_retrieve, arguments.retrieval.query_history
+        hits = retrieve(retriever, examples, k, history)
+        seconds = time.perf_counter() - begin
+    return [_asked(arguments, context, examples, hits, seconds, tokenizer) for context in arguments.contexts], tokenizer
+
+
+def _instruction(arguments: InferenceArguments, context: str) -> str:
+    """The sentence that opens a prompt: the usual one speaks of passages."""
+    return arguments.answers.closed_book_instruction if context == "closed_book" else arguments.prompt.instruction
+
+
+def _asked(
+    arguments: InferenceArguments, context: str, examples: list[Example], hits: Any, seconds: float, tokenizer: Any
+) -> Asked:
+    instruction, evaluation = _instruction(arguments, context), arguments.evaluation
+    evaluator = None
+    if tokenizer is not None:
+        evaluator = arguments.method.evaluator(
+            name=context,
+            examples=examples,
+            hits=hits,
+            prompt=make_prompt(tokenizer, replace(arguments.prompt, instruction=instruction)),
+            pad_id=tokenizer.pad_token_id,
+            max_length=arguments.data.max_seq_length,
+            max_new_tokens=evaluation.max_new_tokens,
+            batch_size=arguments.answers.per_device_eval_batch_size,
+            retrieval_seconds=seconds,
+            bootstrap_samples=evaluation.bootstrap_samples,
+            context=context,
+        )
+    new, samples = evaluation.max_new_tokens, evaluation.bootstrap_samples
+    return Asked(context, examples, hits, instruction, new, seconds, samples, evaluator)

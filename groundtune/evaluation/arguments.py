@@ -1,0 +1,344 @@
+"""The arguments of evaluating, asking and judging; those of data, retrieval, prompt and model are training's own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from groundtune.arguments import (
+    DataArguments,
+    EvaluationArguments,
+    ModelArguments,
+    PromptArguments,
+    RetrievalArguments,
+    argument,
+    check_loading,
+    check_model_name,
+    check_retrieval,
+    no_room,
+    no_such_file,
+    too_small,
+)
+from groundtune.data.files import in_the_way
+from groundtune.data.model_folders import adapter_base_of
+from groundtune.methods import Method, method_of
+from groundtune.model.endpoint import Endpoint, endpoint_at, is_server, server_problems
+from groundtune.prompts.policies import CONTEXTS
+from groundtune.runs.remembered import BASE_MODEL, Remembered, leads_out_of
+from groundtune.system.text import harmless_line
+
+SEARCHED = ("retrieved", "gold_and_distractors")  # the contexts that need a retriever
+
+
+if TYPE_CHECKING:
+    from groundtune.model.opening import AnsweringModel
+
+
+@dataclass
+class GeneratorArguments:
+    """Who answers."""
+
+    _argument_group_name = "generator"
+
+    generator: str = argument(
+        "",
+        "openai:URL, an OpenAI-compatible server such as openai:http://localhost:8000/v1, answers instead of the "
+        "model here. Its key is read from the environment: GROUNDTUNE_API_KEY, else OPENAI_API_KEY.",
+    )
+    generator_model: str = argument("", "The model's name on that server.")
+    generator_api: str = argument(
+        "",
+        "completions: the server gets the prompt as it is written here, as the token ids of MODEL's tokenizer. "
+        "chat: it gets messages, and writes the prompt itself. Default: completions if MODEL is given, else chat.",
+        ["completions", "chat"],
+    )
+    generator_options: str = argument(
+        "", 'Fields for every request, as JSON; null takes one of ours out: {"max_tokens": null, "seed": 1}.'
+    )
+    endpoint_concurrency: int = argument(8, "Requests to a server at once.")
+    endpoint_retries: int = argument(5, "How often a request that failed is sent again, after growing waits.")
+    endpoint_timeout: float = argument(120.0, "Seconds after which a request has failed.")
+
+
+@dataclass
+class JudgeArguments:
+    """A language model that grades the answers."""
+
+    _argument_group_name = "judge"
+
+    judge: str = argument(
+        "", "Who grades the answers: openai:URL, or a model folder or hub name that is loaded here. Empty: nobody."
+    )
+    judge_model: str = argument("", "The judge's name on the server.")
+    judge_prompt: list[str] = argument(
+        ["correctness"],
+        "What is graded: correctness (against the gold answer), faithfulness (to the passages), or your own text "
+        "file. The prompts that were used are written to --output_dir: copy one and edit it.",
+    )
+    judge_options: str = argument("", "As --generator_options, for the judge.")
+    judge_max_new_tokens: int = argument(300, "Longest judgement in tokens.")
+
+
+@dataclass
+class AnswerArguments:
+    """What is answered from, and when an answer counts as right."""
+
+    _argument_group_name = "answers"
+
+    contexts: str = argument(
+        "retrieved",
+        "What the model reads, separated by commas, or all: closed_book (no passage), retrieved (end to end), gold, "
+        "gold_and_distractors (gold first, then hard negatives and retrieved passages).",
+    )
+    closed_book_instruction: str = argument(
+        "Answer the user's question.", "The sentence that opens a prompt without passages."
+    )
+    with_base: bool = argument(
+        False, "Evaluate the model before its training too, on the same prompts; needs an adapter or a run's folder."
+    )
+    right_metric: str = argument("generation/f1", "The score that decides whether an answer counts as right.")
+    right_threshold: float = argument(0.5, "An answer is right if that score is at least so high.")
+    per_device_eval_batch_size: int = argument(16, "Questions answered at once on this machine.")
+    base_model: str = argument(
+        "",
+        "The model (hub name or folder) that MODEL's adapter stands on or, with --with_base, that MODEL was trained "
+        "from. Default: what MODEL's folder names, if this machine made it.",
+    )
+    bf16: bool | None = argument(None, "Compute in bfloat16. Default: wherever the hardware does so itself.")
+    output_dir: str = argument(
+        "",
+        "Folder for metrics, predictions and the report. Default: `evaluation` in a run's folder, else "
+        "runs/evaluate-NAME.",
+    )
+
+
+GROUPS = (
+    DataArguments,
+    RetrievalArguments,
+    PromptArguments,
+    ModelArguments,
+    EvaluationArguments,
+    GeneratorArguments,
+    JudgeArguments,
+    AnswerArguments,
+)
+
+
+@dataclass(frozen=True)
+class InferenceArguments:
+    """All arguments of `groundtune evaluate` and `ask`; `model.model_name_or_path` is MODEL.
+
+    `run` is the run that made MODEL, None if no run did. `words` are the command that the user typed, which problems
+    print with the flags that it lacks.
+    """
+
+    data: DataArguments
+    retrieval: RetrievalArguments
+    prompt: PromptArguments
+    model: ModelArguments
+    evaluation: EvaluationArguments
+    generator: GeneratorArguments
+    judge: JudgeArguments
+    answers: AnswerArguments
+    run: Remembered | None = None
+    words: Sequence[str] = ()
+
+    @property
+    def name(self) -> str:
+        """What answers, in a word for people."""
+        folder = Path(self.model.model_name_or_path)
+        return self.generator.generator_model or folder.name or folder.resolve().name  # "." has no name
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the results go."""
+        in_run = self.run is not None and self.api == "here"
+        default = Path(self.model.model_name_or_path, "evaluation") if in_run else Path("runs", f"evaluate-{self.name}")
+        return Path(self.answers.output_dir or default)
+
+    @property
+    def contexts(self) -> list[str]:
+        named = [name.strip() for name in self.answers.contexts.split(",")]
+        return list(CONTEXTS) if named == ["all"] else list(dict.fromkeys(named))
+
+    @property
+    def searches(self) -> bool:
+        """Whether any context needs a retriever."""
+        return any(context in SEARCHED for context in self.contexts)
+
+    @property
+    def api(self) -> str:
+        """`here`, `completions` or `chat`."""
+        if not self.generator.generator:
+            return "here"
+        return self.generator.generator_api or ("completions" if self.model.model_name_or_path else "chat")
+
+    def generator_endpoint(self) -> Endpoint:
+        """The server that answers."""
+        g = self.generator
+        return endpoint_at(g.generator, g.generator_model, g.generator_options, **self.server_limits)
+
+    @property
+    def server_limits(self) -> dict[str, Any]:
+        """How every server is asked, as fields of `Endpoint`."""
+        g = self.generator
+        return {"concurrency": g.endpoint_concurrency, "retries": g.endpoint_retries, "timeout": g.endpoint_timeout}
+
+    @property
+    def bf16(self) -> bool:
+        """What `--bf16` says, else what the hardware does."""
+        from groundtune.model.loading import computes_bf16  # here, for it takes torch, and -h is to come at once
+
+        return computes_bf16() if self.answers.bf16 is None else self.answers.bf16
+
+    @property
+    def method(self) -> Method:
+        """The method of the run that made MODEL; its functions load it and evaluate it."""
+        return method_of(self.run.method if self.run else "")
+
+    def answering_model(self) -> AnsweringModel:
+        """MODEL, ready to be opened; raises `DataError` if it is an adapter whose configuration cannot be read."""
+        from groundtune.model.opening import AnsweringModel, adapter_base
+
+        base = self.base if self.answers.base_model else adapter_base(self.model)
+        base = self.base if base and os.path.isdir(self.model.model_name_or_path) else base
+        settings = self.run.settings if self.run else {"use_peft": True}
+        return AnsweringModel(
+            self.model, self.bf16, base, self.run is not None, not settings.get("use_peft"), self.method.load
+        )
+
+    def base_model(self) -> AnsweringModel:
+        """The model that the run of MODEL began with."""
+        model = replace(self.model, model_name_or_path=self.base)
+        return replace(self.answering_model(), arguments=model, base="", by_run=False)
+
+    def check(self, has_examples: bool = True) -> list[str]:
+        """Every problem that can be seen without reading data or loading a model, one line each; empty if none.
+
+        `has_examples`: whether the examples of --eval_file are answered, or somebody's questions.
+        """
+        if outside := self._outside(has_examples):
+            return [self._not_followed(outside)]  # before anything that the folder names is looked at
+        files = self._check_files(has_examples)
+        return [*files, *self._check_who(), *self._check_judge(), *self._check_numbers()]
+
+    def _outside(self, has_examples: bool) -> dict[str, str]:
+        """Flag -> value: what MODEL's folder names outside itself and would be used, though this machine did not make
+        it and the user did not name it."""
+        wanted = {"--base_model": self._base_outside()}
+        if self.run:
+            if wanted["--base_model"] == self.run.outside.get(BASE_MODEL):
+                wanted |= {"--model_revision": self.run.revision or "", "--gguf_file": self.run.gguf_file or ""}
+            names = dict(self.run.outside)
+            if has_examples and not self.data.eval_file:
+                wanted["--eval_file"] = names.get("test_file") or names.get("eval_file") or ""
+            if self.searches and not self.data.full_dataset_file_path:
+                wanted["--full_dataset_file_path"] = names.get("full_dataset_file_path", "")
+            embedding = self.retrieval.eval_embedding_model or self.retrieval.embedding_model
+            if self.searches and self.retrieval.retriever != "bm25" and not embedding:
+                named = names.get("eval_embedding_model") or names.get("embedding_model") or ""
+                wanted["--embedding_model"] = named
+        return {flag: value for flag, value in wanted.items() if value}
+
+    def _base_outside(self) -> str:
+        """The base model, if one is needed and may not be taken from MODEL's folder."""
+        folder = self.model.model_name_or_path
+        if self.answers.base_model or not os.path.isdir(folder) or (self.run and self.run.own):
+            return ""
+        base = adapter_base_of(Path(folder))
+        if base:
+            return base if leads_out_of(folder, base) else ""
+        return self.run.outside.get(BASE_MODEL, "") if self.run and self.answers.with_base else ""
+
+    @property
+    def base(self) -> str:
+        """The model that MODEL was trained from, as far as it is known without asking a hub; empty if it is not."""
+        run, folder = self.run, self.model.model_name_or_path
+        known = run.names.get(BASE_MODEL, "") if run else ""
+        of_adapter = adapter_base_of(Path(folder)) if not known and os.path.isdir(folder) else ""
+        return self.answers.base_model or known or of_adapter
+
+    def _not_followed(self, outside: Mapping[str, str]) -> str:
+        command = shlex.join([*self.words, *(word for flag in outside.items() for word in flag)])
+        return harmless_line(
+            f"{self.model.model_name_or_path}: names {', '.join(outside.values())} outside its folder, and this "
+            "machine has no record of making it, so none of them is used; if you trust them, name them yourself: "
+            f"{command}"
+        )
+
+    def _check_files(self, has_examples: bool) -> list[str]:
+        data, problems, searches = self.data, [], self.searches
+        if has_examples and not data.eval_file:
+            problems.append("--eval_file: missing; name a file of examples (.jsonl)")
+        if searches and not data.full_dataset_file_path:
+            way_out = f", or leave {' and '.join(SEARCHED)} out of --contexts" if has_examples else ""
+            problems.append(f"--full_dataset_file_path: missing; name the document database{way_out}")
+        read = ["eval_file"] * has_examples + ["full_dataset_file_path"] * searches
+        problems += no_such_file(data, read)
+        if searches and data.full_dataset_index_path:
+            problems += in_the_way("full_dataset_index_path", data.full_dataset_index_path, folder=True)
+        if has_examples:
+            problems += in_the_way("output_dir", self.output_dir, folder=True)
+        unknown = [context for context in self.contexts if context not in CONTEXTS]
+        if unknown:
+            problems.append(f"--contexts: unknown: {', '.join(unknown)}; choose from {', '.join(CONTEXTS)}, or all")
+        return problems + (check_retrieval(self.retrieval) if searches else [])
+
+    def _check_who(self) -> list[str]:
+        name, problems = self.model.model_name_or_path, []
+        if self.api == "here" and not name:
+            problems.append("MODEL: missing; name a folder or hub model, or a server with --generator openai:URL")
+        elif not os.path.isdir(name) and re.search(r"\s", name):
+            problems.append(f"MODEL: {name!r} is none; name a folder or hub model first, or write --question before it")
+        if self.api == "completions" and not name:
+            problems.append("--generator_api completions: needs MODEL, whose tokenizer writes the prompt; or use chat")
+        problems += [problem.removeprefix("--") for problem in check_model_name("MODEL", name)]
+        if self.api == "here":
+            # An adapter's folder holds no GGUF file; its base does.
+            problems += check_loading(replace(self.model, use_peft=True, gguf_file=None))
+        if self.generator.generator:
+            g = self.generator
+            problems += server_problems("generator", g.generator, g.generator_model, g.generator_options)
+            if self.answers.with_base:
+                problems.append("--with_base: a server has one model; evaluate the other by itself, then compare")
+        return problems
+
+    def _check_judge(self) -> list[str]:
+        from groundtune.evaluation.metrics import (  # here, for it takes numpy, and -h is to come at once
+            METRICS,
+            greater_is_better,
+        )
+
+        judge, problems = self.judge, []
+        # Those from 0 to 1 that every answer has, and of which more is better.
+        known = [n for n in METRICS if n.startswith(("generation/", "grounded/")) and greater_is_better(n)]
+        if self.answers.right_metric not in known and not self.answers.right_metric.startswith("judge/"):
+            problems.append(f"--right_metric: {self.answers.right_metric} is unknown; choose from {', '.join(known)}")
+        if self.answers.right_metric.startswith("judge/") and not judge.judge:
+            problems.append(f"--right_metric: {self.answers.right_metric} needs a judge; name one with --judge")
+        if is_server(judge.judge):
+            problems += server_problems("judge", judge.judge, judge.judge_model, judge.judge_options)
+        elif judge.judge:
+            problems += check_model_name("judge", judge.judge)
+        return problems
+
+    def _check_numbers(self) -> list[str]:
+        least = [
+            (self.data, "max_seq_length", 16),
+            (self.retrieval, "eval_num_to_retrieve", 1),
+            (self.retrieval, "embedding_batch_size", 1),
+            (self.evaluation, "max_new_tokens", 1),
+            (self.evaluation, "bootstrap_samples", 100),
+            (self.evaluation, "eval_max_samples", 0),
+            (self.generator, "endpoint_concurrency", 1),
+            (self.generator, "endpoint_retries", 0),
+            (self.generator, "endpoint_timeout", 0.001),
+            (self.judge, "judge_max_new_tokens", 1),
+            (self.answers, "per_device_eval_batch_size", 1),
+        ]
+        return too_small(least) + no_room(self.data, self.evaluation)

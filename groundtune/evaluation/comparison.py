@@ -1,0 +1,197 @@
+"""Systems that answered the same questions, side by side: means, differences to the first, who won which question."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from groundtune.errors import DataError
+from groundtune.evaluation.abstention import note
+from groundtune.evaluation.metrics import PairedDifference, greater_is_better, paired_difference
+from groundtune.evaluation.outcomes import outcome_counts
+from groundtune.evaluation.predictions import Evaluation, evaluation_of, read_predictions
+from groundtune.evaluation.verdicts import ABSTENTION, F1, SCORES, Change, most_changed, verdict
+from groundtune.schema import Prediction
+
+HOW_TO_READ = (
+    "Means over questions with their 95 % bootstrap intervals. A difference is to the first system, over the questions "
+    "that both answered; it is better or worse where its paired interval excludes 0 and p < 0.05, else unclear. "
+    "The differences are not corrected for being many. An answer that failed is in no mean, and is counted."
+)
+_OTHERS = {
+    "grounded/tokens": "Found in passages",
+    "grounded/quotes": "Quotes found",
+    "generation/unfinished": "Unfinished",
+    "generation/new_tokens": "New tokens",
+}
+# Where a run of `sft` or `swr`, and one of `evaluate`, keeps what it is compared by.
+_IN_FOLDERS = ("predictions/test_tuned.jsonl", "predictions/retrieved.jsonl")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Evaluations by the name of their system, of the same questions in the same order; the first is the reference."""
+
+    title: str
+    evaluations: Mapping[str, Evaluation]
+    left_out: Mapping[str, int]  # answers of each system to questions that not all have
+
+    @property
+    def reference(self) -> str:
+        return next(iter(self.evaluations))
+
+    @property
+    def others(self) -> list[str]:
+        return list(self.evaluations)[1:]
+
+    @property
+    def n(self) -> int:
+        return self.evaluations[self.reference].n
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """The metrics that are shown, in the order in which they are read, and what they are called."""
+        measured = list(dict.fromkeys(name for e in self.evaluations.values() for name in e.metrics))
+        judges = {name: f"Judge: {name.partition('/')[2]}" for name in measured if name.startswith("judge/")}
+        recalls = sorted((n for n in measured if "/recall@" in n), key=lambda n: int(n.partition("@")[2]))
+        retrieval = {name: name.partition("/")[2].capitalize() for name in recalls} | {"retrieval/mrr": "MRR"}
+        labels = SCORES | ABSTENTION | judges | _OTHERS | retrieval
+        return {name: label for name, label in labels.items() if name in measured}
+
+    @cached_property
+    def differences(self) -> dict[str, dict[str, PairedDifference]]:
+        """By system, and by metric: system - reference, over the questions for which both have it."""
+        first = self.evaluations[self.reference].predictions
+        return {name: _differences(first, self.evaluations[name].predictions, self.labels) for name in self.others}
+
+    def verdict(self, name: str) -> str:
+        """One honest sentence on a system and the reference, from token F1."""
+        if F1 not in self.differences[name]:
+            return f"Nothing to compare: no question was answered by both {name} and {self.reference}"
+        return verdict(
+            self.differences[name], self.evaluations[self.reference], self.evaluations[name], name, self.reference
+        )
+
+    def gained_and_lost(self, name: str) -> tuple[list[Change], list[Change]]:
+        """The answers on which a system beats the reference most, and those on which it loses most, by token F1."""
+        pairs = zip(self.evaluations[self.reference].predictions, self.evaluations[name].predictions, strict=True)
+        return most_changed(pair for pair in pairs if all(F1 in prediction.scores for prediction in pair))
+
+    def outcomes(self) -> dict[str, dict[str, int]]:
+        """By system, how many questions had which outcome; empty if the outcomes are not known."""
+        counts = {name: outcome_counts(e.predictions) for name, e in self.evaluations.items()}
+        known = all(any(p.outcome for p in e.predictions) for e in self.evaluations.values())
+        return counts if known else {}
+
+    @property
+    def unanswerable(self) -> str:
+        """What a reader must know if some questions have no answer."""
+        return note([prediction.example for prediction in self.evaluations[self.reference].predictions])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "title": self.title,
+            "n": self.n,
+            "reference": self.reference,
+            "left_out": dict(self.left_out),
+            "systems": {name: evaluation.to_dict() for name, evaluation in self.evaluations.items()},
+            "outcomes": self.outcomes(),
+            "differences": {
+                name: {metric: found.to_dict() for metric, found in metrics.items()}
+                for name, metrics in self.differences.items()
+            },
+            "verdicts": {name: self.verdict(name) for name in self.others},
+        }
+
+
+def compare(title: str, systems: Mapping[str, Sequence[Prediction]], samples: int = 2000) -> Comparison:
+    """Pair the systems' answers by question, chat history and gold answer.
+
+    Raises `DataError` if no question was put to all of them.
+    """
+    keyed = {name: _by_question(predictions) for name, predictions in systems.items()}
+    first = next(iter(keyed.values()))
+    common = [key for key in first if all(key in answers for answers in keyed.values())]
+    if not common:
+        sizes = ", ".join(f"{name} ({len(answers)})" for name, answers in keyed.items())
+        raise DataError([f"compare: no question is in all of {sizes}; evaluate them on the same file of examples"])
+    return Comparison(
+        title,
+        {name: evaluation_of([answers[key] for key in common], samples) for name, answers in keyed.items()},
+        {name: len(answers) - len(common) for name, answers in keyed.items()},
+    )
+
+
+def find_predictions(path: str) -> Path:
+    """The file of predictions that a path means: itself, or that of a run's folder.
+
+    Raises `DataError` if there is none.
+    """
+    given = Path(path)
+    candidates = [given] if os.path.isfile(given) else [given / name for name in _IN_FOLDERS]
+    found = next(filter(os.path.isfile, candidates), None)
+    if found is None:
+        looked = "no such file or folder" if not os.path.exists(given) else f"holds neither {' nor '.join(_IN_FOLDERS)}"
+        raise DataError([f"{path}: {looked}; name the folder of a run, or a file of predictions"])
+    return found
+
+
+def read_systems(paths: Sequence[str], names: Sequence[str] = ()) -> dict[str, list[Prediction]]:
+    """The predictions of each path by the name of its system; without `names`, as much of the path as tells them apart.
+
+    Raises `DataError` with all that is wrong with any of them.
+    """
+    found: list[tuple[str, list[Prediction]]] = []
+    problems: list[str] = []
+    for name, path in zip(names or short_names(paths), paths, strict=True):
+        try:
+            found.append((name, read_predictions(find_predictions(path))))
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
+    return dict(found)
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """For each path its last parts, as few as tell all of them apart; the same path twice gets a number."""
+    named = [Path(path.removesuffix(".jsonl")) for path in paths]
+    parts = [path.parts or (path.resolve().name,) for path in named]  # "." has none
+    longest = max(map(len, parts))
+    depth = next((d for d in range(1, longest) if len({p[-d:] for p in parts}) == len(parts)), longest)
+    names = ["/".join(p[-depth:]) for p in parts]
+    return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
+
+
+def _by_question(predictions: Sequence[Prediction]) -> dict[Hashable, Prediction]:
+    """A question that is asked twice is two questions: the first is paired with the first."""
+    seen: Counter[Hashable] = Counter()
+    found: dict[Hashable, Prediction] = {}
+    for prediction in predictions:
+        example = prediction.example
+        turns = tuple((turn.speaker, turn.message) for turn in example.chat_history)
+        key = (example.question, turns, example.answer)
+        found[(*key, seen[key])] = prediction
+        seen[key] += 1
+    return found
+
+
+def _differences(
+    first: Sequence[Prediction], other: Sequence[Prediction], metrics: Mapping[str, str]
+) -> dict[str, PairedDifference]:
+    found = {}
+    for metric in metrics:
+        pairs = [
+            (a.scores[metric], b.scores[metric])
+            for a, b in zip(first, other, strict=True)
+            if metric in a.scores and metric in b.scores
+        ]
+        if pairs:
+            before, after = zip(*pairs)
+            found[metric] = paired_difference(before, after, greater_is_better=greater_is_better(metric))
+    return found

@@ -1,0 +1,208 @@
+"""End-to-end evaluation: retrieve -> prompt -> generate -> score."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from groundtune.evaluation.abstention import answer_scores, unknown_texts
+from groundtune.evaluation.groundedness import groundedness_scores
+from groundtune.evaluation.metrics import retrieval_scores
+from groundtune.evaluation.predictions import Evaluation, evaluation_of
+from groundtune.model.generation import Generated, generate_greedy
+from groundtune.prompts.policies import CONTEXTS, Passages, draw, kept
+from groundtune.prompts.prompt import Prompt
+from groundtune.prompts.rows import Question, encode_questions
+from groundtune.schema import Document, Example, Hit, Prediction, Reply
+from groundtune.system.processes import in_shares, once
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class EndToEndEvaluator:
+    """Answers the examples' questions from retrieved passages with the model it is called with, and scores them.
+
+    What does not depend on the model is done once, here: `hits` are the retriever's (it is frozen), and the prompts are
+    written when the evaluator is made. Gold passages are used for scoring only, unless another `context` of
+    `passages.CONTEXTS` is asked for. Raises `DataError` for a question that leaves no room for an answer of
+    `max_new_tokens` within `max_length`.
+    """
+
+    name: str
+    examples: Sequence[Example]
+    hits: Sequence[tuple[Hit, ...]]
+    prompt: Prompt
+    pad_id: int
+    max_length: int
+    max_new_tokens: int
+    batch_size: int
+    retrieval_seconds: float = 0.0
+    bootstrap_samples: int = 2000
+    context: str = "retrieved"
+    passages: list[Passages] = field(init=False, repr=False)
+    questions: list[Question] = field(init=False, repr=False)
+
+    primary_metric = "generation/f1"
+
+    def __post_init__(self) -> None:
+        self.passages = passages_of(self.context, self.examples, self.hits)
+        room = self.max_length - self.max_new_tokens
+        self.questions = encode_questions(self.examples, self.passages, self.prompt, room)
+        cut = sum(len(question.read) < len(these) for question, these in zip(self.questions, self.passages))
+        if cut:
+            logger.warning(
+                "%s: %d of %d prompts lost retrieved passages to fit into --max_seq_length %d less --max_new_tokens %d",
+                self.name,
+                cut,
+                len(self.questions),
+                self.max_length,
+                self.max_new_tokens,
+            )
+
+    def __call__(
+        self, model: Any, on_answer: Callable[[int], None] = lambda done: None, in_step: bool = False
+    ) -> Evaluation:
+        """Evaluate `model`; `on_answer` is told how many more questions were answered.
+
+        Of several processes each answers its share of the questions, and all get the whole evaluation; `in_step`: each
+        has a part of the model only, so they answer every question together.
+        """
+        begin = time.perf_counter()
+        answer, n = partial(self._answer, model, on_answer), len(self.questions)
+        generated = answer(range(n)) if in_step else in_shares(n, answer)
+        seconds = once(lambda: time.perf_counter() - begin)
+        return self.score([self._reply(q, g) for q, g in zip(self.questions, generated)], seconds)
+
+    def _answer(self, model: Any, on_answer: Callable[[int], None], numbers: Sequence[int]) -> list[Generated]:
+        return generate_greedy(
+            model,
+            [self.questions[i].prompt_ids for i in numbers],
+            stop_ids=self.prompt.stop_ids,
+            pad_id=self.pad_id,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+            on_answer=on_answer,
+            on_fewer=partial(setattr, self, "batch_size"),
+            sources=[self.examples[i].source for i in numbers],
+        )
+
+    def score(self, replies: Sequence[Reply], seconds: float) -> Evaluation:
+        """The evaluation of replies to the evaluator's questions, in their order, that took `seconds` in all."""
+        return evaluation_of(self.predictions(replies, seconds), self.bootstrap_samples)
+
+    def predictions(self, replies: Sequence[Reply], seconds: float) -> list[Prediction]:
+        """The same, each question by itself."""
+        read = [question.read for question in self.questions]
+        return score_replies(
+            self.examples, self.hits, read, replies, self.context, self.retrieval_seconds, generation_seconds=seconds
+        )
+
+    def _reply(self, question: Question, generated: Generated) -> Reply:
+        text = self.prompt.answer_text(generated.ids)
+        return Reply(text, generated.finished, len(question.prompt_ids), len(generated.ids))
+
+
+def passages_of(context: str, examples: Sequence[Example], hits: Sequence[Sequence[Hit]]) -> list[Passages]:
+    """What each example's question is answered from in a context of `passages.CONTEXTS`."""
+    return [
+        CONTEXTS[context](example, found, draw(0, 0, i))
+        for i, (example, found) in enumerate(zip(examples, hits, strict=True))
+    ]
+
+
+def score_replies(
+    examples: Sequence[Example],
+    hits: Sequence[Sequence[Hit]],
+    read: Sequence[Sequence[Document]],
+    replies: Sequence[Reply],
+    context: str,
+    retrieval_seconds: float,
+    generation_seconds: float,
+) -> list[Prediction]:
+    """Predictions with their scores, whoever wrote the replies; all sequences are in the order of the examples.
+
+    A reply that failed has no scores but the retriever's. Questions are searched and answered many at once: the time of
+    one is its share of `retrieval_seconds` and `generation_seconds`.
+    """
+    n, unknown = len(examples), unknown_texts(examples)
+    return [
+        Prediction(
+            example=example,
+            hits=tuple(found),
+            answer=reply.text,
+            finished=reply.finished,
+            passages_read=len(passages),
+            prompt_tokens=reply.prompt_tokens,
+            new_tokens=reply.new_tokens,
+            scores={
+                **(_retrieval(example, found, retrieval_seconds / n) if context == "retrieved" else {}),
+                **_generation(example, passages, reply, generation_seconds / n, unknown),
+            },
+            context=context,
+            read=tuple(passages),
+            failure=reply.failure,
+        )
+        for example, found, passages, reply in zip(examples, hits, read, replies, strict=True)
+    ]
+
+
+def _retrieval(example: Example, hits: Sequence[Hit], seconds: float) -> dict[str, float]:
+    seconds_of_one = {"latency/retrieval_s": seconds}
+    if not example.answerable:  # no passage holds what is asked: there is nothing to find
+        return seconds_of_one
+    ranked, gold = [hit.document.id for hit in hits], {document.id for document in example.gold_documents}
+    return {**retrieval_scores(ranked, gold, ks=(1, len(hits))), **seconds_of_one}
+
+
+def _generation(
+    example: Example, read: Sequence[Document], reply: Reply, seconds: float, unknown: frozenset[str]
+) -> dict[str, float]:
+    if reply.failure:
+        return {}
+    return {
+        **answer_scores(reply.text, example, unknown),
+        **(groundedness_scores(reply.text, read) if read else {}),
+        "generation/unfinished": float(not reply.finished),
+        **({} if reply.new_tokens is None else {"generation/new_tokens": float(reply.new_tokens)}),
+        "latency/generation_s": seconds,
+    }
+
+
+def read_evaluation(path: str | os.PathLike[str], evaluator: EndToEndEvaluator) -> Evaluation | None:
+    """The evaluation that `write_predictions` wrote, None if its questions are not those of `evaluator`.
+
+    Raises OSError, ValueError or KeyError if it is not such a file.
+    """
+    rows = [json.loads(line) for line in Path(path).read_text("utf-8").split("\n") if line]
+    if [row["question"] for row in rows] != [example.question for example in evaluator.examples]:
+        return None
+    predictions = [
+        Prediction(
+            example=example,
+            hits=tuple(hits),
+            scores={name: math.nan if score is None else score for name, score in row["scores"].items()},
+            context=evaluator.context,
+            read=kept(passages, len(passages) - row["passages_read"]),
+            **{name: row[name] for name in ("answer", "finished", "passages_read", "prompt_tokens", "new_tokens")},
+        )
+        for example, hits, passages, row in zip(
+            evaluator.examples, evaluator.hits, evaluator.passages, rows, strict=True
+        )
+    ]
+    return evaluation_of(predictions, evaluator.bootstrap_samples)
+
+
+def spread(examples: list[Example], at_most: int) -> list[Example]:
+    """At most so many examples, evenly over the file: neighbours in a file are often about one passage."""
+    if not 0 < at_most < len(examples):
+        return examples
+    return [examples[i * len(examples) // at_most] for i in range(at_most)]

@@ -1,0 +1,138 @@
+"""Answers graded by a language model, here or on a server: every question is graded, or counted as failed.
+
+The prompt is a text file with `$question`, `$answer`, `$gold_answer`, `$passages` and `$chat_history`, of which it must
+use `$answer`; it asks for a rating from 1 to 5 written as [[3]]. The score is (rating - 1) / 4.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from groundtune.errors import DataError
+from groundtune.evaluation.arguments import InferenceArguments
+from groundtune.model.endpoint import EndpointError, is_server
+from groundtune.model.opening import open_writer, writing_model
+from groundtune.schema import Prediction, Reply
+
+SHIPPED = Path(__file__).parent / "judge_prompts"
+_FIELDS = ("question", "answer", "gold_answer", "passages", "chat_history")
+_RATING = re.compile(r"\[\[\s*([1-5])\s*\]\]")
+
+Complete = Callable[..., list[Reply]]  # as `Endpoint.complete` and `LocalModel.complete`
+
+
+@dataclass(frozen=True)
+class JudgePrompt:
+    """What a judge is asked; its scores are called `judge/<name>`."""
+
+    name: str
+    text: str
+
+    def messages(self, prediction: Prediction) -> list[dict[str, str]]:
+        example = prediction.example
+        values = {
+            "question": example.question,
+            "answer": prediction.answer,
+            "gold_answer": example.answer,
+            "passages": "\n\n".join(document.text for document in prediction.read) or "(none)",
+            "chat_history": "\n".join(f"{turn.speaker}: {turn.message}" for turn in example.chat_history) or "(none)",
+        }
+        return [{"role": "user", "content": Template(self.text).substitute(values)}]
+
+
+def read_judge_prompts(names: Sequence[str]) -> list[JudgePrompt]:
+    """The shipped prompts, or text files; raises `DataError` with all that is wrong with any of them."""
+    prompts, problems = [], []
+    for name in names:
+        shipped = SHIPPED / f"{name}.txt"
+        path = shipped if os.path.isfile(shipped) else Path(name)
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a null character in the name
+            known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.txt")))
+            problems.append(f"--judge_prompt: {name} cannot be read ({error}); name a text file, or one of {known}")
+            continue
+        problems += [f"--judge_prompt: {path}: {problem}" for problem in _problems(text)]
+        prompts.append(JudgePrompt(re.sub(r"\W+", "_", path.stem), text))
+    if problems:
+        raise DataError(problems)
+    return prompts
+
+
+def judged(
+    predictions: Sequence[Prediction],
+    prompt: JudgePrompt,
+    complete: Complete,
+    max_tokens: int,
+    on_done: Callable[[int], None] = lambda done: None,
+) -> list[Prediction]:
+    """The same predictions in their order, each with the score `judge/<name>` and what the judge wrote.
+
+    A prediction that failed is not graded. One whose judgement failed, or holds no rating, gets no score, and its
+    `judged` says why: `Evaluation.scored` then counts fewer than there are.
+    """
+    to_judge = [i for i, prediction in enumerate(predictions) if not prediction.failure]
+    replies = complete([prompt.messages(predictions[i]) for i in to_judge], max_tokens, on_done=on_done)
+    found = list(predictions)
+    for i, reply in zip(to_judge, replies, strict=True):
+        rating = rating_of(reply.text)
+        score = {} if reply.failure or rating is None else {f"judge/{prompt.name}": (rating - 1) / 4}
+        said = f"failed: {reply.failure}" if reply.failure else reply.text
+        found[i] = replace(found[i], scores={**found[i].scores, **score}, judged={**found[i].judged, prompt.name: said})
+    return found
+
+
+def rating_of(text: str) -> int | None:
+    """The last rating in a judgement, for it may speak of others before; None if there is none."""
+    ratings = _RATING.findall(text)
+    return int(ratings[-1]) if ratings else None
+
+
+def _problems(text: str) -> list[str]:
+    # `Template.get_identifiers` came with Python 3.11.
+    found: list[Any] = [match.groupdict() for match in Template.pattern.finditer(text)]
+    named = {match["named"] or match["braced"] for match in found} - {None}
+    problems = [f"${name} is unknown; use {', '.join('$' + n for n in _FIELDS)}" for name in sorted(named - {*_FIELDS})]
+    if any(match["invalid"] is not None for match in found):
+        problems.append("holds a $ that begins no field; write $$ for a dollar sign")
+    if "answer" not in named:
+        problems.append("does not use $answer, so nothing would be graded")
+    if "[[" not in text:
+        problems.append("does not ask for a rating in double brackets, such as [[3]], so none would be found")
+    return problems
+
+
+def open_judge(arguments: InferenceArguments) -> Complete:
+    """`complete` of the server or model that grades; raises `ModelError`."""
+    judge = arguments.judge
+    limits = arguments.server_limits
+    return open_writer(judge.judge, judge.judge_model, judge.judge_options, bf16=arguments.bf16, **limits).complete
+
+
+def probe_judge(arguments: InferenceArguments) -> None:
+    """Ask a server for a word, find a model's tokenizer: a wrong name is said before hours of work, and not after.
+
+    Raises `ModelError` and `EndpointError`.
+    """
+    if is_server(arguments.judge.judge):
+        messages = [{"role": "user", "content": "Answer with one word: are you there?"}]
+        (reply,) = open_judge(arguments)([messages], arguments.judge.judge_max_new_tokens)
+        if reply.failure:
+            raise EndpointError(f"--judge: {reply.failure}; {_way_out(arguments, reply.failure)}")
+    elif arguments.judge.judge:
+        writing_model(arguments.judge.judge, arguments.bf16).open_tokenizer()
+
+
+def _way_out(arguments: InferenceArguments, failure: str) -> str:
+    judge = arguments.judge
+    if "max_completion_tokens" in failure:  # what OpenAI's newer models want, and say so
+        options = {"max_tokens": None, "max_completion_tokens": judge.judge_max_new_tokens}
+        return f"add --judge_options '{json.dumps(options)}'"
+    return f"see what the server logged: has it a model {judge.judge_model!r}, or does it need other --judge_options?"

@@ -1,0 +1,128 @@
+"""Answered questions: their means with intervals, and the file that they are kept in."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from groundtune.data.files import write_jsonl
+from groundtune.errors import DataError
+from groundtune.evaluation.metrics import Interval, aggregate
+from groundtune.schema import Document, Example, Hit, Prediction, Turn
+from groundtune.system.text import plain
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found: every metric's mean with its 95 % interval, and each prediction behind it."""
+
+    metrics: dict[str, Interval]
+    predictions: tuple[Prediction, ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.predictions)
+
+    @property
+    def failed(self) -> int:
+        """Questions without an answer to score; they are in no mean."""
+        return sum(bool(prediction.failure) for prediction in self.predictions)
+
+    def scored(self, metric: str) -> int:
+        """How many predictions the metric's mean is of."""
+        return sum(metric in prediction.scores for prediction in self.predictions)
+
+    def values(self, metric: str) -> list[float]:
+        """The metric question by question, in the order of the examples that have it."""
+        return [prediction.scores[metric] for prediction in self.predictions if metric in prediction.scores]
+
+    def to_dict(self) -> dict[str, Any]:
+        """n, then every metric; one that is not the mean of all n says of how many it is."""
+        counts = {"n": self.n, **({"failed": self.failed} if self.failed else {})}
+        of = {name: self.scored(name) for name in self.metrics}
+        return counts | {
+            name: interval.to_dict() | ({"scored": of[name]} if of[name] != self.n else {})
+            for name, interval in self.metrics.items()
+        }
+
+
+def evaluation_of(predictions: Sequence[Prediction], samples: int = 2000) -> Evaluation:
+    """The mean of every metric over the predictions that have it.
+
+    All have the same, but for failed ones, for quotes (few answers quote), for judges that failed, and for what is not
+    measured on questions without an answer: `scored` counts.
+    """
+    rows_with: dict[str, tuple[int, ...]] = {
+        name: tuple(i for i, prediction in enumerate(predictions) if name in prediction.scores)
+        for name in dict.fromkeys(name for prediction in predictions for name in prediction.scores)
+    }
+    means: dict[str, Interval] = {}
+    for rows in dict.fromkeys(rows_with.values()):
+        names = [name for name in rows_with if rows_with[name] == rows]
+        means |= aggregate([{n: predictions[i].scores[n] for n in names} for i in rows], samples=samples)
+    return Evaluation({name: means[name] for name in rows_with}, tuple(predictions))
+
+
+def write_predictions(path: str | os.PathLike[str], evaluation: Evaluation) -> None:
+    """Write an evaluation's predictions as JSONL, in the order of its examples."""
+    write_jsonl(path, (plain(prediction.to_dict()) for prediction in evaluation.predictions))
+
+
+def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
+    """Read what `write_predictions` wrote.
+
+    Raises `DataError` if the file is missing, empty, or holds a line that is no prediction.
+    """
+    try:
+        lines = Path(path).read_text("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError([f"{path}: cannot be read ({error}); name a file of predictions"]) from error
+    predictions, problems = [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                predictions.append(_prediction(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            problems.append(f"{path}:{number}: not a prediction ({type(error).__name__}: {error})")
+    if not predictions and not problems:
+        problems.append(f"{path}: is empty; it needs at least one prediction")
+    if problems:
+        raise DataError(problems)
+    return predictions
+
+
+def _prediction(row: dict[str, Any]) -> Prediction:
+    hits = tuple(Hit(_document(found), found["score"]) for found in row["retrieved_docs"])
+    context = row.get("context", "retrieved")
+    read = map(_document, row.get("read_docs", ())) if context != "retrieved" else (hit.document for hit in hits)
+    return Prediction(
+        example=Example(
+            question=row["question"],
+            answer=row["gold_answer"],
+            gold_documents=tuple(map(_document, row["gold_docs"])),
+            chat_history=tuple(Turn(turn["speaker"], turn["message"]) for turn in row["chat_history"]),
+            source=row["source"],
+            gold_answers=tuple(answers) if len(answers := row.get("gold_answers", ())) > 1 else (),
+            answerable=row.get("answerable", True),
+        ),
+        hits=hits,
+        answer=row["answer"],
+        finished=row["finished"],
+        passages_read=row["passages_read"],
+        prompt_tokens=row["prompt_tokens"],
+        new_tokens=row["new_tokens"],
+        scores={name: float(value) for name, value in row["scores"].items()},
+        context=context,
+        read=tuple({document.id: document for document in read}.values())[: row["passages_read"]],
+        failure=row.get("failure", ""),
+        outcome=row.get("outcome", ""),
+        judged=row.get("judged", {}),
+    )
+
+
+def _document(row: dict[str, Any]) -> Document:
+    return Document(row["page_content"], row.get("fmt_content") or "", row.get("metadata") or {})

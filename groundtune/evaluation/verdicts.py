@@ -1,0 +1,135 @@
+"""Base and tuned, question by question: differences, and the verdict in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from groundtune.evaluation.metrics import TIE, Interval, PairedDifference
+
+if TYPE_CHECKING:
+    from groundtune.evaluation.predictions import Evaluation
+    from groundtune.schema import Prediction
+
+from typing import TYPE_CHECKING
+
+from groundtune.evaluation.metrics import greater_is_better, paired_difference
+
+if TYPE_CHECKING:
+    from groundtune.evaluation.predictions import Evaluation
+
+
+def differences(base: Evaluation, tuned: Evaluation, samples: int = 2000) -> dict[str, PairedDifference]:
+    """tuned - base of every metric but the times, question by question.
+
+    Questions are timed in batches, so their times are all alike and an interval of their difference would look certain.
+    A metric that the two do not have on the same questions (few answers quote) is left out. Raises ValueError if base
+    and tuned answered different examples.
+    """
+    if [p.example for p in base.predictions] != [p.example for p in tuned.predictions]:
+        raise ValueError("base and tuned answered different examples, or in another order; nothing can be paired")
+    return {
+        metric: paired_difference(
+            base.values(metric), tuned.values(metric), samples=samples, greater_is_better=greater_is_better(metric)
+        )
+        for metric in base.metrics
+        if not _is_time(metric) and _on_the_same_questions(metric, base, tuned)
+    }
+
+
+def _on_the_same_questions(metric: str, base: Evaluation, tuned: Evaluation) -> bool:
+    pairs = zip(base.predictions, tuned.predictions, strict=True)
+    return all((metric in before.scores) == (metric in after.scores) for before, after in pairs)
+
+
+def _is_time(metric: str) -> bool:
+    return metric.startswith("latency/")
+
+
+def verdict(
+    differences: Mapping[str, PairedDifference],
+    base: Evaluation | None = None,
+    tuned: Evaluation | None = None,
+    name: str = "Tuned",
+    than: str = "",
+) -> str:
+    """One honest sentence from token F1; with `base` and `tuned` it also says both means.
+
+    It is about `name`, and says `than` whom it is better or worse.
+    """
+    f1 = differences[F1]
+    questions = "1 question" if f1.n == 1 else f"{f1.n} questions"
+    if f1.wins == f1.losses == 0:
+        both = f"{name} and {than}" if than else "both models"
+        return f"No difference: {both} have the same token F1 on every one of {questions}"
+    digits, means = decimals(f1), ""
+    if base is not None and tuned is not None:
+        means = f" {tuned.metrics[F1].value:.{digits}f} against {base.metrics[F1].value:.{digits}f},"
+    found = (
+        f"token F1{means} {f1.value:+.{digits}f} [{f1.low:.{digits}f}, {f1.high:.{digits}f}] "
+        f"on {questions} ({f1.wins} better, {f1.losses} worse, {f1.ties} the same)"
+    )
+    if f1.verdict != "no clear difference":
+        return f"{name} answers {f1.verdict}{f' than {than}' if than else ''}: {found}"
+    head = f"No clear difference{f' between {name} and {than}' if than else ''}"
+    if f1.n < 6:
+        return f"{head}: {found}; under 6 questions nothing can be concluded"
+    # A measured difference is called clear where it exceeds half the width of its interval.
+    blind = f"a difference under about {(f1.high - f1.low) / 2:.{digits}f} could not be seen"
+    return f"{head}: {found}; with this many questions {blind}"
+
+
+F1 = "generation/f1"
+
+
+MOST = 10  # answers shown on each side
+
+
+SCORES = {
+    F1: "Token F1",
+    "generation/rougeL": "ROUGE-L",
+    "generation/bleu": "BLEU",
+    "generation/exact_match": "Exact match",
+    "generation/precision": "Precision",
+    "generation/recall": "Recall",
+}
+
+
+ABSTENTION = {"abstained/unanswerable": "Said unknown, rightly", "abstained/answerable": "Said unknown, wrongly"}
+
+
+def decimals(interval: Interval) -> int:
+    """As few decimals, from 2, as still show on which side of 0 the interval ends."""
+    ends = [abs(end) for end in (interval.low, interval.high) if end]
+    return next((digits for digits in (2, 3) if min(ends, default=1) >= 0.5 * 10**-digits), 4)
+
+
+def most_changed(pairs: Iterable[tuple[Prediction, Prediction]], most: int = MOST) -> tuple[list[Change], list[Change]]:
+    """`gained_and_lost` of pairs of predictions to the same question."""
+    changes = sorted((Change(base, tuned) for base, tuned in pairs), key=lambda change: change.value)
+    gained = [change for change in reversed(changes) if change.value > TIE]
+    return gained[:most], [change for change in changes if change.value < -TIE][:most]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One question, answered before and after."""
+
+    base: Prediction
+    tuned: Prediction
+
+    @property
+    def value(self) -> float:
+        return self.tuned.scores[F1] - self.base.scores[F1]
+
+    @property
+    def gold_rank(self) -> str:
+        """Where the retriever put the gold documents, and whether the prompt had room for the first."""
+        gold = {document.id for document in self.tuned.example.gold_documents}
+        ranks = [rank for rank, hit in enumerate(self.tuned.hits, 1) if hit.document.id in gold]
+        if not ranks:
+            return f"not among the {len(self.tuned.hits)} retrieved"
+        some = f" ({len(ranks)} of {len(gold)} gold documents)" if len(gold) > 1 else ""
+        cut = ", cut from the prompt" if ranks[0] > self.tuned.passages_read else ""
+        return f"rank {', '.join(map(str, ranks))}{some}{cut}"

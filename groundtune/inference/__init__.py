@@ -1,1 +1,0 @@
-"""A model after training, or any other: evaluated, judged, compared, asked."""

@@ -1,0 +1,290 @@
+"""Batched greedy answers that stop row by row, each slot refilled as it gets free."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from groundtune.errors import ModelError
+from groundtune.model.attention import attends_by_layout
+from groundtune.model.head import head_reads_only
+from groundtune.model.kv_cache import Decoding, Memory
+from groundtune.model.lookup import Lookup
+from groundtune.model.packing import model_inputs, pack, prefix_groups
+from groundtune.system.out_of_memory import AtOnce, with_what_fits
+
+_PREFILL_TOKENS = 8192  # prompts read in one forward pass; more gains nothing and takes memory
+_GUESSED = 5  # tokens; with more, what is guessed in vain costs what is guessed right saves
+
+
+@dataclass(frozen=True)
+class Generated:
+    """New ids of one prompt (the stop token included), and whether the model stopped by itself."""
+
+    ids: list[int]
+    finished: bool
+
+
+@torch.no_grad()
+def generate_greedy(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stop_ids: Sequence[int],
+    pad_id: int,
+    max_new_tokens: int,
+    batch_size: int,
+    on_answer: Callable[[int], None] = lambda done: None,
+    on_fewer: Callable[[int], None] = lambda batch_size: None,
+    sources: Sequence[str] = (),
+) -> list[Generated]:
+    """Greedy continuation of each prompt, in the order given; up to `batch_size` are answered at the same time.
+
+    The model's own generation settings (sampling, penalties) are not consulted: an evaluation must be repeatable.
+    `on_answer` is called with the number of prompts that were finished since it was last called. When memory runs out,
+    those that are left are answered with half as many at the same time, and `on_fewer` is told of how many; `sources`
+    names the prompts in the `OutOfMemory` that is raised where one by itself does not fit.
+    """
+    was_training = model.training
+    model.eval()
+    generate = _generate_packed if attends_by_layout(model) else _generate_padded
+    generated: list[Generated | None] = [None] * len(prompts)
+    at_once = AtOnce("--per_device_eval_batch_size", batch_size, unchanged="every answer stays")
+
+    def left() -> list[int]:
+        return [i for i, answer in enumerate(generated) if answer is None]
+
+    def answer_the_rest() -> None:
+        these = left()
+        fewer = [prompts[i] for i in these]
+        for i, answer in generate(model, fewer, set(stop_ids), pad_id, max_new_tokens, at_once.rows):
+            generated[these[i]] = answer
+            on_answer(1)
+
+    def too_much(at_once: AtOnce) -> str:
+        longest = max(left(), key=lambda i: len(prompts[i]))
+        name = f"{sources[longest]}: " if sources else ""
+        return (
+            f"{name}a prompt of {len(prompts[longest]):,} tokens, the longest that is left, does not fit into memory "
+            "with its answer. Lower --max_seq_length, --eval_num_to_retrieve or --max_new_tokens"
+        )
+
+    try:
+        with_what_fits(at_once, answer_the_rest, too_much)
+    finally:
+        model.train(was_training)
+    if at_once.rows < batch_size:
+        on_fewer(at_once.rows)
+    return generated
+
+
+def stream_greedy(model: Any, prompt: Sequence[int], *, stop_ids: Sequence[int], max_new_tokens: int) -> Iterator[int]:
+    """The ids of `generate_greedy` for one prompt, as they come. The model must be in evaluation mode."""
+    if not attends_by_layout(model):
+        yield from _stream_with_cache(model, prompt, set(stop_ids), max_new_tokens)
+        return
+    memory = Memory(1, len(prompt) + max_new_tokens)
+    with torch.no_grad():
+        first = _read(model, [prompt], memory, 0)
+    sequence, shown = _Sequence(prompt, first[0], set(stop_ids), max_new_tokens), 0
+    while True:
+        yield from sequence.new[shown:]
+        if sequence.done:
+            return
+        shown = len(sequence.new)
+        with torch.no_grad():
+            _step(model, [sequence], memory)
+
+
+class _Sequence:
+    """A prompt and its answer so far."""
+
+    def __init__(self, prompt: Sequence[int], first: int, stop_ids: set[int], max_new_tokens: int):
+        self.lookup, self.stop_ids, self.max_new_tokens = Lookup(prompt), stop_ids, max_new_tokens
+        self.new: list[int] = []
+        self.add([first])
+
+    def guess(self) -> Sequence[int]:
+        """What may come after the last token, as far as there is room for it and for one more."""
+        return self.lookup.guess(min(_GUESSED, self.max_new_tokens - len(self.new) - 1))
+
+    def add(self, ids: Sequence[int]) -> None:
+        """As many of `ids` as come before the answer stops."""
+        end = next((j + 1 for j, id in enumerate(ids) if id in self.stop_ids), len(ids))
+        self.new += ids[:end]
+        self.lookup.extend(ids[:end])
+
+    @property
+    def finished(self) -> bool:
+        return self.new[-1] in self.stop_ids
+
+    @property
+    def done(self) -> bool:
+        return self.finished or len(self.new) == self.max_new_tokens
+
+
+def _generate_packed(
+    model: Any, prompts: Sequence[Sequence[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int, batch_size: int
+) -> Iterator[tuple[int, Generated]]:
+    """Number and answer of each prompt as it is finished; its slot goes to the next prompt.
+
+    Prompts are read without padding, what they have in common once; then all sequences grow side by side, each by a
+    token and by those after it that were guessed right.
+    """
+    waiting = deque(_in_order(prompts))
+    slots = min(batch_size, len(prompts))
+    memory = Memory(slots, max(map(len, prompts), default=0) + max_new_tokens)
+    running: list[tuple[int, _Sequence]] = []  # the number of the prompt in each slot, and what became of it
+    while waiting or running:
+        # One prompt is read as fast as several on a CPU; waiting for a quarter of the slots spares a GPU small steps.
+        if waiting and len(running) <= slots * 3 // 4:
+            new = [waiting.popleft() for _ in range(min(slots - len(running), len(waiting)))]
+            for part in _up_to_tokens(new, prompts, _PREFILL_TOKENS):
+                first = _read(model, [prompts[i] for i in part], memory, len(running))
+                running += [(i, _Sequence(prompts[i], id, stop_ids, max_new_tokens)) for i, id in zip(part, first)]
+        else:
+            _step(model, [sequence for _, sequence in running], memory)
+        for slot in reversed(range(len(running))):
+            i, sequence = running[slot]
+            if sequence.done:
+                yield i, Generated(sequence.new, sequence.finished)
+                # The last sequence moves into the gap, so that those that run are always the first slots.
+                last = running.pop()
+                if slot < len(running):
+                    memory.move(len(running), slot)
+                    running[slot] = last
+
+
+def _in_order(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Longest first, so that memory runs out at once or not at all; prompts with a common prefix side by side."""
+    groups = [sorted(group, key=lambda i: -len(prompts[i])) for group in prefix_groups(prompts)]
+    return [i for group in sorted(groups, key=lambda group: -len(prompts[group[0]])) for i in group]
+
+
+def _up_to_tokens(members: Sequence[int], prompts: Sequence[Sequence[int]], at_most: int) -> Iterator[list[int]]:
+    """`members` in parts of at most so many tokens, a longer prompt by itself."""
+    part: list[int] = []
+    for i in members:
+        if part and sum(len(prompts[j]) for j in [*part, i]) > at_most:
+            yield part
+            part = []
+        part.append(i)
+    yield part
+
+
+def _read(model: Any, prompts: Sequence[Sequence[int]], memory: Memory, slot: int) -> list[int]:
+    """The first token of each answer; the prompts' keys and values go into the slots from `slot` on."""
+    packing = pack(prompts, [len(prompt) - 1 for prompt in prompts])
+    slots: list[int | None] = [None] * len(packing.segments)
+    for i, end in enumerate(packing.ends):
+        slots[end] = slot + i
+    inputs = packing.inputs(model.device, memory=memory, slots=slots)
+    keep = torch.zeros(1, len(packing.ids), dtype=torch.bool, device=model.device)
+    keep[0, packing.last] = True
+    with head_reads_only(keep, model.get_output_embeddings()):
+        logits = model(**inputs, use_cache=False).logits
+    # The head saw them in the order of the row, which is not that of the prompts.
+    row_order = sorted(range(len(prompts)), key=packing.last.__getitem__)
+    ids = dict(zip(row_order, logits.argmax(dim=-1).tolist()))
+    return [ids[i] for i in range(len(prompts))]
+
+
+def _step(model: Any, sequences: Sequence[_Sequence], memory: Memory) -> None:
+    """Each sequence, the i-th in slot i, grows by what of its guess the model would have chosen, and by one more."""
+    guesses = [sequence.guess() for sequence in sequences]
+    new = [[sequence.new[-1], *guess] for sequence, guess in zip(sequences, guesses)]
+    lengths = [len(sequence.lookup.ids) - 1 for sequence in sequences]
+    layout = Decoding(memory, lengths, [len(ids) for ids in new], model.device)
+    row = torch.tensor([[id for ids in new for id in ids]], device=model.device)
+    logits = model(**model_inputs(row, layout.positions[None], layout), use_cache=False).logits
+    chosen = logits[0].argmax(dim=-1).cpu().split(layout.counts)
+    for sequence, guess, after in zip(sequences, guesses, map(torch.Tensor.tolist, chosen)):
+        # after[j] is what the model says after guess[:j]
+        right = next((j for j, id in enumerate(guess) if id != after[j]), len(guess))
+        sequence.add(after[: right + 1])
+
+
+def _generate_padded(
+    model: Any, prompts: Sequence[Sequence[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int, batch_size: int
+) -> Iterator[tuple[int, Generated]]:
+    """The same for a model that cannot attend by layout: left-padded batches, which shrink as rows finish."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        answers = _generate_batch(model, [prompts[i] for i in batch], stop_ids, pad_id, max_new_tokens)
+        yield from zip(batch, answers)
+
+
+def _generate_batch(
+    model: Any, prompts: Sequence[Sequence[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int
+) -> list[Generated]:
+    input_ids, mask = _left_padded(prompts, pad_id, model.device)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    answers: list[list[int]] = [[] for _ in prompts]
+    # The last position, as an index and not as 1: an index copies, where a slice would leave the head a view with gaps,
+    # for which PyTorch multiplies row by row and copies the frozen head for each (45 s instead of 9 s for 16 prompts
+    # of 600 tokens on two cores).
+    last = torch.tensor([-1], device=input_ids.device)
+    alive = list(range(len(prompts)))  # the prompt behind each row of the shrinking batch
+    cache = None
+    for _ in range(max_new_tokens):
+        output = model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=last,
+        )
+        cache = _cache_of(output)
+        next_ids = output.logits[:, -1].argmax(dim=-1)
+        for row, id in zip(alive, next_ids.tolist()):
+            answers[row].append(id)
+        going_on = [i for i, id in enumerate(next_ids.tolist()) if id not in stop_ids]
+        if not going_on:
+            break
+        positions = positions[:, -1:] + 1
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        if len(going_on) < len(alive):
+            # Finished rows leave the batch: the rest goes on at the cost of a smaller one.
+            rows = torch.tensor(going_on, device=mask.device)
+            cache.reorder_cache(rows)  # which every kind of layer can
+            next_ids, mask, positions = next_ids[rows], mask[rows], positions[rows]
+            alive = [alive[i] for i in going_on]
+        input_ids = next_ids[:, None]
+    return [Generated(ids, ids[-1] in stop_ids) for ids in answers]
+
+
+def _cache_of(output: Any) -> Any:
+    """What the next step goes on from; raises `ModelError` for a model that keeps it in a way of its own, as Mamba."""
+    cache = getattr(output, "past_key_values", None)
+    if cache is None:
+        raise ModelError("the model returns no past_key_values, which answers are written with; choose another model")
+    return cache
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids and attention mask, both [prompts, longest]; padding on the left, so that all answers begin together."""
+    longest = max(len(ids) for ids in prompts)
+    ids = torch.tensor([[pad_id] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return ids, mask
+
+
+def _stream_with_cache(model: Any, prompt: Sequence[int], stop_ids: set[int], max_new_tokens: int) -> Iterator[int]:
+    inputs, cache, last = torch.tensor([list(prompt)]), None, torch.tensor([-1])
+    for _ in range(max_new_tokens):
+        with torch.no_grad():
+            output = model(
+                input_ids=inputs.to(model.device), past_key_values=cache, use_cache=True,
+                logits_to_keep=last.to(model.device),
+            )  # fmt: skip
+        cache = _cache_of(output)
+        inputs = output.logits[:, -1].argmax(dim=-1, keepdim=True)
+        yield int(inputs)
+        if int(inputs) in stop_ids:
+            return

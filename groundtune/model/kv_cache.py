@@ -1,0 +1,91 @@
+"""Keys and values of the sequences that are being written, and how the next tokens read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+
+class Memory:
+    """Keys and values of up to `slots` sequences of up to `capacity` tokens, one pair of tensors a layer."""
+
+    def __init__(self, slots: int, capacity: int):
+        self.shape = (slots, capacity)
+        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def write(self, layer: int, slot: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """A whole sequence; `key` and `value` are [1, kv heads, length, size]."""
+        for stored, new in zip(self._of(layer, key, value), (key, value)):
+            stored[slot, :, : new.shape[2]] = new[0]
+
+    def move(self, source: int, target: int) -> None:
+        """The sequence in slot `source` to slot `target`, in place of what is there."""
+        for stored in (tensor for pair in self.layers.values() for tensor in pair):
+            stored[target] = stored[source]
+
+    def append(
+        self, layer: int, slots: torch.Tensor, positions: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Puts the i-th of [1, kv heads, tokens, size] at `positions[i]` of slot `slots[i]`; returns all slots."""
+        stored = self._of(layer, key, value)
+        for memory, new in zip(stored, (key, value)):
+            memory[slots, :, positions] = new[0].transpose(0, 1)
+        return stored
+
+    def _of(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if layer not in self.layers:
+            slots, capacity = self.shape
+            # Zeros: what is masked still enters a product, and what memory held before may be NaN.
+            self.layers[layer] = tuple(x.new_zeros(slots, x.shape[1], capacity, x.shape[3]) for x in (key, value))
+        return self.layers[layer]
+
+
+class Decoding:
+    """The layout of the next tokens of the sequences in slots 0 to n - 1 of `memory`, side by side in one row.
+
+    `lengths[i]` is how many tokens sequence i has so far, `counts[i]` how many come now: one at least.
+    """
+
+    def __init__(self, memory: Memory, lengths: Sequence[int], counts: Sequence[int], device: Any):
+        self.memory, self.lengths, self.counts, self.device = memory, lengths, counts, device
+        # Of each new token: its slot, and how many of the new ones come before it there.
+        slots = [slot for slot, count in enumerate(counts) for _ in range(count)]
+        self.slots = torch.tensor(slots, device=device)
+        self.offsets = torch.tensor([offset for count in counts for offset in range(count)], device=device)
+        self.positions = torch.tensor([lengths[slot] for slot in slots], device=device) + self.offsets
+        self._masks: dict[Any, tuple[int, torch.Tensor]] = {}
+
+    def attend(self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None) -> Any:
+        """Output [1, tokens, heads, size] for query [1, heads, tokens, size], key and value [1, kv heads, ...]."""
+        keys, values = self.memory.append(layer.layer_idx, self.slots, self.positions, key, value)
+        heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
+        first, mask = self._mask(window, heads // kv_heads)
+        n, most, read = len(self.counts), max(self.counts), slice(first, first + mask.shape[-1])
+        # As many rows for each sequence as the one with the most new tokens has. The heads of a group read the same
+        # keys: as rows of one small product they read them once.
+        rows = query.new_zeros(n, most, heads, size)
+        rows[self.slots, self.offsets] = query[0].transpose(0, 1)
+        rows = rows.unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        output = scaled_dot_product_attention(rows, keys[:n, :, read], values[:n, :, read], mask, scale=scaling)
+        output = output.unflatten(2, (-1, most)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+        return output[self.slots, self.offsets][None]
+
+    def _mask(self, window: int | None, group: int) -> tuple[int, torch.Tensor]:
+        """First position that any token reads, and [n, 1, group * most, positions from there], true where it is read.
+
+        `group` heads read the same keys.
+        """
+        if (window, group) not in self._masks:
+            first = 0 if window is None else max(0, min(self.lengths) - window + 1)
+            end = max(length + count for length, count in zip(self.lengths, self.counts))
+            read = torch.arange(first, end, device=self.device)
+            offsets = torch.arange(max(self.counts), device=self.device)
+            own = (torch.tensor(self.lengths, device=self.device)[:, None] + offsets)[..., None]
+            mask = read <= own
+            if window is not None:
+                mask &= read > own - window
+            self._masks[window, group] = first, mask.repeat(1, group, 1)[:, None]
+        return self._masks[window, group]

@@ -1,0 +1,76 @@
+"""What a model cannot read: token ids without an embedding, positions beyond its last."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from groundtune.errors import ModelError
+
+logger = logging.getLogger(__name__)
+
+
+_TABLES = ("wpe", "embed_positions", "position_embeddings")  # what models call a table of positions
+
+
+def check_vocabulary(texts: Iterable[Sequence[int]], model: Any, name: str) -> None:
+    """Raises `ModelError` if some ids have no embedding in the model: tokens were added to its tokenizer."""
+    largest = max(max(ids, default=0) for ids in texts)
+    known = model.config.get_text_config().vocab_size
+    if largest >= known:
+        raise ModelError(
+            f"{name}: the tokenizer makes ids up to {largest:,}, and the model has {known:,} embeddings; "
+            "name a folder whose tokenizer and model belong together"
+        )
+
+
+def check_positions(longest: int, model: Any, name: str) -> list[str]:
+    """What a reader of the numbers must know if rows, or prompts with their answers, of `longest` tokens are too long.
+
+    Raises `ModelError` if the model has no positions for them.
+    """
+    config = model.config.get_text_config()
+    known, rope = _positions(config), getattr(config, "rope_parameters", None) or {}
+    reached = f"{name}: the longest row, or prompt with its answer, has {longest:,} tokens"
+    if longest > known and _reads_a_table(model):
+        raise ModelError(f"{reached}, and the model has {known:,} positions; lower --max_seq_length")
+    notes = []
+    if longest > known:
+        notes.append(f"{reached}, and the model was made for {known:,}; lower --max_seq_length")
+    for kind, limit in _changing_ropes(rope, config):
+        if longest > limit:
+            notes.append(
+                f"{reached}; beyond {limit:,} its rotary positions ({kind}) change for all rows of a batch, so that "
+                "numbers depend on what is in one; lower --max_seq_length"
+            )
+    for note in notes:
+        logger.warning(note)
+    return notes
+
+
+def _positions(config: Any) -> float:
+    """How many positions the model was made for; infinitely many if its configuration does not say."""
+    known = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 0
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "yarn":  # some model cards leave the number of positions at the original's
+        known = max(known, int(rope.get("factor", 1) * (rope.get("original_max_position_embeddings") or known)))
+    return known if known > 0 else math.inf
+
+
+def _reads_a_table(model: Any) -> bool:
+    """Whether positions are looked up (GPT-2, OPT, GPT-J, MPT), so that there is nothing beyond the last."""
+    tables = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)]
+    tables += [name for name, _ in model.named_buffers()]
+    return hasattr(model.config, "max_seq_len") or any(name.endswith(_TABLES) for name in tables)
+
+
+def _changing_ropes(rope: Mapping[str, Any], config: Any) -> Iterator[tuple[str, int]]:
+    """Kind and limit of the rotary positions that depend on the longest row; `rope` may be one for each layer type."""
+    for parameters in (rope, *(part for part in rope.values() if isinstance(part, Mapping))):
+        if (kind := parameters.get("rope_type")) in ("longrope", "dynamic"):
+            own = parameters.get("original_max_position_embeddings")
+            yield kind, own or getattr(config, "original_max_position_embeddings", config.max_position_embeddings)

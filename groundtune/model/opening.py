@@ -1,0 +1,171 @@
+"""A folder, an adapter or a hub name -> a model that is ready to answer."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from groundtune.arguments import ModelArguments, PromptArguments, check_model_name
+from groundtune.data.model_folders import adapter_base_of, base_named_in
+from groundtune.errors import ModelError, why_not_loaded
+from groundtune.model.attention import use_packed_attention
+from groundtune.model.endpoint import endpoint_at, is_server
+from groundtune.model.generators import LocalModel, Writer, to_device
+from groundtune.model.loading import computes_bf16, load_model, load_tokenizer
+from groundtune.model.lora import fuse
+from groundtune.prompts.prompt import Prompt, make_prompt
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AnsweringModel:
+    """A model to be opened: `arguments` name it, and `base` what its adapter stands on (empty: it is no adapter).
+
+    `bf16`: it computes in bfloat16. `by_run`: a run saved it whole. `trained_whole`: all its weights were trained, so
+    that they are float32. `load` is the function of the run's method that loads a model.
+    """
+
+    arguments: ModelArguments
+    bf16: bool
+    base: str = ""
+    by_run: bool = False
+    trained_whole: bool = False
+    load: Callable[..., Any] = load_model
+
+    def open_tokenizer(self) -> Any:
+        """Its tokenizer; an adapter that was saved without one has its base's. Raises `ModelError`."""
+        if not self.base:
+            return load_tokenizer(self._as_saved())
+        of_adapter, of_base = self._revisions()
+        try:
+            return load_tokenizer(replace(self.arguments, gguf_file=None, model_revision=of_adapter))
+        except ModelError:
+            return load_tokenizer(replace(self.arguments, model_name_or_path=self.base, model_revision=of_base))
+
+    def open(self, prompt: Prompt, pad_id: int) -> Any:
+        """The model ready to answer: an adapter comes on its base.
+
+        Its weights have the type in which training evaluated them, else the smallest that is computed here. Raises
+        `ModelError` if anything cannot be loaded, or any weight is missing.
+        """
+        settings = {"bf16": self.bf16, "stop_ids": prompt.stop_ids, "pad_id": pad_id}
+        if not self.base:
+            return _ready(self.load(replace(self._as_saved(), dtype=self._dtype(), use_peft=False), **settings))
+        of_adapter, of_base = self._revisions()
+        base = replace(
+            self.arguments, model_name_or_path=self.base, model_revision=of_base, dtype=self._dtype(), use_peft=False
+        )
+        return _ready(_with_adapter(self.load(base, **settings), self.arguments.model_name_or_path, of_adapter))
+
+    def _as_saved(self) -> ModelArguments:
+        """What a run saves whole is no GGUF file, and no revision of a hub model, whatever it began with.
+
+        Its code, if it runs any, is still that of the commit.
+        """
+        if not self.by_run:
+            return self.arguments
+        revision = self.arguments.model_revision if self.arguments.trust_remote_code else None
+        return replace(self.arguments, gguf_file=None, model_revision=revision)
+
+    def _dtype(self) -> str:
+        if self.arguments.dtype != "auto":
+            return self.arguments.dtype
+        return "bfloat16" if self.bf16 and not self.trained_whole else "float32"
+
+    def _revisions(self) -> tuple[str | None, str | None]:
+        """Of the adapter and of its base: a local adapter has none, so what is given is its base's."""
+        if os.path.isdir(self.arguments.model_name_or_path):
+            return None, self.arguments.model_revision
+        return self.arguments.model_revision, None
+
+
+def writing_model(name: str, bf16: bool) -> AnsweringModel:
+    """A model (folder, adapter or hub name) that is talked to: a judge, or whoever writes questions."""
+    model = ModelArguments(model_name_or_path=name)
+    return AnsweringModel(model, bf16, adapter_base(model))
+
+
+def open_writer(
+    name: str, model: str = "", options: str = "", *, bf16: bool | None = None, batch_size: int = 4, **limits: Any
+) -> Writer:
+    """Who writes texts: the server that `name` ("openai:URL") names, with its `model`, `options` (JSON) and `limits`
+    (fields of `Endpoint`); or the model of that name, loaded here, for `batch_size` conversations together.
+
+    Raises `ModelError`.
+    """
+    if is_server(name):
+        return endpoint_at(name, model, options, **limits)
+    return _local_writer(name, computes_bf16() if bf16 is None else bf16, batch_size)
+
+
+def _local_writer(name: str, bf16: bool, batch_size: int) -> LocalModel:
+    opening = writing_model(name, bf16)
+    tokenizer = opening.open_tokenizer()
+    opened = opening.open(make_prompt(tokenizer, PromptArguments()), tokenizer.pad_token_id)
+    return LocalModel(opened, tokenizer, bf16, batch_size)
+
+
+def adapter_base(model: ModelArguments) -> str:
+    """The base model of an adapter (folder or hub name) as its configuration names it; empty if it is no adapter.
+
+    Raises `DataError` for a configuration that cannot be read, and `ModelError` where an adapter from the hub names a
+    folder of this machine.
+    """
+    from transformers.utils import find_adapter_config_file
+
+    name = model.model_name_or_path
+    if os.path.isdir(name):
+        return adapter_base_of(Path(name))
+    try:
+        path = find_adapter_config_file(name, revision=model.model_revision)
+    except (OSError, ValueError):  # no such model: loading it says so, with the ways out
+        return ""
+    base = base_named_in(Path(path)) if path else ""
+    if os.path.exists(base) or check_model_name("base_model", base):
+        raise ModelError(f"{name}: its adapter names the base model {base}, a folder; name it with --base_model")
+    return base
+
+
+def _ready(model: Any) -> Any:
+    """On its device, and attending as in training: nothing is padded, and rounding is the same."""
+    model.eval().requires_grad_(False)
+    to_device(model)
+    if why := use_packed_attention(model, to_train=False):
+        logger.info("prompts are padded, not packed: %s", why)
+    return model
+
+
+def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
+    from peft import PeftModel
+    from peft.utils import get_peft_model_state_dict, load_peft_weights
+
+    where = {"revision": revision} if revision else {}
+    try:
+        saved = load_peft_weights(adapter, device="cpu", **where)
+        adapted = PeftModel.from_pretrained(model, adapter, **where)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = why_not_loaded(error)
+        raise ModelError(f"{adapter}: cannot load the adapter on {model.config.name_or_path}: {reason}") from error
+    # PEFT only warns, and an adapter of which half is missing answers nearly like the base model.
+    loaded = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    missing = sorted(set(loaded) - set(saved))
+    if missing:
+        raise ModelError(
+            f"{adapter}: {len(missing)} of the adapter's weights are missing: {', '.join(missing[:3])} ...; "
+            f"was it trained on {model.config.name_or_path}?"
+        )
+    other = sorted(name for name, w in loaded.items() if not torch.equal(w.cpu(), saved[name].to(w.dtype)))
+    if other:
+        raise ModelError(
+            f"{adapter}: {len(other)} of the adapter's weights are not those of its file: {', '.join(other[:3])} ...; "
+            "PEFT did not load them: update it"
+        )
+    fuse(adapted)  # as in training, or rounding differs
+    return adapted

@@ -1,0 +1,278 @@
+"""Sequences laid end to end: each token reads its own sequence, and a shared prefix is there once.
+
+Padding and repeated prefixes cost as much as any token. Here rows of one batch form a single row of segments, in
+pre-order of the tree that their common prefixes span:
+
+    header  passage A  question 1 answer 1  question 2 answer 2  passage B  question 3 answer 3
+
+A token reads the segments on its path from the root and, in its own, what comes before it. That is exactly what it
+would read in a row of its own, so no output and no gradient changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.nn.functional import one_hot, pad, scaled_dot_product_attention
+
+from groundtune.model.kv_cache import Decoding, Memory
+
+_LEAST_SHARED = 16  # tokens; a shorter common prefix costs more in small attention calls than it saves
+_BLOCK = 128  # tokens of each side of a block of FlexAttention: its default
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens [start, stop) of a packed row, which follow those of `path` (numbers of segments, root first)."""
+
+    start: int
+    stop: int
+    path: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass
+class Packed:
+    """The layout of one packed row: segments in pre-order that cover it without a gap.
+
+    `memory`, if given, receives keys and values of every sequence, so that `Decoding` can go on from them; `slots[i]`
+    is the slot of segment i, None where it is not the end of a sequence.
+    """
+
+    segments: Sequence[Segment]
+    memory: Memory | None = None
+    slots: Sequence[int | None] = ()
+    windows: set[int | None] = field(default_factory=set, repr=False)  # those of the layers that attended so far
+    _masks: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @torch.compiler.disable  # its shapes are new with every batch
+    def attend(self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None) -> Any:
+        """Output [1, tokens, heads, size] for query [1, heads, tokens, size], key and value [1, kv heads, ...]."""
+        self.windows.add(window)
+        if query.is_cuda and self.memory is None:
+            return self._attend_in_blocks(query, key, value, scaling, window)
+        return self._attend_by_segments(layer, query, key, value, scaling, window)
+
+    def _attend_by_segments(
+        self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None
+    ) -> Any:
+        lengths = [len(segment) for segment in self.segments]
+        heads_of_a_key = query.shape[1] // key.shape[1]
+        queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
+        outputs = []
+        for i, segment in enumerate(self.segments):
+            path = [*segment.path, i]
+            k, v = (
+                torch.cat([parts[j] for j in path], dim=2) if segment.path else parts[i] for parts in (keys, values)
+            )
+            mask = self._mask(len(segment), k.shape[2], window, query.device)
+            if self.memory is not None and self.slots[i] is not None:
+                self.memory.write(layer.layer_idx, self.slots[i], k, v)
+            # Each head gets a copy where sharing keys is slow: PyTorch's backward on a CPU is a fifth slower then, and
+            # with a mask other devices have no kernel for it but the one that writes all scores to memory.
+            if query.requires_grad or (mask is not None and query.device.type != "cpu"):
+                k, v = (x.repeat_interleave(heads_of_a_key, dim=1) for x in (k, v))
+            shared = k.shape[1] < query.shape[1]
+            outputs.append(
+                scaled_dot_product_attention(
+                    queries[i], k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=shared
+                )
+            )
+        return torch.cat(outputs, dim=2).transpose(1, 2)
+
+    def _mask(self, tokens: int, read: int, window: int | None, device: Any) -> torch.Tensor | None:
+        """[tokens, read], true where the last `tokens` of `read` positions may look; None where plain causal does."""
+        reaches = window is None or window >= read
+        if tokens == read and reaches:
+            return None
+        which = (tokens, read, None if reaches else window)
+        if which not in self._masks:
+            mask = torch.ones(tokens, read, dtype=torch.bool, device=device).tril(read - tokens)
+            self._masks[which] = mask if reaches else mask.triu(read - tokens - window + 1)
+        return self._masks[which]
+
+    def _attend_in_blocks(self, query: Any, key: Any, value: Any, scaling: float | None, window: int | None) -> Any:
+        """All segments in one FlexAttention kernel, which skips the blocks that nothing reads."""
+        if torch.is_autocast_enabled(query.device.type):
+            # Autocast does not know this kernel, and the norm of a float32 model makes float32 of queries and keys.
+            dtype = torch.get_autocast_dtype(query.device.type)
+            query, key, value = (x.to(dtype) for x in (query, key, value))
+        if window not in self._masks:
+            self._masks[window] = self.block_mask(window, query.device)
+        mask, tokens, shared = self._masks[window], query.shape[2], query.shape[1] != key.shape[1]
+        query, key, value = (pad(x, (0, 0, 0, mask.seq_lengths[0] - tokens)) for x in (query, key, value))
+        output = _flex_attention()(query, key, value, block_mask=mask, scale=scaling, enable_gqa=shared)
+        return output[:, :, :tokens].transpose(1, 2)
+
+    def block_mask(self, window: int | None, device: Any) -> Any:
+        """FlexAttention's mask, made from blocks: one of tokens x tokens is never there.
+
+        In pre-order, a segment is read by what follows it up to the end of its subtree. The mask is for as many tokens
+        as the next power of two, for the kernel is compiled anew for each length. Padding reads itself, within a block.
+        """
+        from torch.nn.attention.flex_attention import BlockMask
+
+        length = self.segments[-1].stop
+        room = max(1024, 1 << (length - 1).bit_length())
+        ends, positions = torch.tensor(self.subtree_ends()), torch.tensor(self.positions())
+        missing = room // _BLOCK - -(-length // _BLOCK)
+        some, whole = (pad(x, (0, missing, 0, missing)).to(device) for x in self._blocks(ends, positions, window))
+        some |= torch.eye(len(some), dtype=torch.bool, device=device)
+        ends = pad(ends, (0, room - length), value=room).to(device)
+        positions = pad(positions, (0, room - length)).to(device)
+        oldest = positions - (room if window is None else window) + 1
+
+        def reads(batch: Any, head: Any, q: Any, k: Any) -> Any:
+            return (k <= q) & (q < ends[k]) & (positions[k] >= oldest[q])
+
+        return BlockMask.from_kv_blocks(
+            *_numbers_first(some & ~whole), *_numbers_first(whole), BLOCK_SIZE=_BLOCK, mask_mod=reads,
+            seq_lengths=(room, room),
+        )  # fmt: skip
+
+    def _blocks(
+        self, ends: torch.Tensor, positions: torch.Tensor, window: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of which blocks of keys each block of queries reads anything, and of which all; both [blocks, blocks].
+
+        `ends` and `positions` are `subtree_ends` and `positions`, [tokens].
+        """
+        borders = sorted({*range(0, len(ends), _BLOCK), *(segment.start for segment in self.segments), len(ends)})
+        first, last = torch.tensor(borders[:-1]), torch.tensor(borders[1:]) - 1
+        # Pieces, each in one block and one segment: all its tokens are read up to the same end.
+        end, position = ends[first], positions[first]
+        some = (first <= last[:, None]) & (end > first[:, None])
+        whole = (last <= first[:, None]) & (end > last[:, None])
+        if window is not None:
+            apart = position[:, None] - position  # of the first tokens of two pieces
+            length = last - first
+            some &= (apart - length < window) | torch.eye(len(first), dtype=torch.bool)
+            whole &= apart + length[:, None] < window
+        in_block = one_hot(first // _BLOCK).float()
+        some, whole = in_block.T @ some.float() @ in_block > 0, in_block.T @ (~whole).float() @ in_block == 0
+        whole[len(ends) // _BLOCK :] = False  # what the last block is short of is masked
+        return some, whole
+
+    def subtree_ends(self) -> list[int]:
+        """For each token the end of the last segment that continues its segment."""
+        ends = [segment.stop for segment in self.segments]
+        for segment in self.segments:
+            for ancestor in segment.path:
+                ends[ancestor] = max(ends[ancestor], segment.stop)
+        return [end for segment, end in zip(self.segments, ends) for _ in range(len(segment))]
+
+    def positions(self) -> list[int]:
+        """For each token its position in its own sequence."""
+        return [
+            position
+            for segment in self.segments
+            for begin in [sum(len(self.segments[i]) for i in segment.path)]
+            for position in range(begin, begin + len(segment))
+        ]
+
+
+@cache
+def _flex_attention() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # A kernel for each power of two, with and without a gradient. What is beyond the limit, 8 by default, would run
+    # without a kernel, and nobody would know.
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def _numbers_first(these: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many are true in a row, [1, 1, rows], and the numbers of its columns, those first, [1, 1, rows, columns]."""
+    these = these.to(torch.int32)
+    counts, numbers = these.sum(dim=-1), these.argsort(dim=-1, descending=True, stable=True)
+    return counts[None, None].to(torch.int32), numbers[None, None].to(torch.int32)
+
+
+def model_inputs(input_ids: torch.Tensor, position_ids: torch.Tensor, layout: Packed | Decoding) -> dict[str, Any]:
+    """What a model is called with: ids and positions [1, tokens] and their layout."""
+    # A mask that is 4-D already is passed on as it is, whatever it says; without one, transformers would look for
+    # jumps in the positions and build a mask that cuts every sequence off from its prefix.
+    as_it_is = torch.zeros(1, 1, 1, 1, device=input_ids.device)
+    return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": as_it_is, "layout": layout}
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Sequences as one row: its token ids, its segments, and for each sequence its last token and its segment."""
+
+    ids: list[int]
+    segments: list[Segment]
+    last: list[int]
+    ends: list[int]
+
+    def inputs(self, device: Any = None, **memory: Any) -> dict[str, Any]:
+        """What a model that attends by layout is called with; `memory` as in `Packed`."""
+        layout = Packed(self.segments, **memory)
+        ids, positions = (torch.tensor([x], device=device) for x in (self.ids, layout.positions()))
+        return model_inputs(ids, positions, layout)
+
+
+def pack(sequences: Sequence[Sequence[int]], shareable: Sequence[int]) -> Packing:
+    """One row in which a common prefix of several sequences is there once.
+
+    `shareable[i]` is how many leading tokens of sequence i may be shared. The segments are the tree of the sequences,
+    in pre-order; branches of fewer than 16 common tokens stay apart.
+    """
+    packing = Packing([], [], [0] * len(sequences), [0] * len(sequences))
+
+    def place(members: list[int], depth: int, path: tuple[int, ...]) -> None:
+        branches: dict[Any, list[int]] = {}
+        for i in members:
+            ahead = tuple(sequences[i][depth : min(depth + _LEAST_SHARED, shareable[i])])
+            branches.setdefault(ahead if len(ahead) == _LEAST_SHARED else i, []).append(i)
+        for branch in branches.values():
+            i = branch[0]
+            stop = len(sequences[i])
+            if len(branch) > 1:
+                stop = min(shareable[j] for j in branch)
+                stop = min(common_prefix(sequences[i], sequences[j], stop) for j in branch[1:])
+            begin = len(packing.ids)
+            packing.ids.extend(sequences[i][depth:stop])
+            packing.segments.append(Segment(begin, len(packing.ids), path))
+            here = len(packing.segments) - 1
+            if len(branch) > 1:
+                place(branch, stop, (*path, here))
+            else:
+                packing.last[i], packing.ends[i] = len(packing.ids) - 1, here
+
+    place(list(range(len(sequences))), 0, ())
+    return packing
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int], at_most: int) -> int:
+    """How many leading tokens two sequences share, by bisection: slices compare fast, single tokens do not."""
+    low, high = 0, min(len(a), len(b), at_most)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
+
+
+def prefix_groups(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Prompts (by number) that share more than all do, at least a tenth of the shorter one: those on one passage."""
+    if not prompts:
+        return []
+    order = sorted(range(len(prompts)), key=prompts.__getitem__)
+    shortest = min(len(prompt) for prompt in prompts)
+    header = common_prefix(prompts[order[0]], prompts[order[-1]], shortest)  # sorted, so all between share it too
+    groups = [[order[0]]]
+    for i, j in pairwise(order):
+        shorter = min(len(prompts[i]), len(prompts[j]))
+        shared = common_prefix(prompts[i], prompts[j], shorter) - header
+        if shared >= max(_LEAST_SHARED, shorter // 10):
+            groups[-1].append(j)
+        else:
+            groups.append([j])
+    return groups

@@ -1,0 +1,95 @@
+"""Which passages a training row reads, and which a question is answered from.
+
+A policy decides for one example: `policy(example, hits, rng)` returns passages in the order of the prompt, each
+droppable or not. Passages count as the same when their stripped texts are equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from groundtune.schema import Document, Example, Hit
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage of one prompt. When the prompt is too long, the last `droppable` one goes first; others never go."""
+
+    document: Document
+    droppable: bool = False
+
+
+Passages = tuple[Passage, ...]
+Policy = Callable[[Example, Sequence[Hit], Random], Passages]
+
+
+def kept(passages: Sequence[Passage], dropped: int = 0) -> tuple[Document, ...]:
+    """The documents in the order of the prompt, without the last `dropped` of the droppable ones."""
+    may_go = [i for i, passage in enumerate(passages) if passage.droppable]
+    gone = set(may_go[len(may_go) - dropped :])
+    return tuple(passage.document for i, passage in enumerate(passages) if i not in gone)
+
+
+def gold_passages(example: Example, hits: Sequence[Hit] = (), rng: Random | None = None) -> Passages:
+    """SFT: the gold passages, whatever was retrieved."""
+    return required_first(_distinct(example.gold_documents))
+
+
+def augmented_passages(example: Example, hits: Sequence[Hit], rng: Random | None = None) -> Passages:
+    """SwR: `passage_aug`, the gold passages, then retrieved ones that are not gold; k hits make at most k + 1."""
+    at_most = len(hits) + 1
+    gold = _distinct(example.gold_documents)[:at_most]
+    seen = {document.id for document in example.gold_documents}
+    retrieved = [d for d in _distinct(hit.document for hit in hits) if d.id not in seen]
+    return required_first(gold, retrieved[: at_most - len(gold)])
+
+
+def retrieved_passages(example: Example, hits: Sequence[Hit], rng: Random | None = None) -> Passages:
+    """Evaluation and serving: what was retrieved, best first. Gold passages never enter."""
+    return required_first(droppable=_distinct(hit.document for hit in hits))
+
+
+def no_passages(example: Example, hits: Sequence[Hit], rng: Random | None = None) -> Passages:
+    """What the model knows by itself."""
+    return ()
+
+
+def gold_and_distractors(example: Example, hits: Sequence[Hit], rng: Random | None = None) -> Passages:
+    """The gold passages, then the example's hard negatives and what was retrieved; as many in all as were retrieved.
+
+    Gold comes first, as in the rows that SwR trains on. Where this scores lower than gold passages alone, the
+    distractors are the cause.
+    """
+    gold = _distinct(example.gold_documents)
+    seen = {document.id for document in gold}
+    others = _distinct([*example.hard_negatives, *(hit.document for hit in hits)])
+    distractors = [document for document in others if document.id not in seen]
+    return required_first(gold, distractors[: max(len(hits) - len(gold), 0)])
+
+
+# What a model may read when it is evaluated. Only `retrieved` is end to end; the others say what the retriever costs.
+CONTEXTS: dict[str, Policy] = {
+    "closed_book": no_passages,
+    "retrieved": retrieved_passages,
+    "gold": gold_passages,
+    "gold_and_distractors": gold_and_distractors,
+}
+
+
+def draw(seed: int, epoch: int, number: int) -> Random:
+    """The random generator of one example in one epoch: the same whenever and wherever the row is made."""
+    return Random(f"{seed} {epoch} {number}")
+
+
+def required_first(required: Sequence[Document] = (), droppable: Sequence[Document] = ()) -> Passages:
+    """Passages that must stay, then those that may be dropped."""
+    return (*(Passage(d) for d in required), *(Passage(d, droppable=True) for d in droppable))
+
+
+def _distinct(documents: Iterable[Document]) -> tuple[Document, ...]:
+    first: dict[str, Document] = {}
+    for document in documents:
+        first.setdefault(document.id, document)
+    return tuple(first.values())

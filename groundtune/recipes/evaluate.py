@@ -1,0 +1,299 @@
+"""The recipe of `groundtune evaluate`: examples, documents, retriever, prompts, answers, judges, outcomes, page.
+
+Training and this recipe share the retriever, the prompts, the generation and the scores: a run's adapter gets the
+numbers here that its training reported.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from groundtune.arguments import DataArguments
+from groundtune.data.checks import ERROR, WARNING, check_texts, counts, read_dataset
+from groundtune.data.files import sha256_of, write_text
+from groundtune.errors import DataError, ModelError
+from groundtune.evaluation.abstention import note
+from groundtune.evaluation.answering import (
+    Answer,
+    Asked,
+    answer_by_chat,
+    answer_by_completions,
+    answer_here,
+    open_questions,
+)
+from groundtune.evaluation.arguments import InferenceArguments
+from groundtune.evaluation.comparison import Comparison, compare
+from groundtune.evaluation.evaluator import spread
+from groundtune.evaluation.judge import JudgePrompt, judged, open_judge, probe_judge, read_judge_prompts
+from groundtune.evaluation.outcomes import Rightness, outcome_counts, with_outcomes
+from groundtune.evaluation.predictions import Evaluation, evaluation_of, write_predictions
+from groundtune.model.endpoint import failing, lasting
+from groundtune.model.limits import check_positions
+from groundtune.reporting.comparison_page import failures, write_comparisons
+from groundtune.runs.record import run_record
+from groundtune.runs.remembered import changed_inputs, remembered
+from groundtune.schema import Document, Example
+from groundtune.system.durable import disk_errors
+from groundtune.system.text import as_json, hide_secrets
+
+MODEL = "model"  # the system that was asked about; in --with_base it is compared with:
+BASE = "base"
+OnProgress = Callable[[str, int], Callable[[int], None]]  # (what, how many) -> a function told of each that is done
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What `evaluate` found: the evaluations by context and system, and how they compare."""
+
+    evaluations: dict[str, dict[str, Evaluation]]
+    comparisons: list[Comparison]
+    right: Rightness
+    notes: list[str]
+    output_dir: Path
+
+    @property
+    def failures(self) -> list[str]:
+        """How many answers and judgements failed, of how many, in words; empty if none did."""
+        return list(dict.fromkeys(line for comparison in self.comparisons for line in failures(comparison)))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "output_dir": str(self.output_dir),
+            "right": str(self.right),
+            "notes": self.notes,
+            "failures": self.failures,
+            "evaluations": {
+                context: {
+                    name: {**evaluation.to_dict(), "outcomes": outcome_counts(evaluation.predictions)}
+                    for name, evaluation in by_system.items()
+                }
+                for context, by_system in self.evaluations.items()
+            },
+            "comparisons": [comparison.to_dict() for comparison in self.comparisons],
+        }
+
+
+def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluated:
+    """Answer the examples in every context, score, judge, and write it all to `output_dir`.
+
+    Raises `DataError` with every problem of arguments and data before any model is loaded; `ModelError` if a model
+    cannot be loaded, and `EndpointError` if a server cannot be used.
+    """
+    durations: dict[str, float] = {}
+    if problems := arguments.check():
+        raise DataError(problems)
+    judges = read_judge_prompts(arguments.judge.judge_prompt) if arguments.judge.judge else []
+    right = Rightness(arguments.answers.right_metric, arguments.answers.right_threshold)
+    _check_right(right, judges)
+    _check_replaces_no_training(arguments.output_dir)
+    examples, documents, notes = _read(arguments)
+    notes += _questions_seen(arguments) + _changed(arguments)
+    asked, tokenizer = open_questions(arguments, examples, documents)
+    probe_judge(arguments)
+    output_dir = _made(arguments.output_dir)
+
+    evaluations: dict[str, dict[str, Evaluation]] = {one.context: {} for one in asked}
+    for name, answer in _answerers(arguments, asked, tokenizer, notes):
+        for one in asked:
+            begin = time.perf_counter()
+            evaluations[one.context][name] = answer(
+                one, on_progress(f"{name} answers, {one.context}", len(one.examples))
+            )
+            durations[f"{name}, {one.context}"] = round(time.perf_counter() - begin, 3)
+        del answer  # and with it the model, before the next one is loaded
+    with disk_errors(output_dir):  # before they are judged: should the judge fail, no answer is lost
+        _write_predictions(output_dir, evaluations)
+    evaluations = _judge(arguments, judges, evaluations, on_progress, durations)
+    evaluations = {context: _with_outcomes(by_system, right) for context, by_system in evaluations.items()}
+
+    found = Evaluated(evaluations, _comparisons(evaluations, arguments.name), right, notes, output_dir)
+    with disk_errors(output_dir):
+        _write(found, arguments, judges, durations)
+    return found
+
+
+def _answerers(
+    arguments: InferenceArguments, asked: Sequence[Asked], tokenizer: Any, notes: list[str]
+) -> Iterator[tuple[str, Answer]]:
+    """Each system's name and what answers for it; a model is loaded when its turn comes, and adds its `notes`."""
+    if arguments.api != "here":
+        by = answer_by_chat if arguments.api == "chat" else answer_by_completions
+        yield MODEL, by(arguments.generator_endpoint())
+        return
+    opening, with_base = arguments.answering_model(), arguments.answers.with_base
+    if with_base and not opening.base and not arguments.base:
+        name = arguments.model.model_name_or_path
+        raise DataError([f"--with_base: {name} names no model that it was trained from; name it with --base_model"])
+    prompt, pad_id = asked[0].evaluator.prompt, tokenizer.pad_token_id
+    model = opening.open(prompt, pad_id)
+    longest = max(len(question.prompt_ids) for one in asked for question in one.evaluator.questions)
+    notes += check_positions(longest + arguments.evaluation.max_new_tokens, model, arguments.model.model_name_or_path)
+    yield MODEL, answer_here(model, opening.bf16)
+    if with_base and opening.base:
+        yield BASE, answer_here(model, opening.bf16, without_adapter=True)
+    elif with_base:
+        del model
+        yield BASE, answer_here(arguments.base_model().open(prompt, pad_id), opening.bf16)
+
+
+def _judge(
+    arguments: InferenceArguments,
+    prompts: Sequence[JudgePrompt],
+    evaluations: dict[str, dict[str, Evaluation]],
+    on_progress: OnProgress,
+    durations: dict[str, float],
+) -> dict[str, dict[str, Evaluation]]:
+    """Every evaluation with the scores of every judge prompt; the judge is loaded once.
+
+    It was there when the answering began: where it has gone since, or cannot be loaded, its judgements have failed.
+    """
+    if not prompts:
+        return evaluations
+    begin = time.perf_counter()
+    try:
+        complete = lasting(open_judge(arguments), met=True)
+    except ModelError as error:
+        complete = failing(str(error))
+    found: dict[str, dict[str, Evaluation]] = {}
+    for context, by_system in evaluations.items():
+        for name, evaluation in by_system.items():
+            predictions = evaluation.predictions
+            for prompt in prompts:
+                on_done = on_progress(f"judge: {prompt.name} of {name}, {context}", len(predictions))
+                predictions = judged(predictions, prompt, complete, arguments.judge.judge_max_new_tokens, on_done)
+            found.setdefault(context, {})[name] = evaluation_of(predictions, arguments.evaluation.bootstrap_samples)
+    durations["judge"] = round(time.perf_counter() - begin, 3)
+    return found
+
+
+def _check_right(right: Rightness, judges: Sequence[JudgePrompt]) -> None:
+    names = [f"judge/{prompt.name}" for prompt in judges]
+    if right.metric.startswith("judge/") and right.metric not in names:
+        raise DataError([f"--right_metric: {right.metric} is not judged; --judge_prompt gives {', '.join(names)}"])
+
+
+def _read(arguments: InferenceArguments) -> tuple[list[Example], list[Document], list[str]]:
+    """Examples, documents where a context needs them, and the warnings about either, counted.
+
+    Raises `DataError` with all that is wrong with both files.
+    """
+    documents = arguments.data.full_dataset_file_path if arguments.searches else ""
+    dataset = read_dataset(DataArguments(eval_file=arguments.data.eval_file, full_dataset_file_path=documents))
+    findings = check_texts(dataset)
+    if errors := [str(finding) for finding in findings if finding.severity == ERROR]:
+        raise DataError(errors)
+    notes = counts(finding for finding in findings if finding.severity == WARNING)
+    examples = spread(dataset.examples["eval"], arguments.evaluation.eval_max_samples)
+    return examples, dataset.documents, notes + ([unanswerable] if (unanswerable := note(examples)) else [])
+
+
+def _changed(arguments: InferenceArguments) -> list[str]:
+    """Files that this evaluation takes from the run, and that are no longer what the run had read."""
+    data, run = arguments.data, arguments.run
+    read = {data.eval_file} | ({data.full_dataset_file_path} if arguments.searches else set())
+    return changed_inputs(run, {name: path for name, path in run.names.items() if path in read}) if run else []
+
+
+def _questions_seen(arguments: InferenceArguments) -> list[str]:
+    """That the run chose its checkpoint by these very questions, if it did."""
+    asked, run = Path(arguments.data.eval_file), arguments.run
+    if run is None or not run.settings.get("load_best_model_at_end"):
+        return []
+    same_file = "eval_file" in run.names and asked.resolve() == Path(run.names["eval_file"]).resolve()
+    if not same_file and sha256_of(asked) != run.inputs.get("eval_file"):
+        return []
+    return [f"{asked}: the checkpoint was chosen on these questions, so these numbers flatter it"]
+
+
+def _with_outcomes(by_system: dict[str, Evaluation], right: Rightness) -> dict[str, Evaluation]:
+    return {
+        name: replace(evaluation, predictions=tuple(with_outcomes(evaluation.predictions, right)))
+        for name, evaluation in by_system.items()
+    }
+
+
+def _comparisons(evaluations: dict[str, dict[str, Evaluation]], name: str) -> list[Comparison]:
+    """With a base, the model against it in each context; and where there are several contexts, they with each other."""
+    comparisons = []
+    for context, by_system in evaluations.items():
+        if BASE in by_system:
+            systems = {f"{name}, untouched": by_system[BASE], name: by_system[MODEL]}
+            comparisons.append(compare(f"Context: {context}", {n: e.predictions for n, e in systems.items()}))
+    if len(evaluations) > 1 or not comparisons:
+        first = sorted(evaluations, key=lambda context: context != "retrieved")  # what the others are measured against
+        title = f"{name}: what it reads" if len(evaluations) > 1 else f"{name}: {first[0]}"
+        comparisons.append(compare(title, {context: evaluations[context][MODEL].predictions for context in first}))
+    return comparisons
+
+
+def _check_replaces_no_training(folder: Path) -> None:
+    if (run := remembered(str(folder))) and run.method:
+        raise DataError([f"--output_dir: {folder} holds a training run; name another, as {folder / 'evaluation'}"])
+
+
+def _made(folder: Path) -> Path:
+    """The folder for the results, made now: one that cannot be made is said before hours of work, and not after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError([f"--output_dir: {folder} cannot be made ({error.strerror}); name another folder"]) from error
+    return folder
+
+
+def _write_predictions(folder: Path, evaluations: dict[str, dict[str, Evaluation]]) -> None:
+    for context, by_system in evaluations.items():
+        for name, evaluation in by_system.items():
+            file = f"{context}.jsonl" if name == MODEL else f"{context}_{name}.jsonl"
+            write_predictions(folder / "predictions" / file, evaluation)
+
+
+def _write(
+    found: Evaluated, arguments: InferenceArguments, judges: Sequence[JudgePrompt], durations: dict[str, float]
+) -> None:
+    """predictions/CONTEXT.jsonl, the judges' prompts, metrics.json, run.json, and the page."""
+    folder = found.output_dir
+    _write_predictions(folder, found.evaluations)
+    for prompt in judges:
+        write_text(folder / f"judge_{prompt.name}.txt", prompt.text)
+    groups = ("data", "retrieval", "prompt", "model", "evaluation", "generator", "judge", "answers")
+    read = ["eval_file"] + ["full_dataset_file_path"] * arguments.searches
+    files = {name: path for name in read if (path := getattr(arguments.data, name))}
+    record = run_record({name: asdict(getattr(arguments, name)) for name in groups}, files, durations, seed=0)
+    write_text(folder / "run.json", as_json(record))
+    write_text(folder / "metrics.json", as_json(found.to_dict()))
+    write_comparisons(
+        folder / "evaluation.html",
+        "evaluation",
+        arguments.name,
+        found.comparisons,
+        facts(arguments, found.right),
+        [*found.notes, *found.failures],
+        record,
+    )
+
+
+def facts(arguments: InferenceArguments, right: Rightness) -> dict[str, str]:
+    """What answered what, in a few words each."""
+    retrieval, generator = arguments.retrieval, arguments.generator
+    server = hide_secrets(generator.generator)
+    how = {
+        "here": "written here, read by the model here",
+        "completions": f"written here, sent as token ids to {server}/completions",
+        "chat": f"messages sent to {server}/chat/completions; the server's template wrote the prompt",
+    }
+    embedding = retrieval.eval_embedding_model or retrieval.embedding_model
+    shown = {
+        "Model": generator.generator_model or arguments.model.model_name_or_path,
+        "Prompt": how[arguments.api],
+        "Questions": arguments.data.eval_file,
+        "Documents": arguments.data.full_dataset_file_path,
+        "Retriever": f"{retrieval.retriever} {embedding}, {retrieval.eval_num_to_retrieve} passages a question",
+        "Contexts": ", ".join(arguments.contexts),
+        "An answer is right if": str(right),
+        "Judge": arguments.judge.judge_model or hide_secrets(arguments.judge.judge),
+    }
+    return {name: value for name, value in shown.items() if value}

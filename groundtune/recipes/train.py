@@ -1,0 +1,335 @@
+"""The recipe, read top to bottom: arguments, documents, examples, retriever, model, trainer, test, report."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, set_seed
+
+from groundtune.arguments import Arguments, DataArguments
+from groundtune.data.checks import counts
+from groundtune.data.files import in_the_way, sha256_of
+from groundtune.errors import DataError
+from groundtune.evaluation.evaluator import EndToEndEvaluator, Evaluation, read_evaluation, spread
+from groundtune.evaluation.predictions import write_predictions
+from groundtune.methods import Method, method_of
+from groundtune.model.limits import check_positions, check_vocabulary
+from groundtune.model.loading import flash_attention_problems
+from groundtune.prompts.prompt import Prompt
+from groundtune.prompts.rows import EpochRows
+from groundtune.reporting.report import write_results
+from groundtune.reporting.results import Results
+from groundtune.retrieval.opening import evaluation_model, index_folder, open_retriever_with
+from groundtune.retrieval.retrievers import Retriever, retrieve
+from groundtune.runs.checkpoints import Checkpoint
+from groundtune.runs.hub import Hub
+from groundtune.runs.record import run_record
+from groundtune.runs.remembered import record_own_run
+from groundtune.runs.resume import check_same_run, checkpoint_to_resume, identity, locked, rows_identity
+from groundtune.schema import Document, Example, Hit, Reply
+from groundtune.system.processes import is_main, once
+from groundtune.training.arguments import GOLD_LOSS, compile_problems, loss_problems, metric_problems, tracker_problems
+from groundtune.training.doctor import Diagnosis, diagnose, doctor_command, summary
+from groundtune.training.trainer import QATrainer
+
+logger = logging.getLogger(__name__)
+
+
+def train(arguments: Arguments) -> Results:
+    """Train `arguments.method`, compare the result with the untouched model, and write it all to `output_dir`.
+
+    A run that was interrupted goes on from its last complete checkpoint, to the weights that it would have had.
+
+    Raises `DataError` with every problem of arguments and data, and `ModelError`, before any model is loaded;
+    `AlreadyFinished` for a run that is done; and in the middle `Stopped`, `NonFiniteLoss` and `DiskError`.
+    """
+    _check(arguments)
+    training = arguments.training
+    with locked(Path(training.output_dir)) if is_main() else nullcontext():
+        run = identity(arguments)
+        with training.main_process_first(local=False, desc="looking for a checkpoint"):
+            checkpoint = checkpoint_to_resume(training, run)
+        return _train(arguments, run, checkpoint)
+
+
+def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | None) -> Results:
+    """The recipe; `run` is this run's identity, `checkpoint` where it goes on."""
+    method, data, training = method_of(arguments.method), arguments.data, arguments.training
+    output_dir, durations, notes = Path(training.output_dir), {}, []
+    quiet = arguments.output.quiet or arguments.output.json
+    training.disable_tqdm = training.disable_tqdm or quiet
+    set_seed(training.seed)
+
+    with _timed("read and check", durations):
+        diagnosis = diagnose(arguments)
+        diagnosis.raise_errors()
+        repository = ""
+        if training.push_to_hub and is_main():
+            repository = Hub(training).create()  # a hub that cannot be used is said now, and not after the training
+        notes += _tell(diagnosis, arguments)
+        documents, examples = diagnosis.dataset.documents, _splits(diagnosis, arguments)
+        tokenizer, prompt = diagnosis.tokenizer, diagnosis.prompt
+
+    with _timed("index and retrieve", durations):
+        hits, seconds = once(lambda: _retrieve(method, arguments, documents, examples))
+
+    rows = {
+        split: EpochRows(
+            method.encode, method.policy, examples[split], hits[f"{split} rows"], prompt, data.max_seq_length,
+            training.seed,
+        )
+        for split in ("train", "eval")
+    }  # fmt: skip
+    notes += _dropped_passages(rows)
+    run = run | rows_identity(rows["train"])
+    if checkpoint is not None:
+        check_same_run(checkpoint, run, training.resume_anyway)
+    evaluators = _evaluators(method, arguments, examples, hits, seconds, prompt)
+    _check_metric(training, evaluators["eval"])
+
+    with _timed("load model", durations):
+        model = method.load(
+            arguments.model, bf16=training.bf16, stop_ids=prompt.stop_ids, pad_id=tokenizer.pad_token_id
+        )
+        notes += _check_tokens(model, arguments, rows, evaluators)
+
+    def on_evaluation(step: int, evaluation: Evaluation) -> None:
+        if is_main():
+            write_predictions(output_dir / "predictions" / f"eval_step_{step:06d}.jsonl", evaluation)
+
+    trainer = QATrainer(
+        model=model,
+        args=training,
+        train_dataset=rows["train"],
+        eval_dataset=rows["eval"],
+        processing_class=tokenizer,
+        method=method,
+        evaluator=evaluators["eval"],
+        pad_id=tokenizer.pad_token_id,
+        share_prefix=data.share_prefix,
+        on_evaluation=on_evaluation,
+        run=run,
+    )
+    if quiet:
+        trainer.remove_callback(PrinterCallback)  # it stands in for the bar
+    with _timed("evaluate the untouched model on test", durations):
+        base = _untouched(trainer, evaluators["test"], output_dir / "predictions" / "test_base.jsonl", checkpoint)
+    with _timed("train and evaluate", durations):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(_internal_call=True)  # otherwise it is pushed too, before there are results
+    trainer.save_state()
+    if is_main():
+        # An adapter is saved without them; whoever generates with it must stop where the evaluation did.
+        model.generation_config.save_pretrained(output_dir)
+    with _timed("evaluate the tuned model on test", durations):
+        tuned = trainer.run_evaluator(evaluators["test"])
+
+    results = Results(
+        method=method.name,
+        base=base,
+        tuned=tuned,
+        history=trainer.state.log_history,
+        best_step=_best_step(trainer),
+        selection_metric=training.metric_for_best_model,
+        selected_on_test=_tested_on_eval(data) and training.load_best_model_at_end,
+        notes=[
+            *notes,
+            *(note for at_once in trainer.at_once.values() for note in at_once.notes),
+            *trainer.tracker_failures,
+        ],
+        record={
+            **_record(arguments, durations, _rows(diagnosis)),
+            "prompt_style": prompt.style,
+            **({"hub_repository": repository} if repository else {}),
+            "identity": run,
+            "resumed_from_step": checkpoint and checkpoint.step,
+        },
+    )
+    if is_main():
+        write_results(output_dir, results)
+        record_own_run(output_dir, data.full_dataset_index_path)
+    return results
+
+
+def _check(arguments: Arguments) -> None:
+    method = method_of(arguments.method)
+    problems = arguments.check(for_training=method.title if method.retrieves else "")
+    problems += flash_attention_problems(arguments.model) + compile_problems(arguments.training)
+    problems += metric_problems(arguments.training) + loss_problems(arguments.training)
+    problems += tracker_problems(arguments.training.report_to)
+    if arguments.data.full_dataset_index_path:
+        problems += in_the_way("full_dataset_index_path", arguments.data.full_dataset_index_path, folder=True)
+    if arguments.output.push_report and not arguments.training.push_to_hub:
+        problems.append("--push_report: nothing is pushed; give --push_to_hub too")
+    if problems:
+        raise DataError(problems)
+
+
+def _evaluators(
+    method: Method,
+    arguments: Arguments,
+    examples: dict[str, list[Example]],
+    hits: dict[str, list[tuple[Hit, ...]]],
+    seconds: dict[str, float],
+    prompt: Prompt,
+) -> dict[str, EndToEndEvaluator]:
+    return {
+        split: method.evaluator(
+            name=split,
+            examples=examples[split],
+            hits=hits[split],
+            prompt=prompt,
+            pad_id=prompt.tokens.tokenizer.pad_token_id,
+            max_length=arguments.data.max_seq_length,
+            max_new_tokens=arguments.evaluation.max_new_tokens,
+            batch_size=arguments.training.per_device_eval_batch_size,
+            retrieval_seconds=seconds[split],
+            bootstrap_samples=arguments.evaluation.bootstrap_samples,
+        )
+        for split in ("eval", "test")
+    }
+
+
+def _check_tokens(
+    model: Any, arguments: Arguments, rows: dict[str, EpochRows], evaluators: dict[str, EndToEndEvaluator]
+) -> list[str]:
+    """That the model has an embedding for each token, and positions for all; what of that is to be noted."""
+    name, new = arguments.model.model_name_or_path, arguments.evaluation.max_new_tokens
+    read = [row.prompt_ids + row.answer_ids for these in rows.values() for row in these]
+    asked = [question.prompt_ids for evaluator in evaluators.values() for question in evaluator.questions]
+    check_vocabulary(read + asked, model, name)
+    return check_positions(max([len(ids) for ids in read] + [len(ids) + new for ids in asked]), model, name)
+
+
+def _untouched(
+    trainer: QATrainer, evaluator: EndToEndEvaluator, path: Path, checkpoint: Checkpoint | None
+) -> Evaluation:
+    """The untouched model end to end on test; a run that goes on reads its own answers of the first time."""
+    run, key = trainer.run, "answers of the untouched model"
+
+    def answered_before() -> Evaluation | None:
+        known = checkpoint is not None and path.exists()
+        same = known and checkpoint.about["run"] == {**run, key: sha256_of(path)}
+        return read_evaluation(path, evaluator) if same else None
+
+    base = once(answered_before)
+    if base is None:
+        base = trainer.run_evaluator(evaluator)
+        if is_main():
+            write_predictions(path, base)
+    trainer.run = {**run, key: once(lambda: sha256_of(path))}
+    return base
+
+
+def _check_metric(training: Any, evaluator: EndToEndEvaluator) -> None:
+    """The best checkpoint is chosen by a metric that these examples have; Trainer would notice halfway through."""
+    name = training.metric_for_best_model
+    if not training.load_best_model_at_end or name.removeprefix("eval_") == GOLD_LOSS:
+        return
+    some_answer = Reply('"One of its kind."', new_tokens=1)  # a quotation, which has scores of its own
+    answered = evaluator.predictions([some_answer] * len(evaluator.questions), seconds=0.0)
+    measured = dict.fromkeys([GOLD_LOSS, *(metric for prediction in answered for metric in prediction.scores)])
+    if name.removeprefix("eval_") not in measured:
+        raise DataError([f"--metric_for_best_model: {name} is not measured here; choose one of {', '.join(measured)}"])
+
+
+def _tell(diagnosis: Diagnosis, arguments: Arguments) -> list[str]:
+    """Warnings, counted by kind and file; they go into the report too."""
+    logger.info("checked: %s", summary(diagnosis))
+    notes = counts(diagnosis.warnings)
+    for note in notes:
+        logger.warning(note)
+    if notes:
+        logger.warning("to see where, and what to do: %s", doctor_command(arguments))
+    return notes
+
+
+def _splits(diagnosis: Diagnosis, arguments: Arguments) -> dict[str, list[Example]]:
+    """The examples of train, eval and test. The test is never cut; without a file of its own it is all of eval."""
+    examples = dict(diagnosis.dataset.examples)
+    examples.setdefault("test", examples["eval"])
+    examples["eval"] = spread(examples["eval"], arguments.evaluation.eval_max_samples)
+    return examples
+
+
+def _retrieve(
+    method: Method, arguments: Arguments, documents: list[Document], examples: dict[str, list[Example]]
+) -> tuple[dict[str, list[tuple[Hit, ...]]], dict[str, float]]:
+    """The hits of every split, and the seconds each took; `train rows` and `eval rows` are those that rows hold.
+
+    The retriever is frozen, so each split is searched once for the whole run.
+    """
+    retrieval = arguments.retrieval
+    for_evaluation = evaluation_model(retrieval)
+    searches = {split: (for_evaluation, retrieval.eval_num_to_retrieve) for split in ("eval", "test")}
+    if method.retrieves:
+        model = retrieval.embedding_model or for_evaluation
+        searches |= {f"{s} rows": (model, retrieval.embedding_max_num_to_retrieve) for s in ("train", "eval")}
+    retrievers: dict[str, Retriever] = {}
+    hits = {f"{split} rows": [()] * len(examples[split]) for split in ("train", "eval")}
+    seconds = {}
+    for name, (model, k) in searches.items():
+        if model not in retrievers:
+            retrievers[model] = open_retriever_with(model, retrieval, documents, index_folder(arguments.data))
+        begin = time.perf_counter()
+        hits[name] = retrieve(retrievers[model], examples[name.split()[0]], k, retrieval.query_history)
+        seconds[name] = time.perf_counter() - begin
+    return hits, seconds
+
+
+def _dropped_passages(rows: dict[str, EpochRows]) -> list[str]:
+    notes = []
+    for split, these in rows.items():
+        shortened = [row for row in these if row.passages_dropped]
+        if shortened:
+            dropped = sum(row.passages_dropped for row in shortened)
+            notes.append(
+                f"{split}: {len(shortened)} of {len(these)} rows lost {dropped} retrieved passages to fit "
+                "--max_seq_length"
+            )
+            logger.warning(notes[-1])
+    return notes
+
+
+def _tested_on_eval(data: DataArguments) -> bool:
+    return not data.test_file or Path(data.test_file).resolve() == Path(data.eval_file).resolve()
+
+
+def _best_step(trainer: QATrainer) -> int | None:
+    """The step whose checkpoint was loaded at the end, None if the last weights were kept."""
+    checkpoint = trainer.state.best_model_checkpoint
+    return int(checkpoint.rpartition("-")[2]) if trainer.args.load_best_model_at_end and checkpoint else None
+
+
+def _rows(diagnosis: Diagnosis) -> dict[str, int]:
+    """How many examples or documents each file gave, by the name of its argument."""
+    examples = {f"{split}_file": len(these) for split, these in diagnosis.dataset.examples.items()}
+    return {**examples, "full_dataset_file_path": len(diagnosis.dataset.documents)}
+
+
+def _record(arguments: Arguments, durations: dict[str, float], rows: dict[str, int]) -> dict[str, Any]:
+    groups = {
+        name: asdict(getattr(arguments, name))
+        for name in ("data", "retrieval", "prompt", "model", "evaluation", "logger", "output")
+    }
+    everything = {"method": arguments.method, **groups, "training": arguments.training.to_dict()}
+    files = ("train_file", "eval_file", "test_file", "full_dataset_file_path")
+    inputs = {name: path for name in files if (path := getattr(arguments.data, name))}
+    record = run_record(everything, inputs, durations, arguments.training.seed)
+    record["inputs"] = {name: {**about, "rows": rows[name]} for name, about in record["inputs"].items()}
+    return record
+
+
+@contextmanager
+def _timed(phase: str, durations: dict[str, float]) -> Iterator[None]:
+    """Seconds of a phase, for run.json."""
+    logger.info("%s ...", phase)
+    begin = time.perf_counter()
+    yield
+    durations[phase] = round(time.perf_counter() - begin, 3)

@@ -1,0 +1,262 @@
+"""Texts -> vectors, the way the embedding model means it: its prompts, its pooling, its similarity."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from groundtune.errors import DataError
+from groundtune.retrieval.embedding_prompts import prompts_for
+from groundtune.retrieval.reading_limit import token_counts
+
+logger = logging.getLogger(__name__)
+
+
+SoFar = Callable[[Sequence[int], np.ndarray], None]
+
+
+@dataclass
+class Embedder:
+    """A frozen embedding model of sentence-transformers.
+
+    Its code is the library's and its weights are safetensors, or it is not loaded: a model's folder runs nothing here.
+    Raises `OSError` or `ValueError` (from sentence-transformers) when the model cannot be loaded.
+    """
+
+    name: str
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+    batch_size: int = 64
+    device: str | None = None
+    dtype: str = "auto"  # what it computes in: as it was saved, or the name of a type of torch
+    model: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        import torch
+        from sentence_transformers import SentenceTransformer
+
+        options = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
+        self.model = SentenceTransformer(self.name, device=self.device, **options).eval()
+        if self.dtype != "auto":
+            self.model.to(getattr(torch, self.dtype))
+        query, document = prompts_for(self.name, self.model.prompts)
+        self.query_prompt = query if self.query_prompt is None else self.query_prompt
+        self.document_prompt = document if self.document_prompt is None else self.document_prompt
+
+    @cached_property
+    def similarity(self) -> str:
+        """`cosine` or `dot`, as the model's configuration says; cosine where it is silent (the library's default)."""
+        return "dot" if self.model.similarity_fn_name == "dot" else "cosine"
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that decides a document's vector apart from its text; vectors may be mixed only where this is equal."""
+        return {
+            "weights": _sha256_of_weights(self.model),
+            "config": _config_of_transformer(self.model),
+            "tokenizer": _sha256_of_tokenizer(self.model.tokenizer),
+            "modules": [type(module).__name__ + str(_config_of(module)) for module in self.model],
+            "document_prompt": self.document_prompt,
+            "similarity": self.similarity,
+            "max_tokens": self.model.max_seq_length,
+            "dtype": str(next(self.model.parameters()).dtype),
+        }
+
+    def embed_questions(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [n, dimensions]; the inner product with a document's vector is their similarity."""
+        return self._embed(texts, self.query_prompt, self._lengths(texts, self.query_prompt))
+
+    def embed_documents(self, texts: Sequence[str], so_far: SoFar = lambda done, vectors: None) -> np.ndarray:
+        """float32 [n, dimensions]; warns of texts that are longer than the model reads.
+
+        `so_far` is called now and then with the numbers of the texts that are done and the array that holds theirs.
+        """
+        lengths = self._lengths(texts, self.document_prompt)
+        self._warn_of_long(texts, lengths)
+        hidden = len(texts) <= self.batch_size or not logger.isEnabledFor(logging.INFO)  # --quiet
+        return self._embed(texts, self.document_prompt, lengths, so_far, hidden)
+
+    def _embed(
+        self,
+        texts: Sequence[str],
+        prompt: str | None,
+        lengths: Sequence[int],
+        so_far: SoFar = lambda done, vectors: None,
+        hidden: bool = True,
+    ) -> np.ndarray:
+        from tqdm import tqdm
+
+        batches = list(self._batches(lengths))
+        done: list[int] = []
+        vectors = np.empty((0, 0), dtype=np.float32)
+        encoded = self._encoded([[texts[i] for i in these] for these in batches], prompt)
+        with closing(encoded), tqdm(total=len(texts), unit="text", disable=hidden) as bar:
+            for these, some in zip(batches, encoded):
+                if not done:
+                    vectors = np.empty((len(texts), some.shape[1]), dtype=np.float32)
+                vectors[these] = some
+                done += these
+                bar.update(len(these))
+                so_far(done, vectors)
+        return vectors
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Numbers of the texts that are encoded together, the longest first: memory runs out at once or not at all.
+
+        What is encoded at one time has no more tokens than `batch_size` of the longest texts. The library would sort by
+        characters, and pad a fifth of the tokens of a batch of questions.
+        """
+        read = [max(1, min(length, self._max_tokens)) for length in lengths]
+        order = sorted(range(len(read)), key=lambda i: -read[i])
+        at_most = self.batch_size * max(read, default=0) // self._at_one_time
+        start = 0
+        while start < len(order):
+            stop = start + min(self.batch_size, at_most // read[order[start]])
+            yield order[start:stop]
+            start = stop
+
+    def _encoded(self, batches: Sequence[list[str]], prompt: str | None) -> Iterator[np.ndarray]:
+        """The vectors of each batch in turn; two at a time, each on half of the threads, where that is faster."""
+        import torch
+
+        if len(batches) < 2 or self._at_one_time < 2:
+            yield from (self._encode(texts, prompt, self.model) for texts in batches)
+            return
+        threads, free, own = torch.get_num_threads(), [self.model, self._twin], threading.local()
+
+        def begin() -> None:
+            own.model = free.pop()
+            torch.get_num_threads()  # a new thread takes over the number of all on its first use
+            torch.set_num_threads(-(-threads // 2))
+
+        pool = ThreadPoolExecutor(2, initializer=begin)
+        try:
+            yield from pool.map(lambda texts: self._encode(texts, prompt, own.model), batches)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # also the number of threads that come later
+
+    @property
+    def _at_one_time(self) -> int:
+        """Batches: on a CPU two, for the products of an embedding model are too small to keep many cores busy, and its
+        tokenizer keeps none. What looks up static vectors gains nothing."""
+        import torch
+
+        static = math.isinf(self._max_tokens)
+        alone = static or self.batch_size < 2 or self.model.device.type != "cpu" or torch.get_num_threads() < 2
+        return 1 if alone else 2
+
+    @cached_property
+    def _twin(self) -> Any:
+        """The model with the same weights in memory, and a tokenizer of its own: no two threads may use one at once."""
+        weights = [*self.model.parameters(), *self.model.buffers()]
+        return copy.deepcopy(self.model, {id(weight): weight for weight in weights})
+
+    def _lengths(self, texts: Sequence[str], prompt: str | None) -> Sequence[int]:
+        """In tokens; in characters for models that read texts of any length: their vectors are static."""
+        if math.isinf(self._max_tokens):
+            return [len(text) for text in texts]
+        return token_counts(self.model.tokenizer, prompt, texts)
+
+    @property
+    def _max_tokens(self) -> float:
+        limit = self.model.max_seq_length
+        return math.inf if limit is None else limit
+
+    def _encode(self, texts: list[str], prompt: str | None, model: Any) -> np.ndarray:
+        # prompt="" and not None: None would let the library put its default prompt in front.
+        vectors = model.encode(
+            texts,
+            prompt=prompt or "",
+            batch_size=len(texts),
+            show_progress_bar=False,
+            normalize_embeddings=self.similarity == "cosine",
+            convert_to_numpy=True,
+        )
+        vectors = np.asarray(vectors, dtype=np.float32)
+        if not np.isfinite(vectors).all():
+            raise DataError([f"{self.name}: a vector is NaN or infinite; try --embedding_dtype float32"])
+        if self.similarity == "cosine":
+            _check_lengths(vectors, self.name)
+        return vectors
+
+    def _warn_of_long(self, texts: Sequence[str], lengths: Sequence[int]) -> None:
+        limit = self._max_tokens
+        too_long = [i for i, n in enumerate(lengths) if n > limit]
+        if too_long:
+            longest = max(too_long, key=lengths.__getitem__)
+            logger.warning(
+                "%d of %d documents are longer than the %d tokens that %s reads; their ends are not searched. "
+                "The longest has %d tokens: %.60r",
+                len(too_long),
+                len(texts),
+                limit,
+                self.name,
+                lengths[longest],
+                texts[longest],
+            )
+
+
+def _check_lengths(vectors: np.ndarray, name: str) -> None:
+    """Raises `DataError` unless the vectors have length 1, or 0 for a text of no known word: else their inner products
+    are no cosines, and the longest vectors are found whatever is asked."""
+    lengths = np.linalg.norm(vectors, axis=1)
+    wrong = lengths[(abs(lengths - 1) > 0.02) & (lengths > 1e-6)]  # 16-bit weights round
+    if len(wrong):
+        raise DataError(
+            [
+                f"{name}: its similarity is the cosine, but {len(wrong)} of {len(vectors)} vectors are not of length 1 "
+                f"(one is {wrong[0]:.3g}); update sentence-transformers, or set similarity_fn_name to dot in its "
+                "config_sentence_transformers.json"
+            ]
+        )
+
+
+def _config_of_transformer(model: Any) -> dict[str, Any]:
+    """What differs from the architecture's defaults: the same weights compute other vectors with another activation."""
+    transformer = getattr(model[0], "auto_model", None)
+    settings = transformer.config.to_diff_dict() if transformer is not None else {}
+    return {name: value for name, value in settings.items() if name not in _NOT_SETTINGS}
+
+
+# Where the model came from and by whom it was saved, and the type that `settings` has already.
+_NOT_SETTINGS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+
+
+def _sha256_of_tokenizer(tokenizer: Any) -> str:
+    """The same words as other tokens are another vector."""
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if hasattr(backend, "to_str"):
+        # How the last call truncated and padded is noted in there too.
+        state = {**json.loads(backend.to_str()), "truncation": None, "padding": None}
+    else:
+        state = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else None
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _config_of(module: Any) -> dict[str, Any]:
+    """Pooling mode and the like."""
+    read = getattr(module, "get_config_dict", None)
+    return read() if read else {}
+
+
+def _sha256_of_weights(model: Any) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

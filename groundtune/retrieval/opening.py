@@ -1,0 +1,51 @@
+"""Arguments -> the retriever over all documents: the one place where a retriever is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from groundtune.arguments import DataArguments, RetrievalArguments
+from groundtune.errors import ModelError, why_not_loaded
+from groundtune.retrieval.embedder import Embedder
+from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, HybridRetriever, Retriever
+from groundtune.retrieval.stores.local import load_or_build_index
+from groundtune.schema import Document
+
+
+def open_retriever(retrieval: RetrievalArguments, documents: list[Document], index_folder: Path) -> Retriever:
+    """The retriever of `--retriever` for evaluation and answering; see `evaluation_model`.
+
+    Raises `ModelError` if the embedding model cannot be loaded.
+    """
+    return open_retriever_with(evaluation_model(retrieval), retrieval, documents, index_folder)
+
+
+def open_retriever_with(
+    embedding_model: str, retrieval: RetrievalArguments, documents: list[Document], index_folder: Path
+) -> Retriever:
+    """The same with another embedding model. Raises `ModelError` if it cannot be loaded."""
+    if retrieval.retriever == "bm25":
+        return BM25Retriever(documents)
+    try:
+        embedder = Embedder(
+            embedding_model,
+            query_prompt=retrieval.query_prompt,
+            document_prompt=retrieval.document_prompt,
+            batch_size=retrieval.embedding_batch_size,
+            dtype=retrieval.embedding_dtype,
+        )
+    except (OSError, ValueError) as error:
+        reason = why_not_loaded(error)
+        raise ModelError(f"--embedding_model: cannot load {embedding_model}: {reason}") from error
+    dense = DenseRetriever(embedder, load_or_build_index(index_folder, documents, embedder))
+    return dense if retrieval.retriever == "dense" else HybridRetriever([dense, BM25Retriever(documents)])
+
+
+def evaluation_model(retrieval: RetrievalArguments) -> str:
+    """The embedding model that retrieves for evaluation."""
+    return retrieval.eval_embedding_model or retrieval.embedding_model
+
+
+def index_folder(data: DataArguments) -> Path:
+    """Where the documents' vectors are cached: `index` beside the document database, unless it is named."""
+    return Path(data.full_dataset_index_path or Path(data.full_dataset_file_path).parent / "index")

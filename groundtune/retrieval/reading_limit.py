@@ -1,0 +1,89 @@
+"""How much of a text an embedding model reads, found without loading its weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from groundtune.retrieval.embedding_prompts import prompts_for
+
+
+@dataclass(frozen=True)
+class ReadingLimit:
+    """How much of a document an embedding model reads: what its tokenizer and configuration say, without weights."""
+
+    name: str
+    tokenizer: Any
+    max_tokens: int
+    document_prompt: str
+
+    def too_long(self, texts: Sequence[str]) -> dict[int, int]:
+        """Position and length in tokens, document prompt included, of the texts whose end is not read."""
+        counts = token_counts(self.tokenizer, self.document_prompt, texts)
+        return {i: n for i, n in enumerate(counts) if n > self.max_tokens}
+
+
+def reading_limit(name: str, document_prompt: str | None = None) -> ReadingLimit | None:
+    """The limit of the embedding model `name` (hub name or folder); None if it reads texts of any length.
+
+    Follows sentence-transformers: `max_seq_length` of sentence_bert_config.json, else the smaller of the tokenizer's
+    and the transformer's limits. Raises whatever transformers does when there is no such tokenizer.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    modules = _read_json(name, "modules.json") or [{"path": "", "type": "Transformer"}]
+    if modules[0]["type"].rpartition(".")[2] != "Transformer":  # static vectors, for one
+        return None
+    folder = modules[0]["path"]
+    source = {"pretrained_model_name_or_path": name, "subfolder": folder, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    limit = _stated_limit(name, folder)
+    if limit is None:
+        positions = getattr(AutoConfig.from_pretrained(**source), "max_position_embeddings", -1)
+        limit = min(tokenizer.model_max_length, positions if positions != -1 else math.inf)
+    own = (_read_json(name, "config_sentence_transformers.json") or {}).get("prompts") or {}
+    prompt = prompts_for(name, own)[1] if document_prompt is None else document_prompt
+    return ReadingLimit(name, tokenizer, int(limit), prompt) if limit < 1e9 else None
+
+
+def longest_read(name: str) -> int | None:
+    """The tokens that an embedding model says it reads; None where its name leads nowhere, or it does not say."""
+    try:
+        return _stated_limit(name)
+    except (OSError, ValueError):  # no such model, no network, or a file that is no JSON: who loads it says so
+        return None
+
+
+def _stated_limit(name: str, folder: str = "") -> int | None:
+    return (_read_json(name, f"{folder}/sentence_bert_config.json".lstrip("/")) or {}).get("max_seq_length")
+
+
+def _read_json(name: str, filename: str) -> Any:
+    """A file of a model, from its folder or the hub; None where it has none."""
+    path = Path(name) / filename
+    if not os.path.isdir(name):
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            path = Path(hf_hub_download(name, filename))
+        except EntryNotFoundError:
+            return None
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+_COUNTED_AT_ONCE = 1000  # texts
+
+
+def token_counts(tokenizer: Any, prompt: str, texts: Sequence[str]) -> list[int]:
+    counts: list[int] = []
+    for start in range(0, len(texts), _COUNTED_AT_ONCE):  # the ids of all would take more memory than all the vectors
+        these = [prompt + text for text in texts[start : start + _COUNTED_AT_ONCE]]
+        rows = tokenizer(these, truncation=False, padding=False, verbose=False)["input_ids"]
+        counts += [len(ids) for ids in rows]
+    return counts

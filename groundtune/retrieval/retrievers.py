@@ -1,0 +1,109 @@
+"""Questions -> ranked hits: dense, BM25, or both fused. Training, evaluation and serving call the same functions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+from groundtune.retrieval.embedder import Embedder
+from groundtune.retrieval.stores.local import Index
+from groundtune.schema import USER, Document, Example, Hit, Turn
+
+# How many results of each retriever the hybrid fuses, and the constant of the fusion.
+_FUSION_DEPTH = 100
+_FUSION_K = 60
+
+
+class Retriever(Protocol):
+    """Anything that ranks documents for many queries at once."""
+
+    def search(self, queries: Sequence[str], k: int) -> list[tuple[Hit, ...]]:
+        """For each query the min(k, documents) best hits, best first."""
+
+
+@dataclass(frozen=True)
+class DenseRetriever:
+    """Nearest vectors of an embedding model; all queries are embedded in batches and searched in one call."""
+
+    embedder: Embedder
+    index: Index
+
+    def search(self, queries: Sequence[str], k: int) -> list[tuple[Hit, ...]]:
+        if not queries:
+            return []
+        scores, positions = self.index.search(self.embedder.embed_questions(queries), k)
+        return [
+            tuple(Hit(self.index.documents[p], float(s)) for s, p in zip(row_scores, row_positions))
+            for row_scores, row_positions in zip(scores, positions)
+        ]
+
+
+@dataclass(frozen=True)
+class BM25Retriever:
+    """Term matching: BM25 (Robertson et al. 1994) as `bm25s` computes it, k1 = 1.5, b = 0.75."""
+
+    documents: Sequence[Document]
+
+    @cached_property
+    def _bm25(self) -> Any:
+        import bm25s
+
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # importing it sets DEBUG
+        bm25 = bm25s.BM25(k1=1.5, b=0.75)
+        bm25.index(bm25s.tokenize([d.text for d in self.documents], show_progress=False), show_progress=False)
+        return bm25
+
+    def search(self, queries: Sequence[str], k: int) -> list[tuple[Hit, ...]]:
+        if not queries:
+            return []
+        import bm25s
+
+        tokens = bm25s.tokenize(list(queries), show_progress=False, return_ids=False)
+        positions, scores = self._bm25.retrieve(tokens, k=min(k, len(self.documents)), show_progress=False)
+        return [
+            tuple(Hit(self.documents[p], float(s)) for s, p in zip(row_scores, row_positions))
+            for row_scores, row_positions in zip(scores, positions)
+        ]
+
+
+@dataclass(frozen=True)
+class HybridRetriever:
+    """Reciprocal rank fusion (Cormack et al. 2009) of several retrievers: score = sum of 1 / (60 + rank).
+
+    A retriever has no say on what it gives 0, which is the rest of the database to BM25, in no order.
+    """
+
+    retrievers: Sequence[Retriever]
+
+    def search(self, queries: Sequence[str], k: int) -> list[tuple[Hit, ...]]:
+        depth = max(k, _FUSION_DEPTH)
+        return [self._fuse(rankings)[:k] for rankings in zip(*(r.search(queries, depth) for r in self.retrievers))]
+
+    @staticmethod
+    def _fuse(rankings: Sequence[Sequence[Hit]]) -> tuple[Hit, ...]:
+        scores: dict[str, float] = {}
+        documents: dict[str, Document] = {}
+        for ranking in rankings:
+            for rank, hit in enumerate(ranking, start=1):
+                documents[hit.document.id] = hit.document
+                gain = 1 / (_FUSION_K + rank) if hit.score else 0.0
+                scores[hit.document.id] = scores.get(hit.document.id, 0.0) + gain
+        best_first = sorted(scores, key=lambda id: -scores[id])
+        return tuple(Hit(documents[id], scores[id]) for id in best_first)
+
+
+def query_text(question: str, chat_history: Sequence[Turn], history: str) -> str:
+    """What is searched for: the question after what `history` (`none`, `user`, `all`) takes of the chat history.
+
+    A follow-up such as "and how do I undo it?" finds nothing by itself; the user's earlier messages name its subject.
+    """
+    turns = {"none": [], "user": [t for t in chat_history if t.speaker == USER], "all": chat_history}[history]
+    return "\n".join([*(turn.message for turn in turns), question])
+
+
+def retrieve(retriever: Retriever, examples: Sequence[Example], k: int, history: str) -> list[tuple[Hit, ...]]:
+    """The hits of each example's question, all searched at once."""
+    return retriever.search([query_text(e.question, e.chat_history, history) for e in examples], k)

@@ -1,0 +1,243 @@
+"""Checkpoints on disk: written beside and vouched for by a manifest, found again only if whole, read without pickle.
+
+`checkpoint-12/` holds the model or adapter as transformers and PEFT save it, `trainer_state.json`, and other states as
+NAME.json with its tensors in NAME.safetensors. See `durable.py` for the manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from groundtune.system.durable import MANIFEST, Damaged, discard, disk_errors, read_manifest, sync_folder, write_manifest
+
+logger = logging.getLogger(__name__)
+
+_UNDER_WAY = ".writing-"  # no name that anything takes for a checkpoint
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose every byte is as it was written; `about` is what its manifest says."""
+
+    folder: Path
+    step: int
+    about: dict[str, Any]
+
+
+def read_checkpoint(folder: Path, to_resume: bool = True) -> Checkpoint:
+    """Raises `Damaged` if it is not complete and undamaged, or if it holds a model only and it is `to_resume`."""
+    about = read_manifest(folder)
+    name = f"checkpoint-{about.get('step')}"
+    if folder.name != name:
+        raise Damaged(f"was written as {name}")
+    if to_resume and about.get("resumable") is not True:
+        raise Damaged("holds a model and nothing to resume from (--save_only_model)")
+    return Checkpoint(folder, about["step"], about)
+
+
+def checkpoint_folders(output_dir: Path) -> list[Path]:
+    """The folders `checkpoint-N` of a run, earliest first, whole or not."""
+    found = [path for path in output_dir.glob("checkpoint-*") if path.is_dir()]
+    return sorted((path for path in found if re.fullmatch(r"checkpoint-\d+", path.name)), key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step in the name of a `checkpoint-N`."""
+    return int(folder.name.removeprefix("checkpoint-"))
+
+
+def newest_checkpoint(output_dir: Path) -> Checkpoint | None:
+    """The latest that can be resumed from; each one that cannot is a warning. None if there is none."""
+    _finish_interrupted(output_dir)
+    for folder in reversed(checkpoint_folders(output_dir)):
+        try:
+            return read_checkpoint(folder)
+        except Damaged as damage:
+            logger.warning("%s is not resumed from: %s", folder, damage)
+    return None
+
+
+@contextmanager
+def writing(
+    target: Path, about: Mapping[str, Any], *, needed: int, writes: bool = True, wait: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `target` in one step when the block ends; `about` is told with it.
+
+    Every process of a run enters; those with `writes` (one on each disk) vouch for what all wrote, after `wait`.
+    Killed at any time, either `target` is as it was, or the new folder is whole and `newest_checkpoint` ends the work.
+    Raises `DiskError` when the disk is full or fails; `needed` is about what it takes, in bytes.
+    """
+    folder = target.with_name(_UNDER_WAY + target.name)
+    last = next((path for path in reversed(checkpoint_folders(target.parent)) if path != target), None)
+    hint = f"; {last} is untouched: make room and start the same command again" if last else ""
+    with disk_errors(target, needed, hint):
+        try:
+            if writes:
+                discard(folder)
+                folder.mkdir(parents=True)
+            wait()
+            yield folder
+            wait()
+            if writes:
+                write_manifest(folder, about)
+                _publish(folder, target)
+            wait()
+        except Exception:
+            # Room for others. A folder that is whole stays: the one that it was to replace may be gone already.
+            if writes and not (folder / MANIFEST).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def remove_old(output_dir: Path, *, limit: int | None, keep: set[Path]) -> None:
+    """Keep the latest checkpoints, `limit` together with those in `keep`, or all of them if `limit` is None or 0.
+
+    The one just written is among `keep`, so a later step is damaged or from before someone went back: it goes first.
+    """
+    if not limit or limit < 0:
+        return
+    newest = max(step_of(folder) for folder in keep)
+    ahead = [folder for folder in checkpoint_folders(output_dir) if step_of(folder) > newest]
+    others = [folder for folder in checkpoint_folders(output_dir) if folder not in keep and folder not in ahead]
+    too_many = max(len(others) + len(keep) - limit, 0)
+    for folder in ahead + others[:too_many]:
+        try:
+            discard(folder)
+        except OSError as error:  # in use by another program, say; it is tried again at the next save
+            logger.warning("%s could not be removed: %s", folder, error)
+
+
+def _publish(folder: Path, target: Path) -> None:
+    discard(target)
+    os.rename(folder, target)
+    sync_folder(target.parent)
+
+
+def _finish_interrupted(output_dir: Path) -> None:
+    """A run killed just before a complete checkpoint got its name is given it; what was half written is removed."""
+    for folder in output_dir.glob(f"{_UNDER_WAY}*"):
+        try:
+            read_manifest(folder)
+        except Damaged:
+            discard(folder)
+        else:
+            _publish(folder, folder.with_name(folder.name.removeprefix(_UNDER_WAY)))
+
+
+# States as JSON and safetensors
+
+
+def save_state(folder: Path, name: str, state: Any) -> None:
+    """Write dictionaries, lists, tuples, numbers, text and tensors, however nested, as `name`.json and .safetensors.
+
+    Raises TypeError for anything else: it could be restored only by executing it.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    described = _describe(state, name, tensors)
+    memories: set[int] = set()
+    for path, tensor in tensors.items():
+        memory = tensor.untyped_storage()
+        if memory.data_ptr() in memories or memory.nbytes() != tensor.nbytes:
+            tensors[path] = tensor.clone()  # the format allows no shared memory
+        memories.add(memory.data_ptr())
+    if tensors:
+        save_file(tensors, folder / f"{name}.safetensors")
+    with open(folder / f"{name}.json", "w", encoding="utf-8") as file:
+        file.write(json.dumps(described))
+
+
+def load_state(folder: Path, name: str) -> Any:
+    """What `save_state` wrote, tensors on the CPU."""
+    described = json.loads((folder / f"{name}.json").read_text("utf-8"))
+    file = folder / f"{name}.safetensors"
+    # Copies: what is loaded is the file itself in memory, and the file may be removed while training goes on.
+    tensors = {path: tensor.clone() for path, tensor in load_file(file).items()} if file.exists() else {}
+    return _restore(described, tensors)
+
+
+def _describe(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """`value` as JSON, its tensors moved to `tensors`. What JSON has no word for is an object with one "$" key."""
+    if isinstance(value, torch.Tensor):
+        tensors[path] = value.detach().cpu().contiguous()
+        return {"$tensor": path}
+    if isinstance(value, Mapping):
+        items = [[key, _describe(item, f"{path}.{key}", tensors)] for key, item in value.items()]
+        plain_keys = all(isinstance(key, str) and not key.startswith("$") for key, _ in items)
+        return dict(items) if plain_keys else {"$items": items}
+    if isinstance(value, (list, tuple)):
+        items = [_describe(item, f"{path}.{i}", tensors) for i, item in enumerate(value)]
+        return items if isinstance(value, list) else {"$tuple": items}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{path} is {type(value).__name__}, which cannot be saved without pickle")
+
+
+def _restore(described: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    if isinstance(described, list):
+        return [_restore(item, tensors) for item in described]
+    if not isinstance(described, dict):
+        return described
+    if "$tensor" in described:
+        return tensors[described["$tensor"]]
+    if "$items" in described:
+        return {key: _restore(item, tensors) for key, item in described["$items"]}
+    if "$tuple" in described:
+        return tuple(_restore(item, tensors) for item in described["$tuple"])
+    return {key: _restore(item, tensors) for key, item in described.items()}
+
+
+# Randomness
+
+
+def randomness() -> dict[str, Any]:
+    """The state of every generator that training draws from: Python's, NumPy's, PyTorch's on each device."""
+    kind, keys, *rest = np.random.get_state()
+    state = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = [torch.cuda.get_rng_state(device) for device in _cuda_devices()]
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def restore_randomness(state: Mapping[str, Any]) -> None:
+    """Let every generator go on from where `randomness` found it."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available():
+        for device, generator in zip(_cuda_devices(), state.get("cuda", ())):
+            torch.cuda.set_rng_state(generator, device)
+    if torch.backends.mps.is_available() and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
+
+
+def _cuda_devices() -> list[int]:
+    """Those that this process computes on; to ask the others would take memory on each."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return [torch.cuda.current_device()]
+    return list(range(torch.cuda.device_count()))
+
+
+@contextmanager
+def kept_randomness() -> Iterator[None]:
+    """Whatever is drawn inside, training goes on as if it had not been."""
+    state = randomness()
+    try:
+        yield
+    finally:
+        restore_randomness(state)

@@ -1,0 +1,159 @@
+"""A run on the model hub: which of its files go there, at the end and, if asked for, from every checkpoint.
+
+Trainer's flags mean what they mean to Trainer: --push_to_hub, --hub_model_id, --hub_strategy, --hub_private_repo ...
+But Trainer pushes all of the output folder, in which answers, passages and the paths of this machine lie: here it is
+the model, its tokenizer, the card and metrics.json.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, wait
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from transformers.trainer_utils import HubStrategy
+
+from groundtune import __version__
+from groundtune.errors import DataError
+from groundtune.system.text import hide_secrets
+
+logger = logging.getLogger(__name__)
+
+MODEL = (
+    "model*.safetensors", "adapter_model*.safetensors", "*.safetensors.index.json", "config.json",
+    "generation_config.json", "adapter_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
+    "chat_template*", "vocab.*", "merges.txt", "*.model",
+)  # fmt: skip
+RESULTS = ("README.md", "metrics.json")
+REPORT = ("report.html", "report.md", "predictions/test_*.jsonl")  # they quote questions, answers and passages
+_STAGED = ".pushing-"
+
+
+class NotPushed(Exception):
+    """A run that is whole here is not on the hub; the message says why and what to do."""
+
+
+class Hub:
+    """The repository of a run; `training` are its `TrainingArguments`."""
+
+    def __init__(self, training: Any) -> None:
+        self.training = training
+        self.name = training.hub_model_id or Path(training.output_dir).absolute().name
+        self._api = HfApi(library_name="groundtune", library_version=__version__, token=training.hub_token)
+        self._pushing: list[Future] = []
+
+    def create(self) -> str:
+        """Make the repository if it is not there; its full name. Raises `DataError` if that cannot be done."""
+        try:
+            private = self.training.hub_private_repo
+            self.name = self._api.create_repo(self.name, private=private, exist_ok=True).repo_id
+        except Exception as error:  # the hub's client has a dozen kinds
+            problem = f"--push_to_hub: {self.name} cannot be made on the hub ({_one_line(error)})"
+            ways_out = "log in with `hf auth login`, name another --hub_model_id, or leave the flag out and push later"
+            raise DataError([f"{problem}; {ways_out}"]) from error
+        return self.name
+
+    def push(self, folder: Path, report: bool = False, on_name: Callable[[str], None] = lambda name: None) -> str:
+        """Push what a finished run may show, with `report` its report and test predictions too; the address.
+
+        `on_name` is told the full name of the repository before anything is pushed. Waits for what is still under way.
+        Raises `NotPushed`.
+        """
+        self.wait()
+        for left in folder.glob(f"{_STAGED}*"):  # by a push that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        _tell_of_a_local_base(folder)
+        files = (*MODEL, *RESULTS, *(REPORT if report else ()))
+        try:
+            on_name(self.create())
+            with tempfile.TemporaryDirectory(prefix=_STAGED, dir=folder) as staged:
+                _stage(folder, files, Path(staged))
+                self._upload(staged, "End of training")
+        except DataError as error:
+            raise NotPushed(_how_to_push(folder, error.problems[0].partition("; ")[0])) from error
+        except Exception as error:
+            raise NotPushed(_how_to_push(folder, f"--push_to_hub: {_one_line(error)}")) from error
+        return f"{self._api.endpoint}/{self.name}"
+
+    def push_checkpoint(self, checkpoint: Path) -> None:
+        """Push the model of a checkpoint in the background and, where --hub_strategy says so, the whole of it.
+
+        A failure is a warning: the next checkpoint, or the end of the run, is another try.
+        """
+        strategy = self.training.hub_strategy
+        under_way = any(not push.done() for push in self._pushing)
+        if strategy == HubStrategy.END or (under_way and not self.training.hub_always_push):
+            return
+        self._push_later(checkpoint, MODEL)
+        if strategy == HubStrategy.CHECKPOINT:
+            self._push_later(checkpoint, ("*",), "last-checkpoint")
+        elif strategy == HubStrategy.ALL_CHECKPOINTS:
+            self._push_later(checkpoint, ("*",), checkpoint.name)
+
+    def wait(self) -> None:
+        """Until nothing is under way any more."""
+        wait(self._pushing)
+
+    def _push_later(self, checkpoint: Path, files: Iterable[str], path_in_repo: str | None = None) -> None:
+        # The checkpoint may be removed, for newer ones, before it is pushed.
+        staged = tempfile.mkdtemp(prefix=_STAGED, dir=checkpoint.parent)
+        try:
+            _stage(checkpoint, files, Path(staged))
+            message = f"Training in progress, {checkpoint.name}"
+            push = self._upload(staged, message, path_in_repo=path_in_repo, run_as_future=True)
+        except Exception as error:
+            push = Future()
+            push.set_exception(error)
+        self._pushing = [other for other in self._pushing if not other.done()] + [push]
+        push.add_done_callback(partial(_pushed, checkpoint.name, staged))
+
+    def _upload(self, folder: str, message: str, **options: Any) -> Any:
+        return self._api.upload_folder(
+            repo_id=self.name,
+            folder_path=folder,
+            commit_message=message,
+            revision=self.training.hub_revision,
+            **options,
+        )
+
+
+def _stage(folder: Path, patterns: Iterable[str], target: Path) -> None:
+    """Links, or copies where there are none, of the files that a pattern names; `*` stands for no slash here."""
+    for path in (path for pattern in patterns for path in folder.glob(pattern)):
+        inside = target / path.relative_to(folder)
+        if not path.is_file() or inside.exists():
+            continue
+        inside.parent.mkdir(exist_ok=True)
+        try:
+            os.link(path, inside)
+        except OSError:
+            shutil.copy2(path, inside)
+
+
+def _tell_of_a_local_base(folder: Path) -> None:
+    config = folder / "adapter_config.json"
+    base = json.loads(config.read_text("utf-8")).get("base_model_name_or_path") if config.is_file() else None
+    if base and Path(base).is_dir():
+        logger.warning("the adapter names its base by a folder, %s, which nobody else has: push that too", base)
+
+
+def _pushed(what: str, staged: str, push: Future) -> None:
+    shutil.rmtree(staged, ignore_errors=True)
+    if error := push.exception():
+        logger.warning("%s was not pushed to the hub (%s); the run goes on", what, _one_line(error))
+
+
+def _how_to_push(folder: Path, problem: str) -> str:
+    return f"{problem}. The run is whole in {folder}, and not on the hub: the same command pushes it and trains nothing"
+
+
+def _one_line(error: BaseException) -> str:
+    return hide_secrets(" ".join(str(error).split()) or type(error).__name__)

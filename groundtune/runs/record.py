@@ -1,0 +1,138 @@
+"""How a run is repeated: its command, arguments and versions, without secrets, and hashes of its inputs."""
+
+from __future__ import annotations
+
+from groundtune.system.text import plain, without_secrets
+
+import json
+import math
+import numbers
+import os
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timezone
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from groundtune.data.files import sha256_of
+
+_PACKAGES = ("groundtune", "torch", "transformers", "peft", "sentence-transformers", "faiss-cpu")
+
+
+def run_record(
+    arguments: Mapping[str, Any],
+    inputs: Mapping[str, str | os.PathLike[str]],
+    durations: Mapping[str, float],
+    seed: int,
+) -> dict[str, Any]:
+    """What it takes to run this again: command, where, arguments, versions, device, hashes of the input files.
+
+    The value of an argument that sounds like a token, key, password or secret is "***". An input without a path is
+    left out. Raises DataError if an input cannot be read.
+    """
+    return {
+        **provenance(inputs),
+        "arguments": plain(without_secrets(arguments)),
+        "seed": seed,
+        "device": _device(),
+        "durations": dict(durations),
+    }
+
+
+def provenance(inputs: Mapping[str, str | os.PathLike[str]]) -> dict[str, Any]:
+    """When, where and with what a command ran, and hashes of what it read; without secrets, and without torch."""
+    return {
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": _command(sys.argv),
+        "working_directory": os.getcwd(),
+        "versions": versions(),
+        "platform": platform.platform(),
+        "inputs": {
+            name: {"path": str(path), "sha256": sha256_of(path), "bytes": os.stat(path).st_size}
+            for name, path in inputs.items()
+            if str(path)
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide what is computed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+
+
+
+
+
+
+
+
+
+
+def _command(argv: Sequence[str]) -> str:
+    program = ["python", argv[0]] if argv[0].endswith(".py") else [Path(argv[0]).name]
+    words, flag = [], ""
+    for word in argv[1:]:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            words.append(flag + equals + str(without_secrets(value, flag)))
+        else:
+            words.append(str(without_secrets(word, flag)))
+    return shlex.join(program + words)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    if torch.backends.mps.is_available():
+        return f"Apple GPU, {platform.machine()}"
+    cpu = platform.processor() or platform.machine()
+    details = Path("/proc/cpuinfo")  # on Linux platform knows only "x86_64"
+    names = re.findall(r"model name\s*: (.+)", details.read_text(errors="replace")) if details.exists() else []
+    cpu = names[0] if names else cpu
+    return f"{cpu}, {torch.get_num_threads()} threads"
+
+
+
+
+def run_facts(record: Mapping[str, Any]) -> dict[str, str]:
+    """Where, with what and how long it ran."""
+    shown = {
+        "Versions": ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items()),
+        "Platform": record.get("platform"),
+        "Device": record.get("device"),
+        "Durations": ", ".join(f"{name} {_duration(s)}" for name, s in record.get("durations", {}).items()),
+        "Finished": record.get("finished"),
+    }
+    return {name: str(value) for name, value in shown.items() if value}
+
+
+def inputs(record: Mapping[str, Any]) -> dict[str, str]:
+    """Path, size and hash of each input file."""
+    shown = {}
+    for name, about in record.get("inputs", {}).items():
+        size = "".join(f"{about[unit]:,} {unit}, " for unit in ("rows", "bytes") if unit in about)
+        shown[name] = f"{about.get('path', '')} ({size}SHA-256 {about.get('sha256', 'unknown')})"
+    return shown
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"

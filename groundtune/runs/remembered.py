@@ -1,0 +1,250 @@
+"""What a run's folder remembers: the model, retriever and prompt that it was trained and measured with.
+
+The folder may be a stranger's, so run.json is read through an allow-list. Settings can change numbers and nothing else.
+Names lead to models and files; one that leads out of the folder is followed only where this machine made the run. It
+keeps a record of its own runs in the user's cache, where no folder can write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from groundtune.arguments import DataArguments, EvaluationArguments, ModelArguments, PromptArguments, RetrievalArguments
+from groundtune.system.durable import cache_folder
+from groundtune.errors import DataError
+from groundtune.data.files import sha256_of, write_text
+
+logger = logging.getLogger(__name__)
+
+RUN = "run.json"
+BASE_MODEL = "model_name_or_path"
+# By the group that run.json keeps them in. Never: code to run, servers, keys, judges, trackers, hub, paths to write to.
+_SETTINGS: dict[str, tuple[type | None, tuple[str, ...]]] = {
+    "data": (DataArguments, ("max_seq_length",)),
+    "retrieval": (
+        RetrievalArguments,
+        (
+            "eval_num_to_retrieve", "retriever", "query_history", "embedding_dtype", "query_prompt", "document_prompt",
+        ),
+    ),
+    "prompt": (PromptArguments, tuple(field.name for field in fields(PromptArguments))),
+    "model": (ModelArguments, ("dtype", "use_peft", "load_in_4bit")),
+    "evaluation": (EvaluationArguments, ("max_new_tokens", "bootstrap_samples")),
+    "training": (None, ("bf16", "load_best_model_at_end")),
+}  # fmt: skip
+_NAMES = {
+    "model": (BASE_MODEL,),
+    "retrieval": ("embedding_model", "eval_embedding_model"),
+    "data": ("full_dataset_file_path", "eval_file", "test_file"),
+}
+_OF_TRAINING = {"bf16": "bool | None", "load_best_model_at_end": "bool"}  # transformers' own, so their types are here
+_LARGEST = 16 * 2**20  # bytes of a run.json; real ones have some thousand
+_LONGEST_NAME = 4096  # characters, the longest path of Linux
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What run.json says, as far as it may be used; `settings` and `names` by the names of their flags.
+
+    `own`: this machine made the run. `outside` are the names that lead out of the folder of any other: they are shown
+    and not used. `revision` and `gguf_file` belong to the base model. `inputs` are the SHA-256 of the files that the
+    run read, `index_path` is where an own run keeps its index.
+    """
+
+    folder: Path
+    method: str
+    settings: Mapping[str, Any]
+    names: Mapping[str, str]
+    own: bool = True
+    outside: Mapping[str, str] = field(default_factory=dict)
+    revision: str | None = None
+    gguf_file: str | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    index_path: str = ""
+
+
+def remembered(folder: str) -> Remembered | None:
+    """The run that made `folder`; None if no run did.
+
+    A relative path that leads nowhere from here is looked for where the run was started. Raises `DataError` with all
+    that is wrong with run.json.
+    """
+    path = Path(folder) / RUN
+    if not folder or not os.path.isfile(path):
+        return None
+    record, digest = _read(path)
+    groups = record.get("arguments")
+    if not isinstance(groups, dict):
+        raise DataError([f"{path}: arguments: missing; this is no record of a run, so name another folder"])
+    problems: list[str] = []
+    settings = _settings(groups, str(path), problems)
+    written = _names(groups, str(path), problems)
+    method = _text(groups.get("method", ""), f"{path}: arguments.method", problems)
+    revision = _text(_of(groups, "model").get("model_revision") or "", f"{path}: model_revision", problems)
+    gguf_file = _text(_of(groups, "model").get("gguf_file") or "", f"{path}: gguf_file", problems)
+    if gguf_file in (".", "..") or re.search(r"[/\\]", gguf_file):
+        problems.append(f"{path}: gguf_file: {gguf_file!r} is no file name; run.json was edited, so correct it")
+    if problems:
+        raise DataError(problems)
+    own, outside = _own_run(digest), {}
+    if own is None:
+        outside = {name: value for name, value in written.items() if not _lies_in(Path(folder), value)}
+        names = {name: value for name, value in written.items() if name not in outside}
+    else:
+        started_in = str(record.get("working_directory") or "")
+        names = {name: _findable(value, started_in) for name, value in written.items()}
+    return Remembered(
+        folder=Path(folder),
+        method=method,
+        settings=settings,
+        names=names,
+        own=own is not None,
+        outside=outside,
+        revision=revision or None,
+        gguf_file=gguf_file or None,
+        inputs=_hashes(record),
+        index_path=str((own or {}).get("index_path") or ""),
+    )
+
+
+def record_own_run(folder: Path, index_path: str = "") -> None:
+    """Note in the user's cache that this machine made the run, by the SHA-256 of its run.json.
+
+    A folder may be moved and still be known; a run.json of somebody else's, put in its place, is not. `index_path` is
+    used when the run is evaluated here. A cache that cannot be written to costs only that: it is a warning.
+    """
+    record = {"folder": str(folder.absolute()), "index_path": os.path.abspath(index_path) if index_path else ""}
+    try:
+        runs = _own_runs()
+        runs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_text(runs / f"{sha256_of(folder / RUN)}.json", json.dumps(record) + "\n")
+    except OSError as error:
+        reason = error.strerror or error
+        logger.warning("%s cannot be written to (%s): models and files outside %s have to be named again when it is "
+                       "evaluated", _own_runs(), reason, folder)  # fmt: skip
+
+
+def changed_inputs(run: Remembered, paths: Mapping[str, str]) -> list[str]:
+    """Which of the files, by the name of their argument, are not what the run had read; in words."""
+    return [
+        f"{path} has changed since the run of {run.folder}"
+        for name, path in paths.items()
+        if name in run.inputs and sha256_of(path) != run.inputs[name]
+    ]
+
+
+def leads_out_of(folder: str, name: str) -> bool:
+    """Whether the model `name` that a model folder speaks of is outside it: another folder, or one on the hub."""
+    return not _lies_in(Path(folder), name)
+
+
+def _own_runs() -> Path:
+    return cache_folder() / "runs"
+
+
+def _own_run(digest: str) -> dict[str, Any] | None:
+    """This machine's record of the run, None if it made no such run."""
+    try:
+        record = json.loads((_own_runs() / f"{digest}.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """The content of run.json and the SHA-256 of its bytes."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise ValueError(f"over {_LARGEST:,} bytes")
+        record = json.loads(data.decode("utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError(f"it holds a {type(record).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        problem = f"{path}: not the record of a run ({' '.join(str(error).split())})"
+        raise DataError([f"{problem}; name another folder, or remove the file"]) from error
+    return record, hashlib.sha256(data).hexdigest()
+
+
+def _settings(groups: Mapping[str, Any], path: str, problems: list[str]) -> dict[str, Any]:
+    found = {}
+    for group, (arguments, names) in _SETTINGS.items():
+        for name in names:
+            value = _of(groups, group).get(name)
+            if value in (None, "***"):
+                continue
+            about = arguments.__dataclass_fields__[name] if arguments else None
+            kind = str(arguments.__annotations__[name] if arguments else _OF_TRAINING[name])
+            choices = about.metadata.get("choices") if about else None
+            if wrong := _wrong(value, kind.removesuffix(" | None"), choices):
+                problems.append(f"{path}: {name}: {wrong}; run.json was edited, so correct it or remove it")
+            else:
+                found[name] = value
+    return found
+
+
+def _wrong(value: Any, kind: str, choices: list[str] | None) -> str:
+    """What is wrong with a setting, in words; empty if nothing is."""
+    if choices and value not in choices:
+        return f"{_shown(value)} is not one of {', '.join(choices)}"
+    kinds: dict[str, Callable[[Any], bool]] = {
+        "str": lambda v: isinstance(v, str),
+        "bool": lambda v: isinstance(v, bool),
+        "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
+    }
+    return "" if kinds[kind](value) else f"{_shown(value)} is no {kind}"
+
+
+def _names(groups: Mapping[str, Any], path: str, problems: list[str]) -> dict[str, str]:
+    found = {
+        name: _text(_of(groups, group).get(name) or "", f"{path}: {name}", problems)
+        for group, names in _NAMES.items()
+        for name in names
+    }
+    return {name: value for name, value in found.items() if value not in ("", "***")}
+
+
+def _text(value: Any, where: str, problems: list[str]) -> str:
+    if isinstance(value, str) and len(value) <= _LONGEST_NAME and "\0" not in value:
+        return value
+    problems.append(f"{where}: {_shown(value)} is no name; run.json was edited, so correct it or remove it")
+    return ""
+
+
+def _shown(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _of(groups: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    group = groups.get(name)
+    return group if isinstance(group, dict) else {}
+
+
+def _hashes(record: Mapping[str, Any]) -> dict[str, str]:
+    inputs = _of(record, "inputs")
+    return {name: _of(inputs, name)["sha256"] for name in inputs if isinstance(_of(inputs, name).get("sha256"), str)}
+
+
+def _lies_in(folder: Path, name: str) -> bool:
+    """Whether a name is a path that lies in the folder, by its words and through links; nothing else is looked at."""
+    there = os.path.abspath(name)
+    if not Path(there).is_relative_to(os.path.abspath(folder)):
+        return False
+    return os.path.exists(there) and Path(os.path.realpath(there)).is_relative_to(os.path.realpath(folder))
+
+
+def _findable(value: str, working_directory: str) -> str:
+    if os.path.exists(value):
+        return value
+    there = os.path.join(working_directory, value)
+    return there if os.path.exists(there) else value

@@ -1,0 +1,245 @@
+"""Which run an output folder holds: whether it is this one, how far it came, and whether a process is at it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import socket
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from groundtune.arguments import Arguments
+from groundtune.runs.checkpoints import Checkpoint, checkpoint_folders, newest_checkpoint, read_checkpoint
+from groundtune.system.durable import Damaged, discard
+from groundtune.prompts.rows import EpochRows
+from groundtune.errors import DataError
+from groundtune.data.files import sha256_of
+from groundtune.system.text import plain, without_secrets
+from groundtune.runs.record import versions
+
+logger = logging.getLogger(__name__)
+
+# Whatever is not listed here may change the weights, so that a flag that is new counts until it is known not to.
+_WITHOUT_INFLUENCE = {
+    "output_dir", "resume_from_checkpoint", "resume_anyway", "overwrite_output_dir", "run_name", "project",
+    "trackio_space_id", "report_to", "disable_tqdm", "log_level", "log_level_replica", "log_on_each_node",
+    "logging_dir", "logging_strategy", "logging_first_step", "logging_steps", "logging_nan_inf_filter",
+    "save_total_limit", "save_on_each_node", "push_to_hub", "push_to_hub_model_id", "push_to_hub_organization",
+    "push_to_hub_token", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push",
+    "hub_revision", "per_device_eval_batch_size", "eval_accumulation_steps", "eval_on_start", "prediction_loss_only",
+    "do_train", "do_eval", "do_predict", "dataloader_num_workers", "dataloader_pin_memory",
+    "dataloader_persistent_workers", "dataloader_prefetch_factor", "skip_memory_metrics", "debug", "local_rank",
+    "ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb", "remove_unused_columns",
+    "restore_callback_states_from_checkpoint", "torch_empty_cache_steps", "include_num_input_tokens_seen",
+    "full_dataset_index_path", "embedding_batch_size", "bootstrap_samples",
+}  # fmt: skip
+_FILES = ("train_file", "eval_file", "test_file", "full_dataset_file_path")
+_MODELS = ("model_name_or_path", "embedding_model", "eval_embedding_model")
+_MODEL_FILES = {".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".jinja", ".py"}
+_WHOLE = 64 * 2**20  # bytes up to which a model's file is read whole
+_RESULTS = (
+    "report.html",
+    "report.md",
+    "README.md",
+    "run.json",
+    "metrics.json",
+    "trainer_state.json",
+)  # report.html is made last
+# Why a folder can be no --output_dir at all.
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
+_WAYS_OUT = "name another --output_dir, or give --overwrite_output_dir to begin anew there"
+
+
+class AlreadyFinished(Exception):
+    """The very run that was asked for is done, and its results are in the output folder."""
+
+
+def identity(arguments: Arguments) -> dict[str, Any]:
+    """All that decides the weights, by the name of its flag: values, contents of files and models, versions.
+
+    Two starts with one identity are the same run, wherever its files lie. Raises `DataError` if a file cannot be read.
+    """
+    groups = (arguments.data, arguments.retrieval, arguments.prompt, arguments.model, arguments.evaluation)
+    values: dict[str, Any] = {"method": arguments.method}
+    for group in (*groups, arguments.training):
+        names = [field.name for field in fields(group) if field.init and field.name not in _WITHOUT_INFLUENCE]
+        values |= {f"--{name}": getattr(group, name) for name in names}
+    for name in _FILES:
+        path = getattr(arguments.data, name)
+        values[f"--{name}"] = f"sha256 {sha256_of(path)}" if path else ""
+    for flag in (f"--{name}" for name in _MODELS):
+        values[flag] = _model_identity(values[flag])
+    values["number of processes"] = arguments.training.world_size
+    # As JSON gives it back, or equal values would compare as different.
+    return json.loads(json.dumps({**plain(without_secrets(values)), "versions": versions()}))
+
+
+def rows_identity(rows: EpochRows) -> dict[str, str]:
+    """What decides the rows of every epoch: those of the first as token ids, which tokenizer, prompt and retriever make
+    of the files; what each example could read, and the policy that chooses."""
+    token_ids, passages = hashlib.sha256(), hashlib.sha256()
+    for row in rows:
+        for ids in (row.prompt_ids, row.answer_ids):
+            token_ids.update(len(ids).to_bytes(8, "little") + array("q", ids).tobytes())
+    for example, hits in zip(rows.examples, rows.hits, strict=True):
+        known = (example.gold_documents, example.hard_negatives, [hit.document for hit in hits])
+        passages.update(json.dumps([[document.id for document in some] for some in known]).encode())
+    return {
+        "token ids of the training rows": f"sha256 {token_ids.hexdigest()}",
+        "passages of the training rows": f"sha256 {passages.hexdigest()}",
+        "policy": f"{rows.policy.__module__}.{rows.policy.__qualname__}",
+    }
+
+
+def checkpoint_to_resume(training: Any, run: Mapping[str, Any]) -> Checkpoint | None:
+    """Where the run goes on, None if it begins; `training` are its `QATrainingArguments`, `run` its `identity`.
+
+    Raises `AlreadyFinished`, or `DataError` that names each difference to the run that the folder holds.
+    """
+    output_dir, asked = Path(training.output_dir), str(training.resume_from_checkpoint or "no").lower()
+    if training.overwrite_output_dir:
+        _remove_run(output_dir)
+    if asked == "auto":
+        _check_finished(output_dir, run, training.resume_anyway)
+    if asked in ("no", "none", "false"):
+        there = checkpoint_folders(output_dir)
+        if there:
+            raise DataError(
+                [f"--resume_from_checkpoint: {asked}, but {output_dir} holds {there[-1].name}; {_WAYS_OUT}"]
+            )
+        checkpoint = None
+    elif asked in ("auto", "true"):
+        checkpoint = newest_checkpoint(output_dir)
+        if checkpoint is None and asked == "true":
+            raise DataError([f"--resume_from_checkpoint: no complete checkpoint in {output_dir}; leave the flag out"])
+    else:
+        checkpoint = _named(Path(training.resume_from_checkpoint))
+    if checkpoint is not None:
+        check_same_run(checkpoint, run, training.resume_anyway)
+        logger.info("going on from %s", checkpoint.folder)
+    (output_dir / _RESULTS[0]).unlink(missing_ok=True)  # or a run killed beside an old report would seem finished
+    return checkpoint
+
+
+def check_same_run(checkpoint: Checkpoint, run: Mapping[str, Any], anyway: bool) -> None:
+    """Raises `DataError` with each difference to the run that wrote the checkpoint, which are warnings if `anyway`."""
+    changed = _differences(checkpoint.about["run"], run, f"when {checkpoint.folder.name} was saved")
+    if changed and not anyway:
+        ways_out = (
+            f"{checkpoint.folder} is of a run with other settings: set them back, {_WAYS_OUT}, or --resume_anyway"
+        )
+        raise DataError([*changed, ways_out])
+    then, now = checkpoint.about["run"].get("versions", {}), run.get("versions", {})
+    changed += [f"{name}: {then[name]} then, {now[name]} now" for name in now if then.get(name, now[name]) != now[name]]
+    for line in changed:
+        logger.warning("resumed though changed: %s", line)
+
+
+@contextmanager
+def locked(output_dir: Path, patience: float = 10.0) -> Iterator[None]:
+    """Make the folder and hold it; others get a `DataError` with the holder's name after `patience` seconds.
+
+    The operating system holds the lock, so it ends with the process, however that ends. The patience is for workers of
+    a process just killed, which take some seconds to notice.
+    """
+    holder = output_dir / ".run.holder"
+    lock = FileLock(output_dir / ".run.lock")
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=patience)
+    except Timeout as error:
+        problem = f"--output_dir: {output_dir} is in use by {_read(holder)}; wait for it or name another folder"
+        raise DataError([problem]) from error
+    except (OSError, NotImplementedError) as error:  # the latter: earlier filelocks, on Lustre for one
+        if getattr(error, "errno", None) in _NOT_WRITABLE:
+            problem = f"--output_dir: {output_dir} cannot be written to ({error.strerror}); name another folder"
+            raise DataError([problem]) from error
+        if getattr(error, "errno", None) not in (None, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        logger.warning("%s is on a file system without locks: see to it that no second run writes there", output_dir)
+        yield
+        return
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _read(holder: Path) -> str:
+    try:
+        return holder.read_text("utf-8") or "another process"
+    except OSError:  # it has just been made, or has just gone
+        return "another process"
+
+
+def _check_finished(output_dir: Path, run: Mapping[str, Any], anyway: bool) -> None:
+    if not all((output_dir / name).exists() for name in ("run.json", "report.html")):
+        return
+    try:
+        before = json.loads((output_dir / "run.json").read_text("utf-8"))["identity"]
+        changed = _differences(before, run, "in the finished run")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise DataError([f"--output_dir: {output_dir} holds the results of an earlier run; {_WAYS_OUT}"]) from None
+    if not changed:
+        raise AlreadyFinished(
+            f"{output_dir} holds this very run, finished: see {output_dir / 'report.html'}; {_WAYS_OUT}"
+        )
+    if not anyway:
+        raise DataError([*changed, f"{output_dir} holds a finished run with other settings; {_WAYS_OUT}"])
+
+
+def _named(folder: Path) -> Checkpoint:
+    try:
+        return read_checkpoint(folder)
+    except Damaged as damage:
+        raise DataError([f"--resume_from_checkpoint: {folder} {damage}; name another one, or auto"]) from damage
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], when: str) -> list[str]:
+    """One line for each value that changed. What only one of them knows is of another version of the program."""
+    names = [name for name in now if name != "versions" and name in before and before[name] != now[name]]
+    return [f"{name}: {_shown(before[name])} {when}, {_shown(now[name])} now" for name in names]
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    return text[:19] + "..." if text.startswith("sha256 ") else text
+
+
+def _model_identity(name: str) -> str:
+    """The contents of a local folder, the name of a hub model. Of large files some blocks are read: this tells models
+    apart, and does not look for damage."""
+    folder = Path(name)
+    if not os.path.isdir(name):
+        return name
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in _MODEL_FILES and path.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()} {size} ".encode())
+        with open(path, "rb") as file:
+            blocks = 64 if size > _WHOLE else 1
+            for i in range(blocks):
+                file.seek(i * (size - 2**16) // (blocks - 1) if blocks > 1 else 0)
+                digest.update(file.read(2**16 if blocks > 1 else size))
+    return f"sha256 {digest.hexdigest()}"
+
+
+def _remove_run(output_dir: Path) -> None:
+    """What a run leaves, and nothing else that may lie in the folder. Results first: they say that it is whole."""
+    for name in _RESULTS:
+        (output_dir / name).unlink(missing_ok=True)
+    for folder in (*checkpoint_folders(output_dir), *output_dir.glob(".writing-*")):
+        discard(folder)
+    shutil.rmtree(output_dir / "predictions", ignore_errors=True)

@@ -1,0 +1,1 @@
+"""A trained model, asked by people: a dialogue over the documents."""

@@ -1,0 +1,137 @@
+"""A dialogue about the documents: question -> passages and answer, by the retriever and the prompt of evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from groundtune.data.files import read_documents
+from groundtune.evaluation.arguments import InferenceArguments
+from groundtune.evaluation.evaluator import passages_of
+from groundtune.model.endpoint import Endpoint
+from groundtune.model.generators import LocalModel
+from groundtune.prompts.prompt import Prompt, chat_messages, make_prompt
+from groundtune.prompts.rows import encode_questions
+from groundtune.retrieval.opening import index_folder, open_retriever
+from groundtune.retrieval.retrievers import Retriever, retrieve
+from groundtune.schema import ASSISTANT, USER, Document, Example, Hit, Turn
+
+_NAMES = ("title", "source", "url", "id")  # of metadata, the first that is there
+_UNITS = {"sheet": "sheet", "number": "passage"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A passage that the answer was written from; `score` is the retriever's."""
+
+    document: Document
+    score: float
+
+    @property
+    def title(self) -> str:
+        """What the metadata call it, with its section; else how it begins."""
+        metadata = self.document.metadata
+        name = next((metadata[key] for key in _NAMES if metadata.get(key)), "")
+        parts = [name or self.document.text[:70], metadata.get("section")]
+        return " > ".join(" ".join(str(part).split()) for part in parts if part)
+
+    @property
+    def place(self) -> str:
+        """Where it comes from, as far as the title does not say so: file, and sheet or number of the passage."""
+        metadata = self.document.metadata
+        source = metadata.get("source") if metadata.get("title") else ""
+        number = next((f"{unit} {metadata[key]}" for key, unit in _UNITS.items() if metadata.get(key)), "")
+        return ", ".join(" ".join(str(part).split()) for part in (source, number) if part)
+
+
+@dataclass
+class Dialogue:
+    """Questions and answers so far; each question is asked with those before it.
+
+    `write` streams the answer to an example from these hits; it gives the hits that were read and the words.
+    """
+
+    retriever: Retriever
+    k: int
+    query_history: str
+    write: Callable[[Example, tuple[Hit, ...]], tuple[list[Hit], Iterator[str]]]
+    turns: list[Turn] = field(default_factory=list)
+
+    def ask(self, question: str) -> tuple[list[Source], Iterator[str]]:
+        """The sources, and the words of the answer as they come; both turns are kept when the words have ended.
+
+        Raises `DataError` if the question and what was said before leave no room for an answer.
+        """
+        example = Example(question, "", (), tuple(self.turns), source="your question")
+        hits = retrieve(self.retriever, [example], self.k, self.query_history)[0]
+        read, words = self.write(example, hits)
+        return [Source(hit.document, hit.score) for hit in read], self._kept(question, words)
+
+    def _kept(self, question: str, words: Iterator[str]) -> Iterator[str]:
+        said = []
+        for word in words:
+            said.append(word)
+            yield word
+        self.turns += [Turn(USER, question), Turn(ASSISTANT, "".join(said))]
+
+
+def open_dialogue(arguments: InferenceArguments) -> Dialogue:
+    """Documents, retriever and model, ready to be asked.
+
+    Raises `DataError`, `ModelError` or `EndpointError` for what the user can solve.
+    """
+    retriever = open_retriever(
+        arguments.retrieval, read_documents(arguments.data.full_dataset_file_path), index_folder(arguments.data)
+    )
+    retrieval = arguments.retrieval
+    return Dialogue(retriever, retrieval.eval_num_to_retrieve, retrieval.query_history, _writer(arguments))
+
+
+def _writer(arguments: InferenceArguments) -> Callable[[Example, tuple[Hit, ...]], tuple[list[Hit], Iterator[str]]]:
+    new = arguments.evaluation.max_new_tokens
+    if arguments.api == "chat":
+        return _by_chat(arguments.generator_endpoint(), arguments.prompt.instruction, new)
+    opening = arguments.answering_model()
+    tokenizer = opening.open_tokenizer()
+    prompt = make_prompt(tokenizer, arguments.prompt)
+    room = arguments.data.max_seq_length - new
+    if arguments.api == "completions":
+        endpoint = arguments.generator_endpoint()
+        return _by_prompt(prompt, room, lambda ids: endpoint.stream_prompt(ids, new, stop=prompt.stop_texts))
+    local = LocalModel(opening.open(prompt, tokenizer.pad_token_id), tokenizer, opening.bf16)
+    return _by_prompt(prompt, room, lambda ids: local.stream(prompt, ids, new))
+
+
+def _by_prompt(prompt: Prompt, room: int, stream: Callable[[list[int]], Iterator[str]]) -> Any:
+    def write(example: Example, hits: tuple[Hit, ...]) -> tuple[list[Hit], Iterator[str]]:
+        passages = passages_of("retrieved", [example], [hits])
+        (question,) = encode_questions([_shortened(example, prompt, room)], passages, prompt, room)
+        return _distinct(hits)[: len(question.read)], stream(question.prompt_ids)
+
+    return write
+
+
+def _by_chat(endpoint: Endpoint, instruction: str, new: int) -> Any:
+    def write(example: Example, hits: tuple[Hit, ...]) -> tuple[list[Hit], Iterator[str]]:
+        read = _distinct(hits)
+        messages = chat_messages(instruction, [h.document for h in read], example.chat_history, example.question)
+        return read, endpoint.stream(messages, new)
+
+    return write
+
+
+def _distinct(hits: tuple[Hit, ...]) -> list[Hit]:
+    """As the prompt has them: a text once, where it ranked best."""
+    first: dict[str, Hit] = {}
+    for hit in hits:
+        first.setdefault(hit.document.id, hit)
+    return list(first.values())
+
+
+def _shortened(example: Example, prompt: Prompt, room: int) -> Example:
+    """A long dialogue forgets its oldest questions with their answers: half the room is left to passages."""
+    history = example.chat_history
+    while history and len(prompt.prompt_ids([], history, example.question)) > room // 2:
+        history = history[2:]
+    return replace(example, chat_history=history)

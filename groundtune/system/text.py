@@ -1,0 +1,80 @@
+"""Texts that are safe to print and to write: no secrets, no control characters, JSON without NaN."""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from enum import Enum
+from typing import Any
+
+_SECRETS = (
+    (re.compile(r"://[^/\s]*@"), "://***@"),  # user and password, which may hold an @ of its own
+    (re.compile(r"([?&;][^=&\s]*(?:token|key|secret|passw|sig|auth)[^=&\s]*=)[^&\s#]+", re.IGNORECASE), r"\1***"),
+    # The spellings of known services: a token is one wherever it stands.
+    (re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abp]-|AKIA)[\w-]{16,}"), "***"),
+)
+
+
+def without_secrets(value: Any, name: str = "") -> Any:
+    """`value` with "***" for whatever has a name that sounds like a secret, at any depth, and in addresses."""
+    if isinstance(value, Mapping):
+        return {key: without_secrets(item, str(key)) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_secrets(item, name) for item in value]
+    # --max_new_tokens is a count and no token
+    count = "tokens" in name and re.fullmatch(r"[\d.]+|true|false|no", str(value), re.IGNORECASE)
+    if re.search("token|key|passw|secret|credential|authori", name, re.I) and value not in (None, "") and not count:
+        return "***"
+    return _without_secrets_in_text(value) if isinstance(value, str) else value
+
+
+def _without_secrets_in_text(text: str) -> str:
+    """A text may be JSON, as the options of a request are on a command line."""
+    if text.lstrip().startswith("{"):
+        with suppress(ValueError, RecursionError):
+            told, hidden = json.loads(text), without_secrets(json.loads(text))
+            return text if told == hidden else json.dumps(hidden)
+    return hide_secrets(text)
+
+
+def hide_secrets(text: str) -> str:
+    """A text with "***" for passwords and tokens in addresses, and for whatever is spelt like a known service's."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def harmless(text: str) -> str:
+    """A text that a terminal only shows: files can hold the sequences that rewrite a screen."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def harmless_line(text: str) -> str:
+    """The same on one line."""
+    return harmless(text).replace("\n", "\\n")
+
+
+def plain(value: Any) -> Any:
+    """What JSON can say: NaN and infinity become null, objects that it does not know become text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(item) for item in value]
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    return str(value)
+
+
+def as_json(content: Any) -> str:
+    """Indented JSON without NaN, ending in a line feed."""
+    return json.dumps(plain(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n"

@@ -1,0 +1,199 @@
+"""The arguments of training: those of `transformers.TrainingArguments`, with our defaults and checks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_utils import IntervalStrategy, SchedulerType
+
+from groundtune.evaluation.evaluator import EndToEndEvaluator
+from groundtune.evaluation.metrics import greater_is_better
+from groundtune.model.loading import computes_bf16
+from groundtune.system.text import hide_secrets
+
+logger = logging.getLogger(__name__)
+
+
+GOLD_LOSS = "loss_with_gold_passage"
+
+
+_SWITCH = {"nargs": "?", "const": True}  # a flag without a value means true
+
+
+@dataclass
+class QATrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the defaults of this kind of training; every flag of it is accepted.
+
+    A save strategy that is not given follows the evaluation strategy, and the best checkpoint is loaded at the end
+    wherever both allow it.
+    """
+
+    _argument_group_name = "training (transformers.TrainingArguments)"
+
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Rows per device and forward pass."})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Questions answered at once on a device."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training file."})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate. Default: 2e-4 with --use_peft, 2e-5 without."}
+    )
+    lr_scheduler_type: SchedulerType | str = field(
+        default="cosine", metadata={"help": "Shape of the learning rate after the warm-up."}
+    )
+    warmup_steps: float = field(
+        default=0.05,
+        metadata={"help": "Warm-up in steps, or below 1 as a share of all steps (--warmup_ratio maps to it)."},
+    )
+    logging_steps: float = field(default=5, metadata={"help": "Log the loss every so many steps."})
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "Compute in bfloat16. Default: wherever the hardware does so itself.", **_SWITCH},
+    )
+    eval_strategy: IntervalStrategy | str = field(
+        default="steps", metadata={"help": "When to evaluate end to end: no, steps or epoch."}
+    )
+    eval_steps: float | None = field(
+        default=0.5, metadata={"help": "Evaluate every so many steps, or below 1 every such share of the run."}
+    )
+    eval_on_start: bool = field(
+        default=True,
+        metadata={"help": "Evaluate the untouched model before the first step: the baseline of the curves."},
+    )
+    save_strategy: str | None = field(default=None, metadata={"help": "When to save. Default: when evaluating."})
+    save_steps: float | None = field(default=None, metadata={"help": "As --eval_steps. Default: the same."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best always among them."})
+    load_best_model_at_end: bool | None = field(
+        default=None,
+        metadata={
+            "help": "End with the best checkpoint. Default: if checkpoints are saved when evaluating.",
+            **_SWITCH,
+        },
+    )
+    metric_for_best_model: str | None = field(
+        default=EndToEndEvaluator.primary_metric,
+        metadata={"help": "End-to-end metric that chooses the best checkpoint; its direction is known."},
+    )
+    report_to: None | str | list[str] = field(
+        default="none", metadata={"help": "Trackers: none, trackio, tensorboard, wandb, mlflow ..."}
+    )
+    compile_layers: bool = field(
+        default=False,
+        metadata={
+            "help": "torch.compile each layer for rows of any length: some minutes first, then faster steps. "
+            "--torch_compile would compile the whole model anew for each length.",
+            **_SWITCH,
+        },
+    )
+    resume_from_checkpoint: str | None = field(
+        default="auto",
+        metadata={
+            "help": "auto: go on from the last complete checkpoint of this very run in output_dir, if there is one. "
+            "A folder: from that checkpoint. no: from the beginning; output_dir must hold no checkpoint then."
+        },
+    )
+    resume_anyway: bool = field(
+        default=False, metadata={"help": "Resume although arguments, data or model have changed since the checkpoint."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Remove what an earlier run left in output_dir, and begin anew."}
+    )
+    ddp_timeout: int = field(
+        default=6 * 3600,
+        metadata={"help": "Seconds that processes wait for each other, as while one builds the index."},
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses. Off: they must be seen."})
+    auto_find_batch_size: bool = field(
+        default=False,
+        metadata={
+            "help": "Has no effect here: when memory runs out fewer rows are computed at once, and the batch of a step "
+            "stays what it is.",
+            **_SWITCH,
+        },
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Has no effect here: rows have no columns."})
+
+    def __post_init__(self) -> None:
+        accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
+        self.use_cpu = self.use_cpu or not accelerator
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and computes_bf16()
+        if self.save_strategy is None:
+            self.save_strategy = self.eval_strategy
+        if self.save_steps is None:
+            self.save_steps = self.eval_steps or 500
+        saves_when_evaluating = self.save_strategy == self.eval_strategy != "no" and self.save_steps == self.eval_steps
+        if self.load_best_model_at_end is None:
+            self.load_best_model_at_end = self.eval_strategy != "no" and (
+                saves_when_evaluating or self.save_strategy == self.eval_strategy == "epoch"
+            )
+        if self.auto_find_batch_size:
+            logger.info("--auto_find_batch_size would change the batch of a step; what fits is found without it")
+            self.auto_find_batch_size = False
+        if getattr(self, "train_sampling_strategy", "random") != "random":
+            logger.warning("--train_sampling_strategy has no effect: rows are batched by length or common passages")
+        if self.greater_is_better is None:
+            self.greater_is_better = greater_is_better(self.metric_for_best_model)
+        if self.dataloader_pin_memory and not torch.cuda.is_available():
+            self.dataloader_pin_memory = False
+        super().__post_init__()
+        if (gpus := super().n_gpu) > 1:
+            logger.warning(
+                "1 of %d GPUs is used; `torchrun --nproc_per_node %d -m groundtune.cli` uses all", gpus, gpus
+            )
+
+    @property
+    def n_gpu(self) -> int:
+        """At most one: for several in one process Trainer takes `DataParallel`, which the loss knows nothing of."""
+        return min(super().n_gpu, 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Trainer pickles its arguments beside every model, in a file that people share: tokens stay out of it."""
+        hidden = {name: hide_secrets(value) for name, value in vars(self).items() if isinstance(value, str)}
+        return vars(self) | hidden | {name: None for name in vars(self) if name.endswith("_token")}
+
+
+def compile_problems(training: QATrainingArguments) -> list[str]:
+    """Why layers, if they are to be compiled, cannot be; empty if they can."""
+    compilers = [os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl"]
+    if not training.compile_layers or torch.cuda.is_available() or any(map(shutil.which, filter(None, compilers))):
+        return []
+    return ["--compile_layers: needs a C++ compiler, and neither $CXX nor c++, g++ or clang++ is there; install one"]
+
+
+def metric_problems(training: QATrainingArguments) -> list[str]:
+    """A direction that was given, and is not that of the metric: the worst checkpoint would be taken for the best."""
+    name, given = training.metric_for_best_model, training.greater_is_better
+    if not name or given == greater_is_better(name):
+        return []
+    better = "lower" if given else "higher"
+    return [f"--greater_is_better: {str(given).lower()}, but {better} {name} is better; leave the flag out"]
+
+
+def loss_problems(training: QATrainingArguments) -> list[str]:
+    """What was asked for, and the answers' cross-entropy on packed rows does not do."""
+    problems = []
+    if training.label_smoothing_factor:
+        problems.append("--label_smoothing_factor: answers are learnt by plain cross-entropy; leave the flag out")
+    if training.neftune_noise_alpha is not None:
+        problems.append("--neftune_noise_alpha: its noise would depend on what rows are packed with; leave it out")
+    return problems
+
+
+def tracker_problems(names: Sequence[str]) -> list[str]:
+    """Why trackers of --report_to cannot be used, one line each."""
+    problems = []
+    for name in names:
+        try:
+            INTEGRATION_TO_CALLBACK[name]()
+        except KeyError:
+            problems.append(f"--report_to: no tracker is called {name}; one of {', '.join(INTEGRATION_TO_CALLBACK)}")
+        except Exception as error:  # each has its own for a package that is missing
+            problems.append(f"--report_to: {name} cannot be used: {' '.join(str(error).split())}")
+    return problems

@@ -1,0 +1,152 @@
+"""Rows -> batches: which rows go together, and how they become tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+
+from groundtune.model.packing import pack, prefix_groups
+from groundtune.prompts.rows import EpochRows, Row
+
+IGNORED = -100  # the label of a position that is not learnt, as everywhere in transformers
+WORTH_GROUPING = 0.02  # share of all tokens saved below which questions on one passage need not share a batch
+
+
+def collate(rows: Sequence[Row], pad_id: int, *, packed: bool = False, share_prefix: bool = False) -> dict[str, Any]:
+    """The inputs of a model, and labels of the same shape that are set from the answers' spans and nothing else.
+
+    Labels stand at their own position (the model's output one position earlier is what predicts them). `packed`: one
+    row that holds all, as long as its tokens are many, for a model that attends by layout; `share_prefix`: what
+    prompts have in common is there once. Else right-padded rows [rows, longest row].
+    """
+    return _pack_rows(rows, share_prefix) if packed else _pad_rows(rows, pad_id)
+
+
+def _pad_rows(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
+    shape = (len(rows), max(len(row) for row in rows))
+    input_ids = torch.full(shape, pad_id)
+    # By the row's length, never by comparing ids: a padding token may be the end token that must be learnt.
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, IGNORED)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row)] = torch.tensor(row.prompt_ids + row.answer_ids)
+        attention_mask[i, : len(row)] = 1
+        labels[i, len(row.prompt_ids) : len(row)] = torch.tensor(row.answer_ids)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def _pack_rows(rows: Sequence[Row], share_prefix: bool) -> dict[str, Any]:
+    packing = pack(
+        [row.prompt_ids + row.answer_ids for row in rows],
+        # The prompt's last token predicts the answer's first: each row needs its own.
+        shareable=[len(row.prompt_ids) - 1 if share_prefix else 0 for row in rows],
+    )
+    labels = torch.full((1, len(packing.ids)), IGNORED)
+    for row, last in zip(rows, packing.last):
+        labels[0, last + 1 - len(row.answer_ids) : last + 1] = torch.tensor(row.answer_ids)
+    return {**packing.inputs(), "labels": labels}
+
+
+def share_saved(rows: Sequence[Row], groups: Sequence[Sequence[int]]) -> float:
+    """The share of all tokens that need not be computed if every group is one batch."""
+    packed = 0
+    for group in groups:
+        members = [rows[i] for i in group]
+        sequences = [row.prompt_ids + row.answer_ids for row in members]
+        packed += len(pack(sequences, [len(row.prompt_ids) - 1 for row in members]).ids)
+    return 1 - packed / sum(len(row) for row in rows)
+
+
+Order = Callable[[Sequence[Row], torch.Generator], list[int]]  # numbers of the rows, in the order of training
+
+
+def rows_of_epoch(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows of the epoch that is set, where epochs have rows of their own."""
+    return rows.of_epoch if isinstance(rows, EpochRows) else rows
+
+
+def length_order(batch_size: int) -> Order:
+    """Rows of about the same length share a batch, which is padded then."""
+    return lambda rows, generator: by_length([len(row) for row in rows], batch_size, generator)
+
+
+def prefix_order(batch_size: int, apart: bool = False) -> Order:
+    """Rows whose prompts begin alike share a batch; `apart`: no two need to."""
+    known: list[Any] = [None, []]
+
+    def order(rows: Sequence[Row], generator: torch.Generator) -> list[int]:
+        if known[0] is not rows:
+            alone = [[i] for i in range(len(rows))]
+            known[:] = rows, alone if apart else prefix_groups([row.prompt_ids for row in rows])
+        return by_prefix(known[1], batch_size, generator)
+
+    return order
+
+
+class EpochOrder(Sampler[int]):
+    """Rows in the order that `order` makes of them and a random generator: a function of (seed, epoch) alone.
+
+    `rows` are those of all epochs or, as `EpochRows`, of the epoch that is set here.
+    """
+
+    def __init__(self, rows: Sequence[Row], order: Order, seed: int):
+        self.rows, self.order, self.seed, self.epoch = rows, order, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        if isinstance(self.rows, EpochRows):
+            self.rows.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return iter(self.order(rows_of_epoch(self.rows), generator))
+
+
+def by_length(lengths: Sequence[int], batch_size: int, generator: torch.Generator, window: int = 16) -> list[int]:
+    """An order in which neighbours have about the same length, so that a padded batch is hardly padded.
+
+    Rows are shuffled, cut into windows of `window` batches, sorted within a window, and the batches shuffled again.
+    """
+    order = _shuffled(range(len(lengths)), generator)
+    batches: list[list[int]] = []
+    for start in range(0, len(order), batch_size * window):
+        part = sorted(order[start : start + batch_size * window], key=lengths.__getitem__)
+        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+    # Only full batches may change places: a short one in the middle would shift the borders of all that follow.
+    full = _shuffled([batch for batch in batches if len(batch) == batch_size], generator)
+    return [i for batch in [*full, *(b for b in batches if len(b) < batch_size)] for i in batch]
+
+
+def by_prefix(groups: Sequence[Sequence[int]], batch_size: int, generator: torch.Generator) -> list[int]:
+    """An order in which the rows of a group fall into one batch, as far as they fit, and the groups are shuffled."""
+    parts = []
+    for group in groups:
+        members = _shuffled(group, generator)
+        parts += [members[i : i + batch_size] for i in range(0, len(members), batch_size)]
+    order: list[int] = []
+    waiting: list[list[int]] = []  # batches with room
+    for part in _shuffled(parts, generator):
+        batch = next((b for b in waiting if len(b) + len(part) <= batch_size), None)
+        if batch is None:
+            waiting.append(batch := [])
+        batch += part
+        if len(batch) == batch_size:
+            waiting.remove(batch)
+            order += batch
+        elif len(waiting) > 32:
+            # No two fit into one: cut, or a long file of groups of five would never fill a batch of eight.
+            rest = [i for b in waiting for i in b]
+            full = len(rest) - len(rest) % batch_size
+            order += rest[:full]
+            waiting = [rest[full:]]
+    return order + [i for batch in waiting for i in batch]
+
+
+def _shuffled(items: Sequence[Any], generator: torch.Generator) -> list[Any]:
+    return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]

@@ -1,0 +1,293 @@
+"""What a run would train on and be judged by, examined before anything slow: `groundtune doctor` and every run do it.
+
+Text first (`checks.py`), then, where tokenizers are named, tokens: what is over the length budget, what the embedding
+model does not read, how long rows are and how they end. No weights are loaded and nothing is searched.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any
+
+from groundtune.arguments import Arguments
+from groundtune.data.checks import ERROR, WARNING, Dataset, Finding, check_texts, condensed, in_order, read_dataset
+from groundtune.errors import DataError, ModelError, why_not_loaded
+from groundtune.methods import METHODS
+from groundtune.model.loading import load_tokenizer
+from groundtune.prompts.policies import draw
+from groundtune.prompts.prompt import Prompt, make_prompt
+from groundtune.prompts.rows import Row, encode_questions
+from groundtune.retrieval.reading_limit import reading_limit
+from groundtune.schema import Document, Example, Hit
+from groundtune.system.text import harmless, hide_secrets
+from groundtune.training.labels import what_else_is_learnt
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """One column of the token table: the training rows of a split. Lengths are in tokens, at the named quantiles."""
+
+    rows: int
+    rows_shortened: int
+    passages_dropped: int
+    row_tokens: dict[str, int]
+    answer_tokens: dict[str, int]
+    ends_on_stop_token: float
+    doubled_bos: int
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All that was found, errors first, and what was read and loaded for it.
+
+    `table` has the splits that training computes a loss on, and `row` is the first row of the first of them. Where a
+    method retrieves, they are an estimate: documents spread evenly over the database stand in for what it will find.
+    """
+
+    dataset: Dataset
+    findings: list[Finding]
+    tokenizer: Any = None
+    prompt: Prompt | None = None
+    row: Row | None = None
+    table: dict[str, RowCounts] = field(default_factory=dict)
+    estimated: bool = False
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.severity == ERROR]
+
+    @property
+    def warnings(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.severity == WARNING]
+
+    def raise_errors(self) -> None:
+        """Raises `DataError` with every error, if there is one."""
+        if self.errors:
+            raise DataError([str(finding) for finding in self.errors])
+
+    def to_dict(self) -> dict[str, Any]:
+        shown = self.shown_row()
+        return {
+            "errors": len(self.errors),
+            "warnings": len(self.warnings),
+            "findings": [finding.to_dict() for finding in self.findings],
+            "documents": len(self.dataset.documents),
+            "examples": {split: len(examples) for split, examples in self.dataset.examples.items()},
+            "token_table": {split: asdict(column) for split, column in self.table.items()},
+            "token_table_is_estimated": self.estimated,
+            "row": shown and dict(zip(("source", "prompt", "supervised"), shown)),
+        }
+
+    def shown_row(self) -> tuple[str, str, str] | None:
+        """Source, prompt and learnt text of the first row, special tokens spelt out; None without a tokenizer."""
+        row = self.row
+        if row is None:
+            return None
+        spell = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        before = self.tokenizer.decode(row.prompt_ids, **spell)
+        whole = self.tokenizer.decode([*row.prompt_ids, *row.answer_ids], **spell)
+        # Alone, the first token of the answer would lose the space before it.
+        answer = whole[len(before) :] if whole.startswith(before) else self.tokenizer.decode(row.answer_ids, **spell)
+        return row.source, before, answer
+
+
+def diagnose(arguments: Arguments) -> Diagnosis:
+    """Read the data that `arguments` name, whichever they are, and find all that is wrong with it."""
+    dataset = read_dataset(arguments.data)
+    findings = check_texts(dataset)
+    findings += _passages_not_read(arguments, dataset)
+    tokenizer, prompt, table, rows = None, None, {}, iter(())
+    if arguments.model.model_name_or_path:
+        try:
+            tokenizer = load_tokenizer(arguments.model)
+        except ModelError as error:
+            where, _, message = str(error).partition(": ")
+            findings.append(Finding(ERROR, "model", where, "", message))
+    if tokenizer is not None:
+        prompt = make_prompt(tokenizer, arguments.prompt)
+        for split in ("train", "eval"):
+            if counted := row_counts(_rows(arguments, dataset, split, prompt, findings), prompt, tokenizer):
+                table[split] = counted
+                findings += _wrong_rows(dataset.paths[f"{split}_file"], counted)
+        findings += _questions_over_budget(arguments, dataset, prompt)
+        rows = _rows(arguments, dataset, next(iter(table), "train"), prompt, [])
+    findings = in_order(dict.fromkeys(findings), dataset)
+    estimated = METHODS[arguments.method].retrieves and bool(dataset.documents)
+    return Diagnosis(dataset, findings, tokenizer, prompt, next(rows, None), table, estimated)
+
+
+def row_counts(rows: Iterable[Row], prompt: Prompt, tokenizer: Any) -> RowCounts | None:
+    """The token table's column for the rows of one split, which are looked at one by one; None if there are none."""
+    bos = tokenizer.bos_token_id
+    lengths, answers, dropped, finished, doubled = [], [], [], 0, 0
+    for row in rows:
+        lengths.append(len(row))
+        answers.append(len(row.answer_ids))
+        dropped.append(row.passages_dropped)
+        finished += bool(row.answer_ids) and row.answer_ids[-1] in prompt.stop_ids
+        doubled += bos is not None and row.prompt_ids[:2] == [bos, bos]
+    if not lengths:
+        return None
+    return RowCounts(
+        rows=len(lengths),
+        rows_shortened=sum(map(bool, dropped)),
+        passages_dropped=sum(dropped),
+        row_tokens=_quantiles(lengths),
+        answer_tokens=_quantiles(answers),
+        ends_on_stop_token=finished / len(lengths),
+        doubled_bos=doubled,
+    )
+
+
+def _quantiles(values: Sequence[int]) -> dict[str, int]:
+    ordered = sorted(values)
+    shares = {"10 %": 0.1, "median": 0.5, "90 %": 0.9, "longest": 1.0}
+    return {name: ordered[round(share * (len(ordered) - 1))] for name, share in shares.items()}
+
+
+def _rows(arguments: Arguments, dataset: Dataset, split: str, prompt: Prompt, findings: list[Finding]) -> Iterator[Row]:
+    """The rows of the examples that fit into the length budget; the others become findings."""
+    method, k = METHODS[arguments.method], arguments.retrieval.embedding_max_num_to_retrieve
+    for i, example in enumerate(dataset.examples.get(split, [])):
+        hits = _stand_ins(dataset.documents, i, k) if method.retrieves else ()
+        try:
+            passages = method.policy(example, hits, draw(arguments.training.seed, 0, i))
+            (row,) = method.encode([example], [passages], prompt, arguments.data.max_seq_length)
+        except DataError as error:
+            findings += _too_long(error, example, "row")
+            continue
+        if (learnt := what_else_is_learnt(row, example.answer, prompt)) is not None:
+            message = f"would teach {learnt[:60]!r} in place of the gold answer; correct the chat template"
+            findings.append(Finding(ERROR, "other-answer", example.source, "row", message))
+        yield row
+
+
+def _stand_ins(documents: Sequence[Document], i: int, k: int) -> tuple[Hit, ...]:
+    """As many documents as would be retrieved, spread over the database: their lengths are what matters here."""
+    n = len(documents)
+    return tuple(Hit(documents[(i + j * n // k) % n], 0.0) for j in range(k if n else 0))
+
+
+def _too_long(error: DataError, example: Example, name: str) -> list[Finding]:
+    return [
+        Finding(ERROR, "too-long", example.source, name, problem.removeprefix(f"{example.source}: "))
+        for problem in error.problems
+    ]
+
+
+def _questions_over_budget(arguments: Arguments, dataset: Dataset, prompt: Prompt) -> Iterator[Finding]:
+    """What end-to-end evaluation could not ask, or could not answer in full."""
+    limit = arguments.evaluation.max_new_tokens
+    room = arguments.data.max_seq_length - limit
+    for split in ("eval", "test"):
+        for example in dataset.examples.get(split, []):
+            try:
+                encode_questions([example], [()], prompt, room)
+            except DataError as error:
+                yield from _too_long(error, example, "question")
+            if (length := len(prompt.answer_ids(example.answer))) > limit:
+                message = f"has {length} tokens, and answers are cut at {limit}; raise --max_new_tokens or shorten it"
+                yield Finding(WARNING, "long-answer", example.source, "gold_answer", message, length)
+
+
+def _wrong_rows(path: str, column: RowCounts) -> Iterator[Finding]:
+    """What no prompt may do to a row; the first would be a model that never learns to stop."""
+    unfinished = round((1 - column.ends_on_stop_token) * column.rows)
+    if unfinished:
+        message = f"{unfinished} of {column.rows} rows do not end on an end token; correct the chat template"
+        yield Finding(ERROR, "unfinished-row", path, "row", message)
+    if column.doubled_bos:
+        message = (
+            f"{column.doubled_bos} of {column.rows} rows begin with two beginning-of-sequence tokens; "
+            "remove one from the chat template or from --instruction"
+        )
+        yield Finding(ERROR, "doubled-bos", path, "row", message)
+
+
+def _passages_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Finding]:
+    """Documents whose end no embedding model of this run would see."""
+    retrieval = arguments.retrieval
+    if retrieval.retriever == "bm25":
+        return
+    flags = {getattr(retrieval, flag): flag for flag in ("eval_embedding_model", "embedding_model")}
+    for name, flag in flags.items():
+        if not name:
+            continue
+        try:
+            limit = reading_limit(name, retrieval.document_prompt)
+        except Exception as error:  # the libraries' own, among them bare ones on a damaged file
+            message = f"cannot load {name}: {why_not_loaded(error)}"
+            yield Finding(ERROR, "model", f"--{flag}", "", message)
+            continue
+        if limit is None or not dataset.documents:
+            continue
+        for i, tokens in limit.too_long([document.text for document in dataset.documents]).items():
+            name_of_field = "fmt_content" if dataset.documents[i].fmt_content.strip() else "page_content"
+            message = f"has {tokens} tokens, and {name} reads {limit.max_tokens}; split it, or its end is not found"
+            yield Finding(WARNING, "long-passage", dataset.document_places[i], name_of_field, message, tokens)
+
+
+# What people see
+
+
+def shown(diagnosis: Diagnosis, brief: bool = False) -> str:
+    """The token table, one row with what is learnt marked, every finding, and how many there are; `brief`: findings.
+
+    Warnings that a file is full of are one line for each kind.
+    """
+    lines = condensed(diagnosis.findings, diagnosis.dataset)
+    told = summary(diagnosis)
+    if len(lines) < len(diagnosis.findings):
+        told += "\n--json lists every warning of the kinds that are one line here"
+    blocks = [] if brief else [_token_table(diagnosis), _marked(diagnosis.shown_row())]
+    return harmless("\n\n".join(filter(None, [*blocks, "\n".join(lines), told])))
+
+
+def summary(diagnosis: Diagnosis) -> str:
+    """How many errors and warnings, in what."""
+    documents = len(diagnosis.dataset.documents)
+    read = [f"{documents:,} documents"] if documents else []
+    read += [f"{len(examples):,} {split} examples" for split, examples in diagnosis.dataset.examples.items()]
+    kinds = {"error": diagnosis.errors, "warning": diagnosis.warnings}
+    numbers = [f"{len(found):,} {kind}{'' if len(found) == 1 else 's'}" for kind, found in kinds.items() if found]
+    return f"{' and '.join(numbers) or 'nothing wrong'} in {', '.join(read) or 'no data'}"
+
+
+def _token_table(diagnosis: Diagnosis) -> str:
+    """One column for each split; empty without rows."""
+    columns = diagnosis.table.values()
+    if not columns:
+        return ""
+    lines = {
+        "training rows": list(diagnosis.table),
+        "rows": [f"{c.rows:,}" for c in columns],
+        "rows that lost passages": [f"{c.rows_shortened:,}" for c in columns],
+        "passages dropped": [f"{c.passages_dropped:,}" for c in columns],
+    }
+    for name in ("10 %", "median", "90 %", "longest"):
+        lines[f"tokens in a row, {name}"] = [f"{c.row_tokens[name]:,}" for c in columns]
+    for name in ("10 %", "median", "90 %", "longest"):
+        lines[f"tokens in an answer, {name}"] = [f"{c.answer_tokens[name]:,}" for c in columns]
+    lines["rows that end on an end token"] = [f"{100 * c.ends_on_stop_token:.0f} %" for c in columns]
+    lines["rows that begin with two BOS"] = [f"{c.doubled_bos:,}" for c in columns]
+    table = "\n".join(f"{name:<32}" + "".join(f"{cell:>9}" for cell in cells) for name, cells in lines.items())
+    note = "\n(estimated: documents spread over the database stand in for those that will be retrieved)"
+    return table + (note if diagnosis.estimated else "")
+
+
+def _marked(row: tuple[str, str, str] | None) -> str:
+    return f"{row[0]} as a row; what is learnt stands between >>> and <<<:\n{row[1]}>>>{row[2]}<<<" if row else ""
+
+
+def doctor_command(arguments: Arguments) -> str:
+    """The command that shows all findings of these arguments: every flag that is not at its default."""
+    words = ["groundtune", "doctor", arguments.method]
+    for group in (arguments.data, arguments.retrieval, arguments.prompt, arguments.model, arguments.evaluation):
+        for one in fields(group):
+            default = one.default if one.default is not MISSING else one.default_factory()
+            value = getattr(group, one.name)
+            if value != default and value is not None:
+                words += [f"--{one.name}", *map(str, value if isinstance(value, list) else [value])]
+    return hide_secrets(shlex.join(words))

@@ -1,0 +1,71 @@
+"""Cross-entropy at answer positions; logits are computed there and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from groundtune.model.head import head_reads_only
+from groundtune.training.batching import IGNORED
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A training loss that is NaN or infinite: going on would train nothing and say nothing."""
+
+
+def answer_loss(
+    model: Any,
+    batch: dict[str, Any],
+    answer_tokens: torch.Tensor | int | None = None,
+    head: torch.nn.Module | None = None,
+) -> torch.Tensor:
+    """Sum of the answer tokens' cross-entropy over `answer_tokens`.
+
+    `batch` holds labels, [rows, length], and whatever the model is to be called with. `answer_tokens` is the number of
+    answer tokens of the whole optimizer step, so that accumulation and data parallelism change no gradient; default:
+    those of this batch. `head` is the output embedding of the unwrapped model; default:
+    `model.get_output_embeddings()`.
+    """
+    targets = batch["labels"][:, 1:]
+    learnt = targets != IGNORED
+    # The last position predicts nothing. A mask over [rows, length] picks hidden states [answer tokens, hidden].
+    keep = torch.nn.functional.pad(learnt, (0, 1))
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    with head_reads_only(keep, head or model.get_output_embeddings()):
+        logits = model(**inputs, use_cache=False).logits
+    total = _SumOfCrossEntropy.apply(logits, targets[learnt].to(logits.device))
+    return total / (learnt.sum() if answer_tokens is None else answer_tokens)
+
+
+class _SumOfCrossEntropy(torch.autograd.Function):
+    """Sum of the cross-entropy of logits [tokens, vocabulary] with targets [tokens], in float32, a few rows at a time.
+
+    The gradient takes the place of the logits, in their type: nobody needs them any more, and the whole in float32,
+    with softmax and gradient beside it, would be several times as much memory as the rest of a step where the
+    vocabulary is large. (Had an operation before saved the logits for its own gradient, autograd would raise.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        # On a CPU as many as the cache of a core holds: the passes below read and write them over and over.
+        rows = max(1, (2**26 if logits.is_cuda else 2**20) // logits.shape[-1])
+        total = logits.new_zeros((), dtype=torch.float32)
+        scratch = torch.empty_like(logits[:rows], dtype=torch.float32)
+        for i in range(0, len(logits), rows):
+            part, target = logits[i : i + rows], targets[i : i + rows, None]
+            values = scratch[: len(part)].copy_(part)
+            of_target, largest = values.gather(1, target), values.amax(dim=-1, keepdim=True)
+            exponentials = values.sub_(largest).exp_()
+            normaliser = exponentials.sum(dim=-1, keepdim=True)
+            total += (normaliser.log() + largest - of_target).sum()
+            if ctx.needs_input_grad[0]:
+                softmax = exponentials.div_(normaliser)
+                part.copy_(softmax.scatter_add_(1, target, softmax.new_full(target.shape, -1.0)))
+        ctx.gradient = logits if ctx.needs_input_grad[0] else None
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, of_total: torch.Tensor) -> tuple[torch.Tensor, None]:
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient.mul_(of_total), None

@@ -1,0 +1,441 @@
+"""SafeTrainer: `transformers.Trainer` that resumes bit for bit, stops when asked to, and stops at nonsense.
+
+What it overrides of `Trainer` has had the same shape from transformers 5.3 to 5.23. Under FSDP and DeepSpeed the
+optimizer's state is in their own formats, which are vouched for by the manifest but do use pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import signal
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from peft import PeftModel
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import SaveStrategy
+
+from groundtune.runs.checkpoints import (
+    Checkpoint,
+    checkpoint_folders,
+    kept_randomness,
+    load_state,
+    newest_checkpoint,
+    randomness,
+    read_checkpoint,
+    remove_old,
+    restore_randomness,
+    save_state,
+    step_of,
+    writing,
+)
+from groundtune.runs.hub import Hub
+from groundtune.system import signals
+from groundtune.system.durable import Damaged
+from groundtune.system.out_of_memory import AtOnce, with_what_fits
+from groundtune.training.loss import NonFiniteLoss
+from groundtune.training.trackers import never_stop_the_run
+
+logger = logging.getLogger(__name__)
+
+TRAINER_STATE_NAME, TRAINING_ARGS_NAME = "trainer_state.json", "training_args.bin"
+ROWS = "rows"  # key of a batch: the rows it was made from
+
+
+class SafeTrainer(Trainer):
+    """`run` says which run this is; it is written into every checkpoint, and `resume.py` compares it."""
+
+    def __init__(self, *args: Any, run: dict[str, Any] | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.run = run or {}
+        self._resumed: Checkpoint | None = None
+        # How many rows are computed at once, in training and for the loss of an evaluation.
+        self.at_once = {
+            "train": AtOnce(
+                "--per_device_train_batch_size", self.args.train_batch_size, "a step's batch and gradient stay"
+            ),
+            "eval": AtOnce("--per_device_eval_batch_size", self.args.eval_batch_size, "the loss stays"),
+        }
+        self._rows_of_step: list[Sequence[Any]] = []  # micro-batch by micro-batch
+        self._randomness_of_step = randomness()
+        self._epoch_ended = False
+        self._saved_step: int | None = None
+        self.tracker_failures: list[str] = []  # a line for each tracker that failed
+        never_stop_the_run(self.callback_handler.callbacks, self.tracker_failures)
+        self.add_callback(_Watch(self))
+
+    def train(self, resume_from_checkpoint: Checkpoint | str | bool | None = None, **kwargs: Any) -> Any:
+        """As `Trainer.train`; a folder to resume from must be complete and undamaged (`Damaged`), True is the latest.
+
+        Raises `Stopped` after a signal, with the step finished and saved, and `NonFiniteLoss` before a step that would
+        spoil the weights.
+        """
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True:
+            checkpoint = newest_checkpoint(Path(self.args.output_dir))
+        elif isinstance(checkpoint, str):
+            checkpoint = read_checkpoint(Path(checkpoint))
+        self._resumed = checkpoint
+        if checkpoint is not None:
+            self.args.eval_on_start = False  # the untouched model was evaluated when the run began
+            for name, rows in checkpoint.about.get("rows at once", {}).items():
+                self.at_once[name].rows = min(self.at_once[name].rows, rows)
+            logging.getLogger("transformers.trainer_utils").addFilter(_no_false_alarm)
+        with signals.deferred(interruptible=self.args.world_size == 1):
+            return super().train(resume_from_checkpoint=checkpoint and str(checkpoint.folder), **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Resumed from its last step in the middle of an epoch, Trainer would train one more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `Trainer.evaluate`, without drawing from the generators of training: even a data loader does so."""
+        with kept_randomness():
+            return super().evaluate(*args, **kwargs)
+
+    # Memory
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """As `Trainer.training_step`. When memory runs out, the step begins anew with half as many rows at once.
+
+        Its batch stays the same, and so does its gradient: the loss is divided by the answer tokens of all of it.
+        Raises `OutOfMemory` for a row that does not fit by itself.
+        """
+        rows = inputs.pop(ROWS)
+        self._rows_of_step.append(rows)
+        gradient = partial(self._add_gradient, model, num_items=num_items_in_batch)
+        if not self._halves():
+            return gradient(rows, inputs)
+
+        def begin_anew() -> None:
+            # What failed has left a part of its gradient. The draws of dropout begin anew as well, so that nothing
+            # tells the step from one that was cut into these parts at first.
+            model.zero_grad()
+            restore_randomness(self._randomness_of_step)
+            for before in self._rows_of_step[:-1]:
+                gradient(before)
+
+        return with_what_fits(self.at_once["train"], partial(gradient, rows, inputs), self._too_much, begin_anew)
+
+    def _add_gradient(
+        self, model: Any, rows: Sequence[Any], inputs: dict[str, Any] | None = None, *, num_items: Any
+    ) -> torch.Tensor:
+        """Forward and backward for a micro-batch, in parts of as many rows as fit; its loss."""
+        losses = []
+        for part in self.at_once["train"].parts(rows):
+            batch = self._collated(part) if inputs is None or len(part) < len(rows) else dict(inputs)
+            losses.append(super().training_step(model, batch, num_items))
+            if not torch.isfinite(losses[-1]):
+                self._refuse(f"the loss is {losses[-1].item()}, stopped before the weights changed", part)
+        return sum(losses)
+
+    def _collated(self, rows: Sequence[Any]) -> dict[str, Any]:
+        return {name: value for name, value in self.data_collator(rows).items() if name != ROWS}
+
+    def _halves(self) -> bool:
+        """Whether fewer rows at once can be tried: processes that compute together must stay in step."""
+        return self.args.world_size == 1 and not self._sharded()
+
+    def _begin_step(self) -> None:
+        self._rows_of_step, self._randomness_of_step = [], randomness()
+
+    def _too_much(self, at_once: AtOnce) -> str:
+        (row,) = at_once.now
+        lora = isinstance(self.model, PeftModel)
+        # The flag has another name in later releases of transformers 5.
+        checkpointing = "activation" if hasattr(self.args, "activation_checkpointing") else "gradient"
+        ways_out = [
+            *(
+                []
+                if getattr(self.model, "is_gradient_checkpointing", False)
+                else [f"--{checkpointing}_checkpointing true"]
+            ),
+            *([] if lora else ["--use_peft true (LoRA)"]),
+            *([] if getattr(self.model, "is_quantized", False) else ["--load_in_4bit true (QLoRA)"]),
+        ]
+        return (
+            f"{row.source}: a row of {len(row):,} tokens does not fit into memory by itself; step "
+            f"{self.state.global_step + 1} was not made, {self._last_checkpoint()}. Lower --max_seq_length"
+            f"{', or give ' if ways_out else ''}{', '.join(ways_out)}"
+        )
+
+    # Nonsense
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        rows = [row for micro_batch in self._rows_of_step for row in micro_batch]
+        # To fp16's loss scaler an infinite norm is nothing special: it leaves the step out and scales less.
+        if norm is not None and self.accelerator.scaler is None and not math.isfinite(norm):
+            self._refuse(f"the norm of the gradient is {float(norm)}, stopped before the weights changed", rows)
+        return norm
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
+        value = metrics.get(name)
+        if value is None or not math.isfinite(value):
+            step, found = self.state.global_step, "not measured" if value is None else value
+            logger.warning("step %d: %s is %s, so this step is not among those that may be the best", step, name, found)
+            return False
+        return super()._determine_best_metric(metrics=metrics, trial=trial)
+
+    def _refuse(self, what: str, rows: Sequence[Any]) -> NoReturn:
+        sources = list(dict.fromkeys(row.source for row in rows))
+        named = ", ".join(sources[:20]) + (f" and {len(sources) - 20} more" if len(sources) > 20 else "")
+        raise NonFiniteLoss(
+            f"step {self.state.global_step + 1}: {what}; {f'its rows are {named}; ' if rows else ''}"
+            f"{self._last_checkpoint()}. Lower --learning_rate, or try --bf16 false"
+        )
+
+    def _last_checkpoint(self) -> str:
+        last = checkpoint_folders(Path(self.args.output_dir))[-1:]
+        return f"the last checkpoint is {last[0]}" if last else "there is no checkpoint yet"
+
+    # Stopping
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except signals.Stopped:
+            self._leave(evaluation_due=True)
+        if self._asked_to_stop() and (self._epoch_ended or not self._ends_an_epoch()):
+            self._leave(evaluation_due=False)
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any process of the run was asked to: all must stop after the same step."""
+        asked = signals.asked() is not None
+        if self.args.world_size == 1:
+            return asked
+        return self.accelerator.reduce(torch.tensor(float(asked), device=self.args.device)).item() > 0
+
+    def _ends_an_epoch(self) -> bool:
+        """Whether what is done at the end of an epoch follows the step: it does after the last one of a run, too."""
+        return float(self.state.epoch).is_integer() or self.control.should_training_stop
+
+    def _leave(self, evaluation_due: bool) -> NoReturn:
+        if evaluation_due or self._saved_step != self.state.global_step:
+            unfinished = {"evaluate": evaluation_due, "save": evaluation_due and self.control.should_save}
+            self._write_checkpoint(scheduled=False, unfinished=unfinished)
+        where = f" after step {self.state.global_step}, which is saved in {self._folder()}"
+        raise signals.Stopped(signals.asked() or signal.SIGTERM, where)
+
+    def _catch_up(self) -> None:
+        """After a resume, before the first step: the evaluation that a signal cut short, and what follows from it."""
+        self._epoch_ended = True
+        if self._resumed is None:
+            return
+        folder = self._resumed.folder
+        best = json.loads((folder / TRAINER_STATE_NAME).read_text("utf-8"))["best_model_checkpoint"]
+        if best:  # its path is that of the process which wrote it
+            self.state.best_model_checkpoint = str(folder.parent / Path(best).name)
+        self.state.compute_steps(self.args, self.state.max_steps)  # with --resume_anyway they may be others
+        unfinished = self._resumed.about["unfinished"]
+        if unfinished.get("evaluate"):
+            self._load_rng_state(str(folder))
+            better = self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
+            if unfinished["save"] or (better and self.args.save_strategy == SaveStrategy.BEST):
+                self._write_checkpoint(scheduled=True, unfinished={})
+
+    # Saving
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Trainer evaluates at the end of an epoch after it saved the epoch's last step.
+        due = self.args.eval_strategy == "epoch" and self._ends_an_epoch() and not self._epoch_ended
+        self._write_checkpoint(scheduled=True, unfinished={"evaluate": True, "save": False} if due else {})
+
+    def _write_checkpoint(self, scheduled: bool, unfinished: dict[str, bool]) -> None:
+        """`scheduled`: as the arguments say and not because of a signal; only such a checkpoint may become the best."""
+        broken = [name for name, p in self._trained() if not torch.isfinite(p).all()]
+        if broken:
+            self._refuse(f"the step before made {broken[0]} infinite or NaN, which is not saved", [])
+        step, target = self.state.global_step, self._folder()
+        if scheduled and self.state.best_global_step == step:
+            self.state.best_model_checkpoint = str(target)
+        self.store_flos()
+        about = {
+            "step": step,
+            "run": self.run,
+            "resumable": not self.args.save_only_model,
+            "scheduled": scheduled,
+            "unfinished": unfinished,
+            "rows at once": {name: at_once.rows for name, at_once in self.at_once.items()},
+            "parameters": {name: _sum_of_bits(p) for name, p in self._trained()},
+        }
+        wait, needed = self.accelerator.wait_for_everyone, self._bytes_to_save()
+        with writing(target, about, needed=needed, writes=self.args.should_save, wait=wait) as folder:
+            self.save_model(str(folder), _internal_call=True)
+            if not self.args.save_only_model:
+                self._save_optimizer_and_scheduler(str(folder))
+                self._save_scaler(str(folder))
+                self._save_rng_state(str(folder))
+            if self.args.should_save:
+                callbacks = [
+                    c for c in (*self.callback_handler.callbacks, self.control) if isinstance(c, ExportableState)
+                ]
+                self.state.stateful_callbacks = TrainerState(stateful_callbacks=callbacks).stateful_callbacks
+                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        self._saved_step = step
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(target))
+        if self.args.should_save:
+            keep = {target, Path(self.state.best_model_checkpoint or target)}
+            remove_old(target.parent, limit=self.args.save_total_limit, keep=keep)
+
+    def _folder(self) -> Path:
+        return Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle that nobody needs: the arguments are in run.json.
+        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self._sharded():
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            save_state(Path(output_dir), "optimizer", self.optimizer.state_dict())
+            save_state(Path(output_dir), "scheduler", self.lr_scheduler.state_dict())
+
+    def _save_scaler(self, output_dir: str) -> None:
+        if self.accelerator.scaler is not None and self.args.should_save:
+            save_state(Path(output_dir), "scaler", self.accelerator.scaler.state_dict())
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        save_state(Path(output_dir), f"randomness_{self.args.process_index}", randomness())
+
+    # The hub: what goes there, and when, is in hub.py
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        if self.is_world_process_zero():
+            self.hub = Hub(self.args)
+            self.hub_model_id = self.hub.create()
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> str | None:
+        """Push what `output_dir` holds of model, tokenizer, card and metrics; the address. Raises `NotPushed`."""
+        return self.hub.push(Path(self.args.output_dir)) if self.is_world_process_zero() else None
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero():
+            self.hub.push_checkpoint(Path(checkpoint_folder))
+
+    def _finish_current_push(self) -> None:
+        if self.args.push_to_hub and self.is_world_process_zero():
+            self.hub.wait()
+
+    def _sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """The trained parameters by name; none where this process holds only a part of each."""
+        return [] if self._sharded() else [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+
+    def _bytes_to_save(self) -> int:
+        """What a checkpoint takes but for a few small files."""
+        adapter = isinstance(self.model, PeftModel)
+        weights = [p for p in self.model.parameters() if p.requires_grad or not adapter]
+        optimized = {} if self.args.save_only_model else self.optimizer.state
+        states = [value for state in optimized.values() for value in state.values()]
+        return sum(t.numel() * t.element_size() for t in [*weights, *states] if isinstance(t, torch.Tensor))
+
+    # Loading
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._check_loaded(self._resumed)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        if self._sharded():
+            super()._load_optimizer_and_scheduler(checkpoint)
+        else:
+            self.optimizer.load_state_dict(load_state(Path(checkpoint), "optimizer"))
+            self.lr_scheduler.load_state_dict(load_state(Path(checkpoint), "scheduler"))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(load_state(Path(checkpoint), "scaler"))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        name = f"randomness_{self.args.process_index}"
+        if checkpoint is None:
+            return
+        if not (Path(checkpoint) / f"{name}.json").exists():
+            logger.warning("%s is of fewer processes: what this one draws at random begins anew", checkpoint)
+            return
+        restore_randomness(load_state(Path(checkpoint), name))
+
+    def _load_best_model(self) -> None:
+        best = self._whole_best()
+        self.state.best_model_checkpoint = best and str(best.folder)
+        if best is None:
+            logger.warning("no checkpoint could be chosen; the weights of the last step are kept")
+            return
+        super()._load_best_model()
+        self._check_loaded(best)
+
+    def _whole_best(self) -> Checkpoint | None:
+        """The best checkpoint, or if it is damaged the best of those that are whole."""
+        metric = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
+        sign = -1 if self.args.greater_is_better else 1
+        values = {row["step"]: sign * row[metric] for row in self.state.log_history if metric in row}
+        best = Path(self.state.best_model_checkpoint)
+        others = [
+            f for f in checkpoint_folders(best.parent) if f != best and math.isfinite(values.get(step_of(f), math.nan))
+        ]
+        for folder in [best, *sorted(others, key=lambda folder: values[step_of(folder)])]:
+            try:
+                return read_checkpoint(folder, to_resume=False)
+            except Damaged as damage:
+                logger.warning("%s would have been the best checkpoint, but %s; the next best is taken", folder, damage)
+        return None
+
+    def _check_loaded(self, checkpoint: Checkpoint) -> None:
+        """Names may be mapped between a model and its file; a parameter that kept its old value would go unnoticed."""
+        now, then = dict(self.model.named_parameters()), checkpoint.about["parameters"]
+        wrong = [name for name in then if name not in now or _sum_of_bits(now[name]) != then[name]]
+        if wrong:
+            raise Damaged(f"{checkpoint.folder}: {len(wrong)} parameters are not as they were saved, first {wrong[0]}")
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Silent: tied weights count as missing there, and `_check_loaded` sees what is."""
+
+
+class _Watch(TrainerCallback):
+    """Tells the trainer where in the loop it is."""
+
+    def __init__(self, trainer: SafeTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer._catch_up()
+
+    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer._epoch_ended = False
+
+    def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer._epoch_ended = True
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer._begin_step()
+
+
+def _no_false_alarm(record: logging.LogRecord) -> bool:
+    """Trainer compares `--eval_steps 0.5` with the steps that it became; `resume.py` compares all arguments."""
+    return "do not match the ones in the `trainer_state.json`" not in record.getMessage()
+
+
+def _sum_of_bits(parameter: torch.Tensor) -> int:
+    """The same on every device, and another one after any training: enough to see what was not loaded."""
+    width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
+    return int(parameter.detach().contiguous().view(width).sum(dtype=torch.int64))

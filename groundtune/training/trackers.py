@@ -1,0 +1,41 @@
+"""Trackers of a run (--report_to): refused at the beginning if they cannot be used, and never the end of a run."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+from groundtune.system.text import hide_secrets
+
+logger = logging.getLogger(__name__)
+
+
+def never_stop_the_run(callbacks: Iterable[TrainerCallback], failures: list[str]) -> None:
+    """Let whatever a tracker among the callbacks raises be a line in `failures` and the log, once, and go no further:
+    numbers can be sent again, weights cannot."""
+    for callback in callbacks:
+        if type(callback) in INTEGRATION_TO_CALLBACK.values():
+            for name in dir(TrainerCallback):
+                if name.startswith("on_"):
+                    setattr(callback, name, _forgiving(getattr(callback, name), type(callback).__name__, failures))
+
+
+def _forgiving(method: Callable[..., Any], tracker: str, failures: list[str]) -> Callable[..., Any]:
+    failed = f"{tracker} failed"
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except Exception as error:
+            if not any(line.startswith(failed) for line in failures):
+                why = hide_secrets(" ".join(str(error).split()))  # an address may hold a key
+                failures.append(f"{failed} ({type(error).__name__}: {why}); the run goes on without it")
+                logger.warning(failures[-1])
+
+    return call

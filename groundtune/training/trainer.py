@@ -1,0 +1,225 @@
+"""QATrainer: `transformers.Trainer` with the answer loss and an end-to-end evaluation at every evaluation step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from groundtune.errors import ModelError
+from groundtune.evaluation.evaluator import EndToEndEvaluator, Evaluation
+from groundtune.methods import Method
+from groundtune.model.attention import use_packed_attention
+from groundtune.model.packing import prefix_groups
+from groundtune.prompts.rows import Row
+from groundtune.system.out_of_memory import with_what_fits
+from groundtune.system.processes import share
+from groundtune.system.signals import at_once
+from groundtune.training.arguments import GOLD_LOSS
+from groundtune.training.batching import (
+    IGNORED,
+    WORTH_GROUPING,
+    EpochOrder,
+    length_order,
+    prefix_order,
+    rows_of_epoch,
+    share_saved,
+)
+from groundtune.training.labels import check_labels
+from groundtune.training.safe_trainer import ROWS, SafeTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class QATrainer(SafeTrainer):
+    """Trains `method`'s rows; `evaluate` returns the end-to-end metrics of `evaluator` beside the gold-passage loss.
+
+    Rows are packed end to end where the model's attention can, and prompts that begin alike share their beginning
+    (`share_prefix`: auto, on, off; `ModelError` if it is on and cannot be exact). `on_evaluation(step, evaluation)`
+    receives every end-to-end evaluation with its predictions.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        method: Method,
+        evaluator: EndToEndEvaluator | None,
+        pad_id: int,
+        share_prefix: str = "auto",
+        on_evaluation: Callable[[int, Evaluation], None] = lambda step, evaluation: None,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, data_collator=partial(_collate, method, pad_id), **kwargs)
+        self._choose_batches(share_prefix)
+        if self.args.compile_layers:
+            compile_layers(self.model)
+        self.method, self.evaluator, self.on_evaluation = method, evaluator, on_evaluation
+        # The loss is divided by the answer tokens of the whole step: Trainer is to count them, and not to divide again.
+        self.model_accepts_loss_kwargs = True
+        self.accelerator.gradient_accumulation_steps = 1  # nor accelerate, as in early releases of transformers 5
+        self._own_autocast = self.args.bf16 and not self._sharded()
+        if self._own_autocast:
+            # accelerate's would hand on the logits as float32, in twice their memory; the loss computes in that anyway.
+            self.accelerator.native_amp = False
+        self.add_callback(_EvaluateAtTheEnd())
+        if not self.args.disable_tqdm:
+            self.pop_callback(ProgressCallback)
+            self.add_callback(_Progress())
+
+    def _choose_batches(self, share_prefix: str) -> None:
+        """Packed or padded, and the order of the rows that suits it."""
+        with self._precision():
+            not_packed = "the model is split over devices" if self._sharded() else use_packed_attention(self.model)
+        # Dropout draws once for a shared token where separate rows would draw for each.
+        not_shared = not_packed or ("dropout is on" if _drops_out(self.model) else None)
+        if share_prefix == "on" and not_shared:
+            raise ModelError(f"--share_prefix on: it would not be exact here: {not_shared}; use auto")
+        if not_packed:
+            logger.info("rows are padded, not packed: %s", not_packed)
+        share = share_prefix != "off" and not not_shared
+        self.data_collator.keywords.update(packed=not not_packed, share_prefix=share)
+        rows, batch_size = rows_of_epoch(self.train_dataset), self.args.train_batch_size
+        if not_packed:
+            self._order = length_order(batch_size)
+            return
+        self._order = prefix_order(batch_size, apart=True)
+        saved = share_saved(rows, prefix_groups([row.prompt_ids for row in rows])) if share else 0
+        if share and (share_prefix == "on" or saved >= WORTH_GROUPING):
+            logger.info("prompts with a common beginning share a batch: %.0f %% of the tokens saved", 100 * saved)
+            self._order = prefix_order(batch_size)
+
+    def compute_loss(
+        self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The method's loss over the answer tokens of the optimizer step, all micro-batches and devices."""
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        with self._precision() if self._own_autocast else nullcontext():
+            loss = self.method.loss(model, inputs, answer_tokens=num_items_in_batch, head=head)
+        # Each device's gradient is averaged with the others'; the count is over all of them.
+        return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+
+    def _precision(self) -> torch.autocast:
+        """What training computes in."""
+        dtype = torch.float16 if self.args.fp16 else torch.bfloat16
+        return torch.autocast(self.args.device.type, dtype=dtype, enabled=self.args.bf16 or self.args.fp16)
+
+    def run_evaluator(self, evaluator: EndToEndEvaluator) -> Evaluation:
+        """The current weights, end to end, in the precision that training computes in."""
+        # Compiled layers would be compiled again and again for steps of one token.
+        as_it_is = torch.compiler.set_stance("force_eager" if self.args.compile_layers else "default")
+        with as_it_is, self._precision():
+            model = self.model.to(self.args.device)
+            n, in_step = len(evaluator.examples), self._sharded()
+            total = n if in_step else len(share(n))
+            quiet = self.args.disable_tqdm or not self.is_world_process_zero()
+            with tqdm(total=total, desc=f"answering {evaluator.name}", unit="q", leave=False, disable=quiet) as bar:
+                return evaluator(model, on_answer=bar.update, in_step=in_step)
+
+    @at_once()
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """In place of Trainer's: the exact loss per answer token, then the end-to-end evaluation."""
+        metrics = {GOLD_LOSS: self._gold_loss(dataloader)}
+        if self.evaluator is not None:
+            evaluation = self.run_evaluator(self.evaluator)
+            self.on_evaluation(self.state.global_step, evaluation)
+            for name, interval in evaluation.metrics.items():
+                metrics |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(None, None, metrics, num_samples=self.num_examples(dataloader))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Each row once: Trainer's would repeat rows until all processes have as many, and could leave some out.
+
+        What a process holds a part of the model for must be computed by all, so there the repeats stay.
+        """
+        even, drop = self.accelerator.even_batches, self.args.dataloader_drop_last
+        self.accelerator.even_batches, self.args.dataloader_drop_last = self._sharded(), False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.accelerator.even_batches, self.args.dataloader_drop_last = even, drop
+
+    @torch.no_grad()
+    def _gold_loss(self, dataloader: Any) -> float:
+        model = self._wrap_model(self.model, training=False)
+        was_training = model.training
+        model.eval()
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        sums = torch.zeros(2, device=self.args.device)
+        for batch in dataloader:
+            rows = batch.pop(ROWS)
+            compute = partial(self._sum_of_losses, model, head, rows, batch)
+            found = with_what_fits(self.at_once["eval"], compute, self._too_much) if self._halves() else compute()
+            sums += torch.tensor(found, device=sums.device)
+        model.train(was_training)
+        total, tokens = self.accelerator.reduce(sums).tolist()
+        return total / tokens
+
+    def _sum_of_losses(self, model: Any, head: Any, rows: Sequence[Row], batch: dict[str, Any]) -> tuple[float, int]:
+        """Of the answer tokens of a batch, and how many these are; in parts of as many rows as fit."""
+        total, tokens = 0.0, 0
+        for part in self.at_once["eval"].parts(rows):
+            inputs = self._prepare_inputs(batch if len(part) == len(rows) else self._collated(part))
+            with self._precision():
+                total += self.method.loss(model, inputs, answer_tokens=1, head=head).item()
+            tokens += (inputs["labels"][:, 1:] != IGNORED).sum().item()
+        return total, tokens
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochOrder(rows, self._order, seed)
+
+
+def compile_layers(model: Any, **options: Any) -> None:
+    """Let `torch.compile` (and its `options`) fuse the small operations of each layer, in place."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == model.config.get_text_config().num_hidden_layers:
+            for layer in module:
+                layer.compile(dynamic=True, **options)
+
+
+def _drops_out(model: Any) -> bool:
+    return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+
+
+def _collate(method: Method, pad_id: int, rows: Sequence[Row], **how: Any) -> dict[str, Any]:
+    batch = method.collate(rows, pad_id, **how)
+    check_labels(batch, rows)
+    return {**batch, ROWS: rows}
+
+
+class _EvaluateAtTheEnd(TrainerCallback):
+    """The last step is evaluated and saved even where it is no multiple of `eval_steps`: it may be the best."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps and args.eval_strategy == "steps":
+            control.should_evaluate = True
+            control.should_save = control.should_save or args.save_strategy == "steps"
+
+
+class _Progress(ProgressCallback):
+    """Transformers' progress bar, with a line for what a person follows and not for all that is logged."""
+
+    _shown = ("loss", f"eval_{GOLD_LOSS}", "eval_generation/f1", "eval_generation/rougeL", "eval_generation/unfinished")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        shown = [
+            f"{name.removeprefix('eval_')} {float(logs[name]):.3f}" for name in self._shown if name in (logs or {})
+        ]
+        if shown and self.training_bar is not None:
+            self.training_bar.write(f"step {state.global_step}: {', '.join(shown)}")
