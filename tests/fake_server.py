@@ -31,7 +31,7 @@ class FakeServer:
 
     def __enter__(self) -> FakeServer:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()  # how soon it may stop
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -51,7 +51,12 @@ class FakeServer:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+            def do_GET(self) -> None:
+                self._answer({})
+
+            def _answer(self, body: dict) -> None:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 seen = {"path": self.path, "headers": headers, "body": body, "time": time.monotonic()}
                 fake.requests.append(seen)

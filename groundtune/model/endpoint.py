@@ -1,7 +1,8 @@
 """An OpenAI-compatible server that answers prompts: many at once, each answered or counted as failed, none lost.
 
 Requests, retries with growing waits and the server's own Retry-After are the openai package's. The key is read from the
-environment when a request is made, and is kept nowhere.
+environment when a request is made, and is kept nowhere. What is asked goes to the address that was named and, whatever
+the server says, to no other: redirects are not followed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
+from urllib.parse import urljoin, urlsplit
 
 from groundtune.errors import DataError
 from groundtune.schema import Reply
@@ -175,10 +177,11 @@ class Endpoint:
 
     @cached_property
     def _client(self) -> Any:
-        from openai import OpenAI
+        from openai import DefaultHttpxClient, OpenAI
 
         key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "none")
-        return OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=self.retries)
+        stays = DefaultHttpxClient(follow_redirects=False)
+        return OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=self.retries, http_client=stays)
 
     @cached_property
     def _pace(self) -> _Pace:
@@ -222,9 +225,10 @@ class Endpoint:
             )
         except OpenAIError as error:
             hopeless = (APIConnectionError, AuthenticationError, NotFoundError, PermissionDeniedError)
-            if first and isinstance(error, hopeless):
+            redirects = _redirect(error) is not None
+            if first and (redirects or isinstance(error, hopeless)):
                 raise EndpointError(self._problem(error)) from error
-            return Reply(failure=_one_line(error))
+            return Reply(failure=self._problem(error) if redirects else _one_line(error))
         except _NO_REPLY as error:
             return Reply(failure=_no_reply(error))
 
@@ -237,6 +241,8 @@ class Endpoint:
             "NotFoundError": f"does the address end in /v1, and does the server have a model {self.model!r}?",
         }
         name = type(error).__name__
+        if redirect := _redirect(error):
+            return f"{hide_secrets(self.url)}: {redirect}"
         return f"{hide_secrets(self.url)}: {_one_line(error)}; {ways_out.get(name, 'see what the server logged')}"
 
 
@@ -311,11 +317,27 @@ def _no_reply(error: Exception) -> str:
     return f"not a reply of an OpenAI-compatible server ({_one_line(error)})"
 
 
+def _redirect(error: Exception) -> str | None:
+    """In words, if the server names another address in place of an answer; nothing is shown of that one's query."""
+    response = getattr(error, "response", None)
+    if response is None or not response.has_redirect_location:
+        return None
+    target = urlsplit(urljoin(str(response.url), response.headers["location"]))
+    address = _shown(target._replace(query="", fragment="").geturl(), at_most=200)
+    return (
+        f"the server redirects ({response.status_code}) to {address}, and nothing is sent there; "
+        "if you trust that address, name it instead"
+    )
+
+
 def _one_line(error: Exception) -> str:
     """The error's words and those of its cause, for "Connection error." alone says nothing; never the key."""
     cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
-    text = " ".join(f"{error}{cause}".split())
+    return _shown(" ".join(f"{error}{cause}".split()), at_most=300)
+
+
+def _shown(text: str, at_most: int) -> str:
     for key in filter(None, map(os.environ.get, KEYS)):
         text = text.replace(key, "***")
     text = hide_secrets(text)
-    return text if len(text) <= 300 else text[:297] + "..."
+    return text if len(text) <= at_most else text[: at_most - 3] + "..."

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from groundtune.errors import ModelError
 from groundtune.model.attention import attends_by_layout
+from groundtune.model.continuing import read, rows_at_once
 from groundtune.model.head import head_reads_only
 from groundtune.model.kv_cache import Decoding, Memory
 from groundtune.model.lookup import Lookup
@@ -51,7 +51,7 @@ def generate_greedy(
     """
     was_training = model.training
     model.eval()
-    generate = _generate_packed if attends_by_layout(model) else _generate_padded
+    generate = _generate_packed if attends_by_layout(model) else _generate_by_rows
     generated: list[Generated | None] = [None] * len(prompts)
     at_once = AtOnce("--per_device_eval_batch_size", batch_size, unchanged="every answer stays")
 
@@ -85,7 +85,7 @@ def generate_greedy(
 def stream_greedy(model: Any, prompt: Sequence[int], *, stop_ids: Sequence[int], max_new_tokens: int) -> Iterator[int]:
     """The ids of `generate_greedy` for one prompt, as they come. The model must be in evaluation mode."""
     if not attends_by_layout(model):
-        yield from _stream_with_cache(model, prompt, set(stop_ids), max_new_tokens)
+        yield from _stream_by_rows(model, prompt, set(stop_ids), max_new_tokens)
         return
     memory = Memory(1, len(prompt) + max_new_tokens)
     with torch.no_grad():
@@ -208,13 +208,14 @@ def _step(model: Any, sequences: Sequence[_Sequence], memory: Memory) -> None:
         sequence.add(after[: right + 1])
 
 
-def _generate_padded(
+def _generate_by_rows(
     model: Any, prompts: Sequence[Sequence[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int, batch_size: int
 ) -> Iterator[tuple[int, Generated]]:
-    """The same for a model that cannot attend by layout: left-padded batches, which shrink as rows finish."""
+    """The same for a model that cannot attend by layout: batches that shrink as rows finish."""
+    at_once = rows_at_once(model, batch_size)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for start in range(0, len(order), at_once):
+        batch = order[start : start + at_once]
         answers = _generate_batch(model, [prompts[i] for i in batch], stop_ids, pad_id, max_new_tokens)
         yield from zip(batch, answers)
 
@@ -222,69 +223,28 @@ def _generate_padded(
 def _generate_batch(
     model: Any, prompts: Sequence[Sequence[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int
 ) -> list[Generated]:
-    input_ids, mask = _left_padded(prompts, pad_id, model.device)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     answers: list[list[int]] = [[] for _ in prompts]
-    # The last position, as an index and not as 1: an index copies, where a slice would leave the head a view with gaps,
-    # for which PyTorch multiplies row by row and copies the frozen head for each (45 s instead of 9 s for 16 prompts
-    # of 600 tokens on two cores).
-    last = torch.tensor([-1], device=input_ids.device)
+    rows = read(model, prompts, pad_id)
     alive = list(range(len(prompts)))  # the prompt behind each row of the shrinking batch
-    cache = None
     for _ in range(max_new_tokens):
-        output = model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=last,
-        )
-        cache = _cache_of(output)
-        next_ids = output.logits[:, -1].argmax(dim=-1)
-        for row, id in zip(alive, next_ids.tolist()):
+        next_ids = rows.logits().argmax(dim=-1).tolist()
+        for row, id in zip(alive, next_ids):
             answers[row].append(id)
-        going_on = [i for i, id in enumerate(next_ids.tolist()) if id not in stop_ids]
+        going_on = [i for i, id in enumerate(next_ids) if id not in stop_ids]
         if not going_on:
             break
-        positions = positions[:, -1:] + 1
-        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-        if len(going_on) < len(alive):
-            # Finished rows leave the batch: the rest goes on at the cost of a smaller one.
-            rows = torch.tensor(going_on, device=mask.device)
-            cache.reorder_cache(rows)  # which every kind of layer can
-            next_ids, mask, positions = next_ids[rows], mask[rows], positions[rows]
-            alive = [alive[i] for i in going_on]
-        input_ids = next_ids[:, None]
+        rows.go_on(going_on, [next_ids[i] for i in going_on])
+        alive = [alive[i] for i in going_on]
     return [Generated(ids, ids[-1] in stop_ids) for ids in answers]
 
 
-def _cache_of(output: Any) -> Any:
-    """What the next step goes on from; raises `ModelError` for a model that keeps it in a way of its own, as Mamba."""
-    cache = getattr(output, "past_key_values", None)
-    if cache is None:
-        raise ModelError("the model returns no past_key_values, which answers are written with; choose another model")
-    return cache
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """ids and attention mask, both [prompts, longest]; padding on the left, so that all answers begin together."""
-    longest = max(len(ids) for ids in prompts)
-    ids = torch.tensor([[pad_id] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-    return ids, mask
-
-
-def _stream_with_cache(model: Any, prompt: Sequence[int], stop_ids: set[int], max_new_tokens: int) -> Iterator[int]:
-    inputs, cache, last = torch.tensor([list(prompt)]), None, torch.tensor([-1])
+def _stream_by_rows(model: Any, prompt: Sequence[int], stop_ids: set[int], max_new_tokens: int) -> Iterator[int]:
+    row = None
     for _ in range(max_new_tokens):
         with torch.no_grad():
-            output = model(
-                input_ids=inputs.to(model.device), past_key_values=cache, use_cache=True,
-                logits_to_keep=last.to(model.device),
-            )  # fmt: skip
-        cache = _cache_of(output)
-        inputs = output.logits[:, -1].argmax(dim=-1, keepdim=True)
-        yield int(inputs)
-        if int(inputs) in stop_ids:
+            row = row or read(model, [prompt], pad_id=0)
+            id = int(row.logits().argmax())
+        yield id
+        if id in stop_ids:
             return
+        row.go_on([0], [id])

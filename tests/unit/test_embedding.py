@@ -207,7 +207,7 @@ def padded(embedder, batches) -> int:
 
 
 def test_tokens_are_counted_in_parts_and_none_is_missed(bert_embedding_folder, monkeypatch, caplog):
-    monkeypatch.setattr("groundtune.retrieval.reading_limit._COUNTED_AT_ONCE", 3)
+    monkeypatch.setattr("groundtune.retrieval.retrievers.reading_limit._COUNTED_AT_ONCE", 3)
     embedder = Embedder(str(bert_embedding_folder))
     with caplog.at_level(logging.WARNING):
         embedder.embed_documents([*["book"] * 6, "library " * 40, "book " * 50])

@@ -148,6 +148,53 @@ def test_a_server_that_goes_away_fails_what_it_is_asked_then_and_ends_nothing():
         lasting(Endpoint(server.url, "m", retries=0).complete)([said("a")], 50)
 
 
+# Redirects
+
+
+ROADS = {
+    "chat": lambda endpoint: endpoint.complete([said("a"), said("b")], 50),
+    "prompt": lambda endpoint: endpoint.continue_prompts([[1, 2], [3]], 50),
+    "stream": lambda endpoint: list(endpoint.stream(said("a"), 50)),
+    "stream of a prompt": lambda endpoint: list(endpoint.stream_prompt([1, 2], 50)),
+}
+
+
+def moved(to: str, status: int = 307) -> Refusal:
+    return Refusal(status, headers={"Location": to})
+
+
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_moves_nothing_to_another_address_and_names_both(status, road):
+    with FakeServer(lambda body: "yes") as other:
+        to = other.url.replace("//", "//user:pass@") + "/chat/completions?token=t0psecret&next=1"
+        with FakeServer(lambda body: moved(to, status)) as server, pytest.raises(EndpointError) as caught:
+            ROADS[road](Endpoint(server.url, "m", retries=0))
+    assert other.requests == [] and len(server.requests) == 1
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{server.url}: ") and "\n" not in problem
+    assert (
+        f"({status}) to {other.url.replace('//', '//***@')}/chat/completions, " in problem and "if you trust" in problem
+    )
+    assert "pass" not in problem and "t0psecret" not in problem
+
+
+def test_a_redirect_halfway_is_a_failure_and_loses_no_answer():
+    with FakeServer(lambda body: "yes") as other:
+        to = f"{other.url}/chat/completions"
+        with FakeServer(lambda body: moved(to) if content(body) == "b" else "yes") as server:
+            replies = Endpoint(server.url, "m", retries=0).complete([said(c) for c in "abc"], 50)
+    assert [reply.text for reply in replies] == ["yes", "", "yes"] and other.requests == []
+    assert f"{server.url}: " in replies[1].failure and f" to {to}, " in replies[1].failure
+
+
+def test_a_redirect_on_the_same_server_is_not_followed_either():
+    """Its path is relative: the address that the line names is whole."""
+    with FakeServer(lambda body: moved("/login")) as server, pytest.raises(EndpointError) as caught:
+        Endpoint(server.url, "m", retries=0).complete([said("a")], 50)
+    assert f" to {server.url.removesuffix('/v1')}/login, " in str(caught.value) and len(server.requests) == 1
+
+
 # Ctrl-C
 
 

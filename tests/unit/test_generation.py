@@ -8,7 +8,6 @@ import pytest
 import torch
 from conftest import Family
 
-from groundtune.errors import ModelError
 from groundtune.model import generation
 from groundtune.model.attention import use_packed_attention
 from groundtune.model.generation import generate_greedy, stream_greedy
@@ -253,11 +252,3 @@ def test_rows_of_a_model_with_linear_attention_stop_one_by_one():
             for id in ids:
                 assert int(model(input_ids=torch.tensor([read]), use_cache=False).logits[0, -1].argmax()) == id
                 read.append(id)
-
-
-def test_a_model_without_keys_and_values_is_refused():
-    from transformers import MambaConfig, MambaForCausalLM
-
-    model = MambaForCausalLM(MambaConfig(vocab_size=100, hidden_size=16, num_hidden_layers=1, state_size=4)).eval()
-    with pytest.raises(ModelError, match="past_key_values"):
-        generate_greedy(model, [[5, 6]], stop_ids=[2], pad_id=0, max_new_tokens=2, batch_size=1)

@@ -12,7 +12,8 @@ from conftest import FAMILIES
 
 from groundtune.arguments import GROUPS, Arguments, ModelArguments
 from groundtune.errors import ModelError
-from groundtune.model.loading import load_model, load_tokenizer
+from groundtune.model.loading import add_lora, load_model, load_tokenizer
+from groundtune.model.opening import AnsweringModel
 from groundtune.training.arguments import QATrainingArguments
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
@@ -58,6 +59,24 @@ def test_the_code_of_another_repository_is_pinned_to_the_same_commit(monkeypatch
     assert [options["trust_remote_code"] for options in asked] == [True, True, False, False]
     assert [options.get("code_revision") for options in asked] == [COMMIT, COMMIT, None, None]
     assert all(options["revision"] == COMMIT for options in asked)
+
+
+@pytest.mark.parametrize("road", ["on its base", "as a model"])
+def test_an_adapter_that_names_a_module_imports_nothing(families, tmp_path, monkeypatch, road):
+    """PEFT before 0.20 imported any that it found."""
+    family, folder = families["llama"], tmp_path / "adapter"
+    add_lora(family.model(), ModelArguments(use_peft=True, lora_r=2)).save_pretrained(folder)
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    planted = {"base_model_name_or_path": str(family.folder), "megatron_config": {"a": 1}, "megatron_core": "planted"}
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **planted}))
+    (tmp_path / "planted.py").write_text("raise SystemExit('code of an adapter ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ModelArguments(model_name_or_path=str(folder), dtype="float32")
+    with pytest.raises(ModelError, match="planted"):
+        if road == "on its base":
+            AnsweringModel(arguments, bf16=False, base=str(family.folder)).open(family.prompt(), 0)
+        else:
+            load_model(arguments, bf16=False, stop_ids=(1,), pad_id=0)
 
 
 def test_code_is_trusted_only_where_its_commit_is_known(monkeypatch):
