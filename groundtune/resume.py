@@ -23,6 +23,7 @@ from groundtune.checkpoints import Checkpoint, checkpoint_folders, newest_checkp
 from groundtune.durable import Damaged, discard
 from groundtune.examples import Row
 from groundtune.files import DataError, sha256_of
+from groundtune.outputs import in_place_of, inside, links_in
 from groundtune.record import plain, versions, without_secrets
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,8 @@ _RESULTS = (
     "metrics.json",
     "trainer_state.json",
 )  # report.html is made last
+# The subfolders that a run writes into; `runs` is TensorBoard's.
+_WRITTEN = ("predictions", "checkpoint-*", ".writing-*", ".pushing-*", "additional_chat_templates", "runs")
 # Why a folder can be no --output_dir at all.
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 _WAYS_OUT = "name another --output_dir, or give --overwrite_output_dir to begin anew there"
@@ -89,6 +92,11 @@ def rows_identity(rows: Sequence[Row]) -> dict[str, str]:
         for ids in (row.prompt_ids, row.answer_ids):
             digest.update(len(ids).to_bytes(8, "little") + array("q", ids).tobytes())
     return {"token ids of the training rows": f"sha256 {digest.hexdigest()}"}
+
+
+def output_problems(output_dir: Path) -> list[str]:
+    """The links in an output folder that a run would write through. Libraries write models with a plain `open`."""
+    return links_in(output_dir, *_WRITTEN, flag="output_dir")
 
 
 def checkpoint_to_resume(training: Any, run: Mapping[str, Any]) -> Checkpoint | None:
@@ -142,8 +150,8 @@ def locked(output_dir: Path, patience: float = 10.0) -> Iterator[None]:
     The operating system holds the lock, so it ends with the process, however that ends. The patience is for workers of
     a process just killed, which take some seconds to notice.
     """
-    holder = output_dir / ".run.holder"
-    lock = FileLock(output_dir / ".run.lock")
+    holder = inside(output_dir, ".run.holder")
+    lock = FileLock(inside(output_dir, ".run.lock"))
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=patience)
@@ -160,7 +168,8 @@ def locked(output_dir: Path, patience: float = 10.0) -> Iterator[None]:
         yield
         return
     try:
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        with in_place_of(holder) as file:
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
         holder.unlink(missing_ok=True)

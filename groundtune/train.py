@@ -21,9 +21,10 @@ from groundtune.evaluation import EndToEndEvaluator, Evaluation
 from groundtune.examples import Row
 from groundtune.files import DataError, in_the_way, sha256_of
 from groundtune.hub import Hub
-from groundtune.index import load_or_build_index
+from groundtune.index import index_folder, load_or_build_index
 from groundtune.methods import METHODS, Method
 from groundtune.models import ModelError, flash_attention_problems, why_not_loaded
+from groundtune.outputs import inside
 from groundtune.predictions import read_evaluation, write_predictions
 from groundtune.processes import is_main, once
 from groundtune.prompt import Prompt
@@ -31,7 +32,7 @@ from groundtune.record import run_record
 from groundtune.remembered import record_own_run
 from groundtune.reporting.report import write_results
 from groundtune.reporting.results import Results
-from groundtune.resume import check_same_run, checkpoint_to_resume, identity, locked, rows_identity
+from groundtune.resume import check_same_run, checkpoint_to_resume, identity, locked, output_problems, rows_identity
 from groundtune.retrieval import BM25Retriever, DenseRetriever, HybridRetriever, Retriever, retrieve
 from groundtune.schema import Document, Example, Hit, Reply
 from groundtune.supervision import check_positions, check_vocabulary
@@ -104,7 +105,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
 
     def on_evaluation(step: int, evaluation: Evaluation) -> None:
         if is_main():
-            write_predictions(output_dir / "predictions" / f"eval_step_{step:06d}.jsonl", evaluation)
+            write_predictions(inside(output_dir, "predictions", f"eval_step_{step:06d}.jsonl"), evaluation)
 
     trainer = QATrainer(
         model=model,
@@ -122,9 +123,11 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
     if quiet:
         trainer.remove_callback(PrinterCallback)  # it stands in for the bar
     with _timed("evaluate the untouched model on test", durations):
-        base = _untouched(trainer, evaluators["test"], output_dir / "predictions" / "test_base.jsonl", checkpoint)
+        base = _untouched(trainer, evaluators["test"], inside(output_dir, "predictions", "test_base.jsonl"), checkpoint)
     with _timed("train and evaluate", durations):
         trainer.train(resume_from_checkpoint=checkpoint)
+    if problems := output_problems(output_dir):  # again, for it was long ago
+        raise DataError(problems)
     trainer.save_model(_internal_call=True)  # otherwise it is pushed too, before there are results
     trainer.save_state()
     if is_main():
@@ -164,6 +167,7 @@ def _check(arguments: Arguments) -> None:
     problems = [*arguments.check(), *flash_attention_problems(arguments.model), *compile_problems(arguments.training)]
     problems += metric_problems(arguments.training) + loss_problems(arguments.training)
     problems += tracker_problems(arguments.training.report_to)
+    problems += output_problems(Path(arguments.training.output_dir))
     if arguments.data.full_dataset_index_path:
         problems += in_the_way("full_dataset_index_path", arguments.data.full_dataset_index_path, folder=True)
     if arguments.output.push_report and not arguments.training.push_to_hub:
@@ -279,12 +283,13 @@ def _retrieve(
     if method.retrieves_for_training:
         model = retrieval.embedding_model or for_evaluation
         searches |= {f"{s} rows": (model, retrieval.embedding_max_num_to_retrieve) for s in ("train", "eval")}
+    folder = index_folder(arguments.data.full_dataset_index_path, arguments.data.full_dataset_file_path)
     retrievers: dict[str, Retriever] = {}
     hits = {f"{split} rows": [()] * len(examples[split]) for split in ("train", "eval")}
     seconds = {}
     for name, (model, k) in searches.items():
         if model not in retrievers:
-            retrievers[model] = make_retriever(model, retrieval, documents, _index_folder(arguments))
+            retrievers[model] = make_retriever(model, retrieval, documents, folder)
         begin = time.perf_counter()
         hits[name] = retrieve(retrievers[model], examples[name.split()[0]], k, retrieval.query_history)
         seconds[name] = time.perf_counter() - begin
@@ -310,11 +315,6 @@ def make_retriever(
         raise ModelError(f"--embedding_model: cannot load {embedding_model}: {reason}") from error
     dense = DenseRetriever(embedder, load_or_build_index(index_folder, documents, embedder))
     return dense if retrieval.retriever == "dense" else HybridRetriever([dense, BM25Retriever(documents)])
-
-
-def _index_folder(arguments: Arguments) -> Path:
-    data = arguments.data
-    return Path(data.full_dataset_index_path or Path(data.full_dataset_file_path).parent / "index")
 
 
 def _dropped_passages(rows: dict[str, list]) -> list[str]:

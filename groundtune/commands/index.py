@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundtune.arguments import DataArguments, RetrievalArguments, check_retrieval, no_such_file, too_small
@@ -43,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
     _check(data, retrieval)
 
     from groundtune.files import read_documents
+    from groundtune.index import index_folder
     from groundtune.train import make_retriever
 
     quiet = words["quiet"] or words["json"]
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         be_quiet()
     begin = time.perf_counter()
     documents = read_documents(data.full_dataset_file_path)
-    folder = Path(data.full_dataset_index_path or Path(data.full_dataset_file_path).parent / "index")
+    folder = index_folder(data.full_dataset_index_path, data.full_dataset_file_path)
     examples = _searchable(data.eval_file) if data.eval_file else []
     retriever = make_retriever(retrieval.embedding_model, retrieval, documents, folder)
     index = retriever.index

@@ -13,6 +13,7 @@ from typing import Any
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
 from groundtune.files import DataError, in_the_way
+from groundtune.outputs import links_at
 
 # Name, help, default, type.
 _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
@@ -206,6 +207,8 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
         ]
         problems += [f"--{name}: has no meaning with --support lexical; give --support llm or both" for name in unused]
     problems += in_the_way("output", arguments.output, folder=True)
+    written = ("generated", "train", "eval", "test", "rejected")
+    problems += links_at((arguments.output / f"{name}.jsonl" for name in written), "output")
     if arguments.eval_share + arguments.test_share >= 1:
         problems.append("--eval_share and --test_share: leave nothing to train on; their sum must be under 1")
     if not arguments.embedding_model and importlib.util.find_spec("bm25s") is None:
@@ -219,12 +222,12 @@ def _retriever(arguments: argparse.Namespace, documents: list[Any]) -> Any:
     if not arguments.embedding_model:
         return BM25Retriever(documents)
     from groundtune.embedding import Embedder
-    from groundtune.index import load_or_build_index
+    from groundtune.index import index_folder, load_or_build_index
 
     try:
         embedder = Embedder(arguments.embedding_model)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError([f"--embedding_model: cannot load {arguments.embedding_model}: {reason}"]) from error
-    folder = arguments.index or arguments.documents.parent / "index"
+    folder = index_folder(arguments.index, arguments.documents)
     return DenseRetriever(embedder, load_or_build_index(folder, documents, embedder))

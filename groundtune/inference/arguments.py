@@ -27,6 +27,7 @@ from groundtune.arguments import (
 from groundtune.endpoint import Endpoint
 from groundtune.files import in_the_way
 from groundtune.models_on_disk import adapter_base_of
+from groundtune.outputs import links_at, links_in
 from groundtune.passages import CONTEXTS
 from groundtune.record import harmless_line
 from groundtune.remembered import BASE_MODEL, Remembered, leads_out_of
@@ -255,11 +256,16 @@ class InferenceArguments:
         if searches and data.full_dataset_index_path:
             problems += in_the_way("full_dataset_index_path", data.full_dataset_index_path, folder=True)
         if has_examples:
-            problems += in_the_way("output_dir", self.output_dir, folder=True)
+            problems += in_the_way("output_dir", self.output_dir, folder=True) or self._links()
         unknown = [context for context in self.contexts if context not in CONTEXTS]
         if unknown:
             problems.append(f"--contexts: unknown: {', '.join(unknown)}; choose from {', '.join(CONTEXTS)}, or all")
         return problems + (check_retrieval(self.retrieval, "sft") if searches else [])
+
+    def _links(self) -> list[str]:
+        """The links that results would be written through; a folder that nobody named must be none itself."""
+        chosen_here = [] if self.answers.output_dir else [self.output_dir]
+        return links_at(chosen_here, "output_dir") or links_in(self.output_dir, "predictions", flag="output_dir")
 
     def _check_who(self) -> list[str]:
         name, problems = self.model.model_name_or_path, []

@@ -34,6 +34,7 @@ from groundtune.inference.opening import (
 )
 from groundtune.inference.outcomes import Rightness, outcome_counts, with_outcomes
 from groundtune.models import ModelError
+from groundtune.outputs import inside
 from groundtune.predictions import Evaluation, evaluation_of, write_predictions
 from groundtune.record import hide_secrets, run_record
 from groundtune.remembered import changed_inputs, remembered
@@ -249,7 +250,7 @@ def _write_predictions(folder: Path, evaluations: dict[str, dict[str, Evaluation
     for context, by_system in evaluations.items():
         for name, evaluation in by_system.items():
             file = f"{context}.jsonl" if name == MODEL else f"{context}_{name}.jsonl"
-            write_predictions(folder / "predictions" / file, evaluation)
+            write_predictions(inside(folder, "predictions", file), evaluation)
 
 
 def _write(

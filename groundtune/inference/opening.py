@@ -17,6 +17,7 @@ from groundtune.arguments import ModelArguments, PromptArguments, check_model_na
 from groundtune.attention import use_packed_attention
 from groundtune.endpoint import EndpointError
 from groundtune.evaluation import EndToEndEvaluator
+from groundtune.index import index_folder
 from groundtune.inference.answering import Asked, LocalModel, to_device
 from groundtune.inference.arguments import SERVER, InferenceArguments
 from groundtune.lora import fuse
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 def open_retriever(arguments: InferenceArguments, documents: list[Document]) -> Retriever:
     """The retriever of the arguments, over all documents."""
     data, retrieval = arguments.data, arguments.retrieval
-    folder = Path(data.full_dataset_index_path or Path(data.full_dataset_file_path).parent / "index")
+    folder = index_folder(data.full_dataset_index_path, data.full_dataset_file_path)
     return make_retriever(retrieval.eval_embedding_model or retrieval.embedding_model, retrieval, documents, folder)
 
 

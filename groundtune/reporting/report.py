@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from groundtune.files import write_text
 from groundtune.metrics import PairedDifference
+from groundtune.outputs import inside
 from groundtune.predictions import write_predictions
 from groundtune.record import inputs, plain, run_facts
 from groundtune.reporting.card import model_card
@@ -59,8 +60,8 @@ def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
         "history": merged_history(results.history),
     }
     # The data come first: should a plot fail, no number is lost.
-    write_predictions(folder / "predictions" / "test_base.jsonl", results.base)
-    write_predictions(folder / "predictions" / "test_tuned.jsonl", results.tuned)
+    write_predictions(inside(folder, "predictions", "test_base.jsonl"), results.base)
+    write_predictions(inside(folder, "predictions", "test_tuned.jsonl"), results.tuned)
     for name, content in (("metrics.json", metrics), ("run.json", results.record)):
         write_text(folder / name, json.dumps(plain(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
     write_text(folder / "README.md", model_card(results))

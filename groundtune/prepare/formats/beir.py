@@ -10,6 +10,7 @@ from typing import IO, Any
 from groundtune.documents import format_passage
 from groundtune.entries import Record, turns_of
 from groundtune.files import DataError
+from groundtune.outputs import inside
 from groundtune.prepare.formats.format import Converted, Format, Options, opened, records
 from groundtune.schema import Document, Example
 
@@ -62,7 +63,7 @@ def write(
     write_lines(folder / "queries.jsonl", (_line(_query_row(id, e)) for these in numbered.values() for id, e in these))
     for split, these in numbered.items():
         rows = (f"{id}\t{gold}\t1" for id, e in these for gold in dict.fromkeys(d.id for d in e.gold_documents))
-        write_lines(folder / "qrels" / f"{split}.tsv", ["query-id\tcorpus-id\tscore", *rows])
+        write_lines(inside(folder, "qrels", f"{split}.tsv"), ["query-id\tcorpus-id\tscore", *rows])
 
 
 def _query_row(id: str, example: Example) -> dict[str, Any]:
