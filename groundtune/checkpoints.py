@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from groundtune.durable import MANIFEST, Damaged, discard, disk_errors, read_manifest, sync_folder, write_manifest
 from groundtune.outputs import is_link
+from groundtune.weights import pickles
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +41,16 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: Path, to_resume: bool = True) -> Checkpoint:
-    """Raises `Damaged` if it is not complete and undamaged, or if it holds a model only and it is `to_resume`."""
+    """Raises `Damaged` if it is incomplete or damaged, has weights in a pickle, or is `to_resume` and cannot be."""
     about = read_manifest(folder)
     name = f"checkpoint-{about.get('step')}"
     if folder.name != name:
         raise Damaged(f"was written as {name}")
     if to_resume and about.get("resumable") is not True:
         raise Damaged("holds a model and nothing to resume from (--save_only_model)")
+    for path in (folder, *folder.iterdir()):  # PEFT keeps adapters in subfolders, too
+        if found := pickles(path):
+            raise Damaged(f"is not read: {found[0]}")
     return Checkpoint(folder, about["step"], about)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from groundtune.files import DataError
+from groundtune.weights import embedding_problems, nothing_unpickled
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Embedder:
     """A frozen embedding model of sentence-transformers.
 
     Its code is the library's and its weights are safetensors, or it is not loaded: a model's folder runs nothing here.
-    Raises `OSError` or `ValueError` (from sentence-transformers) when the model cannot be loaded.
+    Raises `OSError` or `ValueError` when the model cannot be loaded.
     """
 
     name: str
@@ -87,8 +88,10 @@ class Embedder:
         import torch
         from sentence_transformers import SentenceTransformer
 
+        _refuse(self.name)
         options = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
-        self.model = SentenceTransformer(self.name, device=self.device, **options).eval()
+        with nothing_unpickled():
+            self.model = SentenceTransformer(self.name, device=self.device, **options).eval()
         if self.dtype != "auto":
             self.model.to(getattr(torch, self.dtype))
         query, document = prompts_for(self.name, self.model.prompts)
@@ -249,6 +252,12 @@ class Embedder:
             )
 
 
+def _refuse(name: str) -> None:
+    """Raises `ValueError` for a folder that no library may read."""
+    if problems := embedding_problems(name):
+        raise ValueError(problems[0])
+
+
 def _check_lengths(vectors: np.ndarray, name: str) -> None:
     """Raises `DataError` unless the vectors have length 1, or 0 for a text of no known word: else their inner products
     are no cosines, and the longest vectors are found whatever is asked."""
@@ -283,10 +292,12 @@ def reading_limit(name: str, document_prompt: str | None = None) -> ReadingLimit
     """The limit of the embedding model `name` (hub name or folder); None if it reads texts of any length.
 
     Follows sentence-transformers: `max_seq_length` of sentence_bert_config.json, else the smaller of the tokenizer's
-    and the transformer's limits. Raises whatever transformers does when there is no such tokenizer.
+    and the transformer's limits. Raises whatever transformers does when there is no such tokenizer, and ValueError for
+    a folder that `Embedder` would not read.
     """
     from transformers import AutoConfig, AutoTokenizer
 
+    _refuse(name)
     modules = _read_json(name, "modules.json") or [{"path": "", "type": "Transformer"}]
     if modules[0]["type"].rpartition(".")[2] != "Transformer":  # static vectors, for one
         return None

@@ -31,6 +31,7 @@ from groundtune.outputs import links_at, links_in
 from groundtune.passages import CONTEXTS
 from groundtune.record import harmless_line
 from groundtune.remembered import BASE_MODEL, Remembered, leads_out_of
+from groundtune.weights import model_problems
 
 SERVER = "openai:"
 SEARCHED = ("retrieved", "gold_and_distractors")  # the contexts that need a retriever
@@ -279,6 +280,9 @@ class InferenceArguments:
         if self.api == "here":
             # An adapter's folder holds no GGUF file; its base does.
             problems += check_loading(replace(self.model, use_peft=True, gguf_file=None))
+            base = self.answers.base_model or (adapter_base_of(Path(name)) if os.path.isdir(name) else "")
+            gguf_file = None if base else self.model.gguf_file
+            problems += [*model_problems(name, gguf_file, with_base=False), *model_problems(base, self.model.gguf_file)]
         if self.generator.generator:
             wrong = _check_server("generator", self.generator.generator, self.generator.generator_options)
             problems += wrong or self.generator_endpoint().check("generator")
@@ -299,7 +303,7 @@ class InferenceArguments:
         if judge.judge.startswith(SERVER):
             problems += _check_server("judge", judge.judge, judge.judge_options) or self.judge_endpoint().check("judge")
         elif judge.judge:
-            problems += check_model_name("judge", judge.judge)
+            problems += [*check_model_name("judge", judge.judge), *model_problems(judge.judge)]
         return problems
 
     def _check_numbers(self) -> list[str]:

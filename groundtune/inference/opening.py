@@ -27,6 +27,7 @@ from groundtune.prompt import Prompt, make_prompt
 from groundtune.retrieval import Retriever, retrieve
 from groundtune.schema import Document, Example
 from groundtune.train import make_retriever
+from groundtune.weights import model_problems, nothing_unpickled
 
 logger = logging.getLogger(__name__)
 
@@ -237,10 +238,13 @@ def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
     from peft import PeftModel
     from peft.utils import get_peft_model_state_dict, load_peft_weights
 
+    if problems := model_problems(adapter, with_base=False):
+        raise ModelError(problems[0])
     where = {"revision": revision} if revision else {}
     try:
-        saved = load_peft_weights(adapter, device="cpu", **where)
-        adapted = PeftModel.from_pretrained(model, adapter, **where)
+        with nothing_unpickled():
+            saved = load_peft_weights(adapter, device="cpu", **where)
+            adapted = PeftModel.from_pretrained(model, adapter, **where)
     except (OSError, ValueError, RuntimeError) as error:
         reason = why_not_loaded(error)
         raise ModelError(f"{adapter}: cannot load the adapter on {model.config.name_or_path}: {reason}") from error
