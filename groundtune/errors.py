@@ -1,4 +1,4 @@
-"""What a user can solve, said in lines that a command prints."""
+"""What a user can solve: all that is wrong, one line each, with the ways out; exit status 2."""
 
 from __future__ import annotations
 

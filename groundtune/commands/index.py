@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
     from groundtune.data.files import read_documents
     from groundtune.retrieval.opening import index_folder, open_retriever_with
-
+    
     quiet = words["quiet"] or words["json"]
     if quiet:
         be_quiet()

@@ -16,6 +16,7 @@ from groundtune.commands.terminal import add_output_flags, data_parser, progress
 from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
 from groundtune.model.endpoint import is_server, server_problems
+from groundtune.system.outputs import links_at
 
 # Name, help, default, type.
 _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
@@ -209,6 +210,8 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
         ]
         problems += [f"--{name}: has no meaning with --support lexical; give --support llm or both" for name in unused]
     problems += in_the_way("output", arguments.output, folder=True)
+    written = ("generated", "train", "eval", "test", "rejected")
+    problems += links_at((arguments.output / f"{name}.jsonl" for name in written), "output")
     if arguments.eval_share + arguments.test_share >= 1:
         problems.append("--eval_share and --test_share: leave nothing to train on; their sum must be under 1")
     problems += check_retrieval(_retrieval(arguments))

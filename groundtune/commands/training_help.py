@@ -17,6 +17,7 @@ from pathlib import Path
 
 from groundtune.commands.parsing import TRAINING_EXAMPLE, TRAINING_USAGE, training_parser
 from groundtune.data.files import write_text
+from groundtune.errors import DataError
 from groundtune.methods import METHODS
 from groundtune.system.durable import cache_folder
 
@@ -30,7 +31,8 @@ def training_help(method: str) -> str:
     arguments = _read(SHIPPED, key) or _read(cached, key)
     if not arguments:
         arguments = generated()
-        with suppress(OSError):  # a folder that cannot be written costs time at the next -h, and nothing else
+        # A folder that cannot be written costs time at the next -h, and nothing else.
+        with suppress(OSError, DataError):
             _write(cached, key, arguments)
     usage, example = TRAINING_USAGE.format(method=method), TRAINING_EXAMPLE.format(method=method)
     return f"usage: {usage}\n\n{example}\n\n{arguments}"

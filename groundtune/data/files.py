@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from groundtune.data.safe_pickle import RefusedPickle, load_fields
 from groundtune.errors import DataError
 from groundtune.schema import Document, Example
 from groundtune.system.durable import disk_errors
+from groundtune.system.outputs import in_place_of, is_link, links_at
 
 logger = logging.getLogger(__name__)
 
@@ -312,6 +312,8 @@ def _why_not_opened(path: Path, error: Exception) -> str:
 def in_the_way(flag: str, path: FilePath, folder: bool = False) -> list[str]:
     """Why no file, or `folder`, can be written at `path`, seen before there is anything to write; empty if it can."""
     path = Path(path)
+    if is_link(path) and not (folder and os.path.isdir(path)):
+        return links_at([path], flag)
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -334,18 +336,9 @@ def in_the_way(flag: str, path: FilePath, folder: bool = False) -> list[str]:
 def replacing(path: FilePath) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` in one step when the block ends, and vanishes if it raises.
 
-    Made by `open` and not by `tempfile`, whose files nobody else may read. Raises `DiskError`.
+    Its folder is made. Raises `DiskError`, and `DataError` if `path` is a link.
     """
-    target = Path(os.path.realpath(path))  # a link goes on pointing to the file
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with disk_errors(path):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with disk_errors(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with in_place_of(path) as file:
+            yield file

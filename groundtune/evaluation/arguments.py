@@ -25,11 +25,12 @@ from groundtune.arguments import (
     too_small,
 )
 from groundtune.data.files import in_the_way
-from groundtune.data.model_folders import adapter_base_of
 from groundtune.methods import Method, method_of
 from groundtune.model.endpoint import Endpoint, endpoint_at, is_server, server_problems
 from groundtune.prompts.policies import CONTEXTS
 from groundtune.runs.remembered import BASE_MODEL, Remembered, leads_out_of
+from groundtune.system.model_folders import adapter_base_of, model_problems
+from groundtune.system.outputs import links_at, links_in
 from groundtune.system.text import harmless_line
 
 SEARCHED = ("retrieved", "gold_and_distractors")  # the contexts that need a retriever
@@ -283,11 +284,16 @@ class InferenceArguments:
         if searches and data.full_dataset_index_path:
             problems += in_the_way("full_dataset_index_path", data.full_dataset_index_path, folder=True)
         if has_examples:
-            problems += in_the_way("output_dir", self.output_dir, folder=True)
+            problems += in_the_way("output_dir", self.output_dir, folder=True) or self._links()
         unknown = [context for context in self.contexts if context not in CONTEXTS]
         if unknown:
             problems.append(f"--contexts: unknown: {', '.join(unknown)}; choose from {', '.join(CONTEXTS)}, or all")
         return problems + (check_retrieval(self.retrieval) if searches else [])
+
+    def _links(self) -> list[str]:
+        """The links that results would be written through; a folder that nobody named must be none itself."""
+        chosen_here = [] if self.answers.output_dir else [self.output_dir]
+        return links_at(chosen_here, "output_dir") or links_in(self.output_dir, "predictions", flag="output_dir")
 
     def _check_who(self) -> list[str]:
         name, problems = self.model.model_name_or_path, []
@@ -301,6 +307,9 @@ class InferenceArguments:
         if self.api == "here":
             # An adapter's folder holds no GGUF file; its base does.
             problems += check_loading(replace(self.model, use_peft=True, gguf_file=None))
+            base = self.answers.base_model or (adapter_base_of(Path(name)) if os.path.isdir(name) else "")
+            gguf_file = None if base else self.model.gguf_file
+            problems += [*model_problems(name, gguf_file, with_base=False), *model_problems(base, self.model.gguf_file)]
         if self.generator.generator:
             g = self.generator
             problems += server_problems("generator", g.generator, g.generator_model, g.generator_options)
@@ -324,7 +333,7 @@ class InferenceArguments:
         if is_server(judge.judge):
             problems += server_problems("judge", judge.judge, judge.judge_model, judge.judge_options)
         elif judge.judge:
-            problems += check_model_name("judge", judge.judge)
+            problems += [*check_model_name("judge", judge.judge), *model_problems(judge.judge)]
         return problems
 
     def _check_numbers(self) -> list[str]:

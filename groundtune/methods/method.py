@@ -44,4 +44,4 @@ class Method:
     encode: Callable[..., Any] = Lazily("groundtune.prompts.rows:encode_rows")
     collate: Callable[..., Any] = Lazily("groundtune.training.batching:collate")
     loss: Callable[..., Any] = Lazily("groundtune.training.loss:answer_loss")
-    evaluator: Callable[..., Any] = Lazily("groundtune.evaluation.evaluator.evaluator:EndToEndEvaluator")
+    evaluator: Callable[..., Any] = Lazily("groundtune.evaluation.evaluator:EndToEndEvaluator")

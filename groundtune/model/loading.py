@@ -13,6 +13,7 @@ import torch
 
 from groundtune.arguments import ModelArguments, is_commit
 from groundtune.errors import ModelError, why_not_loaded
+from groundtune.system.model_folders import model_problems, nothing_unpickled
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ def load_tokenizer(arguments: ModelArguments) -> Any:
     """
     from transformers import AutoTokenizer
 
+    _refuse(arguments, weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path, **_source(arguments))
     except Exception as error:  # the tokenizers library raises bare exceptions on a damaged file
@@ -50,6 +52,7 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
+    _refuse(arguments)
     options: dict[str, Any] = {"dtype": _dtype(arguments, bf16), **_source(arguments)}
     options["attn_implementation"] = "flash_attention_2" if arguments.use_flash_attention else "sdpa"
     if arguments.gguf_file:
@@ -62,7 +65,8 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
     if arguments.load_in_4bit:
         options["quantization_config"] = _four_bits(options["dtype"])
     try:
-        model, found = _with_attention(AutoModelForCausalLM, arguments.model_name_or_path, options)
+        with nothing_unpickled():
+            model, found = _with_attention(AutoModelForCausalLM, arguments.model_name_or_path, options)
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         raise ModelError(_cannot_load("model", arguments, error)) from error
     if missing := sorted(found["missing_keys"]):
@@ -183,6 +187,12 @@ def _source(arguments: ModelArguments) -> dict[str, Any]:
         # A model may name another repository for its code, which `revision` does not pin: this refuses it there.
         source["code_revision"] = arguments.model_revision
     return {**source, "gguf_file": arguments.gguf_file} if arguments.gguf_file else source
+
+
+def _refuse(arguments: ModelArguments, weights: bool = True) -> None:
+    """Raises `ModelError` for a folder that no library may read."""
+    if problems := model_problems(arguments.model_name_or_path, arguments.gguf_file, weights, with_base=weights):
+        raise ModelError(problems[0])
 
 
 def _cannot_load(what: str, arguments: ModelArguments, error: Exception) -> str:

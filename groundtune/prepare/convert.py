@@ -15,6 +15,7 @@ from groundtune.data.files import in_the_way, read_documents, read_examples, rep
 from groundtune.errors import DataError
 from groundtune.prepare.formats import FORMATS, Converted, Options, beir, chats
 from groundtune.schema import Document, Example
+from groundtune.system.outputs import links_at
 
 _ENOUGH = 100  # problems after which a file is not read further: it is of another format
 
@@ -73,6 +74,8 @@ def check(name: str, inputs: Sequence[Path], folder: Path, given: Iterable[str])
     if name == "beir" and len(inputs) > 1:
         problems.append("beir: one folder at a time; give the others an --output of their own")
     outputs = {(folder / f"{stem}.jsonl").resolve() for stem in ("documents", *map(stem_of, inputs))}
+    written = [folder / f"{stem}.jsonl" for stem in ("documents", "corpus", "queries", *map(stem_of, inputs))]
+    problems += links_at(written, "output") + links_at([folder / "qrels"], "output")
     problems += [
         f"{path}: would be overwritten; choose another --output" for path in inputs if path.resolve() in outputs
     ]

@@ -10,17 +10,18 @@ from typing import Any
 
 from groundtune.errors import DataError
 from groundtune.system.durable import disk_errors
+from groundtune.system.outputs import inside, no_follow
 
 
 class Journal:
     """Rows in the order in which they were finished; the first line holds the settings that they were made with.
 
-    Raises `DataError` when the file was made with other settings or a line of it is damaged; a last line without its
-    end, which a killed run leaves behind, is dropped.
+    Raises `DataError` when the file was made with other settings, a line of it is damaged, or it is a link; a last line
+    without its end, which a killed run leaves behind, is dropped.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path = path
+        self.path = inside(path.parent, path.name)
         self.rows: list[dict[str, Any]] = []
         self._unwritten = [{"settings": settings}]  # nothing is made before there is something to keep
         if path.exists():
@@ -37,7 +38,7 @@ class Journal:
             self.rows += rows
 
     def _read(self, settings: dict[str, Any]) -> None:
-        with open(self.path, "rb+") as file:
+        with open(self.path, "rb+", opener=no_follow) as file:
             whole = file.read().rpartition(b"\n")[0]
             file.truncate(len(whole) + 1 if whole else 0)
         rows = list(self._parsed(whole))
@@ -59,7 +60,7 @@ class Journal:
             yield row
 
     def _append(self, rows: list[dict[str, Any]]) -> None:
-        with open(self.path, "ab") as file:
+        with open(self.path, "ab", opener=no_follow) as file:
             file.write(b"".join(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n" for row in rows))
             file.flush()
             os.fsync(file.fileno())

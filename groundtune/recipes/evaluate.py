@@ -38,6 +38,7 @@ from groundtune.runs.record import run_record
 from groundtune.runs.remembered import changed_inputs, remembered
 from groundtune.schema import Document, Example
 from groundtune.system.durable import disk_errors
+from groundtune.system.outputs import inside
 from groundtune.system.text import as_json, hide_secrets
 
 MODEL = "model"  # the system that was asked about; in --with_base it is compared with:
@@ -248,7 +249,7 @@ def _write_predictions(folder: Path, evaluations: dict[str, dict[str, Evaluation
     for context, by_system in evaluations.items():
         for name, evaluation in by_system.items():
             file = f"{context}.jsonl" if name == MODEL else f"{context}_{name}.jsonl"
-            write_predictions(folder / "predictions" / file, evaluation)
+            write_predictions(inside(folder, "predictions", file), evaluation)
 
 
 def _write(

@@ -31,8 +31,16 @@ from groundtune.runs.checkpoints import Checkpoint
 from groundtune.runs.hub import Hub
 from groundtune.runs.record import run_record
 from groundtune.runs.remembered import record_own_run
-from groundtune.runs.resume import check_same_run, checkpoint_to_resume, identity, locked, rows_identity
+from groundtune.runs.resume import (
+    check_same_run,
+    checkpoint_to_resume,
+    identity,
+    locked,
+    output_problems,
+    rows_identity,
+)
 from groundtune.schema import Document, Example, Hit, Reply
+from groundtune.system.outputs import inside
 from groundtune.system.processes import is_main, once
 from groundtune.training.arguments import GOLD_LOSS, compile_problems, loss_problems, metric_problems, tracker_problems
 from groundtune.training.doctor import Diagnosis, diagnose, doctor_command, summary
@@ -101,7 +109,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
 
     def on_evaluation(step: int, evaluation: Evaluation) -> None:
         if is_main():
-            write_predictions(output_dir / "predictions" / f"eval_step_{step:06d}.jsonl", evaluation)
+            write_predictions(inside(output_dir, "predictions", f"eval_step_{step:06d}.jsonl"), evaluation)
 
     trainer = QATrainer(
         model=model,
@@ -119,9 +127,11 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
     if quiet:
         trainer.remove_callback(PrinterCallback)  # it stands in for the bar
     with _timed("evaluate the untouched model on test", durations):
-        base = _untouched(trainer, evaluators["test"], output_dir / "predictions" / "test_base.jsonl", checkpoint)
+        base = _untouched(trainer, evaluators["test"], inside(output_dir, "predictions", "test_base.jsonl"), checkpoint)
     with _timed("train and evaluate", durations):
         trainer.train(resume_from_checkpoint=checkpoint)
+    if problems := output_problems(output_dir):  # again, for it was long ago
+        raise DataError(problems)
     trainer.save_model(_internal_call=True)  # otherwise it is pushed too, before there are results
     trainer.save_state()
     if is_main():
@@ -163,6 +173,7 @@ def _check(arguments: Arguments) -> None:
     problems += flash_attention_problems(arguments.model) + compile_problems(arguments.training)
     problems += metric_problems(arguments.training) + loss_problems(arguments.training)
     problems += tracker_problems(arguments.training.report_to)
+    problems += output_problems(Path(arguments.training.output_dir))
     if arguments.data.full_dataset_index_path:
         problems += in_the_way("full_dataset_index_path", arguments.data.full_dataset_index_path, folder=True)
     if arguments.output.push_report and not arguments.training.push_to_hub:
@@ -271,12 +282,13 @@ def _retrieve(
     if method.retrieves:
         model = retrieval.embedding_model or for_evaluation
         searches |= {f"{s} rows": (model, retrieval.embedding_max_num_to_retrieve) for s in ("train", "eval")}
+    folder = index_folder(arguments.data)
     retrievers: dict[str, Retriever] = {}
     hits = {f"{split} rows": [()] * len(examples[split]) for split in ("train", "eval")}
     seconds = {}
     for name, (model, k) in searches.items():
         if model not in retrievers:
-            retrievers[model] = open_retriever_with(model, retrieval, documents, index_folder(arguments.data))
+            retrievers[model] = open_retriever_with(model, retrieval, documents, folder)
         begin = time.perf_counter()
         hits[name] = retrieve(retrievers[model], examples[name.split()[0]], k, retrieval.query_history)
         seconds[name] = time.perf_counter() - begin

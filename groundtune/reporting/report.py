@@ -37,6 +37,7 @@ from groundtune.reporting.results import (
     warning,
 )
 from groundtune.runs.record import inputs, run_facts
+from groundtune.system.outputs import inside
 from groundtune.system.text import plain
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
         "history": merged_history(results.history),
     }
     # The data come first: should a plot fail, no number is lost.
-    write_predictions(folder / "predictions" / "test_base.jsonl", results.base)
-    write_predictions(folder / "predictions" / "test_tuned.jsonl", results.tuned)
+    write_predictions(inside(folder, "predictions", "test_base.jsonl"), results.base)
+    write_predictions(inside(folder, "predictions", "test_tuned.jsonl"), results.tuned)
     for name, content in (("metrics.json", metrics), ("run.json", results.record)):
         write_text(folder / name, json.dumps(plain(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
     write_text(folder / "README.md", model_card(results))

@@ -20,6 +20,7 @@ import numpy as np
 from groundtune.errors import DataError
 from groundtune.retrieval.embedding_prompts import prompts_for
 from groundtune.retrieval.reading_limit import token_counts
+from groundtune.system.model_folders import nothing_unpickled, refuse_embedding_model
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class Embedder:
     """A frozen embedding model of sentence-transformers.
 
     Its code is the library's and its weights are safetensors, or it is not loaded: a model's folder runs nothing here.
-    Raises `OSError` or `ValueError` (from sentence-transformers) when the model cannot be loaded.
+    Raises `OSError` or `ValueError` when the model cannot be loaded.
     """
 
     name: str
@@ -47,8 +48,10 @@ class Embedder:
         import torch
         from sentence_transformers import SentenceTransformer
 
+        refuse_embedding_model(self.name)
         options = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
-        self.model = SentenceTransformer(self.name, device=self.device, **options).eval()
+        with nothing_unpickled():
+            self.model = SentenceTransformer(self.name, device=self.device, **options).eval()
         if self.dtype != "auto":
             self.model.to(getattr(torch, self.dtype))
         query, document = prompts_for(self.name, self.model.prompts)

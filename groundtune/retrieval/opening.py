@@ -10,6 +10,7 @@ from groundtune.retrieval.embedder import Embedder
 from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, HybridRetriever, Retriever
 from groundtune.retrieval.stores.local import load_or_build_index
 from groundtune.schema import Document
+from groundtune.system.outputs import inside
 
 
 def open_retriever(retrieval: RetrievalArguments, documents: list[Document], index_folder: Path) -> Retriever:
@@ -47,5 +48,9 @@ def evaluation_model(retrieval: RetrievalArguments) -> str:
 
 
 def index_folder(data: DataArguments) -> Path:
-    """Where the documents' vectors are cached: `index` beside the document database, unless it is named."""
-    return Path(data.full_dataset_index_path or Path(data.full_dataset_file_path).parent / "index")
+    """Where the documents' vectors are cached: the folder that is named, else `index` beside the document database.
+
+    Raises `DataError` if the latter is a link.
+    """
+    named = data.full_dataset_index_path
+    return Path(named) if named else inside(Path(data.full_dataset_file_path).parent, "index")

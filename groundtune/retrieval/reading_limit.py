@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.retrieval.embedding_prompts import prompts_for
+from groundtune.system.model_folders import refuse_embedding_model
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,12 @@ def reading_limit(name: str, document_prompt: str | None = None) -> ReadingLimit
     """The limit of the embedding model `name` (hub name or folder); None if it reads texts of any length.
 
     Follows sentence-transformers: `max_seq_length` of sentence_bert_config.json, else the smaller of the tokenizer's
-    and the transformer's limits. Raises whatever transformers does when there is no such tokenizer.
+    and the transformer's limits. Raises whatever transformers does when there is no such tokenizer, and ValueError for
+    a folder that `Embedder` would not read.
     """
     from transformers import AutoConfig, AutoTokenizer
 
+    refuse_embedding_model(name)
     modules = _read_json(name, "modules.json") or [{"path": "", "type": "Transformer"}]
     if modules[0]["type"].rpartition(".")[2] != "Transformer":  # static vectors, for one
         return None

@@ -23,6 +23,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from groundtune.system.durable import MANIFEST, Damaged, discard, disk_errors, read_manifest, sync_folder, write_manifest
+from groundtune.system.durable import MANIFEST, Damaged, discard, disk_errors, read_manifest, sync_folder, write_manifest
+from groundtune.system.outputs import is_link
+from groundtune.system.model_folders import pickles
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +42,16 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: Path, to_resume: bool = True) -> Checkpoint:
-    """Raises `Damaged` if it is not complete and undamaged, or if it holds a model only and it is `to_resume`."""
+    """Raises `Damaged` if it is incomplete or damaged, has weights in a pickle, or is `to_resume` and cannot be."""
     about = read_manifest(folder)
     name = f"checkpoint-{about.get('step')}"
     if folder.name != name:
         raise Damaged(f"was written as {name}")
     if to_resume and about.get("resumable") is not True:
         raise Damaged("holds a model and nothing to resume from (--save_only_model)")
+    for path in (folder, *folder.iterdir()):  # PEFT keeps adapters in subfolders, too
+        if found := pickles(path):
+            raise Damaged(f"is not read: {found[0]}")
     return Checkpoint(folder, about["step"], about)
 
 
@@ -131,6 +137,8 @@ def _finish_interrupted(output_dir: Path) -> None:
     """A run killed just before a complete checkpoint got its name is given it; what was half written is removed."""
     for folder in output_dir.glob(f"{_UNDER_WAY}*"):
         try:
+            if is_link(folder):
+                raise Damaged("is a link")
             read_manifest(folder)
         except Damaged:
             discard(folder)

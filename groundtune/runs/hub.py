@@ -24,6 +24,9 @@ from transformers.trainer_utils import HubStrategy
 from groundtune import __version__
 from groundtune.errors import DataError
 from groundtune.system.text import hide_secrets
+from groundtune.errors import DataError
+from groundtune.system.outputs import is_link
+from groundtune.system.text import hide_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +132,7 @@ def _stage(folder: Path, patterns: Iterable[str], target: Path) -> None:
     """Links, or copies where there are none, of the files that a pattern names; `*` stands for no slash here."""
     for path in (path for pattern in patterns for path in folder.glob(pattern)):
         inside = target / path.relative_to(folder)
-        if not path.is_file() or inside.exists():
+        if not path.is_file() or inside.exists() or is_link(path):  # behind a link lies what the run did not write
             continue
         inside.parent.mkdir(exist_ok=True)
         try:

@@ -126,8 +126,8 @@ def record_own_run(folder: Path, index_path: str = "") -> None:
         runs = _own_runs()
         runs.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_text(runs / f"{sha256_of(folder / RUN)}.json", json.dumps(record) + "\n")
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, DataError) as error:  # the latter for a link
+        reason = getattr(error, "strerror", None) or error
         logger.warning("%s cannot be written to (%s): models and files outside %s have to be named again when it is "
                        "evaluated", _own_runs(), reason, folder)  # fmt: skip
 

@@ -26,6 +26,14 @@ from groundtune.errors import DataError
 from groundtune.data.files import sha256_of
 from groundtune.system.text import plain, without_secrets
 from groundtune.runs.record import versions
+from groundtune.runs.checkpoints import Checkpoint, checkpoint_folders, newest_checkpoint, read_checkpoint
+from groundtune.system.durable import Damaged, discard
+from groundtune.prompts.rows import Row
+from groundtune.errors import DataError
+from groundtune.data.files import sha256_of
+from groundtune.system.outputs import in_place_of, inside, links_in
+from groundtune.system.text import plain, without_secrets
+from groundtune.runs.record import versions
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +63,8 @@ _RESULTS = (
     "metrics.json",
     "trainer_state.json",
 )  # report.html is made last
+# The subfolders that a run writes into; `runs` is TensorBoard's.
+_WRITTEN = ("predictions", "checkpoint-*", ".writing-*", ".pushing-*", "additional_chat_templates", "runs")
 # Why a folder can be no --output_dir at all.
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 _WAYS_OUT = "name another --output_dir, or give --overwrite_output_dir to begin anew there"
@@ -99,6 +109,11 @@ def rows_identity(rows: EpochRows) -> dict[str, str]:
         "passages of the training rows": f"sha256 {passages.hexdigest()}",
         "policy": f"{rows.policy.__module__}.{rows.policy.__qualname__}",
     }
+
+
+def output_problems(output_dir: Path) -> list[str]:
+    """The links in an output folder that a run would write through. Libraries write models with a plain `open`."""
+    return links_in(output_dir, *_WRITTEN, flag="output_dir")
 
 
 def checkpoint_to_resume(training: Any, run: Mapping[str, Any]) -> Checkpoint | None:
@@ -152,8 +167,8 @@ def locked(output_dir: Path, patience: float = 10.0) -> Iterator[None]:
     The operating system holds the lock, so it ends with the process, however that ends. The patience is for workers of
     a process just killed, which take some seconds to notice.
     """
-    holder = output_dir / ".run.holder"
-    lock = FileLock(output_dir / ".run.lock")
+    holder = inside(output_dir, ".run.holder")
+    lock = FileLock(inside(output_dir, ".run.lock"))
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=patience)
@@ -170,7 +185,8 @@ def locked(output_dir: Path, patience: float = 10.0) -> Iterator[None]:
         yield
         return
     try:
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        with in_place_of(holder) as file:
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
         holder.unlink(missing_ok=True)

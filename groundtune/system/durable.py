@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from groundtune.system.outputs import in_place_of, is_link
+
 MANIFEST = "manifest.json"
 
 _DISK = {errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EROFS, *filter(None, [getattr(errno, "EDQUOT", None)])}
@@ -44,21 +46,18 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     files = {name: _synced(folder / name) for name in _files(folder)}
     for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         sync_folder(path)
-    temporary = folder / f".{MANIFEST}.tmp"
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write(_sealed({**content, "files": files}))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / MANIFEST)
+    with in_place_of(folder / MANIFEST) as file:
+        file.write(_sealed({**content, "files": files}).encode())
     sync_folder(folder)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What the manifest says, once every file of `folder` was found to be as it says.
 
-    Hidden files are not looked at. Raises `Damaged` with what is wrong.
+    Hidden files are not looked at, and no link is believed. Raises `Damaged` with what is wrong.
     """
     try:
+        _refuse_links(folder)
         content = _unsealed((folder / MANIFEST).read_bytes())
         there, listed = set(_files(folder)), set(content["files"])
         if there != listed:
@@ -79,7 +78,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder; killed halfway, what is left is no complete folder. Raises OSError."""
+    """Remove a folder; killed halfway, what is left is no complete folder. Of a link, only the link. Raises OSError."""
+    if is_link(folder):
+        folder.unlink()
+        return
     (folder / MANIFEST).unlink(missing_ok=True)
     if folder.exists():
         shutil.rmtree(folder)
@@ -141,6 +143,13 @@ def _files(folder: Path) -> list[str]:
     """Names of the files below a folder, without its manifest and without hidden ones."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(name for name in names if name != MANIFEST and not name.rpartition("/")[2].startswith("."))
+
+
+def _refuse_links(folder: Path) -> None:
+    """A file behind a link can be another one tomorrow, and may lie anywhere. Raises `Damaged`."""
+    for path in folder.rglob("*"):
+        if is_link(path):
+            raise Damaged(f"{path.relative_to(folder).as_posix()} is a link")
 
 
 def _synced(path: Path) -> dict[str, Any]:

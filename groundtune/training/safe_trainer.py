@@ -11,6 +11,7 @@ import logging
 import math
 import signal
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,6 +39,7 @@ from groundtune.runs.checkpoints import (
 from groundtune.runs.hub import Hub
 from groundtune.system import signals
 from groundtune.system.durable import Damaged
+from groundtune.system.model_folders import nothing_unpickled
 from groundtune.system.out_of_memory import AtOnce, with_what_fits
 from groundtune.training.loss import NonFiniteLoss
 from groundtune.training.trackers import never_stop_the_run
@@ -350,7 +352,8 @@ class SafeTrainer(Trainer):
     # Loading
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with nullcontext() if self._sharded() else nothing_unpickled():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._check_loaded(self._resumed)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -381,7 +384,8 @@ class SafeTrainer(Trainer):
         if best is None:
             logger.warning("no checkpoint could be chosen; the weights of the last step are kept")
             return
-        super()._load_best_model()
+        with nullcontext() if self._sharded() else nothing_unpickled():
+            super()._load_best_model()
         self._check_loaded(best)
 
     def _whole_best(self) -> Checkpoint | None:

@@ -190,7 +190,7 @@ def test_a_strangers_run_names_what_lies_outside_its_folder_in_a_command_that_th
     foreign, adapter_run, capsys, monkeypatch
 ):
     folder = foreign()
-    for read in ("groundtune.data.files.open", "groundtune.retrieval.retrievers.embedder.Embedder.__init__"):
+    for read in ("groundtune.data.files.open", "groundtune.retrieval.embedder.Embedder.__init__"):
         monkeypatch.setattr(read, lambda *args, **options: pytest.fail("it was opened"), raising=False)
     status, found, err = run(capsys, "evaluate", folder, "--eval_max_samples", "1")
     monkeypatch.undo()

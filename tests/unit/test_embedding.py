@@ -207,7 +207,7 @@ def padded(embedder, batches) -> int:
 
 
 def test_tokens_are_counted_in_parts_and_none_is_missed(bert_embedding_folder, monkeypatch, caplog):
-    monkeypatch.setattr("groundtune.retrieval.retrievers.reading_limit._COUNTED_AT_ONCE", 3)
+    monkeypatch.setattr("groundtune.retrieval.reading_limit._COUNTED_AT_ONCE", 3)
     embedder = Embedder(str(bert_embedding_folder))
     with caplog.at_level(logging.WARNING):
         embedder.embed_documents([*["book"] * 6, "library " * 40, "book " * 50])
@@ -383,7 +383,7 @@ def test_weights_that_are_a_pickle_are_not_loaded(bert_embedding_folder, tmp_pat
     shutil.copytree(bert_embedding_folder, copy)
     torch.save(Embedder(str(bert_embedding_folder)).model[0].auto_model.state_dict(), copy / "pytorch_model.bin")
     (copy / "model.safetensors").unlink()
-    with pytest.raises(OSError, match="safetensors"):
+    with pytest.raises(ValueError, match="safetensors"):
         Embedder(str(copy))
 
 
@@ -397,7 +397,7 @@ def test_code_in_the_folder_of_a_model_is_not_run(bert_embedding_folder, tmp_pat
     }.items():
         before = (copy / name).read_text()
         (copy / name).write_text(json.dumps(change(json.loads(before))))
-        with pytest.raises(ValueError, match="trust_remote_code"):
+        with pytest.raises(ValueError, match="trust_remote_code|its code is not run"):
             Embedder(str(copy))
         (copy / name).write_text(before)
     assert not (tmp_path / "ran").exists()

@@ -192,7 +192,7 @@ def test_another_model_s_index_in_the_place_of_one_is_not_believed(built):
 
 def test_vectors_of_other_settings_under_the_same_fingerprint_are_not_believed(built, monkeypatch, caplog):
     """Were a setting ever forgotten in the fingerprint, the manifest still names it."""
-    monkeypatch.setattr(groundtune.retrieval.retrievers.stores.local, "_fingerprint", lambda settings: next(built.glob("*")).name)
+    monkeypatch.setattr(groundtune.retrieval.stores.local, "_fingerprint", lambda settings: next(built.glob("*")).name)
     assert build(built, tiny_documents()) == []
     assert len(build(built, tiny_documents(), weights="2")) == 6
     assert "made with other settings" in caplog.text
@@ -295,7 +295,7 @@ def embedded_after(change, bert_embedding_folder, tmp_path, monkeypatch) -> int:
     shutil.copytree(bert_embedding_folder, changed.folder)
     load_or_build_index(tmp_path / "index", changed.documents, changed.embedder())
     if change is None:
-        monkeypatch.setattr(groundtune.retrieval.retrievers.stores.local, "_FORMAT", -1)
+        monkeypatch.setattr(groundtune.retrieval.stores.local, "_FORMAT", -1)
     else:
         change(changed)
     embedder, embedded = changed.embedder(), []
@@ -364,7 +364,7 @@ def test_of_two_runs_at_the_same_time_one_waits_and_neither_s_vectors_are_mixed(
         np.testing.assert_array_equal(found[i].vectors, vectors_of(documents))
     assert sum(len(e.documents) for e in embedders) == (6 if second == "the same documents" else 12)
     (store,) = tmp_path.iterdir()
-    on_disk, vectors = groundtune.retrieval.retrievers.stores.local._read(store, FakeEmbedder().settings)
+    on_disk, vectors = groundtune.retrieval.stores.local._read(store, FakeEmbedder().settings)
     (last,) = [d for d in ((first,) if second == "the same documents" else (first, other)) if d[0].id in on_disk]
     np.testing.assert_array_equal(vectors[[on_disk[document.id] for document in last]], vectors_of(last))
 
@@ -374,7 +374,7 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog,
     def fail(self, *args, **kwargs):
         raise error
 
-    monkeypatch.setattr(groundtune.retrieval.retrievers.stores.local.FileLock, "acquire", fail)
+    monkeypatch.setattr(groundtune.retrieval.stores.local.FileLock, "acquire", fail)
     assert len(build(tmp_path, tiny_documents())) == 6
     assert "file system without locks" in caplog.text
 
@@ -386,7 +386,7 @@ def test_a_folder_that_cannot_be_made_is_the_user_s_to_solve(tmp_path):
 
 
 def test_a_build_that_is_killed_goes_on_where_it_last_wrote(tmp_path, static_embedding_folder, monkeypatch):
-    monkeypatch.setattr(groundtune.retrieval.retrievers.stores.local, "_WRITTEN_EVERY", 2)
+    monkeypatch.setattr(groundtune.retrieval.stores.local, "_WRITTEN_EVERY", 2)
     documents, encode = [Document(t) for t in ("nine", "six books", "a question", "the", "free")], Embedder._encode
     encoded = []
 
@@ -417,7 +417,7 @@ def test_a_failed_write_leaves_no_believable_index(built, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(groundtune.retrieval.retrievers.stores.local.np, "save", fail)
+    monkeypatch.setattr(groundtune.retrieval.stores.local.np, "save", fail)
     with pytest.raises(OSError, match="disk full"):
         build(built, [*tiny_documents(), Document("new")])
     monkeypatch.undo()

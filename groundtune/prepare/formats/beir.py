@@ -12,6 +12,7 @@ from groundtune.data.passages import format_passage
 from groundtune.errors import DataError
 from groundtune.prepare.formats.format import Converted, Format, Options, opened, records
 from groundtune.schema import Document, Example
+from groundtune.system.outputs import inside
 
 _CORPUS = 'a line of corpus.jsonl is {"_id", "title", "text"}'
 _QUERY = 'a line of queries.jsonl is {"_id", "text"}'
@@ -62,7 +63,7 @@ def write(
     write_lines(folder / "queries.jsonl", (_line(_query_row(id, e)) for these in numbered.values() for id, e in these))
     for split, these in numbered.items():
         rows = (f"{id}\t{gold}\t1" for id, e in these for gold in dict.fromkeys(d.id for d in e.gold_documents))
-        write_lines(folder / "qrels" / f"{split}.tsv", ["query-id\tcorpus-id\tscore", *rows])
+        write_lines(inside(folder, "qrels", f"{split}.tsv"), ["query-id\tcorpus-id\tscore", *rows])
 
 
 def _query_row(id: str, example: Example) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from groundtune.errors import DataError
 from groundtune.retrieval.embedder import Embedder
 from groundtune.schema import Document
 from groundtune.system.durable import MANIFEST, Damaged, disk_errors, read_manifest, write_manifest
+from groundtune.system.outputs import in_place_of, inside, refuse_links
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,11 @@ def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _held(store: Path) -> Iterator[None]:
-    """The folder for one process: two would write into the same files, and a manifest would vouch for the mixture."""
+    """The folder for one process: two would write into the same files, and a manifest would vouch for the mixture.
+
+    What an earlier process, killed, had begun to write is removed.
+    """
+    refuse_links(inside(store.parent, store.name))
     lock = FileLock(store / ".lock")
     try:
         store.mkdir(parents=True, exist_ok=True)
@@ -118,6 +122,8 @@ def _held(store: Path) -> Iterator[None]:
             raise
         logger.warning("%s is on a file system without locks: see to it that no second run writes there", store)
     try:
+        for begun in store.glob(".*.tmp") if lock.is_locked else ():
+            begun.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
@@ -163,9 +169,8 @@ def _write(store: Path, ids: list[str], vectors: np.ndarray, embedder: Embedder)
     """Vectors first, then the manifest that vouches for them: a run killed in between leaves no believable index."""
     store.mkdir(parents=True, exist_ok=True)
     (store / MANIFEST).unlink(missing_ok=True)
-    with open(store / ".vectors.npy.tmp", "wb") as file:
+    with in_place_of(store / "vectors.npy") as file:
         np.save(file, vectors, allow_pickle=False)
-    os.replace(store / ".vectors.npy.tmp", store / "vectors.npy")
     write_manifest(
         store,
         {

@@ -1,0 +1,224 @@
+"""A model's folder, looked at before any library reads it: weights are safetensors or GGUF, and all of it lies inside.
+
+A `.bin` file is a pickle, and a pickle is a program. Libraries that are asked for safetensors read one all the same: an
+adapter's, one that an index lists as a shard, one of an embedding model's later layers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from groundtune.errors import DataError
+from groundtune.system.outputs import is_link
+
+# Pickles by name, each with the files that libraries prefer to it.
+_SAFE = ("model.safetensors", "model.safetensors.index.json")
+_PICKLES = {
+    "pytorch_model.bin": _SAFE,
+    "pytorch_model.bin.index.json": _SAFE,
+    "adapter_model.bin": ("adapter_model.safetensors",),
+}
+# What libraries read from a model's folder; other files in it are nobody's business here.
+_READ = {
+    ".json", ".safetensors", ".gguf", ".bin", ".pt", ".pth", ".model", ".txt", ".jinja", ".tiktoken", ".py",
+}  # fmt: skip
+# Modules and functions begin with a small letter: only classes of the library itself are let through.
+_MODULE = re.compile(r"sentence_transformers\.(?:\w+\.)*[A-Z]\w*")
+_ADAPTER = "adapter_config.json"
+_CONVERT = "weights are read from safetensors only; save it as safetensors where you trust it"
+
+
+def adapter_base_of(folder: Path) -> str:
+    """The base model that a local adapter names; empty if the folder holds no adapter. Raises `DataError`."""
+    if os.path.isfile(folder / "config.json") or not os.path.isfile(folder / _ADAPTER):
+        return ""
+    return base_named_in(folder / _ADAPTER)
+
+
+def base_named_in(path: Path) -> str:
+    """`base_model_name_or_path` of an adapter_config.json; raises `DataError`."""
+    try:
+        name = json.loads(path.read_text("utf-8"))["base_model_name_or_path"]
+        if not isinstance(name, str) or not name:
+            raise TypeError
+    except (KeyError, TypeError) as error:
+        raise DataError([f"{path}: names no base_model_name_or_path; add it"]) from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError([f"{path}: cannot be read ({reason}); is the adapter complete?"]) from error
+    return name
+
+
+def model_problems(name: str, gguf_file: str | None = None, weights: bool = True, with_base: bool = True) -> list[str]:
+    """Why the folder of a decoder or adapter is not read; empty for a name on the hub.
+
+    `weights`: whether they are read, too, and not only tokenizer and configuration. `with_base`: whether a library is
+    to follow an adapter to the base that it names.
+    """
+    return _problems([Path(name)], gguf_file, weights, with_base) if os.path.isdir(name) else []
+
+
+def embedding_problems(name: str) -> list[str]:
+    """Why the folder of a sentence-transformers model is not read; empty for a name on the hub."""
+    if not os.path.isdir(name):
+        return []
+    root = Path(name)
+    folders = [Path(at) for at, _, _ in os.walk(root)]
+    linked = [Path(at, entry) for at, entries, _ in os.walk(root) for entry in entries]
+    outside = _links_outside(filter(is_link, linked), root)
+    return [*_problems(folders, None, weights=True, with_base=True), *outside, *_modules(root)]
+
+
+def refuse_embedding_model(name: str) -> None:
+    """Raises `ValueError` for the folder of an embedding model that no library may read."""
+    if problems := embedding_problems(name):
+        raise ValueError(problems[0])
+
+
+def pickles(folder: Path) -> list[str]:
+    """A line for each pickle in `folder` that a library would take the weights from."""
+    return [
+        f"{folder / name} is a pickle, which can run code, and {_CONVERT}"
+        for name, preferred in _PICKLES.items()
+        if (folder / name).exists() and not any((folder / other).is_file() for other in preferred)
+    ]
+
+
+@contextmanager
+def nothing_unpickled() -> Iterator[None]:
+    """While a library loads weights, `torch.load` raises ValueError.
+
+    Of a model on the hub nobody knows, before it is downloaded, which of its files a library will read.
+    """
+    import torch
+
+    def refuse(file: Any, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(f"{os.path.basename(str(file))} is a pickle, not safetensors.")
+
+    load, torch.load = torch.load, refuse
+    try:
+        yield
+    finally:
+        torch.load = load
+
+
+def _problems(folders: list[Path], gguf_file: str | None, weights: bool, with_base: bool) -> list[str]:
+    """What is wrong with the folders of one model, the first of which holds the others, and with an adapter's base."""
+    root, seen, problems = folders[0], set(), []
+    while folders:
+        folder = folders.pop(0)
+        if os.path.realpath(folder) in seen:
+            continue
+        seen.add(os.path.realpath(folder))
+        within = root if folder.is_relative_to(root) else folder
+        problems += _links_outside((path for path in _entries(folder) if path.suffix in _READ), within)
+        if weights:
+            problems += _gguf(folder, gguf_file) if gguf_file else [*pickles(folder), *_indexes(folder, within)]
+        folders += _base(folder) if with_base else []
+    return problems
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:  # who reads it says so
+        return []
+
+
+def _links_outside(paths: Iterator[Path], root: Path) -> list[str]:
+    return [
+        f"{path} leads to {os.path.realpath(path)}, outside of the model's folder; put a copy in its place"
+        for path in paths
+        if not _belongs(path, root)
+    ]
+
+
+def _belongs(path: Path, root: Path) -> bool:
+    """Whether a file is of the model in `root`: inside, or where the hub's cache keeps what its snapshots link to."""
+    real, folder = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+    if real.is_relative_to(folder):
+        return True
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cache = Path(os.path.realpath(HF_HUB_CACHE))
+    if real.is_relative_to(cache) and "blobs" in real.relative_to(cache).parts:
+        return True
+    repository = folder.parent.parent  # models--owner--name/snapshots/COMMIT, in whatever cache
+    a_snapshot = folder.parent.name == "snapshots" and repository.name.startswith("models--")
+    return a_snapshot and any(real.is_relative_to(at / "blobs") for at in (repository, repository.parent))
+
+
+def _indexes(folder: Path, root: Path) -> Iterator[str]:
+    """What the lists of weights in a folder name besides safetensors of that model."""
+    config = _json(folder / "config.json")
+    named = config.get("transformers_weights") if isinstance(config, dict) else None
+    if named is not None and not (_is_safetensors(named, folder, root) or _is_index(named, folder, root)):
+        yield f"{folder / 'config.json'}: transformers_weights is {named!r}, and {_CONVERT}"
+        named = None
+    indexes = {path.name for path in _entries(folder) if path.name.endswith(".safetensors.index.json")}
+    for name in sorted(indexes | ({named} if _is_index(named, folder, root) else set())):
+        index = _json(folder / name)
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(weight_map, dict):
+            yield f"{folder / name}: has no weight_map; download the model again"
+            continue
+        wrong = [shard for shard in weight_map.values() if not _is_safetensors(shard, folder, root)]
+        if wrong:
+            what = "no safetensors file of this folder"
+            yield f"{folder / name}: {str(wrong[0])!r} is {what}, and {_CONVERT}"
+
+
+def _is_safetensors(name: Any, folder: Path, root: Path) -> bool:
+    return isinstance(name, str) and name.endswith(".safetensors") and _is_below(name, folder, root)
+
+
+def _is_index(name: Any, folder: Path, root: Path) -> bool:
+    return isinstance(name, str) and name.endswith(".safetensors.index.json") and _is_below(name, folder, root)
+
+
+def _is_below(name: str, folder: Path, root: Path) -> bool:
+    # What lies in the folder itself was looked at: a link there has a line of its own.
+    return Path(name).name == name or _belongs(folder / name, root)
+
+
+def _gguf(folder: Path, gguf_file: str) -> list[str]:
+    return [] if _belongs(folder / gguf_file, folder) else [f"--gguf_file: {gguf_file} is not inside {folder}"]
+
+
+def _base(folder: Path) -> list[Path]:
+    """The folder of the base that an adapter alone names, which libraries read in its place."""
+    adapter = None if (folder / "config.json").exists() else _json(folder / "adapter_config.json")
+    name = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
+    return [Path(name)] if isinstance(name, str) and name and os.path.isdir(name) else []
+
+
+def _modules(root: Path) -> Iterator[str]:
+    """What the lists of an embedding model's modules name besides classes of sentence-transformers, and its folders."""
+    listed = _json(root / "modules.json")
+    modules = [module for module in listed if isinstance(module, dict)] if isinstance(listed, list) else []
+    types = [(root / "modules.json", module.get("type")) for module in modules]
+    for folder in (Path(at) for at, _, _ in os.walk(root)):
+        for path in (folder / "router_config.json", folder / "config.json"):  # the latter of earlier versions
+            routes = _json(path)
+            routes = routes.get("types") if isinstance(routes, dict) else None
+            types += [(path, value) for value in routes.values()] if isinstance(routes, dict) else []
+    for path, value in types:
+        if not isinstance(value, str) or not _MODULE.fullmatch(value):
+            why = "no class of sentence-transformers, and its code is not run"
+            yield f"{path}: {str(value)!r} is {why}; name another embedding model"
+    for path in (str(module.get("path", "")) for module in modules):
+        if not Path(os.path.realpath(root / path)).is_relative_to(os.path.realpath(root)):
+            yield f"{root / 'modules.json'}: {path!r} is outside of the model's folder; name another embedding model"
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):  # not there, or for the library to complain about
+        return None

@@ -1,0 +1,93 @@
+"""The one door through which files are written: nothing goes through a link that lies in a folder.
+
+The path of a folder that somebody types may lead through links, to a larger disk for one. What is inside the folder may
+have come with it, and whoever made a link there would choose which file of this machine is overwritten. So a link is
+refused wherever a file or a subfolder is to be written, and it is named before the work begins.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import BinaryIO
+
+from groundtune.errors import DataError
+
+
+def is_link(path: str | os.PathLike[str]) -> bool:
+    """Whether the last part of `path` is a link, whatever it leads to; on Windows a junction is one, too."""
+    isjunction = getattr(os.path, "isjunction", None)  # since Python 3.12
+    return os.path.islink(path) or bool(isjunction and isjunction(path))
+
+
+def links_at(paths: Iterable[str | os.PathLike[str]], flag: str = "") -> list[str]:
+    """A line for each of these outputs that is a link."""
+    return [_refusal(path, flag) for path in paths if is_link(path)]
+
+
+def links_in(folder: Path, *below: str, flag: str = "") -> list[str]:
+    """A line for each link among the entries of `folder`, and anywhere below its subfolders that a pattern matches."""
+    entries, found = [], []
+    with suppress(OSError):  # not there, or not to be read: whoever writes there says so
+        entries = sorted(folder.iterdir())
+    for entry in entries:
+        if is_link(entry):
+            found.append(entry)
+        elif any(fnmatch(entry.name, pattern) for pattern in below):
+            inner = [Path(at, name) for at, folders, files in os.walk(entry) for name in (*folders, *files)]
+            found += sorted(filter(is_link, inner))
+    return links_at(found, flag)
+
+
+def refuse_links(folder: Path, *below: str) -> None:
+    """Raises `DataError` with what `links_in` finds."""
+    if problems := links_in(folder, *below):
+        raise DataError(problems)
+
+
+def inside(folder: Path, *names: str) -> Path:
+    """`folder`/names. Raises `DataError` if any of these names, the last one included, is a link."""
+    path = Path(folder)
+    for name in names:
+        path = path / name
+        if is_link(path):
+            raise DataError([_refusal(path)])
+    return path
+
+
+@contextmanager
+def in_place_of(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` in one step when the block ends, and vanishes if it raises.
+
+    Made by `open` and not by `tempfile`, whose files nobody else may read. Raises `DataError` if `path` is a link.
+    """
+    target = inside(Path(path).parent, Path(path).name)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb", opener=_new_file) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def no_follow(path: str, flags: int) -> int:
+    """An `opener` for files that are changed in place: a link is no such file."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def _new_file(path: str, flags: int) -> int:
+    return no_follow(path, flags | os.O_CREAT | os.O_EXCL)
+
+
+def _refusal(path: str | os.PathLike[str], flag: str = "") -> str:
+    what = f"{f'--{flag}: ' if flag else ''}{path} is a link to {os.path.realpath(path)}"
+    line = f"{what}, and nothing is written through a link; remove it, or name another output"
+    return line if line.isprintable() else repr(line)[1:-1]  # names may hold what rewrites a screen
