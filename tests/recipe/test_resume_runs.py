@@ -183,6 +183,7 @@ def test_adding_or_removing_evaluations_changes_no_weight(command, tmp_path, dat
     assert len({weights(tmp_path / name) for name in changes}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the scripts fork")
 @pytest.mark.parametrize(
     "words",
