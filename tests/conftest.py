@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on several threads
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on several threads, and `-n 2` uses the other core
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+import copy
+import functools
+import gc
 import hashlib
 import json
 import random
@@ -96,9 +99,7 @@ class Family:
 
     def model(self) -> Any:
         """A fresh copy of the random model, float32."""
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM.from_pretrained(self.folder).eval()
+        return copy.deepcopy(_loaded(self.folder))
 
     def prompt(self, style: str = "chat template") -> Any:
         from groundtune.arguments import PromptArguments
@@ -110,8 +111,16 @@ class Family:
         return prompt
 
 
+@functools.cache
+def _loaded(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
 FAMILIES = tuple(TEMPLATES)
 STYLES = ("prefix", "chat template")
+MODEL_FIXTURES = {"families", "static_embedding_folder", "bert_embedding_folder"}
 
 
 @pytest.fixture
@@ -286,6 +295,28 @@ def _sentencepiece_like(name: str, specials: list[str]) -> Any:
     if name != "phi":
         _begin_with(tokenizer, specials[1] if name == "mistral" else specials[2])
     return tokenizer
+
+
+# How the tests are run
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two for whole folders. None for single files: a worker takes longer to import torch than most files take."""
+    paths = [Path(argument.partition("::")[0]) for argument in config.args]
+    return 2 if all(path.is_dir() for path in paths) else 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes a model, and every recipe, is no part of `make test-quick`."""
+    for item in items:
+        if MODEL_FIXTURES & set(item.fixturenames) or "recipe" in item.path.parts:
+            item.add_marker("model")
+
+
+def pytest_collection_finish() -> None:
+    """Trainer collects garbage in every run, and would look through half a million objects of libraries each time."""
+    gc.collect()
+    gc.freeze()
 
 
 # Random text, documents and dialogues

@@ -31,7 +31,7 @@ class FakeServer:
 
     def __enter__(self) -> FakeServer:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()  # how soon it may stop
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()  # or stopping takes 0.5 s
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -51,6 +51,7 @@ def test_training_against_padding_and_sharing(quick, decoder):
     assert "torch" in versions["versions"]
 
 
+@pytest.mark.slow
 def test_random_weights_in_the_shape_of_a_real_model(quick):
     *cases, _ = quick(train_step, "--shape", "0.6B", "--against", "padded", "sharing")
     assert [case["token_ratio"] > 1.01 for case in cases[1:]] == [True, True, True, False]
@@ -111,6 +112,7 @@ def test_pairs_are_interleaved_and_the_ratio_is_that_of_the_sums(monkeypatch):
     assert (case.lowest, case.highest) == (pytest.approx(8 / 3), pytest.approx(4))
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_for_each_side(decoder):
     words = ["--quick", "--model", str(decoder), "--against", "padded"]
     done = subprocess.run([sys.executable, "-m", "benchmarks.memory", *words], cwd=ROOT, capture_output=True, text=True)
@@ -120,6 +122,7 @@ def test_memory_is_measured_in_a_process_for_each_side(decoder):
     assert case["ratio_above_model"] < 1
 
 
+@pytest.mark.slow
 def test_a_corpus_is_made_indexed_and_searched_in_processes_of_their_own(static_embedding_folder, tmp_path):
     pytest.importorskip("semantic_text_splitter", reason="needs the extra [documents]")
     words = ["--quick", "--embedding_model", str(static_embedding_folder), "--folder", str(tmp_path / "made")]

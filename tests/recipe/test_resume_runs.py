@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,18 +28,43 @@ class Killed(BaseException):
     """As kill -9, in so far as nothing is done about it."""
 
 
-@pytest.fixture
-def command(families, static_embedding_folder, data_folder, tmp_path):
-    def command(name: str = "run", **changes) -> list[str]:
+@pytest.fixture(scope="module")
+def command_in(families, static_embedding_folder, data_folder, tmp_path_factory):
+    """The command of a short run into a folder; all share one index."""
+    index = tmp_path_factory.mktemp("index")
+
+    def command(folder: Path, **changes) -> list[str]:
         options = {
             "max_steps": 4, "eval_steps": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 1,
             "use_peft": "true", "lora_dropout": 0.2, "lora_r": 2, "max_new_tokens": 3, "learning_rate": 1e-2,
-            "full_dataset_index_path": tmp_path / "index",
+            "full_dataset_index_path": index,
         }  # fmt: skip
-        folder = tmp_path / name
         return flags(families["gemma"], static_embedding_folder, data_folder, folder, **options | changes)
 
     return command
+
+
+@pytest.fixture
+def command(command_in, tmp_path):
+    return lambda name="run", **changes: command_in(tmp_path / name, **changes)
+
+
+@pytest.fixture(scope="module")
+def whole(command_in, tmp_path_factory) -> Path:
+    """The folder of a run that nothing interrupted, to be read or copied."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert train_command("swr", command_in(folder)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed(command_in, tmp_path_factory) -> Path:
+    """The folder of a run that was killed in its fourth step, to be copied."""
+    folder = tmp_path_factory.mktemp("killed")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        interrupt(patch, 3, kill)
+        train_command("swr", command_in(folder))
+    return folder
 
 
 def weights(folder: Path) -> str:
@@ -61,9 +87,8 @@ def kill():
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one_and_answers_the_untouched_model_s_questions_once(
-    command, tmp_path, monkeypatch, capsys
+    command, whole, tmp_path, monkeypatch, capsys
 ):
-    assert train_command("swr", command("whole")) == 0
     with monkeypatch.context() as patch, pytest.raises(Killed):
         interrupt(patch, 3, kill)
         train_command("swr", command())
@@ -76,11 +101,11 @@ def test_a_killed_run_ends_as_an_undisturbed_one_and_answers_the_untouched_model
     )
     assert train_command("swr", command()) == 0
     assert answered == [("eval", 4), ("test", 4)]
-    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
-    run, whole = Run(tmp_path / "run"), Run(tmp_path / "whole")
-    assert run.history("eval_generation/f1") == whole.history("eval_generation/f1")
+    assert weights(tmp_path / "run") == weights(whole)
+    run, undisturbed = Run(tmp_path / "run"), Run(whole)
+    assert run.history("eval_generation/f1") == undisturbed.history("eval_generation/f1")
     for name in ("base", "tuned"):
-        assert run.metrics[name]["generation/f1"] == whole.metrics[name]["generation/f1"]
+        assert run.metrics[name]["generation/f1"] == undisturbed.metrics[name]["generation/f1"]
     assert json.loads((tmp_path / "run/run.json").read_text())["resumed_from_step"] == 2
 
     # And now it is finished.
@@ -90,13 +115,13 @@ def test_a_killed_run_ends_as_an_undisturbed_one_and_answers_the_untouched_model
     assert train_command("swr", command(seed=7)) == 2
     assert "--seed: 42 in the finished run, 7 now" in capsys.readouterr().err.splitlines()
     assert train_command("swr", command(seed=7, overwrite_output_dir="true")) == 0
-    assert weights(tmp_path / "run") != weights(tmp_path / "whole")
+    assert weights(tmp_path / "run") != weights(whole)
 
 
-def test_what_changed_since_is_named_and_nothing_is_trained(command, data_folder, tmp_path, monkeypatch, capsys):
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        interrupt(patch, 3, kill)
-        train_command("swr", command())
+def test_what_changed_since_is_named_and_nothing_is_trained(
+    command, killed, data_folder, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(killed, tmp_path / "run")
     other = tmp_path / "train.jsonl"
     other.write_bytes((data_folder / "train.jsonl").read_bytes() + b"\n")
     with monkeypatch.context() as patch:
@@ -107,11 +132,9 @@ def test_what_changed_since_is_named_and_nothing_is_trained(command, data_folder
     assert train_command("swr", command(train_file=other, resume_anyway="true")) == 0
 
 
-def test_rows_that_came_out_differently_are_another_run(command, tmp_path, monkeypatch, capsys):
+def test_rows_that_came_out_differently_are_another_run(command, killed, tmp_path, monkeypatch, capsys):
     """The files are the same, and something behind them is not: a library, say."""
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        interrupt(patch, 3, kill)
-        train_command("swr", command())
+    shutil.copytree(killed, tmp_path / "run")
     original = ChatPrompt.prompt_ids
     monkeypatch.setattr(ChatPrompt, "prompt_ids", lambda self, *args: [*original(self, *args), 5])
     assert train_command("swr", command()) == 2
@@ -121,7 +144,7 @@ def test_rows_that_came_out_differently_are_another_run(command, tmp_path, monke
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send")
 @pytest.mark.usefixtures("signals_of_a_terminal")
 @pytest.mark.parametrize("signum, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_run_with_its_status_and_a_line(command, tmp_path, monkeypatch, capsys, signum, status):
+def test_a_signal_ends_a_run_with_its_status_and_a_line(command, whole, tmp_path, monkeypatch, capsys, signum, status):
     with monkeypatch.context() as patch:
         interrupt(patch, 2, lambda: os.kill(os.getpid(), signum))
         assert train_command("swr", command()) == status
@@ -130,8 +153,7 @@ def test_a_signal_ends_a_run_with_its_status_and_a_line(command, tmp_path, monke
     )
     assert expected in capsys.readouterr().err
     assert train_command("swr", command()) == 0
-    assert train_command("swr", command("whole")) == 0
-    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert weights(tmp_path / "run") == weights(whole)
 
 
 def test_a_full_disk_ends_a_run_with_status_3_and_one_line(command, tmp_path, monkeypatch, capsys):
@@ -159,8 +181,8 @@ def test_a_run_that_diverges_ends_with_status_1_and_names_its_rows_by_file_and_l
     assert re.search(line, said, re.MULTILINE) and "Traceback" not in said
 
 
-def test_a_second_run_in_one_folder_is_refused_and_touches_nothing(command, tmp_path, monkeypatch, capsys):
-    assert train_command("swr", command()) == 0
+def test_a_second_run_in_one_folder_is_refused_and_touches_nothing(command, whole, tmp_path, monkeypatch, capsys):
+    shutil.copytree(whole, tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     monkeypatch.setattr("groundtune.recipes.train.locked", partial(locked, patience=0.1))
     with locked(tmp_path / "run"):
@@ -183,6 +205,7 @@ def test_adding_or_removing_evaluations_changes_no_weight(command, tmp_path, dat
     assert len({weights(tmp_path / name) for name in changes}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the scripts fork")
 @pytest.mark.parametrize(
     "words",

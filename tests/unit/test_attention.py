@@ -25,6 +25,7 @@ from groundtune.training.batching import IGNORED, collate
 from groundtune.training.loss import answer_loss
 from groundtune.training.trainer import compile_layers
 
+SLOW = pytest.mark.slow  # where compiling takes half a minute
 MODES = {"padded": {}, "packed": {"packed": True}, "shared": {"packed": True, "share_prefix": True}}
 
 
@@ -133,14 +134,18 @@ def test_an_adapter_gets_the_same_gradient_from_shared_rows(family, checkpointin
         torch.testing.assert_close(found[mode].norm(), found["padded"].norm(), rtol=1e-4, atol=0)
 
 
-def test_compiled_layers_give_the_same_loss_and_gradient(families):
+@pytest.mark.parametrize(
+    "kind, lora, backend", [("llama", False, "eager"), pytest.param("gemma", True, "aot_eager", marks=SLOW)]
+)
+def test_compiled_layers_give_the_same_loss_and_gradient(families, kind, lora, backend):
     torch.manual_seed(0)
-    model = add_lora(families["gemma"].model(), ModelArguments(use_peft=True, lora_r=4))
+    model = families[kind].model()
+    model = add_lora(model, ModelArguments(use_peft=True, lora_r=4)) if lora else model
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     assert use_packed_attention(model) is None
-    batches = [collate(rows_on_common_passages(families["gemma"], seed=s), 0, **MODES["shared"]) for s in range(2)]
+    batches = [collate(rows_on_common_passages(families[kind], seed=s), 0, **MODES["shared"]) for s in range(2)]
 
     def results():
         losses = [answer_loss(model, batch) for batch in batches]
@@ -148,7 +153,7 @@ def test_compiled_layers_give_the_same_loss_and_gradient(families):
         return [loss.item() for loss in losses], gradients(model)
 
     losses, expected = results()
-    compile_layers(model, backend="aot_eager")
+    compile_layers(model, backend=backend)
     compiled_losses, found = results()
     assert compiled_losses == pytest.approx(losses, rel=1e-5)
     assert torch.cosine_similarity(found, expected, dim=0) >= 0.99999
@@ -212,11 +217,26 @@ def test_the_blocks_for_cuda_are_those_of_the_mask(window):
     assert made.full_kv_num_blocks.sum() > 0 or window == 50
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiling for a CPU takes a compiler")
 def test_the_kernel_for_cuda_gives_what_the_segments_give_and_one_does_for_rows_of_many_lengths():
     """Compiled for this CPU, where it has no gradient."""
-    rng = random.Random(0)
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    check_blocks_against_segments()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
+
+
+def test_the_blocks_for_cuda_give_what_the_segments_give(monkeypatch):
+    """FlexAttention as PyTorch spells it out, not compiled."""
+    from torch.nn.attention import flex_attention
+
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, raising=False)
+    monkeypatch.setattr("groundtune.model.packing._flex_attention", lambda: flex_attention.flex_attention)
+    check_blocks_against_segments()
+
+
+def check_blocks_against_segments() -> None:
+    rng = random.Random(0)
     for length, window in product((40, 111, 300), (None, 64)):
         passages = [[rng.randrange(50) for _ in range(length)] for _ in range(2)]
         layout, _ = reads([p + [rng.randrange(50) for _ in range(40)] for p, _ in product(passages, range(2))])
@@ -224,7 +244,6 @@ def test_the_kernel_for_cuda_gives_what_the_segments_give_and_one_does_for_rows_
         with torch.no_grad():
             blocks = layout._attend_in_blocks(query, key, value, None, window)
             assert torch.allclose(blocks, layout.attend(None, query, key, value, None, window), atol=1e-5)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
 
 
 def blocks_from(change):

@@ -20,7 +20,7 @@ from groundtune.system.out_of_memory import AtOnce, OutOfMemory, is_out_of_memor
 from groundtune.training.arguments import QATrainingArguments
 from groundtune.training.trainer import QATrainer
 
-make = test_safe_trainer.make  # the fixture
+make, make_in = test_safe_trainer.make, test_safe_trainer.make_in  # the fixtures
 CUDA = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.2 GiB is free."
 )

@@ -414,7 +414,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.lock, self.running, self.most, self.requests = threading.Lock(), 0, 0, []
         self.refuse = lambda number, prompt: None
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def generator(self) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import pickle
 import shutil
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +61,15 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.fixture
-def make(families, tmp_path):
+@pytest.fixture(scope="module")
+def make_in(families):
     """A trainer on six rows in micro-batches of one and accumulation 4: two steps an epoch, of four rows and of two."""
     family = families["llama"]
     prompt = make_prompt(family.tokenizer, PromptArguments(instruction=INSTRUCTION))
     examples = tiny_examples()
     rows = encode_rows(examples, [gold_passages(e) for e in examples], prompt, 300)
 
-    def make(folder: str = "run", kind: str = KINDS[0], *callbacks, trainer=QATrainer, run=None, **options: Any):
+    def make(folder: Path, kind: str = KINDS[0], *callbacks, trainer=QATrainer, run=None, **options: Any):
         torch.manual_seed(0)
         model = family.model()
         if kind == KINDS[0]:
@@ -83,12 +85,41 @@ def make(families, tmp_path):
         }  # fmt: skip
         return trainer(
             model=model,
-            args=QATrainingArguments(output_dir=str(tmp_path / folder), **defaults | options),
+            args=QATrainingArguments(output_dir=str(folder), **defaults | options),
             train_dataset=rows, eval_dataset=rows[:2], method=METHODS["sft"], evaluator=None, run=run,
             pad_id=family.tokenizer.pad_token_id, callbacks=list(callbacks),
         )  # fmt: skip
 
     return make
+
+
+@pytest.fixture
+def make(make_in, tmp_path):
+    """The same, in a folder of the test."""
+    return lambda folder="run", *given, **options: make_in(tmp_path / folder, *given, **options)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What a run ended with that nothing stopped."""
+
+    weights: dict[str, torch.Tensor]
+    evaluations: list[tuple[int, float]]
+    best: str | None
+
+
+@pytest.fixture(scope="module")
+def whole(make_in, tmp_path_factory):
+    """The end of a LoRA run with these options, which is trained once for all tests that compare with it."""
+
+    @functools.cache
+    def whole(**options: Any) -> Whole:
+        trainer = make_in(tmp_path_factory.mktemp("whole") / "run", **options)
+        trainer.train()
+        best = trainer.state.best_model_checkpoint
+        return Whole(weights(trainer), evaluations(trainer), best and Path(best).name)
+
+    return whole
 
 
 def weights(trainer) -> dict[str, torch.Tensor]:
@@ -132,16 +163,14 @@ def test_a_killed_run_goes_on_to_the_same_weights_from_every_checkpoint(make, tm
 @pytest.mark.parametrize(
     "event, step", [("on_step_begin", 3), ("on_substep_end", 5), ("on_evaluate", 4), ("on_save", 6), ("on_step_end", 7)]
 )
-def test_killed_anywhere_the_best_checkpoint_is_the_same(make, event, step):
-    whole = make("whole")
-    whole.train()
+def test_killed_anywhere_the_best_checkpoint_is_the_same(make, whole, event, step):
     with pytest.raises(Killed):
         make("run", KINDS[0], At(event, step, kill)).train()
     resumed = make("run")
     resumed.train(resume_from_checkpoint=True)
-    assert same(weights(resumed), weights(whole))
-    assert Path(resumed.state.best_model_checkpoint).name == Path(whole.state.best_model_checkpoint).name
-    assert evaluations(resumed) == evaluations(whole)
+    assert same(weights(resumed), whole().weights)
+    assert Path(resumed.state.best_model_checkpoint).name == whole().best
+    assert evaluations(resumed) == whole().evaluations
 
 
 @pytest.mark.parametrize("scheduler", ["constant", "linear", "cosine", "reduce_lr_on_plateau", "inverse_sqrt"])
@@ -163,10 +192,10 @@ def test_every_schedule_and_optimizer_goes_on(make, scheduler, optim):
 @pytest.mark.parametrize(
     "event, step", [("on_substep_end", 2), ("on_step_end", 3), ("on_step_end", 4), ("on_step_end", 7)]
 )
-def test_after_a_signal_the_step_is_finished_and_saved_and_the_run_goes_on(make, tmp_path, strategy, event, step):
+def test_after_a_signal_the_step_is_finished_and_saved_and_the_run_goes_on(
+    make, whole, tmp_path, strategy, event, step
+):
     options = {"eval_strategy": strategy, "save_strategy": strategy}
-    whole = make("whole", **options)
-    whole.train()
     stopped = make("run", KINDS[0], At(event, step, terminate), **options)
     with (
         pytest.raises(Stopped, match=f"SIGTERM after step {step + (event == 'on_substep_end')}, which is saved in "),
@@ -178,9 +207,10 @@ def test_after_a_signal_the_step_is_finished_and_saved_and_the_run_goes_on(make,
     assert newest_checkpoint(tmp_path / "run").step == done
     resumed = make("run", **options)
     resumed.train(resume_from_checkpoint=True)
-    assert same(weights(resumed), weights(whole))
-    assert evaluations(resumed) == evaluations(whole)
-    assert Path(resumed.state.best_model_checkpoint).name == Path(whole.state.best_model_checkpoint).name
+    undisturbed = whole(**options)
+    assert same(weights(resumed), undisturbed.weights)
+    assert evaluations(resumed) == undisturbed.evaluations
+    assert Path(resumed.state.best_model_checkpoint).name == undisturbed.best
 
 
 class StopsInEvaluation(QATrainer):
@@ -190,9 +220,7 @@ class StopsInEvaluation(QATrainer):
         return super()._gold_loss(dataloader)
 
 
-def test_a_signal_in_an_evaluation_stops_it_and_it_is_made_up_for(make, tmp_path):
-    whole = make("whole")
-    whole.train()
+def test_a_signal_in_an_evaluation_stops_it_and_it_is_made_up_for(make, whole, tmp_path):
     stopped = make("run", trainer=StopsInEvaluation)
     with pytest.raises(Stopped), watched():
         stopped.train()
@@ -201,8 +229,8 @@ def test_a_signal_in_an_evaluation_stops_it_and_it_is_made_up_for(make, tmp_path
     assert checkpoint.step == 4 and checkpoint.about["unfinished"] == {"evaluate": True, "save": True}
     resumed = make("run")
     resumed.train(resume_from_checkpoint=True)
-    assert evaluations(resumed) == evaluations(whole)
-    assert same(weights(resumed), weights(whole))
+    assert evaluations(resumed) == whole().evaluations
+    assert same(weights(resumed), whole().weights)
     assert read_checkpoint(tmp_path / "run/checkpoint-4").about["unfinished"] == {}
 
 
@@ -279,15 +307,13 @@ def test_a_damaged_best_checkpoint_is_replaced_by_the_next_best(make, tmp_path, 
     assert all(torch.equal(now[name], saved[name]) for name in saved)
 
 
-def test_a_run_folder_can_be_moved_while_it_waits(make, tmp_path):
-    whole = make("whole", save_total_limit=1)
-    whole.train()
+def test_a_run_folder_can_be_moved_while_it_waits(make, whole, tmp_path):
     with pytest.raises(Killed):
         make("run", KINDS[0], At("on_step_end", 5, kill), save_total_limit=1).train()
     (tmp_path / "run").rename(tmp_path / "moved")
     resumed = make("moved", save_total_limit=1)
     resumed.train(resume_from_checkpoint=True)
-    assert same(weights(resumed), weights(whole))
+    assert same(weights(resumed), whole().weights)
     assert Path(resumed.state.best_model_checkpoint).parent == tmp_path / "moved"
 
 
@@ -421,16 +447,14 @@ class Broken(TrainerCallback):
     on_train_begin = on_train_end = on_log
 
 
-def test_a_tracker_that_fails_is_reported_once_and_changes_nothing(make, monkeypatch, caplog):
+def test_a_tracker_that_fails_is_reported_once_and_changes_nothing(make, whole, monkeypatch, caplog):
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-    whole = make("whole")
-    whole.train()
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "broken", Broken)
     with caplog.at_level(logging.WARNING, "groundtune"):
         tracked = make("run", report_to=["broken"])
         tracked.train()
-    assert same(weights(tracked), weights(whole)) and Broken.calls > 5
+    assert same(weights(tracked), whole().weights) and Broken.calls > 5
     (message,) = [record.getMessage() for record in caplog.records if "Broken" in record.getMessage()]
     assert message == "Broken failed (ConnectionError: no route to host); the run goes on without it"
 
