@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from groundtune.evaluation.evaluator import metrics
+from groundtune.evaluation import metrics
 
 WORDS = """The the a an A theatre another Paris, paris! capital of (1889) U.S. don't re-use running runs
     ran “quoted” “the” naïve 12,5 % — a—b the-end a. retrieval retrieved retrieving question-answering

@@ -45,7 +45,7 @@ from conftest import FAMILIES, HISTORICAL_PREFIXES, INSTRUCTION, STYLES, FakeEmb
 from groundtune.arguments import GROUPS, Arguments, ModelArguments
 from groundtune.commands import parsing
 from groundtune.data.files import write_documents, write_jsonl
-from groundtune.evaluation.evaluator import evaluator as evaluation
+from groundtune.evaluation import evaluator as evaluation
 from groundtune.evaluation.predictions import Evaluation
 from groundtune.methods import METHODS
 from groundtune.model import attention, generation
@@ -56,7 +56,7 @@ from groundtune.prompts import prompt
 from groundtune.prompts import rows as examples
 from groundtune.prompts.policies import CONTEXTS, Passages, gold_passages, required_first
 from groundtune.recipes.train import train
-from groundtune.retrieval.retrievers import embedder as embedding
+from groundtune.retrieval import embedder as embedding
 from groundtune.retrieval.stores import local as index
 from groundtune.schema import Document
 from groundtune.training import batching, safe_trainer

@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 from conftest import tiny_documents, tiny_examples
 
+from groundtune.evaluation import abstention
 from groundtune.evaluation.abstention import ANSWERABLE, UNANSWERABLE, abstains, answer_scores, unknown_texts
 from groundtune.evaluation.comparison import compare
-from groundtune.evaluation.evaluator import abstention, score_replies
+from groundtune.evaluation.evaluator import score_replies
 from groundtune.evaluation.metrics import generation_scores, greater_is_better
 from groundtune.evaluation.outcomes import INVENTED, KNEW, MISSED, RIGHT, WRONG, Rightness, with_outcomes
 from groundtune.evaluation.predictions import evaluation_of, read_predictions, write_predictions

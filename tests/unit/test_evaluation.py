@@ -89,7 +89,7 @@ def test_scores_are_those_of_the_predictions(family):
 
 
 def test_perfect_answers_score_one_and_empty_ones_zero(family, monkeypatch):
-    from groundtune.evaluation.evaluator import evaluator as evaluation
+    from groundtune.evaluation import evaluator as evaluation
     from groundtune.model.generation import Generated
 
     made = evaluator(family)

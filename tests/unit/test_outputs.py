@@ -14,11 +14,13 @@ pytest.importorskip("bm25s", reason="needs the extra [bm25]")
 from conftest import FakeEmbedder, make_tokenizer, tiny_documents, write_data
 
 import groundtune.runs.hub
+from groundtune.arguments import DataArguments
 from groundtune.cli import main
 from groundtune.data.files import in_the_way, write_jsonl, write_text
 from groundtune.errors import DataError
 from groundtune.prepare.journal import Journal
-from groundtune.retrieval.stores.local import index_folder, load_or_build_index
+from groundtune.retrieval.opening import index_folder
+from groundtune.retrieval.stores.local import load_or_build_index
 from groundtune.runs.checkpoints import newest_checkpoint, writing
 from groundtune.runs.resume import locked
 from groundtune.system.durable import Damaged, discard, read_manifest, write_manifest
@@ -182,10 +184,10 @@ def test_an_index_is_not_written_into_a_linked_subfolder(home, tmp_path, store):
 
 
 def test_the_index_beside_the_documents_is_no_link_unless_it_is_named(home, tmp_path):
-    made = link(tmp_path / "data" / "index", home)
+    made, documents = link(tmp_path / "data" / "index", home), str(tmp_path / "data" / "documents.jsonl")
     with pytest.raises(DataError, match="index is a link"):
-        index_folder("", tmp_path / "data" / "documents.jsonl")
-    assert index_folder(str(made), tmp_path / "data" / "documents.jsonl") == made
+        index_folder(DataArguments(full_dataset_file_path=documents))
+    assert index_folder(DataArguments(full_dataset_file_path=documents, full_dataset_index_path=str(made))) == made
 
 
 def test_what_a_killed_run_had_begun_in_an_index_is_removed(tmp_path, store):

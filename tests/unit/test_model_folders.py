@@ -404,7 +404,7 @@ def test_an_embedding_model_is_refused_by_every_command(bomb, embedding, model, 
 
 
 def test_a_later_layer_of_an_embedding_model_of_the_hub_is_not_unpickled(bomb, embedding, monkeypatch):
-    monkeypatch.setattr("groundtune.retrieval.embedder.embedding_problems", lambda name: [])
+    monkeypatch.setattr("groundtune.retrieval.embedder.refuse_embedding_model", lambda name: None)
     dense_bin(embedding, bomb)
     with pytest.raises(ValueError, match="is a pickle, not safetensors"):
         Embedder(str(embedding))
