@@ -94,7 +94,7 @@ class Family:
 
     def model(self) -> Any:
         """A fresh copy of the random model, float32."""
-        return copy.deepcopy(_loaded(self.folder))
+        return copy.deepcopy(loaded(self.folder))
 
     def prompt(self, style: str = "chat template") -> Any:
         from groundtune.arguments import PromptArguments
@@ -107,7 +107,8 @@ class Family:
 
 
 @functools.cache
-def _loaded(folder: Path) -> Any:
+def loaded(folder: Path) -> Any:
+    """The model of a folder, to be read and not to be changed."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder).eval()
