@@ -303,9 +303,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes a model, and every recipe, is no part of `make test-quick`."""
+    """What takes a model, every recipe and every attack are no part of `make test-quick`."""
     for item in items:
-        if MODEL_FIXTURES & set(item.fixturenames) or "recipe" in item.path.parts:
+        if MODEL_FIXTURES & set(item.fixturenames) or item.path.parent.name in ("recipe", "faults"):
             item.add_marker("model")
 
 
