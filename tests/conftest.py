@@ -99,7 +99,7 @@ class Family:
 
     def model(self) -> Any:
         """A fresh copy of the random model, float32."""
-        return copy.deepcopy(_loaded(self.folder))
+        return copy.deepcopy(loaded(self.folder))
 
     def prompt(self, style: str = "chat template") -> Any:
         from groundtune.arguments import PromptArguments
@@ -112,7 +112,8 @@ class Family:
 
 
 @functools.cache
-def _loaded(folder: Path) -> Any:
+def loaded(folder: Path) -> Any:
+    """The model of a folder, to be read and not to be changed."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -307,9 +308,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes a model, and every recipe, is no part of `make test-quick`."""
+    """What takes a model, every recipe and every attack are no part of `make test-quick`."""
     for item in items:
-        if MODEL_FIXTURES & set(item.fixturenames) or "recipe" in item.path.parts:
+        if MODEL_FIXTURES & set(item.fixturenames) or item.path.parent.name in ("recipe", "faults"):
             item.add_marker("model")
 
 

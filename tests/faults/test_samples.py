@@ -1,4 +1,4 @@
-"""A few dozen cases of every script in this folder, in every test run; `make faults` runs them whole."""
+"""A few dozen cases of these scripts; `make test-slow` has those that fork runs, and `make faults` runs them whole."""
 
 from __future__ import annotations
 

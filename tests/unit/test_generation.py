@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import Family
+from conftest import Family, loaded
 
 from groundtune.model import generation
 from groundtune.model.attention import use_packed_attention
@@ -54,6 +56,16 @@ def generate_of_transformers(model, prompt: list[int], stop_ids, new: int = NEW)
     return out[0, len(prompt) :].tolist()
 
 
+def alone(family, prompts, stop_ids) -> list[list[int]]:
+    """What `generate` of transformers answers to each prompt; it is asked once for both ways."""
+    return [_alone(family.folder, tuple(prompt), tuple(stop_ids)) for prompt in prompts]
+
+
+@cache
+def _alone(folder: Path, prompt: tuple[int, ...], stop_ids: tuple[int, ...]) -> list[int]:
+    return generate_of_transformers(loaded(folder), list(prompt), stop_ids)
+
+
 def frequent_stops(family, model, prompts) -> list[int]:
     """Two ids that end some of these answers early and others not at all; a random model knows no end of its own."""
     free = [g.ids for g in answers(family, model, prompts, 100, [-1])]
@@ -66,7 +78,7 @@ def frequent_stops(family, model, prompts) -> list[int]:
 def test_batches_of_any_size_equal_generate_row_by_row(family):
     model, prompts = family.model(), prompts_for(family)
     stop_ids = frequent_stops(family, model, prompts)
-    expected = [generate_of_transformers(model, prompt, stop_ids) for prompt in prompts]
+    expected = alone(family, prompts, stop_ids)
     assert {len(ids) < NEW for ids in expected} == {True, False}  # some stop early, others never
     for batch_size in (1, 3, 8, 100):
         assert [g.ids for g in answers(family, model, prompts, batch_size, stop_ids)] == expected
@@ -157,7 +169,7 @@ def answers_and_passes(family, model, *arguments):
 def test_guesses_spare_passes_where_they_are_right_and_change_no_answer(family, way, monkeypatch):
     model, prompts = family.model(), prompts_for(family, 6)
     stop_ids = frequent_stops(family, model, prompts)
-    expected = [generate_of_transformers(model, prompt, stop_ids) for prompt in prompts]
+    expected = alone(family, prompts, stop_ids)
 
     def right(lookup, at_most):
         (rest,) = (
@@ -204,7 +216,7 @@ def test_prompts_that_begin_alike_get_the_answers_that_each_gets_alone(family):
     prompts = [header + passages[i % 3] + [rng.choice(ids) for _ in range(1 + i % 5)] for i in range(11)]
     prompts += [prompts[0], header + passages[0]]  # one twice, one that is the beginning of others
     stop_ids = frequent_stops(family, model, prompts)
-    expected = [generate_of_transformers(model, prompt, stop_ids) for prompt in prompts]
+    expected = alone(family, prompts, stop_ids)
     assert [g.ids for g in answers(family, model, prompts, 5, stop_ids)] == expected
 
 

@@ -63,6 +63,7 @@ def speak(body: dict) -> str:
     return reply_to(text) if len(known) == 1 else "It costs 100 coins."
 
 
+@pytest.mark.model
 def test_every_command_of_a_use_case_runs_in_its_order(case, capsys):
     first, *others = commands(case)
     assert first.startswith("export DATA=")
