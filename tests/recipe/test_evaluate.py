@@ -332,7 +332,7 @@ def test_all_that_is_wrong_with_the_arguments_is_said_at_once(capsys, tmp_path, 
     shown = capsys.readouterr()
     assert status == 2 and not shown.out
     assert [line.split(":")[0] for line in shown.err.splitlines()] == [
-        "--full_dataset_file_path", "--eval_file", "--contexts", "--eval_embedding_model", "MODEL", "--generator",
+        "--full_dataset_file_path", "--eval_file", "--contexts", "--embedding_model", "MODEL", "--generator",
         "--generator_options", "--with_base", "--right_metric", "--judge", "--judge_model", "--max_new_tokens",
     ]  # fmt: skip
     assert main(["evaluate"]) == 2
