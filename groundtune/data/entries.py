@@ -150,15 +150,10 @@ def turns_of(record: Record) -> Iterator[Turn]:
 
 
 def _turn(record: Record) -> Turn:
-    record.suspect_misspelt("source_documents")
     name = record.text("speaker", _A_TURN)
     if name.strip() and name.strip().lower() not in _SPEAKERS:
         record.note("speaker", f"{shown(name)} is unknown; use one of {', '.join(_SPEAKERS)}")
-    return Turn(
-        speaker=_SPEAKERS.get(name.strip().lower(), USER),
-        message=record.text("message", _A_TURN),
-        source_documents=tuple(map(document_of, record.records("source_documents", _A_DOCUMENT))),
-    )
+    return Turn(_SPEAKERS.get(name.strip().lower(), USER), record.text("message", _A_TURN))
 
 
 def document_of(record: Record) -> Document:

@@ -20,7 +20,6 @@ from groundtune.cli import parse_arguments
 from groundtune.errors import DataError
 from groundtune.prompts.policies import augmented_passages, gold_passages
 from groundtune.prompts.rows import EpochRows, Row
-from groundtune.runs import resume
 from groundtune.runs.checkpoints import Checkpoint, writing
 from groundtune.runs.resume import (
     AlreadyFinished,
