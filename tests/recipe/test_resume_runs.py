@@ -21,6 +21,8 @@ from groundtune.prompt import ChatPrompt
 from groundtune.resume import locked
 from groundtune.trainer import QATrainer
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 ROOT = Path(__file__).parents[2]
 
 
