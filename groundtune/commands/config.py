@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from groundtune.errors import DataError
+from groundtune.system.text import HALF_A_CHARACTER, encodable
 
 _SCALARS = (str, int, float, bool)
 
@@ -64,9 +65,8 @@ def read_config(path: str) -> list[Entry]:
     entries = list(read(path, text))
     problems, first = [], {}
     for entry in entries:
-        if not _encodable(entry):
-            what = "holds half of a surrogate pair, which UTF-8 cannot encode; write the whole character"
-            problems.append(f"{entry.where}: {ascii(entry.name)}: {what}")
+        if not encodable([entry.name, entry.value]):
+            problems.append(f"{entry.where}: {ascii(entry.name)}: {HALF_A_CHARACTER}")
         elif entry.name in first:
             earlier = first[entry.name].where.rpartition(":")[2]
             problems.append(f"{entry.where}: {entry.name}: is given in line {earlier} too; keep one")
@@ -76,15 +76,6 @@ def read_config(path: str) -> list[Entry]:
     if problems:
         raise DataError(problems)
     return entries
-
-
-def _encodable(entry: Entry) -> bool:
-    """JSON can spell half of a surrogate pair, which no file and no terminal in UTF-8 can hold."""
-    try:
-        json.dumps([entry.name, entry.value], ensure_ascii=False, default=str).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _can_be_a_flag(value: Any) -> bool:

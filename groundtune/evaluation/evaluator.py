@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from groundtune.arguments import room_for_prompt
 from groundtune.evaluation.abstention import answer_scores, unknown_texts
 from groundtune.evaluation.groundedness import groundedness_scores
 from groundtune.evaluation.metrics import retrieval_scores
@@ -55,7 +56,7 @@ class EndToEndEvaluator:
 
     def __post_init__(self) -> None:
         self.passages = passages_of(self.context, self.examples, self.hits)
-        room = self.max_length - self.max_new_tokens
+        room = room_for_prompt(self.max_length, self.max_new_tokens)
         self.questions = encode_questions(self.examples, self.passages, self.prompt, room)
         cut = sum(len(question.read) < len(these) for question, these in zip(self.questions, self.passages))
         if cut:

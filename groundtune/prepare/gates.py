@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.data.files import write_jsonl
+from groundtune.data.words import telling_words, words
 from groundtune.prepare.journal import Journal
-from groundtune.prepare.questions import Settings, chance, questions_of, words
-from groundtune.prepare.support import FILLERS, answers_of, cut_answers_of, stem, support, verdicts_of
+from groundtune.prepare.questions import Settings, chance, questions_of
+from groundtune.prepare.support import answers_of, cut_answers_of, stem, support, verdicts_of
 from groundtune.retrieval.retrievers import Retriever
 from groundtune.schema import Document, Example, Hit
 
@@ -124,8 +125,7 @@ def _stopped_by(pair: _Pair, found: Sequence[Hit], seen: set[frozenset[str]], se
 
 def _key(question: str) -> frozenset[str]:
     """Two questions of the same words are one, in whatever order and inflection."""
-    all_words = words(question)
-    return frozenset(stem(word) for word in all_words if word not in FILLERS) or frozenset(all_words)
+    return frozenset(map(stem, telling_words(question))) or frozenset(words(question))
 
 
 def _hard_negatives(pair: _Pair, found: Sequence[Hit], settings: Settings) -> tuple[Document, ...]:

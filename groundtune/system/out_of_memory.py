@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from groundtune.system.text import one_line
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -60,7 +62,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def reason(error: BaseException) -> str:
     """The first sentence of what an allocator says; the rest is about the allocator."""
-    return " ".join(str(error).split()).partition(". GPU ")[0][:200] or type(error).__name__
+    return one_line(error).partition(". GPU ")[0][:200]
 
 
 def with_what_fits(

@@ -130,7 +130,7 @@ class World:
         for name, value in changes.items():
             (group,) = [group for group in groups if hasattr(group, name)]
             setattr(group, name, value)
-        return Arguments(method, *groups, SimpleNamespace(output_dir="out"))
+        return Arguments(method, *groups, SimpleNamespace(output_dir="out", seed=42))
 
     def files(self) -> dict[str, str]:
         splits = {f"{split}_file": str(self.data / f"{split}.jsonl") for split in ("train", "eval", "test")}

@@ -108,7 +108,7 @@ def test_a_run_begins_with_no_signal_asked():
 
 SECOND = """
 import os, signal, time
-from groundtune.signals import deferred, watched
+from groundtune.system.signals import deferred, watched
 with watched(), deferred():
     os.kill(os.getpid(), signal.{first})
     print("noted", flush=True)
@@ -129,7 +129,7 @@ def test_a_second_signal_leaves_at_once(first, second):
 
 LIBRARY = """
 import hashlib
-from groundtune.signals import deferred, watched
+from groundtune.system.signals import deferred, watched
 with watched(), deferred():
     print("begun", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)  # far over a minute, and no line of Python
@@ -152,7 +152,7 @@ def test_signals_are_heard_while_a_library_computes(first, second):
 
 FORKED = """
 import os, signal, time
-from groundtune.signals import asked, deferred, watched
+from groundtune.system.signals import asked, deferred, watched
 with watched():
     with deferred():
         if child := os.fork():
