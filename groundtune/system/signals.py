@@ -1,7 +1,7 @@
 """SIGTERM and SIGINT: a run stops where nothing is lost. A second signal leaves at once.
 
-Python runs handlers in the main thread alone. A run in another thread is never stopped by a signal, and leaves the state
-here alone: it belongs to the process, and the main thread may be in a run of its own.
+Python runs handlers in the main thread alone. A run in another thread is never stopped by a signal, and does not touch
+the state here: it belongs to the process, and the main thread may be in a run of its own.
 """
 
 from __future__ import annotations
