@@ -1,4 +1,4 @@
-"""Arguments from a YAML or JSON file, or from a call in Python: the flags that they stand for, and where each is from."""
+"""Arguments from a YAML or JSON file, or from a call in Python: the flags they stand for, and where each is from."""
 
 from __future__ import annotations
 
