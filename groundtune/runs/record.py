@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from groundtune.system.text import plain, without_secrets
-
-import json
-import math
-import numbers
 import os
 import platform
 import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime, timezone
-from enum import Enum
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from groundtune.data.files import sha256_of
+from groundtune.system.text import plain, without_secrets
 
 _call: ContextVar[str] = ContextVar("the call in Python that began this", default="")
 _PACKAGES = ("groundtune", "torch", "transformers", "peft", "sentence-transformers", "faiss-cpu")

@@ -42,7 +42,7 @@ def obedient(prompt: str) -> str:
     passage = prompt.rpartition("Passage:\n")[2].rpartition("\n\nQuestion")[0]
     lines = sorted((" ".join(line.split()) for line in passage.partition("Content:\n")[2].splitlines()), key=len)
     said = lines[-1].replace("?", " ") if lines else "nothing"
-    return said if prompt.rstrip().endswith("Answer:") else f"What is said of {said[:80]}?"
+    return said if prompt.rstrip().endswith("Answer:") else f"What does it say about {said[:80]}?"
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_every_command_of_the_tutorial_runs_in_its_order(blocks, folder, monkeyp
     ):
         assert (folder / file).stat().st_size > 1000, file
     shown = capsys.readouterr().out
-    assert "Context: closed_book" in shown and re.search(r"untouched .*\n.*sft .*\n.*swr ", shown)
+    assert "Context: closed_book" in shown and re.search(r"base .*\n.*sft .*\n.*swr ", shown)
     assert re.search(r"written from \d passages?:\n  \[1\] ", shown)
 
 
