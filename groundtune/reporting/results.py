@@ -6,7 +6,7 @@ import math
 import numbers
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,12 +51,13 @@ class Results:
     method: str  # its name
     base: Evaluation  # the untouched model
     tuned: Evaluation  # the chosen checkpoint
-    history: Sequence[Mapping[str, Any]]  # transformers' TrainerState.log_history; step 0 is the untouched model
+    # transformers' TrainerState.log_history; step 0 is the untouched model
+    history: Sequence[Mapping[str, Any]] = field(repr=False)
     best_step: int | None  # step of the checkpoint that was chosen, None if the last weights were kept
     selection_metric: str | None  # what chose it: "generation/f1"
     selected_on_test: bool  # no test file was given: the numbers are of the questions that chose the checkpoint
     notes: Sequence[str]  # warnings that a reader of the numbers must see
-    record: Mapping[str, Any]  # of `run_record`: the content of run.json
+    record: Mapping[str, Any] = field(repr=False)  # of `run_record`: the content of run.json
 
     @cached_property
     def differences(self) -> dict[str, PairedDifference]:

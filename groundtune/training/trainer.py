@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import EvalLoopOutput
 
 from groundtune.errors import ModelError
@@ -70,7 +71,7 @@ class QATrainer(SafeTrainer):
             self.accelerator.native_amp = False
         self.add_callback(_EvaluateAtTheEnd())
         if not self.args.disable_tqdm:
-            self.pop_callback(ProgressCallback)
+            self.pop_callback(DEFAULT_PROGRESS_CALLBACK)  # in a notebook it is a table, of every metric
             self.add_callback(_Progress())
 
     def _choose_batches(self, share_prefix: str) -> None:

@@ -201,3 +201,45 @@ def test_in_another_thread_nothing_changes():
     thread.start()
     thread.join()
     assert seen == [handler]
+
+
+def test_where_a_second_signal_does_not_end_the_process_it_is_handled_as_before(signals_of_a_terminal, capfd):
+    """As in a notebook, where the process holds more than this run."""
+    done, wakeup = [], signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    with pytest.raises(KeyboardInterrupt), watched(second_ends=False):
+        assert signal.set_wakeup_fd(wakeup) == wakeup, "a loop of the program's own listens there"
+        with deferred():
+            send(signal.SIGINT)
+            done.append("first")
+            send(signal.SIGINT)
+            pytest.fail("went on")
+    assert done == ["first"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert capfd.readouterr().err == "SIGINT: finishing the step; a second signal does not wait for it\n"
+
+
+def test_a_run_in_another_thread_neither_hears_a_signal_nor_keeps_the_main_thread_from_it():
+    inside, leave, heard = threading.Event(), threading.Event(), []
+
+    def run() -> None:
+        with watched(), deferred():
+            inside.set()
+            leave.wait(20)
+            heard.append(signals.asked())
+            with at_once():
+                heard.append("evaluated")
+
+    thread = threading.Thread(target=run)
+    with pytest.raises(Stopped), watched():
+        thread.start()
+        inside.wait(20)
+        try:
+            send()
+            pytest.fail("the signal waited for the other thread")
+        finally:
+            leave.set()
+            thread.join()
+    assert heard == [None, "evaluated"]
+    with deferred():  # and what the two found and left behind is as it was
+        pass
+    assert not signals._state.deferred
