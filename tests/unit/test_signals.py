@@ -225,8 +225,8 @@ def test_a_run_in_another_thread_neither_hears_a_signal_nor_keeps_the_main_threa
         with watched(), deferred():
             inside.set()
             leave.wait(20)
-            heard.append(signals.asked())
-            with at_once():
+            heard.append(signals.stop_signal())
+            with interruptible():
                 heard.append("evaluated")
 
     thread = threading.Thread(target=run)
