@@ -23,7 +23,7 @@ from groundtune.prompts.policies import CONTEXTS, Passages, draw, kept
 from groundtune.prompts.prompt import Prompt
 from groundtune.prompts.rows import Question, encode_questions
 from groundtune.schema import Document, Example, Hit, Prediction, Reply
-from groundtune.system.processes import in_shares, once
+from groundtune.system.processes import in_shares, run_on_main
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class EndToEndEvaluator:
         begin = time.perf_counter()
         answer, n = partial(self._answer, model, on_answer), len(self.questions)
         generated = answer(range(n)) if in_step else in_shares(n, answer)
-        seconds = once(lambda: time.perf_counter() - begin)
+        seconds = run_on_main(lambda: time.perf_counter() - begin)
         return self.score([self._reply(q, g) for q, g in zip(self.questions, generated)], seconds)
 
     def _answer(self, model: Any, on_answer: Callable[[int], None], numbers: Sequence[int]) -> list[Generated]:

@@ -207,7 +207,7 @@ class Endpoint:
         if not prompts:
             return []
         # The first goes alone: a wrong address or key is said at once, and not once for each prompt.
-        return [reply(prompts[0], first=True), *_some_at_once(reply, prompts[1:], self.concurrency)]
+        return [reply(prompts[0], first=True), *_in_threads(reply, prompts[1:], self.concurrency)]
 
     def _reply(
         self, ask: Callable[[Any], Any], prompt: Any, text_of: Callable[[Any], str | None], first: bool
@@ -271,7 +271,7 @@ def lasting(ask: Callable[..., list[Reply]], met: bool = False) -> Callable[...,
     return asked
 
 
-def _some_at_once(function: Callable[[Any], T], items: Sequence[Any], threads: int) -> list[T]:
+def _in_threads(function: Callable[[Any], T], items: Sequence[Any], threads: int) -> list[T]:
     """What the function gives for each item, in their order.
 
     Python waits for the threads of a ThreadPoolExecutor, even to exit: Ctrl-C would wait for a server that hangs. These

@@ -18,7 +18,7 @@ from groundtune.schema import Document, Reply
 if TYPE_CHECKING:
     from groundtune.model.generators import Writer
 
-Row = dict[str, Any]
+JournalRow = dict[str, Any]
 NOT_ANSWERED = "NOT ANSWERED"
 STILL_THINKING = "a reply ended in its thoughts; raise --max_new_tokens, or turn thinking off by --generator_options"
 PLACEHOLDERS = {
@@ -94,7 +94,9 @@ class Asker:
     report: Callable[[str, int, int], None] = lambda stage, done, total: None
     failures: list[str] = field(default_factory=list)
 
-    def __call__(self, stage: str, jobs: Sequence[Row], prompts: Sequence[str], row_of: Callable[[Reply], Row]) -> None:
+    def __call__(
+        self, stage: str, jobs: Sequence[JournalRow], prompts: Sequence[str], row_of: Callable[[Reply], JournalRow]
+    ) -> None:
         """Keep `{**job, **row_of(reply)}` for each job whose prompt got a reply."""
         for start in range(0, len(jobs), self.batch):
             self.report(stage, start, len(jobs))

@@ -20,8 +20,8 @@ def is_main() -> bool:
     return _state().is_main_process
 
 
-def once(compute: Callable[[], T]) -> T:
-    """What `compute` returns in the main process, in all of them: so that they agree on it, and it is made once."""
+def run_on_main(compute: Callable[[], T]) -> T:
+    """What `compute` returns in the main process, in every process: so that they agree on it, and it is made once."""
     found = [compute() if is_main() else None]
     if _state().num_processes > 1:
         from accelerate.utils import broadcast_object_list

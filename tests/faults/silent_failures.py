@@ -486,7 +486,7 @@ def effective_batch_changes(patch: Patch, world: World) -> None:
         self.auto_find_batch_size = asked
 
     patch.setattr(QATrainingArguments, "__post_init__", kept)
-    patch.setattr(safe_trainer, "with_what_fits", lambda at_once, compute, *others: compute())
+    patch.setattr(safe_trainer, "halve_on_oom", lambda micro_batch, compute, *others: compute())
 
 
 def thought_is_learnt(patch: Patch, world: World) -> None:
@@ -505,7 +505,7 @@ def packing_leaks(patch: Patch, world: World) -> None:
     attend = attention.Packed.attend
 
     def leaking(self: attention.Packed, *args: Any) -> Any:
-        if self.memory is not None:
+        if self.cache is not None:
             return attend(self, *args)
         all_before = [replace(s, path=tuple(range(i))) for i, s in enumerate(self.segments)]
         return attend(attention.Packed(all_before), *args)
