@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("format", choices=list(known), metavar="FORMAT", help="one of the formats above")
     made.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="files, or the folder of beir; .gz is read")
-    made.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of what is written")
+    made.add_argument("-o", "--output_dir", type=Path, required=True, metavar="DIR", help="folder of what is written")
     made.add_argument("--limit", type=int, help="take at most so many examples of each input")
     made.add_argument("--unanswerable", metavar="TEXT", help="the answer that a question without an answer gets")
     made.add_argument("--evidence", type=Path, metavar="DIR", help="triviaqa: the folder with wikipedia/ and web/")
@@ -55,8 +55,8 @@ def main(argv: Sequence[str]) -> int:
     from groundtune.prepare import convert
     from groundtune.prepare.formats import Options
 
-    name, inputs, folder = arguments.format, arguments.inputs, arguments.output
-    ours = {"format", "inputs", "output", "quiet", "json"}
+    name, inputs, folder = arguments.format, arguments.inputs, arguments.output_dir
+    ours = {"format", "inputs", "output_dir", "quiet", "json"}
     options = {flag: value for flag, value in vars(arguments).items() if value is not None and flag not in ours}
     problems = convert.check(name, inputs, folder, options)
     if "prompt_pattern" in options:
