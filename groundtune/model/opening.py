@@ -17,7 +17,6 @@ from groundtune.model.attention import use_packed_attention
 from groundtune.model.endpoint import endpoint_at, is_server
 from groundtune.model.generators import LocalModel, Writer, to_device
 from groundtune.model.loading import computes_bf16, load_model, load_tokenizer
-from groundtune.model.lora import fuse
 from groundtune.prompts.prompt import Prompt, make_prompt
 from groundtune.system.model_folders import (
     adapter_base_of,
@@ -151,6 +150,8 @@ def _ready(model: Any) -> Any:
 def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
     from peft import PeftModel
     from peft.utils import get_peft_model_state_dict, load_peft_weights
+
+    from groundtune.model.lora import fuse  # here, for it takes PEFT, and most models are no adapters
 
     if problems := model_problems(adapter, with_base=False):
         raise ModelError(problems[0])
