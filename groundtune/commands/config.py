@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from groundtune.errors import DataError
+from groundtune.system.text import HALF_A_CHARACTER, encodable
 
 _SCALARS = (str, int, float, bool)
 
@@ -72,7 +73,7 @@ def read_config(path: str) -> list[Entry]:
     entries = list(read(path, text))
     problems, first = [], {}
     for entry in entries:
-        if entry.name in first and _encodable(entry):
+        if entry.name in first and encodable([entry.name, entry.value]):
             earlier = first[entry.name].where.rpartition(":")[2]
             problems.append(f"{entry.label}: is given in line {earlier} too; keep one")
         else:
@@ -112,9 +113,8 @@ def as_in_a_file(value: Any) -> Any:
 def _no_flag(entry: Entry) -> list[str]:
     """Why an argument cannot be a flag, if it cannot."""
     value = entry.value
-    if not _encodable(entry):
-        what = "holds half of a surrogate pair, which UTF-8 cannot encode; write the whole character"
-        return [f"{replace(entry, name=ascii(entry.name)).label}: {what}"]
+    if not encodable([entry.name, value]):
+        return [f"{replace(entry, name=ascii(entry.name)).label}: {HALF_A_CHARACTER}"]
     if isinstance(value, dict):
         try:
             json.dumps(value)
@@ -129,15 +129,6 @@ def _no_flag(entry: Entry) -> list[str]:
         kinds = "a text, a number, True, False, None, a path, a list of these or a dictionary"
         return [f"{entry.label}: is a {type(value).__name__}; give {kinds}"]
     return []
-
-
-def _encodable(entry: Entry) -> bool:
-    """JSON can spell half of a surrogate pair, which no file and no terminal in UTF-8 can hold."""
-    try:
-        json.dumps([entry.name, entry.value], ensure_ascii=False, default=str).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _text_of(path: str) -> str:

@@ -19,6 +19,7 @@ from groundtune.arguments import GROUPS, Arguments
 from groundtune.commands.config import Entry, entries_of, read_config, split_files
 from groundtune.commands.flags import HELP_WIDTH, FlagFormatter, true_or_false
 from groundtune.errors import DataError
+from groundtune.system.text import one_line
 
 # Flags as they were once spelt -> today's. A share of the steps and a number of steps are one flag today.
 RENAMED = {
@@ -79,7 +80,7 @@ def parse_arguments(method: str, argv: Sequence[str], keywords: Mapping[str, Any
     try:
         *groups, training, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     except (ValueError, ImportError) as error:
-        raise DataError(_why_refused(argv, parser) or [f"arguments: {_one_line(error)}"]) from error
+        raise DataError(_why_refused(argv, parser) or [f"arguments: {one_line(error)}"]) from error
     if unknown:
         raise DataError(_unknown_flags(unknown, parser))
     names = ("data", "retrieval", "prompt", "model", "evaluation", "logger", "output")
@@ -99,12 +100,8 @@ def _why_refused(argv: Sequence[str], parser: Any) -> list[str]:
         try:
             parser.parse_args_into_dataclasses(argv[start:end], return_remaining_strings=True)
         except (ValueError, ImportError) as error:
-            problems.append(f"{argv[start].partition('=')[0]}: {_one_line(error)}; -h describes it")
+            problems.append(f"{argv[start].partition('=')[0]}: {one_line(error)}; -h describes it")
     return problems
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def training_parser(method: str) -> Any:

@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError
 
 from groundtune.arguments import ModelArguments, is_commit
-from groundtune.errors import ModelError, why_not_loaded
-from groundtune.system.model_folders import model_problems, nothing_unpickled
+from groundtune.errors import ModelError
+from groundtune.system.model_folders import model_problems, nothing_unpickled, why_not_loaded
 
 logger = logging.getLogger(__name__)
 

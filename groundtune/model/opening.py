@@ -13,14 +13,20 @@ import torch
 from safetensors import SafetensorError
 
 from groundtune.arguments import ModelArguments, PromptArguments, check_model_name
-from groundtune.errors import ModelError, why_not_loaded
+from groundtune.errors import ModelError
 from groundtune.model.attention import use_packed_attention
 from groundtune.model.endpoint import endpoint_at, is_server
 from groundtune.model.generators import LocalModel, Writer, to_device
 from groundtune.model.loading import computes_bf16, load_model, load_tokenizer
 from groundtune.model.lora import fuse
 from groundtune.prompts.prompt import Prompt, make_prompt
-from groundtune.system.model_folders import adapter_base_of, base_named_in, model_problems, nothing_unpickled
+from groundtune.system.model_folders import (
+    adapter_base_of,
+    base_named_in,
+    model_problems,
+    nothing_unpickled,
+    why_not_loaded,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from groundtune.arguments import DataArguments, RetrievalArguments
-from groundtune.errors import ModelError, why_not_loaded
+from groundtune.errors import ModelError
 from groundtune.retrieval.embedder import Embedder
 from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, HybridRetriever, Retriever
 from groundtune.retrieval.stores.local import load_or_build_index
 from groundtune.schema import Document
+from groundtune.system.model_folders import why_not_loaded
 from groundtune.system.outputs import inside
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from groundtune.errors import DataError
 from groundtune.system.outputs import is_link
+from groundtune.system.text import one_line
 
 # Pickles by name, each with the files that libraries prefer to it.
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
@@ -50,9 +51,17 @@ def base_named_in(path: Path) -> str:
     except (KeyError, TypeError) as error:
         raise DataError([f"{path}: names no base_model_name_or_path; add it"]) from error
     except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise DataError([f"{path}: cannot be read ({reason}); is the adapter complete?"]) from error
     return name
+
+
+def why_not_loaded(error: Exception) -> str:
+    """A library's error about a model, on one line."""
+    reason = one_line(error)
+    if "safetensors" in reason:
+        return f"{reason} Weights are read from safetensors only, as a .bin file is a pickle; convert them first"
+    return one_line(error, 240)
 
 
 def model_problems(name: str, gguf_file: str | None = None, weights: bool = True, with_base: bool = True) -> list[str]:

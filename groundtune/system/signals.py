@@ -37,9 +37,9 @@ class Stopped(BaseException):
 
 @dataclass
 class _State:
-    asked: int | None = None  # the signal that came
-    deferred: bool = False  # it is only noted; whoever deferred it looks with `asked`
-    interruptible: bool = True  # whether `at_once` counts
+    signal: int | None = None  # the one that came
+    deferred: bool = False  # it is only noted; whoever deferred it looks with `stop_signal`
+    everywhere: bool = False  # in `interruptible` parts, too
     heard: bool = False  # whether a thread listens
     next: Mapping[int, Any] = field(default_factory=dict)  # who handles a second signal; nobody: the process ends
 
@@ -47,9 +47,9 @@ class _State:
 _state = _State()  # signals belong to the process, so there is one
 
 
-def asked() -> int | None:
+def stop_signal() -> int | None:
     """The signal that asked the run of this thread to stop, if one did."""
-    return _state.asked if _in_main_thread() else None
+    return _state.signal if _in_main_thread() else None
 
 
 @contextmanager
@@ -72,45 +72,45 @@ def watched(second_ends: bool = True) -> Iterator[None]:
         try:
             yield
         finally:
-            _state.asked = None
+            _state.signal = None
             for signum, handler in before.items():
                 signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # None: set by other than Python
             _state.next = {}
 
 
 @contextmanager
-def deferred(interruptible: bool = True) -> Iterator[None]:
-    """Inside, a signal is only noted, except within `at_once` if this is `interruptible`; at the end it counts."""
+def deferred(everywhere: bool = False) -> Iterator[None]:
+    """Inside, a signal is only noted (in `interruptible` parts only if `everywhere`); at the end it counts."""
     if not _in_main_thread():
         yield
         return
-    before = _state.deferred, _state.interruptible
-    _state.deferred, _state.interruptible = True, interruptible
+    before = _state.deferred, _state.everywhere
+    _state.deferred, _state.everywhere = True, everywhere
     try:
         yield
     finally:
-        _state.deferred, _state.interruptible = before
-    if _state.asked is not None and not _state.deferred:
-        raise Stopped(_state.asked)
+        _state.deferred, _state.everywhere = before
+    if _state.signal is not None and not _state.deferred:
+        raise Stopped(_state.signal)
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Within `deferred`, a part that may be torn: a signal raises `Stopped` again, as does one noted before."""
-    if not _in_main_thread() or not _state.interruptible:
+    if not _in_main_thread() or _state.everywhere:
         yield
         return
     before, _state.deferred = _state.deferred, False
     try:
-        if _state.asked is not None:
-            raise Stopped(_state.asked)
+        if _state.signal is not None:
+            raise Stopped(_state.signal)
         yield
     finally:
         _state.deferred = before
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
-    _state.asked = signum
+    _state.signal = signum
     for each in _SIGNALS:
         if signal.getsignal(each) is _handle:
             signal.signal(each, _state.next.get(each) or signal.SIG_DFL)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from groundtune.system import signals
-from groundtune.system.signals import Stopped, at_once, deferred, watched
+from groundtune.system.signals import Stopped, deferred, interruptible, watched
 
 pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send"),
@@ -46,7 +46,7 @@ def test_what_may_not_be_torn_is_finished_and_then_it_stops(capfd):
     with pytest.raises(Stopped), watched():
         with deferred():
             send()
-            assert signals.asked() == signal.SIGTERM
+            assert signals.stop_signal() == signal.SIGTERM
             while not told:
                 told = capfd.readouterr().err
             done.append("step")
@@ -57,7 +57,7 @@ def test_what_may_not_be_torn_is_finished_and_then_it_stops(capfd):
 
 def test_within_it_an_evaluation_may_be_torn():
     with pytest.raises(Stopped), watched(), deferred():
-        with at_once():
+        with interruptible():
             send()
             pytest.fail("the evaluation went on")
         pytest.fail("the step went on")
@@ -66,14 +66,14 @@ def test_within_it_an_evaluation_may_be_torn():
 def test_an_evaluation_that_begins_after_the_signal_does_not_begin():
     with pytest.raises(Stopped), watched(), deferred():
         send()
-        with at_once():
+        with interruptible():
             pytest.fail("began")
 
 
 def test_several_processes_evaluate_to_the_end_together():
     done = []
-    with pytest.raises(Stopped), watched(), deferred(interruptible=False):
-        with at_once():
+    with pytest.raises(Stopped), watched(), deferred(everywhere=True):
+        with interruptible():
             send()
             done.append("evaluation")
         done.append("step")
@@ -82,13 +82,13 @@ def test_several_processes_evaluate_to_the_end_together():
 
 def test_after_an_evaluation_it_waits_again():
     with pytest.raises(Stopped), watched(), deferred():
-        with at_once():
+        with interruptible():
             pass
         send()
 
 
-def test_at_once_as_a_decorator_serves_every_call():
-    @at_once()
+def test_interruptible_as_a_decorator_serves_every_call():
+    @interruptible()
     def evaluate() -> int:
         return 1
 
@@ -99,11 +99,11 @@ def test_at_once_as_a_decorator_serves_every_call():
         evaluate()
 
 
-def test_a_run_begins_with_no_signal_asked():
+def test_a_run_begins_without_a_stop_signal():
     with pytest.raises(Stopped), watched():
         send()
     with watched():
-        assert signals.asked() is None
+        assert signals.stop_signal() is None
 
 
 SECOND = """
@@ -152,15 +152,15 @@ def test_signals_are_heard_while_a_library_computes(first, second):
 
 FORKED = """
 import os, signal, time
-from groundtune.system.signals import asked, deferred, watched
+from groundtune.system.signals import deferred, stop_signal, watched
 with watched():
     with deferred():
         if child := os.fork():
             os.waitpid(child, 0)
-            print("alone", asked(), flush=True)
+            print("alone", stop_signal(), flush=True)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.5)
-            print("noted", asked(), flush=True)
+            print("noted", stop_signal(), flush=True)
         else:
             os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C tells every process of a terminal
             os._exit(0)
@@ -185,7 +185,7 @@ def test_a_signal_that_the_parent_ignored_stays_ignored():
     try:
         with watched():
             send(signal.SIGINT)
-        assert signals.asked() is None
+        assert signals.stop_signal() is None
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -225,8 +225,8 @@ def test_a_run_in_another_thread_neither_hears_a_signal_nor_keeps_the_main_threa
         with watched(), deferred():
             inside.set()
             leave.wait(20)
-            heard.append(signals.asked())
-            with at_once():
+            heard.append(signals.stop_signal())
+            with interruptible():
                 heard.append("evaluated")
 
     thread = threading.Thread(target=run)

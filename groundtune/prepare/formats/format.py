@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from groundtune.data.entries import Record, shown
+from groundtune.data.files import parquet_rows
 from groundtune.errors import DataError
 from groundtune.schema import UNANSWERABLE, Document, Example, Turn
+from groundtune.system.text import one_line
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def records(path: Path, problems: list[str]) -> Iterator[Record]:
     """
     name = path.name.lower().removesuffix(".gz")
     if name.endswith(".parquet"):
-        yield from (Record(where, row, problems) for where, row in _parquet_rows(path))
+        yield from (Record(f"{path}:{number}", row, problems) for number, row in parquet_rows(path))
     elif not name.endswith((".json", ".jsonl", ".ndjson")):
         raise DataError([f"{path}: files of this kind are not read; it must be .json, .jsonl or .parquet"])
     elif _is_json_lines(path):
@@ -151,7 +153,8 @@ def _lines(path: Path, problems: list[str]) -> Iterator[Record]:
             try:
                 value = json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
-                problems.append(f"{path}:{number}: not valid JSON ({_reason(error)}); every line must be one object")
+                reason = one_line(error, 150)
+                problems.append(f"{path}:{number}: not valid JSON ({reason}); every line must be one object")
                 continue
             if isinstance(value, dict):
                 yield Record(f"{path}:{number}", value, problems)
@@ -166,7 +169,7 @@ def _whole(path: Path, problems: list[str]) -> Iterator[Record]:
         except json.JSONDecodeError as error:
             raise DataError([f"{path}:{error.lineno}: not valid JSON ({error.msg}); fetch the file again"]) from error
         except (ValueError, RecursionError) as error:
-            raise DataError([f"{path}: not valid JSON ({_reason(error)}); fetch the file again"]) from error
+            raise DataError([f"{path}: not valid JSON ({one_line(error, 150)}); fetch the file again"]) from error
     if isinstance(value, dict):
         yield Record(str(path), value, problems)
         return
@@ -177,20 +180,6 @@ def _whole(path: Path, problems: list[str]) -> Iterator[Record]:
             yield Record(f"{path}[{number}]", item, problems)
         else:
             problems.append(f"{path}[{number}]: is {shown(item)}, not an object; a list must hold objects")
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DataError([f'{path}: Parquet needs pyarrow; pip install "groundtune[parquet]"']) from error
-    try:
-        batches = pyarrow.parquet.ParquetFile(path).iter_batches(1024)
-        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
-            yield f"{path}:{number}", row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError([f"{path}: not a readable Parquet file ({_reason(error)}); fetch it again"]) from error
 
 
 class _readable:
@@ -206,9 +195,4 @@ class _readable:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.file.close()
         if isinstance(error, EOFError | OSError):
-            raise DataError([f"{self.path}: cannot be unpacked ({_reason(error)}); fetch it again"]) from error
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 150 else text[:147] + "..."
+            raise DataError([f"{self.path}: cannot be unpacked ({one_line(error, 150)}); fetch it again"]) from error
