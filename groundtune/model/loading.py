@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from groundtune.arguments import ModelArguments, is_commit
 from groundtune.errors import ModelError
@@ -67,7 +68,7 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
     try:
         with nothing_unpickled():
             model, found = _with_attention(AutoModelForCausalLM, arguments.model_name_or_path, options)
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(_cannot_load("model", arguments, error)) from error
     if missing := sorted(found["missing_keys"]):
         raise ModelError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from groundtune.arguments import ModelArguments, PromptArguments, check_model_name
 from groundtune.errors import ModelError
@@ -160,7 +161,7 @@ def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
         with nothing_unpickled():
             saved = load_peft_weights(adapter, device="cpu", **where)
             adapted = PeftModel.from_pretrained(model, adapter, **where)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = why_not_loaded(error)
         raise ModelError(f"{adapter}: cannot load the adapter on {model.config.name_or_path}: {reason}") from error
     # PEFT only warns, and an adapter of which half is missing answers nearly like the base model.
