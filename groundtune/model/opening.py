@@ -22,8 +22,9 @@ from groundtune.prompts.prompt import Prompt, make_prompt
 from groundtune.system.model_folders import (
     adapter_base_of,
     base_named_in,
+    hub_problems,
+    loading,
     model_problems,
-    nothing_unpickled,
     why_not_loaded,
 )
 
@@ -154,11 +155,11 @@ def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
 
     from groundtune.model.lora import fuse  # here, for it takes PEFT, and most models are no adapters
 
-    if problems := model_problems(adapter, with_base=False):
+    if problems := model_problems(adapter, with_base=False) or hub_problems(adapter, revision):
         raise ModelError(problems[0])
     where = {"revision": revision} if revision else {}
     try:
-        with nothing_unpickled():
+        with loading(adapter):
             saved = load_peft_weights(adapter, device="cpu", **where)
             adapted = PeftModel.from_pretrained(model, adapter, **where)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
