@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from groundtune.arguments import GROUPS, DataArguments, RetrievalArguments
 from groundtune.commands.ask import WITHOUT
 from groundtune.commands.compare import compared
+from groundtune.commands.config import as_in_a_file
 from groundtune.commands.evaluate import inference_arguments, inference_parser
 from groundtune.commands.evaluate import parser as evaluate_parser
 from groundtune.commands.flags import add_group, filled
@@ -140,7 +141,7 @@ class Run:
         with self._asking, _by_keyword("ask"), _progress(not self.arguments.get("quiet")):
             dialogue = replace(self._dialogue, turns=list(chat_history))
             sources, words = dialogue.ask(question)
-            text = "".join(words)
+            text = "".join(words).strip()
         return Answer(question, text, tuple(sources), tuple(dialogue.turns))
 
     def evaluate(self, *, config: PathLike | None = None, **arguments: Any) -> Evaluated:
@@ -165,7 +166,8 @@ class Run:
         arguments = inference_arguments(words, for_questions=False, again=again)
         if problems := arguments.check(has_examples=False):
             raise DataError(problems)
-        return open_dialogue(arguments)
+        with _as_it_was():
+            return open_dialogue(arguments)
 
 
 def train(method: str, *, config: PathLike | None = None, **arguments: Any) -> Run:
@@ -279,7 +281,7 @@ def evaluate(model: PathLike | Run = "", *, config: PathLike | None = None, **ar
         from groundtune.recipes.evaluate import evaluate as evaluated
 
         shown = not words["quiet"]
-        with _progress(shown), recorded_as(again({})), _answering_bars(shown) as on_progress:
+        with _as_it_was(), _progress(shown), recorded_as(again({})), _answering_bars(shown) as on_progress:
             return evaluated(parsed, on_progress)
 
 
@@ -345,7 +347,7 @@ def open_retriever(
         from groundtune.data.files import read_documents
         from groundtune.retrieval.opening import index_folder, open_retriever_with
 
-        with _progress(not words["quiet"]):
+        with _as_it_was(), _progress(not words["quiet"]):
             documents = read_documents(data.full_dataset_file_path)
             return open_retriever_with(retrieval.embedding_model, retrieval, documents, index_folder(data))
 
@@ -378,10 +380,10 @@ def _written(function: str, *parts: Any) -> str:
     for part in parts:
         keywords = part.items() if isinstance(part, Mapping) else [("", part)]
         for name, value in keywords:
-            keyword = name.removeprefix("--")
-            if value is not None and value != []:
-                value = os.fspath(value) if isinstance(value, os.PathLike) else without_secrets(value, keyword)
-                words.append(f"{keyword}={value!r}" if keyword else repr(value))
+            keyword, value = name.removeprefix("--"), as_in_a_file(value)
+            if value not in (None, []):
+                shown = repr(without_secrets(value, keyword))
+                words.append(f"{keyword}={shown}" if keyword else shown)
     return f"{function}({', '.join(words)})"
 
 
@@ -455,7 +457,19 @@ def _answering_bars(shown: bool) -> Iterator[OnProgress]:
 
 @contextmanager
 def _as_it_was() -> Iterator[None]:
-    """What training sets for the whole process is afterwards as it was before."""
+    """What is set for the whole process inside is afterwards as it was before, unless another thread trains."""
+    if not _ONE_AT_A_TIME.acquire(blocking=False):
+        yield  # putting its random generators back would be worse than to draw from them
+        return
+    try:
+        with _kept():
+            yield
+    finally:
+        _ONE_AT_A_TIME.release()
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
     from transformers.utils import logging as of_transformers
 
     from groundtune.runs.checkpoints import kept_randomness

@@ -89,22 +89,22 @@ def entries_of(keywords: Mapping[str, Any]) -> list[Entry]:
 
     Raises `DataError` with all that no flag can hold.
     """
-    entries = [Entry(name, _as_in_a_file(value)) for name, value in keywords.items()]
+    entries = [Entry(name, as_in_a_file(value)) for name, value in keywords.items()]
     if problems := [problem for entry in entries for problem in _no_flag(entry)]:
         raise DataError(problems)
     return entries
 
 
-def _as_in_a_file(value: Any) -> Any:
+def as_in_a_file(value: Any) -> Any:
     """A value of Python as a file would say it: a path is a text, an array's number a number."""
     if isinstance(value, Enum):
-        return _as_in_a_file(value.value)
+        return as_in_a_file(value.value)
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)
     if isinstance(value, Mapping):
-        return {str(name): _as_in_a_file(item) for name, item in value.items()}
+        return {str(name): as_in_a_file(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_as_in_a_file(item) for item in value]
+        return [as_in_a_file(item) for item in value]
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return value
     return int(value) if isinstance(value, numbers.Integral) else float(value)

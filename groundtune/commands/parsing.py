@@ -280,7 +280,7 @@ def _spelt_as_today(argv: Sequence[str], known: set[str], tell: bool = True) -> 
 
 
 def _unknown_flags(words: Sequence[str], parser: Any) -> list[str]:
-    known = sorted(_flags(parser))
+    known = sorted(flag for flag in _flags(parser) if "-" not in flag[2:])  # HfArgumentParser has both spellings
     problems = []
     for word in words:
         flag = word.partition("=")[0]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from groundtune.arguments import ModelArguments, PromptArguments, check_model_name
 from groundtune.errors import ModelError
@@ -21,8 +22,9 @@ from groundtune.prompts.prompt import Prompt, make_prompt
 from groundtune.system.model_folders import (
     adapter_base_of,
     base_named_in,
+    hub_problems,
+    loading,
     model_problems,
-    nothing_unpickled,
     why_not_loaded,
 )
 
@@ -153,14 +155,14 @@ def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
 
     from groundtune.model.lora import fuse  # here, for it takes PEFT, and most models are no adapters
 
-    if problems := model_problems(adapter, with_base=False):
+    if problems := model_problems(adapter, with_base=False) or hub_problems(adapter, revision):
         raise ModelError(problems[0])
     where = {"revision": revision} if revision else {}
     try:
-        with nothing_unpickled():
+        with loading(adapter):
             saved = load_peft_weights(adapter, device="cpu", **where)
             adapted = PeftModel.from_pretrained(model, adapter, **where)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = why_not_loaded(error)
         raise ModelError(f"{adapter}: cannot load the adapter on {model.config.name_or_path}: {reason}") from error
     # PEFT only warns, and an adapter of which half is missing answers nearly like the base model.
