@@ -20,7 +20,7 @@ import numpy as np
 from groundtune.errors import DataError
 from groundtune.retrieval.embedding_prompts import prompts_for
 from groundtune.retrieval.reading_limit import token_counts
-from groundtune.system.model_folders import nothing_unpickled, refuse_embedding_model
+from groundtune.system.model_folders import loading, refuse_embedding_model
 from groundtune.system.progress import bars_shown
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Embedder:
 
         refuse_embedding_model(self.name)
         options = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
-        with nothing_unpickled():
+        with loading(self.name):
             self.model = SentenceTransformer(self.name, device=self.device, **options).eval()
         if self.dtype != "auto":
             self.model.to(getattr(torch, self.dtype))

@@ -575,6 +575,40 @@ def test_a_wrong_argument_is_said_before_anything_is_written(database, tmp_path,
     assert said in lines[0] and not (tmp_path / "qa").exists()
 
 
+@pytest.mark.parametrize("name", ["empty", "no/such/folder/at/all", "nobody/no-such-model"])
+def test_a_wrong_embedding_model_is_said_before_anything_is_asked_and_as_index_says_it(
+    server, database, tmp_path, monkeypatch, capsys, name
+):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    assert main(["index", "--full_dataset_file_path", str(database), "--embedding_model", name]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("--embedding_model: ") and name in said and len(said.splitlines()) == 1
+    flags = ("--generator", server.generator, "--generator_model", "m", "--min_words", 5)
+    assert run(database, "-o", "qa", "--embedding_model", name, *flags) == 2
+    assert capsys.readouterr().err == said
+    assert server.requests == [] and not Path("qa").exists()
+
+
+def test_questions_are_searched_with_the_retriever_and_the_prompts_that_are_given(
+    server, database, tmp_path, monkeypatch, static_embedding_folder
+):
+    made, judge = [], gates.judge
+    monkeypatch.setattr(gates, "judge", lambda *given: made.append(given[-1]) or judge(*given))
+    flags = ("--generator", server.generator, "--generator_model", "m", "--min_words", 5, "--passages", 6)
+    dense = ("--embedding_model", static_embedding_folder, "--query_prompt", "Q: ", "--document_prompt", "D: ")
+    run(database, "-o", tmp_path / "qa", *flags)
+    run(database, "-o", tmp_path / "qa", *flags, *dense)
+    run(database, "-o", tmp_path / "qa", *flags, *dense, "--retriever", "hybrid")
+    run(database, "-o", tmp_path / "qa", *flags, *dense, "--retriever", "bm25")
+    kinds = ["BM25Retriever", "DenseRetriever", "HybridRetriever", "BM25Retriever"]
+    assert [type(retriever).__name__ for retriever in made] == kinds
+    for retriever in (made[1], made[2].retrievers[0]):
+        assert (retriever.embedder.query_prompt, retriever.embedder.document_prompt) == ("Q: ", "D: ")
+    (index,) = (tmp_path / "index").glob("*/manifest.json")  # both dense ones share it
+    assert json.loads(index.read_text("utf-8"))["settings"]["document_prompt"] == "D: "
+
+
 def test_a_prompt_of_ones_own_is_used(tmp_path):
     (tmp_path / "prompt.txt").write_text("Frage zu: {passage}")
     chosen = settings(question_prompt=read_prompt(tmp_path / "prompt.txt", "questions.txt"))

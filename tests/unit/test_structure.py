@@ -151,6 +151,18 @@ def test_importing_groundtune_loads_neither_torch_nor_transformers():
     assert done.returncode == 0, done.stderr
 
 
+def test_a_dialogue_loads_nothing_of_training_hub_doctor_or_report_and_a_server_answers_without_torch():
+    code = (
+        "import sys, groundtune.serving.dialogue\n"
+        "ours = ('training', 'recipes', 'reporting', 'runs.hub', 'runs.checkpoints', 'runs.resume')\n"
+        "unwanted = tuple(f'groundtune.{name}' for name in ours) + ('torch', 'transformers', 'accelerate', 'peft')\n"
+        "loaded = [name for name in sys.modules if name.startswith(unwanted)]\n"
+        "assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_public_name_is_what_it_says():
     for name in groundtune.__all__:
         assert getattr(groundtune, name) is not None
