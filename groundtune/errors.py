@@ -24,8 +24,9 @@ class ModelError(DataError):
 
 
 def why_not_loaded(error: Exception) -> str:
-    """A library's error in one line."""
-    reason = " ".join(str(error).split()) or type(error).__name__
+    """A library's error in one line, with its name where that is half of what it says: KeyError('types')."""
+    said = repr(error) if isinstance(error, (LookupError, TypeError, AttributeError)) else str(error)
+    reason = " ".join(said.split()) or type(error).__name__
     if "safetensors" in reason:
         return f"{reason} Weights are read from safetensors only, as a .bin file is a pickle; convert them first"
     return reason if len(reason) <= 240 else f"{reason[:237]}..."

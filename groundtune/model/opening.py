@@ -20,6 +20,7 @@ from groundtune.model.loading import computes_bf16, load_model, load_tokenizer
 from groundtune.model.lora import fuse
 from groundtune.prompts.prompt import Prompt, make_prompt
 from groundtune.system.model_folders import adapter_base_of, base_named_in, hub_problems, loading, model_problems
+from groundtune.system.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +154,9 @@ def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
         with loading(adapter):
             saved = load_peft_weights(adapter, device="cpu", **where)
             adapted = PeftModel.from_pretrained(model, adapter, **where)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # PEFT trusts the settings of an adapter to be right
+        if is_out_of_memory(error):
+            raise
         reason = why_not_loaded(error)
         raise ModelError(f"{adapter}: cannot load the adapter on {model.config.name_or_path}: {reason}") from error
     # PEFT only warns, and an adapter of which half is missing answers nearly like the base model.
