@@ -1,35 +1,55 @@
 # Two commands for a new machine with Python and pip: `make demo` and `make test`.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+# The versions that were tested, so that no release of tomorrow changes what these commands do; empty: the newest.
+CONSTRAINTS ?= constraints.txt
+# Named by its version even where nothing else is: a range would fetch gigabytes of CUDA packages on a machine that has
+# no use for them.
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
 
-.PHONY: demo test test-quick test-slow docs faults clean
+.PHONY: demo test test-quick test-slow test-latest test-oldest docs faults constraints clean
 
-demo: .venv/installed-demo  ## train and compare the embedded model, in about a quarter of an hour on two cores
+demo: $(VENV)/installed-demo  ## train and compare the embedded model, in about a quarter of an hour on two cores
 	$(BIN)/groundtune demo
 
-test: .venv/installed-test  ## every test but the slow ones, in two processes; no network, no model download
+test: $(VENV)/installed-test  ## every test but the slow ones, in two processes; no network, no model download
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
-test-quick: .venv/installed-test  ## the tests that take no model, in a minute
+test-quick: $(VENV)/installed-test  ## the tests that take no model, in a minute
 	$(BIN)/python -m pytest -m "not slow and not model"
 
-test-slow: .venv/installed-test  ## what `make test` leaves out: campaigns of faults and of load
+test-slow: $(VENV)/installed-test  ## what `make test` leaves out: campaigns of faults and of load
 	$(BIN)/python -m pytest -m slow
 
-docs: .venv/installed-docs  ## the site, in site/; a broken link or anything loaded from elsewhere fails
+docs: $(VENV)/installed-docs  ## the site, in site/; a broken link or anything loaded from elsewhere fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-faults: .venv/installed-test  ## every script that attacks the tool; `make test-slow` runs a few dozen cases of each
+faults: $(VENV)/installed-test  ## every script that attacks the tool; `make test-slow` runs a few dozen cases of each
 	for script in $(filter-out tests/faults/test_%,$(wildcard tests/faults/*.py)); do \
 		echo "$$script"; $(BIN)/python "$$script" || exit 1; done
 
-# torch is pinned first: a range would fetch gigabytes of CUDA packages on a machine that has no use for them.
-.venv/installed-%: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv || ($(PYTHON) -m pip install virtualenv && $(PYTHON) -m virtualenv .venv)
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+test-latest:  ## every test with the newest of everything but PyTorch (all of it: TORCH=torch), in .venv-latest
+	rm -rf .venv-latest
+	$(MAKE) test VENV=.venv-latest CONSTRAINTS=
+
+test-oldest: build/oldest.txt  ## every test with the lowest versions that pyproject.toml allows, in .venv-oldest
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=build/oldest.txt
+
+constraints: test-latest  ## constraints.txt as of today, if every test passes with it
+	$(MAKE) .venv-latest/installed-demo VENV=.venv-latest CONSTRAINTS=
+	.venv-latest/bin/python scripts/constraints.py installed > constraints.txt
+
+build/oldest.txt: pyproject.toml scripts/constraints.py
+	mkdir -p build
+	$(PYTHON) scripts/constraints.py oldest > $@
+
+$(VENV)/installed-%: pyproject.toml $(CONSTRAINTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || ($(PYTHON) -m pip install virtualenv && $(PYTHON) -m virtualenv $(VENV))
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS:%=-c %) $(TORCH)
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS:%=-c %) --editable ".[$*]"
 	touch $@
 
 clean:
-	rm -rf .venv runs build site *.egg-info
+	rm -rf .venv .venv-latest .venv-oldest runs build site *.egg-info

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import groundtune
-from groundtune.cli import COMMANDS, main
+from groundtune.cli import all_commands, main
+from groundtune.methods import METHODS
 
-# Page -> the commands that it is about; sft and swr take the same arguments.
-PAGES = {name: [name] for name in COMMANDS if name not in ("sft", "swr", "index")} | {
-    "training": ["sft", "swr"],
+# Page -> the commands that it is about; the training methods take the same arguments.
+PAGES = {name: [name] for name in all_commands() if name not in (*METHODS, "index")} | {
+    "training": list(METHODS),
     "index-command": ["index"],  # a page called index would be the folder's
 }
 ROOT = Path(__file__).parents[1]
@@ -72,7 +73,7 @@ def command_page(commands: list[str]) -> str:
     title = " and ".join(f"groundtune {name}" for name in commands)
     before, sections = _parts(help_of(commands[0]))
     usage, _, description = before.partition("\n\n")
-    lines = [f"# {title}", "", *(f"`{name}`: {COMMANDS[name][0]}  " for name in commands), ""]
+    lines = [f"# {title}", "", *(f"`{name}`: {all_commands()[name][0]}  " for name in commands), ""]
     lines += ["```text", usage.removeprefix("usage: "), "```", "", _paragraphs(description)]
     for heading, body in sections:
         example = heading in ("example", "examples")

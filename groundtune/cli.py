@@ -18,7 +18,7 @@ from groundtune.methods import METHODS
 from groundtune.system.durable import DiskError
 from groundtune.system.out_of_memory import OutOfMemory, is_out_of_memory, reason
 
-__all__ = ["COMMANDS", "main", "parse_arguments", "train_command"]
+__all__ = ["COMMANDS", "all_commands", "main", "parse_arguments", "train_command"]
 
 # Name -> its line in the help, and the function that gets the words after the name and returns the exit status.
 # It is imported when the command runs: `groundtune -h` loads no library.
@@ -26,7 +26,6 @@ COMMANDS = {
     "documents": ("a folder of files -> passages: the document database", "commands.documents:main"),
     "questions": ("an LLM writes questions and answers on your documents", "commands.questions:main"),
     "convert": ("SQuAD, BEIR, chats ... -> examples and documents, and back", "commands.convert:main"),
-    **{name: (method.help, "commands.train:train_by") for name, method in METHODS.items()},
     "doctor": ("all that is wrong with the data of a training command", "commands.doctor:main"),
     "evaluate": ("any model or server, end to end, in four contexts", "commands.evaluate:main"),
     "compare": ("runs side by side: paired intervals, wins and losses", "commands.compare:main"),
@@ -42,6 +41,14 @@ _LESS_MEMORY = (
 )
 
 
+def all_commands() -> dict[str, tuple[str, str]]:
+    """`COMMANDS` and one for each training method, before the doctor of its data."""
+    first = list(COMMANDS).index("doctor")
+    listed = list(COMMANDS.items())
+    trained = [(name, (method.help, "commands.train:train_by")) for name, method in METHODS.items()]
+    return dict([*listed[:first], *trained, *listed[first:]])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `groundtune COMMAND ...`.
 
@@ -49,9 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     full or fails; 4 if a run is done and not on the hub; 143 and 130 after SIGTERM and SIGINT.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0] in COMMANDS:
+    known = all_commands()
+    if argv and argv[0] in known:
         return run_command(argv[0], argv[1:])
-    listed = "".join(f"  {name:11}{text}\n" for name, (text, _) in COMMANDS.items())
+    listed = "".join(f"  {name:11}{text}\n" for name, (text, _) in known.items())
     parser = argparse.ArgumentParser(
         prog="groundtune",
         description=groundtune.__doc__,
@@ -59,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=f"commands:\n{listed}\ngroundtune COMMAND -h shows the arguments of a command, and an example.",
     )
     parser.add_argument("--version", action="version", version=f"groundtune {groundtune.__version__}")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    parser.add_argument("command", choices=known, metavar="COMMAND", help="one of the commands below")
     parser.parse_args(argv or ["--help"])
     return 0
 
@@ -68,7 +76,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     """Run one command; what is wrong goes to standard error, one problem a line."""
     _set_up_output()
     _set_up_logging()
-    module, _, function = COMMANDS[name][1].partition(":")
+    module, _, function = all_commands()[name][1].partition(":")
     words = [name, *argv] if name in METHODS else list(argv)
     try:
         return getattr(import_module(f"groundtune.{module}"), function)(words)

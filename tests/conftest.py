@@ -133,6 +133,16 @@ def signals_of_a_terminal():
         signal.signal(signum, handler)
 
 
+@pytest.fixture(scope="module")
+def no_drawing():
+    """For whole runs whose plots no test looks at: to draw them takes as long as to train."""
+    from groundtune.reporting import plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_svg", lambda figure, alt: "<svg></svg>")
+        yield
+
+
 @pytest.fixture(scope="session")
 def families(tmp_path_factory):
     """Family by name, each made when it is first asked for."""
@@ -301,6 +311,7 @@ def _sentencepiece_like(name: str, specials: list[str]) -> Any:
 # How the tests are run
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two for whole folders. None for single files: a worker takes longer to import torch than most files take."""
     paths = [Path(argument.partition("::")[0]) for argument in config.args]

@@ -6,18 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from groundtune.evaluation.metrics import TIE, Interval, PairedDifference
+from groundtune.evaluation.metrics import TIE, Interval, PairedDifference, greater_is_better, paired_difference
 
 if TYPE_CHECKING:
     from groundtune.evaluation.predictions import Evaluation
     from groundtune.schema import Prediction
-
-from typing import TYPE_CHECKING
-
-from groundtune.evaluation.metrics import greater_is_better, paired_difference
-
-if TYPE_CHECKING:
-    from groundtune.evaluation.predictions import Evaluation
 
 
 def differences(base: Evaluation, tuned: Evaluation, samples: int = 2000) -> dict[str, PairedDifference]:

@@ -148,7 +148,7 @@ def _html_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]
     from bs4 import UnicodeDammit
 
     # From bytes: a page says itself how it is encoded.
-    soup = _parsed(UnicodeDammit(path.read_bytes(), is_html=True).unicode_markup)
+    soup = _parsed(UnicodeDammit(path.read_bytes(), is_html=True).unicode_markup or "")
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
     text = _markdown_of(_main_part(soup), path)
     yield Page(text, title or _first_heading(text) or path.stem, source, markdown=True)

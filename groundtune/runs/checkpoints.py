@@ -22,10 +22,17 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from groundtune.system.durable import MANIFEST, Damaged, discard, disk_errors, read_manifest, sync_folder, write_manifest
-from groundtune.system.durable import MANIFEST, Damaged, discard, disk_errors, read_manifest, sync_folder, write_manifest
-from groundtune.system.outputs import is_link
+from groundtune.system.durable import (
+    MANIFEST,
+    Damaged,
+    discard,
+    disk_errors,
+    read_manifest,
+    sync_folder,
+    write_manifest,
+)
 from groundtune.system.model_folders import pickles
+from groundtune.system.outputs import is_link
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,6 @@ from transformers.trainer_utils import HubStrategy
 
 from groundtune import __version__
 from groundtune.errors import DataError
-from groundtune.system.text import hide_secrets
-from groundtune.errors import DataError
 from groundtune.system.outputs import is_link
 from groundtune.system.text import hide_secrets
 

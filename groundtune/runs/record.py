@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from groundtune.system.text import plain, without_secrets
-
-import json
-import math
-import numbers
 import os
 import platform
 import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime, timezone
-from enum import Enum
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from groundtune.data.files import sha256_of
+from groundtune.system.text import plain, without_secrets
 
 _PACKAGES = ("groundtune", "torch", "transformers", "peft", "sentence-transformers", "faiss-cpu")
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.arguments import DataArguments, EvaluationArguments, ModelArguments, PromptArguments, RetrievalArguments
-from groundtune.system.durable import cache_folder
-from groundtune.errors import DataError
 from groundtune.data.files import sha256_of, write_text
+from groundtune.errors import DataError
+from groundtune.system.durable import cache_folder
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -19,21 +19,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from groundtune.arguments import Arguments
-from groundtune.runs.checkpoints import Checkpoint, checkpoint_folders, newest_checkpoint, read_checkpoint
-from groundtune.system.durable import Damaged, discard
+from groundtune.data.files import sha256_of
+from groundtune.errors import DataError
 from groundtune.prompts.rows import EpochRows
-from groundtune.errors import DataError
-from groundtune.data.files import sha256_of
-from groundtune.system.text import plain, without_secrets
-from groundtune.runs.record import versions
 from groundtune.runs.checkpoints import Checkpoint, checkpoint_folders, newest_checkpoint, read_checkpoint
+from groundtune.runs.record import versions
 from groundtune.system.durable import Damaged, discard
-from groundtune.prompts.rows import Row
-from groundtune.errors import DataError
-from groundtune.data.files import sha256_of
 from groundtune.system.outputs import in_place_of, inside, links_in
 from groundtune.system.text import plain, without_secrets
-from groundtune.runs.record import versions
 
 logger = logging.getLogger(__name__)
 

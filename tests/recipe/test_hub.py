@@ -18,6 +18,8 @@ from test_recipes import SECRET, flags
 import groundtune.recipes.train
 from groundtune.cli import train_command
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 ADAPTER = {"adapter_model.safetensors", "adapter_config.json", *TOKENIZER}
 WHOLE = {"model.safetensors", "config.json", "generation_config.json", *TOKENIZER}

@@ -12,6 +12,8 @@ from test_recipes import flags, lines
 
 from groundtune.cli import train_command
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 KINDS = {
     "all weights, chat template": ("llama", {}),
     "LoRA, chat template": ("gemma", {"use_peft": "true", "lora_r": 2}),

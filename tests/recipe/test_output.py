@@ -13,6 +13,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 import groundtune.demo
 from groundtune.cli import main
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 
 class Chatty(TrainerCallback):
     """As some trackers: it prints where its dashboard is."""

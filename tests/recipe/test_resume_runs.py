@@ -21,6 +21,8 @@ from groundtune.prompts.prompt import ChatPrompt
 from groundtune.runs.resume import locked
 from groundtune.training.trainer import QATrainer
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 ROOT = Path(__file__).parents[2]
 
 

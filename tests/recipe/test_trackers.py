@@ -13,6 +13,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from groundtune.cli import train_command
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 FOLLOWED = ("generation/f1", "generation/f1_low", "generation/rougeL", "retrieval/recall@1", "loss_with_gold_passage")
 
 
