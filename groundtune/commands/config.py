@@ -65,13 +65,13 @@ def read_config(path: str) -> list[Entry]:
     problems, first = [], {}
     for entry in entries:
         if not _encodable(entry):
-            what = "holds half of a surrogate pair, which UTF-8 cannot encode; write the whole character"
+            what = "contains half of a surrogate pair, which UTF-8 cannot encode; write the complete character"
             problems.append(f"{entry.where}: {ascii(entry.name)}: {what}")
         elif entry.name in first:
             earlier = first[entry.name].where.rpartition(":")[2]
-            problems.append(f"{entry.where}: {entry.name}: is given in line {earlier} too; keep one")
+            problems.append(f"{entry.where}: {entry.name}: is also given in line {earlier}; keep one")
         elif not _can_be_a_flag(entry.value):
-            problems.append(f"{entry.where}: {entry.name}: holds lists in lists; write one list of plain values")
+            problems.append(f"{entry.where}: {entry.name}: contains nested lists; write one list of plain values")
         first.setdefault(entry.name, entry)
     if problems:
         raise DataError(problems)
@@ -140,7 +140,7 @@ def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
                 raise DataError([f"{where}: *{token.value} is an alias; write the value out"])
             depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
             if depth > 50:  # the time to read it grows with the square
-                raise DataError([f"{where}: nests too deeply to be read; write plain values"])
+                raise DataError([f"{where}: is nested too deeply to be read; write plain values"])
         node = yaml.compose(text, yaml.SafeLoader)
         if not isinstance(node, yaml.MappingNode):
             raise _no_mapping(path, yaml.safe_load(text))
@@ -149,7 +149,7 @@ def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
             where = f"{path}:{key.start_mark.line + 1}"
             if not isinstance(key, yaml.ScalarNode):
                 raise DataError(
-                    [f"{where}: line: holds a list or mapping before the colon; write the name of an argument"]
+                    [f"{where}: line: has a list or mapping before the colon; write the name of an argument"]
                 )
             yield Entry(key.value, _constructed(loader, _as_written(value), f"{where}: {key.value}"), where)
     except yaml.MarkedYAMLError as error:
@@ -161,7 +161,7 @@ def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
         raise DataError([f"{where}: not valid YAML: {what}; correct it"]) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise DataError([f"{path}:{line}: line: holds the character {error.character:#x}; remove it"]) from error
+        raise DataError([f"{path}:{line}: line: contains the character {error.character:#x}; remove it"]) from error
 
 
 def _as_written(node: Any) -> Any:
@@ -181,4 +181,4 @@ def _constructed(loader: Any, node: Any, where: str) -> Any:
 
 def _no_mapping(path: str, whole: Any) -> DataError:
     kind = "nothing" if whole is None else type(whole).__name__
-    return DataError([f"{path}:1: line: the file holds {kind}; it must map argument names to values"])
+    return DataError([f"{path}:1: line: the file contains {kind}; it must map argument names to values"])

@@ -66,7 +66,7 @@ def scan_documents(path: FilePath) -> Contents[Document]:
     """As `read_documents`, but nothing is left out or raised: for those who want to know all about the file."""
     suffix = Path(path).suffix.lower()
     if suffix not in _READERS:
-        return Contents([], [f"{path}: cannot hold documents; a database ends in {', '.join(_READERS)}"], [])
+        return Contents([], [f"{path}: unsupported file type for documents; use {', '.join(_READERS)}"], [])
     return _scan(path, _READERS[suffix], document_of)
 
 
@@ -133,7 +133,7 @@ def write_documents(path: FilePath, documents: Iterable[Document]) -> None:
     elif suffix == ".parquet":
         _write_parquet(path, documents)
     else:
-        raise DataError([f"{path}: documents are not written so; end the name in .jsonl or .parquet"])
+        raise DataError([f"{path}: unsupported file type; use .jsonl or .parquet"])
 
 
 def write_jsonl(path: FilePath, rows: Iterable[dict[str, Any]]) -> None:
@@ -223,14 +223,14 @@ def _parquet_rows(path: FilePath, problems: list[str]) -> Rows:
             columns = [column.name for column in parquet.schema_arrow if column.type not in binary]
             if not {"page_content", "fmt_content"} & set(columns):
                 seen = ", ".join(columns) or "none"
-                problems.append(f"{path}: page_content: missing; name a column so (there are: {seen})")
+                problems.append(f"{path}: page_content: missing; add a column of this name (columns: {seen})")
                 return
             batches = parquet.iter_batches(_BATCH, columns=columns)
             for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
                 yield number, _document_fields(row)
         except (pa.ArrowException, OSError, ValueError) as error:
             reason = _one_line(error)
-            raise DataError([f"{path}: not a readable Parquet file ({reason}); write it again"]) from error
+            raise DataError([f"{path}: not a readable Parquet file ({reason}); create it again"]) from error
 
 
 def _document_fields(row: dict[str, Any]) -> dict[str, Any]:
@@ -319,12 +319,14 @@ def in_the_way(flag: str, path: FilePath, folder: bool = False) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         pass  # to be made, or told below
     except (OSError, ValueError) as error:  # a name that is too long, another user's home, a null character
-        return [f"--{flag}: {path} cannot be made ({_one_line(error)}); name another {'folder' if folder else 'file'}"]
+        return [
+            f"--{flag}: {path} cannot be created ({_one_line(error)}); name another {'folder' if folder else 'file'}"
+        ]
     above = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     if not os.path.isdir(above):
-        return [f"--{flag}: {path} cannot be made: {above} is a file; name another {'folder' if folder else 'file'}"]
+        return [f"--{flag}: {path} cannot be created: {above} is a file; name another {'folder' if folder else 'file'}"]
     if folder and os.path.exists(path) and not os.path.isdir(path):
-        return [f"--{flag}: {path} is a file; name a folder, new or existing"]
+        return [f"--{flag}: {path} is a file; name a new or existing folder"]
     if not folder and os.path.isdir(path):
         return [f"--{flag}: {path} is a folder; name a file"]
     if not os.access(path if os.path.isdir(path) else above, os.W_OK):

@@ -48,7 +48,7 @@ def base_named_in(path: Path) -> str:
         if not isinstance(name, str) or not name:
             raise TypeError
     except (KeyError, TypeError) as error:
-        raise DataError([f"{path}: names no base_model_name_or_path; add it"]) from error
+        raise DataError([f"{path}: has no base_model_name_or_path; add it"]) from error
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError([f"{path}: cannot be read ({reason}); is the adapter complete?"]) from error
@@ -133,7 +133,7 @@ def _entries(folder: Path) -> list[Path]:
 
 def _links_outside(paths: Iterator[Path], root: Path) -> list[str]:
     return [
-        f"{path} leads to {os.path.realpath(path)}, outside of the model's folder; put a copy in its place"
+        f"{path} leads to {os.path.realpath(path)}, outside the model's folder; replace it with a copy"
         for path in paths
         if not _belongs(path, root)
     ]
@@ -210,11 +210,11 @@ def _modules(root: Path) -> Iterator[str]:
             types += [(path, value) for value in routes.values()] if isinstance(routes, dict) else []
     for path, value in types:
         if not isinstance(value, str) or not _MODULE.fullmatch(value):
-            why = "no class of sentence-transformers, and its code is not run"
+            why = "not a sentence-transformers class, and its code is not run"
             yield f"{path}: {str(value)!r} is {why}; name another embedding model"
     for path in (str(module.get("path", "")) for module in modules):
         if not Path(os.path.realpath(root / path)).is_relative_to(os.path.realpath(root)):
-            yield f"{root / 'modules.json'}: {path!r} is outside of the model's folder; name another embedding model"
+            yield f"{root / 'modules.json'}: {path!r} is outside the model's folder; name another embedding model"
 
 
 def _json(path: Path) -> Any:

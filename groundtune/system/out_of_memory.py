@@ -90,7 +90,7 @@ def with_what_fits(
         release()
         before, at_once.rows = at_once.rows, (at_once.rows + 1) // 2
         logger.warning(
-            "out of memory with %d rows at once (%s): from here on %d at once, in more passes; %s the same",
+            "out of memory with %d rows per pass (%s): from here on %d per pass, in more passes; %s the same",
             before,
             why,
             at_once.rows,

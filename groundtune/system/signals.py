@@ -139,7 +139,7 @@ def _listen(ear: socket.socket) -> None:
             if _state.deferred:
                 # Not print or a logger: what the signal interrupted may be writing there.
                 name = signal.Signals(heard[0]).name
-                os.write(2, f"{name}: finishing the step; a second signal leaves at once\n".encode())
+                os.write(2, f"{name}: finishing the step; a second signal exits immediately\n".encode())
 
 
 def _deaf() -> None:

@@ -329,7 +329,7 @@ def test_text_says_by_its_first_bytes_how_it_is_encoded(tmp_path, bom, encoding)
     "name, content, why",
     [
         ("a.txt", b"caf\xe9", "is not utf-8 (byte 4 is 0xe9); save it as UTF-8, or name its --encoding"),
-        ("a.md", b"a\0b", "holds null characters"),
+        ("a.md", b"a\0b", "contains null characters"),
         ("a.pdf", b"%PDF-1.4\nbroken", "is not a readable PDF"),
         ("a.docx", b"no archive", "is not a readable Word file"),
         ("a.csv", b'text\ngood\n"broken', "is not valid CSV"),
@@ -349,11 +349,11 @@ def test_a_file_that_cannot_be_read_gives_no_page_and_a_reason(tmp_path, name, c
 def test_elements_nested_too_deeply_are_a_reason_and_not_the_end_of_the_run(tmp_path, monkeypatch):
     nested = "<div>" * 3000 + "deep"
     (tmp_path / "a.html").write_text(nested)
-    assert "nests its elements too deeply" in refusal(tmp_path / "a.html")
+    assert "is nested too deeply" in refusal(tmp_path / "a.html")
     import mammoth
 
     monkeypatch.setattr(mammoth, "convert_to_html", lambda *_, **__: SimpleNamespace(value=nested))
-    assert "nests its elements too deeply" in refusal(write_docx(tmp_path / "a.docx"))
+    assert "is nested too deeply" in refusal(write_docx(tmp_path / "a.docx"))
 
 
 def test_what_is_missing_to_read_a_web_page_is_named(monkeypatch):
@@ -607,7 +607,7 @@ def test_the_raw_pages_of_faire_give_about_as_many_passages_as_were_published(tm
 
 
 def test_passages_longer_than_the_embedding_model_reads_are_said(tmp_path, bert_embedding_folder, capsys):
-    """Before questions are made from them: the doctor looks at what is there already."""
+    """Before questions are made from them: the doctor looks at what already exists."""
     (tmp_path / "a.txt").write_text("The library opens at nine.")
     shutil.copytree(bert_embedding_folder, tmp_path / "model")
     words = ["documents", tmp_path / "a.txt", "-o", tmp_path / "a.jsonl", "--tokenizer", tmp_path / "model"]

@@ -129,7 +129,7 @@ def test_rows_that_do_not_end_or_begin_with_two_bos_are_errors(data, families, m
         for split in ("train", "eval")
         for check in ("unfinished-row", "doubled-bos")
     ]
-    assert "3 of 3 rows do not end on an end token" in diagnosis.findings[0].message
+    assert "3 of 3 rows do not end with an end token" in diagnosis.findings[0].message
 
 
 def test_rows_that_teach_something_else_than_the_answer_are_errors(data, families, monkeypatch):
@@ -144,7 +144,7 @@ def test_rows_that_teach_something_else_than_the_answer_are_errors(data, familie
         for file, n in (("train", 3), ("eval", 2))
         for i in range(1, n + 1)
     ]
-    assert "would teach '<think></think>At nine.' in place of the gold answer" in str(diagnosis.findings[0])
+    assert "would teach '<think></think>At nine.' instead of the gold answer" in str(diagnosis.findings[0])
 
 
 def test_counts_of_rows_are_exact():
@@ -201,7 +201,7 @@ def test_many_documents_that_are_too_long_are_one_line_with_the_longest_and_each
     )
     assert lines[-2:] == [
         f"{len(found)} warnings in 13 documents, 3 train examples, 2 eval examples, 1 test examples",
-        "--json lists every warning of the kinds that are one line here",
+        "--json lists every warning that is summarised here",
     ]
 
 
@@ -243,7 +243,7 @@ def test_clean_data_exit_0_with_table_and_row(data, families, capsys):
     assert "training rows                       train     eval" in out
     assert "rows that end on an end token       100 %    100 %" in out and "estimated" in out
     assert ">>>" in out and "At nine.<end_of_turn><<<" in out
-    assert out.endswith("nothing wrong in 6 documents, 3 train examples, 2 eval examples, 1 test examples\n")
+    assert out.endswith("no problems in 6 documents, 3 train examples, 2 eval examples, 1 test examples\n")
 
 
 def test_warnings_alone_exit_0_and_errors_exit_2(data, capsys):
@@ -322,7 +322,7 @@ def test_the_command_that_shows_everything_holds_every_flag_that_is_set_and_no_p
 
 def test_without_data_there_is_nothing_wrong():
     diagnosis = diagnose(Arguments("sft", *(group() for group in GROUPS), None))
-    assert diagnosis.findings == [] and shown(diagnosis) == "nothing wrong in no data"
+    assert diagnosis.findings == [] and shown(diagnosis) == "no problems in no data"
 
 
 # Training

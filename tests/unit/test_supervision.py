@@ -95,7 +95,7 @@ def test_ids_that_the_model_has_no_embedding_for_are_an_error_before_training(fa
     texts = [row.prompt_ids + row.answer_ids for row in rows]
     check_vocabulary(texts, model, "me/model")
     with pytest.raises(
-        ModelError, match=r"me/model: the tokenizer makes ids up to 700, and the model has \d+ embeddings"
+        ModelError, match=r"me/model: the tokenizer produces ids up to 700, and the model has \d+ embeddings"
     ):
         check_vocabulary([*texts, [700, 2]], model, "me/model")
 

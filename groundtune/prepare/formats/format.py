@@ -119,7 +119,7 @@ def records(path: Path, problems: list[str]) -> Iterator[Record]:
     if name.endswith(".parquet"):
         yield from (Record(where, row, problems) for where, row in _parquet_rows(path))
     elif not name.endswith((".json", ".jsonl", ".ndjson")):
-        raise DataError([f"{path}: files of this kind are not read; it must be .json, .jsonl or .parquet"])
+        raise DataError([f"{path}: unsupported file type; use .json, .jsonl or .parquet"])
     elif _is_json_lines(path):
         yield from _lines(path, problems)
     else:
@@ -164,9 +164,11 @@ def _whole(path: Path, problems: list[str]) -> Iterator[Record]:
         try:
             value = json.loads(file.read().decode("utf-8-sig"))
         except json.JSONDecodeError as error:
-            raise DataError([f"{path}:{error.lineno}: not valid JSON ({error.msg}); fetch the file again"]) from error
+            raise DataError(
+                [f"{path}:{error.lineno}: not valid JSON ({error.msg}); download the file again"]
+            ) from error
         except (ValueError, RecursionError) as error:
-            raise DataError([f"{path}: not valid JSON ({_reason(error)}); fetch the file again"]) from error
+            raise DataError([f"{path}: not valid JSON ({_reason(error)}); download the file again"]) from error
     if isinstance(value, dict):
         yield Record(str(path), value, problems)
         return
@@ -190,7 +192,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
             yield f"{path}:{number}", row
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError([f"{path}: not a readable Parquet file ({_reason(error)}); fetch it again"]) from error
+        raise DataError([f"{path}: not a readable Parquet file ({_reason(error)}); download it again"]) from error
 
 
 class _readable:
@@ -206,7 +208,7 @@ class _readable:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.file.close()
         if isinstance(error, EOFError | OSError):
-            raise DataError([f"{self.path}: cannot be unpacked ({_reason(error)}); fetch it again"]) from error
+            raise DataError([f"{self.path}: cannot be unpacked ({_reason(error)}); download it again"]) from error
 
 
 def _reason(error: Exception) -> str:

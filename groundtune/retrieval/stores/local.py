@@ -112,7 +112,7 @@ def _held(store: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            logger.info("another process writes the index in %s; waiting for it", store)
+            logger.info("another process is writing the index in %s; waiting for it", store)
             lock.acquire()
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         problem = f"--full_dataset_index_path: {store} cannot be written to ({error.strerror}); name another folder"
@@ -120,7 +120,7 @@ def _held(store: Path) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         if getattr(error, "errno", None) not in (None, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
-        logger.warning("%s is on a file system without locks: see to it that no second run writes there", store)
+        logger.warning("%s is on a file system without locks: make sure that no other run writes there", store)
     try:
         for begun in store.glob(".*.tmp") if lock.is_locked else ():
             begun.unlink(missing_ok=True)
@@ -142,17 +142,17 @@ def _read(store: Path, settings: dict[str, Any], tell: bool = True) -> tuple[dic
     try:
         manifest = read_manifest(store)
         if manifest["fingerprint"] != store.name:
-            raise ValueError("manifest.json is that of another embedding model")
+            raise ValueError("manifest.json belongs to another embedding model")
         if manifest["settings"] != _plain(settings):
             raise ValueError("its vectors were made with other settings, under the same fingerprint")
         with open(store / "vectors.npy", "rb") as file:
             vectors = np.load(file, allow_pickle=False)
         if vectors.dtype != np.float32 or vectors.shape != (len(manifest["ids"]), manifest["dimensions"]):
-            raise ValueError(f"vectors.npy is {vectors.dtype} {vectors.shape}, the manifest says otherwise")
+            raise ValueError(f"vectors.npy is {vectors.dtype} {vectors.shape}, unlike the manifest")
         return {id: row for row, id in enumerate(manifest["ids"])}, vectors
     except (Damaged, OSError, ValueError, KeyError, TypeError) as error:
         if tell:
-            logger.warning("the index in %s is damaged (%s); embedding all documents anew", store, error)
+            logger.warning("the index in %s is damaged (%s); embedding all documents again", store, error)
         return nothing
 
 
