@@ -135,4 +135,4 @@ def _way_out(arguments: InferenceArguments, failure: str) -> str:
     if "max_completion_tokens" in failure:  # what OpenAI's newer models want, and say so
         options = {"max_tokens": None, "max_completion_tokens": judge.judge_max_new_tokens}
         return f"add --judge_options '{json.dumps(options)}'"
-    return f"check the server's log: does it have a model {judge.judge_model!r}, or does it need other --judge_options?"
+    return f"check the server log: does it have a model {judge.judge_model!r}, or does it need other --judge_options?"

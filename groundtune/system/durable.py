@@ -71,7 +71,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             if _read_through(folder / name) != expected:
                 raise Damaged(f"{name} does not match its checksum")
     except FileNotFoundError as error:
-        raise Damaged(f"has no {Path(error.filename).name}: was never completed") from error
+        raise Damaged(f"has no {Path(error.filename).name}: never completed") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{MANIFEST} cannot be read ({' '.join(str(error).split())})") from error
     return content

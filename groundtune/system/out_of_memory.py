@@ -47,7 +47,7 @@ class AtOnce:
         """What to say of it at the end of a run."""
         if self.rows == self.asked:
             return []
-        at_once = f"{self.rows} row{'' if self.rows == 1 else 's'} at once"
+        at_once = f"{self.rows} row{'' if self.rows == 1 else 's'} per pass"
         return [f"memory ran out with {self.flag} {self.asked}: computed with {at_once}; {self.unchanged} the same"]
 
 

@@ -537,7 +537,7 @@ FAILURES = (
     Failure("9", no_question_prompt, by_test_of_question_prompts, "AssertionError"),
     Failure("10", keyed_by_text, by_manifest, "made with other settings"),
     Failure("11", not_normalised, by_embedder, "its similarity is the cosine"),
-    Failure("12", too_long_to_be_read, by_doctor_of_documents, "reads 24"),
+    Failure("12", too_long_to_be_read, by_doctor_of_documents, "reads only 24"),
     Failure("13", sampled, by_test(REPEATED, "llama"), "AssertionError"),
     Failure("14a", wrong_direction, by_arguments, "but higher generation/f1 is better"),
     Failure("14b", metric_is_nan, by_training, "cannot be the best checkpoint"),

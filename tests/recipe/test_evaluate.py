@@ -99,7 +99,7 @@ def test_four_contexts_are_answered_by_both_and_each_question_has_one_outcome(ad
     outcomes = found["evaluations"]["gold"][MODEL]["outcomes"]
     assert outcomes["retrieval missed"] == outcomes["right without evidence"] == 0
     titles = [comparison["title"] for comparison in found["comparisons"]]
-    assert titles == [*(f"Context: {context}" for context in CONTEXTS), f"{adapter_run.name}: what it reads"]
+    assert titles == [*(f"Context: {context}" for context in CONTEXTS), f"{adapter_run.name}: contexts"]
     assert found["comparisons"][-1]["reference"] == "retrieved"
     for file in ("metrics.json", "run.json", "evaluation.html", "evaluation.json"):
         assert (tmp_path / file).stat().st_size > 100

@@ -141,7 +141,7 @@ def test_a_comparison_pairs_retrieval_on_what_has_an_answer_and_says_so(tmp_path
     assert "Abstained, rightly" in said and " of 4" in said and KNEW in said and INVENTED in said
     write_comparisons(tmp_path / "page.html", "comparison", "both", [found], {}, [found.unanswerable], {})
     page = (tmp_path / "page.html").read_text()
-    assert "2 of 6 questions are unanswerable" in page and "the model said that it does not know" in page
+    assert "2 of 6 questions are unanswerable" in page and "the model abstained" in page
 
 
 def test_the_report_of_a_run_says_of_how_many_each_mean_is(tmp_path):

@@ -331,8 +331,8 @@ def test_all_that_is_wrong_in_a_file_is_named_by_its_lines(tmp_path, capsys):
     path = tmp_path / "run.yaml"
     path.write_text("lerning_rate: 1\nseed: many\nlora_r: 8\ntrain_file: [a, b]\nuse_peft: perhaps\nlogging_dir: x\n")
     starts = [
-        "1: lerning_rate: no such argument; near: --learning_rate", "2: seed: invalid int value: 'many'; ",
-        "4: train_file: takes one value, and not 2; ", "5: use_peft: 'perhaps' is neither true nor false",
+        "1: lerning_rate: no such argument; similar: --learning_rate", "2: seed: invalid int value: 'many'; ",
+        "4: train_file: takes one value, not 2; ", "5: use_peft: 'perhaps' is neither true nor false",
     ]  # fmt: skip
     problems = problems_of("--config", str(path))
     assert [found.startswith(f"{path}:{start}") for found, start in zip(problems, starts, strict=True)] == [True] * 4
@@ -374,15 +374,15 @@ def test_unknown_flags_are_all_named_with_near_ones(capsys):
     words = ["--trian_file", "x", "--lerning-rate=1", "--zzzzzzzz", "3"]
     problems = problems_of(*words)
     assert len(problems) == 3
-    assert problems[0].startswith("--trian_file: no such argument; near: --train_file")
-    assert "--learning-rate" in problems[1] and problems[2] == "--zzzzzzzz: no such argument; -h lists all"
+    assert problems[0].startswith("--trian_file: no such argument; similar: --train_file")
+    assert "--learning-rate" in problems[1] and problems[2] == "--zzzzzzzz: no such argument; -h lists all arguments"
     assert run("sft", "--output_dir", "out", *words) == 2
     captured = capsys.readouterr()
     assert captured.err.splitlines() == problems and captured.out == ""
 
 
 def test_a_flag_may_not_be_abbreviated():
-    assert problems_of("--train", "x")[0].startswith("--train: no such argument; near: ")
+    assert problems_of("--train", "x")[0].startswith("--train: no such argument; similar: ")
 
 
 def test_a_stray_word_is_refused():
@@ -407,7 +407,7 @@ def test_a_direction_that_is_not_the_metric_s_is_refused():
 
     wrong = parse("--greater_is_better", "false").training
     assert metric_problems(wrong) == [
-        "--greater_is_better: false, but higher generation/f1 is better; leave the flag out"
+        "--greater_is_better: false, but higher generation/f1 is better; remove the flag"
     ]
     wrong = parse("--metric_for_best_model", "loss_with_gold_passage", "--greater_is_better", "true").training
     assert "but lower loss_with_gold_passage is better" in metric_problems(wrong)[0]

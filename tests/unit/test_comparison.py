@@ -91,7 +91,7 @@ def test_judgements_that_failed_are_counted():
     ]
     graded[0] = replace(graded[0], scores={k: v for k, v in graded[0].scores.items() if k != "judge/correctness"})
     found = compare("t", {"a": graded})
-    assert failures(found) == ["a: judge correctness: 11 scored, 1 failed, 12 in all"]
+    assert failures(found) == ["a: judge correctness: 11 scored, 1 failed, 12 in total"]
     assert "Judge: correctness" in rendered(comparison_table(found))
 
 

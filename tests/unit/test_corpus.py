@@ -328,7 +328,7 @@ def test_text_says_by_its_first_bytes_how_it_is_encoded(tmp_path, bom, encoding)
 @pytest.mark.parametrize(
     "name, content, why",
     [
-        ("a.txt", b"caf\xe9", "is not utf-8 (byte 4 is 0xe9); save it as UTF-8, or name its --encoding"),
+        ("a.txt", b"caf\xe9", "is not utf-8 (byte 4 is 0xe9); save it as UTF-8, or give its --encoding"),
         ("a.md", b"a\0b", "contains null characters"),
         ("a.pdf", b"%PDF-1.4\nbroken", "is not a readable PDF"),
         ("a.docx", b"no archive", "is not a readable Word file"),
@@ -363,7 +363,7 @@ def test_what_is_missing_to_read_a_web_page_is_named(monkeypatch):
 
 
 def test_scanned_pages_are_not_an_empty_text(tmp_path):
-    assert "holds no text, only images; run a text recognition" in refusal(write_pdf(tmp_path / "scan.pdf", "", ""))
+    assert "contains no text, only images; run OCR" in refusal(write_pdf(tmp_path / "scan.pdf", "", ""))
 
 
 def test_an_encoding_may_be_named(tmp_path):
@@ -468,7 +468,7 @@ def test_a_folder_becomes_a_document_database(folder, tmp_path, tokenizer_folder
     assert "Hidden" not in text and "Half of this" not in text
     said = " ".join(capsys.readouterr().out.split())
     assert f"not read: {folder}/deep/broken.jsonl:2: line: not valid JSON" in said
-    assert "left out: 1 texts that are blank" in said and "1 files of kinds that are not read: .png (1)" in said
+    assert "skipped: 1 blank texts" in said and "1 files of unsupported types: .png (1)" in said
     assert f"Wrote {len(documents)} passages to {output}" in said
 
 
@@ -559,13 +559,13 @@ def test_linked_folders_are_read_once_and_a_circle_of_them_ends(tmp_path):
     [
         ([], "the following arguments are required"),
         (["x", "-o", "y.jsonl", "--tokenizer", "t", "--chunk_size", "many"], "--chunk_size: invalid int value: 'many'"),
-        (["x", "-o", "y.jsonl", "--tokenizer", "t", "--chunk", "3"], "--chunk: no such argument; near: --chunk_size"),
+        (["x", "-o", "y.jsonl", "--tokenizer", "t", "--chunk", "3"], "--chunk: no such argument; similar: --chunk_size"),
     ],
 )
 def test_a_wrong_argument_is_one_line(capsys, words, said):
     assert run("documents", *words) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert said in line and (line.endswith("groundtune documents -h shows every argument") or "near" in line)
+    assert said in line and (line.endswith("groundtune documents -h shows every argument") or "similar" in line)
 
 
 def test_a_folder_without_a_tokenizer_is_one_line(folder, tmp_path, capsys):

@@ -174,7 +174,7 @@ def test_documents_longer_than_the_embedding_model_reads_are_named(data, bert_em
     diagnosis = diagnose(arguments_for(data, embedding_model=bert_embedding_folder))
     long = [f for f in diagnosis.findings if f.check == "long-passage"]
     assert long[-1].where.endswith("documents.jsonl:8") and long[-1].field == "page_content"
-    assert "has 25 tokens" in long[-1].message and "reads 24; " in long[-1].message
+    assert "has 25 tokens" in long[-1].message and "reads only 24; " in long[-1].message
     assert not any(f.where.endswith(":7") for f in long)  # 24 tokens with the two that the model adds
     assert diagnose(arguments_for(data, embedding_model=bert_embedding_folder, retriever="bm25")).findings == []
 
@@ -196,7 +196,7 @@ def test_many_documents_that_are_too_long_are_one_line_with_the_longest_and_each
     assert line == (
         f"warning: {file}: {len(found)} x document longer than the embedding model reads "
         f"({100 * len(found) / 13:.0f} % of 13 documents); the longest: {file}:11: page_content: has 102 tokens, and "
-        f"{bert_embedding_folder} reads 24; split it, or its end is not found; then lines 12 (94 tokens) and "
+        f"{bert_embedding_folder} reads only 24; split it, or a search will not see its end; then lines 12 (94 tokens) and "
         "8 (91 tokens)"
     )
     assert lines[-2:] == [
@@ -241,7 +241,7 @@ def test_clean_data_exit_0_with_table_and_row(data, families, capsys):
     assert doctor(data, "swr", "--model_name_or_path", str(families["gemma"].folder)) == 0
     out = capsys.readouterr().out
     assert "training rows                       train     eval" in out
-    assert "rows that end on an end token       100 %    100 %" in out and "estimated" in out
+    assert "rows ending with an end token       100 %    100 %" in out and "estimated" in out
     assert ">>>" in out and "At nine.<end_of_turn><<<" in out
     assert out.endswith("no problems in 6 documents, 3 train examples, 2 eval examples, 1 test examples\n")
 
@@ -251,7 +251,7 @@ def test_warnings_alone_exit_0_and_errors_exit_2(data, capsys):
     write_jsonl(data / "train.jsonl", [*rows, rows[0]])
     assert doctor(data) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"warning: {data / 'train.jsonl'}:4: question: is asked in")
+    assert lines[0].startswith(f"warning: {data / 'train.jsonl'}:4: question: is also asked in")
     assert lines[-1].startswith("1 warning in 6 documents, 4 train examples")
     with open(data / "train.jsonl", "a") as file:
         file.write("{}\n")
@@ -287,7 +287,7 @@ def test_a_file_that_is_not_given_is_not_missed_but_a_wrong_flag_is(data, capsys
     told = " ".join(capsys.readouterr().out.split())
     assert (
         "Exit status" in told
-        and "wrong with the flags themselves, or with a file of them, goes to standard error" in told
+        and "Problems with the flags, or with an argument file, go to standard error" in told
     )
 
 
@@ -356,7 +356,7 @@ def test_a_run_counts_its_warnings_and_says_how_to_see_them(data, families, capl
     arguments = arguments_for(data, model_name_or_path=families["llama"].folder)
     with caplog.at_level(logging.INFO, "groundtune"):
         notes = _tell(diagnose(arguments), arguments)
-    assert notes == [f"{data / 'train.jsonl'}: 3 x hard negative that is gold (first in line 1)"]
+    assert notes == [f"{data / 'train.jsonl'}: 3 x hard negative that is also a gold passage (first in line 1)"]
     assert [record.getMessage().split(" ")[0] for record in caplog.records] == [
         "checked:",
         f"{data / 'train.jsonl'}:",

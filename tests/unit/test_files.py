@@ -159,12 +159,12 @@ LINES = {  # a line, and what its one problem starts with after "train.jsonl:2: 
     "latin-1": ('{"question": "Où"}'.encode("latin-1"), "line: not UTF-8 (byte 16 is 0xf9); save the file as UTF-8"),
     "deep nesting": ("[" * 100_000, "line: is nested too deeply to be read; "),
     "deep objects": ('{"a":' * 100_000, "line: is nested too deeply to be read; "),
-    "long integer": ('{"n": ' + "9" * 5000 + "}", "line: holds a number that cannot be read (Exceeds the limit"),
+    "long integer": ('{"n": ' + "9" * 5000 + "}", "line: contains a number that cannot be read (Exceeds the limit"),
     "a name given twice": (
         '{"question": "a", "gold_docs": [], "question": "b"}',
-        "line: question is given twice in one object; keep one",
+        "line: question appears twice in one object; keep one",
     ),
-    "a strange name given twice": ('{"x\\n": 1, "x\\n": 2}', r"line: 'x\n' is given twice in one object; "),
+    "a strange name given twice": ('{"x\\n": 1, "x\\n": 2}', r"line: 'x\n' appears twice in one object; "),
     "a name with a capital": (
         {**row(question=...), "Question": "What?"},
         "question: missing (there is 'Question'); every line needs",
@@ -225,7 +225,7 @@ def test_a_scan_returns_what_is_valid_beside_what_is_wrong_and_what_is_suspiciou
     assert [": ".join(problem.split(": ")[:2]) for problem in found.problems] == [
         "train.jsonl:2: question", "train.jsonl:4: line",
     ]  # fmt: skip
-    assert found.suspicions == ["train.jsonl:3: chat_histroy: is ignored; rename it to chat_history, if that is meant"]
+    assert found.suspicions == ["train.jsonl:3: chat_histroy: is ignored; did you mean chat_history?"]
 
 
 def test_a_scan_raises_nothing(folder):

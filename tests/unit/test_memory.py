@@ -340,8 +340,8 @@ def test_a_failure_while_beginning_anew_halves_once_more():
     "error, line",
     [
         (OutOfMemory("train.jsonl:3: too much"), "train.jsonl:3: too much"),
-        (torch.OutOfMemoryError(CUDA), "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB; take a smaller"),
-        (MemoryError(), "out of memory: MemoryError; take a smaller model"),
+        (torch.OutOfMemoryError(CUDA), "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB; use a smaller"),
+        (MemoryError(), "out of memory: MemoryError; use a smaller model"),
     ],
 )
 def test_a_command_ends_with_one_line_and_status_1(monkeypatch, capsys, error, line):

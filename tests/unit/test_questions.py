@@ -552,7 +552,7 @@ def test_a_model_loaded_here_writes_too(database, tmp_path, families, capsys):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--generator", "openai:localhost"], "'localhost' is no address"),
+        (["--generator", "openai:localhost"], "'localhost' is not an address"),
         (["--generator", "openai:http://x/v1"], "--generator_model: missing"),
         (["--generator", "x", "--passages", "0"], "--passages: is 0; give 1 or more"),
         (["--generator", "x", "--eval_share", "0.5", "--test_share", "0.5"], "leave nothing to train on"),
@@ -560,8 +560,8 @@ def test_a_model_loaded_here_writes_too(database, tmp_path, families, capsys):
         (["--generator", "x", "--question_prompt", "prompt.txt"], "prompt.txt: lacks {passage}"),
         (["--generator", "x", "--answer_prompt", "gone.txt"], "gone.txt: cannot be read"),
         (["--generator", "x", "--support", "llm", "--support_prompt", "prompt.txt"], "lacks {passage} and {answer}"),
-        (["--generator", "x", "--support", "llm", "--checker", "openai:localhost"], "'localhost' is no address"),
-        (["--generator", "openai:http://x/v1", "--generator_model", "m", "--generator_options", "[1]"], "no object"),
+        (["--generator", "x", "--support", "llm", "--checker", "openai:localhost"], "'localhost' is not an address"),
+        (["--generator", "openai:http://x/v1", "--generator_model", "m", "--generator_options", "[1]"], "not an object"),
         (["--generator", "x", "--support", "words"], "invalid choice: 'words'"),
         (["--generator", "x", "--checker", "y"], "--checker: has no effect with --support lexical"),
         (["--generator", "no/such/model"], "no such folder: no/such/model"),

@@ -156,7 +156,7 @@ def test_answers_that_take_no_model_are_scored_beside_the_models():
     golds = [f"the document of question {n}" for n in range(12)]
     found = results(wrong(), golds, golds).without_a_model
     assert found["first_passage"] == 1.0 and found["question"] > 0
-    assert for_scale(results(wrong(), golds, golds)).endswith("with the first retrieved passage as it stands, 1.00.")
+    assert for_scale(results(wrong(), golds, golds)).endswith("and 1.00 if the first retrieved passage is.")
     unsearched = replace(
         made, base=replace(made.base, predictions=tuple(replace(p, hits=()) for p in made.base.predictions))
     )

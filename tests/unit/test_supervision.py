@@ -113,7 +113,7 @@ def test_rows_longer_than_the_model_s_positions_are_an_error_or_are_said(familie
     model.config.rope_parameters = None  # as in a model that attends without positions
     assert check_positions(known + 1, model, "me/model") == [note]
     model.model.wpe = torch.nn.Embedding(known, 4)
-    with pytest.raises(ModelError, match=f"and the model has {known:,} positions; lower --max_seq_length"):
+    with pytest.raises(ModelError, match=f"but the model has only {known:,} positions; lower --max_seq_length"):
         check_positions(known + 1, model, "me/model")
 
 
