@@ -365,9 +365,14 @@ def too_small(least: Sequence[tuple[object, str, float]]) -> list[str]:
     ]
 
 
+def room_for_prompt(max_seq_length: int, max_new_tokens: int) -> int:
+    """Tokens that a prompt may have, so that the longest answer fits behind it."""
+    return max_seq_length - max_new_tokens
+
+
 def no_room(data: DataArguments, evaluation: EvaluationArguments) -> list[str]:
     """That answers may be as long as prompt and answer together, if so."""
-    if evaluation.max_new_tokens < data.max_seq_length:
+    if room_for_prompt(data.max_seq_length, evaluation.max_new_tokens) > 0:
         return []
     shorter = f"leaves no room for a prompt in --max_seq_length {data.max_seq_length}"
     return [f"--max_new_tokens: {evaluation.max_new_tokens} {shorter}"]

@@ -20,6 +20,7 @@ from groundtune.methods.swr import SWR
 from groundtune.schema import Document
 from groundtune.system.durable import cache_folder
 from groundtune.system.outputs import links_in, refuse_links
+from groundtune.system.text import one_line
 
 DESCRIPTION = """Train Gemma 3 270M with SwR (SFT with a frozen retriever) and LoRA on questions about the Python
 language reference, and compare it with the base model. Takes about fifteen minutes on two CPU cores and downloads
@@ -127,7 +128,7 @@ def reference_passages() -> dict[str, list[Document]]:
         title, *lines = topics[topic].strip("\n").splitlines()
         kept = []
         for paragraph in "\n".join(line for line in lines if set(line) - _UNDERLINES or not line).split("\n\n"):
-            spelling = _one_line(paragraph)
+            spelling = one_line(paragraph)
             if spelling not in seen:
                 kept.append(paragraph)
             if len(spelling) > 40:
@@ -144,7 +145,7 @@ def gold_passage(pair: dict, passages: dict[str, list[Document]]) -> Document:
     """
     topics = [pair["topic"], *passages]
     for passage in (passage for topic in topics for passage in passages[topic]):
-        if pair["phrase"] in _one_line(passage.page_content):
+        if pair["phrase"] in one_line(passage.page_content):
             return passage
     raise LookupError(f"no passage of the language reference contains {pair['phrase']!r} (topic {pair['topic']!r})")
 
@@ -179,7 +180,3 @@ def unpack_decoder(folder: Path) -> Path:
         gguf.unlink()
     (folder / "complete").touch()
     return folder
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

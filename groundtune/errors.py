@@ -21,11 +21,3 @@ class ModelError(DataError):
 
     def __init__(self, problem: str) -> None:
         super().__init__([problem])
-
-
-def why_not_loaded(error: Exception) -> str:
-    """A library's error in one line."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    if "safetensors" in reason:
-        return f"{reason} Weights are read from safetensors only, as a .bin file is a pickle; convert them first"
-    return reason if len(reason) <= 240 else f"{reason[:237]}..."

@@ -47,7 +47,6 @@ class Turn:
 
     speaker: str
     message: str
-    source_documents: tuple[Document, ...] = ()
 
 
 @dataclass(frozen=True)

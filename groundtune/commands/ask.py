@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING
 
 from groundtune.commands.evaluate import inference_arguments, inference_parser
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import be_quiet
 from groundtune.errors import DataError
-from groundtune.evaluation.arguments import AnswerArguments, JudgeArguments
+from groundtune.evaluation.arguments import AnswerArguments, JudgeArguments, with_flags
 
 if TYPE_CHECKING:
     from groundtune.serving.dialogue import Dialogue, Source
@@ -31,7 +32,7 @@ EXAMPLES = """examples:
       --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2"""
 COMMANDS = """/sources shows the full passages, /new starts a new dialogue,
 Ctrl-C stops an answer, /quit or Ctrl-D leaves."""
-_WITHOUT = {
+WITHOUT = {  # flags of `evaluate` that asking has no use for
     *(field.name for group in (JudgeArguments, AnswerArguments) for field in fields(group)),
     "eval_file", "eval_max_samples", "bootstrap_samples",
 } - {"bf16", "base_model"}  # fmt: skip
@@ -40,7 +41,8 @@ _WITHOUT = {
 def main(argv: Sequence[str]) -> int:
     """Ask once, or until there are no more questions."""
     words = given(parser(), argv)
-    arguments = inference_arguments(words, for_questions=False, typed=["groundtune", "ask", *argv])
+    typed = partial(with_flags, ["groundtune", "ask", *argv])
+    arguments = inference_arguments(words, for_questions=False, again=typed)
     if problems := arguments.check(has_examples=False):
         raise DataError(problems)
     question = words.get("asked") or words["question"]
@@ -63,9 +65,15 @@ def main(argv: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
+<<<<<<< HEAD
     made = inference_parser("ask", USAGE, DESCRIPTION, EXAMPLES, _WITHOUT)
     made.add_argument("question", nargs="?", default="", metavar="QUESTION", help="Without one, a dialogue starts.")
     made.add_argument("--question", dest="asked", metavar="TEXT", help="The question, if no MODEL is named.")
+=======
+    made = inference_parser("ask", USAGE, DESCRIPTION, EXAMPLES, WITHOUT)
+    made.add_argument("question", nargs="?", default="", metavar="QUESTION", help="Without one: a dialogue.")
+    made.add_argument("--question", dest="asked", metavar="TEXT", help="The question, where no MODEL is named.")
+>>>>>>> main
     return made
 
 

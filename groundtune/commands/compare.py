@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from groundtune.commands.parsing import given, light_parser
 from groundtune.commands.terminal import add_output_flags
@@ -12,8 +13,16 @@ from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
 from groundtune.system.durable import disk_errors
 
+<<<<<<< HEAD
 DESCRIPTION = """Compare systems that answered the same questions: run folders (the tuned model's answers to the test
 questions), folders written by `groundtune evaluate`, or prediction files. Every other system is compared with the
+=======
+if TYPE_CHECKING:
+    from groundtune.evaluation.comparison import Comparison
+
+DESCRIPTION = """Compare systems that answered the same questions: the folders of runs (the test questions, answered by
+the tuned model), folders that `groundtune evaluate` wrote, or files of predictions. The others are compared with the
+>>>>>>> main
 first, question by question. No model is loaded."""
 EXAMPLES = """examples:
   groundtune compare runs/sft runs/swr
@@ -23,29 +32,14 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str]) -> int:
     """Compare, print the table, write the page."""
     words = given(parser(), argv)
-    paths, names = words["systems"], words.get("names", [])
-    _check(paths, names, words["output_file"])
-
-    from groundtune.evaluation.comparison import compare, find_predictions, read_systems
-    from groundtune.reporting.comparison_page import failures, write_comparisons
-    from groundtune.runs.record import provenance
-    from groundtune.system.text import as_json
-
-    systems = read_systems(paths, names)
-    *others, last = systems
-    comparison = compare(f"{', '.join(others)} and {last}", systems)
-    inputs = {name: str(find_predictions(path)) for name, path in zip(systems, paths)}
-    facts = {"Questions": str(comparison.n), "Compared with": comparison.reference}
-    page, record = words["output_file"], provenance(inputs)
-    notes = [unanswerable] if (unanswerable := comparison.unanswerable) else []
-    try:
-        with disk_errors(page):
-            write_comparisons(page, "comparison", comparison.title, [comparison], facts, notes, record)
-    except OSError as error:
-        raise DataError([f"--output_file: {page} cannot be written ({error.strerror}); name another file"]) from error
-    failed = failures(comparison)
+    page = words["output_file"]
+    comparison = compared(words["systems"], words.get("names", []), page)
+    notes = comparison.notes
     if words["json"]:
-        print(as_json(comparison.to_dict() | {"notes": notes, "failures": failed}), end="")
+        from groundtune.reporting.comparison_page import failures
+        from groundtune.system.text import as_json
+
+        print(as_json(comparison.to_dict() | {"notes": notes, "failures": failures(comparison)}), end="")
         return 0
 
     from groundtune.commands.terminal import print_comparison
@@ -54,6 +48,35 @@ def main(argv: Sequence[str]) -> int:
     if not words["quiet"]:
         print(*notes, f"Report: {page}", sep="\n")
     return 0
+
+
+def compared(paths: Sequence[str], names: Sequence[str], output_file: str | None) -> Comparison:
+    """Systems side by side, and the page; without an `output_file` there is none.
+
+    Raises `DataError` with all that is wrong.
+    """
+    _check(paths, names, output_file)
+
+    from groundtune.evaluation.comparison import compare, find_predictions, read_systems
+    from groundtune.reporting.comparison_page import write_comparisons
+    from groundtune.runs.record import provenance
+
+    systems = read_systems(paths, names)
+    *others, last = systems
+    comparison = compare(f"{', '.join(others)} and {last}", systems)
+    if output_file is None:
+        return comparison
+    record = provenance({name: str(find_predictions(path)) for name, path in zip(systems, paths)})
+    facts = {"Questions": str(comparison.n), "Compared with": comparison.reference}
+    try:
+        with disk_errors(output_file):
+            write_comparisons(
+                output_file, "comparison", comparison.title, [comparison], facts, comparison.notes, record
+            )
+    except OSError as error:
+        problem = f"--output_file: {output_file} cannot be written ({error.strerror}); name another file"
+        raise DataError([problem]) from error
+    return comparison
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,15 +92,16 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _check(paths: Sequence[str], names: Sequence[str], output_file: str) -> None:
+def _check(paths: Sequence[str], names: Sequence[str], output_file: str | None) -> None:
     problems = []
     if len(paths) < 2:
         problems.append(f"compare: {len(paths)} system is given; name at least two")
     if names and len(set(names)) != len(paths):
         problems.append(f"--names: {len(set(names))} different names for {len(paths)} systems; give one for each")
-    if Path(output_file).suffix != ".html":
-        problems.append(f"--output_file: {output_file} does not end in .html")
-    for path in (Path(output_file), Path(output_file).with_suffix(".json")):
-        problems += in_the_way("output_file", path)
+    if output_file is not None:
+        if Path(output_file).suffix != ".html":
+            problems.append(f"--output_file: {output_file} does not end in .html")
+        for path in (Path(output_file), Path(output_file).with_suffix(".json")):
+            problems += in_the_way("output_file", path)
     if problems:
         raise DataError(problems)

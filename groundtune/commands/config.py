@@ -1,28 +1,37 @@
-"""Arguments from a YAML or JSON file: the flags that it stands for, and the line of each for whoever complains."""
+"""Arguments from a YAML or JSON file, or from a call in Python: the flags they stand for, and where each is from."""
 
 from __future__ import annotations
 
 import json
+import numbers
+import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from groundtune.errors import DataError
+from groundtune.system.text import HALF_A_CHARACTER, encodable
 
 _SCALARS = (str, int, float, bool)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One argument of a file; `where` is "run.yaml:7"."""
+    """One argument; `where` is "run.yaml:7", or empty if it was given in a call."""
 
     name: str
     value: Any
-    where: str
+    where: str = ""
+
+    @property
+    def label(self) -> str:
+        """What a problem with it begins with."""
+        return f"{self.where}: {self.name}" if self.where else self.name
 
     def flag(self) -> list[str]:
         """The words of a command line that say the same; none for null, which means the default."""
@@ -64,6 +73,7 @@ def read_config(path: str) -> list[Entry]:
     entries = list(read(path, text))
     problems, first = [], {}
     for entry in entries:
+<<<<<<< HEAD
         if not _encodable(entry):
             what = "contains half of a surrogate pair, which UTF-8 cannot encode; write the complete character"
             problems.append(f"{entry.where}: {ascii(entry.name)}: {what}")
@@ -72,23 +82,64 @@ def read_config(path: str) -> list[Entry]:
             problems.append(f"{entry.where}: {entry.name}: is also given in line {earlier}; keep one")
         elif not _can_be_a_flag(entry.value):
             problems.append(f"{entry.where}: {entry.name}: contains nested lists; write one list of plain values")
+=======
+        if entry.name in first and encodable([entry.name, entry.value]):
+            earlier = first[entry.name].where.rpartition(":")[2]
+            problems.append(f"{entry.label}: is given in line {earlier} too; keep one")
+        else:
+            problems += _no_flag(entry)
+>>>>>>> main
         first.setdefault(entry.name, entry)
     if problems:
         raise DataError(problems)
     return entries
 
 
-def _encodable(entry: Entry) -> bool:
-    """JSON can spell half of a surrogate pair, which no file and no terminal in UTF-8 can hold."""
-    try:
-        json.dumps([entry.name, entry.value], ensure_ascii=False, default=str).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+def entries_of(keywords: Mapping[str, Any]) -> list[Entry]:
+    """The keyword arguments of a call, as if they stood in a file; None means the default there too.
+
+    Raises `DataError` with all that no flag can hold.
+    """
+    entries = [Entry(name, as_in_a_file(value)) for name, value in keywords.items()]
+    if problems := [problem for entry in entries for problem in _no_flag(entry)]:
+        raise DataError(problems)
+    return entries
 
 
-def _can_be_a_flag(value: Any) -> bool:
-    return not isinstance(value, list) or all(isinstance(item, _SCALARS) for item in value)
+def as_in_a_file(value: Any) -> Any:
+    """A value of Python as a file would say it: a path is a text, an array's number a number."""
+    if isinstance(value, Enum):
+        return as_in_a_file(value.value)
+    if isinstance(value, os.PathLike):
+        return os.fsdecode(value)
+    if isinstance(value, Mapping):
+        return {str(name): as_in_a_file(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_in_a_file(item) for item in value]
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def _no_flag(entry: Entry) -> list[str]:
+    """Why an argument cannot be a flag, if it cannot."""
+    value = entry.value
+    if not encodable([entry.name, value]):
+        return [f"{replace(entry, name=ascii(entry.name)).label}: {HALF_A_CHARACTER}"]
+    if isinstance(value, dict):
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            return [f"{entry.label}: cannot be JSON ({error}); write plain values"]
+    elif isinstance(value, list):
+        if not all(isinstance(item, _SCALARS) for item in value):
+            return [f"{entry.label}: holds lists in lists; write one list of plain values"]
+        if dashed := [item for item in map(str, value) if item.startswith("--")]:
+            return [f"{entry.label}: holds {dashed[0]!r}, which is another flag; write it by itself"]
+    elif not entry.where and not (value is None or isinstance(value, _SCALARS)):
+        kinds = "a text, a number, True, False, None, a path, a list of these or a dictionary"
+        return [f"{entry.label}: is a {type(value).__name__}; give {kinds}"]
+    return []
 
 
 def _text_of(path: str) -> str:

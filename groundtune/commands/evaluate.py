@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from groundtune.commands.flags import add_group, filled
 from groundtune.commands.parsing import given, light_parser
 from groundtune.commands.terminal import add_output_flags, be_quiet, progress
 from groundtune.errors import DataError
-from groundtune.evaluation.arguments import GROUPS, InferenceArguments
+from groundtune.evaluation.arguments import GROUPS, InferenceArguments, with_flags
 from groundtune.runs.remembered import BASE_MODEL, Remembered, remembered
 
 USAGE = """[MODEL] [--eval_file FILE] [--full_dataset_file_path FILE] [--embedding_model MODEL] [--FLAG VALUE ...]"""
@@ -42,7 +43,8 @@ _HELPS = {
 def main(argv: Sequence[str]) -> int:
     """Evaluate, print the table; 1 if an answer or a judgement failed."""
     words = given(parser(), argv)
-    arguments = inference_arguments(words, for_questions=True, typed=["groundtune", "evaluate", *argv])
+    typed = partial(with_flags, ["groundtune", "evaluate", *argv])
+    arguments = inference_arguments(words, for_questions=True, again=typed)
 
     from groundtune.recipes.evaluate import evaluate
 
@@ -76,10 +78,13 @@ def inference_parser(
     return parser
 
 
-def inference_arguments(words: Mapping[str, Any], for_questions: bool, typed: Sequence[str] = ()) -> InferenceArguments:
-    """What the user wrote, else what the run of MODEL remembers, else the defaults; `typed` is the command itself.
+def inference_arguments(
+    words: Mapping[str, Any], for_questions: bool, again: Callable[[Mapping[str, str]], str]
+) -> InferenceArguments:
+    """What the user wrote, else what the run of MODEL remembers, else the defaults.
 
-    `for_questions`: without an --eval_file, the run's test file is evaluated, or its eval file.
+    `for_questions`: without an --eval_file, the run's test file is evaluated, or its eval file. `again` writes what the
+    user typed, with more flags.
     """
     run = remembered(words["model"])
     values = {**(_known(run, words, for_questions) if run else {}), **words, "model_name_or_path": words["model"]}
@@ -89,7 +94,7 @@ def inference_arguments(words: Mapping[str, Any], for_questions: bool, typed: Se
         groups = [filled(group, values) for group in GROUPS]
     except TypeError as error:
         raise DataError([f"arguments: {error}"]) from error
-    return InferenceArguments(*groups, run=run, words=tuple(typed))
+    return InferenceArguments(*groups, run=run, again=again)
 
 
 def _known(run: Remembered, words: Mapping[str, Any], for_questions: bool) -> dict[str, Any]:

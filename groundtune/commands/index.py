@@ -128,14 +128,22 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _check(data: DataArguments, retrieval: RetrievalArguments) -> None:
-    folder = data.full_dataset_index_path
-    problems = [] if data.full_dataset_file_path else ["--full_dataset_file_path: missing; name the document database"]
-    problems += no_such_file(data, ["full_dataset_file_path"])
+    problems = []
     if not retrieval.embedding_model:
         problems.append("--embedding_model: missing; name an embedding model such as intfloat/e5-base-v2")
-    problems += check_retrieval(retrieval, complete=False)
-    problems += in_the_way("full_dataset_index_path", folder, folder=True) if folder else []
-    problems += no_such_file(data, ["eval_file"])
-    problems += too_small([(retrieval, "embedding_batch_size", 1), (retrieval, "eval_num_to_retrieve", 1)])
+    problems += retriever_problems(data, retrieval, complete=False)
+    problems += no_such_file(data, ["eval_file"]) + too_small([(retrieval, "eval_num_to_retrieve", 1)])
     if problems:
         raise DataError(problems)
+
+
+def retriever_problems(data: DataArguments, retrieval: RetrievalArguments, complete: bool = True) -> list[str]:
+    """What keeps the retriever over the documents from being made, one line each."""
+    folder = data.full_dataset_index_path
+    return [
+        *([] if data.full_dataset_file_path else ["--full_dataset_file_path: missing; name the document database"]),
+        *no_such_file(data, ["full_dataset_file_path"]),
+        *check_retrieval(retrieval, complete),
+        *(in_the_way("full_dataset_index_path", folder, folder=True) if folder else []),
+        *too_small([(retrieval, "embedding_batch_size", 1)]),
+    ]

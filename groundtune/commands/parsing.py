@@ -1,4 +1,4 @@
-"""Words of a command line -> arguments: flags, a YAML or JSON file, and the spellings of earlier days.
+"""Words of a command line, or keywords of a call -> arguments: flags, YAML, JSON, and the spellings of earlier days.
 
 The arguments of training go through transformers' HfArgumentParser, which takes seconds to import; those of the other
 commands through argparse alone, from the same dataclasses.
@@ -10,15 +10,16 @@ import argparse
 import difflib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import takewhile
 from typing import Any, NoReturn
 
 from groundtune.arguments import GROUPS, Arguments
-from groundtune.commands.config import Entry, read_config, split_files
+from groundtune.commands.config import Entry, entries_of, read_config, split_files
 from groundtune.commands.flags import HELP_WIDTH, FlagFormatter, true_or_false
 from groundtune.errors import DataError
+from groundtune.system.text import one_line
 
 # Flags as they were once spelt -> today's. A share of the steps and a number of steps are one flag today.
 RENAMED = {
@@ -68,17 +69,18 @@ TRAINING_EXAMPLE = """example:
 logger = logging.getLogger(__name__)
 
 
-def parse_arguments(method: str, argv: Sequence[str]) -> Arguments:
+def parse_arguments(method: str, argv: Sequence[str], keywords: Mapping[str, Any] | None = None) -> Arguments:
     """Flags, `--config FILE.yaml` or one `FILE.json` -> Arguments. `-h` prints every argument and exits.
 
-    Raises `DataError` with every unknown flag and bad value.
+    `keywords` are arguments by their names, as a call in Python gives them; they win over files. Raises `DataError`
+    with every unknown flag and bad value.
     """
     parser = training_parser(method)
-    argv = _spelt_as_today(_expand_files(_in_full(argv), parser), _flags(parser))
+    argv = _spelt_as_today(_expand_files(_in_full(argv), parser, keywords), _flags(parser))
     try:
         *groups, training, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     except (ValueError, ImportError) as error:
-        raise DataError(_why_refused(argv, parser) or [f"arguments: {_one_line(error)}"]) from error
+        raise DataError(_why_refused(argv, parser) or [f"arguments: {one_line(error)}"]) from error
     if unknown:
         raise DataError(_unknown_flags(unknown, parser))
     names = ("data", "retrieval", "prompt", "model", "evaluation", "logger", "output")
@@ -98,12 +100,8 @@ def _why_refused(argv: Sequence[str], parser: Any) -> list[str]:
         try:
             parser.parse_args_into_dataclasses(argv[start:end], return_remaining_strings=True)
         except (ValueError, ImportError) as error:
-            problems.append(f"{argv[start].partition('=')[0]}: {_one_line(error)}; -h describes it")
+            problems.append(f"{argv[start].partition('=')[0]}: {one_line(error)}; -h describes it")
     return problems
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def training_parser(method: str) -> Any:
@@ -143,12 +141,14 @@ def light_parser(prog: str, usage: str, description: str, epilog: str = "") -> a
     return parser
 
 
-def given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
+def given(
+    parser: argparse.ArgumentParser, argv: Sequence[str], keywords: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The arguments that a command line, or the file of its `--config`, names; `-h` prints them all and exits.
 
-    Raises `DataError` with every unknown flag, or with the first bad value.
+    `keywords` as in `parse_arguments`. Raises `DataError` with every unknown flag, or with the first bad value.
     """
-    words = _spelt_as_today(_expand_files(argv, parser), _flags(parser))
+    words = _spelt_as_today(_expand_files(argv, parser, keywords), _flags(parser))
     # Intermixed: a question may follow flags that follow the model. Of "--" argparse then loses what comes after.
     parse = parser.parse_known_args if "--" in words else parser.parse_known_intermixed_args
     namespace, unknown = parse(words)
@@ -167,18 +167,21 @@ def _in_full(argv: Sequence[str]) -> list[str]:
     return ["--config", *argv] if alone else list(argv)
 
 
-def _expand_files(argv: Sequence[str], parser: Any) -> list[str]:
-    """The arguments of files as flags, then the other flags, which win. Raises `DataError` with all that is wrong."""
+def _expand_files(argv: Sequence[str], parser: Any, keywords: Mapping[str, Any] | None = None) -> list[str]:
+    """The arguments of files as flags, then keywords and other flags, which win over what comes before.
+
+    Raises `DataError` with all that is wrong.
+    """
     paths, words = split_files(argv)
     entries, problems = [], []
-    for path in paths:
+    for read, source in [*((read_config, path) for path in paths), (entries_of, keywords or {})]:
         try:
-            entries += read_config(path)
+            entries += read(source)
         except DataError as error:
             problems += error.problems
     for entry in entries:
         # Each by itself: argparse would stop at the first, and not know the line.
-        problems += [f"{entry.where}: {entry.name}: {problem}" for problem in _problems_of(entry, parser)]
+        problems += [f"{entry.label}: {problem}" for problem in _problems_of(entry, parser)]
     if problems:
         raise DataError(problems)
     latest = {entry.name: entry for entry in entries}.values()
@@ -197,6 +200,8 @@ def _words_of(entry: Entry, parser: Any) -> list[str]:
 
 def _problems_of(entry: Entry, parser: Any) -> list[str]:
     """What the parser has against one flag and its values, without its name."""
+    if entry.name == "help":
+        return ["prints help on a command line, and is no argument here; leave it out"]
     try:
         words = _spelt_as_today(_words_of(entry, parser), _flags(parser), tell=False)
         unknown = parser.parse_known_args(words)[1]
@@ -215,14 +220,16 @@ def _flags(parser: Any) -> set[str]:
     return {flag for action in parser._actions for flag in action.option_strings}
 
 
-def at_their_lines(problems: Sequence[str], argv: Sequence[str]) -> list[str]:
+def at_their_lines(
+    problems: Sequence[str], argv: Sequence[str], keywords: Mapping[str, Any] | None = None
+) -> list[str]:
     """Problems of a training command's flags that come from a file name its line."""
     try:
         paths, words = split_files(_in_full(argv))
         entries = [entry for path in paths for entry in read_config(path)]
     except DataError:
         return list(problems)
-    given = {_name_of_today(word) for word in words if word.startswith("--")}
+    given = {_name_of_today(word) for word in [*(word for word in words if word.startswith("--")), *(keywords or {})]}
     origins = {_name_of_today(entry.name): entry for entry in entries}
     placed = []
     for problem in problems:
@@ -266,7 +273,7 @@ def _spelt_as_today(argv: Sequence[str], known: set[str], tell: bool = True) -> 
 
 
 def _unknown_flags(words: Sequence[str], parser: Any) -> list[str]:
-    known = sorted(_flags(parser))
+    known = sorted(flag for flag in _flags(parser) if "-" not in flag[2:])  # HfArgumentParser has both spellings
     problems = []
     for word in words:
         flag = word.partition("=")[0]

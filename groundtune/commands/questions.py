@@ -115,14 +115,14 @@ def main(argv: Sequence[str]) -> int:
     journal = Journal(arguments.output / "generated.jsonl", decisive)
     retriever = _retriever(arguments, documents)
     failures = _ask(arguments, settings, passages, journal, load)
-    outcome = gates.judge(passages, settings, journal, retriever)
-    if not outcome.counts["kept"]:
-        raise DataError(gates.why_none(outcome, failures))
-    empty = gates.write(outcome, arguments.output)
-    written = f"Wrote {outcome.counts['kept']:,} examples to {arguments.output}"
-    splits = {name: len(examples) for name, examples in outcome.splits.items()}
-    summary = {"counts": outcome.counts, "splits": splits, "failed_requests": len(failures)}
-    show(summary, gates.summary_table(outcome), [*gates.notes(outcome, failures, empty), written], arguments)
+    result = gates.judge(passages, settings, journal, retriever)
+    if not result.counts["kept"]:
+        raise DataError(gates.why_none(result, failures))
+    empty = gates.write(result, arguments.output)
+    written = f"Wrote {result.counts['kept']:,} examples to {arguments.output}"
+    splits = {name: len(examples) for name, examples in result.splits.items()}
+    summary = {"counts": result.counts, "splits": splits, "failed_requests": len(failures)}
+    show(summary, gates.summary_table(result), [*gates.notes(result, failures, empty), written], arguments)
     return 0
 
 
@@ -147,11 +147,11 @@ def _ask(
     with progress(arguments.quiet or arguments.json) as bars:
         who, checker = _generator(arguments), _checker(arguments)
         ask = questions.Asker(
-            lambda: load(*who), journal, settings.max_new_tokens, _at_once(who[0], arguments), bars.at
+            lambda: load(*who), journal, settings.max_new_tokens, _prompts_per_batch(who[0], arguments), bars.at
         )
         questions.generate(passages, settings, ask)
         if settings.support != "lexical":
-            ask = replace(ask, load=lambda: load(*checker), batch=_at_once(checker[0], arguments))
+            ask = replace(ask, load=lambda: load(*checker), batch=_prompts_per_batch(checker[0], arguments))
             support.check_support(passages, settings, ask)
     return ask.failures
 
@@ -173,7 +173,7 @@ def _called(name: str, model: str, options: str) -> str:
     return f"{model or name} {options}".strip()
 
 
-def _at_once(name: str, arguments: argparse.Namespace) -> int:
+def _prompts_per_batch(name: str, arguments: argparse.Namespace) -> int:
     """Prompts that go to a generator at a time; what is finished is kept after each."""
     return 4 * arguments.concurrency if is_server(name) else arguments.batch_size
 

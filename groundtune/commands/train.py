@@ -77,6 +77,7 @@ def _run(method: str, argv: Sequence[str]) -> int:
     output = arguments.output
 
     from groundtune.recipes.train import train
+    from groundtune.runs.hub import NotPushed
     from groundtune.runs.resume import AlreadyFinished
     from groundtune.training.loss import NonFiniteLoss
 
@@ -98,30 +99,30 @@ def _run(method: str, argv: Sequence[str]) -> int:
         return 0
     if results is not None and not output.json:
         _print_results(results, arguments)
+    address, status = "", 0
     with _prints_elsewhere(output.json):
-        pushed, status = _pushed(arguments)
-        if pushed and not output.quiet:
-            print(f"Pushed: {pushed}")
+        try:
+            address = pushed(arguments)
+        except NotPushed as error:
+            print(error, file=sys.stderr)
+            status = 4
+        if address and not output.quiet:
+            print(f"Pushed: {address}")
     if output.json:
-        _print_json(Path(arguments.training.output_dir), pushed)
+        _print_json(Path(arguments.training.output_dir), address)
     return status
 
 
-def _pushed(arguments: Arguments) -> tuple[str, int]:
-    """The address of a finished run on the hub, if it is to be there, and the exit status: 4 if it is not."""
+def pushed(arguments: Arguments) -> str:
+    """Push a finished run, if it is to be on the hub: its address there. Raises `NotPushed`."""
     training = arguments.training
     if not training.push_to_hub:
-        return "", 0
+        return ""
 
-    from groundtune.runs.hub import Hub, NotPushed
+    from groundtune.runs.hub import Hub
 
     folder = Path(training.output_dir)
-    try:
-        pushed = Hub(training).push(folder, arguments.output.push_report, lambda name: _name_on_card(folder, name))
-        return pushed, 0
-    except NotPushed as error:
-        print(error, file=sys.stderr)
-        return "", 4
+    return Hub(training).push(folder, arguments.output.push_report, lambda name: _name_on_card(folder, name))
 
 
 def _name_on_card(folder: Path, name: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from groundtune.arguments import DataArguments
 from groundtune.data.files import FilePath, scan_documents, scan_examples
+from groundtune.data.words import telling_words
 from groundtune.schema import USER, Document, Example, Turn
 
 ERROR, WARNING = "error", "warning"
@@ -277,17 +278,6 @@ def _gold_not_in_database(dataset: Dataset) -> Iterator[Finding]:
                 yield _warning("gold-not-in-database", example.source, f"gold_docs[{i}]", message)
 
 
-# Words that stand in any text; an answer of nothing else ("Yes.", "It is not.") cannot be judged by its words.
-_FUNCTION_WORDS = frozenset([
-    "a", "an", "and", "are", "as", "at", "be", "but", "by", "can", "do", "does", "for", "from", "has", "have", "if",
-    "in", "is", "it", "its", "no", "not", "of", "on", "or", "so", "that", "the", "their", "there", "they", "this",
-    "to", "was", "were", "will", "with", "yes", "you", "your",
-])  # fmt: skip
-# Scripts that write no spaces are compared character by character.
-_UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
-
-
 def _answers_off_passage(dataset: Dataset) -> Iterator[Finding]:
     known: dict[str, set[str]] = {}
     for example in _all_examples(dataset):
@@ -303,8 +293,9 @@ def _answers_off_passage(dataset: Dataset) -> Iterator[Finding]:
 
 
 def _content_words(text: str) -> set[str]:
+    """An answer of fillers alone ("Yes.", "It is not.") has none, and cannot be judged by its words."""
     # Five letters, or "return" and "returned" would be strangers.
-    return {word[:5] for word in _WORD.findall(text.casefold()) if word not in _FUNCTION_WORDS}
+    return {word[:5] for word in telling_words(text)}
 
 
 def _gold_as_negatives(dataset: Dataset) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
+from groundtune.system.text import HALF_A_CHARACTER, encodable
 
 to_json = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -21,7 +22,10 @@ _ASSISTANTS = ["assistant", "system", "bot", "chatbot", "gpt", "ai", "agent", "m
 _SPEAKERS = {**dict.fromkeys(_USERS, USER), **dict.fromkeys(_ASSISTANTS, ASSISTANT)}
 _A_DOCUMENT = 'a document is {"page_content": "its text", ...}'
 _A_TURN = 'a turn is {"speaker": "user", "message": "what was said"}'
+<<<<<<< HEAD
 _HALF_A_CHARACTER = "contains half of a surrogate pair, which UTF-8 cannot encode; write the complete character"
+=======
+>>>>>>> main
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,8 @@ class Record:
             self.note(key, f"is {shown(value)}, not text; {need}")
         elif required and not may_be_blank and not value.strip():
             self.note(key, f"is blank ({shown(value)}); {need}")
-        elif not _encodable(value):
-            self.note(key, f"{shown(value)} {_HALF_A_CHARACTER}")
+        elif not encodable(value):
+            self.note(key, f"{shown(value)} {HALF_A_CHARACTER}")
         return value if isinstance(value, str) else ""
 
     def other_spelling(self, key: str) -> str:
@@ -79,8 +83,8 @@ class Record:
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
             self.note(key, f"is {shown(values)}, not a list of texts; {need}")
             return []
-        if not _encodable(values):
-            self.note(key, _HALF_A_CHARACTER)
+        if not encodable(values):
+            self.note(key, HALF_A_CHARACTER)
         return [value for value in values if value.strip()]
 
     def flag(self, key: str, default: bool) -> bool:
@@ -100,8 +104,8 @@ class Record:
         if not isinstance(value, dict):
             self.note("metadata", f"is {shown(value)}, not an object; write one or remove it")
             return {}
-        if not _encodable(value):
-            self.note("metadata", _HALF_A_CHARACTER)
+        if not encodable(value):
+            self.note("metadata", HALF_A_CHARACTER)
         return value
 
     def records(self, key: str, each: str) -> Iterator[Record]:
@@ -150,15 +154,10 @@ def turns_of(record: Record) -> Iterator[Turn]:
 
 
 def _turn(record: Record) -> Turn:
-    record.suspect_misspelt("source_documents")
     name = record.text("speaker", _A_TURN)
     if name.strip() and name.strip().lower() not in _SPEAKERS:
         record.note("speaker", f"{shown(name)} is unknown; use one of {', '.join(_SPEAKERS)}")
-    return Turn(
-        speaker=_SPEAKERS.get(name.strip().lower(), USER),
-        message=record.text("message", _A_TURN),
-        source_documents=tuple(map(document_of, record.records("source_documents", _A_DOCUMENT))),
-    )
+    return Turn(_SPEAKERS.get(name.strip().lower(), USER), record.text("message", _A_TURN))
 
 
 def document_of(record: Record) -> Document:
@@ -217,12 +216,3 @@ def shown(value: Any) -> str:
 def _shown_name(name: str) -> str:
     """A field's name as a message shows it; one with blanks or unprintable characters in quotes."""
     return name if re.fullmatch(r"[\w.-]{1,40}", name) else shown(name)
-
-
-def _encodable(value: Any) -> bool:
-    """JSON can spell half of a surrogate pair, which no file in UTF-8 can hold."""
-    try:
-        to_json(value).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -24,6 +24,7 @@ from groundtune.errors import DataError
 from groundtune.schema import Document, Example
 from groundtune.system.durable import disk_errors
 from groundtune.system.outputs import in_place_of, is_link, links_at
+from groundtune.system.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -214,23 +215,44 @@ def json_rows(path: FilePath, problems: list[str]) -> Rows:
                 problems.append(f"{path}:{number}: line: {error}")
 
 
-def _parquet_rows(path: FilePath, problems: list[str]) -> Rows:
+def parquet_rows(path: FilePath) -> Rows:
+    """Number and columns of every row, binary columns left out.
+
+    Raises:
+        DataError: pyarrow is missing, or this is no such file.
+    """
     pa, pq = _pyarrow(path)
     with _open(path) as file:
         try:
             parquet = pq.ParquetFile(file)
             binary = (pa.binary(), pa.large_binary())
             columns = [column.name for column in parquet.schema_arrow if column.type not in binary]
+<<<<<<< HEAD
             if not {"page_content", "fmt_content"} & set(columns):
                 seen = ", ".join(columns) or "none"
                 problems.append(f"{path}: page_content: missing; add a column of this name (columns: {seen})")
                 return
+=======
+>>>>>>> main
             batches = parquet.iter_batches(_BATCH, columns=columns)
-            for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
-                yield number, _document_fields(row)
+            yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
         except (pa.ArrowException, OSError, ValueError) as error:
+<<<<<<< HEAD
             reason = _one_line(error)
             raise DataError([f"{path}: not a readable Parquet file ({reason}); create it again"]) from error
+=======
+            reason = one_line(error, 200)
+            raise DataError([f"{path}: not a readable Parquet file ({reason}); write it again"]) from error
+>>>>>>> main
+
+
+def _document_rows(path: FilePath, problems: list[str]) -> Rows:
+    for number, row in parquet_rows(path):
+        if number == 1 and not {"page_content", "fmt_content"} & row.keys():
+            seen = ", ".join(row) or "none"
+            problems.append(f"{path}: page_content: missing; name a column so (there are: {seen})")
+            return
+        yield number, _document_fields(row)
 
 
 def _document_fields(row: dict[str, Any]) -> dict[str, Any]:
@@ -276,17 +298,12 @@ def _pickle_rows(path: FilePath, problems: list[str], max_bytes: int = 4 * 2**30
     try:
         yield from enumerate(load_fields(data, max_bytes), 1)
     except RefusedPickle as error:
-        problem = f"{path}: refused, nothing in it was executed: {_one_line(error)}"
+        problem = f"{path}: refused, nothing in it was executed: {one_line(error, 200)}"
         accepted = "only a list of local_rqa Documents of plain data, in pickle protocol 2 to 5, is read"
         raise DataError([f"{problem}; {accepted}: save the documents as .jsonl"]) from error
 
 
-_READERS = {".jsonl": json_rows, ".parquet": _parquet_rows, ".pkl": _pickle_rows, ".pickle": _pickle_rows}
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:197] + "..."
+_READERS = {".jsonl": json_rows, ".parquet": _document_rows, ".pkl": _pickle_rows, ".pickle": _pickle_rows}
 
 
 def _open(path: FilePath) -> BinaryIO:
@@ -300,7 +317,7 @@ def _why_not_opened(path: Path, error: Exception) -> str:
     if os.path.isdir(path):  # unlike Path.is_dir, this never raises
         return f"no such file: {path} is a folder; name a file in it"
     if not isinstance(error, FileNotFoundError):
-        return f"{path}: cannot be opened ({_one_line(error)}); check its name and permissions"
+        return f"{path}: cannot be opened ({one_line(error, 200)}); check its name and permissions"
     folder = path.parent
     if not os.path.isdir(folder):
         return f"no such file: {path}; there is no folder {folder} either"
@@ -319,9 +336,14 @@ def in_the_way(flag: str, path: FilePath, folder: bool = False) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         pass  # to be made, or told below
     except (OSError, ValueError) as error:  # a name that is too long, another user's home, a null character
+<<<<<<< HEAD
         return [
             f"--{flag}: {path} cannot be created ({_one_line(error)}); name another {'folder' if folder else 'file'}"
         ]
+=======
+        why, kind = one_line(error, 200), "folder" if folder else "file"
+        return [f"--{flag}: {path} cannot be made ({why}); name another {kind}"]
+>>>>>>> main
     above = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     if not os.path.isdir(above):
         return [f"--{flag}: {path} cannot be created: {above} is a file; name another {'folder' if folder else 'file'}"]

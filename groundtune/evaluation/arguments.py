@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,12 +131,17 @@ GROUPS = (
 )
 
 
+def with_flags(words: Sequence[str], flags: Mapping[str, str]) -> str:
+    """A command line with more flags."""
+    return shlex.join([*words, *(word for flag in flags.items() for word in flag)])
+
+
 @dataclass(frozen=True)
 class InferenceArguments:
     """All arguments of `groundtune evaluate` and `ask`; `model.model_name_or_path` is MODEL.
 
-    `run` is the run that made MODEL, None if no run did. `words` are the command that the user typed, which problems
-    print with the flags that it lacks.
+    `run` is the run that made MODEL, None if no run did. `again(flags)` is what the user typed, with the flags that it
+    lacks; problems print it.
     """
 
     data: DataArguments
@@ -147,7 +153,7 @@ class InferenceArguments:
     judge: JudgeArguments
     answers: AnswerArguments
     run: Remembered | None = None
-    words: Sequence[str] = ()
+    again: Callable[[Mapping[str, str]], str] = partial(with_flags, ())
 
     @property
     def name(self) -> str:
@@ -265,11 +271,16 @@ class InferenceArguments:
         return self.answers.base_model or known or of_adapter
 
     def _not_followed(self, outside: Mapping[str, str]) -> str:
-        command = shlex.join([*self.words, *(word for flag in outside.items() for word in flag)])
         return harmless_line(
+<<<<<<< HEAD
             f"{self.model.model_name_or_path}: names {', '.join(outside.values())} outside its folder, but this "
             "machine has no record of creating the folder, so they are not used; if you trust them, name them "
             f"yourself: {command}"
+=======
+            f"{self.model.model_name_or_path}: names {', '.join(outside.values())} outside its folder, and this "
+            "machine has no record of making it, so none of them is used; if you trust them, name them yourself: "
+            f"{self.again(outside)}"
+>>>>>>> main
         )
 
     def _check_files(self, has_examples: bool) -> list[str]:

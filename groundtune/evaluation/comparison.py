@@ -89,9 +89,10 @@ class Comparison:
         return counts if known else {}
 
     @property
-    def unanswerable(self) -> str:
-        """What a reader must know if some questions have no answer."""
-        return note([prediction.example for prediction in self.evaluations[self.reference].predictions])
+    def notes(self) -> list[str]:
+        """What a reader must know: that some questions have no answer, if so."""
+        unanswerable = note([prediction.example for prediction in self.evaluations[self.reference].predictions])
+        return [unanswerable] if unanswerable else []
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from groundtune.arguments import room_for_prompt
 from groundtune.evaluation.abstention import answer_scores, unknown_texts
 from groundtune.evaluation.groundedness import groundedness_scores
 from groundtune.evaluation.metrics import retrieval_scores
@@ -22,7 +23,7 @@ from groundtune.prompts.policies import CONTEXTS, Passages, draw, kept
 from groundtune.prompts.prompt import Prompt
 from groundtune.prompts.rows import Question, encode_questions
 from groundtune.schema import Document, Example, Hit, Prediction, Reply
-from groundtune.system.processes import in_shares, once
+from groundtune.system.processes import in_shares, run_on_main
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class EndToEndEvaluator:
 
     def __post_init__(self) -> None:
         self.passages = passages_of(self.context, self.examples, self.hits)
-        room = self.max_length - self.max_new_tokens
+        room = room_for_prompt(self.max_length, self.max_new_tokens)
         self.questions = encode_questions(self.examples, self.passages, self.prompt, room)
         cut = sum(len(question.read) < len(these) for question, these in zip(self.questions, self.passages))
         if cut:
@@ -79,7 +80,7 @@ class EndToEndEvaluator:
         begin = time.perf_counter()
         answer, n = partial(self._answer, model, on_answer), len(self.questions)
         generated = answer(range(n)) if in_step else in_shares(n, answer)
-        seconds = once(lambda: time.perf_counter() - begin)
+        seconds = run_on_main(lambda: time.perf_counter() - begin)
         return self.score([self._reply(q, g) for q, g in zip(self.questions, generated)], seconds)
 
     def _answer(self, model: Any, on_answer: Callable[[int], None], numbers: Sequence[int]) -> list[Generated]:

@@ -26,7 +26,6 @@ METRICS: dict[str, str] = {
     "generation/rouge2": "ROUGE-2 F-measure: pairs of neighbouring words in common, stemmed",
     "generation/rougeL": "ROUGE-L F-measure: longest common subsequence of words, stemmed",
     "generation/bleu": "sentence BLEU with effective order, on a scale of 0 to 1",
-    "generation/answer_rate": "share of answers that are not empty",
     "generation/unfinished": "share of answers cut at the token limit; lower is better",
     "generation/new_tokens": "tokens generated for an answer; a cost, so lower counts as better",
     "abstained/unanswerable": "share of unanswerable questions on which the model said that it does not know",
@@ -35,7 +34,6 @@ METRICS: dict[str, str] = {
     "grounded/quotes": "share of the spans quoted in the answer that occur verbatim in the passages it read",
     "judge/*": "a language model's grade of the answer, from 0 to 1",
     "retrieval/recall@k": "share of a question's gold documents among the first k retrieved",
-    "retrieval/hit@k": "share of questions with a gold document among the first k retrieved",
     "retrieval/mrr": "mean reciprocal rank of the first gold document",
     "retrieval/ndcg@k": "normalised discounted cumulative gain of the first k retrieved",
     "latency/retrieval_s": "seconds to retrieve for a question; lower is better",
@@ -168,11 +166,6 @@ def _found(ranked: Sequence[str], relevant: Collection[str], k: int | None = Non
 def recall_at_k(ranked: Sequence[str], relevant: Collection[str], k: int) -> float:
     """Share of the relevant documents that are among the first `k`; below 1 where there are more than `k`."""
     return len(_found(ranked, relevant, k)) / len(set(relevant))
-
-
-def hit_at_k(ranked: Sequence[str], relevant: Collection[str], k: int) -> float:
-    """1 if any relevant document is among the first `k`, else 0."""
-    return float(bool(_found(ranked, relevant, k)))
 
 
 def reciprocal_rank(ranked: Sequence[str], relevant: Collection[str]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ class Evaluation:
     """What one evaluation found: every metric's mean with its 95 % interval, and each prediction behind it."""
 
     metrics: dict[str, Interval]
-    predictions: tuple[Prediction, ...]
+    predictions: tuple[Prediction, ...] = field(repr=False)
 
     @property
     def n(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from groundtune.model.kv_cache import Decoding, Memory
+from groundtune.model.kv_cache import Decoding, KVCache
 from groundtune.model.packing import Packed, Segment, model_inputs
 
 NAME = "groundtune"  # of this attention among those of transformers
@@ -98,16 +98,21 @@ def _difference(model: Any, to_train: bool) -> str | None:
     ids = torch.randint(model.config.get_text_config().vocab_size, (26,), generator=generator).to(model.device)
     # Two sequences behind one prefix of 8 tokens, and a third by itself; then one more token for the first two.
     segments = [Segment(0, 8), Segment(8, 13, (0,)), Segment(13, 18, (0,)), Segment(18, 24)]
-    memory = Memory(2, 14)
+    cache = KVCache(2, 14)
     together = []
-    layouts = [*([Packed(segments)] if to_train else []), Packed(segments, memory, (None, 0, 1, None))]
+    layouts = [*([Packed(segments)] if to_train else []), Packed(segments, cache, (None, 0, 1, None))]
     for packed in layouts:
         positions = torch.tensor([packed.positions()], device=model.device)
         logits = model(**model_inputs(ids[None, :24], positions, packed), use_cache=False).logits
         together += logits[0, [12, 17, 23]]
         if (window := _window(model.config.get_text_config())) and packed.windows == {None}:
+<<<<<<< HEAD
             return f"its attention ignores its window of {window} tokens"
     decoding = Decoding(memory, (13, 13), (1, 1), model.device)
+=======
+            return f"its attention is not told of its window of {window} tokens"
+    decoding = Decoding(cache, (13, 13), (1, 1), model.device)
+>>>>>>> main
     decoding = model_inputs(ids[None, 24:], decoding.positions[None], decoding)
     together += model(**decoding, use_cache=False).logits[0]
     rows = [ids[[*range(13), 24]], ids[[*range(8), *range(13, 18), 25]], ids[18:24]]

@@ -100,10 +100,10 @@ def read(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> FromCache | 
     return FromCache(model, rows, pad_id, how) if how else FromStart(model, rows, pad_id)
 
 
-def rows_at_once(model: Any, asked: int) -> int:
-    """As many rows as asked for, or one where padding would change what follows."""
+def exact_batch_size(model: Any, wanted: int) -> int:
+    """The wanted number of rows, or one where padding would change what follows."""
     how = way_of(model)
-    return asked if how is None or how.padded else 1
+    return wanted if how is None or how.padded else 1
 
 
 def way_of(model: Any) -> ByCache | None:

@@ -22,7 +22,7 @@ from urllib.parse import urljoin, urlsplit
 
 from groundtune.errors import DataError
 from groundtune.schema import Reply
-from groundtune.system.text import hide_secrets
+from groundtune.system.text import hide_secrets, one_line
 
 KEYS = ("GROUNDTUNE_API_KEY", "OPENAI_API_KEY")  # the first that is set; servers on one's own machine need none
 
@@ -211,7 +211,7 @@ class Endpoint:
         if not prompts:
             return []
         # The first goes alone: a wrong address or key is said at once, and not once for each prompt.
-        return [reply(prompts[0], first=True), *_some_at_once(reply, prompts[1:], self.concurrency)]
+        return [reply(prompts[0], first=True), *_in_threads(reply, prompts[1:], self.concurrency)]
 
     def _reply(
         self, ask: Callable[[Any], Any], prompt: Any, text_of: Callable[[Any], str | None], first: bool
@@ -232,7 +232,7 @@ class Endpoint:
             redirects = _redirect(error) is not None
             if first and (redirects or isinstance(error, hopeless)):
                 raise EndpointError(self._problem(error)) from error
-            return Reply(failure=self._problem(error) if redirects else _one_line(error))
+            return Reply(failure=self._problem(error) if redirects else _with_its_cause(error))
         except _NO_REPLY as error:
             return Reply(failure=_no_reply(error))
 
@@ -247,7 +247,11 @@ class Endpoint:
         name = type(error).__name__
         if redirect := _redirect(error):
             return f"{hide_secrets(self.url)}: {redirect}"
+<<<<<<< HEAD
         return f"{hide_secrets(self.url)}: {_one_line(error)}; {ways_out.get(name, 'check the server log')}"
+=======
+        return f"{hide_secrets(self.url)}: {_with_its_cause(error)}; {ways_out.get(name, 'see what the server logged')}"
+>>>>>>> main
 
 
 def failing(why: str) -> Callable[..., list[Reply]]:
@@ -275,7 +279,7 @@ def lasting(ask: Callable[..., list[Reply]], met: bool = False) -> Callable[...,
     return asked
 
 
-def _some_at_once(function: Callable[[Any], T], items: Sequence[Any], threads: int) -> list[T]:
+def _in_threads(function: Callable[[Any], T], items: Sequence[Any], threads: int) -> list[T]:
     """What the function gives for each item, in their order.
 
     Python waits for the threads of a ThreadPoolExecutor, even to exit: Ctrl-C would wait for a server that hangs. These
@@ -318,7 +322,7 @@ class _Pace:
 
 
 def _no_reply(error: Exception) -> str:
-    return f"not a reply of an OpenAI-compatible server ({_one_line(error)})"
+    return f"not a reply of an OpenAI-compatible server ({_with_its_cause(error)})"
 
 
 def _redirect(error: Exception) -> str | None:
@@ -334,14 +338,14 @@ def _redirect(error: Exception) -> str | None:
     )
 
 
-def _one_line(error: Exception) -> str:
+def _with_its_cause(error: Exception) -> str:
     """The error's words and those of its cause, for "Connection error." alone says nothing; never the key."""
     cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
-    return _shown(" ".join(f"{error}{cause}".split()), at_most=300)
+    return _shown(f"{error}{cause}", at_most=300)
 
 
 def _shown(text: str, at_most: int) -> str:
+    text = one_line(text)
     for key in filter(None, map(os.environ.get, KEYS)):
         text = text.replace(key, "***")
-    text = hide_secrets(text)
-    return text if len(text) <= at_most else text[: at_most - 3] + "..."
+    return one_line(hide_secrets(text), at_most)

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from groundtune.model.attention import attends_by_layout
-from groundtune.model.continuing import read, rows_at_once
+from groundtune.model.continuing import exact_batch_size, read
 from groundtune.model.head import head_reads_only
-from groundtune.model.kv_cache import Decoding, Memory
+from groundtune.model.kv_cache import Decoding, KVCache
 from groundtune.model.lookup import Lookup
 from groundtune.model.packing import model_inputs, pack, prefix_groups
-from groundtune.system.out_of_memory import AtOnce, with_what_fits
+from groundtune.system.out_of_memory import MicroBatch, halve_on_oom
 
 _PREFILL_TOKENS = 8192  # prompts read in one forward pass; more gains nothing and takes memory
 _GUESSED = 5  # tokens; with more, what is guessed in vain costs what is guessed right saves
@@ -53,7 +53,7 @@ def generate_greedy(
     model.eval()
     generate = _generate_packed if attends_by_layout(model) else _generate_by_rows
     generated: list[Generated | None] = [None] * len(prompts)
-    at_once = AtOnce("--per_device_eval_batch_size", batch_size, unchanged="every answer stays")
+    batch = MicroBatch("--per_device_eval_batch_size", batch_size, unchanged="every answer stays")
 
     def left() -> list[int]:
         return [i for i, answer in enumerate(generated) if answer is None]
@@ -61,11 +61,11 @@ def generate_greedy(
     def answer_the_rest() -> None:
         these = left()
         fewer = [prompts[i] for i in these]
-        for i, answer in generate(model, fewer, set(stop_ids), pad_id, max_new_tokens, at_once.rows):
+        for i, answer in generate(model, fewer, set(stop_ids), pad_id, max_new_tokens, batch.size):
             generated[these[i]] = answer
             on_answer(1)
 
-    def too_much(at_once: AtOnce) -> str:
+    def too_much(batch: MicroBatch) -> str:
         longest = max(left(), key=lambda i: len(prompts[i]))
         name = f"{sources[longest]}: " if sources else ""
         return (
@@ -74,11 +74,11 @@ def generate_greedy(
         )
 
     try:
-        with_what_fits(at_once, answer_the_rest, too_much)
+        halve_on_oom(batch, answer_the_rest, too_much)
     finally:
         model.train(was_training)
-    if at_once.rows < batch_size:
-        on_fewer(at_once.rows)
+    if batch.size < batch_size:
+        on_fewer(batch.size)
     return generated
 
 
@@ -87,9 +87,9 @@ def stream_greedy(model: Any, prompt: Sequence[int], *, stop_ids: Sequence[int],
     if not attends_by_layout(model):
         yield from _stream_by_rows(model, prompt, set(stop_ids), max_new_tokens)
         return
-    memory = Memory(1, len(prompt) + max_new_tokens)
+    cache = KVCache(1, len(prompt) + max_new_tokens)
     with torch.no_grad():
-        first = _read(model, [prompt], memory, 0)
+        first = _read(model, [prompt], cache, 0)
     sequence, shown = _Sequence(prompt, first[0], set(stop_ids), max_new_tokens), 0
     while True:
         yield from sequence.new[shown:]
@@ -97,7 +97,7 @@ def stream_greedy(model: Any, prompt: Sequence[int], *, stop_ids: Sequence[int],
             return
         shown = len(sequence.new)
         with torch.no_grad():
-            _step(model, [sequence], memory)
+            _step(model, [sequence], cache)
 
 
 class _Sequence:
@@ -137,17 +137,17 @@ def _generate_packed(
     """
     waiting = deque(_in_order(prompts))
     slots = min(batch_size, len(prompts))
-    memory = Memory(slots, max(map(len, prompts), default=0) + max_new_tokens)
+    cache = KVCache(slots, max(map(len, prompts), default=0) + max_new_tokens)
     running: list[tuple[int, _Sequence]] = []  # the number of the prompt in each slot, and what became of it
     while waiting or running:
         # One prompt is read as fast as several on a CPU; waiting for a quarter of the slots spares a GPU small steps.
         if waiting and len(running) <= slots * 3 // 4:
             new = [waiting.popleft() for _ in range(min(slots - len(running), len(waiting)))]
             for part in _up_to_tokens(new, prompts, _PREFILL_TOKENS):
-                first = _read(model, [prompts[i] for i in part], memory, len(running))
+                first = _read(model, [prompts[i] for i in part], cache, len(running))
                 running += [(i, _Sequence(prompts[i], id, stop_ids, max_new_tokens)) for i, id in zip(part, first)]
         else:
-            _step(model, [sequence for _, sequence in running], memory)
+            _step(model, [sequence for _, sequence in running], cache)
         for slot in reversed(range(len(running))):
             i, sequence = running[slot]
             if sequence.done:
@@ -155,7 +155,7 @@ def _generate_packed(
                 # The last sequence moves into the gap, so that those that run are always the first slots.
                 last = running.pop()
                 if slot < len(running):
-                    memory.move(len(running), slot)
+                    cache.move(len(running), slot)
                     running[slot] = last
 
 
@@ -176,13 +176,13 @@ def _up_to_tokens(members: Sequence[int], prompts: Sequence[Sequence[int]], at_m
     yield part
 
 
-def _read(model: Any, prompts: Sequence[Sequence[int]], memory: Memory, slot: int) -> list[int]:
+def _read(model: Any, prompts: Sequence[Sequence[int]], cache: KVCache, slot: int) -> list[int]:
     """The first token of each answer; the prompts' keys and values go into the slots from `slot` on."""
     packing = pack(prompts, [len(prompt) - 1 for prompt in prompts])
     slots: list[int | None] = [None] * len(packing.segments)
     for i, end in enumerate(packing.ends):
         slots[end] = slot + i
-    inputs = packing.inputs(model.device, memory=memory, slots=slots)
+    inputs = packing.inputs(model.device, cache=cache, slots=slots)
     keep = torch.zeros(1, len(packing.ids), dtype=torch.bool, device=model.device)
     keep[0, packing.last] = True
     with head_reads_only(keep, model.get_output_embeddings()):
@@ -193,12 +193,12 @@ def _read(model: Any, prompts: Sequence[Sequence[int]], memory: Memory, slot: in
     return [ids[i] for i in range(len(prompts))]
 
 
-def _step(model: Any, sequences: Sequence[_Sequence], memory: Memory) -> None:
+def _step(model: Any, sequences: Sequence[_Sequence], cache: KVCache) -> None:
     """Each sequence, the i-th in slot i, grows by what of its guess the model would have chosen, and by one more."""
     guesses = [sequence.guess() for sequence in sequences]
     new = [[sequence.new[-1], *guess] for sequence, guess in zip(sequences, guesses)]
     lengths = [len(sequence.lookup.ids) - 1 for sequence in sequences]
-    layout = Decoding(memory, lengths, [len(ids) for ids in new], model.device)
+    layout = Decoding(cache, lengths, [len(ids) for ids in new], model.device)
     row = torch.tensor([[id for ids in new for id in ids]], device=model.device)
     logits = model(**model_inputs(row, layout.positions[None], layout), use_cache=False).logits
     chosen = logits[0].argmax(dim=-1).cpu().split(layout.counts)
@@ -212,10 +212,10 @@ def _generate_by_rows(
     model: Any, prompts: Sequence[Sequence[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int, batch_size: int
 ) -> Iterator[tuple[int, Generated]]:
     """The same for a model that cannot attend by layout: batches that shrink as rows finish."""
-    at_once = rows_at_once(model, batch_size)
+    size = exact_batch_size(model, batch_size)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    for start in range(0, len(order), at_once):
-        batch = order[start : start + at_once]
+    for start in range(0, len(order), size):
+        batch = order[start : start + size]
         answers = _generate_batch(model, [prompts[i] for i in batch], stop_ids, pad_id, max_new_tokens)
         yield from zip(batch, answers)
 

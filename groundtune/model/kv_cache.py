@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 
-class Memory:
+class KVCache:
     """Keys and values of up to `slots` sequences of up to `capacity` tokens, one pair of tensors a layer."""
 
     def __init__(self, slots: int, capacity: int):
@@ -31,26 +31,26 @@ class Memory:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Puts the i-th of [1, kv heads, tokens, size] at `positions[i]` of slot `slots[i]`; returns all slots."""
         stored = self._of(layer, key, value)
-        for memory, new in zip(stored, (key, value)):
-            memory[slots, :, positions] = new[0].transpose(0, 1)
+        for of_layer, new in zip(stored, (key, value)):
+            of_layer[slots, :, positions] = new[0].transpose(0, 1)
         return stored
 
     def _of(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if layer not in self.layers:
             slots, capacity = self.shape
-            # Zeros: what is masked still enters a product, and what memory held before may be NaN.
+            # Zeros: what is masked still enters a product, and what the memory held before may be NaN.
             self.layers[layer] = tuple(x.new_zeros(slots, x.shape[1], capacity, x.shape[3]) for x in (key, value))
         return self.layers[layer]
 
 
 class Decoding:
-    """The layout of the next tokens of the sequences in slots 0 to n - 1 of `memory`, side by side in one row.
+    """The layout of the next tokens of the sequences in slots 0 to n - 1 of `cache`, side by side in one row.
 
     `lengths[i]` is how many tokens sequence i has so far, `counts[i]` how many come now: one at least.
     """
 
-    def __init__(self, memory: Memory, lengths: Sequence[int], counts: Sequence[int], device: Any):
-        self.memory, self.lengths, self.counts, self.device = memory, lengths, counts, device
+    def __init__(self, cache: KVCache, lengths: Sequence[int], counts: Sequence[int], device: Any):
+        self.cache, self.lengths, self.counts, self.device = cache, lengths, counts, device
         # Of each new token: its slot, and how many of the new ones come before it there.
         slots = [slot for slot, count in enumerate(counts) for _ in range(count)]
         self.slots = torch.tensor(slots, device=device)
@@ -60,7 +60,7 @@ class Decoding:
 
     def attend(self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None) -> Any:
         """Output [1, tokens, heads, size] for query [1, heads, tokens, size], key and value [1, kv heads, ...]."""
-        keys, values = self.memory.append(layer.layer_idx, self.slots, self.positions, key, value)
+        keys, values = self.cache.append(layer.layer_idx, self.slots, self.positions, key, value)
         heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
         first, mask = self._mask(window, heads // kv_heads)
         n, most, read = len(self.counts), max(self.counts), slice(first, first + mask.shape[-1])

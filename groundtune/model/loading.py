@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from groundtune.arguments import ModelArguments, is_commit
-from groundtune.errors import ModelError, why_not_loaded
-from groundtune.system.model_folders import model_problems, nothing_unpickled
+from groundtune.errors import ModelError
+from groundtune.system.model_folders import hub_problems, loading, model_problems, why_not_loaded
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,8 @@ def load_tokenizer(arguments: ModelArguments) -> Any:
 
     _refuse(arguments, weights=False)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path, **_source(arguments))
+        with loading(arguments.model_name_or_path):
+            tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path, **_source(arguments))
     except Exception as error:  # the tokenizers library raises bare exceptions on a damaged file
         raise ModelError(_cannot_load("tokenizer", arguments, error)) from error
     if tokenizer.eos_token_id is None:
@@ -65,9 +67,9 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
     if arguments.load_in_4bit:
         options["quantization_config"] = _four_bits(options["dtype"])
     try:
-        with nothing_unpickled():
+        with loading(arguments.model_name_or_path):
             model, found = _with_attention(AutoModelForCausalLM, arguments.model_name_or_path, options)
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(_cannot_load("model", arguments, error)) from error
     if missing := sorted(found["missing_keys"]):
         raise ModelError(
@@ -190,8 +192,10 @@ def _source(arguments: ModelArguments) -> dict[str, Any]:
 
 
 def _refuse(arguments: ModelArguments, weights: bool = True) -> None:
-    """Raises `ModelError` for a folder that no library may read."""
-    if problems := model_problems(arguments.model_name_or_path, arguments.gguf_file, weights, with_base=weights):
+    """Raises `ModelError` for a model that no library may read."""
+    name = arguments.model_name_or_path
+    problems = model_problems(name, arguments.gguf_file, weights, with_base=weights)
+    if problems := problems or hub_problems(name, arguments.model_revision):
         raise ModelError(problems[0])
 
 

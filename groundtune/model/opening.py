@@ -10,16 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from groundtune.arguments import ModelArguments, PromptArguments, check_model_name
-from groundtune.errors import ModelError, why_not_loaded
+from groundtune.errors import ModelError
 from groundtune.model.attention import use_packed_attention
 from groundtune.model.endpoint import endpoint_at, is_server
 from groundtune.model.generators import LocalModel, Writer, to_device
 from groundtune.model.loading import computes_bf16, load_model, load_tokenizer
-from groundtune.model.lora import fuse
 from groundtune.prompts.prompt import Prompt, make_prompt
-from groundtune.system.model_folders import adapter_base_of, base_named_in, model_problems, nothing_unpickled
+from groundtune.system.model_folders import (
+    adapter_base_of,
+    base_named_in,
+    hub_problems,
+    loading,
+    model_problems,
+    why_not_loaded,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -146,14 +153,16 @@ def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
     from peft import PeftModel
     from peft.utils import get_peft_model_state_dict, load_peft_weights
 
-    if problems := model_problems(adapter, with_base=False):
+    from groundtune.model.lora import fuse  # here, for it takes PEFT, and most models are no adapters
+
+    if problems := model_problems(adapter, with_base=False) or hub_problems(adapter, revision):
         raise ModelError(problems[0])
     where = {"revision": revision} if revision else {}
     try:
-        with nothing_unpickled():
+        with loading(adapter):
             saved = load_peft_weights(adapter, device="cpu", **where)
             adapted = PeftModel.from_pretrained(model, adapter, **where)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = why_not_loaded(error)
         raise ModelError(f"{adapter}: cannot load the adapter on {model.config.name_or_path}: {reason}") from error
     # PEFT only warns, and an adapter of which half is missing answers nearly like the base model.

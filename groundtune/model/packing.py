@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.nn.functional import one_hot, pad, scaled_dot_product_attention
 
-from groundtune.model.kv_cache import Decoding, Memory
+from groundtune.model.kv_cache import Decoding, KVCache
 
 _LEAST_SHARED = 16  # tokens; a shorter common prefix costs more in small attention calls than it saves
 _BLOCK = 128  # tokens of each side of a block of FlexAttention: its default
@@ -42,12 +42,12 @@ class Segment:
 class Packed:
     """The layout of one packed row: segments in pre-order that cover it without a gap.
 
-    `memory`, if given, receives keys and values of every sequence, so that `Decoding` can go on from them; `slots[i]`
+    `cache`, if given, receives keys and values of every sequence, so that `Decoding` can go on from them; `slots[i]`
     is the slot of segment i, None where it is not the end of a sequence.
     """
 
     segments: Sequence[Segment]
-    memory: Memory | None = None
+    cache: KVCache | None = None
     slots: Sequence[int | None] = ()
     windows: set[int | None] = field(default_factory=set, repr=False)  # those of the layers that attended so far
     _masks: dict[Any, Any] = field(default_factory=dict, repr=False)
@@ -56,7 +56,7 @@ class Packed:
     def attend(self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None) -> Any:
         """Output [1, tokens, heads, size] for query [1, heads, tokens, size], key and value [1, kv heads, ...]."""
         self.windows.add(window)
-        if query.is_cuda and self.memory is None:
+        if query.is_cuda and self.cache is None:
             return self._attend_in_blocks(query, key, value, scaling, window)
         return self._attend_by_segments(layer, query, key, value, scaling, window)
 
@@ -73,8 +73,8 @@ class Packed:
                 torch.cat([parts[j] for j in path], dim=2) if segment.path else parts[i] for parts in (keys, values)
             )
             mask = self._mask(len(segment), k.shape[2], window, query.device)
-            if self.memory is not None and self.slots[i] is not None:
-                self.memory.write(layer.layer_idx, self.slots[i], k, v)
+            if self.cache is not None and self.slots[i] is not None:
+                self.cache.write(layer.layer_idx, self.slots[i], k, v)
             # Each head gets a copy where sharing keys is slow: PyTorch's backward on a CPU is a fifth slower then, and
             # with a mask other devices have no kernel for it but the one that writes all scores to memory.
             if query.requires_grad or (mask is not None and query.device.type != "cpu"):
@@ -212,9 +212,9 @@ class Packing:
     last: list[int]
     ends: list[int]
 
-    def inputs(self, device: Any = None, **memory: Any) -> dict[str, Any]:
-        """What a model that attends by layout is called with; `memory` as in `Packed`."""
-        layout = Packed(self.segments, **memory)
+    def inputs(self, device: Any = None, **written: Any) -> dict[str, Any]:
+        """What a model that attends by layout is called with; `cache` and `slots` as in `Packed`."""
+        layout = Packed(self.segments, **written)
         ids, positions = (torch.tensor([x], device=device) for x in (self.ids, layout.positions()))
         return model_inputs(ids, positions, layout)
 

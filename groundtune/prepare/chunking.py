@@ -15,6 +15,7 @@ from groundtune.data.passages import format_passage, header_of
 from groundtune.errors import DataError
 from groundtune.prepare.pages import Page
 from groundtune.schema import Document
+from groundtune.system.text import one_line
 
 _HEADINGS = re.compile(r"^#{1,6} .*$", re.MULTILINE)
 _LOOK_BACK = 20_000  # characters; the splitter asks about texts near the one that it asked about before
@@ -137,7 +138,7 @@ def _sections(text: str, title: str) -> _Places:
         if opening.type == "heading_open":
             level = int(opening.tag[1:])
             above = {upper: name for upper, name in above.items() if upper < level}
-            above[level] = " ".join(content.content.split())
+            above[level] = one_line(content.content)
             offsets.append(lines[opening.map[0]])
             names.append(" > ".join(name for _, name in sorted(above.items()) if name and name != title))
     return _Places(offsets, names)

@@ -16,6 +16,7 @@ from groundtune.errors import DataError
 from groundtune.prepare.chunking import Chunker
 from groundtune.prepare.pages import READERS, ReadOptions, missing_libraries, read_pages
 from groundtune.schema import Document
+from groundtune.system.text import one_line
 
 
 @dataclass
@@ -171,7 +172,7 @@ def _of_file(file: Found, chunker: Chunker, options: ReadOptions, summary: Summa
 
 
 def _digest(passage: Document) -> bytes:
-    text = " ".join(passage.page_content.split())
+    text = one_line(passage.page_content)
     key = f"{passage.metadata.get('title', '')}\n{text}"
     return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.data.files import write_jsonl
+from groundtune.data.words import telling_words, words
 from groundtune.prepare.journal import Journal
-from groundtune.prepare.questions import Settings, chance, questions_of, words
-from groundtune.prepare.support import FILLERS, answers_of, cut_answers_of, stem, support, verdicts_of
+from groundtune.prepare.questions import Settings, chance, questions_of
+from groundtune.prepare.support import answers_of, cut_answers_of, stem, support, verdicts_of
 from groundtune.retrieval.retrievers import Retriever
 from groundtune.schema import Document, Example, Hit
 
@@ -40,7 +41,7 @@ def gates_of(settings: Settings) -> tuple[str, ...]:
 
 
 @dataclass
-class Outcome:
+class GateResult:
     """What came out: the examples of each split, and of everything else how much and why."""
 
     splits: dict[str, list[Example]] = field(default_factory=lambda: {"train": [], "eval": [], "test": []})
@@ -63,45 +64,45 @@ class _Pair:
         return {"question": self.question, "answer": self.answer, **said, "passage": self.passage.to_dict()}
 
 
-def judge(passages: Sequence[Document], settings: Settings, journal: Journal, retriever: Retriever) -> Outcome:
+def judge(passages: Sequence[Document], settings: Settings, journal: Journal, retriever: Retriever) -> GateResult:
     """Pass every question and answer of the journal through the gates, and share them out by passage."""
-    outcome = Outcome()
+    result = GateResult()
     by_id = {passage.id: passage for passage in passages}
     answers, cut, verdicts = answers_of(journal), cut_answers_of(journal), verdicts_of(journal, settings)
     questions = list(questions_of(journal, by_id))
-    outcome.counts.update(dict.fromkeys(gates_of(settings), 0))
-    outcome.counts["passages"] = len({row["passage"] for row in journal.rows if "questions" in row} & by_id.keys())
-    outcome.counts["questions"] = len(questions)
+    result.counts.update(dict.fromkeys(gates_of(settings), 0))
+    result.counts["passages"] = len({row["passage"] for row in journal.rows if "questions" in row} & by_id.keys())
+    result.counts["questions"] = len(questions)
     pairs = [
         _Pair(by_id[at[0]], at[1], answers[at], at not in cut, verdicts.get(at)) for at in questions if at in answers
     ]
-    outcome.counts["answers"] = len(pairs)
+    result.counts["answers"] = len(pairs)
     depth = max(settings.retrieved_within, 2 * settings.hard_negatives + 1)
     hits = retriever.search([pair.question for pair in pairs], depth)
     seen: set[frozenset[str]] = set()
     for pair, found in zip(pairs, hits, strict=True):
         if gate := _stopped_by(pair, found, seen, settings):
-            outcome.counts[gate] += 1
-            outcome.rejected.append({"why": gate, **pair.to_dict()})
+            result.counts[gate] += 1
+            result.rejected.append({"why": gate, **pair.to_dict()})
             continue
         seen.add(_key(pair.question))
         example = Example(
             pair.question, pair.answer, (pair.passage,), hard_negatives=_hard_negatives(pair, found, settings)
         )
-        outcome.splits[_split(pair.passage, settings)].append(example)
-        outcome.counts["kept"] += 1
-    return outcome
+        result.splits[_split(pair.passage, settings)].append(example)
+        result.counts["kept"] += 1
+    return result
 
 
-def write(outcome: Outcome, folder: Path) -> list[str]:
+def write(result: GateResult, folder: Path) -> list[str]:
     """Write train, eval and test.jsonl but for empty ones, whose names are returned, and rejected.jsonl."""
-    for name, examples in outcome.splits.items():
+    for name, examples in result.splits.items():
         if examples:
             write_jsonl(folder / f"{name}.jsonl", (example.to_dict() for example in examples))
         else:
             (folder / f"{name}.jsonl").unlink(missing_ok=True)
-    write_jsonl(folder / "rejected.jsonl", outcome.rejected)
-    return [name for name, examples in outcome.splits.items() if not examples]
+    write_jsonl(folder / "rejected.jsonl", result.rejected)
+    return [name for name, examples in result.splits.items() if not examples]
 
 
 def _stopped_by(pair: _Pair, found: Sequence[Hit], seen: set[frozenset[str]], settings: Settings) -> str:
@@ -124,8 +125,7 @@ def _stopped_by(pair: _Pair, found: Sequence[Hit], seen: set[frozenset[str]], se
 
 def _key(question: str) -> frozenset[str]:
     """Two questions of the same words are one, in whatever order and inflection."""
-    all_words = words(question)
-    return frozenset(stem(word) for word in all_words if word not in FILLERS) or frozenset(all_words)
+    return frozenset(map(stem, telling_words(question))) or frozenset(words(question))
 
 
 def _hard_negatives(pair: _Pair, found: Sequence[Hit], settings: Settings) -> tuple[Document, ...]:
@@ -143,9 +143,9 @@ def _split(passage: Document, settings: Settings) -> str:
     return "eval" if drawn < settings.test_share + settings.eval_share else "train"
 
 
-def why_none(outcome: Outcome, failures: Sequence[str]) -> list[str]:
+def why_none(result: GateResult, failures: Sequence[str]) -> list[str]:
     """Why there is no example at all, and what to do."""
-    counts = outcome.counts
+    counts = result.counts
     if failures and not counts["answers"]:
         return [f"no reply arrived: {failures[0]}; nothing was written"]
     reasons = ", ".join(f"{counts[gate]} {gate}" for gate in GATES if counts[gate]) or "no question was written"
@@ -155,24 +155,24 @@ def why_none(outcome: Outcome, failures: Sequence[str]) -> list[str]:
     ]
 
 
-def summary_table(outcome: Outcome) -> Any:
+def summary_table(result: GateResult) -> Any:
     """What was asked, what each gate stopped and what was kept, as a table of rich."""
     from rich.table import Table
 
     table = Table("", "number")
     table.columns[1].justify = "right"
     for name in ("passages", "questions", "answers"):
-        table.add_row(name, f"{outcome.counts[name]:,}")
-    for gate in (gate for gate in GATES if gate in outcome.counts):
-        table.add_row(f"left out: {gate}", f"{outcome.counts[gate]:,}")
-    table.add_row("kept", f"{outcome.counts['kept']:,}", end_section=True)
-    for name, examples in outcome.splits.items():
+        table.add_row(name, f"{result.counts[name]:,}")
+    for gate in (gate for gate in GATES if gate in result.counts):
+        table.add_row(f"left out: {gate}", f"{result.counts[gate]:,}")
+    table.add_row("kept", f"{result.counts['kept']:,}", end_section=True)
+    for name, examples in result.splits.items():
         passages = len({example.gold_documents[0].id for example in examples})
         table.add_row(f"{name}.jsonl, on {passages:,} passages", f"{len(examples):,}")
     return table
 
 
-def notes(outcome: Outcome, failures: Sequence[str], empty: Sequence[str]) -> list[str]:
+def notes(result: GateResult, failures: Sequence[str], empty: Sequence[str]) -> list[str]:
     """What the table does not say."""
     lines = []
     if failures:

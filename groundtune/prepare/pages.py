@@ -20,6 +20,7 @@ from typing import Any
 from groundtune.data.entries import shown
 from groundtune.data.files import json_rows
 from groundtune.errors import DataError
+from groundtune.system.text import one_line
 
 # What surrounds the text of a web page and is no part of it.
 _FURNITURE = ("script", "style", "noscript", "template", "nav", "footer", "svg", "iframe",
@@ -149,7 +150,7 @@ def _html_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]
 
     # From bytes: a page says itself how it is encoded.
     soup = _parsed(UnicodeDammit(path.read_bytes(), is_html=True).unicode_markup or "")
-    title = " ".join(soup.title.get_text().split()) if soup.title else ""
+    title = one_line(soup.title.get_text()) if soup.title else ""
     text = _markdown_of(_main_part(soup), path)
     yield Page(text, title or _first_heading(text) or path.stem, source, markdown=True)
 

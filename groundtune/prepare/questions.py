@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from groundtune.data.words import words
 from groundtune.errors import DataError
-from groundtune.model.generators import Writer
 from groundtune.prepare.journal import Journal
 from groundtune.schema import Document, Reply
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from groundtune.model.generators import Writer
+
+JournalRow = dict[str, Any]
 NOT_ANSWERED = "NOT ANSWERED"
 STILL_THINKING = (
     "a reply ended within its reasoning; raise --max_new_tokens, or turn reasoning off with --generator_options"
@@ -29,7 +32,6 @@ PLACEHOLDERS = {
 _NUMBERING = re.compile(r"^\W*(?:(?:question|q)?\s*\d+\s*[.):](?!\d)|question:|q:|[-*•])\s*", re.IGNORECASE)
 # At the end; a semicolon is one after a Greek letter, and the Armenian mark stands within the word that asks.
 _QUESTION_MARK = re.compile(r"[?？؟]$|[\u0370-\u03ff\u1f00-\u1fff][;\u037e]$|՞")
-_WORDS = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]|\w+")
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ class Asker:
     report: Callable[[str, int, int], None] = lambda stage, done, total: None
     failures: list[str] = field(default_factory=list)
 
-    def __call__(self, stage: str, jobs: Sequence[Row], prompts: Sequence[str], row_of: Callable[[Reply], Row]) -> None:
+    def __call__(
+        self, stage: str, jobs: Sequence[JournalRow], prompts: Sequence[str], row_of: Callable[[Reply], JournalRow]
+    ) -> None:
         """Keep `{**job, **row_of(reply)}` for each job whose prompt got a reply."""
         for start in range(0, len(jobs), self.batch):
             self.report(stage, start, len(jobs))
@@ -171,11 +175,6 @@ def parse_answer(reply: Reply) -> tuple[str, bool]:
     first, *more = re.split(r"\n\s*(?:Question|Passage):", reply.text)
     answer = first.strip().removeprefix("Answer:").strip()
     return "" if NOT_ANSWERED.lower() in answer.lower() else answer, reply.finished or bool(more)
-
-
-def words(text: str) -> list[str]:
-    """Words in lower case; where a script has no spaces, its characters."""
-    return _WORDS.findall(text.lower())
 
 
 def _suitable(text: str, settings: Settings) -> bool:

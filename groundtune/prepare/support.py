@@ -8,20 +8,11 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from groundtune.data.words import telling_words, words
 from groundtune.prepare.journal import Journal
-from groundtune.prepare.questions import Asker, Settings, fill, questions_of, words
+from groundtune.prepare.questions import Asker, Settings, fill, questions_of
 from groundtune.schema import Document
 
-WAYS = ("lexical", "llm", "both")
-# Words that say nothing about what an answer claims, so that they are found in nearly every passage.
-FILLERS = frozenset(
-    re.findall(
-        r"\w+",
-        "a an and are as at be been but by can do does for from has have how if in into is it its may no not of on or "
-        "so such than that the their them then there these they this those to was were what when where which who why "
-        "will with yes you your",
-    )
-)
 # At the end, for before it a model may speak of either.
 _VERDICT = re.compile(r"\[\[\s*(yes|no)\s*\]\][.\s]*\Z", re.IGNORECASE)
 
@@ -32,7 +23,7 @@ def support(answer: str, question: str, passage: str) -> float:
     Fillers do not count. 0 if the answer has a number that neither of the two has: a wrong figure makes any sentence
     wrong.
     """
-    said = [word for word in words(answer) if word not in FILLERS]
+    said = telling_words(answer)
     asked, held = set(words(question)), set(words(passage))
     if any(_is_number(word) and word not in held | asked for word in said):
         return 0.0

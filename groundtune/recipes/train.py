@@ -41,7 +41,7 @@ from groundtune.runs.resume import (
 )
 from groundtune.schema import Document, Example, Hit, Reply
 from groundtune.system.outputs import inside
-from groundtune.system.processes import is_main, once
+from groundtune.system.processes import is_main, run_on_main
 from groundtune.training.arguments import GOLD_LOSS, compile_problems, loss_problems, metric_problems, tracker_problems
 from groundtune.training.doctor import Diagnosis, diagnose, doctor_command, summary
 from groundtune.training.trainer import QATrainer
@@ -85,7 +85,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         tokenizer, prompt = diagnosis.tokenizer, diagnosis.prompt
 
     with _timed("index and retrieve", durations):
-        hits, seconds = once(lambda: _retrieve(method, arguments, documents, examples))
+        hits, seconds = run_on_main(lambda: _retrieve(method, arguments, documents, examples))
 
     rows = {
         split: EpochRows(
@@ -150,7 +150,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         selected_on_test=_tested_on_eval(data) and training.load_best_model_at_end,
         notes=[
             *notes,
-            *(note for at_once in trainer.at_once.values() for note in at_once.notes),
+            *(note for micro_batch in trainer.micro_batch.values() for note in micro_batch.notes),
             *trainer.tracker_failures,
         ],
         record={
@@ -229,12 +229,12 @@ def _untouched(
         same = known and checkpoint.about["run"] == {**run, key: sha256_of(path)}
         return read_evaluation(path, evaluator) if same else None
 
-    base = once(answered_before)
+    base = run_on_main(answered_before)
     if base is None:
         base = trainer.run_evaluator(evaluator)
         if is_main():
             write_predictions(path, base)
-    trainer.run = {**run, key: once(lambda: sha256_of(path))}
+    trainer.run = {**run, key: run_on_main(lambda: sha256_of(path))}
     return base
 
 

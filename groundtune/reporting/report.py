@@ -16,8 +16,9 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from groundtune.data.files import write_text
+from groundtune.errors import DataError
 from groundtune.evaluation.metrics import PairedDifference
-from groundtune.evaluation.predictions import write_predictions
+from groundtune.evaluation.predictions import evaluation_of, read_predictions, write_predictions
 from groundtune.evaluation.verdicts import F1, Change, decimals
 from groundtune.reporting.card import model_card
 from groundtune.reporting.markdown import md, md_fence, md_list, md_table
@@ -43,6 +44,12 @@ from groundtune.system.text import plain
 if TYPE_CHECKING:
     from rich.table import Table
 
+# What metrics.json says of results beside their numbers, which are computed from the predictions.
+_ABOUT_RESULTS = {
+    "history": list, "best_step": int | None, "selection_metric": str | None, "selected_on_test": bool, "notes": list,
+}  # fmt: skip
+_MOST_SAMPLES = 10**6  # of a bootstrap: a stranger's folder keeps nobody waiting for hours
+
 
 def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
     """Write metrics.json, run.json, predictions/, the model card and the reports, each as a whole or not at all."""
@@ -56,6 +63,7 @@ def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
         "best_step": results.best_step,
         "selection_metric": results.selection_metric,
         "selected_on_test": results.selected_on_test,
+        "notes": list(results.notes),
         "history": merged_history(results.history),
     }
     # The data come first: should a plot fail, no number is lost.
@@ -66,6 +74,38 @@ def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
     write_text(folder / "README.md", model_card(results))
     write_text(folder / "report.md", _markdown(results))
     write_text(folder / "report.html", _page(results))
+
+
+def read_results(output_dir: str | os.PathLike[str]) -> Results:
+    """The results that `write_results` wrote. Raises `DataError` if they are not there as a whole."""
+    folder = Path(output_dir)
+    record, metrics = (_read_json(folder / name) for name in ("run.json", "metrics.json"))
+    about = {name: metrics.get(name, [] if name == "notes" else None) for name in _ABOUT_RESULTS}
+    arguments = record.get("arguments") if isinstance(record.get("arguments"), dict) else {}
+    samples = flat(arguments).get("bootstrap_samples", 2000)
+    wrong = [f"metrics.json: {name}" for name, kind in _ABOUT_RESULTS.items() if not isinstance(about[name], kind)]
+    wrong += [] if isinstance(arguments.get("method"), str) else ["run.json: method"]
+    wrong += [] if isinstance(samples, int) and 1 <= samples <= _MOST_SAMPLES else ["run.json: bootstrap_samples"]
+    wrong += [] if wrong or all(isinstance(row, dict) for row in about["history"]) else ["metrics.json: history"]
+    if wrong:
+        problem = f"{folder}: not the results of a run ({', '.join(wrong)}: missing or not as a run writes it)"
+        raise DataError([f"{problem}; name another folder"])
+    base, tuned = (
+        evaluation_of(read_predictions(folder / "predictions" / name), samples)
+        for name in ("test_base.jsonl", "test_tuned.jsonl")
+    )
+    return Results(method=arguments["method"], base=base, tuned=tuned, record=record, **about)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DataError([f"{path}: cannot be read ({reason}); name the folder of a finished run"]) from error
+    return content
 
 
 def summary_table(results: Results) -> Table:

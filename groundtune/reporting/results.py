@@ -6,7 +6,7 @@ import math
 import numbers
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,12 +51,13 @@ class Results:
     method: str  # its name
     base: Evaluation  # the untouched model
     tuned: Evaluation  # the chosen checkpoint
-    history: Sequence[Mapping[str, Any]]  # transformers' TrainerState.log_history; step 0 is the untouched model
+    # transformers' TrainerState.log_history; step 0 is the untouched model
+    history: Sequence[Mapping[str, Any]] = field(repr=False)
     best_step: int | None  # step of the checkpoint that was chosen, None if the last weights were kept
     selection_metric: str | None  # what chose it: "generation/f1"
     selected_on_test: bool  # no test file was given: the numbers are of the questions that chose the checkpoint
     notes: Sequence[str]  # warnings that a reader of the numbers must see
-    record: Mapping[str, Any]  # of `run_record`: the content of run.json
+    record: Mapping[str, Any] = field(repr=False)  # of `run_record`: the content of run.json
 
     @cached_property
     def differences(self) -> dict[str, PairedDifference]:
@@ -97,7 +98,7 @@ def gained_and_lost(results: Results, most: int = MOST) -> tuple[list[Change], l
 
 
 @dataclass(frozen=True)
-class Row:
+class MetricRow:
     """One metric as it is shown: a cell is a value and its interval, either of which may be empty."""
 
     group: str
@@ -108,7 +109,7 @@ class Row:
     verdict: str
 
 
-def comparison(results: Results) -> list[Row]:
+def comparison(results: Results) -> list[MetricRow]:
     """A row per metric, in the order in which they are read."""
     ks = sorted(int(name.split("@")[1]) for name in results.base.metrics if name.startswith("retrieval/recall@"))
     retrieval = {f"retrieval/recall@{k}": f"Recall@{k}" for k in ks[:1] + ks[-1:]} | {"retrieval/mrr": "MRR"}
@@ -120,20 +121,20 @@ def comparison(results: Results) -> list[Row]:
     ]
 
 
-def _row(results: Results, group: str, label: str, metric: str) -> Row:
+def _row(results: Results, group: str, label: str, metric: str) -> MetricRow:
     base, tuned, n = results.base.metrics[metric], results.tuned.metrics[metric], results.base.n
     if (scored := results.base.scored(metric)) < n:
         label = f"{label} (n = {scored})"
     if _is_time(metric):
         digits = _digits(n, metric)
         times = [f"{base.value:.{digits}f}", f"{tuned.value:.{digits}f}", f"{tuned.value - base.value:+.{digits}f}"]
-        return Row(group, label, *((time, "") for time in times), "")
+        return MetricRow(group, label, *((time, "") for time in times), "")
     found = results.differences[metric]
     word = verdict_word(found, metric)
     if group == "Retrieval" and word == "same":
-        return Row(group, label, cells(base, n, metric), ("", ""), ("same", ""), "")
+        return MetricRow(group, label, cells(base, n, metric), ("", ""), ("same", ""), "")
     shown = (cells(base, n, metric), cells(tuned, n, metric), cells(found, n, metric, "+"))
-    return Row(group, label, *shown, word)
+    return MetricRow(group, label, *shown, word)
 
 
 def cells(interval: Interval, n: int, metric: str, sign: str = "") -> tuple[str, str]:

@@ -20,7 +20,8 @@ import numpy as np
 from groundtune.errors import DataError
 from groundtune.retrieval.embedding_prompts import prompts_for
 from groundtune.retrieval.reading_limit import token_counts
-from groundtune.system.model_folders import nothing_unpickled, refuse_embedding_model
+from groundtune.system.model_folders import loading, refuse_embedding_model
+from groundtune.system.progress import bars_shown
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Embedder:
 
         refuse_embedding_model(self.name)
         options = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
-        with nothing_unpickled():
+        with loading(self.name):
             self.model = SentenceTransformer(self.name, device=self.device, **options).eval()
         if self.dtype != "auto":
             self.model.to(getattr(torch, self.dtype))
@@ -88,7 +89,7 @@ class Embedder:
         """
         lengths = self._lengths(texts, self.document_prompt)
         self._warn_of_long(texts, lengths)
-        hidden = len(texts) <= self.batch_size or not logger.isEnabledFor(logging.INFO)  # --quiet
+        hidden = len(texts) <= self.batch_size or not bars_shown()
         return self._embed(texts, self.document_prompt, lengths, so_far, hidden)
 
     def _embed(
@@ -99,13 +100,13 @@ class Embedder:
         so_far: SoFar = lambda done, vectors: None,
         hidden: bool = True,
     ) -> np.ndarray:
-        from tqdm import tqdm
+        from tqdm.auto import tqdm
 
         batches = list(self._batches(lengths))
         done: list[int] = []
         vectors = np.empty((0, 0), dtype=np.float32)
         encoded = self._encoded([[texts[i] for i in these] for these in batches], prompt)
-        with closing(encoded), tqdm(total=len(texts), unit="text", disable=hidden) as bar:
+        with closing(encoded), tqdm(total=len(texts), desc="embedding", unit="text", disable=hidden) as bar:
             for these, some in zip(batches, encoded):
                 if not done:
                     vectors = np.empty((len(texts), some.shape[1]), dtype=np.float32)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from groundtune.arguments import DataArguments, RetrievalArguments
-from groundtune.errors import ModelError, why_not_loaded
+from groundtune.errors import ModelError
 from groundtune.retrieval.embedder import Embedder
 from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, HybridRetriever, Retriever
 from groundtune.retrieval.stores.local import load_or_build_index
 from groundtune.schema import Document
+from groundtune.system.model_folders import why_not_loaded
 from groundtune.system.outputs import inside
 
 
@@ -35,7 +38,7 @@ def open_retriever_with(
             batch_size=retrieval.embedding_batch_size,
             dtype=retrieval.embedding_dtype,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = why_not_loaded(error)
         raise ModelError(f"--embedding_model: cannot load {embedding_model}: {reason}") from error
     dense = DenseRetriever(embedder, load_or_build_index(index_folder, documents, embedder))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.retrieval.embedding_prompts import prompts_for
-from groundtune.system.model_folders import refuse_embedding_model
+from groundtune.system.model_folders import loading, refuse_embedding_model
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,14 @@ def reading_limit(name: str, document_prompt: str | None = None) -> ReadingLimit
     and the transformer's limits. Raises whatever transformers does when there is no such tokenizer, and ValueError for
     a folder that `Embedder` would not read.
     """
+    refuse_embedding_model(name)
+    with loading(name):
+        return _reading_limit(name, document_prompt)
+
+
+def _reading_limit(name: str, document_prompt: str | None) -> ReadingLimit | None:
     from transformers import AutoConfig, AutoTokenizer
 
-    refuse_embedding_model(name)
     modules = _read_json(name, "modules.json") or [{"path": "", "type": "Transformer"}]
     if modules[0]["type"].rpartition(".")[2] != "Transformer":  # static vectors, for one
         return None

@@ -21,7 +21,12 @@ class Retriever(Protocol):
     """Anything that ranks documents for many queries at once."""
 
     def search(self, queries: Sequence[str], k: int) -> list[tuple[Hit, ...]]:
-        """For each query the min(k, documents) best hits, best first."""
+        """For each query, in their order, the min(k, documents) best hits, best first.
+
+        A higher score is better. What it is depends on the retriever: dense, the inner product of the two vectors,
+        which is their cosine (-1 to 1) for all models that do not say otherwise; BM25, its sum over terms (0 or more);
+        hybrid, the sum of 1 / (60 + rank). Raises `TypeError` for a text in place of a list of texts.
+        """
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class DenseRetriever:
     index: Index
 
     def search(self, queries: Sequence[str], k: int) -> list[tuple[Hit, ...]]:
-        if not queries:
+        if not _several(queries):
             return []
         scores, positions = self.index.search(self.embedder.embed_questions(queries), k)
         return [
@@ -57,7 +62,7 @@ class BM25Retriever:
         return bm25
 
     def search(self, queries: Sequence[str], k: int) -> list[tuple[Hit, ...]]:
-        if not queries:
+        if not _several(queries):
             return []
         import bm25s
 
@@ -93,6 +98,13 @@ class HybridRetriever:
                 scores[hit.document.id] = scores.get(hit.document.id, 0.0) + gain
         best_first = sorted(scores, key=lambda id: -scores[id])
         return tuple(Hit(documents[id], scores[id]) for id in best_first)
+
+
+def _several(queries: Sequence[str]) -> Sequence[str]:
+    """The queries; a text is a sequence too, and its letters would be searched for one by one."""
+    if isinstance(queries, str):
+        raise TypeError("search: takes a list of questions, and not one text; write [question]")
+    return queries
 
 
 def query_text(question: str, chat_history: Sequence[Turn], history: str) -> str:

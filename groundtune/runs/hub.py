@@ -24,7 +24,7 @@ from transformers.trainer_utils import HubStrategy
 from groundtune import __version__
 from groundtune.errors import DataError
 from groundtune.system.outputs import is_link
-from groundtune.system.text import hide_secrets
+from groundtune.system.text import hide_secrets, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,13 @@ class Hub:
             private = self.training.hub_private_repo
             self.name = self._api.create_repo(self.name, private=private, exist_ok=True).repo_id
         except Exception as error:  # the hub's client has a dozen kinds
+<<<<<<< HEAD
             problem = f"--push_to_hub: {self.name} cannot be created on the hub ({_one_line(error)})"
             ways_out = "log in with `hf auth login`, name another --hub_model_id, or remove the flag and push later"
+=======
+            problem = f"--push_to_hub: {self.name} cannot be made on the hub ({hide_secrets(one_line(error))})"
+            ways_out = "log in with `hf auth login`, name another --hub_model_id, or leave the flag out and push later"
+>>>>>>> main
             raise DataError([f"{problem}; {ways_out}"]) from error
         return self.name
 
@@ -81,7 +86,7 @@ class Hub:
         except DataError as error:
             raise NotPushed(_how_to_push(folder, error.problems[0].partition("; ")[0])) from error
         except Exception as error:
-            raise NotPushed(_how_to_push(folder, f"--push_to_hub: {_one_line(error)}")) from error
+            raise NotPushed(_how_to_push(folder, f"--push_to_hub: {hide_secrets(one_line(error))}")) from error
         return f"{self._api.endpoint}/{self.name}"
 
     def push_checkpoint(self, checkpoint: Path) -> None:
@@ -151,6 +156,7 @@ def _tell_of_a_local_base(folder: Path) -> None:
 def _pushed(what: str, staged: str, push: Future) -> None:
     shutil.rmtree(staged, ignore_errors=True)
     if error := push.exception():
+<<<<<<< HEAD
         logger.warning("%s was not pushed to the hub (%s); the run continues", what, _one_line(error))
 
 
@@ -163,3 +169,10 @@ def _how_to_push(folder: Path, problem: str) -> str:
 
 def _one_line(error: BaseException) -> str:
     return hide_secrets(" ".join(str(error).split()) or type(error).__name__)
+=======
+        logger.warning("%s was not pushed to the hub (%s); the run goes on", what, hide_secrets(one_line(error)))
+
+
+def _how_to_push(folder: Path, problem: str) -> str:
+    return f"{problem}. The run is whole in {folder}, and not on the hub: the same command pushes it and trains nothing"
+>>>>>>> main

@@ -7,7 +7,9 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 from groundtune.data.files import sha256_of
 from groundtune.system.text import plain, without_secrets
 
+_call: ContextVar[str] = ContextVar("the call in Python that began this", default="")
 _PACKAGES = ("groundtune", "torch", "transformers", "peft", "sentence-transformers", "faiss-cpu")
 
 
@@ -39,11 +42,21 @@ def run_record(
     }
 
 
+@contextmanager
+def recorded_as(call: str) -> Iterator[None]:
+    """Inside, what is run is recorded as this call in Python, and not as the command line of the program around it."""
+    token = _call.set(call)
+    try:
+        yield
+    finally:
+        _call.reset(token)
+
+
 def provenance(inputs: Mapping[str, str | os.PathLike[str]]) -> dict[str, Any]:
     """When, where and with what a command ran, and hashes of what it read; without secrets, and without torch."""
     return {
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": _command(sys.argv),
+        "command": _call.get() or _command(sys.argv),
         "working_directory": os.getcwd(),
         "versions": versions(),
         "platform": platform.platform(),

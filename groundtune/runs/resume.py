@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -16,8 +15,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from groundtune.arguments import Arguments
 from groundtune.data.files import sha256_of
 from groundtune.errors import DataError
@@ -25,6 +22,7 @@ from groundtune.prompts.rows import EpochRows
 from groundtune.runs.checkpoints import Checkpoint, checkpoint_folders, newest_checkpoint, read_checkpoint
 from groundtune.runs.record import versions
 from groundtune.system.durable import Damaged, discard
+from groundtune.system.locks import held
 from groundtune.system.outputs import in_place_of, inside, links_in
 from groundtune.system.text import plain, without_secrets
 
@@ -58,9 +56,13 @@ _RESULTS = (
 )  # report.html is made last
 # The subfolders that a run writes into; `runs` is TensorBoard's.
 _WRITTEN = ("predictions", "checkpoint-*", ".writing-*", ".pushing-*", "additional_chat_templates", "runs")
+<<<<<<< HEAD
 # Why a folder can be no --output_dir at all.
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 _WAYS_OUT = "name another --output_dir, or give --overwrite_output_dir to start over"
+=======
+_WAYS_OUT = "name another --output_dir, or give --overwrite_output_dir to begin anew there"
+>>>>>>> main
 
 
 class AlreadyFinished(Exception):
@@ -155,18 +157,13 @@ def check_same_run(checkpoint: Checkpoint, run: Mapping[str, Any], anyway: bool)
 
 @contextmanager
 def locked(output_dir: Path, patience: float = 10.0) -> Iterator[None]:
-    """Make the folder and hold it; others get a `DataError` with the holder's name after `patience` seconds.
-
-    The operating system holds the lock, so it ends with the process, however that ends. The patience is for workers of
-    a process just killed, which take some seconds to notice.
-    """
+    """Make the folder and hold it; others get a `DataError` with the holder's name after `patience` seconds, which are
+    for workers of a process just killed: they take some to notice."""
     holder = inside(output_dir, ".run.holder")
-    lock = FileLock(inside(output_dir, ".run.lock"))
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=patience)
-    except Timeout as error:
+
+    def in_use() -> None:
         problem = f"--output_dir: {output_dir} is in use by {_read(holder)}; wait for it or name another folder"
+<<<<<<< HEAD
         raise DataError([problem]) from error
     except (OSError, NotImplementedError) as error:  # the latter: earlier filelocks, on Lustre for one
         if getattr(error, "errno", None) in _NOT_WRITABLE:
@@ -184,6 +181,20 @@ def locked(output_dir: Path, patience: float = 10.0) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+=======
+        raise DataError([problem])
+
+    with held(output_dir, ".run.lock", "output_dir", patience, in_use) as is_held:
+        if not is_held:
+            yield
+            return
+        try:
+            with in_place_of(holder) as file:
+                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+>>>>>>> main
 
 
 def _read(holder: Path) -> str:

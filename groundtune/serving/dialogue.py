@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+from groundtune.arguments import room_for_prompt
 from groundtune.data.files import read_documents
 from groundtune.evaluation.arguments import InferenceArguments
-from groundtune.evaluation.evaluator import passages_of
 from groundtune.model.endpoint import Endpoint
-from groundtune.model.generators import LocalModel
+from groundtune.prompts.policies import Passages, kept, retrieved_passages
 from groundtune.prompts.prompt import Prompt, chat_messages, make_prompt
 from groundtune.prompts.rows import encode_questions
 from groundtune.retrieval.opening import index_folder, open_retriever
 from groundtune.retrieval.retrievers import Retriever, retrieve
-from groundtune.schema import ASSISTANT, USER, Document, Example, Hit, Turn
+from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
+from groundtune.system.text import one_line
 
+Write = Callable[[Example, Passages], tuple[Sequence[Document], Iterator[str]]]
 _NAMES = ("title", "source", "url", "id")  # of metadata, the first that is there
 _UNITS = {"sheet": "sheet", "number": "passage"}
 
@@ -34,7 +35,7 @@ class Source:
         metadata = self.document.metadata
         name = next((metadata[key] for key in _NAMES if metadata.get(key)), "")
         parts = [name or self.document.text[:70], metadata.get("section")]
-        return " > ".join(" ".join(str(part).split()) for part in parts if part)
+        return " > ".join(one_line(part) for part in parts if part)
 
     @property
     def place(self) -> str:
@@ -42,20 +43,21 @@ class Source:
         metadata = self.document.metadata
         source = metadata.get("source") if metadata.get("title") else ""
         number = next((f"{unit} {metadata[key]}" for key, unit in _UNITS.items() if metadata.get(key)), "")
-        return ", ".join(" ".join(str(part).split()) for part in (source, number) if part)
+        return ", ".join(one_line(part) for part in (source, number) if part)
 
 
 @dataclass
 class Dialogue:
     """Questions and answers so far; each question is asked with those before it.
 
-    `write` streams the answer to an example from these hits; it gives the hits that were read and the words.
+    `write` streams the answer to an example from what was retrieved; it gives the passages that were read, and the
+    words.
     """
 
     retriever: Retriever
     k: int
     query_history: str
-    write: Callable[[Example, tuple[Hit, ...]], tuple[list[Hit], Iterator[str]]]
+    write: Write
     turns: list[Turn] = field(default_factory=list)
 
     def ask(self, question: str) -> tuple[list[Source], Iterator[str]]:
@@ -65,8 +67,9 @@ class Dialogue:
         """
         example = Example(question, "", (), tuple(self.turns), source="your question")
         hits = retrieve(self.retriever, [example], self.k, self.query_history)[0]
-        read, words = self.write(example, hits)
-        return [Source(hit.document, hit.score) for hit in read], self._kept(question, words)
+        scores = {hit.document.id: hit.score for hit in reversed(hits)}  # of a text found twice, the better one's
+        read, words = self.write(example, retrieved_passages(example, hits))
+        return [Source(document, scores[document.id]) for document in read], self._kept(question, words)
 
     def _kept(self, question: str, words: Iterator[str]) -> Iterator[str]:
         said = []
@@ -88,45 +91,38 @@ def open_dialogue(arguments: InferenceArguments) -> Dialogue:
     return Dialogue(retriever, retrieval.eval_num_to_retrieve, retrieval.query_history, _writer(arguments))
 
 
-def _writer(arguments: InferenceArguments) -> Callable[[Example, tuple[Hit, ...]], tuple[list[Hit], Iterator[str]]]:
+def _writer(arguments: InferenceArguments) -> Write:
     new = arguments.evaluation.max_new_tokens
     if arguments.api == "chat":
         return _by_chat(arguments.generator_endpoint(), arguments.prompt.instruction, new)
     opening = arguments.answering_model()
     tokenizer = opening.open_tokenizer()
     prompt = make_prompt(tokenizer, arguments.prompt)
-    room = arguments.data.max_seq_length - new
+    room = room_for_prompt(arguments.data.max_seq_length, new)
     if arguments.api == "completions":
         endpoint = arguments.generator_endpoint()
         return _by_prompt(prompt, room, lambda ids: endpoint.stream_prompt(ids, new, stop=prompt.stop_texts))
+    from groundtune.model.generators import LocalModel  # here, for it takes torch, and a server answers without
+
     local = LocalModel(opening.open(prompt, tokenizer.pad_token_id), tokenizer, opening.bf16)
     return _by_prompt(prompt, room, lambda ids: local.stream(prompt, ids, new))
 
 
-def _by_prompt(prompt: Prompt, room: int, stream: Callable[[list[int]], Iterator[str]]) -> Any:
-    def write(example: Example, hits: tuple[Hit, ...]) -> tuple[list[Hit], Iterator[str]]:
-        passages = passages_of("retrieved", [example], [hits])
-        (question,) = encode_questions([_shortened(example, prompt, room)], passages, prompt, room)
-        return _distinct(hits)[: len(question.read)], stream(question.prompt_ids)
+def _by_prompt(prompt: Prompt, room: int, stream: Callable[[list[int]], Iterator[str]]) -> Write:
+    def write(example: Example, passages: Passages) -> tuple[Sequence[Document], Iterator[str]]:
+        (question,) = encode_questions([_shortened(example, prompt, room)], [passages], prompt, room)
+        return question.read, stream(question.prompt_ids)
 
     return write
 
 
-def _by_chat(endpoint: Endpoint, instruction: str, new: int) -> Any:
-    def write(example: Example, hits: tuple[Hit, ...]) -> tuple[list[Hit], Iterator[str]]:
-        read = _distinct(hits)
-        messages = chat_messages(instruction, [h.document for h in read], example.chat_history, example.question)
+def _by_chat(endpoint: Endpoint, instruction: str, new: int) -> Write:
+    def write(example: Example, passages: Passages) -> tuple[Sequence[Document], Iterator[str]]:
+        read = kept(passages)
+        messages = chat_messages(instruction, read, example.chat_history, example.question)
         return read, endpoint.stream(messages, new)
 
     return write
-
-
-def _distinct(hits: tuple[Hit, ...]) -> list[Hit]:
-    """As the prompt has them: a text once, where it ranked best."""
-    first: dict[str, Hit] = {}
-    for hit in hits:
-        first.setdefault(hit.document.id, hit)
-    return list(first.values())
 
 
 def _shortened(example: Example, prompt: Prompt, room: int) -> Example:

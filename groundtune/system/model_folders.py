@@ -1,7 +1,8 @@
-"""A model's folder, looked at before any library reads it: weights are safetensors or GGUF, and all of it lies inside.
+"""A model, looked at before any library reads it: weights are safetensors or GGUF, and all of it lies inside.
 
 A `.bin` file is a pickle, and a pickle is a program. Libraries that are asked for safetensors read one all the same: an
-adapter's, one that an index lists as a shard, one of an embedding model's later layers.
+adapter's, one that an index lists as a shard, one of an embedding model's later layers. Of a model on the hub only the
+settings are looked at, which are downloaded first.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from groundtune.errors import DataError
+from groundtune.system.model_settings import ADAPTER, PATTERNS, read_json, settings_problems
 from groundtune.system.outputs import is_link
+from groundtune.system.text import one_line
 
 # Pickles by name, each with the files that libraries prefer to it.
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
@@ -28,17 +31,18 @@ _PICKLES = {
 _READ = {
     ".json", ".safetensors", ".gguf", ".bin", ".pt", ".pth", ".model", ".txt", ".jinja", ".tiktoken", ".py",
 }  # fmt: skip
+# Folders that a run may leave beside its model, and hidden ones.
+_NOT_READ = re.compile(r"\..*|checkpoint-.*|predictions|evaluation|index|runs")
 # Modules and functions begin with a small letter: only classes of the library itself are let through.
 _MODULE = re.compile(r"sentence_transformers\.(?:\w+\.)*[A-Z]\w*")
-_ADAPTER = "adapter_config.json"
 _CONVERT = "weights are read from safetensors only; save it as safetensors where you trust it"
 
 
 def adapter_base_of(folder: Path) -> str:
     """The base model that a local adapter names; empty if the folder holds no adapter. Raises `DataError`."""
-    if os.path.isfile(folder / "config.json") or not os.path.isfile(folder / _ADAPTER):
+    if os.path.isfile(folder / "config.json") or not os.path.isfile(folder / ADAPTER):
         return ""
-    return base_named_in(folder / _ADAPTER)
+    return base_named_in(folder / ADAPTER)
 
 
 def base_named_in(path: Path) -> str:
@@ -50,9 +54,17 @@ def base_named_in(path: Path) -> str:
     except (KeyError, TypeError) as error:
         raise DataError([f"{path}: has no base_model_name_or_path; add it"]) from error
     except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise DataError([f"{path}: cannot be read ({reason}); is the adapter complete?"]) from error
     return name
+
+
+def why_not_loaded(error: Exception) -> str:
+    """A library's error about a model, on one line."""
+    reason = one_line(error)
+    if "safetensors" in reason:
+        return f"{reason} Weights are read from safetensors only, as a .bin file is a pickle; convert them first"
+    return one_line(error, 240)
 
 
 def model_problems(name: str, gguf_file: str | None = None, weights: bool = True, with_base: bool = True) -> list[str]:
@@ -72,13 +84,28 @@ def embedding_problems(name: str) -> list[str]:
     folders = [Path(at) for at, _, _ in os.walk(root)]
     linked = [Path(at, entry) for at, entries, _ in os.walk(root) for entry in entries]
     outside = _links_outside(filter(is_link, linked), root)
-    return [*_problems(folders, None, weights=True, with_base=True), *outside, *_modules(root)]
+    bases = (problem for folder in folders for problem in _base_outside(folder, root))
+    return [*bases, *_problems(folders, None, weights=True, with_base=True), *outside, *_modules(root)]
 
 
 def refuse_embedding_model(name: str) -> None:
-    """Raises `ValueError` for the folder of an embedding model that no library may read."""
-    if problems := embedding_problems(name):
+    """Raises `ValueError` for an embedding model that no library may read."""
+    if problems := embedding_problems(name) or hub_problems(name):
         raise ValueError(problems[0])
+
+
+def hub_problems(name: str, revision: str | None = None) -> list[str]:
+    """Why a model of the hub is not read, by its settings, which are downloaded; empty for a folder."""
+    if not name or os.path.isdir(name):
+        return []
+    from huggingface_hub import snapshot_download
+
+    try:
+        root = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
+    except Exception:  # no such model, no network: loading it says so
+        return []
+    folders = [Path(at) for at, _, _ in os.walk(root)]
+    return [problem.replace(str(root), name) for folder in folders for problem in _settings(folder, root)]
 
 
 def pickles(folder: Path) -> list[str]:
@@ -88,6 +115,38 @@ def pickles(folder: Path) -> list[str]:
         for name, preferred in _PICKLES.items()
         if (folder / name).exists() and not any((folder / other).is_file() for other in preferred)
     ]
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """While a library loads the model `name`: nothing is unpickled and, for a folder, no hub is asked for more."""
+    with nothing_unpickled(), _without_hub(name) if os.path.isdir(name) else nullcontext():
+        yield
+
+
+@contextmanager
+def _without_hub(name: str) -> Iterator[None]:
+    """The hub out of reach. Raises `ValueError` in place of an error that comes of that."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    except Exception as error:
+        if before or not _comes_of_being_offline(error):
+            raise
+        why = "lacks a file or names another model, and nothing is downloaded for a folder"
+        raise ValueError(f"{name} {why}") from error
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _comes_of_being_offline(error: BaseException | None) -> bool:
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    while error is not None and not isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 @contextmanager
@@ -117,11 +176,27 @@ def _problems(folders: list[Path], gguf_file: str | None, weights: bool, with_ba
             continue
         seen.add(os.path.realpath(folder))
         within = root if folder.is_relative_to(root) else folder
-        problems += _links_outside((path for path in _entries(folder) if path.suffix in _READ), within)
+        problems += [*_links_outside(_read_from(folder), within), *_settings(folder, within)]
         if weights:
             problems += _gguf(folder, gguf_file) if gguf_file else [*pickles(folder), *_indexes(folder, within)]
+            problems += _no_adapter(folder)
         folders += _base(folder) if with_base else []
     return problems
+
+
+def _settings(folder: Path, root: Path) -> Iterator[str]:
+    """What the settings in a folder of the model in `root` say that leads out of it, or is said of two models."""
+    yield from settings_problems(folder, lambda path: _belongs(path, root))
+    if all((folder / name).exists() for name in ("config.json", ADAPTER)):
+        yield f"{folder}: holds config.json and {ADAPTER}, of which libraries follow either; remove the one of the two"
+
+
+def _read_from(folder: Path) -> Iterator[Path]:
+    """What libraries may read of a folder: files of certain kinds, templates in subfolders, and links to folders."""
+    for at, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not _NOT_READ.fullmatch(name)]
+        yield from (path for path in (Path(at, name) for name in sorted(folders)) if is_link(path))
+        yield from (path for path in (Path(at, name) for name in sorted(files)) if path.suffix in _READ)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -156,14 +231,14 @@ def _belongs(path: Path, root: Path) -> bool:
 
 def _indexes(folder: Path, root: Path) -> Iterator[str]:
     """What the lists of weights in a folder name besides safetensors of that model."""
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     named = config.get("transformers_weights") if isinstance(config, dict) else None
     if named is not None and not (_is_safetensors(named, folder, root) or _is_index(named, folder, root)):
         yield f"{folder / 'config.json'}: transformers_weights is {named!r}, and {_CONVERT}"
         named = None
     indexes = {path.name for path in _entries(folder) if path.name.endswith(".safetensors.index.json")}
     for name in sorted(indexes | ({named} if _is_index(named, folder, root) else set())):
-        index = _json(folder / name)
+        index = read_json(folder / name)
         weight_map = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(weight_map, dict):
             yield f"{folder / name}: has no weight_map; download the model again"
@@ -187,25 +262,40 @@ def _is_below(name: str, folder: Path, root: Path) -> bool:
     return Path(name).name == name or _belongs(folder / name, root)
 
 
+def _no_adapter(folder: Path) -> list[str]:
+    """An adapter's folder without its weights, which PEFT would then look for on the hub, under the folder's name."""
+    alone = (folder / ADAPTER).exists() and not (folder / "config.json").exists()
+    there = any((folder / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin"))
+    return [f"{folder}: holds no adapter_model.safetensors; is the adapter complete?"] if alone and not there else []
+
+
 def _gguf(folder: Path, gguf_file: str) -> list[str]:
     return [] if _belongs(folder / gguf_file, folder) else [f"--gguf_file: {gguf_file} is not inside {folder}"]
 
 
 def _base(folder: Path) -> list[Path]:
     """The folder of the base that an adapter alone names, which libraries read in its place."""
-    adapter = None if (folder / "config.json").exists() else _json(folder / "adapter_config.json")
+    adapter = None if (folder / "config.json").exists() else read_json(folder / "adapter_config.json")
     name = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
     return [Path(name)] if isinstance(name, str) and name and os.path.isdir(name) else []
 
 
+def _base_outside(folder: Path, root: Path) -> Iterator[str]:
+    """An embedding model's adapter may stand on a base in its own folder only: nobody else can name another."""
+    adapter = read_json(folder / ADAPTER)
+    name = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
+    if adapter is not None and not (isinstance(name, str) and os.path.isdir(name) and _belongs(Path(name), root)):
+        yield f"{folder / ADAPTER}: its base model {ascii(name)} is outside of the folder; merge the two into one model"
+
+
 def _modules(root: Path) -> Iterator[str]:
     """What the lists of an embedding model's modules name besides classes of sentence-transformers, and its folders."""
-    listed = _json(root / "modules.json")
+    listed = read_json(root / "modules.json")
     modules = [module for module in listed if isinstance(module, dict)] if isinstance(listed, list) else []
     types = [(root / "modules.json", module.get("type")) for module in modules]
     for folder in (Path(at) for at, _, _ in os.walk(root)):
         for path in (folder / "router_config.json", folder / "config.json"):  # the latter of earlier versions
-            routes = _json(path)
+            routes = read_json(path)
             routes = routes.get("types") if isinstance(routes, dict) else None
             types += [(path, value) for value in routes.values()] if isinstance(routes, dict) else []
     for path, value in types:
@@ -214,6 +304,7 @@ def _modules(root: Path) -> Iterator[str]:
             yield f"{path}: {str(value)!r} is {why}; name another embedding model"
     for path in (str(module.get("path", "")) for module in modules):
         if not Path(os.path.realpath(root / path)).is_relative_to(os.path.realpath(root)):
+<<<<<<< HEAD
             yield f"{root / 'modules.json'}: {path!r} is outside the model's folder; name another embedding model"
 
 
@@ -222,3 +313,6 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):  # not there, or for the library to complain about
         return None
+=======
+            yield f"{root / 'modules.json'}: {path!r} is outside of the model's folder; name another embedding model"
+>>>>>>> main

@@ -1,4 +1,4 @@
-"""Out of memory: the same again with fewer rows at once, or a line that says what does not fit and what to do."""
+"""Out of memory: the same again with smaller micro-batches, or a line that says what does not fit and what to do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+
+from groundtune.system.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -21,34 +23,39 @@ class OutOfMemory(Exception):
 
 
 @dataclass
-class AtOnce:
-    """How many rows are computed in one pass: as many as `flag` asked for, and fewer once memory has run out.
+class MicroBatch:
+    """How many rows are computed in one pass: the `wanted` number of `flag`, and fewer once memory has run out.
 
-    `unchanged` says what that does not touch; `now` is the part that was begun last.
+    `unchanged` says what a smaller `size` does not change; `now` is the part that was begun last.
     """
 
     flag: str
-    asked: int
+    wanted: int
     unchanged: str
-    rows: int = field(init=False)
+    size: int = field(init=False)
     now: Sequence[Any] = field(init=False, default=())
 
     def __post_init__(self) -> None:
-        self.rows = self.asked
+        self.size = self.wanted
 
     def parts(self, rows: Sequence[T]) -> Iterator[Sequence[T]]:
-        """`rows` in order, in parts of as many as are computed at once."""
-        for i in range(0, len(rows), self.rows):
-            self.now = rows[i : i + self.rows]
+        """`rows` in order, in parts of `size`."""
+        for i in range(0, len(rows), self.size):
+            self.now = rows[i : i + self.size]
             yield self.now
 
     @property
     def notes(self) -> list[str]:
-        """What to say of it at the end of a run."""
-        if self.rows == self.asked:
+        """What a run says about it at its end."""
+        if self.size == self.wanted:
             return []
+<<<<<<< HEAD
         at_once = f"{self.rows} row{'' if self.rows == 1 else 's'} per pass"
         return [f"memory ran out with {self.flag} {self.asked}: computed with {at_once}; {self.unchanged} the same"]
+=======
+        rows = f"{self.size} row{'' if self.size == 1 else 's'} at once"
+        return [f"memory ran out with {self.flag} {self.wanted}: computed with {rows}; {self.unchanged} the same"]
+>>>>>>> main
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -60,41 +67,41 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def reason(error: BaseException) -> str:
     """The first sentence of what an allocator says; the rest is about the allocator."""
-    return " ".join(str(error).split()).partition(". GPU ")[0][:200] or type(error).__name__
+    return one_line(error).partition(". GPU ")[0][:200]
 
 
-def with_what_fits(
-    at_once: AtOnce,
+def halve_on_oom(
+    micro_batch: MicroBatch,
     compute: Callable[[], T],
-    too_much: Callable[[AtOnce], str],
-    begin_anew: Callable[[], None] = lambda: None,
+    too_much: Callable[[MicroBatch], str],
+    undo: Callable[[], None] = lambda: None,
 ) -> T:
-    """What `compute` returns. Each time that memory runs out, `at_once` is halved, for good, and it is called again.
+    """What `compute` returns. Each time memory runs out, `micro_batch` is halved for good, and `compute` called again.
 
-    `begin_anew` undoes what the failed call did. Raises `OutOfMemory` with `too_much(at_once)` if one row is too much.
+    `undo` undoes what the failed call did. Raises `OutOfMemory` with `too_much(micro_batch)` if one row is too much.
     """
     failed = False
     while True:
         try:
             if failed:
-                begin_anew()
+                undo()
             return compute()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             why = reason(error)
-            if at_once.rows == 1:
-                raise OutOfMemory(f"{too_much(at_once)} ({why})") from error
+            if micro_batch.size == 1:
+                raise OutOfMemory(f"{too_much(micro_batch)} ({why})") from error
         # Not inside `except`: the error holds, by its traceback, all that the failed pass had in memory.
         failed = True
         release()
-        before, at_once.rows = at_once.rows, (at_once.rows + 1) // 2
+        before, micro_batch.size = micro_batch.size, (micro_batch.size + 1) // 2
         logger.warning(
             "out of memory with %d rows per pass (%s): from here on %d per pass, in more passes; %s the same",
             before,
             why,
-            at_once.rows,
-            at_once.unchanged,
+            micro_batch.size,
+            micro_batch.unchanged,
         )
 
 

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import TypeVar
-
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
+def _state() -> Any:
+    from accelerate import PartialState  # here, for it takes torch
+
+    return PartialState()
+
+
 def is_main() -> bool:
     """Whether this process is the one that writes, or the only one."""
-    return PartialState().is_main_process
+    return _state().is_main_process
 
 
-def once(compute: Callable[[], T]) -> T:
-    """What `compute` returns in the main process, in all of them: so that they agree on it, and it is made once."""
+def run_on_main(compute: Callable[[], T]) -> T:
+    """What `compute` returns in the main process, in every process: so that they agree on it, and it is made once."""
     found = [compute() if is_main() else None]
-    return broadcast_object_list(found)[0] if PartialState().num_processes > 1 else found[0]
+    if _state().num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        found = broadcast_object_list(found)
+    return found[0]
 
 
 def share(n: int) -> range:
@@ -28,7 +35,7 @@ def share(n: int) -> range:
 
     Every so many-th, so that neighbours, which are often alike, are spread.
     """
-    state = PartialState()
+    state = _state()
     return range(state.process_index, n, state.num_processes)
 
 
@@ -36,6 +43,8 @@ def in_shares(n: int, compute: Callable[[Sequence[int]], Sequence[T]]) -> list[T
     """Results 0 to n - 1 in every process; each computes its `share`, of which `compute(numbers)` gives the results."""
     mine = share(n)
     done = list(zip(mine, compute(mine)))
-    if PartialState().num_processes > 1:
+    if _state().num_processes > 1:
+        from accelerate.utils import gather_object
+
         done = gather_object(done)
     return [result for _, result in sorted(done, key=itemgetter(0))]

@@ -1,4 +1,8 @@
-"""SIGTERM and SIGINT: a run stops where nothing is lost. A second signal leaves at once."""
+"""SIGTERM and SIGINT: a run stops where nothing is lost. A second signal leaves at once.
+
+Python runs handlers in the main thread alone. A run in another thread is never stopped by a signal, and does not touch
+the state here: it belongs to the process, and the main thread may be in a run of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -32,78 +37,96 @@ class Stopped(BaseException):
 
 @dataclass
 class _State:
-    asked: int | None = None  # the signal that came
-    deferred: bool = False  # it is only noted; whoever deferred it looks with `asked`
-    interruptible: bool = True  # whether `at_once` counts
+    signal: int | None = None  # the one that came
+    deferred: bool = False  # it is only noted; whoever deferred it looks with `stop_signal`
+    everywhere: bool = False  # in `interruptible` parts, too
     heard: bool = False  # whether a thread listens
+    next: Mapping[int, Any] = field(default_factory=dict)  # who handles a second signal; nobody: the process ends
 
 
 _state = _State()  # signals belong to the process, so there is one
 
 
-def asked() -> int | None:
-    """The signal that asked the run to stop, if one did."""
-    return _state.asked
+def stop_signal() -> int | None:
+    """The signal that asked the run of this thread to stop, if one did."""
+    return _state.signal if _in_main_thread() else None
 
 
 @contextmanager
-def watched() -> Iterator[None]:
+def watched(second_ends: bool = True) -> Iterator[None]:
     """Inside, the first SIGTERM or SIGINT raises `Stopped`, or is noted where stopping is `deferred`.
 
-    A signal that the parent process had ignored (`nohup`, a shell's `&`) stays ignored. In another thread than the main
-    one Python allows no handlers, and nothing changes.
+    The second one ends the process or, unless `second_ends`, is handled as it was before: in a notebook, say, there is
+    more to lose than the run. A signal that the parent process had ignored (`nohup`, a shell's `&`) stays ignored. In
+    another thread than the main one Python allows no handlers, and nothing changes.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not _in_main_thread():
         yield
         return
     before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
-    with _listening():
+    _state.next = {} if second_ends else before
+    with _listening() if second_ends else nullcontext():
         for signum, handler in before.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(signum, _handle)
         try:
             yield
         finally:
-            _state.asked = None
+            _state.signal = None
             for signum, handler in before.items():
                 signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # None: set by other than Python
+            _state.next = {}
 
 
 @contextmanager
-def deferred(interruptible: bool = True) -> Iterator[None]:
-    """Inside, a signal is only noted, except within `at_once` if this is `interruptible`; at the end it counts."""
-    before = _state.deferred, _state.interruptible
-    _state.deferred, _state.interruptible = True, interruptible
+def deferred(everywhere: bool = False) -> Iterator[None]:
+    """Inside, a signal is only noted (in `interruptible` parts only if `everywhere`); at the end it counts."""
+    if not _in_main_thread():
+        yield
+        return
+    before = _state.deferred, _state.everywhere
+    _state.deferred, _state.everywhere = True, everywhere
     try:
         yield
     finally:
-        _state.deferred, _state.interruptible = before
-    if _state.asked is not None and not _state.deferred:
-        raise Stopped(_state.asked)
+        _state.deferred, _state.everywhere = before
+    if _state.signal is not None and not _state.deferred:
+        raise Stopped(_state.signal)
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Within `deferred`, a part that may be torn: a signal raises `Stopped` again, as does one noted before."""
-    if not _state.interruptible:
+    if not _in_main_thread() or _state.everywhere:
         yield
         return
     before, _state.deferred = _state.deferred, False
     try:
-        if _state.asked is not None:
-            raise Stopped(_state.asked)
+        if _state.signal is not None:
+            raise Stopped(_state.signal)
         yield
     finally:
         _state.deferred = before
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
-    _state.asked = signum
+    _state.signal = signum
     for each in _SIGNALS:
         if signal.getsignal(each) is _handle:
-            signal.signal(each, signal.SIG_DFL)
+            signal.signal(each, _state.next.get(each) or signal.SIG_DFL)
     if not _state.deferred:
         raise Stopped(signum)
+    if _state.next:  # else the thread that listens says so
+        _say(signum, "a second signal does not wait for it")
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _say(signum: int, then: str) -> None:
+    """Not by print or a logger: what the signal interrupted may be writing there."""
+    os.write(2, f"{signal.Signals(signum).name}: finishing the step; {then}\n".encode())
 
 
 @contextmanager
@@ -137,9 +160,13 @@ def _listen(ear: socket.socket) -> None:
             if signals > 1:
                 os._exit(128 + heard[0])
             if _state.deferred:
+<<<<<<< HEAD
                 # Not print or a logger: what the signal interrupted may be writing there.
                 name = signal.Signals(heard[0]).name
                 os.write(2, f"{name}: finishing the step; a second signal exits immediately\n".encode())
+=======
+                _say(heard[0], "a second signal leaves at once")
+>>>>>>> main
 
 
 def _deaf() -> None:

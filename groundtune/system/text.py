@@ -11,6 +11,7 @@ from contextlib import suppress
 from enum import Enum
 from typing import Any
 
+_encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
 _SECRETS = (
     (re.compile(r"://[^/\s]*@"), "://***@"),  # user and password, which may hold an @ of its own
     (re.compile(r"([?&;][^=&\s]*(?:token|key|secret|passw|sig|auth)[^=&\s]*=)[^&\s#]+", re.IGNORECASE), r"\1***"),
@@ -56,6 +57,25 @@ def harmless(text: str) -> str:
 def harmless_line(text: str) -> str:
     """The same on one line."""
     return harmless(text).replace("\n", "\\n")
+
+
+def one_line(text: object, at_most: int = 0) -> str:
+    """A text or an error on one line, cut to `at_most` characters where that is not 0. An error without words is named
+    by its class."""
+    line = " ".join(str(text).split()) or (type(text).__name__ if isinstance(text, BaseException) else "")
+    return line if not at_most or len(line) <= at_most else f"{line[: at_most - 3]}..."
+
+
+HALF_A_CHARACTER = "holds half of a surrogate pair, which UTF-8 cannot encode; write the whole character"
+
+
+def encodable(value: Any) -> bool:
+    """Whether UTF-8 can hold it: JSON can spell half of a surrogate pair, which no file and no terminal can show."""
+    try:
+        _encode(value).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from transformers.trainer_utils import IntervalStrategy, SchedulerType
 from groundtune.evaluation.evaluator import EndToEndEvaluator
 from groundtune.evaluation.metrics import greater_is_better
 from groundtune.model.loading import computes_bf16
-from groundtune.system.text import hide_secrets
+from groundtune.system.text import hide_secrets, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -212,5 +212,5 @@ def tracker_problems(names: Sequence[str]) -> list[str]:
                 f"--report_to: no tracker is called {name}; use one of {', '.join(INTEGRATION_TO_CALLBACK)}"
             )
         except Exception as error:  # each has its own for a package that is missing
-            problems.append(f"--report_to: {name} cannot be used: {' '.join(str(error).split())}")
+            problems.append(f"--report_to: {name} cannot be used: {one_line(error)}")
     return problems

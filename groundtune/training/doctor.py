@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
-from groundtune.arguments import Arguments
+from groundtune.arguments import Arguments, room_for_prompt
 from groundtune.data.checks import ERROR, WARNING, Dataset, Finding, check_texts, condensed, in_order, read_dataset
-from groundtune.errors import DataError, ModelError, why_not_loaded
+from groundtune.errors import DataError, ModelError
 from groundtune.methods import METHODS
 from groundtune.model.loading import load_tokenizer
 from groundtune.prompts.policies import draw
@@ -21,6 +21,7 @@ from groundtune.prompts.prompt import Prompt, make_prompt
 from groundtune.prompts.rows import Row, encode_questions
 from groundtune.retrieval.reading_limit import reading_limit
 from groundtune.schema import Document, Example, Hit
+from groundtune.system.model_folders import why_not_loaded
 from groundtune.system.text import harmless, hide_secrets
 from groundtune.training.labels import what_else_is_learnt
 
@@ -180,7 +181,7 @@ def _too_long(error: DataError, example: Example, name: str) -> list[Finding]:
 def _questions_over_budget(arguments: Arguments, dataset: Dataset, prompt: Prompt) -> Iterator[Finding]:
     """What end-to-end evaluation could not ask, or could not answer in full."""
     limit = arguments.evaluation.max_new_tokens
-    room = arguments.data.max_seq_length - limit
+    room = room_for_prompt(arguments.data.max_seq_length, limit)
     for split in ("eval", "test"):
         for example in dataset.examples.get(split, []):
             try:

@@ -40,7 +40,7 @@ from groundtune.runs.hub import Hub
 from groundtune.system import signals
 from groundtune.system.durable import Damaged
 from groundtune.system.model_folders import nothing_unpickled
-from groundtune.system.out_of_memory import AtOnce, with_what_fits
+from groundtune.system.out_of_memory import MicroBatch, halve_on_oom
 from groundtune.training.loss import NonFiniteLoss
 from groundtune.training.trackers import never_stop_the_run
 
@@ -58,11 +58,11 @@ class SafeTrainer(Trainer):
         self.run = run or {}
         self._resumed: Checkpoint | None = None
         # How many rows are computed at once, in training and for the loss of an evaluation.
-        self.at_once = {
-            "train": AtOnce(
+        self.micro_batch = {
+            "train": MicroBatch(
                 "--per_device_train_batch_size", self.args.train_batch_size, "a step's batch and gradient stay"
             ),
-            "eval": AtOnce("--per_device_eval_batch_size", self.args.eval_batch_size, "the loss stays"),
+            "eval": MicroBatch("--per_device_eval_batch_size", self.args.eval_batch_size, "the loss stays"),
         }
         self._rows_of_step: list[Sequence[Any]] = []  # micro-batch by micro-batch
         self._randomness_of_step = randomness()
@@ -87,9 +87,9 @@ class SafeTrainer(Trainer):
         if checkpoint is not None:
             self.args.eval_on_start = False  # the untouched model was evaluated when the run began
             for name, rows in checkpoint.about.get("rows at once", {}).items():
-                self.at_once[name].rows = min(self.at_once[name].rows, rows)
+                self.micro_batch[name].size = min(self.micro_batch[name].size, rows)
             logging.getLogger("transformers.trainer_utils").addFilter(_no_false_alarm)
-        with signals.deferred(interruptible=self.args.world_size == 1):
+        with signals.deferred(everywhere=self.args.world_size > 1):
             return super().train(resume_from_checkpoint=checkpoint and str(checkpoint.folder), **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -120,7 +120,7 @@ class SafeTrainer(Trainer):
         if not self._halves():
             return gradient(rows, inputs)
 
-        def begin_anew() -> None:
+        def undo() -> None:
             # What failed has left a part of its gradient. The draws of dropout begin anew as well, so that nothing
             # tells the step from one that was cut into these parts at first.
             model.zero_grad()
@@ -128,14 +128,14 @@ class SafeTrainer(Trainer):
             for before in self._rows_of_step[:-1]:
                 gradient(before)
 
-        return with_what_fits(self.at_once["train"], partial(gradient, rows, inputs), self._too_much, begin_anew)
+        return halve_on_oom(self.micro_batch["train"], partial(gradient, rows, inputs), self._too_much, undo)
 
     def _add_gradient(
         self, model: Any, rows: Sequence[Any], inputs: dict[str, Any] | None = None, *, num_items: Any
     ) -> torch.Tensor:
         """Forward and backward for a micro-batch, in parts of as many rows as fit; its loss."""
         losses = []
-        for part in self.at_once["train"].parts(rows):
+        for part in self.micro_batch["train"].parts(rows):
             batch = self._collated(part) if inputs is None or len(part) < len(rows) else dict(inputs)
             losses.append(super().training_step(model, batch, num_items))
             if not torch.isfinite(losses[-1]):
@@ -152,8 +152,8 @@ class SafeTrainer(Trainer):
     def _begin_step(self) -> None:
         self._rows_of_step, self._randomness_of_step = [], randomness()
 
-    def _too_much(self, at_once: AtOnce) -> str:
-        (row,) = at_once.now
+    def _too_much(self, micro_batch: MicroBatch) -> str:
+        (row,) = micro_batch.now
         lora = isinstance(self.model, PeftModel)
         # The flag has another name in later releases of transformers 5.
         checkpointing = "activation" if hasattr(self.args, "activation_checkpointing") else "gradient"
@@ -210,15 +210,15 @@ class SafeTrainer(Trainer):
             super()._maybe_log_save_evaluate(*args, **kwargs)
         except signals.Stopped:
             self._leave(evaluation_due=True)
-        if self._asked_to_stop() and (self._epoch_ended or not self._ends_an_epoch()):
+        if self._stop_requested() and (self._epoch_ended or not self._ends_an_epoch()):
             self._leave(evaluation_due=False)
 
-    def _asked_to_stop(self) -> bool:
+    def _stop_requested(self) -> bool:
         """Whether any process of the run was asked to: all must stop after the same step."""
-        asked = signals.asked() is not None
+        stopped = signals.stop_signal() is not None
         if self.args.world_size == 1:
-            return asked
-        return self.accelerator.reduce(torch.tensor(float(asked), device=self.args.device)).item() > 0
+            return stopped
+        return self.accelerator.reduce(torch.tensor(float(stopped), device=self.args.device)).item() > 0
 
     def _ends_an_epoch(self) -> bool:
         """Whether what is done at the end of an epoch follows the step: it does after the last one of a run, too."""
@@ -229,7 +229,7 @@ class SafeTrainer(Trainer):
             unfinished = {"evaluate": evaluation_due, "save": evaluation_due and self.control.should_save}
             self._write_checkpoint(scheduled=False, unfinished=unfinished)
         where = f" after step {self.state.global_step}, which is saved in {self._folder()}"
-        raise signals.Stopped(signals.asked() or signal.SIGTERM, where)
+        raise signals.Stopped(signals.stop_signal() or signal.SIGTERM, where)
 
     def _catch_up(self) -> None:
         """After a resume, before the first step: the evaluation that a signal cut short, and what follows from it."""
@@ -270,7 +270,7 @@ class SafeTrainer(Trainer):
             "resumable": not self.args.save_only_model,
             "scheduled": scheduled,
             "unfinished": unfinished,
-            "rows at once": {name: at_once.rows for name, at_once in self.at_once.items()},
+            "rows at once": {name: micro_batch.size for name, micro_batch in self.micro_batch.items()},
             "parameters": {name: _sum_of_bits(p) for name, p in self._trained()},
         }
         wait, needed = self.accelerator.wait_for_everyone, self._bytes_to_save()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import EvalLoopOutput
 
 from groundtune.errors import ModelError
@@ -19,9 +20,9 @@ from groundtune.methods import Method
 from groundtune.model.attention import use_packed_attention
 from groundtune.model.packing import prefix_groups
 from groundtune.prompts.rows import Row
-from groundtune.system.out_of_memory import with_what_fits
+from groundtune.system.out_of_memory import halve_on_oom
 from groundtune.system.processes import share
-from groundtune.system.signals import at_once
+from groundtune.system.signals import interruptible
 from groundtune.training.arguments import GOLD_LOSS
 from groundtune.training.batching import (
     IGNORED,
@@ -70,7 +71,7 @@ class QATrainer(SafeTrainer):
             self.accelerator.native_amp = False
         self.add_callback(_EvaluateAtTheEnd())
         if not self.args.disable_tqdm:
-            self.pop_callback(ProgressCallback)
+            self.pop_callback(DEFAULT_PROGRESS_CALLBACK)  # in a notebook it is a table, of every metric
             self.add_callback(_Progress())
 
     def _choose_batches(self, share_prefix: str) -> None:
@@ -122,7 +123,7 @@ class QATrainer(SafeTrainer):
             with tqdm(total=total, desc=f"answering {evaluator.name}", unit="q", leave=False, disable=quiet) as bar:
                 return evaluator(model, on_answer=bar.update, in_step=in_step)
 
-    @at_once()
+    @interruptible()
     def evaluation_loop(
         self,
         dataloader: Any,
@@ -163,7 +164,7 @@ class QATrainer(SafeTrainer):
         for batch in dataloader:
             rows = batch.pop(ROWS)
             compute = partial(self._sum_of_losses, model, head, rows, batch)
-            found = with_what_fits(self.at_once["eval"], compute, self._too_much) if self._halves() else compute()
+            found = halve_on_oom(self.micro_batch["eval"], compute, self._too_much) if self._halves() else compute()
             sums += torch.tensor(found, device=sums.device)
         model.train(was_training)
         total, tokens = self.accelerator.reduce(sums).tolist()
@@ -172,7 +173,7 @@ class QATrainer(SafeTrainer):
     def _sum_of_losses(self, model: Any, head: Any, rows: Sequence[Row], batch: dict[str, Any]) -> tuple[float, int]:
         """Of the answer tokens of a batch, and how many these are; in parts of as many rows as fit."""
         total, tokens = 0.0, 0
-        for part in self.at_once["eval"].parts(rows):
+        for part in self.micro_batch["eval"].parts(rows):
             inputs = self._prepare_inputs(batch if len(part) == len(rows) else self._collated(part))
             with self._precision():
                 total += self.method.loss(model, inputs, answer_tokens=1, head=head).item()

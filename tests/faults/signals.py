@@ -76,10 +76,10 @@ def _twice(work: Path, points: int, rng: random.Random, expected: dict[str, tupl
         at = undisturbed.choose(rng, "micro-batch", "backward", "optimizer step", "write tensors", "fsync")
         status, _, where, delay = _stopped(work, output, variant, [first, second], at)
         # Where nothing is torn by it, an evaluation or an index, the first signal has ended the run.
-        at_once = status == 128 + second and "stopped by" not in (work / "stopped.log").read_text()
+        left_at_once = status == 128 + second and "stopped by" not in (work / "stopped.log").read_text()
         again = Child(lambda v=variant, o=output: _run(work, o, v), work / "again.log").wait()
         same = again == 0 and outcome(output, variant) == wanted
-        right = same and (at_once if len(where) == 2 else status == 128 + first)
+        right = same and (left_at_once if len(where) == 2 else status == 128 + first)
         failures += not right
         delays += [delay] if len(where) == 2 else []
         print(

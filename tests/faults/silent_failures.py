@@ -130,7 +130,7 @@ class World:
         for name, value in changes.items():
             (group,) = [group for group in groups if hasattr(group, name)]
             setattr(group, name, value)
-        return Arguments(method, *groups, SimpleNamespace(output_dir="out"))
+        return Arguments(method, *groups, SimpleNamespace(output_dir="out", seed=42))
 
     def files(self) -> dict[str, str]:
         splits = {f"{split}_file": str(self.data / f"{split}.jsonl") for split in ("train", "eval", "test")}
@@ -486,7 +486,7 @@ def effective_batch_changes(patch: Patch, world: World) -> None:
         self.auto_find_batch_size = asked
 
     patch.setattr(QATrainingArguments, "__post_init__", kept)
-    patch.setattr(safe_trainer, "with_what_fits", lambda at_once, compute, *others: compute())
+    patch.setattr(safe_trainer, "halve_on_oom", lambda micro_batch, compute, *others: compute())
 
 
 def thought_is_learnt(patch: Patch, world: World) -> None:
@@ -505,7 +505,7 @@ def packing_leaks(patch: Patch, world: World) -> None:
     attend = attention.Packed.attend
 
     def leaking(self: attention.Packed, *args: Any) -> Any:
-        if self.memory is not None:
+        if self.cache is not None:
             return attend(self, *args)
         all_before = [replace(s, path=tuple(range(i))) for i, s in enumerate(self.segments)]
         return attend(attention.Packed(all_before), *args)

@@ -387,7 +387,7 @@ def test_the_best_step_by_the_chosen_metric_is_loaded_tested_and_saved(
     assert [row["answer"] for row in tuned] == [row["answer"] for row in then]
 
 
-@pytest.mark.parametrize("metric", ["retrieval/recall@7", "generation/answer_rate", "loss"])
+@pytest.mark.parametrize("metric", ["retrieval/recall@7", "judge/correctness", "loss"])
 def test_a_metric_that_the_run_does_not_measure_is_refused_before_training(
     families, static_embedding_folder, data_folder, tmp_path, monkeypatch, capsys, metric
 ):

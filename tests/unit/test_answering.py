@@ -13,6 +13,7 @@ from test_evaluation import evaluator, hits_for, without_times
 from groundtune.arguments import ModelArguments
 from groundtune.evaluation.answering import Asked, answer_by_chat, answer_by_completions, answer_here
 from groundtune.evaluation.metrics import generation_scores
+from groundtune.model import generators
 from groundtune.model.attention import attends_by_layout
 from groundtune.model.endpoint import Endpoint
 from groundtune.model.generators import LocalModel
@@ -39,6 +40,15 @@ def test_a_stream_is_the_answer_of_an_evaluation_word_by_word(family):
     streams = [list(local.stream(prompt, question.prompt_ids, 12)) for question in one.evaluator.questions]
     assert ["".join(words) for words in streams] == answers
     assert any(len(words) > 3 for words in streams)
+
+
+def test_a_model_here_reads_the_system_message_too(family, monkeypatch):
+    seen, greedy = [], generators.generate_greedy
+    monkeypatch.setattr(generators, "generate_greedy", lambda *a, **kw: seen.extend(a[1]) or greedy(*a, **kw))
+    messages = [{"role": "system", "content": "library book"}, {"role": "user", "content": "nine question?"}]
+    (reply,) = LocalModel(family.model(), family.tokenizer, bf16=False).complete([messages], 3)
+    text = family.tokenizer.decode(seen[0])
+    assert text.index("library book") < text.index("nine question?") and reply.prompt_tokens == len(seen[0])
 
 
 def test_completions_get_the_very_ids_of_our_prompts_and_are_scored_alike(family):

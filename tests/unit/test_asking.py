@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from groundtune.commands import ask
+from groundtune.prompts.policies import kept
 from groundtune.schema import Document, Hit
 from groundtune.serving.dialogue import Dialogue, Source
 
@@ -27,7 +28,7 @@ def dialogue(*words):
                 raise word
             yield word
 
-    return Dialogue(Retriever(), 1, "none", lambda example, hits: (list(hits), say()))
+    return Dialogue(Retriever(), 1, "none", lambda example, passages: (kept(passages), say()))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from groundtune.arguments import ModelArguments
 from groundtune.model.attention import NAME, _kernel_problem, attends_by_layout, use_packed_attention
-from groundtune.model.kv_cache import Memory
+from groundtune.model.kv_cache import KVCache
 from groundtune.model.loading import add_lora
 from groundtune.model.packing import Packed, Segment, pack
 from groundtune.prompts.policies import required_first
@@ -362,7 +362,7 @@ def test_a_model_that_is_not_trained_waits_for_no_kernel_of_training(families, m
     tried, attend = set(), Packed.attend
 
     def noted(self, *given):
-        tried.add(self.memory is None)
+        tried.add(self.cache is None)
         return attend(self, *given)
 
     monkeypatch.setattr(Packed, "attend", noted)
@@ -382,7 +382,7 @@ def test_only_a_cpu_shares_keys_between_heads_under_a_mask(monkeypatch, device):
         return query
 
     monkeypatch.setattr("groundtune.model.packing.scaled_dot_product_attention", sdpa)
-    packed = Packed([Segment(0, 8), Segment(8, 13, (0,)), Segment(13, 20)], Memory(2, 20), (None, 0, 1))
+    packed = Packed([Segment(0, 8), Segment(8, 13, (0,)), Segment(13, 20)], KVCache(2, 20), (None, 0, 1))
     inputs = (torch.randn(1, heads, 20, 16, device=device) for heads in (6, 2, 2))
     packed.attend(types.SimpleNamespace(layer_idx=0), *inputs, None, None)
     assert calls == [(False, True), (True, device == "cpu"), (False, True)]

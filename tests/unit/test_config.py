@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from transformers import IntervalStrategy
 
-from groundtune.commands.config import Entry, read_config, split_files
+from groundtune.commands.config import Entry, entries_of, read_config, split_files
+from groundtune.commands.parsing import given, light_parser
 from groundtune.errors import DataError
 
 
@@ -150,3 +153,40 @@ def test_half_a_character_is_refused_with_its_line(tmp_path, text):
     (problem,) = error.value.problems
     assert problem.startswith(f"{path}:1: ") and "half of a surrogate pair" in problem
     problem.encode("utf-8")
+
+
+# Keywords
+
+
+def test_what_python_calls_a_value_becomes_what_a_file_would_hold():
+    given = {
+        "a": None, "b": True, "c": Path("x/y"), "d": np.float32(0.5), "e": np.int64(3), "f": ("q", Path("v")),
+        "g": {"k": np.int64(1), "l": [Path("z")]}, "h": IntervalStrategy.STEPS, "i": "--x",
+    }  # fmt: skip
+    words = [entry.flag() for entry in entries_of(given)]
+    where = str(Path("x/y"))
+    assert words == [
+        [], ["--b=true"], [f"--c={where}"], ["--d=0.5"], ["--e=3"], ["--f", "q", "v"], ['--g={"k": 1, "l": ["z"]}'],
+        ["--h=steps"], ["--i=--x"],
+    ]  # fmt: skip
+
+
+def test_all_that_no_flag_can_hold_is_said_at_once_by_its_name():
+    with pytest.raises(DataError) as caught:
+        entries_of({"a": object(), "b": [["x"]], "c": {"k": object()}, "d": "\ud800", "e": [object()], "ok": 1})
+    assert [problem.partition(": ")[0] for problem in caught.value.problems] == ["a", "b", "c", "'d'", "e"]
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "run.json"])
+def test_no_item_of_a_list_becomes_a_flag_of_its_own(name):
+    said = problem(name, '{"lora_target_modules": ["q", "--overwrite_output_dir"]}')
+    assert said.startswith(f"{name}:1: lora_target_modules: holds '--overwrite_output_dir'")
+
+
+def test_help_in_a_file_is_a_problem_and_no_way_to_end_the_program(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("help: true\n")
+    parser = light_parser("groundtune x", "", "")
+    for argv, keywords in ((["--config", str(path)], {}), ([], {"help": True})):
+        with pytest.raises(DataError, match="help: prints help on a command line"):
+            given(parser, argv, keywords)

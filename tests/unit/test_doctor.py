@@ -195,7 +195,7 @@ def test_many_documents_that_are_too_long_are_one_line_with_the_longest_and_each
     (line,) = [line for line in lines if line.startswith("warning: ")]
     assert line == (
         f"warning: {file}: {len(found)} x document longer than the embedding model reads "
-        f"({100 * len(found) / 13:.0f} % of 13 documents); the longest: {file}:11: page_content: has 102 tokens, and "
+        f"({100 * len(found) / 13:.0f} % of 13 documents); the longest: {file}:11: page_content: has 102 tokens, but "
         f"{bert_embedding_folder} reads only 24; split it, or a search will not see its end; then lines 12 (94 tokens) and "
         "8 (91 tokens)"
     )

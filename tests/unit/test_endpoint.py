@@ -200,7 +200,7 @@ def test_a_redirect_on_the_same_server_is_not_followed_either():
 
 INTERRUPTED = """
 import sys
-from groundtune.endpoint import Endpoint
+from groundtune.model.endpoint import Endpoint
 endpoint = Endpoint(sys.argv[1], "m", concurrency=2)
 endpoint.complete([[{"role": "user", "content": text}] for text in "abcdef"], 50)
 """

@@ -75,7 +75,7 @@ def problems_of(read, *arguments) -> list[str]:
 def test_an_example_holds_everything_that_its_line_says(folder):
     turns = [
         {"speaker": "user", "message": "Hello"},
-        {"speaker": "system", "message": "Hi", "source_documents": [{"page_content": "Greetings"}]},
+        {"speaker": "system", "message": "Hi"},
     ]
     document = {"page_content": "This.", "fmt_content": "Title: This.", "metadata": {"n": 1}}
     negatives = [{"page_content": "That."}]
@@ -85,12 +85,20 @@ def test_an_example_holds_everything_that_its_line_says(folder):
             question="What?",
             answer="This.",
             gold_documents=(Document("This.", "Title: This."),),
-            chat_history=(Turn(USER, "Hello"), Turn(ASSISTANT, "Hi", (Document("Greetings"),))),
+            chat_history=(Turn(USER, "Hello"), Turn(ASSISTANT, "Hi")),
             hard_negatives=(Document("That."),),
             source="train.jsonl:1",
         )
     ]
     assert read_examples("train.jsonl")[0].gold_documents[0].metadata == {"n": 1}
+
+
+@pytest.mark.parametrize("sources", [[{"page_content": "Greetings"}], [], None, [{"page_content": None}], 7])
+def test_the_sources_that_turns_of_the_historical_format_name_are_ignored(folder, sources):
+    write_lines(row(chat_history=[{"speaker": "system", "message": "Hi", "source_documents": sources}]))
+    found = scan_examples("train.jsonl")
+    assert (found.problems, found.suspicions) == ([], [])
+    assert [example.chat_history for _, example in found.entries] == [(Turn(ASSISTANT, "Hi"),)]
 
 
 def test_several_answers_and_the_lack_of_any_are_read_and_written_back(folder):
@@ -211,10 +219,6 @@ LINES = {  # a line, and what its one problem starts with after "train.jsonl:2: 
         "chat_history[0].speaker: 'narrator' is unknown; use one of user, human, ",
     ),
     "no message": (row(chat_history=[{"speaker": "user"}]), "chat_history[0].message: missing; a turn is"),
-    "wrong source": (
-        row(chat_history=[{"speaker": "bot", "message": "Hi", "source_documents": [{"page_content": None}]}]),
-        "chat_history[0].source_documents[0].page_content: missing; ",
-    ),
 }
 
 

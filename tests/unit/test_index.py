@@ -374,7 +374,7 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog,
     def fail(self, *args, **kwargs):
         raise error
 
-    monkeypatch.setattr(groundtune.retrieval.stores.local.FileLock, "acquire", fail)
+    monkeypatch.setattr("groundtune.system.locks.FileLock.acquire", fail)
     assert len(build(tmp_path, tiny_documents())) == 6
     assert "file system without locks" in caplog.text
 

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from groundtune.cli import run_command
 from groundtune.runs.checkpoints import newest_checkpoint, read_checkpoint
-from groundtune.system.out_of_memory import AtOnce, OutOfMemory, is_out_of_memory, with_what_fits
+from groundtune.system.out_of_memory import MicroBatch, OutOfMemory, halve_on_oom, is_out_of_memory
 from groundtune.training.arguments import QATrainingArguments
 from groundtune.training.trainer import QATrainer
 
@@ -94,7 +94,7 @@ class Halve(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == SmallLater.since:
-            self.trainer.at_once["train"].rows = 1
+            self.trainer.micro_batch["train"].size = 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -147,7 +147,7 @@ def test_it_is_said_once_remembered_and_a_resumed_run_has_the_same_weights(make,
         "out of memory with 2 rows at once (CUDA out of memory. Tried to allocate 2.00 GiB): from here on 1 at once, "
         "in more passes; a step's batch and gradient stay the same"
     )
-    assert whole.at_once["train"].notes == [
+    assert whole.micro_batch["train"].notes == [
         "memory ran out with --per_device_train_batch_size 2: computed with 1 row at once; "
         "a step's batch and gradient stay the same"
     ]
@@ -177,7 +177,7 @@ def test_a_row_that_does_not_fit_by_itself_is_named_with_the_ways_out(make, tmp_
     before = weights(trainer)
     with pytest.raises(OutOfMemory) as stopped:
         trainer.train()
-    message, row = str(stopped.value), trainer.at_once["train"].now[0]
+    message, row = str(stopped.value), trainer.micro_batch["train"].now[0]
     assert message.startswith(
         f"{row.source}: a row of {len(row)} tokens does not fit into memory by itself; step 1 was"
     )
@@ -320,20 +320,20 @@ def test_lack_of_memory_is_recognised_as_it_really_comes():
 
 
 def test_a_failure_while_beginning_anew_halves_once_more():
-    at_once, undone = AtOnce("--rows", 8, "all stays"), []
+    micro_batch, undone = MicroBatch("--rows", 8, "all stays"), []
 
     def compute():
-        if at_once.rows > 4:
+        if micro_batch.size > 4:
             raise MemoryError
         return "done"
 
-    def begin_anew():
-        undone.append(at_once.rows)
-        if at_once.rows > 3:
+    def undo():
+        undone.append(micro_batch.size)
+        if micro_batch.size > 3:
             raise MemoryError
 
-    assert with_what_fits(at_once, compute, str, begin_anew) == "done" and undone == [4, 2] and at_once.rows == 2
-    assert [list(part) for part in at_once.parts(range(5))] == [[0, 1], [2, 3], [4]]
+    assert halve_on_oom(micro_batch, compute, str, undo) == "done" and undone == [4, 2] and micro_batch.size == 2
+    assert [list(part) for part in micro_batch.parts(range(5))] == [[0, 1], [2, 3], [4]]
 
 
 @pytest.mark.parametrize(

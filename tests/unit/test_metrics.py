@@ -22,7 +22,6 @@ from groundtune.evaluation.metrics import (
     exact_match,
     generation_scores,
     greater_is_better,
-    hit_at_k,
     ndcg_at_k,
     paired_difference,
     recall_at_k,
@@ -156,21 +155,20 @@ RANKED = ["d1", "d2", "d3", "d4"]
 
 
 @pytest.mark.parametrize(
-    ("relevant", "k", "recall", "hit", "ndcg"),
+    ("relevant", "k", "recall", "ndcg"),
     [
-        ({"d1"}, 1, 1, 1, 1),
-        ({"d2"}, 1, 0, 0, 0),
-        ({"d2"}, 4, 1, 1, 1 / math.log2(3)),
-        ({"d1", "d2"}, 1, 0.5, 1, 1),
-        ({"d1", "d4"}, 4, 1, 1, (1 + 1 / math.log2(5)) / (1 + 1 / math.log2(3))),
-        ({"d3", "elsewhere"}, 4, 0.5, 1, (1 / 2) / (1 + 1 / math.log2(3))),
-        ({"elsewhere"}, 4, 0, 0, 0),
-        ({"d4"}, 100, 1, 1, 1 / math.log2(5)),
+        ({"d1"}, 1, 1, 1),
+        ({"d2"}, 1, 0, 0),
+        ({"d2"}, 4, 1, 1 / math.log2(3)),
+        ({"d1", "d2"}, 1, 0.5, 1),
+        ({"d1", "d4"}, 4, 1, (1 + 1 / math.log2(5)) / (1 + 1 / math.log2(3))),
+        ({"d3", "elsewhere"}, 4, 0.5, (1 / 2) / (1 + 1 / math.log2(3))),
+        ({"elsewhere"}, 4, 0, 0),
+        ({"d4"}, 100, 1, 1 / math.log2(5)),
     ],
 )
-def test_retrieval_scores_match_hand_computed_cases(relevant, k, recall, hit, ndcg):
+def test_retrieval_scores_match_hand_computed_cases(relevant, k, recall, ndcg):
     assert recall_at_k(RANKED, relevant, k) == pytest.approx(recall)
-    assert hit_at_k(RANKED, relevant, k) == hit
     assert ndcg_at_k(RANKED, relevant, k) == pytest.approx(ndcg)
 
 
@@ -195,7 +193,7 @@ def test_an_empty_ranking_scores_zero():
     assert set(retrieval_scores([], {"a"}).values()) == {0.0}
 
 
-@pytest.mark.parametrize("score", [recall_at_k, hit_at_k, ndcg_at_k])
+@pytest.mark.parametrize("score", [recall_at_k, ndcg_at_k])
 def test_retrieval_without_gold_or_with_k_below_one_is_refused(score):
     with pytest.raises(ValueError, match="relevant document"):
         score(RANKED, set(), 1)
@@ -216,14 +214,13 @@ def test_retrieval_scores_names_and_values():
         retrieval_scores(RANKED, {"d2"}, ks=())
 
 
-def test_recall_and_hit_never_fall_as_k_grows():
+def test_recall_never_falls_as_k_grows():
     rng = random.Random(2)
     for _ in range(50):
         ranked = rng.sample(range(20), 10)
         relevant = set(rng.sample(range(20), rng.randint(1, 5)))
-        for score in (recall_at_k, hit_at_k):
-            curve = [score(ranked, relevant, k) for k in range(1, 12)]
-            assert curve == sorted(curve)
+        curve = [recall_at_k(ranked, relevant, k) for k in range(1, 12)]
+        assert curve == sorted(curve)
         assert all(0 <= ndcg_at_k(ranked, relevant, k) <= 1 for k in range(1, 12))
 
 
@@ -238,12 +235,10 @@ def test_recall_and_hit_never_fall_as_k_grows():
         ("generation/exact_match", True),
         ("generation/rougeL", True),
         ("generation/bleu", True),
-        ("generation/answer_rate", True),
         ("generation/unfinished", False),
         ("generation/new_tokens", False),
         ("retrieval/recall@1", True),
         ("retrieval/recall@1000", True),
-        ("retrieval/hit@3", True),
         ("retrieval/mrr", True),
         ("retrieval/ndcg@10", True),
         ("latency/retrieval_s", False),

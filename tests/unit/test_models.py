@@ -72,7 +72,7 @@ def test_an_adapter_that_names_a_module_imports_nothing(families, tmp_path, monk
     (tmp_path / "planted.py").write_text("raise SystemExit('code of an adapter ran')")
     monkeypatch.syspath_prepend(tmp_path)
     arguments = ModelArguments(model_name_or_path=str(folder), dtype="float32")
-    with pytest.raises(ModelError, match="planted"):
+    with pytest.raises(ModelError, match="megatron_config"):
         if road == "on its base":
             AnsweringModel(arguments, bf16=False, base=str(family.folder)).open(family.prompt(), 0)
         else:

@@ -126,10 +126,10 @@ def test_thoughts_are_no_part_of_a_reply_and_a_reply_that_ends_in_them_has_faile
 
 def test_a_reply_that_ended_in_its_thoughts_is_a_failure_and_is_asked_for_again(tmp_path):
     thinks = lambda prompt: f"<think>Well ...{'' if 'number 3 ' in prompt else '</think>' + reply_to(prompt)}"  # noqa: E731
-    outcome, failures = make(tmp_path, FakeGenerator(thinks), documents(6), passages=6)
-    assert failures == [questions.STILL_THINKING] and outcome.counts["kept"] == 10
-    outcome, failures = make(tmp_path, FakeGenerator(), documents(6), passages=6)
-    assert outcome.counts["kept"] == 12 and not failures
+    result, failures = make(tmp_path, FakeGenerator(thinks), documents(6), passages=6)
+    assert failures == [questions.STILL_THINKING] and result.counts["kept"] == 10
+    result, failures = make(tmp_path, FakeGenerator(), documents(6), passages=6)
+    assert result.counts["kept"] == 12 and not failures
 
 
 @pytest.mark.parametrize(
@@ -228,10 +228,10 @@ def test_good_questions_pass_and_each_gate_stops_its_kind(tmp_path):
             number, reply_to(prompt)
         )
 
-    outcome, failures = make(tmp_path, FakeGenerator(reply), documents(12), passages=12, retrieved_within=2)
-    counts = outcome.counts
+    result, failures = make(tmp_path, FakeGenerator(reply), documents(12), passages=12, retrieved_within=2)
+    counts = result.counts
     assert not failures and counts["passages"] == 12 and counts["questions"] == counts["answers"] == 22
-    stopped = stopped_passages(outcome)
+    stopped = stopped_passages(result)
     assert stopped == {
         "mentions the passage": {1},
         "repeats another question": set(),
@@ -241,16 +241,16 @@ def test_good_questions_pass_and_each_gate_stops_its_kind(tmp_path):
         "passage not retrieved for it": {2},
     }
     assert {*stopped} == {*gates_of(settings())} == {*counts} & {*GATES}
-    assert counts["kept"] == 22 - sum(counts[gate] for gate in GATES) == sum(map(len, outcome.splits.values()))
+    assert counts["kept"] == 22 - sum(counts[gate] for gate in GATES) == sum(map(len, result.splits.values()))
 
 
-def stopped_passages(outcome) -> dict[str, set[int]]:
+def stopped_passages(result) -> dict[str, set[int]]:
     """The numbers of the passages whose questions each gate stopped."""
-    numbers = {gate: set() for gate in GATES if gate in outcome.counts}
-    for row in outcome.rejected:
+    numbers = {gate: set() for gate in GATES if gate in result.counts}
+    for row in result.rejected:
         numbers[row["why"]].add(int(re.search(r"number (\d+)", row["passage"]["page_content"])[1]))
-    assert {gate: len([row for row in outcome.rejected if row["why"] == gate]) for gate in numbers} == {
-        gate: outcome.counts[gate] for gate in numbers
+    assert {gate: len([row for row in result.rejected if row["why"] == gate]) for gate in numbers} == {
+        gate: result.counts[gate] for gate in numbers
     }
     return numbers
 
@@ -283,8 +283,8 @@ def checking_reply(prompt: str) -> str | None:
 
 
 def test_an_llm_may_decide_what_is_supported_and_what_it_did_not_say_is_no_pass(tmp_path):
-    outcome, failures = make(tmp_path, FakeGenerator(checking_reply), documents(12), passages=12, support="llm")
-    assert stopped_passages(outcome) == {
+    result, failures = make(tmp_path, FakeGenerator(checking_reply), documents(12), passages=12, support="llm")
+    assert stopped_passages(result) == {
         "mentions the passage": set(),
         "repeats another question": set(),
         "not answered by its passage": set(),
@@ -294,15 +294,15 @@ def test_an_llm_may_decide_what_is_supported_and_what_it_did_not_say_is_no_pass(
         "no LLM verdict": {3},
         "passage not retrieved for it": set(),
     }
-    assert failures == ["no luck"] * 2 and outcome.counts["kept"] == 24 - 8
-    said = {row["said"] for row in outcome.rejected if "said" in row}
+    assert failures == ["no luck"] * 2 and result.counts["kept"] == 24 - 8
+    said = {row["said"] for row in result.rejected if "said" in row}
     assert {"It is made up. [[no]]", "I would say yes."} < said
 
 
 def test_both_gates_ask_the_llm_only_about_what_the_words_support(tmp_path):
     generator = FakeGenerator(checking_reply)
-    outcome, _ = make(tmp_path, generator, documents(12), passages=12, support="both")
-    stopped = stopped_passages(outcome)
+    result, _ = make(tmp_path, generator, documents(12), passages=12, support="both")
+    stopped = stopped_passages(result)
     assert stopped["answer not supported by its passage"] == {4, 5}
     assert stopped["answer not supported according to the LLM"] == {1}
     asked = [prompt for prompt in generator.prompts if "Answer to check:" in prompt]
@@ -313,15 +313,15 @@ def test_verdicts_are_kept_and_only_what_failed_or_changed_is_asked_again(tmp_pa
     checks = lambda generator: [p for p in generator.prompts if "Answer to check:" in p]  # noqa: E731
     first, again = FakeGenerator(checking_reply), FakeGenerator()
     make(tmp_path, first, documents(12), passages=12, support="llm")
-    outcome, failures = make(tmp_path, again, documents(12), passages=12, support="llm")
+    result, failures = make(tmp_path, again, documents(12), passages=12, support="llm")
     assert len(again.prompts) == len(checks(again)) == 2 and all("number 3 " in prompt for prompt in again.prompts)
-    assert not failures and outcome.counts["no LLM verdict"] == 0
+    assert not failures and result.counts["no LLM verdict"] == 0
     for changed in ({"support_prompt": settings().support_prompt + " "}, {"checker": "another"}):
         other = FakeGenerator()
         make(tmp_path, other, documents(12), passages=12, support="llm", **changed)
         assert len(other.prompts) == len(checks(other)) == 24
     nothing = FakeGenerator()
-    assert make(tmp_path, nothing, documents(12), passages=12, support="llm")[0] == outcome and nothing.prompts == []
+    assert make(tmp_path, nothing, documents(12), passages=12, support="llm")[0] == result and nothing.prompts == []
 
 
 def test_the_packaged_prompt_of_the_check_holds_all_three_texts_and_asks_for_what_is_read():
@@ -332,14 +332,14 @@ def test_the_packaged_prompt_of_the_check_holds_all_three_texts_and_asks_for_wha
 
 def test_a_question_asked_twice_is_kept_once(tmp_path):
     reply = lambda prompt: reply_to(prompt) if "Question:" in prompt else "What does a thing cost?"  # noqa: E731
-    outcome, _ = make(tmp_path, FakeGenerator(reply), documents(6), passages=6)
-    assert outcome.counts["repeats another question"] == 5 and outcome.counts["kept"] == 1
+    result, _ = make(tmp_path, FakeGenerator(reply), documents(6), passages=6)
+    assert result.counts["repeats another question"] == 5 and result.counts["kept"] == 1
 
 
 def test_hard_negatives_are_found_for_the_question_and_do_not_answer_it(tmp_path):
     copy = Document(documents(1)[0].page_content.replace("by hand", "by machine"))  # holds the same answers
-    outcome, _ = make(tmp_path, FakeGenerator(), [*documents(12), copy], passages=13)
-    examples = [example for split in outcome.splits.values() for example in split]
+    result, _ = make(tmp_path, FakeGenerator(), [*documents(12), copy], passages=13)
+    examples = [example for split in result.splits.values() for example in split]
     assert all(len(e.hard_negatives) == 2 and not {*e.hard_negatives} & {*e.gold_documents} for e in examples)
     (cost,) = [e for e in examples if e.question == "What does lamp number 0 cost?"]
     assert not {*cost.hard_negatives} & {copy, documents(1)[0]}
@@ -348,9 +348,9 @@ def test_hard_negatives_are_found_for_the_question_and_do_not_answer_it(tmp_path
 def test_no_passage_is_in_two_files_and_a_larger_run_moves_none(tmp_path):
     where = {}
     for n in (20, 40):
-        outcome, _ = make(tmp_path, FakeGenerator(), documents(), passages=n, eval_share=0.2, test_share=0.2)
-        split_of = {e.gold_documents[0].id: name for name, these in outcome.splits.items() for e in these}
-        assert sum(len({e.gold_documents[0].id for e in these}) for these in outcome.splits.values()) == len(split_of)
+        result, _ = make(tmp_path, FakeGenerator(), documents(), passages=n, eval_share=0.2, test_share=0.2)
+        split_of = {e.gold_documents[0].id: name for name, these in result.splits.items() for e in these}
+        assert sum(len({e.gold_documents[0].id for e in these}) for these in result.splits.values()) == len(split_of)
         assert where.items() <= split_of.items()
         where = split_of
     assert len(where) == 40 and set(where.values()) == {"train", "eval", "test"}
@@ -378,8 +378,8 @@ def test_a_stopped_run_goes_on_without_asking_twice(tmp_path):
     with open(tmp_path / "part" / "generated.jsonl", "a") as file:
         file.write('{"passage": "half a li')  # as a killed process leaves it
     rest = FakeGenerator()
-    outcome, _ = make(tmp_path / "part", rest, documents(), passages=10)
-    assert outcome == whole
+    result, _ = make(tmp_path / "part", rest, documents(), passages=10)
+    assert result == whole
     assert len(rest.prompts) == 30 - (len(kept) - 1)
     nothing = FakeGenerator()
     assert make(tmp_path / "part", nothing, documents(), passages=10)[0] == whole and nothing.prompts == []
@@ -387,11 +387,11 @@ def test_a_stopped_run_goes_on_without_asking_twice(tmp_path):
 
 def test_a_request_that_failed_is_asked_again_by_the_next_run(tmp_path):
     fails = lambda prompt: None if "number 3 " in prompt else reply_to(prompt)  # noqa: E731
-    outcome, failures = make(tmp_path, FakeGenerator(fails), documents(6), passages=6)
-    assert failures == ["no luck"] and outcome.counts["passages"] == 5
+    result, failures = make(tmp_path, FakeGenerator(fails), documents(6), passages=6)
+    assert failures == ["no luck"] and result.counts["passages"] == 5
     again = FakeGenerator()
-    outcome, failures = make(tmp_path, again, documents(6), passages=6)
-    assert outcome.counts["passages"] == 6 and not failures and len(again.prompts) == 3
+    result, failures = make(tmp_path, again, documents(6), passages=6)
+    assert result.counts["passages"] == 6 and not failures and len(again.prompts) == 3
 
 
 def test_a_journal_made_with_other_settings_is_not_continued(tmp_path):
@@ -573,6 +573,40 @@ def test_a_wrong_argument_is_said_before_anything_is_written(database, tmp_path,
     assert run(database, "-o", "qa", "--min_words", "5", *words) == 2
     lines = capsys.readouterr().err.splitlines()
     assert said in lines[0] and not (tmp_path / "qa").exists()
+
+
+@pytest.mark.parametrize("name", ["empty", "no/such/folder/at/all", "nobody/no-such-model"])
+def test_a_wrong_embedding_model_is_said_before_anything_is_asked_and_as_index_says_it(
+    server, database, tmp_path, monkeypatch, capsys, name
+):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    assert main(["index", "--full_dataset_file_path", str(database), "--embedding_model", name]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("--embedding_model: ") and name in said and len(said.splitlines()) == 1
+    flags = ("--generator", server.generator, "--generator_model", "m", "--min_words", 5)
+    assert run(database, "-o", "qa", "--embedding_model", name, *flags) == 2
+    assert capsys.readouterr().err == said
+    assert server.requests == [] and not Path("qa").exists()
+
+
+def test_questions_are_searched_with_the_retriever_and_the_prompts_that_are_given(
+    server, database, tmp_path, monkeypatch, static_embedding_folder
+):
+    made, judge = [], gates.judge
+    monkeypatch.setattr(gates, "judge", lambda *given: made.append(given[-1]) or judge(*given))
+    flags = ("--generator", server.generator, "--generator_model", "m", "--min_words", 5, "--passages", 6)
+    dense = ("--embedding_model", static_embedding_folder, "--query_prompt", "Q: ", "--document_prompt", "D: ")
+    run(database, "-o", tmp_path / "qa", *flags)
+    run(database, "-o", tmp_path / "qa", *flags, *dense)
+    run(database, "-o", tmp_path / "qa", *flags, *dense, "--retriever", "hybrid")
+    run(database, "-o", tmp_path / "qa", *flags, *dense, "--retriever", "bm25")
+    kinds = ["BM25Retriever", "DenseRetriever", "HybridRetriever", "BM25Retriever"]
+    assert [type(retriever).__name__ for retriever in made] == kinds
+    for retriever in (made[1], made[2].retrievers[0]):
+        assert (retriever.embedder.query_prompt, retriever.embedder.document_prompt) == ("Q: ", "D: ")
+    (index,) = (tmp_path / "index").glob("*/manifest.json")  # both dense ones share it
+    assert json.loads(index.read_text("utf-8"))["settings"]["document_prompt"] == "D: "
 
 
 def test_a_prompt_of_ones_own_is_used(tmp_path):

@@ -20,7 +20,6 @@ from groundtune.cli import parse_arguments
 from groundtune.errors import DataError
 from groundtune.prompts.policies import augmented_passages, gold_passages
 from groundtune.prompts.rows import EpochRows, Row
-from groundtune.runs import resume
 from groundtune.runs.checkpoints import Checkpoint, writing
 from groundtune.runs.resume import (
     AlreadyFinished,
@@ -315,7 +314,7 @@ def test_two_runs_are_refused_in_one_folder_and_the_second_is_told_who_is_there(
 HOLD = """
 import sys, time
 from pathlib import Path
-from groundtune.resume import locked
+from groundtune.runs.resume import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
@@ -340,7 +339,7 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog,
     def fail(self, *args, **kwargs):
         raise error
 
-    monkeypatch.setattr(resume.FileLock, "acquire", fail)
+    monkeypatch.setattr("groundtune.system.locks.FileLock.acquire", fail)
     with locked(tmp_path):
         assert "file system without locks" in caplog.text
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from groundtune.system import signals
-from groundtune.system.signals import Stopped, at_once, deferred, watched
+from groundtune.system.signals import Stopped, deferred, interruptible, watched
 
 pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send"),
@@ -46,7 +46,7 @@ def test_what_may_not_be_torn_is_finished_and_then_it_stops(capfd):
     with pytest.raises(Stopped), watched():
         with deferred():
             send()
-            assert signals.asked() == signal.SIGTERM
+            assert signals.stop_signal() == signal.SIGTERM
             while not told:
                 told = capfd.readouterr().err
             done.append("step")
@@ -57,7 +57,7 @@ def test_what_may_not_be_torn_is_finished_and_then_it_stops(capfd):
 
 def test_within_it_an_evaluation_may_be_torn():
     with pytest.raises(Stopped), watched(), deferred():
-        with at_once():
+        with interruptible():
             send()
             pytest.fail("the evaluation went on")
         pytest.fail("the step went on")
@@ -66,14 +66,14 @@ def test_within_it_an_evaluation_may_be_torn():
 def test_an_evaluation_that_begins_after_the_signal_does_not_begin():
     with pytest.raises(Stopped), watched(), deferred():
         send()
-        with at_once():
+        with interruptible():
             pytest.fail("began")
 
 
 def test_several_processes_evaluate_to_the_end_together():
     done = []
-    with pytest.raises(Stopped), watched(), deferred(interruptible=False):
-        with at_once():
+    with pytest.raises(Stopped), watched(), deferred(everywhere=True):
+        with interruptible():
             send()
             done.append("evaluation")
         done.append("step")
@@ -82,13 +82,13 @@ def test_several_processes_evaluate_to_the_end_together():
 
 def test_after_an_evaluation_it_waits_again():
     with pytest.raises(Stopped), watched(), deferred():
-        with at_once():
+        with interruptible():
             pass
         send()
 
 
-def test_at_once_as_a_decorator_serves_every_call():
-    @at_once()
+def test_interruptible_as_a_decorator_serves_every_call():
+    @interruptible()
     def evaluate() -> int:
         return 1
 
@@ -99,16 +99,16 @@ def test_at_once_as_a_decorator_serves_every_call():
         evaluate()
 
 
-def test_a_run_begins_with_no_signal_asked():
+def test_a_run_begins_without_a_stop_signal():
     with pytest.raises(Stopped), watched():
         send()
     with watched():
-        assert signals.asked() is None
+        assert signals.stop_signal() is None
 
 
 SECOND = """
 import os, signal, time
-from groundtune.signals import deferred, watched
+from groundtune.system.signals import deferred, watched
 with watched(), deferred():
     os.kill(os.getpid(), signal.{first})
     print("noted", flush=True)
@@ -129,7 +129,7 @@ def test_a_second_signal_leaves_at_once(first, second):
 
 LIBRARY = """
 import hashlib
-from groundtune.signals import deferred, watched
+from groundtune.system.signals import deferred, watched
 with watched(), deferred():
     print("begun", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)  # far over a minute, and no line of Python
@@ -152,15 +152,15 @@ def test_signals_are_heard_while_a_library_computes(first, second):
 
 FORKED = """
 import os, signal, time
-from groundtune.signals import asked, deferred, watched
+from groundtune.system.signals import deferred, stop_signal, watched
 with watched():
     with deferred():
         if child := os.fork():
             os.waitpid(child, 0)
-            print("alone", asked(), flush=True)
+            print("alone", stop_signal(), flush=True)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.5)
-            print("noted", asked(), flush=True)
+            print("noted", stop_signal(), flush=True)
         else:
             os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C tells every process of a terminal
             os._exit(0)
@@ -185,7 +185,7 @@ def test_a_signal_that_the_parent_ignored_stays_ignored():
     try:
         with watched():
             send(signal.SIGINT)
-        assert signals.asked() is None
+        assert signals.stop_signal() is None
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -201,3 +201,45 @@ def test_in_another_thread_nothing_changes():
     thread.start()
     thread.join()
     assert seen == [handler]
+
+
+def test_where_a_second_signal_does_not_end_the_process_it_is_handled_as_before(signals_of_a_terminal, capfd):
+    """As in a notebook, where the process holds more than this run."""
+    done, wakeup = [], signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    with pytest.raises(KeyboardInterrupt), watched(second_ends=False):
+        assert signal.set_wakeup_fd(wakeup) == wakeup, "a loop of the program's own listens there"
+        with deferred():
+            send(signal.SIGINT)
+            done.append("first")
+            send(signal.SIGINT)
+            pytest.fail("went on")
+    assert done == ["first"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert capfd.readouterr().err == "SIGINT: finishing the step; a second signal does not wait for it\n"
+
+
+def test_a_run_in_another_thread_neither_hears_a_signal_nor_keeps_the_main_thread_from_it():
+    inside, leave, heard = threading.Event(), threading.Event(), []
+
+    def run() -> None:
+        with watched(), deferred():
+            inside.set()
+            leave.wait(20)
+            heard.append(signals.stop_signal())
+            with interruptible():
+                heard.append("evaluated")
+
+    thread = threading.Thread(target=run)
+    with pytest.raises(Stopped), watched():
+        thread.start()
+        inside.wait(20)
+        try:
+            send()
+            pytest.fail("the signal waited for the other thread")
+        finally:
+            leave.set()
+            thread.join()
+    assert heard == [None, "evaluated"]
+    with deferred():  # and what the two found and left behind is as it was
+        pass
+    assert not signals._state.deferred

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+import groundtune
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "groundtune"
@@ -138,6 +142,7 @@ def test_the_schema_is_standard_library_only():
 def test_importing_groundtune_loads_neither_torch_nor_transformers():
     code = (
         "import sys, groundtune; groundtune.Document; groundtune.read_examples; groundtune.__version__\n"
+        "from groundtune import EndpointError, Run, compare, evaluate, load, open_retriever, train\n"
         "heavy = {'torch', 'transformers', 'sentence_transformers', 'faiss', 'peft', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "assert set(groundtune.__all__) <= set(dir(groundtune))"
@@ -146,13 +151,41 @@ def test_importing_groundtune_loads_neither_torch_nor_transformers():
     assert done.returncode == 0, done.stderr
 
 
-def test_every_public_name_is_what_it_says():
-    import groundtune
+def test_a_dialogue_loads_nothing_of_training_hub_doctor_or_report_and_a_server_answers_without_torch():
+    code = (
+        "import sys, groundtune.serving.dialogue\n"
+        "ours = ('training', 'recipes', 'reporting', 'runs.hub', 'runs.checkpoints', 'runs.resume')\n"
+        "unwanted = tuple(f'groundtune.{name}' for name in ours) + ('torch', 'transformers', 'accelerate', 'peft')\n"
+        "loaded = [name for name in sys.modules if name.startswith(unwanted)]\n"
+        "assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
+
+def test_every_public_name_is_what_it_says():
     for name in groundtune.__all__:
         assert getattr(groundtune, name) is not None
     with pytest.raises(AttributeError, match="nonsense"):
         groundtune.nonsense  # noqa: B018
+
+
+def test_editors_are_told_the_public_names_that_there_are():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    told = {alias.name: node.module for node in block.body for alias in node.names}
+    assert told == {name: f"groundtune.{module}" for name, module in groundtune._PUBLIC.items()}
+
+
+def test_no_package_or_module_takes_the_place_of_a_public_function():
+    """Importing `groundtune.x` makes `groundtune.x` that module, whatever was there before."""
+    modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert modules & set(groundtune.__all__) == set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        import_module(name.removesuffix(".__init__"))
+    functions = ("train", "load", "evaluate", "compare", "open_retriever")
+    assert all(inspect.isfunction(getattr(groundtune, name)) for name in functions)
 
 
 def test_no_file_is_abandoned_dependencies_by_another_door():

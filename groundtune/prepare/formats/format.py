@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from groundtune.data.entries import Record, shown
+from groundtune.data.files import parquet_rows
 from groundtune.errors import DataError
 from groundtune.schema import UNANSWERABLE, Document, Example, Turn
+from groundtune.system.text import one_line
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def records(path: Path, problems: list[str]) -> Iterator[Record]:
     """
     name = path.name.lower().removesuffix(".gz")
     if name.endswith(".parquet"):
-        yield from (Record(where, row, problems) for where, row in _parquet_rows(path))
+        yield from (Record(f"{path}:{number}", row, problems) for number, row in parquet_rows(path))
     elif not name.endswith((".json", ".jsonl", ".ndjson")):
         raise DataError([f"{path}: unsupported file type; use .json, .jsonl or .parquet"])
     elif _is_json_lines(path):
@@ -151,7 +153,8 @@ def _lines(path: Path, problems: list[str]) -> Iterator[Record]:
             try:
                 value = json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
-                problems.append(f"{path}:{number}: not valid JSON ({_reason(error)}); every line must be one object")
+                reason = one_line(error, 150)
+                problems.append(f"{path}:{number}: not valid JSON ({reason}); every line must be one object")
                 continue
             if isinstance(value, dict):
                 yield Record(f"{path}:{number}", value, problems)
@@ -168,7 +171,11 @@ def _whole(path: Path, problems: list[str]) -> Iterator[Record]:
                 [f"{path}:{error.lineno}: not valid JSON ({error.msg}); download the file again"]
             ) from error
         except (ValueError, RecursionError) as error:
+<<<<<<< HEAD
             raise DataError([f"{path}: not valid JSON ({_reason(error)}); download the file again"]) from error
+=======
+            raise DataError([f"{path}: not valid JSON ({one_line(error, 150)}); fetch the file again"]) from error
+>>>>>>> main
     if isinstance(value, dict):
         yield Record(str(path), value, problems)
         return
@@ -181,6 +188,7 @@ def _whole(path: Path, problems: list[str]) -> Iterator[Record]:
             problems.append(f"{path}[{number}]: is {shown(item)}, not an object; a list must hold objects")
 
 
+<<<<<<< HEAD
 def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         import pyarrow
@@ -195,6 +203,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError([f"{path}: not a readable Parquet file ({_reason(error)}); download it again"]) from error
 
 
+=======
+>>>>>>> main
 class _readable:
     """An opened file; what goes wrong while it is unpacked is a problem of the file."""
 
@@ -208,9 +218,13 @@ class _readable:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.file.close()
         if isinstance(error, EOFError | OSError):
+<<<<<<< HEAD
             raise DataError([f"{self.path}: cannot be unpacked ({_reason(error)}); download it again"]) from error
 
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 150 else text[:147] + "..."
+=======
+            raise DataError([f"{self.path}: cannot be unpacked ({one_line(error, 150)}); fetch it again"]) from error
+>>>>>>> main

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from groundtune.errors import DataError
 from groundtune.retrieval.embedder import Embedder
 from groundtune.schema import Document
 from groundtune.system.durable import MANIFEST, Damaged, disk_errors, read_manifest, write_manifest
+from groundtune.system.locks import held
 from groundtune.system.outputs import in_place_of, inside, refuse_links
 
 logger = logging.getLogger(__name__)
@@ -106,6 +104,7 @@ def _held(store: Path) -> Iterator[None]:
     What an earlier process, killed, had begun to write is removed.
     """
     refuse_links(inside(store.parent, store.name))
+<<<<<<< HEAD
     lock = FileLock(store / ".lock")
     try:
         store.mkdir(parents=True, exist_ok=True)
@@ -123,10 +122,16 @@ def _held(store: Path) -> Iterator[None]:
         logger.warning("%s is on a file system without locks: make sure that no other run writes there", store)
     try:
         for begun in store.glob(".*.tmp") if lock.is_locked else ():
+=======
+
+    def waiting() -> None:
+        logger.info("another process writes the index in %s; waiting for it", store)
+
+    with held(store, ".lock", "full_dataset_index_path", 0, waiting) as is_held:
+        for begun in store.glob(".*.tmp") if is_held else ():
+>>>>>>> main
             begun.unlink(missing_ok=True)
         yield
-    finally:
-        lock.release()
 
 
 def _fingerprint(settings: dict[str, Any]) -> str:

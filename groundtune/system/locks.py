@@ -1,0 +1,48 @@
+"""One process at a time in a folder. The operating system holds the lock, so it ends with the process."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from groundtune.errors import DataError
+from groundtune.system.outputs import inside
+
+logger = logging.getLogger(__name__)
+
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
+_WITHOUT_LOCKS = (None, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+@contextmanager
+def held(folder: Path, file: str, flag: str, patience: float, busy: Callable[[], None]) -> Iterator[bool]:
+    """Make `folder` and hold the lock `file` in it; gives False, with a warning, where its file system has no locks.
+
+    After `patience` seconds `busy` is called, which raises or says that this process waits for the other one. Raises
+    `DataError` that names `flag` if the folder cannot be written to.
+    """
+    lock = FileLock(inside(folder, file))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            busy()
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:  # the latter: earlier filelocks, on Lustre for one
+        number = getattr(error, "errno", None)
+        if number in _NOT_WRITABLE:
+            problem = f"--{flag}: {folder} cannot be written to ({error.strerror}); name another folder"
+            raise DataError([problem]) from error
+        if number not in _WITHOUT_LOCKS:
+            raise
+        logger.warning("%s is on a file system without locks: see to it that no second run writes there", folder)
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()

@@ -1,0 +1,133 @@
+"""What the JSON files of a model may say to the libraries that read them.
+
+Libraries take much of these files as arguments. Some would fetch code from a hub and run it, open or write a file
+anywhere, or load a second model: whatever leads out of the model is refused before a library sees it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+ADAPTER = "adapter_config.json"
+_OF_SENTENCES = re.compile(r"sentence_\w[\w-]*_config\.json")  # bert, roberta, xlm-roberta ...
+# The small ones that libraries take arguments from; sentence-transformers has some more by another name.
+_SETTINGS = {
+    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", ADAPTER,
+    "processor_config.json", "preprocessor_config.json", "config_sentence_transformers.json",
+}  # fmt: skip
+PATTERNS = [pattern for name in (*sorted(_SETTINGS), "modules.json", "router_config.json", "sentence_*_config.json")
+            for pattern in (name, f"*/{name}")]  # fmt: skip
+
+_ATTENTION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
+# Where a model came from, which nobody follows; a base model has checks of its own; and what is text.
+_NOT_FOLLOWED = {
+    "_name_or_path", "name_or_path", "base_model_name_or_path", "special_tokens_map_file", "chat_template", "content",
+    "prompts",
+}  # fmt: skip
+_A_FILE = re.compile(r"\w+_(file|files|path)|vocab|merges|init_inputs")
+# sentence-transformers: what may be handed on to transformers, of all that a folder can ask for.
+_HANDED_ON = re.compile(r"(model|tokenizer|processor|config)_(args|kwargs)")
+_HARMLESS_ARGUMENTS = {
+    "add_bos_token", "add_eos_token", "add_pooling_layer", "attn_implementation", "do_lower_case", "dtype",
+    "fix_mistral_regex", "is_causal", "max_length", "model_max_length", "padding", "padding_side", "torch_dtype",
+    "truncation", "truncation_side", "trust_remote_code", "use_bidirectional_attention", "use_cache", "use_fast",
+}  # fmt: skip
+_OTHER_MODELS = ("tokenizer_name_or_path", "processor_name", "model_name_or_path")
+_METHOD = re.compile(r"forward|encode|get_\w+_features")
+
+
+def settings_problems(folder: Path, is_inside: Callable[[Path], bool]) -> Iterator[str]:
+    """A line for whatever the JSON files of `folder` say that leads out of their model.
+
+    `is_inside` tells whether a path is a part of it.
+    """
+    for path in _named(folder):
+        content = read_json(path)
+        yield from _leads_out(path, content, is_inside)
+        if isinstance(content, dict) and path.name == ADAPTER:
+            yield from _adapter(path, content)
+        if isinstance(content, dict) and _OF_SENTENCES.fullmatch(path.name):
+            yield from _of_sentences(path, content)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; None if it cannot be read, which is for the library to complain about."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _named(folder: Path) -> list[Path]:
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
+    return [folder / name for name in names if name in _SETTINGS or _OF_SENTENCES.fullmatch(name)]
+
+
+def _leads_out(path: Path, content: Any, is_inside: Callable[[Path], bool]) -> Iterator[str]:
+    for keys, text in _texts(content):
+        if any(_ATTENTION.fullmatch(key) for key in keys) and "/" in text:
+            yield f"{path}: {keys[-1]} is {_shown(text)}, code on a hub, which is not run; put sdpa or eager there"
+        elif not _NOT_FOLLOWED & set(keys) and _is_elsewhere(keys[-1] if keys else "", text, is_inside):
+            yield f"{path}: {'.'.join(keys)}: {_shown(text)} is outside of the model, and is not used; remove the entry"
+
+
+def _texts(content: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every text in a JSON value with the keys that lead to it; without recursion, for it may nest deeply."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    while waiting:
+        keys, value = waiting.pop()
+        if isinstance(value, str):
+            yield keys, value
+        elif isinstance(value, dict):
+            waiting += [((*keys, key), item) for key, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [(keys, item) for item in value]
+
+
+def _is_elsewhere(key: str, text: str, is_inside: Callable[[Path], bool]) -> bool:
+    """Whether a text names something of this machine, or of a network, that is no part of the model."""
+    names_a_file = bool(_A_FILE.fullmatch(key))
+    if text.startswith("\\\\") or (names_a_file and "://" in text):  # on Windows, asking for a share connects to it
+        return True
+    if not names_a_file and not (re.search(r"[/\\]", text) and len(text) < 4096 and text.isprintable()):
+        return False
+    try:
+        return os.path.lexists(text) and not is_inside(Path(text))
+    except (OSError, ValueError):  # no name that a file can have
+        return False
+
+
+def _adapter(path: Path, content: Mapping[str, Any]) -> Iterator[str]:
+    if content.get("peft_type") != "LORA":  # others load a second model, or their weights from anywhere
+        kind = _shown(content.get("peft_type"))
+        yield f"{path}: peft_type is {kind}, and only LoRA adapters are read; merge it into its base model"
+    if content.get("megatron_config") is not None:
+        yield f"{path}: megatron_config: has modules imported, which is not done; set it to null"
+
+
+def _of_sentences(path: Path, content: Mapping[str, Any]) -> Iterator[str]:
+    for name in _OTHER_MODELS:
+        if content.get(name) is not None:
+            yield f"{path}: {name}: {_shown(content[name])} is another model, and is not used; remove the entry"
+    for group, arguments in content.items():
+        if not _HANDED_ON.fullmatch(group) or arguments is None:
+            continue
+        unknown = sorted(set(arguments) - _HARMLESS_ARGUMENTS) if isinstance(arguments, dict) else [_shown(arguments)]
+        for name in unknown:
+            yield f"{path}: {group}: {name} is not handed on to a library; remove the entry"
+    for keys, text in _texts(content.get("modality_config")):
+        if keys[-1:] == ("method",) and not _METHOD.fullmatch(text):
+            yield f"{path}: modality_config: {_shown(text)} is no method that embeds; name forward"
+
+
+def _shown(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
