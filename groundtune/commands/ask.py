@@ -65,15 +65,11 @@ def main(argv: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
-<<<<<<< HEAD
-    made = inference_parser("ask", USAGE, DESCRIPTION, EXAMPLES, _WITHOUT)
-    made.add_argument("question", nargs="?", default="", metavar="QUESTION", help="Without one, a dialogue starts.")
-    made.add_argument("--question", dest="asked", metavar="TEXT", help="The question, if no MODEL is named.")
-=======
     made = inference_parser("ask", USAGE, DESCRIPTION, EXAMPLES, WITHOUT)
-    made.add_argument("question", nargs="?", default="", metavar="QUESTION", help="Without one: a dialogue.")
-    made.add_argument("--question", dest="asked", metavar="TEXT", help="The question, where no MODEL is named.")
->>>>>>> main
+    made.add_argument(
+        "question", nargs="?", default="", metavar="QUESTION", help="Without a question, a dialogue starts."
+    )
+    made.add_argument("--question", dest="asked", metavar="TEXT", help="The question, if no MODEL is named.")
     return made
 
 

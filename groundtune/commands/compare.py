@@ -13,16 +13,11 @@ from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
 from groundtune.system.durable import disk_errors
 
-<<<<<<< HEAD
-DESCRIPTION = """Compare systems that answered the same questions: run folders (the tuned model's answers to the test
-questions), folders written by `groundtune evaluate`, or prediction files. Every other system is compared with the
-=======
 if TYPE_CHECKING:
     from groundtune.evaluation.comparison import Comparison
 
-DESCRIPTION = """Compare systems that answered the same questions: the folders of runs (the test questions, answered by
-the tuned model), folders that `groundtune evaluate` wrote, or files of predictions. The others are compared with the
->>>>>>> main
+DESCRIPTION = """Compare systems that answered the same questions: run folders (the tuned model's answers to the test
+questions), folders written by `groundtune evaluate`, or prediction files. Every other system is compared with the
 first, question by question. No model is loaded."""
 EXAMPLES = """examples:
   groundtune compare runs/sft runs/swr

@@ -73,22 +73,11 @@ def read_config(path: str) -> list[Entry]:
     entries = list(read(path, text))
     problems, first = [], {}
     for entry in entries:
-<<<<<<< HEAD
-        if not _encodable(entry):
-            what = "contains half of a surrogate pair, which UTF-8 cannot encode; write the complete character"
-            problems.append(f"{entry.where}: {ascii(entry.name)}: {what}")
-        elif entry.name in first:
-            earlier = first[entry.name].where.rpartition(":")[2]
-            problems.append(f"{entry.where}: {entry.name}: is also given in line {earlier}; keep one")
-        elif not _can_be_a_flag(entry.value):
-            problems.append(f"{entry.where}: {entry.name}: contains nested lists; write one list of plain values")
-=======
         if entry.name in first and encodable([entry.name, entry.value]):
             earlier = first[entry.name].where.rpartition(":")[2]
-            problems.append(f"{entry.label}: is given in line {earlier} too; keep one")
+            problems.append(f"{entry.label}: is also given in line {earlier}; keep one")
         else:
             problems += _no_flag(entry)
->>>>>>> main
         first.setdefault(entry.name, entry)
     if problems:
         raise DataError(problems)
@@ -133,7 +122,7 @@ def _no_flag(entry: Entry) -> list[str]:
             return [f"{entry.label}: cannot be JSON ({error}); write plain values"]
     elif isinstance(value, list):
         if not all(isinstance(item, _SCALARS) for item in value):
-            return [f"{entry.label}: holds lists in lists; write one list of plain values"]
+            return [f"{entry.label}: contains nested lists; write one list of plain values"]
         if dashed := [item for item in map(str, value) if item.startswith("--")]:
             return [f"{entry.label}: holds {dashed[0]!r}, which is another flag; write it by itself"]
     elif not entry.where and not (value is None or isinstance(value, _SCALARS)):

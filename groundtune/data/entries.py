@@ -22,10 +22,6 @@ _ASSISTANTS = ["assistant", "system", "bot", "chatbot", "gpt", "ai", "agent", "m
 _SPEAKERS = {**dict.fromkeys(_USERS, USER), **dict.fromkeys(_ASSISTANTS, ASSISTANT)}
 _A_DOCUMENT = 'a document is {"page_content": "its text", ...}'
 _A_TURN = 'a turn is {"speaker": "user", "message": "what was said"}'
-<<<<<<< HEAD
-_HALF_A_CHARACTER = "contains half of a surrogate pair, which UTF-8 cannot encode; write the complete character"
-=======
->>>>>>> main
 
 
 @dataclass(frozen=True)

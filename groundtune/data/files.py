@@ -227,30 +227,18 @@ def parquet_rows(path: FilePath) -> Rows:
             parquet = pq.ParquetFile(file)
             binary = (pa.binary(), pa.large_binary())
             columns = [column.name for column in parquet.schema_arrow if column.type not in binary]
-<<<<<<< HEAD
-            if not {"page_content", "fmt_content"} & set(columns):
-                seen = ", ".join(columns) or "none"
-                problems.append(f"{path}: page_content: missing; add a column of this name (columns: {seen})")
-                return
-=======
->>>>>>> main
             batches = parquet.iter_batches(_BATCH, columns=columns)
             yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
         except (pa.ArrowException, OSError, ValueError) as error:
-<<<<<<< HEAD
-            reason = _one_line(error)
-            raise DataError([f"{path}: not a readable Parquet file ({reason}); create it again"]) from error
-=======
             reason = one_line(error, 200)
-            raise DataError([f"{path}: not a readable Parquet file ({reason}); write it again"]) from error
->>>>>>> main
+            raise DataError([f"{path}: not a readable Parquet file ({reason}); create it again"]) from error
 
 
 def _document_rows(path: FilePath, problems: list[str]) -> Rows:
     for number, row in parquet_rows(path):
         if number == 1 and not {"page_content", "fmt_content"} & row.keys():
             seen = ", ".join(row) or "none"
-            problems.append(f"{path}: page_content: missing; name a column so (there are: {seen})")
+            problems.append(f"{path}: page_content: missing; add a column of this name (columns: {seen})")
             return
         yield number, _document_fields(row)
 
@@ -336,14 +324,8 @@ def in_the_way(flag: str, path: FilePath, folder: bool = False) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         pass  # to be made, or told below
     except (OSError, ValueError) as error:  # a name that is too long, another user's home, a null character
-<<<<<<< HEAD
-        return [
-            f"--{flag}: {path} cannot be created ({_one_line(error)}); name another {'folder' if folder else 'file'}"
-        ]
-=======
         why, kind = one_line(error, 200), "folder" if folder else "file"
-        return [f"--{flag}: {path} cannot be made ({why}); name another {kind}"]
->>>>>>> main
+        return [f"--{flag}: {path} cannot be created ({why}); name another {kind}"]
     above = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     if not os.path.isdir(above):
         return [f"--{flag}: {path} cannot be created: {above} is a file; name another {'folder' if folder else 'file'}"]

@@ -272,15 +272,9 @@ class InferenceArguments:
 
     def _not_followed(self, outside: Mapping[str, str]) -> str:
         return harmless_line(
-<<<<<<< HEAD
             f"{self.model.model_name_or_path}: names {', '.join(outside.values())} outside its folder, but this "
             "machine has no record of creating the folder, so they are not used; if you trust them, name them "
-            f"yourself: {command}"
-=======
-            f"{self.model.model_name_or_path}: names {', '.join(outside.values())} outside its folder, and this "
-            "machine has no record of making it, so none of them is used; if you trust them, name them yourself: "
-            f"{self.again(outside)}"
->>>>>>> main
+            f"yourself: {self.again(outside)}"
         )
 
     def _check_files(self, has_examples: bool) -> list[str]:

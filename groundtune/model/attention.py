@@ -106,13 +106,8 @@ def _difference(model: Any, to_train: bool) -> str | None:
         logits = model(**model_inputs(ids[None, :24], positions, packed), use_cache=False).logits
         together += logits[0, [12, 17, 23]]
         if (window := _window(model.config.get_text_config())) and packed.windows == {None}:
-<<<<<<< HEAD
             return f"its attention ignores its window of {window} tokens"
-    decoding = Decoding(memory, (13, 13), (1, 1), model.device)
-=======
-            return f"its attention is not told of its window of {window} tokens"
     decoding = Decoding(cache, (13, 13), (1, 1), model.device)
->>>>>>> main
     decoding = model_inputs(ids[None, 24:], decoding.positions[None], decoding)
     together += model(**decoding, use_cache=False).logits[0]
     rows = [ids[[*range(13), 24]], ids[[*range(8), *range(13, 18), 25]], ids[18:24]]

@@ -247,11 +247,7 @@ class Endpoint:
         name = type(error).__name__
         if redirect := _redirect(error):
             return f"{hide_secrets(self.url)}: {redirect}"
-<<<<<<< HEAD
-        return f"{hide_secrets(self.url)}: {_one_line(error)}; {ways_out.get(name, 'check the server log')}"
-=======
-        return f"{hide_secrets(self.url)}: {_with_its_cause(error)}; {ways_out.get(name, 'see what the server logged')}"
->>>>>>> main
+        return f"{hide_secrets(self.url)}: {_with_its_cause(error)}; {ways_out.get(name, 'check the server log')}"
 
 
 def failing(why: str) -> Callable[..., list[Reply]]:

@@ -57,13 +57,8 @@ class Hub:
             private = self.training.hub_private_repo
             self.name = self._api.create_repo(self.name, private=private, exist_ok=True).repo_id
         except Exception as error:  # the hub's client has a dozen kinds
-<<<<<<< HEAD
-            problem = f"--push_to_hub: {self.name} cannot be created on the hub ({_one_line(error)})"
+            problem = f"--push_to_hub: {self.name} cannot be created on the hub ({hide_secrets(one_line(error))})"
             ways_out = "log in with `hf auth login`, name another --hub_model_id, or remove the flag and push later"
-=======
-            problem = f"--push_to_hub: {self.name} cannot be made on the hub ({hide_secrets(one_line(error))})"
-            ways_out = "log in with `hf auth login`, name another --hub_model_id, or leave the flag out and push later"
->>>>>>> main
             raise DataError([f"{problem}; {ways_out}"]) from error
         return self.name
 
@@ -156,8 +151,7 @@ def _tell_of_a_local_base(folder: Path) -> None:
 def _pushed(what: str, staged: str, push: Future) -> None:
     shutil.rmtree(staged, ignore_errors=True)
     if error := push.exception():
-<<<<<<< HEAD
-        logger.warning("%s was not pushed to the hub (%s); the run continues", what, _one_line(error))
+        logger.warning("%s was not pushed to the hub (%s); the run continues", what, hide_secrets(one_line(error)))
 
 
 def _how_to_push(folder: Path, problem: str) -> str:
@@ -165,14 +159,3 @@ def _how_to_push(folder: Path, problem: str) -> str:
         f"{problem}. The run is complete in {folder} but not on the hub; run the same command again to push it without "
         "training"
     )
-
-
-def _one_line(error: BaseException) -> str:
-    return hide_secrets(" ".join(str(error).split()) or type(error).__name__)
-=======
-        logger.warning("%s was not pushed to the hub (%s); the run goes on", what, hide_secrets(one_line(error)))
-
-
-def _how_to_push(folder: Path, problem: str) -> str:
-    return f"{problem}. The run is whole in {folder}, and not on the hub: the same command pushes it and trains nothing"
->>>>>>> main

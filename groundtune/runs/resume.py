@@ -56,13 +56,7 @@ _RESULTS = (
 )  # report.html is made last
 # The subfolders that a run writes into; `runs` is TensorBoard's.
 _WRITTEN = ("predictions", "checkpoint-*", ".writing-*", ".pushing-*", "additional_chat_templates", "runs")
-<<<<<<< HEAD
-# Why a folder can be no --output_dir at all.
-_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 _WAYS_OUT = "name another --output_dir, or give --overwrite_output_dir to start over"
-=======
-_WAYS_OUT = "name another --output_dir, or give --overwrite_output_dir to begin anew there"
->>>>>>> main
 
 
 class AlreadyFinished(Exception):
@@ -163,25 +157,6 @@ def locked(output_dir: Path, patience: float = 10.0) -> Iterator[None]:
 
     def in_use() -> None:
         problem = f"--output_dir: {output_dir} is in use by {_read(holder)}; wait for it or name another folder"
-<<<<<<< HEAD
-        raise DataError([problem]) from error
-    except (OSError, NotImplementedError) as error:  # the latter: earlier filelocks, on Lustre for one
-        if getattr(error, "errno", None) in _NOT_WRITABLE:
-            problem = f"--output_dir: {output_dir} cannot be written to ({error.strerror}); name another folder"
-            raise DataError([problem]) from error
-        if getattr(error, "errno", None) not in (None, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        logger.warning("%s is on a file system without locks: make sure that no other run writes there", output_dir)
-        yield
-        return
-    try:
-        with in_place_of(holder) as file:
-            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
-=======
         raise DataError([problem])
 
     with held(output_dir, ".run.lock", "output_dir", patience, in_use) as is_held:
@@ -194,7 +169,6 @@ def locked(output_dir: Path, patience: float = 10.0) -> Iterator[None]:
             yield
         finally:
             holder.unlink(missing_ok=True)
->>>>>>> main
 
 
 def _read(holder: Path) -> str:

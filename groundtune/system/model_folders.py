@@ -304,15 +304,4 @@ def _modules(root: Path) -> Iterator[str]:
             yield f"{path}: {str(value)!r} is {why}; name another embedding model"
     for path in (str(module.get("path", "")) for module in modules):
         if not Path(os.path.realpath(root / path)).is_relative_to(os.path.realpath(root)):
-<<<<<<< HEAD
             yield f"{root / 'modules.json'}: {path!r} is outside the model's folder; name another embedding model"
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):  # not there, or for the library to complain about
-        return None
-=======
-            yield f"{root / 'modules.json'}: {path!r} is outside of the model's folder; name another embedding model"
->>>>>>> main

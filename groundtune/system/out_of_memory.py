@@ -49,13 +49,8 @@ class MicroBatch:
         """What a run says about it at its end."""
         if self.size == self.wanted:
             return []
-<<<<<<< HEAD
-        at_once = f"{self.rows} row{'' if self.rows == 1 else 's'} per pass"
-        return [f"memory ran out with {self.flag} {self.asked}: computed with {at_once}; {self.unchanged} the same"]
-=======
-        rows = f"{self.size} row{'' if self.size == 1 else 's'} at once"
+        rows = f"{self.size} row{'' if self.size == 1 else 's'} per pass"
         return [f"memory ran out with {self.flag} {self.wanted}: computed with {rows}; {self.unchanged} the same"]
->>>>>>> main
 
 
 def is_out_of_memory(error: BaseException) -> bool:

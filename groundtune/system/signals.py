@@ -160,13 +160,7 @@ def _listen(ear: socket.socket) -> None:
             if signals > 1:
                 os._exit(128 + heard[0])
             if _state.deferred:
-<<<<<<< HEAD
-                # Not print or a logger: what the signal interrupted may be writing there.
-                name = signal.Signals(heard[0]).name
-                os.write(2, f"{name}: finishing the step; a second signal exits immediately\n".encode())
-=======
-                _say(heard[0], "a second signal leaves at once")
->>>>>>> main
+                _say(heard[0], "a second signal exits immediately")
 
 
 def _deaf() -> None:

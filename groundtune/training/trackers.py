@@ -34,13 +34,8 @@ def _forgiving(method: Callable[..., Any], tracker: str, failures: list[str]) ->
             return method(*args, **kwargs)
         except Exception as error:
             if not any(line.startswith(failed) for line in failures):
-<<<<<<< HEAD
-                why = hide_secrets(" ".join(str(error).split()))  # an address may hold a key
-                failures.append(f"{failed} ({type(error).__name__}: {why}); the run continues without it")
-=======
                 why = hide_secrets(one_line(error))  # an address may hold a key
-                failures.append(f"{failed} ({type(error).__name__}: {why}); the run goes on without it")
->>>>>>> main
+                failures.append(f"{failed} ({type(error).__name__}: {why}); the run continues without it")
                 logger.warning(failures[-1])
 
     return call

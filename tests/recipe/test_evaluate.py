@@ -149,7 +149,9 @@ def test_questions_that_chose_the_checkpoint_are_said_to_flatter(adapter_run, ca
     keep(tmp_path / "r", record)
     words = ["evaluate", tmp_path / "r", "--eval_max_samples", "1"]
     _, found, _ = run(capsys, *words)
-    assert found["notes"] == [f"{asked}: the checkpoint was selected on these questions, so these numbers are optimistic"]
+    assert found["notes"] == [
+        f"{asked}: the checkpoint was selected on these questions, so these numbers are optimistic"
+    ]
     _, found, _ = run(capsys, *words, "--eval_file", Path(asked).with_name("test.jsonl"))
     assert not found["notes"]
 

@@ -130,7 +130,12 @@ def test_every_problem_is_named_at_once_by_its_keyword_or_by_the_line_of_its_fil
             "learning_rat": 1, "use_peft": "maybe", "lora_alpha": 1.5, "max_new_tokens": 8,
         },
     )  # fmt: skip
-    starts = [f"{config}:3: max_new_tokens: ", "use_peft: ", "learning_rat: no such argument; similar: learning_rate", ""]
+    starts = [
+        f"{config}:3: max_new_tokens: ",
+        "use_peft: ",
+        "learning_rat: no such argument; similar: learning_rate",
+        "",
+    ]
     assert said[3].startswith("lora_alpha: invalid int value: '1.5'") and "--" not in "".join(said)
     assert all(line.startswith(start) for start, line in zip(starts, said, strict=True)), said
     assert problems(groundtune.train, "swr", lora_r=object())[0].startswith("lora_r: is a object; give ")

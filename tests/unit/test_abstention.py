@@ -134,7 +134,9 @@ def test_a_comparison_pairs_retrieval_on_what_has_an_answer_and_says_so(tmp_path
     found = compare("both", systems)
     differences = found.differences["good"]
     assert differences[RECALL].n == 4 and differences[F1].n == 6 and differences[UNANSWERABLE].n == 2
-    assert found.unanswerable.startswith("2 of 6 questions are unanswerable: they are excluded from the retrieval means")
+    assert found.unanswerable.startswith(
+        "2 of 6 questions are unanswerable: they are excluded from the retrieval means"
+    )
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(comparison_table(found), outcomes_table(found))
     said = console.export_text()

@@ -273,8 +273,8 @@ def test_a_kind_that_a_file_is_full_of_is_one_line_with_number_share_places_and_
     else:
         assert told == [
             "warning: train.jsonl: 6 x chat history whose speakers do not alternate (75 % of 8 examples); the first: "
-            "train.jsonl:2: chat_history[0].speaker: is 'user', but the question follows without an answer to it; add the answer, or "
-            "move the turn into the question; then lines 3 and 4"
+            "train.jsonl:2: chat_history[0].speaker: is 'user', but the question follows without an answer to it; "
+            "add the answer, or move the turn into the question; then lines 3 and 4"
         ]
 
 

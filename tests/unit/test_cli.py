@@ -406,9 +406,7 @@ def test_a_direction_that_is_not_the_metric_s_is_refused():
     from groundtune.training.arguments import metric_problems
 
     wrong = parse("--greater_is_better", "false").training
-    assert metric_problems(wrong) == [
-        "--greater_is_better: false, but higher generation/f1 is better; remove the flag"
-    ]
+    assert metric_problems(wrong) == ["--greater_is_better: false, but higher generation/f1 is better; remove the flag"]
     wrong = parse("--metric_for_best_model", "loss_with_gold_passage", "--greater_is_better", "true").training
     assert "but lower loss_with_gold_passage is better" in metric_problems(wrong)[0]
     for words in ([], ["--greater_is_better", "true"], ["--metric_for_best_model", "eval_loss_with_gold_passage"]):

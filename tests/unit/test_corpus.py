@@ -559,7 +559,10 @@ def test_linked_folders_are_read_once_and_a_circle_of_them_ends(tmp_path):
     [
         ([], "the following arguments are required"),
         (["x", "-o", "y.jsonl", "--tokenizer", "t", "--chunk_size", "many"], "--chunk_size: invalid int value: 'many'"),
-        (["x", "-o", "y.jsonl", "--tokenizer", "t", "--chunk", "3"], "--chunk: no such argument; similar: --chunk_size"),
+        (
+            ["x", "-o", "y.jsonl", "--tokenizer", "t", "--chunk", "3"],
+            "--chunk: no such argument; similar: --chunk_size",
+        ),
     ],
 )
 def test_a_wrong_argument_is_one_line(capsys, words, said):

@@ -196,8 +196,8 @@ def test_many_documents_that_are_too_long_are_one_line_with_the_longest_and_each
     assert line == (
         f"warning: {file}: {len(found)} x document longer than the embedding model reads "
         f"({100 * len(found) / 13:.0f} % of 13 documents); the longest: {file}:11: page_content: has 102 tokens, but "
-        f"{bert_embedding_folder} reads only 24; split it, or a search will not see its end; then lines 12 (94 tokens) and "
-        "8 (91 tokens)"
+        f"{bert_embedding_folder} reads only 24; split it, or a search will not see its end; then lines 12 "
+        "(94 tokens) and 8 (91 tokens)"
     )
     assert lines[-2:] == [
         f"{len(found)} warnings in 13 documents, 3 train examples, 2 eval examples, 1 test examples",
@@ -285,10 +285,7 @@ def test_a_file_that_is_not_given_is_not_missed_but_a_wrong_flag_is(data, capsys
     assert main(["doctor", "--trian_file", "x"]) == 2
     assert main(["doctor", "-h"]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert (
-        "Exit status" in told
-        and "Problems with the flags, or with an argument file, go to standard error" in told
-    )
+    assert "Exit status" in told and "Problems with the flags, or with an argument file, go to standard error" in told
 
 
 @pytest.mark.parametrize("json_flag", [[], ["--json"]], ids=["text", "json"])

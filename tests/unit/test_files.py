@@ -73,10 +73,7 @@ def problems_of(read, *arguments) -> list[str]:
 
 
 def test_an_example_holds_everything_that_its_line_says(folder):
-    turns = [
-        {"speaker": "user", "message": "Hello"},
-        {"speaker": "system", "message": "Hi"},
-    ]
+    turns = [{"speaker": "user", "message": "Hello"}, {"speaker": "system", "message": "Hi"}]
     document = {"page_content": "This.", "fmt_content": "Title: This.", "metadata": {"n": 1}}
     negatives = [{"page_content": "That."}]
     write_lines(row(gold_docs=[document], chat_history=turns, hard_neg_docs=negatives, other=7))

@@ -561,7 +561,10 @@ def test_a_model_loaded_here_writes_too(database, tmp_path, families, capsys):
         (["--generator", "x", "--answer_prompt", "gone.txt"], "gone.txt: cannot be read"),
         (["--generator", "x", "--support", "llm", "--support_prompt", "prompt.txt"], "lacks {passage} and {answer}"),
         (["--generator", "x", "--support", "llm", "--checker", "openai:localhost"], "'localhost' is not an address"),
-        (["--generator", "openai:http://x/v1", "--generator_model", "m", "--generator_options", "[1]"], "not an object"),
+        (
+            ["--generator", "openai:http://x/v1", "--generator_model", "m", "--generator_options", "[1]"],
+            "not an object",
+        ),
         (["--generator", "x", "--support", "words"], "invalid choice: 'words'"),
         (["--generator", "x", "--checker", "y"], "--checker: has no effect with --support lexical"),
         (["--generator", "no/such/model"], "no such folder: no/such/model"),

@@ -125,7 +125,10 @@ def test_unclear_verdict_says_what_could_not_have_been_seen():
 
 def test_verdict_on_few_or_equal_answers_claims_nothing():
     few = results(wrong(5), COLOURS[:5], COLOURS[:5])
-    assert few.verdict.startswith("No clear difference") and "with fewer than 6 questions nothing can be concluded" in few.verdict
+    assert (
+        few.verdict.startswith("No clear difference")
+        and "with fewer than 6 questions nothing can be concluded" in few.verdict
+    )
     same = results(COLOURS, COLOURS)
     assert same.verdict == "No difference: both models have the same token F1 on every one of 12 questions"
 

@@ -171,11 +171,7 @@ def _whole(path: Path, problems: list[str]) -> Iterator[Record]:
                 [f"{path}:{error.lineno}: not valid JSON ({error.msg}); download the file again"]
             ) from error
         except (ValueError, RecursionError) as error:
-<<<<<<< HEAD
-            raise DataError([f"{path}: not valid JSON ({_reason(error)}); download the file again"]) from error
-=======
-            raise DataError([f"{path}: not valid JSON ({one_line(error, 150)}); fetch the file again"]) from error
->>>>>>> main
+            raise DataError([f"{path}: not valid JSON ({one_line(error, 150)}); download the file again"]) from error
     if isinstance(value, dict):
         yield Record(str(path), value, problems)
         return
@@ -188,23 +184,6 @@ def _whole(path: Path, problems: list[str]) -> Iterator[Record]:
             problems.append(f"{path}[{number}]: is {shown(item)}, not an object; a list must hold objects")
 
 
-<<<<<<< HEAD
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DataError([f'{path}: Parquet needs pyarrow; pip install "groundtune[parquet]"']) from error
-    try:
-        batches = pyarrow.parquet.ParquetFile(path).iter_batches(1024)
-        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
-            yield f"{path}:{number}", row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError([f"{path}: not a readable Parquet file ({_reason(error)}); download it again"]) from error
-
-
-=======
->>>>>>> main
 class _readable:
     """An opened file; what goes wrong while it is unpacked is a problem of the file."""
 
@@ -218,13 +197,4 @@ class _readable:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.file.close()
         if isinstance(error, EOFError | OSError):
-<<<<<<< HEAD
-            raise DataError([f"{self.path}: cannot be unpacked ({_reason(error)}); download it again"]) from error
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 150 else text[:147] + "..."
-=======
-            raise DataError([f"{self.path}: cannot be unpacked ({one_line(error, 150)}); fetch it again"]) from error
->>>>>>> main
+            raise DataError([f"{self.path}: cannot be unpacked ({one_line(error, 150)}); download it again"]) from error

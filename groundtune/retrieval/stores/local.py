@@ -104,32 +104,12 @@ def _held(store: Path) -> Iterator[None]:
     What an earlier process, killed, had begun to write is removed.
     """
     refuse_links(inside(store.parent, store.name))
-<<<<<<< HEAD
-    lock = FileLock(store / ".lock")
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.info("another process is writing the index in %s; waiting for it", store)
-            lock.acquire()
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        problem = f"--full_dataset_index_path: {store} cannot be written to ({error.strerror}); name another folder"
-        raise DataError([problem]) from error
-    except (OSError, NotImplementedError) as error:
-        if getattr(error, "errno", None) not in (None, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        logger.warning("%s is on a file system without locks: make sure that no other run writes there", store)
-    try:
-        for begun in store.glob(".*.tmp") if lock.is_locked else ():
-=======
 
     def waiting() -> None:
-        logger.info("another process writes the index in %s; waiting for it", store)
+        logger.info("another process is writing the index in %s; waiting for it", store)
 
     with held(store, ".lock", "full_dataset_index_path", 0, waiting) as is_held:
         for begun in store.glob(".*.tmp") if is_held else ():
->>>>>>> main
             begun.unlink(missing_ok=True)
         yield
 
