@@ -21,7 +21,7 @@ _USERS = ["user", "human", "customer", "client", "question"]
 _ASSISTANTS = ["assistant", "system", "bot", "chatbot", "gpt", "ai", "agent", "model", "answer"]
 _SPEAKERS = {**dict.fromkeys(_USERS, USER), **dict.fromkeys(_ASSISTANTS, ASSISTANT)}
 _A_DOCUMENT = 'a document is {"page_content": "its text", ...}'
-_A_TURN = 'a turn is {"speaker": "user", "message": "what was said"}'
+_A_TURN = 'a turn is {"speaker": "user", "message": "the text of the turn"}'
 
 
 @dataclass(frozen=True)
