@@ -220,7 +220,7 @@ def _trained(arguments: Arguments) -> Results | None:
         logger.info("%s", finished)
         return None
     except Stopped as stopped:
-        logger.warning("%s; the same call goes on from the last checkpoint", stopped)
+        logger.warning("%s; the same call resumes from the last checkpoint", stopped)
         signal.raise_signal(stopped.signum)  # for whoever handles it outside: Ctrl-C becomes a KeyboardInterrupt
         raise
 

@@ -16,12 +16,12 @@ from groundtune.system.durable import disk_errors
 if TYPE_CHECKING:
     from groundtune.evaluation.comparison import Comparison
 
-DESCRIPTION = """Compare systems that answered the same questions: the folders of runs (the test questions, answered by
-the tuned model), folders that `groundtune evaluate` wrote, or files of predictions. The others are compared with the
+DESCRIPTION = """Compare systems that answered the same questions: run folders (the tuned model's answers to the test
+questions), folders written by `groundtune evaluate`, or prediction files. Every other system is compared with the
 first, question by question. No model is loaded."""
 EXAMPLES = """examples:
   groundtune compare runs/sft runs/swr
-  groundtune compare runs/swr/predictions/test_base.jsonl runs/swr runs/other --names untouched swr other"""
+  groundtune compare runs/swr/predictions/test_base.jsonl runs/swr runs/other --names base swr other"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,11 +77,11 @@ def compared(paths: Sequence[str], names: Sequence[str], output: str | None) -> 
 def parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
     made = light_parser("groundtune compare", "A B [C ...] [--names NAME ...] [-o FILE]", DESCRIPTION, EXAMPLES)
-    made.add_argument("systems", nargs="+", metavar="A B", help="Folders of runs, or files of predictions.")
-    made.add_argument("--names", nargs="+", metavar="NAME", help="What to call them, in their order.")
+    made.add_argument("systems", nargs="+", metavar="A B", help="Folders of runs, or prediction files.")
+    made.add_argument("--names", nargs="+", metavar="NAME", help="Names of the systems, in the same order.")
     made.add_argument(
         "-o", "--output", default="comparison.html", metavar="FILE",
-        help="The page; the numbers go beside it as .json. (default: comparison.html)",
+        help="Output page (.html); the numbers are written next to it as .json. (default: comparison.html)",
     )  # fmt: skip
     add_output_flags(made)
     return made

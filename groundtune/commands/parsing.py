@@ -63,7 +63,7 @@ WITHOUT_EFFECT = (
 )
 TRAINING_USAGE = """groundtune {method} --model_name_or_path MODEL --train_file FILE --eval_file FILE
        --full_dataset_file_path FILE --embedding_model MODEL --output_dir FOLDER [--FLAG VALUE ...]
-       groundtune {method} --config FILE.yaml [--FLAG VALUE ...]      flags after the file win
+       groundtune {method} --config FILE.yaml [--FLAG VALUE ...]      flags after the file override it
        groundtune {method} FILE.json                                  all arguments from one file"""
 TRAINING_EXAMPLE = """example:
   groundtune {method} --model_name_or_path Qwen/Qwen3-4B --use_peft true --embedding_model intfloat/e5-base-v2 \\
@@ -219,7 +219,7 @@ def _problems_of(entry: Entry, parser: Any) -> list[str]:
         return [problem.partition(": ")[2].partition("; groundtune")[0] + "; -h describes it" for problem in ours]
     if unknown and unknown[0].startswith("-"):
         return [problem.partition(": ")[2] for problem in _unknown_flags(unknown, parser)]
-    return [f"takes one value, and not {len(unknown) + 1}; -h describes it"] if unknown else []
+    return [f"takes one value, not {len(unknown) + 1}; -h describes it"] if unknown else []
 
 
 def _flags(parser: Any) -> set[str]:
@@ -268,11 +268,11 @@ def _spelt_as_today(argv: Sequence[str], known: set[str], tell: bool = True) -> 
             today.append(word)
         elif f"--{RENAMED.get(name)}" in known:
             if tell:
-                logger.info("--%s is called --%s today", name, RENAMED[name])
+                logger.info("--%s is now called --%s", name, RENAMED[name])
             today.append(f"--{RENAMED[name]}{equals}{value}")
         elif name in WITHOUT_EFFECT:
             if tell:
-                logger.warning("--%s has no effect any more and is ignored", name)
+                logger.warning("--%s no longer has any effect and is ignored", name)
             skipping = True
         else:
             today.append(word)
@@ -286,5 +286,9 @@ def _unknown_flags(words: Sequence[str], parser: Any) -> list[str]:
         flag = word.partition("=")[0]
         if flag.startswith("-"):
             near = difflib.get_close_matches(flag, known, n=2)
-            problems.append(f"{flag}: no such argument; " + (f"near: {', '.join(near)}" if near else "-h lists all"))
-    return problems or [f"{words[0]}: not expected here; every argument is a flag, and --config FILE a file of them"]
+            problems.append(
+                f"{flag}: no such argument; " + (f"similar: {', '.join(near)}" if near else "-h lists all arguments")
+            )
+    return problems or [
+        f"{words[0]}: not expected here; every argument is a flag, and --config FILE reads a file of arguments"
+    ]

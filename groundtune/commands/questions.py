@@ -21,25 +21,24 @@ from groundtune.system.outputs import links_at
 
 # Name, help, default, type.
 _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
-    ("passages", "passages that are sampled", 200, int),
-    ("questions_per_passage", "questions asked for each", 2, int),
-    ("min_words", "words that a passage must have", 30, int),
-    ("min_support", "lexical: share of the words of an answer that must be in its passage", 0.6, float),
-    ("retrieved_within", "ranks within which a question must find its passage", 20, int),
-    ("hard_negatives", "passages found for a question that do not hold its answer, kept with it", 2, int),
+    ("passages", "number of passages to sample", 200, int),
+    ("questions_per_passage", "questions per passage", 2, int),
+    ("min_words", "minimum number of words in a passage", 30, int),
+    ("min_support", "lexical: minimum share of an answer's words that must be in its passage", 0.6, float),
+    ("retrieved_within", "a question must find its passage within this many search results", 20, int),
+    ("hard_negatives", "hard negatives to keep per question: retrieved passages without the answer", 2, int),
     ("eval_share", "share of the passages for eval.jsonl", 0.1, float),
     ("test_share", "share of the passages for test.jsonl", 0.1, float),
-    ("max_new_tokens", "tokens of a reply", 256, int),
-    ("seed", "of the sample and the split", 0, int),
-    ("batch_size", "prompts at a time of a model loaded here", 8, int),
+    ("max_new_tokens", "maximum tokens per reply", 256, int),
+    ("seed", "random seed for sample and split", 0, int),
+    ("batch_size", "batch size of a locally loaded model", 8, int),
 )
 _RETRIEVAL = [
     "embedding_model", "retriever", "query_prompt", "document_prompt", "embedding_batch_size", "embedding_dtype",
 ]  # fmt: skip
 _HELPS = {
-    "embedding_model": "Embedding model (hub name or folder) that finds the passages of a question. Default: BM25 "
-    "does.",
-    "retriever": "How passages are found. (default: dense with an embedding model, else bm25)",
+    "embedding_model": "Embedding model (hub name or folder) for finding the passages of a question. Default: BM25.",
+    "retriever": "Retrieval method. (default: dense with an embedding model, else bm25)",
 }
 _AT_LEAST_ONE = ("passages", "questions_per_passage", "retrieved_within", "max_new_tokens", "batch_size")
 
@@ -49,42 +48,43 @@ def parser() -> argparse.ArgumentParser:
     made = data_parser(
         "questions",
         "DOCUMENTS -o DIR --generator MODEL [--FLAG VALUE ...]",
-        "Let an LLM write questions on passages of a document database and answer them from those passages. What is\n"
-        "finished is kept: the same command goes on where it was stopped. Writes train, eval and test.jsonl, and\n"
-        "rejected.jsonl with what did not pass the gates, and why.",
+        "Let an LLM write questions about passages of a document database and answer them from those passages.\n"
+        "Replies are saved as they arrive: the same command continues where it was stopped. Writes train, eval and\n"
+        "test.jsonl, and rejected.jsonl with the questions that failed a quality gate, and why.",
         "groundtune questions documents.jsonl -o qa/ --generator openai:http://localhost:8000/v1 \\\n"
         "      --generator_model Qwen/Qwen3-8B",
     )
     made.add_argument("documents", type=Path, help="the document database")
-    made.add_argument("-o", "--output_dir", type=Path, required=True, metavar="DIR", help="folder of what is written")
+    made.add_argument("-o", "--output_dir", type=Path, required=True, metavar="DIR", help="output folder")
     made.add_argument(
         "--generator",
         required=True,
-        help="a model folder or hub name, or openai:URL of a server; its key is read from OPENAI_API_KEY",
+        help="a model folder or hub name, or openai:URL of a server; the API key is read from OPENAI_API_KEY",
     )
-    made.add_argument("--generator_model", default="", help="with openai:URL, the model as the server calls it")
+    made.add_argument("--generator_model", default="", help="with openai:URL, the server's name for the model")
     made.add_argument(
         "--generator_options",
         default="",
         metavar="JSON",
-        help='fields for every request to a server; {"chat_template_kwargs": {"enable_thinking": false}} turns the '
-        "thoughts of a model off",
+        help='extra fields for every request to a server; {"chat_template_kwargs": {"enable_thinking": false}} turns '
+        "reasoning off",
     )
-    made.add_argument("--question_prompt", type=Path, metavar="FILE", help="with {passage} and {number}")
-    made.add_argument("--answer_prompt", type=Path, metavar="FILE", help="with {passage} and {question}")
+    made.add_argument("--question_prompt", type=Path, metavar="FILE", help="text file with {passage} and {number}")
+    made.add_argument("--answer_prompt", type=Path, metavar="FILE", help="text file with {passage} and {question}")
     made.add_argument(
         "--support",
         choices=["lexical", "llm", "both"],
         default="lexical",
-        help="what says that a passage holds an answer: the words they share, an LLM that is asked, or both "
-        "(default: lexical)",
+        help="how to check that a passage supports an answer: by shared words, by an LLM, or both (default: lexical)",
     )
-    made.add_argument("--checker", default="", help="the LLM that is asked, named as --generator (default: that one)")
-    made.add_argument("--checker_model", default="", help="with openai:URL, the checker as the server calls it")
     made.add_argument(
-        "--checker_options", default="", metavar="JSON", help="as --generator_options, where --checker is given"
+        "--checker", default="", help="the LLM that checks, in the form of --generator (default: the generator)"
     )
-    made.add_argument("--support_prompt", type=Path, metavar="FILE", help="with {passage}, {question} and {answer}")
+    made.add_argument("--checker_model", default="", help="with openai:URL, the server's name for the checker")
+    made.add_argument("--checker_options", default="", metavar="JSON", help="like --generator_options, for --checker")
+    made.add_argument(
+        "--support_prompt", type=Path, metavar="FILE", help="text file with {passage}, {question} and {answer}"
+    )
     add_group(made, DataArguments, ["full_dataset_index_path"])
     add_group(made, RetrievalArguments, _RETRIEVAL, _HELPS)
     add_group(made, GeneratorArguments, SERVER)
@@ -207,12 +207,12 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
             for name in ("checker", "checker_model", "checker_options", "support_prompt")
             if getattr(arguments, name)
         ]
-        problems += [f"--{name}: has no meaning with --support lexical; give --support llm or both" for name in unused]
+        problems += [f"--{name}: has no effect with --support lexical; use --support llm or both" for name in unused]
     problems += in_the_way("output_dir", arguments.output_dir, folder=True)
     written = ("generated", "train", "eval", "test", "rejected")
     problems += links_at((arguments.output_dir / f"{name}.jsonl" for name in written), "output_dir")
     if arguments.eval_share + arguments.test_share >= 1:
-        problems.append("--eval_share and --test_share: leave nothing to train on; their sum must be under 1")
+        problems.append("--eval_share and --test_share: leave nothing to train on; their sum must be below 1")
     problems += check_retrieval(_retrieval(arguments)) + too_small(_server(arguments).least)
     for flag, (name, model, options) in {"generator": _generator(arguments), "checker": _checker(arguments)}.items():
         asked = flag == "generator" or arguments.support != "lexical"

@@ -161,8 +161,8 @@ def flash_attention_problems(arguments: ModelArguments) -> list[str]:
     if not missing:
         return []
     return [
-        f"--use_flash_attention: {' and '.join(missing)}; pip install flash-attn on a CUDA machine, "
-        "or leave the flag out: PyTorch's own attention is used then"
+        f"--use_flash_attention: {' and '.join(missing)}; pip install flash-attn on a CUDA machine, or remove the flag "
+        "to use PyTorch's own attention"
     ]
 
 

@@ -136,7 +136,7 @@ def adapter_base(model: ModelArguments) -> str:
         return ""
     base = base_named_in(Path(path)) if path else ""
     if os.path.exists(base) or check_model_name("base_model", base):
-        raise ModelError(f"{name}: its adapter names the base model {base}, a folder; name it with --base_model")
+        raise ModelError(f"{name}: its adapter names a folder as its base model, {base}; name it with --base_model")
     return base
 
 

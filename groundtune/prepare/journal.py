@@ -31,7 +31,7 @@ class Journal:
         """Keep rows; they are on the disk when this returns. Raises `DiskError`."""
         rows = list(rows)
         if rows:
-            with disk_errors(self.path, hint="; what is in it stays: make room and start the same command again"):
+            with disk_errors(self.path, hint="; its contents are kept: free some space and run the same command again"):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._append(self._unwritten + rows)
             self._unwritten = []

@@ -52,7 +52,7 @@ def base_named_in(path: Path) -> str:
         if not isinstance(name, str) or not name:
             raise TypeError
     except (KeyError, TypeError) as error:
-        raise DataError([f"{path}: names no base_model_name_or_path; add it"]) from error
+        raise DataError([f"{path}: has no base_model_name_or_path; add it"]) from error
     except (OSError, ValueError, RecursionError) as error:
         reason = one_line(error)
         raise DataError([f"{path}: cannot be read ({reason}); is the adapter complete?"]) from error
@@ -60,7 +60,7 @@ def base_named_in(path: Path) -> str:
 
 
 def why_not_loaded(error: Exception) -> str:
-    """A library's error about a model on one line, with its name where that is half of the message: KeyError('types')."""
+    """A library's error about a model on one line, named where its text alone says little: KeyError('types')."""
     named = isinstance(error, (LookupError, TypeError, AttributeError))
     reason = one_line(repr(error) if named else error)
     if "safetensors" in reason:
@@ -209,7 +209,7 @@ def _entries(folder: Path) -> list[Path]:
 
 def _links_outside(paths: Iterator[Path], root: Path) -> list[str]:
     return [
-        f"{path} leads to {os.path.realpath(path)}, outside of the model's folder; put a copy in its place"
+        f"{path} leads to {os.path.realpath(path)}, outside the model's folder; replace it with a copy"
         for path in paths
         if not _belongs(path, root)
     ]
@@ -307,8 +307,8 @@ def _modules(root: Path) -> Iterator[str]:
             types += [(path, value) for value in routes.values()] if isinstance(routes, dict) else []
     for path, value in types:
         if not isinstance(value, str) or not _MODULE.fullmatch(value):
-            why = "no class of sentence-transformers, and its code is not run"
+            why = "not a sentence-transformers class, and its code is not run"
             yield f"{path}: {str(value)!r} is {why}; name another embedding model"
     for path in (module["path"] for module in modules):
         if not Path(os.path.realpath(root / path)).is_relative_to(os.path.realpath(root)):
-            yield f"{root / 'modules.json'}: {path!r} is outside of the model's folder; name another embedding model"
+            yield f"{root / 'modules.json'}: {path!r} is outside the model's folder; name another embedding model"
