@@ -220,7 +220,7 @@ def _trained(arguments: Arguments) -> Results | None:
         logger.info("%s", finished)
         return None
     except Stopped as stopped:
-        logger.warning("%s; the same call goes on from the last checkpoint", stopped)
+        logger.warning("%s; the same call resumes from the last checkpoint", stopped)
         signal.raise_signal(stopped.signum)  # for whoever handles it outside: Ctrl-C becomes a KeyboardInterrupt
         raise
 
@@ -286,7 +286,7 @@ def evaluate(model: PathLike | Run = "", *, config: PathLike | None = None, **ar
 
 
 def compare(
-    *runs: PathLike | Run | Evaluated, names: Sequence[str] = (), output_file: PathLike | None = "comparison.html"
+    *runs: PathLike | Run | Evaluated, names: Sequence[str] = (), output: PathLike | None = "comparison.html"
 ) -> Comparison:
     """Compare systems that answered the same questions, as `groundtune compare` does. No model is loaded.
 
@@ -294,7 +294,7 @@ def compare(
         runs: At least two: runs (their tuned models), what `evaluate` returned, folders of either, or files of
             predictions. The others are compared with the first, question by question.
         names: What to call them, in their order. Default: as much of their paths as tells them apart.
-        output_file: The page (.html); the numbers go beside it as .json. None: neither is written.
+        output: The page (.html); the numbers go beside it as .json. None: neither is written.
 
     Returns:
         `evaluations` by name, `differences[name][metric]` to the first with 95 % intervals, and `verdict(name)`.
@@ -304,8 +304,8 @@ def compare(
         DiskError: the disk is full or fails.
     """
     paths = [_path_of(run) for run in runs]
-    file = None if output_file is None else os.fspath(output_file)
-    call = _written("groundtune.compare", *paths, {"names": list(names), "output_file": file})
+    file = None if output is None else os.fspath(output)
+    call = _written("groundtune.compare", *paths, {"names": list(names), "output": file})
     with _by_keyword("compare"), recorded_as(call):
         return compared(paths, list(names), file)
 
@@ -415,7 +415,7 @@ def _in_python(problem: str, command: str) -> str:
 def _flag_names() -> set[str]:
     training = sys.modules.get("groundtune.training.arguments")  # takes torch, and only training speaks of its flags
     groups = [*GROUPS, *ANSWERING, *([training.QATrainingArguments] if training else [])]
-    return {one.name for group in groups for one in fields(group)} | {"output_file", "names"}
+    return {one.name for group in groups for one in fields(group)} | {"output", "names"}
 
 
 # The process around us

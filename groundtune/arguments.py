@@ -32,28 +32,28 @@ class DataArguments:
 
     train_file: str = argument("", "Training examples (.jsonl): question, gold_docs, gold_answer, chat_history.")
     eval_file: str = argument(
-        "", "Examples evaluated end to end during training; the best checkpoint is chosen on them."
+        "", "Examples (.jsonl) for end-to-end evaluation during training; the best checkpoint is chosen on them."
     )
     test_file: str = argument(
-        "", "Examples on which the untouched and the tuned model are compared at the end. Empty: the eval file."
+        "", "Examples (.jsonl) on which the base and the tuned model are compared at the end. Empty: the eval file."
     )
     full_dataset_file_path: str = argument(
-        "", "Document database: .jsonl, .parquet, or the historical .pkl (read without executing anything)."
+        "", "Document database: .jsonl, .parquet, or a LocalRQA .pkl (read without executing anything)."
     )
     full_dataset_index_path: str = argument(
         "",
-        "Folder that caches the documents' vectors; made on first use, checked on every use. "
-        "Empty: `index` beside the document database.",
+        "Folder that caches the documents' vectors; created on first use and checked on every use. Empty: `index` "
+        "next to the document database.",
     )
     max_seq_length: int = argument(
         2048,
-        "Longest row in tokens: passages, chat history, question and answer. "
-        "What does not fit loses retrieved passages, last first; never gold, question or answer.",
+        "Maximum row length in tokens: passages, chat history, question and answer. Longer rows drop retrieved "
+        "passages, lowest-ranked first; never gold passages, question or answer.",
     )
     share_prefix: str = argument(
         "auto",
-        "Train questions on one passage behind one copy of it; the gradient is the same. auto: where it is exact, "
-        "and in batches of common passages where that saves tokens.",
+        "Share one copy of a common passage among the questions about it; the gradient is the same. auto: where it is "
+        "exact, batching questions by passage if that saves tokens.",
         ["auto", "on", "off"],
     )
 
@@ -65,34 +65,36 @@ class RetrievalArguments:
     _argument_group_name = "retrieval"
 
     embedding_model: str = argument(
-        "", "Embedding model (hub name or folder) that retrieves for training (SwR) and evaluation."
+        "", "Embedding model (hub name or folder) for retrieval in training (SwR) and evaluation."
     )
     eval_embedding_model: str = argument("", "Embedding model for evaluation only. Empty: --embedding_model.")
     embedding_max_num_to_retrieve: int = argument(
-        3, "k of SwR: a training row holds at most k + 1 passages, the gold ones first, then retrieved ones."
+        3, "k of SwR: a training row has at most k + 1 passages, gold passages first, then retrieved ones."
     )
-    eval_num_to_retrieve: int = argument(4, "Passages retrieved for a question in end-to-end evaluation.")
+    eval_num_to_retrieve: int = argument(4, "Passages retrieved per question in end-to-end evaluation.")
     retriever: str = argument(
-        "dense", "How passages are found. bm25 and hybrid need the extra [bm25].", ["dense", "bm25", "hybrid"]
+        "dense", "Retrieval method. bm25 and hybrid need the extra [bm25].", ["dense", "bm25", "hybrid"]
     )
     query_history: str = argument(
         "user",
-        "What of the chat history goes into the search query, in training, evaluation and serving alike: "
-        "nothing, the user's messages, or all messages.",
+        "Part of the chat history that is added to the search query, in training, evaluation and serving: nothing, "
+        "the user's messages, or all messages.",
         ["none", "user", "all"],
     )
-    embedding_batch_size: int = argument(64, "Texts embedded at once; on a CPU up to twice as many short ones.")
+    embedding_batch_size: int = argument(
+        64, "Texts embedded per batch; on a CPU up to twice as many if they are short."
+    )
     embedding_dtype: str = argument(
         "auto",
-        "What the embedding model computes in. auto: as it was saved. bfloat16 is faster where the machine has it, and "
-        "changes the third digit of a vector: its index is another one.",
+        "Data type of the embedding model. auto: as it was saved. bfloat16 is faster on hardware that supports it, "
+        "but changes vectors slightly, so it gets its own index.",
         ["auto", "float32", "bfloat16"],
     )
     query_prompt: str | None = argument(
-        None, "Text put before a question when it is embedded. Default: what the embedding model asks for."
+        None, "Prefix for questions when they are embedded. Default: the prefix defined by the embedding model."
     )
     document_prompt: str | None = argument(
-        None, "Text put before a document when it is embedded. Default: what the embedding model asks for."
+        None, "Prefix for documents when they are embedded. Default: the prefix defined by the embedding model."
     )
 
 
@@ -102,15 +104,15 @@ class PromptArguments:
 
     _argument_group_name = "prompt"
 
-    user_prefix: str | None = argument(None, 'What a user\'s turn begins with, as in "USER" or "<s>[INST]".')
-    assistant_prefix: str | None = argument(None, 'What an answer begins with, as in "ASSISTANT" or "[/INST]".')
-    sep_user: str | None = argument(None, "What ends a user's turn. Default in the prefix style: one space.")
+    user_prefix: str | None = argument(None, 'Start of a user\'s turn, such as "USER" or "<s>[INST]".')
+    assistant_prefix: str | None = argument(None, 'Start of an answer, such as "ASSISTANT" or "[/INST]".')
+    sep_user: str | None = argument(None, "End of a user's turn. Default in the prefix style: one space.")
     sep_sys: str | None = argument(
-        None, "What ends an assistant's turn. Default in the prefix style: the tokenizer's end-of-sequence token."
+        None, "End of an assistant's turn. Default in the prefix style: the tokenizer's end-of-sequence token."
     )
     instruction: str = argument(
         "Answer the user's question with the information in the passages below.",
-        "The sentence that opens every prompt.",
+        "Instruction at the start of every prompt.",
     )
 
 
@@ -120,26 +122,26 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    model_name_or_path: str = argument("", "Decoder to train: hub name or folder; a folder of an adapter is not one.")
-    model_revision: str | None = argument(None, "Commit, tag or branch of a hub model.")
-    gguf_file: str | None = argument(
-        None, "Name of a GGUF file inside the model folder; it is dequantised for training."
+    model_name_or_path: str = argument(
+        "", "Decoder model to train: a hub name or a folder with a complete model, not an adapter."
     )
+    model_revision: str | None = argument(None, "Commit, tag or branch of a hub model.")
+    gguf_file: str | None = argument(None, "Name of a GGUF file in the model folder; it is dequantised for training.")
     trust_remote_code: bool = argument(
-        False, "Let the model's repository run its own code. Needs --model_revision with a full commit hash."
+        False, "Allow code from the model's repository to run. Needs --model_revision with a full commit hash."
     )
     dtype: str = argument(
         "auto",
-        "Type of the frozen weights. auto: bfloat16 with LoRA where the machine computes it, else float32.",
+        "Data type of the frozen weights. auto: bfloat16 with LoRA if the hardware supports it, else float32.",
         ["auto", "float32", "bfloat16", "float16"],
     )
     use_flash_attention: bool = argument(
-        False, "FlashAttention 2 instead of PyTorch's attention; needs flash-attn and CUDA."
+        False, "Use FlashAttention 2 instead of PyTorch's attention; needs flash-attn and CUDA."
     )
     use_peft: bool = argument(False, "Train a LoRA adapter instead of all weights.")
     load_in_4bit: bool = argument(
         False,
-        "QLoRA: hold the frozen weights of the linear layers in 4 bits (NF4). Needs --use_peft and the package "
+        "QLoRA: store the frozen weights of the linear layers in 4 bits (NF4). Needs --use_peft and the package "
         "bitsandbytes.",
     )
     lora_r: int = argument(16, "Rank of the adapter.")
@@ -147,7 +149,7 @@ class ModelArguments:
     lora_dropout: float = argument(0.0, "Dropout on the adapter's input.")
     lora_target_modules: list[str] = argument(
         ["all-linear"],
-        "Linear layers that get an adapter, by the end of their name; all-linear: every one but the head.",
+        "Linear layers that get an adapter, by the end of their name; all-linear: all except the output layer.",
     )
 
 
@@ -159,11 +161,11 @@ class EvaluationArguments:
 
     eval_max_samples: int = argument(
         0,
-        "During training evaluate only this many eval examples, spread evenly over the file. 0: all. "
-        "The test at the end is never cut.",
+        "Number of eval examples used during training, spread evenly over the file. 0: all. The test at the end "
+        "always uses all examples.",
     )
-    max_new_tokens: int = argument(256, "Longest answer in tokens.")
-    bootstrap_samples: int = argument(2000, "Resamples behind the 95 % intervals.")
+    max_new_tokens: int = argument(256, "Maximum answer length in tokens.")
+    bootstrap_samples: int = argument(2000, "Number of bootstrap resamples for the 95 % intervals.")
 
 
 @dataclass
@@ -172,7 +174,7 @@ class LoggerArguments:
 
     _argument_group_name = "tracking"
 
-    run_group: str = argument("", "Group of the run, handed to trackers that know groups (WANDB_RUN_GROUP).")
+    run_group: str = argument("", "Group name for trackers that support groups (WANDB_RUN_GROUP).")
 
 
 @dataclass
@@ -181,12 +183,12 @@ class OutputArguments:
 
     _argument_group_name = "output"
 
-    quiet: bool = argument(False, "No progress and no notes; results and problems only.")
-    json: bool = argument(False, "The results as one JSON object on standard output, and nothing else.")
+    quiet: bool = argument(False, "Print only results and problems, no progress or notes.")
+    json: bool = argument(False, "Print the results as one JSON object on standard output, and nothing else.")
     push_report: bool = argument(
         False,
-        "With --push_to_hub push the report and the test predictions too: they quote questions, answers and passages. "
-        "Model, tokenizer, model card and metrics are always pushed.",
+        "With --push_to_hub, also push the report and the test predictions, which quote questions, answers and "
+        "passages. Model, tokenizer, model card and metrics are always pushed.",
     )
 
 
@@ -238,7 +240,7 @@ def _check_data(data: DataArguments, complete: bool) -> list[str]:
     problems += no_such_file(data, ("train_file", "eval_file", "test_file", "full_dataset_file_path"))
     index = data.full_dataset_index_path
     if os.path.exists(index) and not os.path.isdir(index):
-        problems.append(f"--full_dataset_index_path: {index} is a file; name a folder, new or existing")
+        problems.append(f"--full_dataset_index_path: {index} is a file; name a new or existing folder")
     return problems
 
 
@@ -256,7 +258,7 @@ def check_retrieval(
             f"{flag}: missing; name an embedding model such as intfloat/e5-base-v2, or use --retriever bm25"
         )
     elif dense and for_training and not retrieval.embedding_model:
-        problems.append(f"--embedding_model: missing; {for_training} retrieves training passages with it")
+        problems.append(f"--embedding_model: missing; {for_training} needs it to retrieve training passages")
     for flag in ("embedding_model", "eval_embedding_model"):
         problems += check_model_name(flag, getattr(retrieval, flag))
     if retrieval.retriever != "bm25":
@@ -297,9 +299,11 @@ def _check_four_bits(model: ModelArguments) -> list[str]:
         return []
     problems = []
     if not model.use_peft:
-        problems.append("--load_in_4bit: weights of 4 bits cannot be trained; add --use_peft, which trains an adapter")
+        problems.append("--load_in_4bit: 4-bit weights cannot be trained; add --use_peft to train an adapter")
     if model.gguf_file:
-        problems.append("--load_in_4bit: a GGUF file is dequantised for training; leave one of the two out")
+        problems.append(
+            "--load_in_4bit: cannot be combined with --gguf_file, which is dequantised for training; remove one of them"
+        )
     if importlib.util.find_spec("bitsandbytes") is None:
         problems.append('--load_in_4bit: needs the package bitsandbytes; pip install "groundtune[qlora]"')
     return problems
@@ -312,7 +316,7 @@ def check_model_name(flag: str, value: str) -> list[str]:
     if not value or os.path.isdir(path):
         return []
     if os.path.isfile(path):
-        return [f"--{flag}: {value} is a file; name the folder that holds the model"]
+        return [f"--{flag}: {value} is a file; name the folder of the model"]
     beside_others = "/" in value and os.path.isdir(path.parent)
     if beside_others or path.is_absolute() or value.startswith((".", "~")) or value.count("/") > 1 or "\\" in value:
         return [f"--{flag}: no such folder: {value}; give an existing folder or a hub name such as owner/model"]
@@ -339,7 +343,7 @@ def _check_numbers(arguments: Arguments) -> list[str]:
     ]
     problems = too_small(least)
     if not 0 <= arguments.model.lora_dropout < 1:
-        problems.append(f"--lora_dropout: {arguments.model.lora_dropout} is not in [0, 1); give a share such as 0.1")
+        problems.append(f"--lora_dropout: {arguments.model.lora_dropout} is not in [0, 1); use a value such as 0.1")
     return problems + no_room(arguments.data, arguments.evaluation)
 
 
@@ -355,7 +359,7 @@ def no_such_file(data: DataArguments, names: Sequence[str]) -> list[str]:
 def too_small(least: Sequence[tuple[object, str, float]]) -> list[str]:
     """A line for each (group, field, least value) of which the value is less, or NaN."""
     return [
-        f"--{name}: {getattr(group, name)} is too small; the least is {smallest}"
+        f"--{name}: {getattr(group, name)} is too small; the minimum is {smallest}"
         for group, name, smallest in least
         if getattr(group, name) is not None and not getattr(group, name) >= smallest  # so that NaN is too small
     ]

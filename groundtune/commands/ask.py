@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from groundtune.serving.dialogue import Dialogue, Source
 
 USAGE = """[MODEL] [QUESTION] [--full_dataset_file_path FILE] [--embedding_model MODEL] [--FLAG VALUE ...]"""
-DESCRIPTION = """Ask a model about the documents: the answer as it is written, then the passages it was written from.
-Without a question it is a dialogue: each question is asked with what was said before, and of a long dialogue the
-oldest turns are forgotten. Questions may also come from a pipe, a line each. A run's folder remembers its retriever,
-prompt and documents: MODEL alone is enough then."""
+DESCRIPTION = """Ask a model about the documents. The answer is streamed, followed by the passages it is based on.
+Without a question, a dialogue starts: each question is asked together with the earlier turns, and a long dialogue
+drops its oldest turns. Questions can also be piped in, one per line. A run folder stores its retriever, prompt and
+documents, so MODEL alone is enough for a run."""
 EXAMPLES = """examples:
   groundtune ask runs/my_qa_model "Can I return a lamp?"
   groundtune ask runs/my_qa_model
   groundtune ask --generator openai:http://localhost:8000/v1 --generator_model my-model --question "Can I return it?" \\
       --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2"""
-COMMANDS = """/sources shows the passages in full, /new forgets what was said,
+COMMANDS = """/sources shows the full passages, /new starts a new dialogue,
 Ctrl-C stops an answer, /quit or Ctrl-D leaves."""
 WITHOUT = {  # flags of `evaluate` that asking has no use for
     *(field.name for group in (JudgeArguments, AnswerArguments) for field in fields(group)),
@@ -66,8 +66,10 @@ def main(argv: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
     made = inference_parser("ask", USAGE, DESCRIPTION, EXAMPLES, WITHOUT)
-    made.add_argument("question", nargs="?", default="", metavar="QUESTION", help="Without one: a dialogue.")
-    made.add_argument("--question", dest="asked", metavar="TEXT", help="The question, where no MODEL is named.")
+    made.add_argument(
+        "question", nargs="?", default="", metavar="QUESTION", help="Without a question, a dialogue starts."
+    )
+    made.add_argument("--question", dest="asked", metavar="TEXT", help="The question, if no MODEL is named.")
     return made
 
 
@@ -90,7 +92,7 @@ def _converse(dialogue: Dialogue) -> None:
             return
         if question == "/new":
             dialogue.turns.clear()
-            print("what was said is forgotten")
+            print("a new dialogue; earlier turns are forgotten")
         elif question == "/sources":
             print(*(f"[{i}] {_harmless(source.document.text)}" for i, source in enumerate(sources, 1)), sep="\n\n")
         elif question.startswith("/"):
@@ -107,7 +109,7 @@ def _converse(dialogue: Dialogue) -> None:
 def _show(dialogue: Dialogue, question: str) -> list[Source]:
     sources = _show_answer(dialogue, question)
     read = f"{len(sources)} passage{'' if len(sources) == 1 else 's'}"
-    print(f"\nwritten from {read}:" if sources else "\nno passage fitted into the prompt")
+    print(f"\nbased on {read}:" if sources else "\nno passage fits into the prompt")
     for i, source in enumerate(sources, 1):
         print(f"  [{i}] {source.score:.3f}  {_harmless(', '.join(filter(None, (source.title, source.place))))}")
     return sources

@@ -75,7 +75,7 @@ def read_config(path: str) -> list[Entry]:
     for entry in entries:
         if entry.name in first and encodable([entry.name, entry.value]):
             earlier = first[entry.name].where.rpartition(":")[2]
-            problems.append(f"{entry.label}: is given in line {earlier} too; keep one")
+            problems.append(f"{entry.label}: is also given in line {earlier}; keep one")
         else:
             problems += _no_flag(entry)
         first.setdefault(entry.name, entry)
@@ -122,7 +122,7 @@ def _no_flag(entry: Entry) -> list[str]:
             return [f"{entry.label}: cannot be JSON ({error}); write plain values"]
     elif isinstance(value, list):
         if not all(isinstance(item, _SCALARS) for item in value):
-            return [f"{entry.label}: holds lists in lists; write one list of plain values"]
+            return [f"{entry.label}: contains nested lists; write one list of plain values"]
         if dashed := [item for item in map(str, value) if item.startswith("--")]:
             return [f"{entry.label}: holds {dashed[0]!r}, which is another flag; write it by itself"]
     elif not entry.where and not (value is None or isinstance(value, _SCALARS)):
@@ -180,7 +180,7 @@ def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
                 raise DataError([f"{where}: *{token.value} is an alias; write the value out"])
             depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
             if depth > 50:  # the time to read it grows with the square
-                raise DataError([f"{where}: nests too deeply to be read; write plain values"])
+                raise DataError([f"{where}: is nested too deeply to be read; write plain values"])
         node = yaml.compose(text, yaml.SafeLoader)
         if not isinstance(node, yaml.MappingNode):
             raise _no_mapping(path, yaml.safe_load(text))
@@ -189,7 +189,7 @@ def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
             where = f"{path}:{key.start_mark.line + 1}"
             if not isinstance(key, yaml.ScalarNode):
                 raise DataError(
-                    [f"{where}: line: holds a list or mapping before the colon; write the name of an argument"]
+                    [f"{where}: line: has a list or mapping before the colon; write the name of an argument"]
                 )
             yield Entry(key.value, _constructed(loader, _as_written(value), f"{where}: {key.value}"), where)
     except yaml.MarkedYAMLError as error:
@@ -201,7 +201,7 @@ def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
         raise DataError([f"{where}: not valid YAML: {what}; correct it"]) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise DataError([f"{path}:{line}: line: holds the character {error.character:#x}; remove it"]) from error
+        raise DataError([f"{path}:{line}: line: contains the character {error.character:#x}; remove it"]) from error
 
 
 def _as_written(node: Any) -> Any:
@@ -221,4 +221,4 @@ def _constructed(loader: Any, node: Any, where: str) -> Any:
 
 def _no_mapping(path: str, whole: Any) -> DataError:
     kind = "nothing" if whole is None else type(whole).__name__
-    return DataError([f"{path}:1: line: the file holds {kind}; it must map argument names to values"])
+    return DataError([f"{path}:1: line: the file contains {kind}; it must map argument names to values"])

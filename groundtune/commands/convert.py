@@ -23,26 +23,31 @@ def parser() -> argparse.ArgumentParser:
     made = data_parser(
         "convert",
         "FORMAT IN ... -o DIR [--FLAG VALUE ...]",
-        "Turn published data into examples and documents, or examples into what other tools read.\n\n"
-        f"formats:\n{formats}",
+        "Convert published data into examples and documents, or examples into formats of other "
+        f"tools.\n\nformats:\n{formats}",
         "groundtune convert squad train-v2.0.json dev-v2.0.json -o squad/",
     )
     made.add_argument("format", choices=list(known), metavar="FORMAT", help="one of the formats above")
-    made.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="files, or the folder of beir; .gz is read")
-    made.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of what is written")
-    made.add_argument("--limit", type=int, help="take at most so many examples of each input")
-    made.add_argument("--unanswerable", metavar="TEXT", help="the answer that a question without an answer gets")
+    made.add_argument(
+        "inputs", nargs="+", type=Path, metavar="IN", help="input files, or the folder for beir; .gz files are unpacked"
+    )
+    made.add_argument("-o", "--output_dir", type=Path, required=True, metavar="DIR", help="output folder")
+    made.add_argument("--limit", type=int, help="maximum number of examples from each input")
+    made.add_argument("--unanswerable", metavar="TEXT", help="gold answer for questions without an answer")
     made.add_argument("--evidence", type=Path, metavar="DIR", help="triviaqa: the folder with wikipedia/ and web/")
     made.add_argument(
         "--prompt_pattern",
         metavar="REGEX",
-        help="messages, prompt_completion: finds the groups (?P<passage>...) and (?P<question>...) in a prompt",
+        help="messages, prompt_completion: regular expression with the groups (?P<passage>...) and (?P<question>...) "
+        "in a prompt",
     )
     made.add_argument(
-        "--raft_answer", choices=["final", "reasoning"], help="raft: what follows <ANSWER>: (default), or all of it"
+        "--raft_answer",
+        choices=["final", "reasoning"],
+        help="raft: use the text after <ANSWER>: (default), or all of it",
     )
-    made.add_argument("--instruction", help="to_messages, to_prompt_completion: the sentence that opens the prompt")
-    made.add_argument("--documents", type=Path, metavar="FILE", help="to_beir: the documents of corpus.jsonl")
+    made.add_argument("--instruction", help="to_messages, to_prompt_completion: instruction at the start of the prompt")
+    made.add_argument("--documents", type=Path, metavar="FILE", help="to_beir: the documents for corpus.jsonl")
     add_output_flags(made)
     return made
 
@@ -55,17 +60,17 @@ def main(argv: Sequence[str]) -> int:
     from groundtune.prepare import convert
     from groundtune.prepare.formats import Options
 
-    name, inputs, folder = arguments.format, arguments.inputs, arguments.output
-    ours = {"format", "inputs", "output", "quiet", "json"}
+    name, inputs, folder = arguments.format, arguments.inputs, arguments.output_dir
+    ours = {"format", "inputs", "output_dir", "quiet", "json"}
     options = {flag: value for flag, value in vars(arguments).items() if value is not None and flag not in ours}
     problems = convert.check(name, inputs, folder, options)
     if "prompt_pattern" in options:
         try:
             options["prompt_pattern"] = re.compile(options["prompt_pattern"], re.DOTALL)
         except re.error as error:
-            problems.append(f"--prompt_pattern: {error}; write a regular expression of Python")
+            problems.append(f"--prompt_pattern: {error}; write a Python regular expression")
     if options.get("limit", 1) < 1:
-        problems.append(f"--limit: is {options['limit']}; give 1 or more, or leave it out")
+        problems.append(f"--limit: is {options['limit']}; give 1 or more, or remove the flag")
     if problems:
         raise DataError(problems)
     if name in convert.EXPORTS:

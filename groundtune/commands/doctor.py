@@ -11,21 +11,21 @@ from groundtune.methods import METHODS, method_named_first
 
 USAGE = """usage: groundtune doctor [METHOD] [--quiet] [--json] FLAGS
 
-Everything that is wrong or suspicious in the data, at once, before anything slow. METHOD is {methods}; FLAGS are any of
-its flags: put `doctor` before the method in the command that you are about to run. Text is
-checked in whichever files are named; tokens too if --model_name_or_path is, and what retrieval cannot read if
---embedding_model is. Tokenizers are loaded, weights are not.
+List everything that is wrong or suspicious in the data, before any slow step. METHOD is {methods}; FLAGS are the flags
+of that method: put `doctor` before the method in the command you are about to run. The text of all files given is
+checked. With --model_name_or_path the tokens are checked too, and with --embedding_model whether documents are longer
+than it reads. Tokenizers are loaded, weights are not.
 
-Every error is a line, and every warning, but of a kind that a file is full of: that is one line with the number, the
-share, the longest or first three, and what to do.
+Every error and warning is one line. Many warnings of one kind in one file are summarised on one line: how many, what
+share of the file, the longest or first three, and what to do.
 
---quiet  the findings alone, without the token table and the row
---json   one JSON object instead of text: errors, warnings, findings (each of them), token_table, row
+--quiet  print only the findings, without the token table and the row
+--json   print one JSON object instead of text: errors, warnings, findings (every single one), token_table, row
 
-All of this goes to standard output. What is wrong with the flags themselves, or with a file of them, goes to standard
-error, and nothing else is done then.
+All of this goes to standard output. Problems with the flags, or with an argument file, go to standard error, and
+nothing else is checked in that case.
 
-Exit status: 0 if nothing is wrong (there may be warnings), 2 if something is.
+Exit status: 0 without errors (there may be warnings), 2 with errors.
 
 example:
   groundtune doctor swr --train_file qa/train.jsonl --eval_file qa/eval.jsonl --test_file qa/test.jsonl \\

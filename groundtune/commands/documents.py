@@ -16,25 +16,34 @@ def parser() -> argparse.ArgumentParser:
     made = data_parser(
         "documents",
         "DIR_OR_FILE ... -o FILE --tokenizer MODEL [--FLAG VALUE ...]",
-        "Cut files into passages and write them as a document database. Reads txt, rst, md, html, pdf, docx, csv and\n"
-        "jsonl; a file that cannot be read is reported and left out as a whole.",
+        "Split files into passages and write them as a document database. Reads txt, rst, md, html, pdf, docx, csv\n"
+        "and jsonl; a file that cannot be read is reported and skipped.",
         "groundtune documents handbook/ faq.pdf -o documents.jsonl --tokenizer intfloat/e5-base-v2",
     )
-    made.add_argument("inputs", nargs="+", metavar="DIR_OR_FILE", help="folders, searched to the bottom, and files")
+    made.add_argument(
+        "inputs", nargs="+", metavar="DIR_OR_FILE", help="files, and folders, which are searched recursively"
+    )
     made.add_argument("-o", "--output", type=Path, required=True, help="documents.jsonl, or .parquet")
     made.add_argument(
-        "--tokenizer", required=True, help="whose tokens are counted: the embedding model, by hub name or folder"
+        "--tokenizer", required=True, help="tokenizer that counts tokens: the embedding model, by hub name or folder"
     )
     made.add_argument(
-        "--chunk_size", type=int, default=400, help="tokens of a passage, source and title included (default: 400)"
+        "--chunk_size",
+        type=int,
+        default=400,
+        help="maximum tokens per passage, including source and title (default: 400)",
     )
     made.add_argument(
-        "--chunk_overlap", type=int, default=50, help="tokens that neighbouring passages may share (default: 50)"
+        "--chunk_overlap", type=int, default=50, help="maximum tokens shared by adjacent passages (default: 50)"
     )
     made.add_argument("--text_field", default="", help="JSONL field or CSV column with the text (default: text)")
-    made.add_argument("--title_field", default="", help="the one with the title (default: title, if there is one)")
-    made.add_argument("--source_field", default="", help="the one that says where the text is from (default: source)")
-    made.add_argument("--encoding", default="utf-8", help="of txt, rst, md and csv (default: utf-8)")
+    made.add_argument(
+        "--title_field", default="", help="field or column with the title (default: title, if there is one)"
+    )
+    made.add_argument(
+        "--source_field", default="", help="field or column with the source of the text (default: source)"
+    )
+    made.add_argument("--encoding", default="utf-8", help="encoding of txt, rst, md and csv files (default: utf-8)")
     add_output_flags(made)
     return made
 
@@ -64,8 +73,8 @@ def main(argv: Sequence[str]) -> int:
     notes = corpus.notes(summary)
     if (reads := longest_read(arguments.tokenizer)) and reads < size:
         notes.append(
-            f"{arguments.tokenizer} reads {reads} tokens of a passage, and these have up to {size}: the ends of longer "
-            f"ones are not searched. --chunk_size {reads - 16} leaves room for its prompt, too"
+            f"{arguments.tokenizer} reads {reads} tokens of a passage, but these have up to {size}: a search does not "
+            f"see the ends of longer ones. --chunk_size {reads - 16} also leaves room for its prompt"
         )
     written = f"Wrote {summary.passages.total():,} passages to {arguments.output}"
     show(vars(summary), corpus.summary_table(summary), [*notes, written], arguments)

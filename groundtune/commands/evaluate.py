@@ -16,9 +16,9 @@ from groundtune.evaluation.arguments import GROUPS, InferenceArguments, with_fla
 from groundtune.runs.remembered import BASE_MODEL, Remembered, remembered
 
 USAGE = """[MODEL] [--eval_file FILE] [--full_dataset_file_path FILE] [--embedding_model MODEL] [--FLAG VALUE ...]"""
-DESCRIPTION = """Evaluate any model end to end, with the code that training uses: a model folder, an adapter's folder
-(its base is loaded), a hub name, or a model on an OpenAI-compatible server. A run's folder remembers its
-retriever, prompt and test file: MODEL alone is enough then, and flags win over what it remembers."""
+DESCRIPTION = """Evaluate any model end to end, with the same code as training: a model folder, an adapter's folder
+(its base model is loaded too), a hub name, or a model on an OpenAI-compatible server. A run folder stores its
+retriever, prompt and test file, so MODEL alone is enough for a run; flags override the stored settings."""
 EXAMPLES = """examples:
   groundtune evaluate runs/my_qa_model --contexts all --with_base
   groundtune evaluate Qwen/Qwen3-4B --eval_file test.jsonl --full_dataset_file_path documents.jsonl \\
@@ -30,13 +30,13 @@ _NOT_HERE = {
     "train_file", "test_file", "model_name_or_path", "use_peft", "embedding_max_num_to_retrieve", "share_prefix",
 }  # fmt: skip
 _HELPS = {
-    "eval_file": "Examples (.jsonl) that are answered and scored. Default: the test file of MODEL's run.",
-    "eval_max_samples": "Answer only so many of them, spread evenly over the file. (default: 0, all)",
-    "dtype": "Type of the weights. auto: as training evaluated them, else bfloat16 where the machine computes it. "
-    "(default: auto)",
-    "load_in_4bit": "Hold the weights of the linear layers in 4 bits (NF4); needs bitsandbytes. (default: false)",
-    "embedding_model": "Embedding model (hub name or folder) that retrieves. Default: that of MODEL's run.",
-    "gguf_file": "Name of a GGUF file inside the model folder.",
+    "eval_file": "Examples (.jsonl) to answer and score. Default: the test file of MODEL's run.",
+    "eval_max_samples": "Number of examples to answer, spread evenly over the file. (default: 0, all)",
+    "dtype": "Data type of the weights. auto: as in the evaluations of training, else bfloat16 if the hardware "
+    "supports it. (default: auto)",
+    "load_in_4bit": "Store the weights of the linear layers in 4 bits (NF4); needs bitsandbytes. (default: false)",
+    "embedding_model": "Embedding model (hub name or folder) for retrieval. Default: the one used in MODEL's run.",
+    "gguf_file": "Name of a GGUF file in the model folder.",
 }
 
 
@@ -66,8 +66,10 @@ def inference_parser(
 ) -> argparse.ArgumentParser:
     """MODEL and the flags that evaluating and asking share, `without` some of them."""
     parser = light_parser(f"groundtune {command}", usage, description, examples)
-    parser.add_argument("model", nargs="?", default="", metavar="MODEL", help="Model folder, adapter or hub name.")
-    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of arguments; flags after it win.")
+    parser.add_argument(
+        "model", nargs="?", default="", metavar="MODEL", help="Model folder, adapter folder or hub name."
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of arguments; flags after it override it.")
     for group in GROUPS:
         names = [field.name for field in fields(group) if not field.name.startswith("lora_")]
         if names := [name for name in names if name not in _NOT_HERE and name not in without]:

@@ -17,9 +17,10 @@ from groundtune.errors import DataError
 if TYPE_CHECKING:
     from groundtune.schema import Example
 
-DESCRIPTION = """Embed the documents into a folder that training, evaluate and ask then read. Only documents that are
-new or changed are embedded. Each embedding model and prompt has a subfolder of its own, so none evicts another. With
-examples, it also says how well their questions find their gold passages: embedding models compare without an LLM."""
+DESCRIPTION = """Embed the documents into a folder that training, evaluate and ask read. Only new or changed documents
+are embedded. Each embedding model and prompt has its own subfolder, so they do not replace each other. With examples,
+the command also measures how well their questions find their gold passages (those that contain the answer), which
+compares embedding models without an LLM."""
 EXAMPLES = """examples:
   groundtune index --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2
   groundtune index --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2 \\
@@ -31,8 +32,8 @@ _RETRIEVAL = [
 ]  # fmt: skip
 _HELPS = {
     "embedding_model": "Embedding model (hub name or folder).",
-    "eval_file": "Examples (.jsonl) whose questions are searched; they need no answers.",
-    "eval_num_to_retrieve": "Passages retrieved for each of them. (default: 4)",
+    "eval_file": "Examples (.jsonl) whose questions are used as queries; they need no answers.",
+    "eval_num_to_retrieve": "Passages retrieved per question. (default: 4)",
 }
 
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
     from groundtune.data.files import read_documents
     from groundtune.retrieval.opening import index_folder, open_retriever_with
-    
+
     quiet = words["quiet"] or words["json"]
     if quiet:
         be_quiet()
@@ -82,7 +83,7 @@ def _searchable(path: str) -> list[Example]:
         raise DataError(contents.problems)
     examples = [example for _, example in contents.entries if example.answerable and example.question.strip()]
     if not examples:
-        raise DataError([f"{path}: no question in it has an answer to be found; name another --eval_file"])
+        raise DataError([f"{path}: none of its questions is answerable; name another --eval_file"])
     return examples
 
 
@@ -112,14 +113,14 @@ def _show(measured: dict[str, Any] | None) -> None:
             print(f"  {label:10} {{:.2f}} [{{:.2f}}, {{:.2f}}]".format(*values))
     print(f"  on {measured['n']} questions, with 95 % bootstrap intervals")
     if absent := measured["gold_not_among_documents"]:
-        print(f"  {absent} of them have no gold passage among the documents, and so found none")
+        print(f"  {absent} of them have no gold passage among the documents and count as misses")
 
 
 def parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
     usage = "--full_dataset_file_path FILE --embedding_model MODEL [--FLAG VALUE ...]"
     made = light_parser("groundtune index", usage, DESCRIPTION, EXAMPLES)
-    made.add_argument("--config", metavar="FILE", help="YAML or JSON file of arguments; flags after it win.")
+    made.add_argument("--config", metavar="FILE", help="YAML or JSON file of arguments; flags after it override it.")
     add_group(made, DataArguments, _DATA, _HELPS)
     add_group(made, RetrievalArguments, _RETRIEVAL, _HELPS)
     add_output_flags(made)

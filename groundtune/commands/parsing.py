@@ -21,7 +21,8 @@ from groundtune.commands.flags import HELP_WIDTH, FlagFormatter, true_or_false
 from groundtune.errors import DataError
 from groundtune.system.text import one_line
 
-# Flags as they were once spelt -> today's. A share of the steps and a number of steps are one flag today.
+# Flags as they were once spelt -> today's, in each command that has the latter. A share of the steps and a number of
+# steps are one flag today.
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
     "warmup_ratio": "warmup_steps",
@@ -32,6 +33,10 @@ RENAMED = {
     "push_to_hub_token": "hub_token",
     "push_to_hub_model_id": "hub_model_id",
     "xpu_backend": "ddp_backend",
+    "endpoint_concurrency": "concurrency",
+    "index": "full_dataset_index_path",
+    "output": "output_dir",
+    "output_file": "output",
 }
 # Flags that once did something and now have nothing to do: accepted, with a line that says so.
 WITHOUT_EFFECT = (
@@ -58,7 +63,7 @@ WITHOUT_EFFECT = (
 )
 TRAINING_USAGE = """groundtune {method} --model_name_or_path MODEL --train_file FILE --eval_file FILE
        --full_dataset_file_path FILE --embedding_model MODEL --output_dir FOLDER [--FLAG VALUE ...]
-       groundtune {method} --config FILE.yaml [--FLAG VALUE ...]      flags after the file win
+       groundtune {method} --config FILE.yaml [--FLAG VALUE ...]      flags after the file override it
        groundtune {method} FILE.json                                  all arguments from one file"""
 TRAINING_EXAMPLE = """example:
   groundtune {method} --model_name_or_path Qwen/Qwen3-4B --use_peft true --embedding_model intfloat/e5-base-v2 \\
@@ -162,9 +167,10 @@ def _bad_value(message: str, where: str = "") -> NoReturn:
 
 
 def _in_full(argv: Sequence[str]) -> list[str]:
-    """`FILE.json` alone is short for `--config FILE.json` where a method is trained; elsewhere it may be data."""
+    """`-o` as --output_dir; `FILE.json` alone as `--config FILE.json` where a method is trained: elsewhere it may be
+    data."""
     alone = len(argv) == 1 and argv[0].endswith(".json") and not argv[0].startswith("-")
-    return ["--config", *argv] if alone else list(argv)
+    return ["--config", *argv] if alone else ["--output_dir" if word == "-o" else word for word in argv]
 
 
 def _expand_files(argv: Sequence[str], parser: Any, keywords: Mapping[str, Any] | None = None) -> list[str]:
@@ -213,7 +219,7 @@ def _problems_of(entry: Entry, parser: Any) -> list[str]:
         return [problem.partition(": ")[2].partition("; groundtune")[0] + "; -h describes it" for problem in ours]
     if unknown and unknown[0].startswith("-"):
         return [problem.partition(": ")[2] for problem in _unknown_flags(unknown, parser)]
-    return [f"takes one value, and not {len(unknown) + 1}; -h describes it"] if unknown else []
+    return [f"takes one value, not {len(unknown) + 1}; -h describes it"] if unknown else []
 
 
 def _flags(parser: Any) -> set[str]:
@@ -251,6 +257,7 @@ def _spelt_as_today(argv: Sequence[str], known: set[str], tell: bool = True) -> 
     skipping = False
     for word in argv:
         if not word.startswith("--"):
+            skipping = skipping and word not in known  # -o is no value
             if not skipping:
                 today.append(word)
             continue
@@ -259,13 +266,13 @@ def _spelt_as_today(argv: Sequence[str], known: set[str], tell: bool = True) -> 
         skipping = False
         if flag in known or f"--{name}" in known:
             today.append(word)
-        elif name in RENAMED:
+        elif f"--{RENAMED.get(name)}" in known:
             if tell:
-                logger.info("--%s is called --%s today", name, RENAMED[name])
+                logger.info("--%s is now called --%s", name, RENAMED[name])
             today.append(f"--{RENAMED[name]}{equals}{value}")
         elif name in WITHOUT_EFFECT:
             if tell:
-                logger.warning("--%s has no effect any more and is ignored", name)
+                logger.warning("--%s no longer has any effect and is ignored", name)
             skipping = True
         else:
             today.append(word)
@@ -279,5 +286,9 @@ def _unknown_flags(words: Sequence[str], parser: Any) -> list[str]:
         flag = word.partition("=")[0]
         if flag.startswith("-"):
             near = difflib.get_close_matches(flag, known, n=2)
-            problems.append(f"{flag}: no such argument; " + (f"near: {', '.join(near)}" if near else "-h lists all"))
-    return problems or [f"{words[0]}: not expected here; every argument is a flag, and --config FILE a file of them"]
+            problems.append(
+                f"{flag}: no such argument; " + (f"similar: {', '.join(near)}" if near else "-h lists all arguments")
+            )
+    return problems or [
+        f"{words[0]}: not expected here; every argument is a flag, and --config FILE reads a file of arguments"
+    ]

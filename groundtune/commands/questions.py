@@ -9,40 +9,38 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from groundtune.arguments import DataArguments, RetrievalArguments, check_model_name, check_retrieval
-from groundtune.commands.flags import add_group
+from groundtune.arguments import DataArguments, RetrievalArguments, check_model_name, check_retrieval, too_small
+from groundtune.commands.flags import add_group, filled
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
 from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
+from groundtune.evaluation.arguments import SERVER, GeneratorArguments
 from groundtune.model.endpoint import is_server, server_problems
 from groundtune.system.outputs import links_at
 
 # Name, help, default, type.
 _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
-    ("passages", "passages that are sampled", 200, int),
-    ("questions_per_passage", "questions asked for each", 2, int),
-    ("min_words", "words that a passage must have", 30, int),
-    ("min_support", "lexical: share of the words of an answer that must be in its passage", 0.6, float),
-    ("retrieved_within", "ranks within which a question must find its passage", 20, int),
-    ("hard_negatives", "passages found for a question that do not hold its answer, kept with it", 2, int),
+    ("passages", "number of passages to sample", 200, int),
+    ("questions_per_passage", "questions per passage", 2, int),
+    ("min_words", "minimum number of words in a passage", 30, int),
+    ("min_support", "lexical: minimum share of an answer's words that must be in its passage", 0.6, float),
+    ("retrieved_within", "a question must find its passage within this many search results", 20, int),
+    ("hard_negatives", "hard negatives to keep per question: retrieved passages without the answer", 2, int),
     ("eval_share", "share of the passages for eval.jsonl", 0.1, float),
     ("test_share", "share of the passages for test.jsonl", 0.1, float),
-    ("max_new_tokens", "tokens of a reply", 256, int),
-    ("seed", "of the sample and the split", 0, int),
-    ("concurrency", "requests to a server at the same time", 8, int),
-    ("requests_per_minute", "requests to a server, 0 for no limit", 0.0, float),
-    ("batch_size", "prompts at a time of a model loaded here", 8, int),
+    ("max_new_tokens", "maximum tokens per reply", 256, int),
+    ("seed", "random seed for sample and split", 0, int),
+    ("batch_size", "batch size of a locally loaded model", 8, int),
 )
 _RETRIEVAL = [
     "embedding_model", "retriever", "query_prompt", "document_prompt", "embedding_batch_size", "embedding_dtype",
 ]  # fmt: skip
 _HELPS = {
-    "embedding_model": "Embedding model (hub name or folder) that finds the passages of a question. Default: BM25 "
-    "does.",
-    "retriever": "How passages are found. (default: dense with an embedding model, else bm25)",
+    "embedding_model": "Embedding model (hub name or folder) for finding the passages of a question. Default: BM25.",
+    "retriever": "Retrieval method. (default: dense with an embedding model, else bm25)",
 }
-_AT_LEAST_ONE = ("passages", "questions_per_passage", "retrieved_within", "max_new_tokens", "concurrency", "batch_size")
+_AT_LEAST_ONE = ("passages", "questions_per_passage", "retrieved_within", "max_new_tokens", "batch_size")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,44 +48,46 @@ def parser() -> argparse.ArgumentParser:
     made = data_parser(
         "questions",
         "DOCUMENTS -o DIR --generator MODEL [--FLAG VALUE ...]",
-        "Let an LLM write questions on passages of a document database and answer them from those passages. What is\n"
-        "finished is kept: the same command goes on where it was stopped. Writes train, eval and test.jsonl, and\n"
-        "rejected.jsonl with what did not pass the gates, and why.",
+        "Let an LLM write questions about passages of a document database and answer them from those passages.\n"
+        "Replies are saved as they arrive: the same command continues where it was stopped. Writes train, eval and\n"
+        "test.jsonl, and rejected.jsonl with the questions that failed a quality gate, and why.",
         "groundtune questions documents.jsonl -o qa/ --generator openai:http://localhost:8000/v1 \\\n"
         "      --generator_model Qwen/Qwen3-8B",
     )
     made.add_argument("documents", type=Path, help="the document database")
-    made.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of what is written")
+    made.add_argument("-o", "--output_dir", type=Path, required=True, metavar="DIR", help="output folder")
     made.add_argument(
         "--generator",
         required=True,
-        help="a model folder or hub name, or openai:URL of a server; its key is read from OPENAI_API_KEY",
+        help="a model folder or hub name, or openai:URL of a server; the API key is read from OPENAI_API_KEY",
     )
-    made.add_argument("--generator_model", default="", help="with openai:URL, the model as the server calls it")
+    made.add_argument("--generator_model", default="", help="with openai:URL, the server's name for the model")
     made.add_argument(
         "--generator_options",
         default="",
         metavar="JSON",
-        help='fields for every request to a server; {"chat_template_kwargs": {"enable_thinking": false}} turns the '
-        "thoughts of a model off",
+        help='extra fields for every request to a server; {"chat_template_kwargs": {"enable_thinking": false}} turns '
+        "reasoning off",
     )
-    made.add_argument("--question_prompt", type=Path, metavar="FILE", help="with {passage} and {number}")
-    made.add_argument("--answer_prompt", type=Path, metavar="FILE", help="with {passage} and {question}")
+    made.add_argument("--question_prompt", type=Path, metavar="FILE", help="text file with {passage} and {number}")
+    made.add_argument("--answer_prompt", type=Path, metavar="FILE", help="text file with {passage} and {question}")
     made.add_argument(
         "--support",
         choices=["lexical", "llm", "both"],
         default="lexical",
-        help="what says that a passage holds an answer: the words they share, an LLM that is asked, or both "
-        "(default: lexical)",
+        help="how to check that a passage supports an answer: by shared words, by an LLM, or both (default: lexical)",
     )
-    made.add_argument("--checker", default="", help="the LLM that is asked, named as --generator (default: that one)")
-    made.add_argument("--checker_model", default="", help="with openai:URL, the checker as the server calls it")
     made.add_argument(
-        "--checker_options", default="", metavar="JSON", help="as --generator_options, where --checker is given"
+        "--checker", default="", help="the LLM that checks, in the form of --generator (default: the generator)"
     )
-    made.add_argument("--support_prompt", type=Path, metavar="FILE", help="with {passage}, {question} and {answer}")
-    made.add_argument("--index", default="", help="folder of the embedding model's index (default: beside documents)")
+    made.add_argument("--checker_model", default="", help="with openai:URL, the server's name for the checker")
+    made.add_argument("--checker_options", default="", metavar="JSON", help="like --generator_options, for --checker")
+    made.add_argument(
+        "--support_prompt", type=Path, metavar="FILE", help="text file with {passage}, {question} and {answer}"
+    )
+    add_group(made, DataArguments, ["full_dataset_index_path"])
     add_group(made, RetrievalArguments, _RETRIEVAL, _HELPS)
+    add_group(made, GeneratorArguments, SERVER)
     for name, text, value, kind in _SETTINGS:
         made.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")
     add_output_flags(made)
@@ -110,14 +110,14 @@ def main(argv: Sequence[str]) -> int:
     if not passages:
         raise DataError([f"{arguments.documents}: no passage has {settings.min_words} words; lower --min_words"])
     decisive = questions.what_decides_a_reply(settings, _called(*_generator(arguments)))
-    journal = Journal(arguments.output / "generated.jsonl", decisive)
+    journal = Journal(arguments.output_dir / "generated.jsonl", decisive)
     retriever = _retriever(arguments, documents)
     failures = _ask(arguments, settings, passages, journal, load)
     result = gates.judge(passages, settings, journal, retriever)
     if not result.counts["kept"]:
         raise DataError(gates.why_none(result, failures))
-    empty = gates.write(result, arguments.output)
-    written = f"Wrote {result.counts['kept']:,} examples to {arguments.output}"
+    empty = gates.write(result, arguments.output_dir)
+    written = f"Wrote {result.counts['kept']:,} examples to {arguments.output_dir}"
     splits = {name: len(examples) for name, examples in result.splits.items()}
     summary = {"counts": result.counts, "splits": splits, "failed_requests": len(failures)}
     show(summary, gates.summary_table(result), [*gates.notes(result, failures, empty), written], arguments)
@@ -173,7 +173,7 @@ def _called(name: str, model: str, options: str) -> str:
 
 def _prompts_per_batch(name: str, arguments: argparse.Namespace) -> int:
     """Prompts that go to a generator at a time; what is finished is kept after each."""
-    return 4 * arguments.concurrency if is_server(name) else arguments.batch_size
+    return 4 * _server(arguments).concurrency if is_server(name) else arguments.batch_size
 
 
 def _loader(arguments: argparse.Namespace) -> Callable[..., Any]:
@@ -189,8 +189,7 @@ def _loader(arguments: argparse.Namespace) -> Callable[..., Any]:
         from groundtune.model.opening import open_writer
 
         disable_progress_bar()  # it would write into the bar of the questions, which runs already
-        limits = {"concurrency": arguments.concurrency, "requests_per_minute": arguments.requests_per_minute}
-        return open_writer(name, model, options, batch_size=arguments.batch_size, **limits)
+        return open_writer(name, model, options, batch_size=arguments.batch_size, **_server(arguments).limits)
 
     return load
 
@@ -208,13 +207,13 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
             for name in ("checker", "checker_model", "checker_options", "support_prompt")
             if getattr(arguments, name)
         ]
-        problems += [f"--{name}: has no meaning with --support lexical; give --support llm or both" for name in unused]
-    problems += in_the_way("output", arguments.output, folder=True)
+        problems += [f"--{name}: has no effect with --support lexical; use --support llm or both" for name in unused]
+    problems += in_the_way("output_dir", arguments.output_dir, folder=True)
     written = ("generated", "train", "eval", "test", "rejected")
-    problems += links_at((arguments.output / f"{name}.jsonl" for name in written), "output")
+    problems += links_at((arguments.output_dir / f"{name}.jsonl" for name in written), "output_dir")
     if arguments.eval_share + arguments.test_share >= 1:
-        problems.append("--eval_share and --test_share: leave nothing to train on; their sum must be under 1")
-    problems += check_retrieval(_retrieval(arguments))
+        problems.append("--eval_share and --test_share: leave nothing to train on; their sum must be below 1")
+    problems += check_retrieval(_retrieval(arguments)) + too_small(_server(arguments).least)
     for flag, (name, model, options) in {"generator": _generator(arguments), "checker": _checker(arguments)}.items():
         asked = flag == "generator" or arguments.support != "lexical"
         if asked and is_server(name):
@@ -227,9 +226,17 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
 def _retriever(arguments: argparse.Namespace, documents: list[Any]) -> Any:
     from groundtune.retrieval.opening import index_folder, open_retriever
 
-    retrieval = _retrieval(arguments)
-    data = DataArguments(full_dataset_file_path=str(arguments.documents), full_dataset_index_path=arguments.index)
-    return open_retriever(retrieval, documents, index_folder(data))
+    data = DataArguments(
+        full_dataset_file_path=str(arguments.documents),
+        full_dataset_index_path=arguments.full_dataset_index_path or "",
+    )
+    return open_retriever(_retrieval(arguments), documents, index_folder(data))
+
+
+def _server(arguments: argparse.Namespace) -> GeneratorArguments:
+    """How a server is asked."""
+    given = {name: value for name in SERVER if (value := getattr(arguments, name)) is not None}
+    return filled(GeneratorArguments, given)
 
 
 def _retrieval(arguments: argparse.Namespace) -> RetrievalArguments:

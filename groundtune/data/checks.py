@@ -22,24 +22,24 @@ ERROR, WARNING = "error", "warning"
 # What a check is called in a count of its findings, by its name.
 TITLES = {
     "format": "what cannot be read",
-    "blank": "blank question or answer, left out",
-    "misspelt": "field that is ignored",
+    "blank": "blank question or answer, skipped",
+    "misspelt": "ignored field",
     "encoding": "damaged characters",
-    "repeated-document": "document that repeats another",
-    "same-file": "file given twice",
-    "repeated-question": "question asked before in the file",
+    "repeated-document": "duplicate document",
+    "same-file": "file used twice",
+    "repeated-question": "duplicate question in the file",
     "leaked-question": "question also in another split",
     "leaked-gold": "gold passage also in the training file",
-    "gold-not-in-database": "gold passage missing in the document database",
-    "answer-off-passage": "answer with no word of its gold passages",
-    "gold-as-negative": "hard negative that is gold",
-    "history": "history whose speakers do not alternate",
+    "gold-not-in-database": "gold passage missing from the document database",
+    "answer-off-passage": "answer without a word of its gold passages",
+    "gold-as-negative": "hard negative that is also a gold passage",
+    "history": "chat history whose speakers do not alternate",
     "model": "tokenizer that cannot be loaded",
-    "too-long": "example over the length budget",
-    "long-answer": "gold answer longer than any generated one may be",
-    "unfinished-row": "row that does not end on an end token",
-    "other-answer": "row that teaches something else than its gold answer",
-    "doubled-bos": "row that begins with two beginning-of-sequence tokens",
+    "too-long": "example over the length limit",
+    "long-answer": "gold answer longer than --max_new_tokens",
+    "unfinished-row": "row that does not end with an end token",
+    "other-answer": "row that teaches something other than its gold answer",
+    "doubled-bos": "row that begins with two BOS tokens",
     "long-passage": "document longer than the embedding model reads",
 }
 
@@ -117,7 +117,7 @@ def _documents(path: str, findings: list[Finding], entries: dict[str, int]) -> t
     documents: list[Document] = []
     for where, document in contents.entries:
         if document.text in first:
-            message = f"the text of {first[document.text]} again; kept once, delete the other"
+            message = f"repeats the text of {first[document.text]}; one copy is kept, delete the other"
             findings.append(_warning("repeated-document", where, _text_field(document), message))
         else:
             first[document.text] = where
@@ -134,7 +134,7 @@ def _examples(path: str, findings: list[Finding], entries: dict[str, int]) -> li
     for where, example in contents.entries:
         texts = {"question": example.question, "gold_answer": example.answer}
         blank = [name for name, text in texts.items() if not text.strip()]
-        message = "is blank, so the example is left out; write it, or delete the line"
+        message = "is blank, so the example is skipped; fill it in, or delete the line"
         findings.extend(_warning("blank", where, name, message) for name in blank)
         usable += [] if blank else [example]
     if contents.entries and not usable:
@@ -181,20 +181,20 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 
 def _damage(text: str) -> str:
     if found := _MOJIBAKE.search(text):
-        return f"holds {found[0]!r}, which is UTF-8 read as Latin-1; convert the source again, as UTF-8"
+        return f"contains {found[0]!r}, which is UTF-8 decoded as Latin-1; convert the source again, as UTF-8"
     if "\ufffd" in text:
-        return "holds U+FFFD, a character lost when it was decoded; convert the source again, with its own encoding"
+        return "contains U+FFFD, a character lost in decoding; convert the source again with the right encoding"
     if found := _CONTROL.search(text):
-        return f"holds the control character {found[0]!r}; remove it"
+        return f"contains the control character {found[0]!r}; remove it"
     return ""
 
 
 def _files_given_twice(dataset: Dataset) -> Iterator[Finding]:
     for flag, other in _same_files(dataset):
         consequence = (
-            "what is measured on it was trained on; hold some examples back"
+            "the evaluation would use training data; hold some examples out"
             if other == "train_file"
-            else "the checkpoint is chosen on the questions of the final comparison; hold some examples back"
+            else "the checkpoint would be selected on the test questions; hold some examples out"
         )
         yield _warning("same-file", dataset.paths[flag], "", f"is also --{other}, so {consequence}")
 
@@ -214,7 +214,7 @@ def _repeated_questions(dataset: Dataset) -> Iterator[Finding]:
                 same = _plain(before.answer) == _plain(example.answer)
                 advice = "with the same answer; delete one" if same else "with another answer; keep the right one"
                 yield _warning(
-                    "repeated-question", example.source, "question", f"is asked in {before.source} too, {advice}"
+                    "repeated-question", example.source, "question", f"is also asked in {before.source}, {advice}"
                 )
 
 
@@ -232,7 +232,10 @@ def _leaks(dataset: Dataset) -> Iterator[Finding]:
             if before and example.source not in leaked:
                 leaked.add(example.source)
                 use = "chosen" if other == "eval" else "trained"
-                message = f"is also {before}, so the model was {use} on what it is judged by; delete one of the two"
+                message = (
+                    f"is also {before}, so the model was {use} on a question that it is tested on; delete one of the "
+                    "two"
+                )
                 yield _warning("leaked-question", example.source, "question", message)
             elif not before and other == "train":
                 yield from _leaked_gold(example, gold)
@@ -241,7 +244,9 @@ def _leaks(dataset: Dataset) -> Iterator[Finding]:
 def _leaked_gold(example: Example, gold: dict[str, str]) -> Iterator[Finding]:
     for i, document in enumerate(example.gold_documents):
         if before := gold.get(_content(document)):
-            message = f"is also gold in {before}, so it may be answered from memory; split the data by passage"
+            message = (
+                f"is also gold in {before}, so the question may be answered from memory; split the data by passage"
+            )
             yield _warning("leaked-gold", example.source, f"gold_docs[{i}]", message)
 
 
@@ -268,7 +273,7 @@ def _gold_not_in_database(dataset: Dataset) -> Iterator[Finding]:
         for i, gold in enumerate(example.gold_documents):
             if gold.id not in ids:
                 near = pages.get(gold.page_content.strip()) if gold.page_content.strip() else None
-                hint = f"give it the fmt_content of {near}" if near else "add it there, or correct its text"
+                hint = f"use the fmt_content of {near}" if near else "add it there, or correct its text"
                 message = f"is not in the document database, so retrieval cannot find it; {hint}"
                 yield _warning("gold-not-in-database", example.source, f"gold_docs[{i}]", message)
 
@@ -307,10 +312,16 @@ def _histories(dataset: Dataset) -> Iterator[Finding]:
         turns: Sequence[Turn] = example.chat_history
         twice = next((i for i in range(1, len(turns)) if turns[i].speaker == turns[i - 1].speaker), None)
         if twice is not None:
-            message = f"is {turns[twice].speaker!r} twice in a row; they are joined in the prompt, add what is missing"
+            message = (
+                f"is {turns[twice].speaker!r} twice in a row; the two turns are merged in the prompt, add the missing "
+                "one"
+            )
             yield _warning("history", example.source, f"chat_history[{twice}].speaker", message)
         elif turns and turns[-1].speaker == USER:
-            message = "is 'user', and the question follows without an answer; add it, or move the turn to the question"
+            message = (
+                "is 'user', but the question follows without an answer to it; add the answer, or move the turn into "
+                "the question"
+            )
             yield _warning("history", example.source, f"chat_history[{len(turns) - 1}].speaker", message)
 
 

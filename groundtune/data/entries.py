@@ -21,7 +21,7 @@ _USERS = ["user", "human", "customer", "client", "question"]
 _ASSISTANTS = ["assistant", "system", "bot", "chatbot", "gpt", "ai", "agent", "model", "answer"]
 _SPEAKERS = {**dict.fromkeys(_USERS, USER), **dict.fromkeys(_ASSISTANTS, ASSISTANT)}
 _A_DOCUMENT = 'a document is {"page_content": "its text", ...}'
-_A_TURN = 'a turn is {"speaker": "user", "message": "what was said"}'
+_A_TURN = 'a turn is {"speaker": "user", "message": "the text of the turn"}'
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Record:
         for key in self.fields:
             if absent and key not in (*optional, *required):
                 for meant in difflib.get_close_matches(key.lower(), absent, n=1, cutoff=0.8):
-                    problem = f"is ignored; rename it to {meant}, if that is meant"
+                    problem = f"is ignored; did you mean {meant}?"
                     self.suspicions.append(f"{self.where}: {self.prefix}{_shown_name(key)}: {problem}")
 
     def texts(self, key: str, need: str) -> list[str]:
@@ -89,7 +89,7 @@ class Record:
         if value is None:
             return default
         if not isinstance(value, bool):
-            self.note(key, f"is {shown(value)}; write true or false, or leave it out")
+            self.note(key, f"is {shown(value)}; write true or false, or remove it")
         return value is True
 
     def metadata(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Record:
         if value is None:
             return {}
         if not isinstance(value, dict):
-            self.note("metadata", f"is {shown(value)}, not an object; write one or leave it out")
+            self.note("metadata", f"is {shown(value)}, not an object; write one or remove it")
             return {}
         if not encodable(value):
             self.note("metadata", HALF_A_CHARACTER)
@@ -127,7 +127,7 @@ def example_of(record: Record) -> Example:
     )
     if record.fields.get("gold_docs") in (None, "", []):
         state = "empty" if "gold_docs" in record.fields else "missing" + record.other_spelling("gold_docs")
-        record.note("gold_docs", f'{state}; every line needs "gold_docs", the documents that hold the answer')
+        record.note("gold_docs", f'{state}; every line needs "gold_docs", the documents that contain the answer')
     return Example(
         question=record.text(
             "question", 'every line needs a "question" with the text of the question', may_be_blank=True
@@ -172,7 +172,7 @@ def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise _GivenTwice(f"{_shown_name(twice)} is given twice in one object; keep one")
+        raise _GivenTwice(f"{_shown_name(twice)} appears twice in one object; keep one")
     return fields
 
 
@@ -188,13 +188,13 @@ def json_object(line: bytes) -> dict[str, Any]:
         raise ValueError(f"not UTF-8 ({seen}); save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         problem = f"not valid JSON at column {error.colno}: {error.msg}"
-        raise ValueError(f"{problem}; every line must be one whole JSON object") from error
+        raise ValueError(f"{problem}; every line must be one complete JSON object") from error
     except _GivenTwice:
         raise
     except RecursionError as error:
-        raise ValueError("nests too deeply to be read; flatten it") from error
+        raise ValueError("is nested too deeply to be read; flatten it") from error
     except ValueError as error:  # an integer of thousands of digits
-        raise ValueError(f"holds a number that cannot be read ({error}); write it as text") from error
+        raise ValueError(f"contains a number that cannot be read ({error}); write it as text") from error
     if not isinstance(value, dict):
         raise ValueError(f"is {shown(value)}, not an object; every line must be one JSON object")
     return value

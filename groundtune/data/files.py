@@ -67,7 +67,7 @@ def scan_documents(path: FilePath) -> Contents[Document]:
     """As `read_documents`, but nothing is left out or raised: for those who want to know all about the file."""
     suffix = Path(path).suffix.lower()
     if suffix not in _READERS:
-        return Contents([], [f"{path}: cannot hold documents; a database ends in {', '.join(_READERS)}"], [])
+        return Contents([], [f"{path}: unsupported file type for documents; use {', '.join(_READERS)}"], [])
     return _scan(path, _READERS[suffix], document_of)
 
 
@@ -134,7 +134,7 @@ def write_documents(path: FilePath, documents: Iterable[Document]) -> None:
     elif suffix == ".parquet":
         _write_parquet(path, documents)
     else:
-        raise DataError([f"{path}: documents are not written so; end the name in .jsonl or .parquet"])
+        raise DataError([f"{path}: unsupported file type; use .jsonl or .parquet"])
 
 
 def write_jsonl(path: FilePath, rows: Iterable[dict[str, Any]]) -> None:
@@ -231,14 +231,14 @@ def parquet_rows(path: FilePath) -> Rows:
             yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
         except (pa.ArrowException, OSError, ValueError) as error:
             reason = one_line(error, 200)
-            raise DataError([f"{path}: not a readable Parquet file ({reason}); write it again"]) from error
+            raise DataError([f"{path}: not a readable Parquet file ({reason}); create it again"]) from error
 
 
 def _document_rows(path: FilePath, problems: list[str]) -> Rows:
     for number, row in parquet_rows(path):
         if number == 1 and not {"page_content", "fmt_content"} & row.keys():
             seen = ", ".join(row) or "none"
-            problems.append(f"{path}: page_content: missing; name a column so (there are: {seen})")
+            problems.append(f"{path}: page_content: missing; add a column of this name (columns: {seen})")
             return
         yield number, _document_fields(row)
 
@@ -325,12 +325,12 @@ def in_the_way(flag: str, path: FilePath, folder: bool = False) -> list[str]:
         pass  # to be made, or told below
     except (OSError, ValueError) as error:  # a name that is too long, another user's home, a null character
         why, kind = one_line(error, 200), "folder" if folder else "file"
-        return [f"--{flag}: {path} cannot be made ({why}); name another {kind}"]
+        return [f"--{flag}: {path} cannot be created ({why}); name another {kind}"]
     above = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     if not os.path.isdir(above):
-        return [f"--{flag}: {path} cannot be made: {above} is a file; name another {'folder' if folder else 'file'}"]
+        return [f"--{flag}: {path} cannot be created: {above} is a file; name another {'folder' if folder else 'file'}"]
     if folder and os.path.exists(path) and not os.path.isdir(path):
-        return [f"--{flag}: {path} is a file; name a folder, new or existing"]
+        return [f"--{flag}: {path} is a file; name a new or existing folder"]
     if not folder and os.path.isdir(path):
         return [f"--{flag}: {path} is a folder; name a file"]
     if not os.access(path if os.path.isdir(path) else above, os.W_OK):

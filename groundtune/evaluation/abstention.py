@@ -72,6 +72,6 @@ def note(examples: Sequence[Example]) -> str:
     if not without:
         return ""
     return (
-        f"{without} of {len(examples)} questions are unanswerable: they are in no mean of retrieval, and their exact "
-        "match, F1, precision and recall are 1 if the model said that it does not know, else 0, as in SQuAD 2.0"
+        f"{without} of {len(examples)} questions are unanswerable: they are excluded from the retrieval means, and "
+        "their exact match, F1, precision and recall are 1 if the model abstained, else 0, as in SQuAD 2.0"
     )

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from groundtune.model.opening import AnsweringModel
 
 
+SERVER = ["concurrency", "requests_per_minute", "endpoint_retries", "endpoint_timeout"]  # how a server is asked
+
+
 @dataclass
 class GeneratorArguments:
     """Who answers."""
@@ -49,22 +52,38 @@ class GeneratorArguments:
 
     generator: str = argument(
         "",
-        "openai:URL, an OpenAI-compatible server such as openai:http://localhost:8000/v1, answers instead of the "
-        "model here. Its key is read from the environment: GROUNDTUNE_API_KEY, else OPENAI_API_KEY.",
+        "An OpenAI-compatible server that answers instead of a local model, such as openai:http://localhost:8000/v1. "
+        "Its API key is read from the environment: GROUNDTUNE_API_KEY, else OPENAI_API_KEY.",
     )
-    generator_model: str = argument("", "The model's name on that server.")
+    generator_model: str = argument("", "The server's name for the model.")
     generator_api: str = argument(
         "",
-        "completions: the server gets the prompt as it is written here, as the token ids of MODEL's tokenizer. "
-        "chat: it gets messages, and writes the prompt itself. Default: completions if MODEL is given, else chat.",
+        "completions: the server receives the prompt as token ids of MODEL's tokenizer. chat: the server receives "
+        "messages and applies its own template. Default: completions if MODEL is given, else chat.",
         ["completions", "chat"],
     )
     generator_options: str = argument(
-        "", 'Fields for every request, as JSON; null takes one of ours out: {"max_tokens": null, "seed": 1}.'
+        "", 'Extra fields for every request, as JSON; null removes a built-in field: {"max_tokens": null, "seed": 1}.'
     )
-    endpoint_concurrency: int = argument(8, "Requests to a server at once.")
-    endpoint_retries: int = argument(5, "How often a request that failed is sent again, after growing waits.")
-    endpoint_timeout: float = argument(120.0, "Seconds after which a request has failed.")
+    concurrency: int = argument(8, "Parallel requests to a server.")
+    requests_per_minute: float = argument(0.0, "Maximum requests per minute to a server; 0: no limit.")
+    endpoint_retries: int = argument(5, "Number of retries of a failed request, with increasing delays.")
+    endpoint_timeout: float = argument(120.0, "Timeout of a request in seconds.")
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """How a server is asked, as fields of `Endpoint`."""
+        return {
+            "concurrency": self.concurrency,
+            "requests_per_minute": self.requests_per_minute,
+            "retries": self.endpoint_retries,
+            "timeout": self.endpoint_timeout,
+        }
+
+    @property
+    def least(self) -> list[tuple[object, str, float]]:
+        """The least value of each, for `too_small`."""
+        return [(self, name, least) for name, least in zip(SERVER, (1, 0, 0, 0.001), strict=True)]
 
 
 @dataclass
@@ -74,16 +93,16 @@ class JudgeArguments:
     _argument_group_name = "judge"
 
     judge: str = argument(
-        "", "Who grades the answers: openai:URL, or a model folder or hub name that is loaded here. Empty: nobody."
+        "", "Model that grades the answers: openai:URL, or a model folder or hub name to load locally. Empty: none."
     )
-    judge_model: str = argument("", "The judge's name on the server.")
+    judge_model: str = argument("", "The server's name for the judge.")
     judge_prompt: list[str] = argument(
         ["correctness"],
-        "What is graded: correctness (against the gold answer), faithfulness (to the passages), or your own text "
-        "file. The prompts that were used are written to --output_dir: copy one and edit it.",
+        "What to grade: correctness (against the gold answer), faithfulness (to the passages), or your own text file. "
+        "The prompts are written to --output_dir, where you can copy and edit them.",
     )
-    judge_options: str = argument("", "As --generator_options, for the judge.")
-    judge_max_new_tokens: int = argument(300, "Longest judgement in tokens.")
+    judge_options: str = argument("", "Like --generator_options, for the judge.")
+    judge_max_new_tokens: int = argument(300, "Maximum judgement length in tokens.")
 
 
 @dataclass
@@ -94,27 +113,27 @@ class AnswerArguments:
 
     contexts: str = argument(
         "retrieved",
-        "What the model reads, separated by commas, or all: closed_book (no passage), retrieved (end to end), gold, "
-        "gold_and_distractors (gold first, then hard negatives and retrieved passages).",
+        "Passages that the model reads, as a comma-separated list, or all: closed_book (no passage), retrieved (end "
+        "to end), gold, gold_and_distractors (gold first, then hard negatives and retrieved passages).",
     )
     closed_book_instruction: str = argument(
-        "Answer the user's question.", "The sentence that opens a prompt without passages."
+        "Answer the user's question.", "Instruction at the start of a prompt without passages."
     )
     with_base: bool = argument(
-        False, "Evaluate the model before its training too, on the same prompts; needs an adapter or a run's folder."
+        False, "Also evaluate the base model on the same prompts; needs an adapter or a run folder."
     )
     right_metric: str = argument("generation/f1", "The score that decides whether an answer counts as right.")
-    right_threshold: float = argument(0.5, "An answer is right if that score is at least so high.")
-    per_device_eval_batch_size: int = argument(16, "Questions answered at once on this machine.")
+    right_threshold: float = argument(0.5, "Minimum score for an answer to count as right.")
+    per_device_eval_batch_size: int = argument(16, "Questions per batch of a local model.")
     base_model: str = argument(
         "",
-        "The model (hub name or folder) that MODEL's adapter stands on or, with --with_base, that MODEL was trained "
-        "from. Default: what MODEL's folder names, if this machine made it.",
+        "Base model (hub name or folder) of MODEL's adapter or, with --with_base, the model that MODEL was trained "
+        "from. Default: the one named in MODEL's folder, if this machine created it.",
     )
-    bf16: bool | None = argument(None, "Compute in bfloat16. Default: wherever the hardware does so itself.")
+    bf16: bool | None = argument(None, "Compute in bfloat16. Default: if the hardware supports it.")
     output_dir: str = argument(
         "",
-        "Folder for metrics, predictions and the report. Default: `evaluation` in a run's folder, else "
+        "Folder for metrics, predictions and the report. Default: `evaluation` in the run folder, else "
         "runs/evaluate-NAME.",
     )
 
@@ -188,13 +207,7 @@ class InferenceArguments:
     def generator_endpoint(self) -> Endpoint:
         """The server that answers."""
         g = self.generator
-        return endpoint_at(g.generator, g.generator_model, g.generator_options, **self.server_limits)
-
-    @property
-    def server_limits(self) -> dict[str, Any]:
-        """How every server is asked, as fields of `Endpoint`."""
-        g = self.generator
-        return {"concurrency": g.endpoint_concurrency, "retries": g.endpoint_retries, "timeout": g.endpoint_timeout}
+        return endpoint_at(g.generator, g.generator_model, g.generator_options, **g.limits)
 
     @property
     def bf16(self) -> bool:
@@ -272,9 +285,9 @@ class InferenceArguments:
 
     def _not_followed(self, outside: Mapping[str, str]) -> str:
         return harmless_line(
-            f"{self.model.model_name_or_path}: names {', '.join(outside.values())} outside its folder, and this "
-            "machine has no record of making it, so none of them is used; if you trust them, name them yourself: "
-            f"{self.again(outside)}"
+            f"{self.model.model_name_or_path}: names {', '.join(outside.values())} outside its folder, but this "
+            "machine has no record of creating the folder, so they are not used; if you trust them, name them "
+            f"yourself: {self.again(outside)}"
         )
 
     def _check_files(self, has_examples: bool) -> list[str]:
@@ -282,7 +295,7 @@ class InferenceArguments:
         if has_examples and not data.eval_file:
             problems.append("--eval_file: missing; name a file of examples (.jsonl)")
         if searches and not data.full_dataset_file_path:
-            way_out = f", or leave {' and '.join(SEARCHED)} out of --contexts" if has_examples else ""
+            way_out = f", or remove {' and '.join(SEARCHED)} from --contexts" if has_examples else ""
             problems.append(f"--full_dataset_file_path: missing; name the document database{way_out}")
         read = ["eval_file"] * has_examples + ["full_dataset_file_path"] * searches
         problems += no_such_file(data, read)
@@ -305,9 +318,11 @@ class InferenceArguments:
         if self.api == "here" and not name:
             problems.append("MODEL: missing; name a folder or hub model, or a server with --generator openai:URL")
         elif not os.path.isdir(name) and re.search(r"\s", name):
-            problems.append(f"MODEL: {name!r} is none; name a folder or hub model first, or write --question before it")
+            problems.append(
+                f"MODEL: {name!r} is not a model; name a folder or hub model first, or write --question before it"
+            )
         if self.api == "completions" and not name:
-            problems.append("--generator_api completions: needs MODEL, whose tokenizer writes the prompt; or use chat")
+            problems.append("--generator_api completions: needs MODEL for its tokenizer; name MODEL, or use chat")
         problems += [problem.removeprefix("--") for problem in check_model_name("MODEL", name)]
         if self.api == "here":
             # An adapter's folder holds no GGUF file; its base does.
@@ -319,7 +334,9 @@ class InferenceArguments:
             g = self.generator
             problems += server_problems("generator", g.generator, g.generator_model, g.generator_options)
             if self.answers.with_base:
-                problems.append("--with_base: a server has one model; evaluate the other by itself, then compare")
+                problems.append(
+                    "--with_base: a server has only one model; evaluate the base model separately, then compare"
+                )
         return problems
 
     def _check_judge(self) -> list[str]:
@@ -349,9 +366,7 @@ class InferenceArguments:
             (self.evaluation, "max_new_tokens", 1),
             (self.evaluation, "bootstrap_samples", 100),
             (self.evaluation, "eval_max_samples", 0),
-            (self.generator, "endpoint_concurrency", 1),
-            (self.generator, "endpoint_retries", 0),
-            (self.generator, "endpoint_timeout", 0.001),
+            *self.generator.least,
             (self.judge, "judge_max_new_tokens", 1),
             (self.answers, "per_device_eval_batch_size", 1),
         ]

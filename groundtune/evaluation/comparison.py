@@ -19,9 +19,9 @@ from groundtune.evaluation.verdicts import ABSTENTION, F1, SCORES, Change, most_
 from groundtune.schema import Prediction
 
 HOW_TO_READ = (
-    "Means over questions with their 95 % bootstrap intervals. A difference is to the first system, over the questions "
-    "that both answered; it is better or worse where its paired interval excludes 0 and p < 0.05, else unclear. "
-    "The differences are not corrected for being many. An answer that failed is in no mean, and is counted."
+    "Means over questions with 95 % bootstrap intervals. Each difference is from the first system, over the questions "
+    "that both answered; it is better or worse if its paired interval excludes 0 and p < 0.05, otherwise unclear. The "
+    "differences are not corrected for multiple comparisons. Failed answers are counted and excluded from the means."
 )
 _OTHERS = {
     "grounded/tokens": "Found in passages",
@@ -138,7 +138,7 @@ def find_predictions(path: str) -> Path:
     found = next(filter(os.path.isfile, candidates), None)
     if found is None:
         looked = "no such file or folder" if not os.path.exists(given) else f"holds neither {' nor '.join(_IN_FOLDERS)}"
-        raise DataError([f"{path}: {looked}; name the folder of a run, or a file of predictions"])
+        raise DataError([f"{path}: {looked}; name a run folder, or a prediction file"])
     return found
 
 

@@ -57,7 +57,7 @@ def read_judge_prompts(names: Sequence[str]) -> list[JudgePrompt]:
             text = path.read_text("utf-8")
         except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a null character in the name
             known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.txt")))
-            problems.append(f"--judge_prompt: {name} cannot be read ({error}); name a text file, or one of {known}")
+            problems.append(f"--judge_prompt: {name} cannot be read ({error}); name a text file, or use one of {known}")
             continue
         problems += [f"--judge_prompt: {path}: {problem}" for problem in _problems(text)]
         prompts.append(JudgePrompt(re.sub(r"\W+", "_", path.stem), text))
@@ -101,7 +101,7 @@ def _problems(text: str) -> list[str]:
     named = {match["named"] or match["braced"] for match in found} - {None}
     problems = [f"${name} is unknown; use {', '.join('$' + n for n in _FIELDS)}" for name in sorted(named - {*_FIELDS})]
     if any(match["invalid"] is not None for match in found):
-        problems.append("holds a $ that begins no field; write $$ for a dollar sign")
+        problems.append("contains a $ that starts no field; write $$ for a dollar sign")
     if "answer" not in named:
         problems.append("does not use $answer, so nothing would be graded")
     if "[[" not in text:
@@ -112,7 +112,7 @@ def _problems(text: str) -> list[str]:
 def open_judge(arguments: InferenceArguments) -> Complete:
     """`complete` of the server or model that grades; raises `ModelError`."""
     judge = arguments.judge
-    limits = arguments.server_limits
+    limits = arguments.generator.limits
     return open_writer(judge.judge, judge.judge_model, judge.judge_options, bf16=arguments.bf16, **limits).complete
 
 
@@ -135,4 +135,4 @@ def _way_out(arguments: InferenceArguments, failure: str) -> str:
     if "max_completion_tokens" in failure:  # what OpenAI's newer models want, and say so
         options = {"max_tokens": None, "max_completion_tokens": judge.judge_max_new_tokens}
         return f"add --judge_options '{json.dumps(options)}'"
-    return f"see what the server logged: has it a model {judge.judge_model!r}, or does it need other --judge_options?"
+    return f"check the server log: does it have a model {judge.judge_model!r}, or does it need other --judge_options?"

@@ -28,18 +28,18 @@ METRICS: dict[str, str] = {
     "generation/bleu": "sentence BLEU with effective order, on a scale of 0 to 1",
     "generation/unfinished": "share of answers cut at the token limit; lower is better",
     "generation/new_tokens": "tokens generated for an answer; a cost, so lower counts as better",
-    "abstained/unanswerable": "share of the questions without an answer to which the model said that it does not know",
-    "abstained/answerable": "the same of the questions that have an answer; lower is better",
+    "abstained/unanswerable": "share of unanswerable questions on which the model said that it does not know",
+    "abstained/answerable": "share of answerable questions on which it did; lower is better",
     "grounded/tokens": "share of the answer's tokens that are in the passages it read",
-    "grounded/quotes": "share of the spans that the answer quotes which stand so in the passages it read",
-    "judge/*": "what a language model says of the answer, from 0 to 1",
+    "grounded/quotes": "share of the spans quoted in the answer that occur verbatim in the passages it read",
+    "judge/*": "a language model's grade of the answer, from 0 to 1",
     "retrieval/recall@k": "share of a question's gold documents among the first k retrieved",
     "retrieval/mrr": "mean reciprocal rank of the first gold document",
     "retrieval/ndcg@k": "normalised discounted cumulative gain of the first k retrieved",
     "latency/retrieval_s": "seconds to retrieve for a question; lower is better",
     "latency/generation_s": "seconds to generate an answer; lower is better",
     "loss": "cross-entropy on answer tokens in nats per token; lower is better",
-    "loss_with_gold_passage": "the same with the gold passage in the prompt, not end to end; lower is better",
+    "loss_with_gold_passage": "the same with the gold passage in the prompt, so not end to end; lower is better",
 }
 TIE = 1e-9  # scores that differ by no more are equal on paper
 _FLIPS = 10_000  # random sign flips behind a p-value
@@ -136,7 +136,7 @@ def generation_scores(answer: str, gold: str | Sequence[str]) -> dict[str, float
     if isinstance(gold, str):
         return _scores_against(answer, gold)
     if not gold:
-        raise ValueError("no gold answer: there is nothing to score against")
+        raise ValueError("no gold answer to score against")
     of_each = [_scores_against(answer, one) for one in gold]
     return {name: max(scores[name] for scores in of_each) for name in of_each[0]}
 

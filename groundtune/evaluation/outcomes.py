@@ -12,20 +12,21 @@ RIGHT = "answered right"
 WRONG = "found but answered wrong"
 MISSED = "retrieval missed"
 LUCKY = "right without evidence"
-KNEW = "unanswerable, and said so"
+KNEW = "unanswerable, abstained"
 INVENTED = "unanswerable, but answered"
 OUTCOMES = {
-    RIGHT: "a gold passage was read, and the answer counts as right; a score of words cannot see a missing `not`",
+    RIGHT: "a gold passage (one with the answer) was read, and the answer counts as right; a word-based score cannot "
+    "detect a missing `not`",
     WRONG: "a gold passage was read, and the answer counts as wrong: the model's fault",
-    MISSED: "no gold passage was read, and the answer counts as wrong: the retriever's fault, or the length budget's; "
-    "in closed_book nothing is searched",
-    LUCKY: "no gold passage was read, and the answer counts as right: known by heart, found in another passage, or "
-    "right in its words alone",
+    MISSED: "no gold passage was read, and the answer counts as wrong: the fault of the retriever or the length "
+    "limit; in closed_book nothing is retrieved",
+    LUCKY: "no gold passage was read, and the answer counts as right: memorised, found in another passage, or right "
+    "only in its words",
 }
 # Of questions without an answer, where there are any: there is no evidence to find.
 WITHOUT_ANSWER = {
-    KNEW: "the passages hold no answer, and the model said that it does not know",
-    INVENTED: "the passages hold no answer, and the model gave one",
+    KNEW: "the passages contain no answer, and the model said that it does not know",
+    INVENTED: "the passages contain no answer, but the model gave one",
 }
 
 

@@ -80,7 +80,7 @@ def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
     try:
         lines = Path(path).read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError([f"{path}: cannot be read ({error}); name a file of predictions"]) from error
+        raise DataError([f"{path}: cannot be read ({error}); name a prediction file"]) from error
     predictions, problems = [], []
     for number, line in enumerate(lines, 1):
         try:

@@ -67,10 +67,10 @@ def verdict(
         return f"{name} answers {f1.verdict}{f' than {than}' if than else ''}: {found}"
     head = f"No clear difference{f' between {name} and {than}' if than else ''}"
     if f1.n < 6:
-        return f"{head}: {found}; under 6 questions nothing can be concluded"
+        return f"{head}: {found}; with fewer than 6 questions nothing can be concluded"
     # A measured difference is called clear where it exceeds half the width of its interval.
-    blind = f"a difference under about {(f1.high - f1.low) / 2:.{digits}f} could not be seen"
-    return f"{head}: {found}; with this many questions {blind}"
+    blind = f"a difference under about {(f1.high - f1.low) / 2:.{digits}f} could not be detected"
+    return f"{head}: {found}; with this number of questions {blind}"
 
 
 F1 = "generation/f1"
@@ -89,7 +89,7 @@ SCORES = {
 }
 
 
-ABSTENTION = {"abstained/unanswerable": "Said unknown, rightly", "abstained/answerable": "Said unknown, wrongly"}
+ABSTENTION = {"abstained/unanswerable": "Abstained, rightly", "abstained/answerable": "Abstained, wrongly"}
 
 
 def decimals(interval: Interval) -> int:

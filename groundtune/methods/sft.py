@@ -6,7 +6,7 @@ from groundtune.prompts.policies import gold_passages
 SFT = Method(
     name="sft",
     title="SFT",
-    help="train on gold passages, and compare with the base model",
+    help="train on gold passages (those with the answer), and compare with the base model",
     reads="gold passages",
     retrieves=False,
     policy=gold_passages,

@@ -6,7 +6,7 @@ from groundtune.prompts.policies import augmented_passages
 SWR = Method(
     name="swr",
     title="SwR",
-    help="the same on gold and retrieved passages",
+    help="SFT with a frozen retriever: train on gold and retrieved passages",
     reads="gold and retrieved passages",
     retrieves=True,
     policy=augmented_passages,

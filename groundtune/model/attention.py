@@ -106,7 +106,7 @@ def _difference(model: Any, to_train: bool) -> str | None:
         logits = model(**model_inputs(ids[None, :24], positions, packed), use_cache=False).logits
         together += logits[0, [12, 17, 23]]
         if (window := _window(model.config.get_text_config())) and packed.windows == {None}:
-            return f"its attention is not told of its window of {window} tokens"
+            return f"its attention ignores its window of {window} tokens"
     decoding = Decoding(cache, (13, 13), (1, 1), model.device)
     decoding = model_inputs(ids[None, 24:], decoding.positions[None], decoding)
     together += model(**decoding, use_cache=False).logits[0]

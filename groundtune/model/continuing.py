@@ -112,7 +112,9 @@ def way_of(model: Any) -> ByCache | None:
     if base not in _FOUND:
         _FOUND[base], problem = _tried(model, inspect.signature(type(base).forward).parameters)
         if problem:
-            logger.warning("each token of an answer takes reading all before it again, which is slow: %s", problem)
+            logger.warning(
+                "every token of an answer is computed from the start of the prompt, which is slow: %s", problem
+            )
     return _FOUND[base]
 
 
@@ -128,7 +130,7 @@ def _tried(model: Any, parameters: Any) -> tuple[ByCache | None, str]:
         if not problem:
             return how, ""
         problems.append(problem)
-    return None, next(iter(problems), f"the model takes back none of {', '.join(_NAMES)}")
+    return None, next(iter(problems), f"the model accepts none of {', '.join(_NAMES)}")
 
 
 @torch.no_grad()

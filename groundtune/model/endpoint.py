@@ -54,12 +54,14 @@ def server_problems(flag: str, name: str, model: str, options: str = "") -> list
     """What is wrong with a server as `--flag`, `--flag_model` and `--flag_options` name it, without asking it."""
     problems = []
     if not is_server(name):
-        problems.append(f"--{flag}: {name!r} is no server; write openai:URL, as in openai:http://localhost:8000/v1")
+        problems.append(
+            f"--{flag}: {name!r} is not a server; write openai:URL, such as openai:http://localhost:8000/v1"
+        )
     try:
         if not isinstance(json.loads(options or "{}"), dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
     except (ValueError, RecursionError) as error:
-        problems.append(f'--{flag}_options: not a JSON object ({error}); as in {{"seed": 1}}')
+        problems.append(f'--{flag}_options: not a JSON object ({error}); write one such as {{"seed": 1}}')
     return problems or endpoint_at(name, model, options).check(flag)
 
 
@@ -91,9 +93,11 @@ class Endpoint:
         """What is wrong with it as given by `flag` ("generator"), without asking the server."""
         problems = []
         if not self.url.startswith(("http://", "https://")):
-            problems.append(f"--{flag}: {self.url!r} is no address; as in openai:http://localhost:8000/v1")
+            problems.append(
+                f"--{flag}: {self.url!r} is not an address; write one such as openai:http://localhost:8000/v1"
+            )
         if not self.model:
-            problems.append(f"--{flag}_model: missing; name a model as the server calls it")
+            problems.append(f"--{flag}_model: missing; give the server's name for the model")
         if importlib.util.find_spec("openai") is None:
             problems.append(f'--{flag}: a server needs the package openai; pip install "groundtune[endpoint]"')
         return problems
@@ -170,9 +174,9 @@ class Endpoint:
         except OpenAIError as error:
             raise EndpointError(self._problem(error)) from error
         except _NO_REPLY as error:
-            raise EndpointError(f"{hide_secrets(self.url)}: {_no_reply(error)}; see what the server logged") from error
+            raise EndpointError(f"{hide_secrets(self.url)}: {_no_reply(error)}; check the server log") from error
         if not streamed:
-            problem = 'answered without a stream, and so without a word; it must heed "stream": true'
+            problem = 'answered without a stream; it must support "stream": true'
             raise EndpointError(f"{hide_secrets(self.url)}: {problem}")
 
     @cached_property
@@ -234,8 +238,8 @@ class Endpoint:
 
     def _problem(self, error: Exception) -> str:
         ways_out = {
-            "APIConnectionError": "is the server running, and is that its address?",
-            "APITimeoutError": f"nothing came in {self.timeout:g} s; raise --endpoint_timeout",
+            "APIConnectionError": "is the server running, and is the address right?",
+            "APITimeoutError": f"no reply within {self.timeout:g} s; raise --endpoint_timeout",
             "AuthenticationError": f"set the environment variable {' or '.join(KEYS)} to its key",
             "PermissionDeniedError": f"is the key in {' or '.join(KEYS)} allowed to use this model?",
             "NotFoundError": f"does the address end in /v1, and does the server have a model {self.model!r}?",
@@ -243,7 +247,7 @@ class Endpoint:
         name = type(error).__name__
         if redirect := _redirect(error):
             return f"{hide_secrets(self.url)}: {redirect}"
-        return f"{hide_secrets(self.url)}: {_with_its_cause(error)}; {ways_out.get(name, 'see what the server logged')}"
+        return f"{hide_secrets(self.url)}: {_with_its_cause(error)}; {ways_out.get(name, 'check the server log')}"
 
 
 def failing(why: str) -> Callable[..., list[Reply]]:
@@ -325,8 +329,8 @@ def _redirect(error: Exception) -> str | None:
     target = urlsplit(urljoin(str(response.url), response.headers["location"]))
     address = _shown(target._replace(query="", fragment="").geturl(), at_most=200)
     return (
-        f"the server redirects ({response.status_code}) to {address}, and nothing is sent there; "
-        "if you trust that address, name it instead"
+        f"the server redirects ({response.status_code}) to {address}, and nothing was sent there; if you trust that "
+        "address, use it instead"
     )
 
 

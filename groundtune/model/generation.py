@@ -69,8 +69,8 @@ def generate_greedy(
         longest = max(left(), key=lambda i: len(prompts[i]))
         name = f"{sources[longest]}: " if sources else ""
         return (
-            f"{name}a prompt of {len(prompts[longest]):,} tokens, the longest that is left, does not fit into memory "
-            "with its answer. Lower --max_seq_length, --eval_num_to_retrieve or --max_new_tokens"
+            f"{name}a prompt of {len(prompts[longest]):,} tokens, the longest one left, does not fit into memory with "
+            "its answer. Lower --max_seq_length, --eval_num_to_retrieve or --max_new_tokens"
         )
 
     try:

@@ -23,8 +23,8 @@ def check_vocabulary(texts: Iterable[Sequence[int]], model: Any, name: str) -> N
     known = model.config.get_text_config().vocab_size
     if largest >= known:
         raise ModelError(
-            f"{name}: the tokenizer makes ids up to {largest:,}, and the model has {known:,} embeddings; "
-            "name a folder whose tokenizer and model belong together"
+            f"{name}: the tokenizer produces ids up to {largest:,}, but the model has only {known:,} embeddings; name "
+            "a folder whose tokenizer and model match"
         )
 
 
@@ -37,15 +37,15 @@ def check_positions(longest: int, model: Any, name: str) -> list[str]:
     known, rope = _positions(config), getattr(config, "rope_parameters", None) or {}
     reached = f"{name}: the longest row, or prompt with its answer, has {longest:,} tokens"
     if longest > known and _reads_a_table(model):
-        raise ModelError(f"{reached}, and the model has {known:,} positions; lower --max_seq_length")
+        raise ModelError(f"{reached}, but the model has only {known:,} positions; lower --max_seq_length")
     notes = []
     if longest > known:
-        notes.append(f"{reached}, and the model was made for {known:,}; lower --max_seq_length")
+        notes.append(f"{reached}, but the model was made for {known:,}; lower --max_seq_length")
     for kind, limit in _changing_ropes(rope, config):
         if longest > limit:
             notes.append(
-                f"{reached}; beyond {limit:,} its rotary positions ({kind}) change for all rows of a batch, so that "
-                "numbers depend on what is in one; lower --max_seq_length"
+                f"{reached}; beyond {limit:,} the rotary positions ({kind}) change for all rows of a batch, so results "
+                "depend on how rows are batched; lower --max_seq_length"
             )
     for note in notes:
         logger.warning(note)

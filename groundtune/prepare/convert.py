@@ -62,22 +62,22 @@ def check(name: str, inputs: Sequence[Path], folder: Path, given: Iterable[str])
     if name == "beir":
         problems += [f"{path}: is a file; name the BEIR folder" for path in inputs if os.path.isfile(path)]
     else:
-        problems += [f"{path}: is a folder; name its files" for path in inputs if os.path.isdir(path)]
+        problems += [f"{path}: is a folder; name the files in it" for path in inputs if os.path.isdir(path)]
     problems += [
-        f"--{flag}: has no meaning for {name}; it is for {', '.join(FLAGS[flag])}"
+        f"--{flag}: has no effect for {name}; it applies to {', '.join(FLAGS[flag])}"
         for flag in given
         if name not in FLAGS.get(flag, (name,))
     ]
-    problems += in_the_way("output", folder, folder=True)
+    problems += in_the_way("output_dir", folder, folder=True)
     repeated = [stem for stem, n in Counter(map(stem_of, inputs)).items() if n > 1]
-    problems += [f"{stem}: two inputs have this name, and so would their outputs; rename one" for stem in repeated]
+    problems += [f"{stem}: two inputs have this name, so their outputs would collide; rename one" for stem in repeated]
     if name == "beir" and len(inputs) > 1:
-        problems.append("beir: one folder at a time; give the others an --output of their own")
+        problems.append("beir: convert one folder at a time, each to its own --output_dir")
     outputs = {(folder / f"{stem}.jsonl").resolve() for stem in ("documents", *map(stem_of, inputs))}
     written = [folder / f"{stem}.jsonl" for stem in ("documents", "corpus", "queries", *map(stem_of, inputs))]
-    problems += links_at(written, "output") + links_at([folder / "qrels"], "output")
+    problems += links_at(written, "output_dir") + links_at([folder / "qrels"], "output_dir")
     problems += [
-        f"{path}: would be overwritten; choose another --output" for path in inputs if path.resolve() in outputs
+        f"{path}: would be overwritten; choose another --output_dir" for path in inputs if path.resolve() in outputs
     ]
     return problems
 
@@ -117,8 +117,10 @@ def convert(
         if problems:
             raise DataError(problems)
         if not summary.files:
-            why = ", ".join(f"{n} {reason}" for reason, n in summary.left_out.most_common()) or "they hold no question"
-            raise DataError([f"{', '.join(map(str, inputs))}: no example came out: {why}; is it {name}?"])
+            why = ", ".join(f"{n} {reason}" for reason, n in summary.left_out.most_common()) or (
+                "they contain no question"
+            )
+            raise DataError([f"{', '.join(map(str, inputs))}: no examples found: {why}; is the format {name}?"])
     return summary
 
 
@@ -204,9 +206,9 @@ def notes(summary: Summary) -> list[str]:
     """What the table does not say."""
     lines = [f"left out: {n:,} questions {reason}" for reason, n in summary.left_out.most_common()]
     if summary.dialogues:
-        where = "it is in the metadata of their queries (chat_history), where no retriever of BEIR looks"
+        where = "it is stored in the metadata of the queries (chat_history), which BEIR retrievers do not read"
         lines.append(f"{summary.dialogues:,} of the questions follow a dialogue: {where}")
     if summary_has(summary, "no answer"):
         way = "groundtune index --eval_file"
-        lines.append(f"Examples without an answer serve to measure retrieval ({way}); training leaves them out.")
+        lines.append(f"Examples without an answer can be used to measure retrieval ({way}); training skips them.")
     return lines

@@ -73,9 +73,9 @@ def check(inputs: Sequence[str], output: Path, options: ReadOptions, size: int, 
     problems = [f"{name}: no such file or folder; check the path" for name in inputs if not os.path.exists(name)]
     for path in map(Path, inputs):
         if os.path.isfile(path) and path.suffix.lower() not in READERS:
-            problems.append(f"{path}: files of this kind are not read; convert it to one of {', '.join(READERS)}")
+            problems.append(f"{path}: unsupported file type; convert it to one of {', '.join(READERS)}")
     if output.suffix.lower() not in (".jsonl", ".parquet"):
-        problems.append(f"--output: {output}: documents are not written so; end the name in .jsonl or .parquet")
+        problems.append(f"--output: {output}: unsupported file type; use .jsonl or .parquet")
     problems += in_the_way("output", output)
     if size < 16:
         problems.append(f"--chunk_size: {size} is too small for a passage; give at least 16 tokens")
@@ -84,7 +84,7 @@ def check(inputs: Sequence[str], output: Path, options: ReadOptions, size: int, 
     try:
         codecs.lookup(options.encoding)
     except LookupError:
-        problems.append(f"--encoding: {options.encoding} is unknown; utf-8, cp1252 and latin-1 are usual ones")
+        problems.append(f"--encoding: {options.encoding} is unknown; common encodings are utf-8, cp1252 and latin-1")
     return problems
 
 
@@ -108,7 +108,7 @@ def find_files(inputs: Sequence[str], output: Path, summary: Summary) -> list[Fo
             elif file.resolve() != output.resolve():
                 found.setdefault(file.resolve(), Found(file, file.relative_to(base).as_posix()))
     if not found:
-        nothing = f"{', '.join(inputs)}: holds no file of a kind that is read: {', '.join(READERS)}"
+        nothing = f"{', '.join(inputs)}: no files of a supported type: {', '.join(READERS)}"
         raise DataError(summary.problems or [nothing])
     return list(found.values())
 
@@ -157,7 +157,7 @@ def _passages(
     if not seen:
         names = ", ".join(file.source for file in found[:3]) + (", ..." if len(found) > 3 else "")
         blank = f"{summary.blank} of the texts are blank, " if summary.blank else ""
-        problem = f"{names}: no passage came out of any file: {blank}{summary.unread} files cannot be read"
+        problem = f"{names}: none of the files gave a passage: {blank}{summary.unread} files cannot be read"
         raise DataError([*summary.problems, f"{problem}; nothing was written"])
 
 
@@ -196,8 +196,8 @@ def notes(summary: Summary) -> list[str]:
     """What the table does not say: what was left out, and why."""
     lines = [f"not read: {problem}" for problem in summary.problems]
     if summary.blank:
-        lines.append(f"left out: {summary.blank:,} texts that are blank")
+        lines.append(f"skipped: {summary.blank:,} blank texts")
     if summary.other_kinds:
         kinds = ", ".join(f"{kind} ({n})" for kind, n in summary.other_kinds.most_common(8))
-        lines.append(f"left out: {summary.other_kinds.total():,} files of kinds that are not read: {kinds}")
+        lines.append(f"skipped: {summary.other_kinds.total():,} files of unsupported types: {kinds}")
     return lines

@@ -25,9 +25,9 @@ REPEATS = "repeats another question"
 NO_ANSWER = "not answered by its passage"
 CUT = "answer cut at the token limit"
 UNSUPPORTED = "answer not supported by its passage"
-UNSUPPORTED_BY_LLM = "answer not supported, says the LLM"
-NOT_UNDERSTOOD = "verdict of the LLM not understood"
-NO_VERDICT = "no verdict of the LLM"
+UNSUPPORTED_BY_LLM = "answer not supported according to the LLM"
+NOT_UNDERSTOOD = "LLM verdict not understood"
+NO_VERDICT = "no LLM verdict"
 NOT_RETRIEVED = "passage not retrieved for it"
 GATES = (
     MENTIONS, REPEATS, NO_ANSWER, CUT, UNSUPPORTED, UNSUPPORTED_BY_LLM, NOT_UNDERSTOOD, NO_VERDICT, NOT_RETRIEVED,
@@ -147,11 +147,11 @@ def why_none(result: GateResult, failures: Sequence[str]) -> list[str]:
     """Why there is no example at all, and what to do."""
     counts = result.counts
     if failures and not counts["answers"]:
-        return [f"no reply came: {failures[0]}; nothing was written"]
+        return [f"no reply arrived: {failures[0]}; nothing was written"]
     reasons = ", ".join(f"{counts[gate]} {gate}" for gate in GATES if counts[gate]) or "no question was written"
     return [
         f"none of {counts['questions']} questions passed the gates: {reasons}; see generated.jsonl for what the model "
-        "wrote, and take a stronger --generator, or a --question_prompt that it follows"
+        "wrote, and use a stronger --generator or a --question_prompt that it follows"
     ]
 
 
@@ -178,5 +178,5 @@ def notes(result: GateResult, failures: Sequence[str], empty: Sequence[str]) -> 
     if failures:
         lines.append(f"{len(failures):,} requests failed ({failures[0]}); the same command asks for them again")
     if empty:
-        lines.append(f"no passage fell to {' and '.join(empty)}; raise --passages, or its share")
+        lines.append(f"no passage was assigned to {' and '.join(empty)}; raise --passages, or its share")
     return lines

@@ -31,7 +31,7 @@ class Journal:
         """Keep rows; they are on the disk when this returns. Raises `DiskError`."""
         rows = list(rows)
         if rows:
-            with disk_errors(self.path, hint="; what is in it stays: make room and start the same command again"):
+            with disk_errors(self.path, hint="; its contents are kept: free some space and run the same command again"):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._append(self._unwritten + rows)
             self._unwritten = []
@@ -48,7 +48,8 @@ class Journal:
         changed = [name for name, value in settings.items() if made_with.get(name) != value]
         if changed:
             what = ", ".join(f"{name} was {made_with.get(name)}, now {settings[name]}" for name in changed)
-            raise DataError([f"{self.path}: was made with other settings: {what}; name another --output or delete it"])
+            way_out = "name another --output_dir or delete it"
+            raise DataError([f"{self.path}: was made with other settings: {what}; {way_out}"])
         self.rows, self._unwritten = rows[1:], []
 
     def _parsed(self, whole: bytes) -> Iterator[dict[str, Any]]:

@@ -111,13 +111,13 @@ def _decoded(path: Path, encoding: str) -> str:
     except UnicodeDecodeError as error:
         raise _not_in(path, encoding, error) from error
     if "\0" in text:
-        raise _unreadable(path, "holds null characters, so it is no text", "leave it out or convert it")
+        raise _unreadable(path, "contains null characters, so it is not text", "remove it or convert it")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _not_in(path: Path, encoding: str, error: UnicodeDecodeError) -> DataError:
     seen = f"byte {error.start + 1} is {error.object[error.start]:#04x}"
-    return _unreadable(path, f"is not {encoding} ({seen})", "save it as UTF-8, or name its --encoding")
+    return _unreadable(path, f"is not {encoding} ({seen})", "save it as UTF-8, or give its --encoding")
 
 
 def _without_front_matter(text: str) -> tuple[str, str]:
@@ -201,7 +201,7 @@ def _markdown_of(soup: Any, path: Path) -> str:
     try:
         text = converter.convert_soup(soup)
     except RecursionError as error:
-        raise _unreadable(path, "nests its elements too deeply to be read", "save it again, or leave it out") from error
+        raise _unreadable(path, "is nested too deeply to be read", "save it again, or remove it") from error
     text = text.replace("\N{NO-BREAK SPACE}", " ")  # layout, which no word is found behind
     text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
     return re.sub(r"\n{3,}", "\n\n", text).strip()
@@ -217,16 +217,16 @@ def _pdf_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
     try:
         reader = pypdf.PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):
-            raise _unreadable(path, "is protected by a password", "save it without one")
+            raise _unreadable(path, "is protected by a password", "save it without a password")
         texts = [_clean(page.extract_text()) for page in reader.pages]
         title = _clean(str((reader.metadata or {}).get("/Title") or ""))
     except (OSError, DataError):
         raise
     except Exception as error:  # a broken file: the parser raises whatever it likes
         reason = f"is not a readable PDF ({type(error).__name__}: {error})"
-        raise _unreadable(path, reason, "print it to PDF again, or leave it out") from error
+        raise _unreadable(path, reason, "print it to PDF again, or remove it") from error
     if not any(texts):
-        raise _unreadable(path, "holds no text, only images", "run a text recognition such as ocrmypdf on it first")
+        raise _unreadable(path, "contains no text, only images", "run OCR such as ocrmypdf on it first")
     starts = [0]
     for text in texts[:-1]:
         starts.append(starts[-1] + len(text) + 2)
@@ -291,7 +291,7 @@ def _field(row: dict[str, Any], name: str, where: str, required: bool) -> str:
         flag = "" if name != "text" else " with --text_field"
         raise DataError([f"{where}: {name}: missing; it has {', '.join(map(str, row)) or 'nothing'}: name one{flag}"])
     if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError([f"{where}: {name}: holds half of a surrogate pair; write the whole character"])
+        raise DataError([f"{where}: {name}: contains half of a surrogate pair; write the complete character"])
     if value is not None and not isinstance(value, str):
         raise DataError([f"{where}: {name}: is {shown(value)}, not text; name a field that holds text"])
     return value or ""

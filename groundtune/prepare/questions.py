@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 JournalRow = dict[str, Any]
 NOT_ANSWERED = "NOT ANSWERED"
-STILL_THINKING = "a reply ended in its thoughts; raise --max_new_tokens, or turn thinking off by --generator_options"
+STILL_THINKING = (
+    "a reply ended within its reasoning; raise --max_new_tokens, or turn reasoning off with --generator_options"
+)
 PLACEHOLDERS = {
     "questions.txt": ("{passage}",),
     "answer.txt": ("{passage}", "{question}"),
@@ -66,7 +68,7 @@ def read_prompt(path: Path | None, packaged: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError([f"{path}: cannot be read ({error}); name a text file in UTF-8"]) from error
     if missing := [name for name in PLACEHOLDERS[packaged] if name not in text]:
-        raise DataError([f"{path}: lacks {' and '.join(missing)}; write it where the text is to stand"])
+        raise DataError([f"{path}: lacks {' and '.join(missing)}; put it where the text should be inserted"])
     return text
 
 

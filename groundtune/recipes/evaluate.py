@@ -128,7 +128,7 @@ def _answerers(
     opening, with_base = arguments.answering_model(), arguments.answers.with_base
     if with_base and not opening.base and not arguments.base:
         name = arguments.model.model_name_or_path
-        raise DataError([f"--with_base: {name} names no model that it was trained from; name it with --base_model"])
+        raise DataError([f"--with_base: {name} does not name the model it was trained from; name it with --base_model"])
     prompt, pad_id = asked[0].evaluator.prompt, tokenizer.pad_token_id
     model = opening.open(prompt, pad_id)
     longest = max(len(question.prompt_ids) for one in asked for question in one.evaluator.questions)
@@ -207,7 +207,7 @@ def _questions_seen(arguments: InferenceArguments) -> list[str]:
     same_file = "eval_file" in run.names and asked.resolve() == Path(run.names["eval_file"]).resolve()
     if not same_file and sha256_of(asked) != run.inputs.get("eval_file"):
         return []
-    return [f"{asked}: the checkpoint was chosen on these questions, so these numbers flatter it"]
+    return [f"{asked}: the checkpoint was selected on these questions, so these numbers are optimistic"]
 
 
 def _with_outcomes(by_system: dict[str, Evaluation], right: Rightness) -> dict[str, Evaluation]:
@@ -222,18 +222,18 @@ def _comparisons(evaluations: dict[str, dict[str, Evaluation]], name: str) -> li
     comparisons = []
     for context, by_system in evaluations.items():
         if BASE in by_system:
-            systems = {f"{name}, untouched": by_system[BASE], name: by_system[MODEL]}
+            systems = {f"{name}, base": by_system[BASE], name: by_system[MODEL]}
             comparisons.append(compare(f"Context: {context}", {n: e.predictions for n, e in systems.items()}))
     if len(evaluations) > 1 or not comparisons:
         first = sorted(evaluations, key=lambda context: context != "retrieved")  # what the others are measured against
-        title = f"{name}: what it reads" if len(evaluations) > 1 else f"{name}: {first[0]}"
+        title = f"{name}: contexts" if len(evaluations) > 1 else f"{name}: {first[0]}"
         comparisons.append(compare(title, {context: evaluations[context][MODEL].predictions for context in first}))
     return comparisons
 
 
 def _check_replaces_no_training(folder: Path) -> None:
     if (run := remembered(str(folder))) and run.method:
-        raise DataError([f"--output_dir: {folder} holds a training run; name another, as {folder / 'evaluation'}"])
+        raise DataError([f"--output_dir: {folder} holds a training run; name another, such as {folder / 'evaluation'}"])
 
 
 def _made(folder: Path) -> Path:
@@ -282,9 +282,9 @@ def facts(arguments: InferenceArguments, right: Rightness) -> dict[str, str]:
     retrieval, generator = arguments.retrieval, arguments.generator
     server = hide_secrets(generator.generator)
     how = {
-        "here": "written here, read by the model here",
-        "completions": f"written here, sent as token ids to {server}/completions",
-        "chat": f"messages sent to {server}/chat/completions; the server's template wrote the prompt",
+        "here": "written and read locally",
+        "completions": f"written locally, sent as token ids to {server}/completions",
+        "chat": f"messages sent to {server}/chat/completions; the server applied its template",
     }
     embedding = retrieval.eval_embedding_model or retrieval.embedding_model
     shown = {
@@ -292,7 +292,7 @@ def facts(arguments: InferenceArguments, right: Rightness) -> dict[str, str]:
         "Prompt": how[arguments.api],
         "Questions": arguments.data.eval_file,
         "Documents": arguments.data.full_dataset_file_path,
-        "Retriever": f"{retrieval.retriever} {embedding}, {retrieval.eval_num_to_retrieve} passages a question",
+        "Retriever": f"{retrieval.retriever} {embedding}, {retrieval.eval_num_to_retrieve} passages per question",
         "Contexts": ", ".join(arguments.contexts),
         "An answer is right if": str(right),
         "Judge": arguments.judge.judge_model or hide_secrets(arguments.judge.judge),

@@ -126,7 +126,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
     )
     if quiet:
         trainer.remove_callback(PrinterCallback)  # it stands in for the bar
-    with _timed("evaluate the untouched model on test", durations):
+    with _timed("evaluate the base model on test", durations):
         base = _untouched(trainer, evaluators["test"], inside(output_dir, "predictions", "test_base.jsonl"), checkpoint)
     with _timed("train and evaluate", durations):
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -177,7 +177,7 @@ def _check(arguments: Arguments) -> None:
     if arguments.data.full_dataset_index_path:
         problems += in_the_way("full_dataset_index_path", arguments.data.full_dataset_index_path, folder=True)
     if arguments.output.push_report and not arguments.training.push_to_hub:
-        problems.append("--push_report: nothing is pushed; give --push_to_hub too")
+        problems.append("--push_report: nothing is pushed without --push_to_hub; add it")
     if problems:
         raise DataError(problems)
 
@@ -222,7 +222,7 @@ def _untouched(
     trainer: QATrainer, evaluator: EndToEndEvaluator, path: Path, checkpoint: Checkpoint | None
 ) -> Evaluation:
     """The untouched model end to end on test; a run that goes on reads its own answers of the first time."""
-    run, key = trainer.run, "answers of the untouched model"
+    run, key = trainer.run, "answers of the base model"
 
     def answered_before() -> Evaluation | None:
         known = checkpoint is not None and path.exists()
@@ -257,7 +257,7 @@ def _tell(diagnosis: Diagnosis, arguments: Arguments) -> list[str]:
     for note in notes:
         logger.warning(note)
     if notes:
-        logger.warning("to see where, and what to do: %s", doctor_command(arguments))
+        logger.warning("to see where and what to do, run: %s", doctor_command(arguments))
     return notes
 
 

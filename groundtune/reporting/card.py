@@ -47,16 +47,16 @@ def model_card(results: Results) -> str:
         f"> **{md(caution)}**" if caution else "",
         md_list(_facts(results, arguments)),
         f"## Before and after, on {results.base.n} questions",
-        md_table(["", "Untouched [95 %]", "Tuned [95 %]", "Difference [95 %]", "Verdict"], rows),
+        md_table(["", "Base [95 %]", "Tuned [95 %]", "Difference [95 %]", "Verdict"], rows),
         md(for_scale(results)),
         md(HOW_TO_READ),
         *(["## Notes", "\n".join(remarks)] if remarks else []),
         "## Data", md_table(["", "File", "Rows", "SHA-256"], _data(record)),
-        "## Ask it", f"About your documents, as `groundtune documents` writes them{_local_embedder(record)}:",
+        "## Ask it", f"With your own documents, as written by `groundtune documents`{_local_embedder(record)}:",
         md_fence(ask_command(record), "shell"),
-        "## Load it", "Without Groundtune, on passages that you retrieve; the prompt is the one that it learnt from:",
+        "## Load it", "Without Groundtune, on passages that you retrieve. The prompt is the one used in training:",
         md_fence(loading_code(record), "python"),
-        "## Licence", "Not set: it depends on the licences of the base model and of the data. Add `license` above.",
+        "## Licence", "Not set: it depends on the licences of the base model and the data. Add `license` above.",
     ]  # fmt: skip
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -91,7 +91,7 @@ def _local_embedder(record: Mapping[str, Any]) -> str:
     """That the command's embedding model was a folder, which others have elsewhere."""
     names = [_known_as(record, flag) for flag in ("eval_embedding_model", "embedding_model")]
     name, on_hub = next((known for known in names if known[0]), ("", True))
-    return "" if on_hub else f"; {md(name)} was a folder: name yours"
+    return "" if on_hub else f"; {md(name)} was a local folder: use your own"
 
 
 def loading_code(record: Mapping[str, Any]) -> str:
@@ -198,7 +198,7 @@ def _facts(results: Results, arguments: Mapping[str, Any]) -> dict[str, str]:
         "Base model": f"{base}{revision}" if on_hub else f"{base} (a local folder)" if base else "",
         "Trained by": how,
         "Checkpoint": "the last weights" if step is None else f"step {step}, best {results.selection_metric}",
-        "Retriever": f"{found_by or 'dense'}, {passages} passages a question",
+        "Retriever": f"{found_by or 'dense'}, {passages} passages per question",
         "Prompt": _style(record),
         "Made with": ", ".join(f"{name} {versions[name]}" for name in ("groundtune", "transformers", "peft", "torch")
                                if name in versions),

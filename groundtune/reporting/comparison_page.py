@@ -59,15 +59,18 @@ def failures(comparison: Comparison) -> list[str]:
         if evaluation.failed:
             reasons = [p.failure for p in evaluation.predictions if p.failure]
             lines.append(
-                f"{name}: {evaluation.failed} of {evaluation.n} answers failed and are in no mean (first: {reasons[0]})"
+                f"{name}: {evaluation.failed} of {evaluation.n} answers failed and are excluded from the means (first: "
+                f"{reasons[0]})"
             )
         answered = evaluation.n - evaluation.failed
         for judge in dict.fromkeys(judge for p in evaluation.predictions for judge in p.judged):
             scored = evaluation.scored(f"judge/{judge}")
             if scored < answered:
-                lines.append(f"{name}: judge {judge}: {scored} scored, {answered - scored} failed, {answered} in all")
+                lines.append(f"{name}: judge {judge}: {scored} scored, {answered - scored} failed, {answered} in total")
         if comparison.left_out[name]:
-            lines.append(f"{name}: {comparison.left_out[name]} questions are left out, for not all systems have them")
+            lines.append(
+                f"{name}: {comparison.left_out[name]} questions are left out because not all systems answered them"
+            )
     return lines
 
 

@@ -28,14 +28,13 @@ def dot_plot(results: Results) -> str:
             ends = [pair[kind] for pair in pairs]
             colour = _COLOURS[name]
             axes.hlines(at, [end.low for end in ends], [end.high for end in ends], colour, linewidth=2, alpha=0.5)
-            label = "untouched" if name == "base" else name
-            axes.plot([end.value for end in ends], at, "o", color=colour, markersize=6, label=label, clip_on=False)
+            axes.plot([end.value for end in ends], at, "o", color=colour, markersize=6, label=name, clip_on=False)
         _labelled_rows(axes, list(labels.values()))
         axes.set_xlim(left=0)
         _legend(axes, 2)
 
     values = zip(labels.values(), pairs, strict=True)
-    alt = "; ".join(f"{name}: untouched {base.value:.2f}, tuned {tuned.value:.2f}" for name, (base, tuned) in values)
+    alt = "; ".join(f"{name}: base {base.value:.2f}, tuned {tuned.value:.2f}" for name, (base, tuned) in values)
     return _figure("before_after", (3.7, 3.9), "Means with 95 % intervals", "", alt, draw)
 
 
@@ -90,7 +89,7 @@ def differences_plot(
         )
         for label, ends in rows.items()
     )  # fmt: skip
-    caption, explanation = f"Differences to {reference}", "Paired, with 95 % intervals; right of 0 is more."
+    caption, explanation = f"Differences from {reference}", "Paired, with 95 % intervals; right of 0 is higher."
     height = 0.8 + len(rows) * max(0.42, 0.16 * len(names)) + 0.2 * (len(names) // _columns(names))
     return _figure(f"differences {title}", (3.7, height), caption, explanation, alt, draw)
 
@@ -143,9 +142,9 @@ def metric_plot(results: Results) -> str:
 
     name, rows = curves[0]
     alt = f"{name} by step: " + ", ".join(f"{value:.2f} at step {step}" for step, value, *_ in rows)
-    ring = "" if results.best_step is None else f" The ring marks the chosen checkpoint, step {results.best_step}."
+    ring = "" if results.best_step is None else f" The ring marks the selected checkpoint, step {results.best_step}."
     explanation = (
-        f"{_asked(results)} evaluated during training, {name} with its 95 % interval; step 0 is untouched.{ring}"
+        f"{_asked(results)} evaluated during training, {name} with its 95 % interval; step 0 is the base model.{ring}"
     )
     return _figure("metric", (5.2, 3.0), "Answers, end to end", explanation, alt, draw)
 
@@ -172,7 +171,10 @@ def loss_plot(results: Results) -> str:
         _steps_axis(axes)
         axes.legend(loc="upper right", frameon=False)
 
-    explanation = "Nats per answer token: on the training rows, and on the evaluated questions with their gold passage."
+    explanation = (
+        "Nats per answer token, on the training rows and on the eval questions with their gold passage (the one with "
+        "the answer)."
+    )
     alt = "; ".join(
         f"{name} loss {rows[0][1]:.2f} at step {rows[0][0]}, {rows[-1][1]:.2f} at step {rows[-1][0]}"
         for name, rows in (("training", training), ("evaluation", gold)) if rows

@@ -118,7 +118,7 @@ def summary_table(results: Results) -> Table:
 
     # Without a frame it fits into 80 columns.
     table = Table(f"{results.base.n} questions", box=None, padding=(0, 1, 0, 0))
-    for heading in ("untouched [95 %]", "tuned [95 %]", "difference [95 %]", ""):
+    for heading in ("base [95 %]", "tuned [95 %]", "difference [95 %]", ""):
         table.add_column(escape(heading), no_wrap=True)
     colours = {"better": "green", "worse": "red"}
     for row in comparison(results):
@@ -143,7 +143,7 @@ def _markdown(results: Results) -> str:
         f"> **{md(caution)}**" if caution else "",
         "## What was compared", md_list(facts(results)),
         "## Before and after",
-        md_table(["", "Untouched [95 %]", "Tuned [95 %]", "Difference [95 %]", "Verdict"], before_after),
+        md_table(["", "Base [95 %]", "Tuned [95 %]", "Difference [95 %]", "Verdict"], before_after),
         md(for_scale(results)),
         md(HOW_TO_READ),
         *(["## Notes", "\n".join(remarks)] if remarks else []),
@@ -160,7 +160,7 @@ def _md_changes(changes: Sequence[Change]) -> str:
         [f"{c.value:+.2f}", c.base.example.question, c.base.example.answer, c.base.answer, c.tuned.answer, c.gold_rank]
         for c in changes
     ]
-    header = ["F1", "Question", "Gold answer", "Untouched", "Tuned", "Gold document"]
+    header = ["F1", "Question", "Gold answer", "Base", "Tuned", "Gold document"]
     return md_table(header, rows) if rows else "None."
 
 
@@ -189,7 +189,7 @@ def _page(results: Results) -> str:
         how_to_read=escape(HOW_TO_READ),
         curves=f'<div class="pair curves">{curves or nothing}</div>',
         history=_html_evaluations(results),
-        between=f"Between these lie {between} other question{'' if between == 1 else 's'}." if between else "",
+        between=f"Not shown: {between} question{'' if between == 1 else 's'}." if between else "",
         gained=html_changes(gained),
         lost=html_changes(lost),
         command=escape(record.get("command", "")),
@@ -258,7 +258,7 @@ def html_cells(row: Sequence[str]) -> str:
     return f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>'
 
 
-def html_changes(changes: Sequence[Change], base: str = "Untouched", tuned: str = "Tuned") -> str:
+def html_changes(changes: Sequence[Change], base: str = "Base", tuned: str = "Tuned") -> str:
     """Question by question, what the two said."""
     return "".join(_html_answer(change, base, tuned) for change in changes) or '<p class="empty">None.</p>'
 

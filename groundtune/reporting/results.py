@@ -36,10 +36,10 @@ _COST = {
     "latency/generation_s": "Seconds/answer",
 }
 HOW_TO_READ = (
-    "Means over questions with their 95 % bootstrap intervals. A difference is better or worse where its paired "
-    "interval excludes 0 and p < 0.05, else unclear. The verdict rests on token F1 alone; the other rows are not "
-    "corrected for being many. The retriever is frozen: its scores are the same for both models. Seconds are one "
-    "timing and have no interval."
+    "Means over questions with 95 % bootstrap intervals. A difference is better or worse if its paired interval "
+    "excludes 0 and p < 0.05, otherwise unclear. The verdict depends on token F1 alone; the other rows are not "
+    "corrected for multiple comparisons. The retriever is frozen (not trained), so its scores are the same for both "
+    "models. Seconds are a single timing and have no interval."
 )
 EVALUATION_COLUMNS = ("Step", "Training loss", "Loss with gold passage", "Token F1", "ROUGE-L")
 
@@ -191,7 +191,7 @@ def facts(results: Results) -> dict[str, str]:
         "Questions": f"{results.base.n} from {test}" if test else str(results.base.n),
         "Training file": arguments.get("train_file"),
         "Documents": arguments.get("full_dataset_file_path"),
-        "Retriever": f"{found_by}, {passages} passages a question",
+        "Retriever": f"{found_by}, {passages} passages per question",
         "Seed": results.record.get("seed"),
     }
     return {name: str(value) for name, value in shown.items() if value not in (None, "")}
@@ -201,9 +201,9 @@ def warning(results: Results) -> str:
     """That no separate questions were kept for the test; empty if they were."""
     if not results.selected_on_test:
         return ""
-    chosen = "these questions were also evaluated during training"
+    chosen = "these questions were also used for evaluation during training"
     if results.best_step is not None:
-        chosen = "the checkpoint was chosen on the same questions that are reported here, so these numbers flatter it"
+        chosen = "the checkpoint was selected on the questions reported here, so these numbers are optimistic"
     return f"No separate test: {chosen}. Give --test_file for an unbiased verdict."
 
 
@@ -213,8 +213,8 @@ def for_scale(results: Results) -> str:
     if not found:
         return ""
     return (
-        f"To compare with: answered with the question itself, token F1 is {found['question']:.2f}; with the first "
-        f"retrieved passage as it stands, {found['first_passage']:.2f}."
+        f"For comparison, token F1 is {found['question']:.2f} if the question itself is the answer, and "
+        f"{found['first_passage']:.2f} if the first retrieved passage is."
     )
 
 

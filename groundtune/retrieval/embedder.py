@@ -202,7 +202,7 @@ class Embedder:
         if too_long:
             longest = max(too_long, key=lengths.__getitem__)
             logger.warning(
-                "%d of %d documents are longer than the %d tokens that %s reads; their ends are not searched. "
+                "%d of %d documents are longer than the %d tokens that %s reads; a search does not see their ends. "
                 "The longest has %d tokens: %.60r",
                 len(too_long),
                 len(texts),
@@ -221,8 +221,8 @@ def _check_lengths(vectors: np.ndarray, name: str) -> None:
     if len(wrong):
         raise DataError(
             [
-                f"{name}: its similarity is the cosine, but {len(wrong)} of {len(vectors)} vectors are not of length 1 "
-                f"(one is {wrong[0]:.3g}); update sentence-transformers, or set similarity_fn_name to dot in its "
+                f"{name}: its similarity is the cosine, but {len(wrong)} of {len(vectors)} vectors do not have length "
+                f"1 (one is {wrong[0]:.3g}); update sentence-transformers, or set similarity_fn_name to dot in its "
                 "config_sentence_transformers.json"
             ]
         )

@@ -55,10 +55,10 @@ def read_checkpoint(folder: Path, to_resume: bool = True) -> Checkpoint:
     if folder.name != name:
         raise Damaged(f"was written as {name}")
     if to_resume and about.get("resumable") is not True:
-        raise Damaged("holds a model and nothing to resume from (--save_only_model)")
+        raise Damaged("contains a model but no training state (--save_only_model)")
     for path in (folder, *folder.iterdir()):  # PEFT keeps adapters in subfolders, too
         if found := pickles(path):
-            raise Damaged(f"is not read: {found[0]}")
+            raise Damaged(f"was not read: {found[0]}")
     return Checkpoint(folder, about["step"], about)
 
 
@@ -80,7 +80,7 @@ def newest_checkpoint(output_dir: Path) -> Checkpoint | None:
         try:
             return read_checkpoint(folder)
         except Damaged as damage:
-            logger.warning("%s is not resumed from: %s", folder, damage)
+            logger.warning("cannot resume from %s: %s", folder, damage)
     return None
 
 
@@ -96,7 +96,7 @@ def writing(
     """
     folder = target.with_name(_UNDER_WAY + target.name)
     last = next((path for path in reversed(checkpoint_folders(target.parent)) if path != target), None)
-    hint = f"; {last} is untouched: make room and start the same command again" if last else ""
+    hint = f"; {last} is intact: free some space and run the same command again" if last else ""
     with disk_errors(target, needed, hint):
         try:
             if writes:

@@ -57,8 +57,8 @@ class Hub:
             private = self.training.hub_private_repo
             self.name = self._api.create_repo(self.name, private=private, exist_ok=True).repo_id
         except Exception as error:  # the hub's client has a dozen kinds
-            problem = f"--push_to_hub: {self.name} cannot be made on the hub ({hide_secrets(one_line(error))})"
-            ways_out = "log in with `hf auth login`, name another --hub_model_id, or leave the flag out and push later"
+            problem = f"--push_to_hub: {self.name} cannot be created on the hub ({hide_secrets(one_line(error))})"
+            ways_out = "log in with `hf auth login`, name another --hub_model_id, or remove the flag and push later"
             raise DataError([f"{problem}; {ways_out}"]) from error
         return self.name
 
@@ -143,14 +143,19 @@ def _tell_of_a_local_base(folder: Path) -> None:
     config = folder / "adapter_config.json"
     base = json.loads(config.read_text("utf-8")).get("base_model_name_or_path") if config.is_file() else None
     if base and Path(base).is_dir():
-        logger.warning("the adapter names its base by a folder, %s, which nobody else has: push that too", base)
+        logger.warning(
+            "the adapter names a local folder as its base model, %s, which others do not have: push that too", base
+        )
 
 
 def _pushed(what: str, staged: str, push: Future) -> None:
     shutil.rmtree(staged, ignore_errors=True)
     if error := push.exception():
-        logger.warning("%s was not pushed to the hub (%s); the run goes on", what, hide_secrets(one_line(error)))
+        logger.warning("%s was not pushed to the hub (%s); the run continues", what, hide_secrets(one_line(error)))
 
 
 def _how_to_push(folder: Path, problem: str) -> str:
-    return f"{problem}. The run is whole in {folder}, and not on the hub: the same command pushes it and trains nothing"
+    return (
+        f"{problem}. The run is complete in {folder} but not on the hub; run the same command again to push it without "
+        "training"
+    )

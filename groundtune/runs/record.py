@@ -73,16 +73,6 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
 
 
-
-
-
-
-
-
-
-
-
-
 def _command(argv: Sequence[str]) -> str:
     program = ["python", argv[0]] if argv[0].endswith(".py") else [Path(argv[0]).name]
     words, flag = [], ""
@@ -114,8 +104,6 @@ def _device() -> str:
     names = re.findall(r"model name\s*: (.+)", details.read_text(errors="replace")) if details.exists() else []
     cpu = names[0] if names else cpu
     return f"{cpu}, {torch.get_num_threads()} threads"
-
-
 
 
 def run_facts(record: Mapping[str, Any]) -> dict[str, str]:

@@ -83,7 +83,7 @@ def remembered(folder: str) -> Remembered | None:
     record, digest = _read(path)
     groups = record.get("arguments")
     if not isinstance(groups, dict):
-        raise DataError([f"{path}: arguments: missing; this is no record of a run, so name another folder"])
+        raise DataError([f"{path}: arguments: missing; this is not the record of a run, so name another folder"])
     problems: list[str] = []
     settings = _settings(groups, str(path), problems)
     written = _names(groups, str(path), problems)
@@ -91,7 +91,7 @@ def remembered(folder: str) -> Remembered | None:
     revision = _text(_of(groups, "model").get("model_revision") or "", f"{path}: model_revision", problems)
     gguf_file = _text(_of(groups, "model").get("gguf_file") or "", f"{path}: gguf_file", problems)
     if gguf_file in (".", "..") or re.search(r"[/\\]", gguf_file):
-        problems.append(f"{path}: gguf_file: {gguf_file!r} is no file name; run.json was edited, so correct it")
+        problems.append(f"{path}: gguf_file: {gguf_file!r} is not a file name; run.json was edited, so correct it")
     if problems:
         raise DataError(problems)
     own, outside = _own_run(digest), {}
@@ -128,8 +128,10 @@ def record_own_run(folder: Path, index_path: str = "") -> None:
         write_text(runs / f"{sha256_of(folder / RUN)}.json", json.dumps(record) + "\n")
     except (OSError, DataError) as error:  # the latter for a link
         reason = getattr(error, "strerror", None) or error
-        logger.warning("%s cannot be written to (%s): models and files outside %s have to be named again when it is "
-                       "evaluated", _own_runs(), reason, folder)  # fmt: skip
+        logger.warning(
+            "cannot write to %s (%s): models and files outside %s must be named again for an evaluation",
+            _own_runs(), reason, folder,
+        )  # fmt: skip
 
 
 def changed_inputs(run: Remembered, paths: Mapping[str, str]) -> list[str]:
@@ -201,7 +203,7 @@ def _wrong(value: Any, kind: str, choices: list[str] | None) -> str:
         "bool": lambda v: isinstance(v, bool),
         "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
     }
-    return "" if kinds[kind](value) else f"{_shown(value)} is no {kind}"
+    return "" if kinds[kind](value) else f"{_shown(value)} is not a {kind}"
 
 
 def _names(groups: Mapping[str, Any], path: str, problems: list[str]) -> dict[str, str]:
@@ -216,7 +218,7 @@ def _names(groups: Mapping[str, Any], path: str, problems: list[str]) -> dict[st
 def _text(value: Any, where: str, problems: list[str]) -> str:
     if isinstance(value, str) and len(value) <= _LONGEST_NAME and "\0" not in value:
         return value
-    problems.append(f"{where}: {_shown(value)} is no name; run.json was edited, so correct it or remove it")
+    problems.append(f"{where}: {_shown(value)} is not a name; run.json was edited, so correct it or remove it")
     return ""
 
 

@@ -56,7 +56,7 @@ _RESULTS = (
 )  # report.html is made last
 # The subfolders that a run writes into; `runs` is TensorBoard's.
 _WRITTEN = ("predictions", "checkpoint-*", ".writing-*", ".pushing-*", "additional_chat_templates", "runs")
-_WAYS_OUT = "name another --output_dir, or give --overwrite_output_dir to begin anew there"
+_WAYS_OUT = "name another --output_dir, or give --overwrite_output_dir to start over"
 
 
 class AlreadyFinished(Exception):
@@ -125,12 +125,12 @@ def checkpoint_to_resume(training: Any, run: Mapping[str, Any]) -> Checkpoint | 
     elif asked in ("auto", "true"):
         checkpoint = newest_checkpoint(output_dir)
         if checkpoint is None and asked == "true":
-            raise DataError([f"--resume_from_checkpoint: no complete checkpoint in {output_dir}; leave the flag out"])
+            raise DataError([f"--resume_from_checkpoint: no complete checkpoint in {output_dir}; remove the flag"])
     else:
         checkpoint = _named(Path(training.resume_from_checkpoint))
     if checkpoint is not None:
         check_same_run(checkpoint, run, training.resume_anyway)
-        logger.info("going on from %s", checkpoint.folder)
+        logger.info("resuming from %s", checkpoint.folder)
     (output_dir / _RESULTS[0]).unlink(missing_ok=True)  # or a run killed beside an old report would seem finished
     return checkpoint
 
@@ -140,13 +140,13 @@ def check_same_run(checkpoint: Checkpoint, run: Mapping[str, Any], anyway: bool)
     changed = _differences(checkpoint.about["run"], run, f"when {checkpoint.folder.name} was saved")
     if changed and not anyway:
         ways_out = (
-            f"{checkpoint.folder} is of a run with other settings: set them back, {_WAYS_OUT}, or --resume_anyway"
+            f"{checkpoint.folder} is from a run with other settings: restore them, {_WAYS_OUT}, or use --resume_anyway"
         )
         raise DataError([*changed, ways_out])
     then, now = checkpoint.about["run"].get("versions", {}), run.get("versions", {})
     changed += [f"{name}: {then[name]} then, {now[name]} now" for name in now if then.get(name, now[name]) != now[name]]
     for line in changed:
-        logger.warning("resumed though changed: %s", line)
+        logger.warning("resumed although changed: %s", line)
 
 
 @contextmanager
@@ -188,7 +188,7 @@ def _check_finished(output_dir: Path, run: Mapping[str, Any], anyway: bool) -> N
         raise DataError([f"--output_dir: {output_dir} holds the results of an earlier run; {_WAYS_OUT}"]) from None
     if not changed:
         raise AlreadyFinished(
-            f"{output_dir} holds this very run, finished: see {output_dir / 'report.html'}; {_WAYS_OUT}"
+            f"{output_dir} already holds this run, finished: see {output_dir / 'report.html'}; {_WAYS_OUT}"
         )
     if not anyway:
         raise DataError([*changed, f"{output_dir} holds a finished run with other settings; {_WAYS_OUT}"])

@@ -41,7 +41,7 @@ def held(folder: Path, file: str, flag: str, patience: float, busy: Callable[[],
             raise DataError([problem]) from error
         if number not in _WITHOUT_LOCKS:
             raise
-        logger.warning("%s is on a file system without locks: see to it that no second run writes there", folder)
+        logger.warning("%s is on a file system without locks: make sure that no other run writes there", folder)
     try:
         yield lock.is_locked
     finally:

@@ -49,7 +49,7 @@ class MicroBatch:
         """What a run says about it at its end."""
         if self.size == self.wanted:
             return []
-        rows = f"{self.size} row{'' if self.size == 1 else 's'} at once"
+        rows = f"{self.size} row{'' if self.size == 1 else 's'} per pass"
         return [f"memory ran out with {self.flag} {self.wanted}: computed with {rows}; {self.unchanged} the same"]
 
 
@@ -92,7 +92,7 @@ def halve_on_oom(
         release()
         before, micro_batch.size = micro_batch.size, (micro_batch.size + 1) // 2
         logger.warning(
-            "out of memory with %d rows at once (%s): from here on %d at once, in more passes; %s the same",
+            "out of memory with %d rows per pass (%s): from here on %d per pass, in more passes; %s the same",
             before,
             why,
             micro_batch.size,

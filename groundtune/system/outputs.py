@@ -89,5 +89,5 @@ def _new_file(path: str, flags: int) -> int:
 
 def _refusal(path: str | os.PathLike[str], flag: str = "") -> str:
     what = f"{f'--{flag}: ' if flag else ''}{path} is a link to {os.path.realpath(path)}"
-    line = f"{what}, and nothing is written through a link; remove it, or name another output"
+    line = f"{what}, and output is never written through a link; remove it, or name another output"
     return line if line.isprintable() else repr(line)[1:-1]  # names may hold what rewrites a screen

@@ -160,7 +160,7 @@ def _listen(ear: socket.socket) -> None:
             if signals > 1:
                 os._exit(128 + heard[0])
             if _state.deferred:
-                _say(heard[0], "a second signal leaves at once")
+                _say(heard[0], "a second signal exits immediately")
 
 
 def _deaf() -> None:

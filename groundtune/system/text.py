@@ -66,7 +66,7 @@ def one_line(text: object, at_most: int = 0) -> str:
     return line if not at_most or len(line) <= at_most else f"{line[: at_most - 3]}..."
 
 
-HALF_A_CHARACTER = "holds half of a surrogate pair, which UTF-8 cannot encode; write the whole character"
+HALF_A_CHARACTER = "contains half of a surrogate pair, which UTF-8 cannot encode; write the complete character"
 
 
 def encodable(value: Any) -> bool:

@@ -38,47 +38,55 @@ class QATrainingArguments(TrainingArguments):
 
     _argument_group_name = "training (transformers.TrainingArguments)"
 
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for the model, its checkpoints and the report.", "aliases": ["-o"]}
+    )
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Rows per device and forward pass."})
-    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Questions answered at once on a device."})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training file."})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Questions answered per batch on a device."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Number of passes over the training file."})
     learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate. Default: 2e-4 with --use_peft, 2e-5 without."}
     )
     lr_scheduler_type: SchedulerType | str = field(
-        default="cosine", metadata={"help": "Shape of the learning rate after the warm-up."}
+        default="cosine", metadata={"help": "Learning rate schedule after the warm-up."}
     )
     warmup_steps: float = field(
         default=0.05,
         metadata={"help": "Warm-up in steps, or below 1 as a share of all steps (--warmup_ratio maps to it)."},
     )
-    logging_steps: float = field(default=5, metadata={"help": "Log the loss every so many steps."})
+    logging_steps: float = field(default=5, metadata={"help": "Number of steps between logs of the loss."})
     bf16: bool | None = field(
-        default=None,
-        metadata={"help": "Compute in bfloat16. Default: wherever the hardware does so itself.", **_SWITCH},
+        default=None, metadata={"help": "Compute in bfloat16. Default: if the hardware supports it.", **_SWITCH}
     )
     eval_strategy: IntervalStrategy | str = field(
         default="steps", metadata={"help": "When to evaluate end to end: no, steps or epoch."}
     )
     eval_steps: float | None = field(
-        default=0.5, metadata={"help": "Evaluate every so many steps, or below 1 every such share of the run."}
+        default=0.5, metadata={"help": "Steps between evaluations, or below 1 a share of the run."}
     )
     eval_on_start: bool = field(
-        default=True,
-        metadata={"help": "Evaluate the untouched model before the first step: the baseline of the curves."},
+        default=True, metadata={"help": "Evaluate the base model before the first step, as the baseline of the curves."}
     )
-    save_strategy: str | None = field(default=None, metadata={"help": "When to save. Default: when evaluating."})
-    save_steps: float | None = field(default=None, metadata={"help": "As --eval_steps. Default: the same."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best always among them."})
+    save_strategy: str | None = field(default=None, metadata={"help": "When to save. Default: at every evaluation."})
+    save_steps: float | None = field(
+        default=None, metadata={"help": "Steps between checkpoints, like --eval_steps. Default: the same value."}
+    )
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Number of checkpoints to keep; the best is always one of them."}
+    )
     load_best_model_at_end: bool | None = field(
         default=None,
         metadata={
-            "help": "End with the best checkpoint. Default: if checkpoints are saved when evaluating.",
+            "help": "Use the best checkpoint at the end. Default: true if a checkpoint is saved at every evaluation.",
             **_SWITCH,
         },
     )
     metric_for_best_model: str | None = field(
         default=EndToEndEvaluator.primary_metric,
-        metadata={"help": "End-to-end metric that chooses the best checkpoint; its direction is known."},
+        metadata={
+            "help": "End-to-end metric that selects the best checkpoint; whether higher is better is known for "
+            "each metric."
+        },
     )
     report_to: None | str | list[str] = field(
         default="none", metadata={"help": "Trackers: none, trackio, tensorboard, wandb, mlflow ..."}
@@ -86,38 +94,41 @@ class QATrainingArguments(TrainingArguments):
     compile_layers: bool = field(
         default=False,
         metadata={
-            "help": "torch.compile each layer for rows of any length: some minutes first, then faster steps. "
-            "--torch_compile would compile the whole model anew for each length.",
+            "help": "torch.compile each layer for rows of any length: takes a few minutes, then steps are faster. "
+            "--torch_compile would recompile the whole model for each length.",
             **_SWITCH,
         },
     )
     resume_from_checkpoint: str | None = field(
         default="auto",
         metadata={
-            "help": "auto: go on from the last complete checkpoint of this very run in output_dir, if there is one. "
-            "A folder: from that checkpoint. no: from the beginning; output_dir must hold no checkpoint then."
+            "help": "auto: resume from the last complete checkpoint of the same run in output_dir, if there is one. A "
+            "folder: resume from that checkpoint. no: start from the beginning; output_dir must not contain a "
+            "checkpoint."
         },
     )
     resume_anyway: bool = field(
-        default=False, metadata={"help": "Resume although arguments, data or model have changed since the checkpoint."}
+        default=False, metadata={"help": "Resume even if arguments, data or model have changed since the checkpoint."}
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Remove what an earlier run left in output_dir, and begin anew."}
+        default=False, metadata={"help": "Delete the results of an earlier run in output_dir and start over."}
     )
     ddp_timeout: int = field(
         default=6 * 3600,
-        metadata={"help": "Seconds that processes wait for each other, as while one builds the index."},
+        metadata={"help": "Seconds that processes wait for each other, for example while one builds the index."},
     )
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses. Off: they must be seen."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Hide NaN losses. Off, so that they are noticed."}
+    )
     auto_find_batch_size: bool = field(
         default=False,
         metadata={
-            "help": "Has no effect here: when memory runs out fewer rows are computed at once, and the batch of a step "
-            "stays what it is.",
+            "help": "Has no effect: if memory runs out, fewer rows are computed per pass, and the batch size of a "
+            "step does not change.",
             **_SWITCH,
         },
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Has no effect here: rows have no columns."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Has no effect: rows have no columns."})
 
     def __post_init__(self) -> None:
         accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
@@ -134,7 +145,10 @@ class QATrainingArguments(TrainingArguments):
                 saves_when_evaluating or self.save_strategy == self.eval_strategy == "epoch"
             )
         if self.auto_find_batch_size:
-            logger.info("--auto_find_batch_size would change the batch of a step; what fits is found without it")
+            logger.info(
+                "--auto_find_batch_size has no effect: passes shrink automatically if memory runs out, "
+                "without changing the batch size"
+            )
             self.auto_find_batch_size = False
         if getattr(self, "train_sampling_strategy", "random") != "random":
             logger.warning("--train_sampling_strategy has no effect: rows are batched by length or common passages")
@@ -145,7 +159,9 @@ class QATrainingArguments(TrainingArguments):
         super().__post_init__()
         if (gpus := super().n_gpu) > 1:
             logger.warning(
-                "1 of %d GPUs is used; `torchrun --nproc_per_node %d -m groundtune.cli` uses all", gpus, gpus
+                "only 1 of %d GPUs is used; `torchrun --nproc_per_node %d -m groundtune.cli` uses all of them",
+                gpus,
+                gpus,
             )
 
     @property
@@ -164,7 +180,7 @@ def compile_problems(training: QATrainingArguments) -> list[str]:
     compilers = [os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl"]
     if not training.compile_layers or torch.cuda.is_available() or any(map(shutil.which, filter(None, compilers))):
         return []
-    return ["--compile_layers: needs a C++ compiler, and neither $CXX nor c++, g++ or clang++ is there; install one"]
+    return ["--compile_layers: needs a C++ compiler, but found none of $CXX, c++, g++ and clang++; install one"]
 
 
 def metric_problems(training: QATrainingArguments) -> list[str]:
@@ -173,16 +189,18 @@ def metric_problems(training: QATrainingArguments) -> list[str]:
     if not name or given == greater_is_better(name):
         return []
     better = "lower" if given else "higher"
-    return [f"--greater_is_better: {str(given).lower()}, but {better} {name} is better; leave the flag out"]
+    return [f"--greater_is_better: {str(given).lower()}, but {better} {name} is better; remove the flag"]
 
 
 def loss_problems(training: QATrainingArguments) -> list[str]:
     """What was asked for, and the answers' cross-entropy on packed rows does not do."""
     problems = []
     if training.label_smoothing_factor:
-        problems.append("--label_smoothing_factor: answers are learnt by plain cross-entropy; leave the flag out")
+        problems.append("--label_smoothing_factor: not supported, the loss is plain cross-entropy; remove the flag")
     if training.neftune_noise_alpha is not None:
-        problems.append("--neftune_noise_alpha: its noise would depend on what rows are packed with; leave it out")
+        problems.append(
+            "--neftune_noise_alpha: not supported, the noise would depend on how rows are packed; remove the flag"
+        )
     return problems
 
 
@@ -193,7 +211,9 @@ def tracker_problems(names: Sequence[str]) -> list[str]:
         try:
             INTEGRATION_TO_CALLBACK[name]()
         except KeyError:
-            problems.append(f"--report_to: no tracker is called {name}; one of {', '.join(INTEGRATION_TO_CALLBACK)}")
+            problems.append(
+                f"--report_to: no tracker is called {name}; use one of {', '.join(INTEGRATION_TO_CALLBACK)}"
+            )
         except Exception as error:  # each has its own for a package that is missing
             problems.append(f"--report_to: {name} cannot be used: {one_line(error)}")
     return problems

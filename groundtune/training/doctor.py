@@ -160,7 +160,7 @@ def _rows(arguments: Arguments, dataset: Dataset, split: str, prompt: Prompt, fi
             findings += _too_long(error, example, "row")
             continue
         if (learnt := what_else_is_learnt(row, example.answer, prompt)) is not None:
-            message = f"would teach {learnt[:60]!r} in place of the gold answer; correct the chat template"
+            message = f"would teach {learnt[:60]!r} instead of the gold answer; correct the chat template"
             findings.append(Finding(ERROR, "other-answer", example.source, "row", message))
         yield row
 
@@ -189,7 +189,9 @@ def _questions_over_budget(arguments: Arguments, dataset: Dataset, prompt: Promp
             except DataError as error:
                 yield from _too_long(error, example, "question")
             if (length := len(prompt.answer_ids(example.answer))) > limit:
-                message = f"has {length} tokens, and answers are cut at {limit}; raise --max_new_tokens or shorten it"
+                message = (
+                    f"has {length} tokens, but answers are cut off at {limit}; raise --max_new_tokens or shorten it"
+                )
                 yield Finding(WARNING, "long-answer", example.source, "gold_answer", message, length)
 
 
@@ -197,12 +199,12 @@ def _wrong_rows(path: str, column: RowCounts) -> Iterator[Finding]:
     """What no prompt may do to a row; the first would be a model that never learns to stop."""
     unfinished = round((1 - column.ends_on_stop_token) * column.rows)
     if unfinished:
-        message = f"{unfinished} of {column.rows} rows do not end on an end token; correct the chat template"
+        message = f"{unfinished} of {column.rows} rows do not end with an end token; correct the chat template"
         yield Finding(ERROR, "unfinished-row", path, "row", message)
     if column.doubled_bos:
         message = (
-            f"{column.doubled_bos} of {column.rows} rows begin with two beginning-of-sequence tokens; "
-            "remove one from the chat template or from --instruction"
+            f"{column.doubled_bos} of {column.rows} rows begin with two BOS tokens; remove one from the chat template "
+            "or from --instruction"
         )
         yield Finding(ERROR, "doubled-bos", path, "row", message)
 
@@ -226,7 +228,10 @@ def _passages_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Findi
             continue
         for i, tokens in limit.too_long([document.text for document in dataset.documents]).items():
             name_of_field = "fmt_content" if dataset.documents[i].fmt_content.strip() else "page_content"
-            message = f"has {tokens} tokens, and {name} reads {limit.max_tokens}; split it, or its end is not found"
+            message = (
+                f"has {tokens} tokens, but {name} reads only {limit.max_tokens}; split it, or a search will not see "
+                "its end"
+            )
             yield Finding(WARNING, "long-passage", dataset.document_places[i], name_of_field, message, tokens)
 
 
@@ -241,7 +246,7 @@ def shown(diagnosis: Diagnosis, brief: bool = False) -> str:
     lines = condensed(diagnosis.findings, diagnosis.dataset)
     told = summary(diagnosis)
     if len(lines) < len(diagnosis.findings):
-        told += "\n--json lists every warning of the kinds that are one line here"
+        told += "\n--json lists every warning that is summarised here"
     blocks = [] if brief else [_token_table(diagnosis), _marked(diagnosis.shown_row())]
     return harmless("\n\n".join(filter(None, [*blocks, "\n".join(lines), told])))
 
@@ -253,7 +258,7 @@ def summary(diagnosis: Diagnosis) -> str:
     read += [f"{len(examples):,} {split} examples" for split, examples in diagnosis.dataset.examples.items()]
     kinds = {"error": diagnosis.errors, "warning": diagnosis.warnings}
     numbers = [f"{len(found):,} {kind}{'' if len(found) == 1 else 's'}" for kind, found in kinds.items() if found]
-    return f"{' and '.join(numbers) or 'nothing wrong'} in {', '.join(read) or 'no data'}"
+    return f"{' and '.join(numbers) or 'no problems'} in {', '.join(read) or 'no data'}"
 
 
 def _token_table(diagnosis: Diagnosis) -> str:
@@ -271,15 +276,15 @@ def _token_table(diagnosis: Diagnosis) -> str:
         lines[f"tokens in a row, {name}"] = [f"{c.row_tokens[name]:,}" for c in columns]
     for name in ("10 %", "median", "90 %", "longest"):
         lines[f"tokens in an answer, {name}"] = [f"{c.answer_tokens[name]:,}" for c in columns]
-    lines["rows that end on an end token"] = [f"{100 * c.ends_on_stop_token:.0f} %" for c in columns]
-    lines["rows that begin with two BOS"] = [f"{c.doubled_bos:,}" for c in columns]
+    lines["rows ending with an end token"] = [f"{100 * c.ends_on_stop_token:.0f} %" for c in columns]
+    lines["rows beginning with two BOS"] = [f"{c.doubled_bos:,}" for c in columns]
     table = "\n".join(f"{name:<32}" + "".join(f"{cell:>9}" for cell in cells) for name, cells in lines.items())
-    note = "\n(estimated: documents spread over the database stand in for those that will be retrieved)"
+    note = "\n(estimated: documents sampled across the database stand in for the retrieved ones)"
     return table + (note if diagnosis.estimated else "")
 
 
 def _marked(row: tuple[str, str, str] | None) -> str:
-    return f"{row[0]} as a row; what is learnt stands between >>> and <<<:\n{row[1]}>>>{row[2]}<<<" if row else ""
+    return f"{row[0]} as a row; the model learns the text between >>> and <<<:\n{row[1]}>>>{row[2]}<<<" if row else ""
 
 
 def doctor_command(arguments: Arguments) -> str:

@@ -28,8 +28,8 @@ def check_labels(batch: dict[str, Any], rows: Sequence[Row]) -> None:
     answers = torch.tensor([id for row in rows for id in row.answer_ids], dtype=learnt.dtype)
     if len(learnt) != len(answers) or not torch.equal(learnt.sort().values, answers.sort().values):
         raise WrongLabels(
-            f"of {len(answers)} answer tokens {len(learnt)} are labels, or others are: the rows are "
-            f"{', '.join(row.source for row in rows)}; correct the method's collate"
+            f"the labels are not exactly the answer tokens ({len(answers)} answer tokens, {len(learnt)} of them "
+            f"labels): the rows are {', '.join(row.source for row in rows)}; correct the method's collate"
         )
 
 

@@ -168,8 +168,8 @@ class SafeTrainer(Trainer):
         ]
         return (
             f"{row.source}: a row of {len(row):,} tokens does not fit into memory by itself; step "
-            f"{self.state.global_step + 1} was not made, {self._last_checkpoint()}. Lower --max_seq_length"
-            f"{', or give ' if ways_out else ''}{', '.join(ways_out)}"
+            f"{self.state.global_step + 1} was not taken, {self._last_checkpoint()}. Lower "
+            f"--max_seq_length{', or give ' if ways_out else ''}{', '.join(ways_out)}"
         )
 
     # Nonsense
@@ -187,7 +187,7 @@ class SafeTrainer(Trainer):
         value = metrics.get(name)
         if value is None or not math.isfinite(value):
             step, found = self.state.global_step, "not measured" if value is None else value
-            logger.warning("step %d: %s is %s, so this step is not among those that may be the best", step, name, found)
+            logger.warning("step %d: %s is %s, so this step cannot be the best checkpoint", step, name, found)
             return False
         return super()._determine_best_metric(metrics=metrics, trial=trial)
 
@@ -259,7 +259,7 @@ class SafeTrainer(Trainer):
         """`scheduled`: as the arguments say and not because of a signal; only such a checkpoint may become the best."""
         broken = [name for name, p in self._trained() if not torch.isfinite(p).all()]
         if broken:
-            self._refuse(f"the step before made {broken[0]} infinite or NaN, which is not saved", [])
+            self._refuse(f"the previous step made {broken[0]} infinite or NaN, so it is not saved", [])
         step, target = self.state.global_step, self._folder()
         if scheduled and self.state.best_global_step == step:
             self.state.best_model_checkpoint = str(target)
@@ -374,7 +374,7 @@ class SafeTrainer(Trainer):
         if checkpoint is None:
             return
         if not (Path(checkpoint) / f"{name}.json").exists():
-            logger.warning("%s is of fewer processes: what this one draws at random begins anew", checkpoint)
+            logger.warning("%s was saved by fewer processes: the random state of this one starts over", checkpoint)
             return
         restore_randomness(load_state(Path(checkpoint), name))
 
@@ -382,7 +382,7 @@ class SafeTrainer(Trainer):
         best = self._whole_best()
         self.state.best_model_checkpoint = best and str(best.folder)
         if best is None:
-            logger.warning("no checkpoint could be chosen; the weights of the last step are kept")
+            logger.warning("no checkpoint could be selected; the weights of the last step are kept")
             return
         with nullcontext() if self._sharded() else nothing_unpickled():
             super()._load_best_model()
@@ -401,7 +401,7 @@ class SafeTrainer(Trainer):
             try:
                 return read_checkpoint(folder, to_resume=False)
             except Damaged as damage:
-                logger.warning("%s would have been the best checkpoint, but %s; the next best is taken", folder, damage)
+                logger.warning("%s would have been the best checkpoint, but %s; the next best is used", folder, damage)
         return None
 
     def _check_loaded(self, checkpoint: Checkpoint) -> None:
@@ -409,7 +409,7 @@ class SafeTrainer(Trainer):
         now, then = dict(self.model.named_parameters()), checkpoint.about["parameters"]
         wrong = [name for name in then if name not in now or _sum_of_bits(now[name]) != then[name]]
         if wrong:
-            raise Damaged(f"{checkpoint.folder}: {len(wrong)} parameters are not as they were saved, first {wrong[0]}")
+            raise Damaged(f"{checkpoint.folder}: {len(wrong)} parameters differ from what was saved, first {wrong[0]}")
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Silent: tied weights count as missing there, and `_check_loaded` sees what is."""

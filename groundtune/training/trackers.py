@@ -35,7 +35,7 @@ def _forgiving(method: Callable[..., Any], tracker: str, failures: list[str]) ->
         except Exception as error:
             if not any(line.startswith(failed) for line in failures):
                 why = hide_secrets(one_line(error))  # an address may hold a key
-                failures.append(f"{failed} ({type(error).__name__}: {why}); the run goes on without it")
+                failures.append(f"{failed} ({type(error).__name__}: {why}); the run continues without it")
                 logger.warning(failures[-1])
 
     return call

@@ -81,7 +81,7 @@ class QATrainer(SafeTrainer):
         # Dropout draws once for a shared token where separate rows would draw for each.
         not_shared = not_packed or ("dropout is on" if _drops_out(self.model) else None)
         if share_prefix == "on" and not_shared:
-            raise ModelError(f"--share_prefix on: it would not be exact here: {not_shared}; use auto")
+            raise ModelError(f"--share_prefix on: would not be exact: {not_shared}; use auto")
         if not_packed:
             logger.info("rows are padded, not packed: %s", not_packed)
         share = share_prefix != "off" and not not_shared
@@ -93,7 +93,7 @@ class QATrainer(SafeTrainer):
         self._order = prefix_order(batch_size, apart=True)
         saved = share_saved(rows, prefix_groups([row.prompt_ids for row in rows])) if share else 0
         if share and (share_prefix == "on" or saved >= WORTH_GROUPING):
-            logger.info("prompts with a common beginning share a batch: %.0f %% of the tokens saved", 100 * saved)
+            logger.info("prompts with a common prefix share a batch: %.0f %% of the tokens saved", 100 * saved)
             self._order = prefix_order(batch_size)
 
     def compute_loss(

@@ -359,7 +359,7 @@ def keys_of_a_dictionary(patch: Patch, world: World) -> None:
 
 
 def two_beginnings(patch: Patch, world: World) -> None:
-    """two beginning-of-sequence tokens"""
+    """two BOS tokens"""
     patch.setattr(prompt._Tokens, "encode_prompt", lambda self, text: [*self._bos, *self.encode(text)])
 
 
@@ -527,28 +527,28 @@ NO_GOLD = test_evaluation.test_gold_passages_and_answers_never_enter_a_prompt
 COUNTED = test_judge.test_what_failed_is_counted_and_in_no_mean
 FAILURES = (
     Failure("1", masked_by_padding, by_labels, "answer tokens"),
-    Failure("2", only_eos_stops, by_doctor("gemma"), "do not end on an end token"),
-    Failure("3", cut_on_the_right, by_doctor_where_passages_are_dropped, "do not end on an end token"),
+    Failure("2", only_eos_stops, by_doctor("gemma"), "do not end with an end token"),
+    Failure("3", cut_on_the_right, by_doctor_where_passages_are_dropped, "do not end with an end token"),
     Failure("4", tokenised_together, by_test(ROW_BEGINS, "seamless", style="chat template"), "AssertionError"),
     Failure("5", keys_of_a_dictionary, by_test(ROW_SPELLS, "qwen"), "cannot be interpreted as an integer"),
-    Failure("6", two_beginnings, by_doctor("gemma"), "begin with two beginning-of-sequence tokens"),
+    Failure("6", two_beginnings, by_doctor("gemma"), "begin with two BOS tokens"),
     Failure("7", padded_on_the_right, by_test(BATCH_IS_ALONE, "llama"), "AssertionError"),
     Failure("8", nan_behind_the_filter, by_training, "the loss is nan, stopped before the weights changed"),
     Failure("9", no_question_prompt, by_test_of_question_prompts, "AssertionError"),
     Failure("10", keyed_by_text, by_manifest, "made with other settings"),
     Failure("11", not_normalised, by_embedder, "its similarity is the cosine"),
-    Failure("12", too_long_to_be_read, by_doctor_of_documents, "reads 24"),
+    Failure("12", too_long_to_be_read, by_doctor_of_documents, "reads only 24"),
     Failure("13", sampled, by_test(REPEATED, "llama"), "AssertionError"),
     Failure("14a", wrong_direction, by_arguments, "but higher generation/f1 is better"),
-    Failure("14b", metric_is_nan, by_training, "not among those that may be the best"),
+    Failure("14b", metric_is_nan, by_training, "cannot be the best checkpoint"),
     Failure("14c", gold_in_evaluation, by_test(NO_GOLD, "llama"), "AssertionError"),
     Failure("15a", failures_not_counted, by_test(COUNTED), "AssertionError"),
     Failure("15b", score_is_nan, by_mean, "(?i)nan"),
     Failure("16a", adapter_not_loaded, by_opening_an_adapter, "are not those of its file"),
-    Failure("16b", token_without_embedding, by_vocabulary, "the tokenizer makes ids up to"),
+    Failure("16b", token_without_embedding, by_vocabulary, "the tokenizer produces ids up to"),
     Failure("17", effective_batch_changes, by_rows_of_a_step, "steps of"),
     Failure("18a", mask_of_zeros, by_labels, "answer tokens 0 are labels"),
-    Failure("18b", thought_is_learnt, by_doctor("qwen"), "in place of the gold answer"),
+    Failure("18b", thought_is_learnt, by_doctor("qwen"), "instead of the gold answer"),
     Failure("19", packing_leaks, by_trial_of_packing, "packed and separate rows differ"),
     Failure("20", old_flag_ignored, by_test_of_old_flags, "AssertionError"),
 )

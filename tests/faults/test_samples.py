@@ -104,7 +104,7 @@ def test_a_run_with_nothing_wrong_is_silent_and_one_with_a_failure_is_not(world,
     method, flags = silent_failures.clean_runs()[-3]
     assert silent_failures.alarm_of(world, method, **flags) == ""
     silent_failures.two_beginnings(monkeypatch, world)
-    assert "begin with two beginning-of-sequence tokens" in silent_failures.alarm_of(world, method, **flags)
+    assert "begin with two BOS tokens" in silent_failures.alarm_of(world, method, **flags)
 
 
 def test_a_failure_that_nothing_finds_is_not_counted_as_caught(world):

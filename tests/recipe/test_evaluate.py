@@ -78,7 +78,7 @@ def test_a_runs_folder_alone_repeats_the_numbers_and_answers_of_its_training(req
         now = lines(folder / f"evaluation/predictions/{file}.jsonl")
         assert [r["answer"] for r in now] == [r["answer"] for r in lines(folder / f"predictions/{then}.jsonl")]
     (comparison,) = found["comparisons"]
-    assert comparison["reference"] == f"{folder.name}, untouched"
+    assert comparison["reference"] == f"{folder.name}, base"
     assert comparison["differences"][folder.name]["generation/f1"] == trained["difference"]["generation/f1"]
 
 
@@ -99,7 +99,7 @@ def test_four_contexts_are_answered_by_both_and_each_question_has_one_outcome(ad
     outcomes = found["evaluations"]["gold"][MODEL]["outcomes"]
     assert outcomes["retrieval missed"] == outcomes["right without evidence"] == 0
     titles = [comparison["title"] for comparison in found["comparisons"]]
-    assert titles == [*(f"Context: {context}" for context in CONTEXTS), f"{adapter_run.name}: what it reads"]
+    assert titles == [*(f"Context: {context}" for context in CONTEXTS), f"{adapter_run.name}: contexts"]
     assert found["comparisons"][-1]["reference"] == "retrieved"
     for file in ("metrics.json", "run.json", "evaluation.html", "evaluation.json"):
         assert (tmp_path / file).stat().st_size > 100
@@ -149,7 +149,9 @@ def test_questions_that_chose_the_checkpoint_are_said_to_flatter(adapter_run, ca
     keep(tmp_path / "r", record)
     words = ["evaluate", tmp_path / "r", "--eval_max_samples", "1"]
     _, found, _ = run(capsys, *words)
-    assert found["notes"] == [f"{asked}: the checkpoint was chosen on these questions, so these numbers flatter it"]
+    assert found["notes"] == [
+        f"{asked}: the checkpoint was selected on these questions, so these numbers are optimistic"
+    ]
     _, found, _ = run(capsys, *words, "--eval_file", Path(asked).with_name("test.jsonl"))
     assert not found["notes"]
 
@@ -195,7 +197,7 @@ def test_a_strangers_run_names_what_lies_outside_its_folder_in_a_command_that_th
     status, found, err = run(capsys, "evaluate", folder, "--eval_max_samples", "1")
     monkeypatch.undo()
     assert status == 2 and not found and len(err.splitlines()) == 1
-    assert "this machine has no record of making it" in err and "Traceback" not in err
+    assert "this machine has no record of creating the folder" in err and "Traceback" not in err
     command = shlex.split(err.partition("name them yourself: ")[2])
     assert command[:3] == ["groundtune", "evaluate", str(folder)]
     flags = {word for word in command if word.startswith("--")} - {"--json", "--eval_max_samples"}
@@ -424,7 +426,7 @@ def test_what_a_server_fails_to_answer_is_reported_and_the_status_says_so(
         words = server_flags(server, data_folder, static_embedding_folder, tmp_path)
         status, found, _ = run(capsys, "evaluate", *words)
         assert status == 1
-        assert found["failures"][0].startswith("retrieved: 1 of 6 answers failed and are in no mean")
+        assert found["failures"][0].startswith("retrieved: 1 of 6 answers failed and are excluded from the means")
         evaluation = found["evaluations"]["retrieved"][MODEL]
         assert (evaluation["n"], evaluation["failed"], evaluation["generation/f1"]["scored"]) == (6, 1, 5)
         assert main(["evaluate", *map(str, words)]) == 1
@@ -441,7 +443,7 @@ def test_a_server_that_goes_away_halfway_loses_no_answer_and_is_reported(
     assert found["evaluations"]["gold"][MODEL]["generation/exact_match"]["value"] == 1
     assert found["evaluations"]["closed_book"][MODEL]["failed"] == 6
     (failure,) = found["failures"]
-    assert failure.startswith("closed_book: 6 of 6 answers failed and are in no mean (first: ")
+    assert failure.startswith("closed_book: 6 of 6 answers failed and are excluded from the means (first: ")
     assert "no more credit" in failure
     assert "6 of 6 answers failed" in (tmp_path / "out/evaluation.html").read_text("utf-8")
 
@@ -553,9 +555,9 @@ def test_runs_and_evaluations_compare_by_their_folders(adapter_run, full_run, ca
     base = adapter_run / "predictions/test_base.jsonl"
     page = tmp_path / "comparison.html"
     status, found, _ = run(
-        capsys, "compare", base, adapter_run, full_run, "--names", "untouched", "lora", "full", "-o", page
+        capsys, "compare", base, adapter_run, full_run, "--names", "base", "lora", "full", "-o", page
     )
-    assert status == 0 and list(found["systems"]) == ["untouched", "lora", "full"] and page.stat().st_size > 1000
+    assert status == 0 and list(found["systems"]) == ["base", "lora", "full"] and page.stat().st_size > 1000
     trained = json.loads((adapter_run / "metrics.json").read_text("utf-8"))
     assert found["differences"]["lora"]["generation/f1"] == trained["difference"]["generation/f1"]
     assert main(["compare", str(base), str(adapter_run), "-o", str(page)]) == 0
@@ -680,7 +682,7 @@ def test_questions_without_answers_measure_the_retriever_alone(data_folder, stat
     assert "recall@4" in (said := capsys.readouterr().out) and "on 3 questions" in said
     path.write_text(json.dumps(rows[3]) + "\n")
     assert main([*map(str, words)]) == 2
-    assert "no question in it has an answer to be found" in capsys.readouterr().err
+    assert "none of its questions is answerable" in capsys.readouterr().err
 
 
 def test_an_answer_that_is_stopped_is_forgotten_and_the_dialogue_goes_on(

@@ -144,12 +144,12 @@ def test_report_and_predictions_are_pushed_if_they_are_asked_for(hub, command, c
     predictions = {"predictions/test_base.jsonl", "predictions/test_tuned.jsonl"}
     assert set(hub.pushes[0].files) == ADAPTER | RESULTS | predictions | {"report.html", "report.md"}
     assert train_command("swr", command(push_report="true", push_to_hub="false")) == 2
-    assert "--push_report: nothing is pushed; give --push_to_hub too" in capsys.readouterr().err
+    assert "--push_report: nothing is pushed without --push_to_hub; add it" in capsys.readouterr().err
 
 
 def test_an_adapter_on_a_local_folder_is_pushed_with_a_warning(hub, command, caplog):
     assert train_command("swr", command()) == 0
-    assert "which nobody else has" in caplog.text
+    assert "which others do not have" in caplog.text
 
 
 def test_every_checkpoint_is_pushed_if_that_is_the_strategy(hub, command, tmp_path):
@@ -208,7 +208,7 @@ def test_a_hub_that_is_gone_at_the_end_loses_nothing_and_the_same_command_pushes
     assert "Token F1" in said.out and (folder / "report.html").is_file() and (folder / "metrics.json").is_file()
     (line,) = [line for line in said.err.splitlines() if "not on the hub" in line]
     assert line.startswith("--push_to_hub: ") and str(folder) in line and SECRET not in line
-    assert "the same command pushes it and trains nothing" in line
+    assert "run the same command again to push it without training" in line
     assert leftovers(folder) == [] and hub.pushes == []
 
     hub.broken = ""

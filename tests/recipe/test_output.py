@@ -45,7 +45,7 @@ def test_json_is_the_results_and_nothing_else_also_of_a_run_that_is_finished(wor
     assert "View the dashboard" in first.err and "it/s" not in first.err and "read and check" not in first.err
     assert main(command) == 0
     again = capfd.readouterr()
-    assert json.loads(again.out) == found and "holds this very run, finished" in again.err
+    assert json.loads(again.out) == found and "already holds this run, finished" in again.err
 
 
 def test_quiet_shows_table_and_verdict_and_keeps_warnings(words, capfd):

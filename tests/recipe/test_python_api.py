@@ -130,7 +130,12 @@ def test_every_problem_is_named_at_once_by_its_keyword_or_by_the_line_of_its_fil
             "learning_rat": 1, "use_peft": "maybe", "lora_alpha": 1.5, "max_new_tokens": 8,
         },
     )  # fmt: skip
-    starts = [f"{config}:3: max_new_tokens: ", "use_peft: ", "learning_rat: no such argument; near: learning_rate", ""]
+    starts = [
+        f"{config}:3: max_new_tokens: ",
+        "use_peft: ",
+        "learning_rat: no such argument; similar: learning_rate",
+        "",
+    ]
     assert said[3].startswith("lora_alpha: invalid int value: '1.5'") and "--" not in "".join(said)
     assert all(line.startswith(start) for start, line in zip(starts, said, strict=True)), said
     assert problems(groundtune.train, "swr", lora_r=object())[0].startswith("lora_r: is of type object; give ")
@@ -407,7 +412,7 @@ def test_a_strangers_run_shows_its_results_and_names_what_lies_outside_it_in_a_c
     names = [["base_model", "full_dataset_file_path", "embedding_model"]]
     names.append(["base_model", "eval_file", "full_dataset_file_path", "embedding_model"])
     for (said,), function, wanted in zip(calls, ("load", "evaluate"), names, strict=True):
-        assert "this machine has no record of making it" in said and "--" not in said
+        assert "this machine has no record of creating the folder" in said and "--" not in said
         call = said.partition("name them yourself: ")[2]
         assert call.startswith(f"groundtune.{function}({str(folder)!r}, quiet=True, ")
         assert all(f"{name}=" in call for name in wanted)

@@ -113,7 +113,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one_and_answers_the_untouched_model
     # And now it is finished.
     capsys.readouterr()
     assert train_command("swr", command()) == 0
-    assert "holds this very run, finished: see" in capsys.readouterr().out
+    assert "already holds this run, finished: see" in capsys.readouterr().out
     assert train_command("swr", command(seed=7)) == 2
     assert "--seed: 42 in the finished run, 7 now" in capsys.readouterr().err.splitlines()
     assert train_command("swr", command(seed=7, overwrite_output_dir="true")) == 0

@@ -99,7 +99,7 @@ def test_every_command_of_the_tutorial_runs_in_its_order(blocks, folder, monkeyp
         assert (folder / file).stat().st_size > 1000, file
     shown = capsys.readouterr().out
     assert "Context: closed_book" in shown and re.search(r"base .*\n.*sft .*\n.*swr ", shown)
-    assert re.search(r"written from \d passages?:\n  \[1\] ", shown)
+    assert re.search(r"based on \d passages?:\n  \[1\] ", shown)
 
 
 def test_the_names_and_sizes_of_the_page_are_those_that_the_tests_replace(blocks):

@@ -52,7 +52,7 @@ def test_a_run_measures_retrieval_on_what_has_an_answer_and_says_how_the_rest_wa
         for evaluation in by_system.values():
             outcomes = evaluation["outcomes"]
             assert sum(outcomes.values()) == 3
-            assert outcomes["unanswerable, and said so"] + outcomes["unanswerable, but answered"] == 1
+            assert outcomes["unanswerable, abstained"] + outcomes["unanswerable, but answered"] == 1
 
     page = tmp_path / "page.html"
     runs = [str(folder / "predictions" / f"test_{name}.jsonl") for name in ("base", "tuned")]

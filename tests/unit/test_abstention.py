@@ -134,14 +134,16 @@ def test_a_comparison_pairs_retrieval_on_what_has_an_answer_and_says_so(tmp_path
     found = compare("both", systems)
     differences = found.differences["good"]
     assert differences[RECALL].n == 4 and differences[F1].n == 6 and differences[UNANSWERABLE].n == 2
-    assert found.unanswerable.startswith("2 of 6 questions are unanswerable: they are in no mean of retrieval")
+    assert found.unanswerable.startswith(
+        "2 of 6 questions are unanswerable: they are excluded from the retrieval means"
+    )
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(comparison_table(found), outcomes_table(found))
     said = console.export_text()
-    assert "Said unknown, rightly" in said and " of 4" in said and KNEW in said and INVENTED in said
+    assert "Abstained, rightly" in said and " of 4" in said and KNEW in said and INVENTED in said
     write_comparisons(tmp_path / "page.html", "comparison", "both", [found], {}, [found.unanswerable], {})
     page = (tmp_path / "page.html").read_text()
-    assert "2 of 6 questions are unanswerable" in page and "the model said that it does not know" in page
+    assert "2 of 6 questions are unanswerable" in page and "the model abstained" in page
 
 
 def test_the_report_of_a_run_says_of_how_many_each_mean_is(tmp_path):
@@ -149,8 +151,8 @@ def test_the_report_of_a_run_says_of_how_many_each_mean_is(tmp_path):
     made = Results("sft", base, tuned, [], None, None, False, [], {"arguments": {}})
     rows = {row.label: row for row in comparison(made)}
     assert rows["Recall@1 (n = 4)"].base[0] == "0.50"
-    assert rows["Said unknown, rightly (n = 2)"].tuned[0] == "1.00"
-    assert rows["Said unknown, wrongly (n = 4)"].difference[0] == "-0.25"
+    assert rows["Abstained, rightly (n = 2)"].tuned[0] == "1.00"
+    assert rows["Abstained, wrongly (n = 4)"].difference[0] == "-0.25"
     assert rows["Token F1"].tuned[0] == "1.00"
     assert notes(made)[0].startswith("2 of 6 questions are unanswerable")
     write_results(tmp_path, made)

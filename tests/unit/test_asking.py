@@ -53,7 +53,7 @@ def test_a_source_is_shown_with_its_score_its_section_and_its_file(typed, capsys
     typed("Can I?")
     ask._converse(dialogue("Yes", "."))
     assert (
-        "Yes.\n\nwritten from 1 passage:\n  [1] 0.500  Returns > Online > Lamps, a.md, passage 3\n"
+        "Yes.\n\nbased on 1 passage:\n  [1] 0.500  Returns > Online > Lamps, a.md, passage 3\n"
         in capsys.readouterr().out
     )
 

@@ -137,7 +137,9 @@ def test_a_name_that_no_output_can_have_is_named_before_anything_slow(tmp_path):
     long = tmp_path / ("out" * 100)
     for path in (long, long / "below", tmp_path / "null\0"):
         (problem,) = in_the_way("output_dir", path, folder=True)
-        assert problem.startswith(f"--output_dir: {path} cannot be made (") and problem.endswith("name another folder")
+        assert problem.startswith(f"--output_dir: {path} cannot be created (") and problem.endswith(
+            "name another folder"
+        )
 
 
 @pytest.mark.parametrize("case", WRITES)

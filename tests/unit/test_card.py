@@ -110,7 +110,10 @@ def test_no_folder_and_no_secret_is_on_the_card():
     assert "- train.jsonl: 3 x odd (see other.jsonl, https://example.com/a/b)" in card.replace("\\", "")
     assert "base_model" not in front_matter(card)  # the hub would look for it
     assert "Base model: gemma (a local folder)" in card
-    assert "writes them; e5 was a folder: name yours:" in card and "was a folder" not in model_card(made())
+    assert (
+        "written by `groundtune documents`; e5 was a local folder: use your own:" in card
+        and "was a local folder" not in model_card(made())
+    )
 
 
 def test_the_front_matter_is_what_the_hub_reads():

@@ -152,8 +152,8 @@ def test_a_damaged_one_is_passed_over_for_the_one_before_with_a_warning_for_each
     with caplog.at_level(logging.WARNING, "groundtune"):
         assert newest_checkpoint(tmp_path).step == 2
     messages = [record.getMessage() for record in caplog.records]
-    assert [message.split(" is not resumed from: ")[1] for message in messages] == [
-        "holds a model and nothing to resume from (--save_only_model)", "was written as checkpoint-8",
+    assert [message.partition(": ")[2] for message in messages] == [
+        "contains a model but no training state (--save_only_model)", "was written as checkpoint-8",
         "has no manifest.json: never completed", "model.safetensors does not match its checksum",
     ]  # fmt: skip
 
@@ -193,7 +193,7 @@ def test_what_a_killed_save_left_half_written_is_removed_by_the_next_start(tmp_p
 
 def test_a_full_disk_is_told_with_the_checkpoint_that_is_left(tmp_path):
     make(tmp_path, 2)
-    message = "bytes are needed, .* bytes are free; .*checkpoint-2 is untouched"
+    message = "bytes are needed, .* bytes are free; .*checkpoint-2 is intact"
     with pytest.raises(DiskError, match=message), writing(tmp_path / "checkpoint-4", {}, needed=10**18):
         pytest.fail("writing began")
 

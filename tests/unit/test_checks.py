@@ -248,8 +248,8 @@ def test_counts_are_one_line_for_each_file_and_check(data):
         row["chat_history"] = turns("user")
     data["eval"][1]["gold_answer"] = ""
     assert counts(examine(data)) == [
-        "train.jsonl: 3 x history whose speakers do not alternate (first in line 1)",
-        "eval.jsonl: 1 x blank question or answer, left out (line 2)",
+        "train.jsonl: 3 x chat history whose speakers do not alternate (first in line 1)",
+        "eval.jsonl: 1 x blank question or answer, skipped (line 2)",
     ]
 
 
@@ -272,9 +272,9 @@ def test_a_kind_that_a_file_is_full_of_is_one_line_with_number_share_places_and_
         assert told == [f"warning: {f}" for f in found if "train" in f.where] and len(told) == 5
     else:
         assert told == [
-            "warning: train.jsonl: 6 x history whose speakers do not alternate (75 % of 8 examples); the first: "
-            "train.jsonl:2: chat_history[0].speaker: is 'user', and the question follows without an answer; add it, or "
-            "move the turn to the question; then lines 3 and 4"
+            "warning: train.jsonl: 6 x chat history whose speakers do not alternate (75 % of 8 examples); the first: "
+            "train.jsonl:2: chat_history[0].speaker: is 'user', but the question follows without an answer to it; "
+            "add the answer, or move the turn into the question; then lines 3 and 4"
         ]
 
 
@@ -284,7 +284,7 @@ def test_a_share_counts_lines_and_those_that_are_left_out_too(data):
     dataset = read_dataset(write(data))
     (line,) = [line for line in condensed(check_texts(dataset), dataset) if "blank" in line]
     assert line.startswith(
-        "warning: train.jsonl: 6 x blank question or answer, left out (33 % of 9 examples); the first: "
+        "warning: train.jsonl: 6 x blank question or answer, skipped (33 % of 9 examples); the first: "
     )
 
 

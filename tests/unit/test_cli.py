@@ -10,6 +10,7 @@ import sys
 import types
 from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import yaml
@@ -129,9 +130,44 @@ def test_every_renaming_leads_to_a_flag_that_exists_and_no_flag_of_then_is_unkno
     from groundtune.commands.parsing import training_parser
 
     known = {flag for action in training_parser("sft")._actions for flag in action.option_strings}
-    assert all(f"--{new}" in known for new in RENAMED.values())
+    others = {flag for made in LIGHT.values() for action in made()._actions for flag in action.option_strings}
+    assert all(f"--{new}" in known | others for new in RENAMED.values())
     accepted = {flag.removeprefix("--") for flag in known} | RENAMED.keys() | set(WITHOUT_EFFECT)
     assert [flag for flag in TRAINING_FLAGS_OF_2023 if flag not in accepted] == []
+
+
+LIGHT = {
+    name: import_module(f"groundtune.commands.{name}").parser
+    for name in ("ask", "compare", "convert", "documents", "evaluate", "index", "questions")
+}
+
+
+@pytest.mark.parametrize(
+    "command, words, name, expected",
+    [
+        ("evaluate", "--endpoint_concurrency 3", "concurrency", 3),
+        ("ask", "--endpoint-concurrency=3", "concurrency", 3),
+        ("questions", "d.jsonl --generator x --output qa --index i", "output_dir", Path("qa")),
+        ("questions", "d.jsonl --generator x --output qa --index i", "full_dataset_index_path", "i"),
+        ("convert", "squad in.json --output qa", "output_dir", Path("qa")),
+        ("compare", "a b --output_file c.html", "output", "c.html"),
+        ("documents", "in --tokenizer t --output d.jsonl", "output", Path("d.jsonl")),
+    ],
+)
+def test_old_spellings_work_in_every_command_and_in_its_files(tmp_path, caplog, command, words, name, expected):
+    caplog.set_level("INFO", logger="groundtune")
+    assert given(LIGHT[command](), words.split())[name] == expected
+    old = {flag[2:].split("=")[0] for flag in words.split() if flag.startswith("--")} & {*RENAMED} - {name}
+    assert all(f"--{flag} is called --{RENAMED[flag]} today" in caplog.text for flag in old)
+
+
+def test_a_command_that_writes_a_folder_takes_output_dir_one_that_writes_a_file_output_and_both_are_o(tmp_path):
+    flags = [(name, action.option_strings) for name, made in LIGHT.items() for action in made()._actions]
+    spelt = {name: spellings[1:] for name, spellings in flags if "-o" in spellings}
+    folders, files = dict.fromkeys(("convert", "evaluate", "questions"), ["--output_dir"]), ["--output"]
+    assert spelt == folders | {"compare": files, "documents": files}
+    for words in (["-o", str(tmp_path)], ["--output", str(tmp_path)], ["--past_index", "3", "-o", str(tmp_path)]):
+        assert parse_arguments("sft", words).training.output_dir == str(tmp_path)
 
 
 @pytest.mark.parametrize("value", [[], ["true"], ["False"]], ids=["bare", "true", "False"])
@@ -202,7 +238,7 @@ def test_what_is_wrong_in_the_one_json_file_is_named_by_its_line(tmp_path, capsy
     [
         ("documents", "the following arguments are required: -o/--output, --tokenizer"),
         ("convert", "are required: -o"),
-        ("questions", "the following arguments are required: -o/--output, --generator"),
+        ("questions", "the following arguments are required: -o/--output_dir, --generator"),
         ("index", "not expected here"),
         ("ask", "missing"),
     ],
@@ -214,7 +250,7 @@ def test_one_json_file_is_data_to_the_commands_that_do_not_train(tmp_path, capsy
     said = capsys.readouterr().err
     assert problem in said and "must map argument names" not in said
     assert run(command, "--config", path) == 2
-    assert f"{path}:1: line: the file holds list; it must map argument names" in capsys.readouterr().err
+    assert f"{path}:1: line: the file contains list; it must map argument names" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix, write", [("yaml", yaml.safe_dump), ("json", json.dumps)])
@@ -307,8 +343,8 @@ def test_a_list_at_the_end_of_a_file_takes_no_word_of_the_command_line(tmp_path)
         (None, " No such file or directory; name a YAML or JSON file"),
         ("a: [1, 2", "1: line: not valid YAML: "),
         ("a:\n\t- b", "2: line: not valid YAML: "),
-        ("- a\n- b", "1: line: the file holds list; it must map"),
-        ("", "1: line: the file holds nothing; it must map"),
+        ("- a\n- b", "1: line: the file contains list; it must map"),
+        ("", "1: line: the file contains nothing; it must map"),
         (b"\xff\xfe\x00", "1: line: not UTF-8"),
     ],
 )
@@ -331,8 +367,8 @@ def test_all_that_is_wrong_in_a_file_is_named_by_its_lines(tmp_path, capsys):
     path = tmp_path / "run.yaml"
     path.write_text("lerning_rate: 1\nseed: many\nlora_r: 8\ntrain_file: [a, b]\nuse_peft: perhaps\nlogging_dir: x\n")
     starts = [
-        "1: lerning_rate: no such argument; near: --learning_rate", "2: seed: invalid int value: 'many'; ",
-        "4: train_file: takes one value, and not 2; ", "5: use_peft: 'perhaps' is neither true nor false",
+        "1: lerning_rate: no such argument; similar: --learning_rate", "2: seed: invalid int value: 'many'; ",
+        "4: train_file: takes one value, not 2; ", "5: use_peft: 'perhaps' is neither true nor false",
     ]  # fmt: skip
     problems = problems_of("--config", str(path))
     assert [found.startswith(f"{path}:{start}") for found, start in zip(problems, starts, strict=True)] == [True] * 4
@@ -374,21 +410,21 @@ def test_unknown_flags_are_all_named_with_near_ones(capsys):
     words = ["--trian_file", "x", "--lerning-rate=1", "--zzzzzzzz", "3"]
     problems = problems_of(*words)
     assert len(problems) == 3
-    assert problems[0].startswith("--trian_file: no such argument; near: --train_file")
+    assert problems[0].startswith("--trian_file: no such argument; similar: --train_file")
     assert "--learning_rate" in problems[1] and "--learning-rate" not in problems[1], "one spelling of each"
-    assert problems[2] == "--zzzzzzzz: no such argument; -h lists all"
+    assert problems[2] == "--zzzzzzzz: no such argument; -h lists all arguments"
     assert run("sft", "--output_dir", "out", *words) == 2
     captured = capsys.readouterr()
     assert captured.err.splitlines() == problems and captured.out == ""
 
 
 def test_a_flag_may_not_be_abbreviated():
-    assert problems_of("--train", "x")[0].startswith("--train: no such argument; near: ")
+    assert problems_of("--train", "x")[0].startswith("--train: no such argument; similar: ")
 
 
 def test_a_stray_word_is_refused():
     assert problems_of("--seed", "1", "stray") == [
-        "stray: not expected here; every argument is a flag, and --config FILE a file of them"
+        "stray: not expected here; every argument is a flag, and --config FILE reads a file of arguments"
     ]
 
 
@@ -407,9 +443,7 @@ def test_a_direction_that_is_not_the_metric_s_is_refused():
     from groundtune.training.arguments import metric_problems
 
     wrong = parse("--greater_is_better", "false").training
-    assert metric_problems(wrong) == [
-        "--greater_is_better: false, but higher generation/f1 is better; leave the flag out"
-    ]
+    assert metric_problems(wrong) == ["--greater_is_better: false, but higher generation/f1 is better; remove the flag"]
     wrong = parse("--metric_for_best_model", "loss_with_gold_passage", "--greater_is_better", "true").training
     assert "but lower loss_with_gold_passage is better" in metric_problems(wrong)[0]
     for words in ([], ["--greater_is_better", "true"], ["--metric_for_best_model", "eval_loss_with_gold_passage"]):

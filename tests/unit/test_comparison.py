@@ -79,7 +79,7 @@ def test_a_failed_answer_is_in_no_pair_and_is_counted():
     found = compare("t", {"a": a, "b": [failing(b[0]), *b[1:]]})
     assert found.differences["b"][F1].n == 11 and found.evaluations["b"].failed == 1
     assert found.evaluations["a"].metrics[F1].value == 0 and found.evaluations["b"].metrics[F1].value == 1
-    assert failures(found) == ["b: 1 of 12 answers failed and are in no mean (first: timeout)"]
+    assert failures(found) == ["b: 1 of 12 answers failed and are excluded from the means (first: timeout)"]
     assert "of 11" in rendered(comparison_table(found))
     all_failed = compare("t", {"a": a, "b": list(map(failing, b))})
     assert all_failed.verdict("b") == "Nothing to compare: no question was answered by both b and a"
@@ -91,7 +91,7 @@ def test_judgements_that_failed_are_counted():
     ]
     graded[0] = replace(graded[0], scores={k: v for k, v in graded[0].scores.items() if k != "judge/correctness"})
     found = compare("t", {"a": graded})
-    assert failures(found) == ["a: judge correctness: 11 scored, 1 failed, 12 in all"]
+    assert failures(found) == ["a: judge correctness: 11 scored, 1 failed, 12 in total"]
     assert "Judge: correctness" in rendered(comparison_table(found))
 
 

@@ -84,8 +84,8 @@ def test_entries_become_words_of_a_command_line():
 
 
 YAML_PROBLEMS = {
-    "seed: 1\nseed: 2": "run.yaml:2: seed: is given in line 1 too",
-    "modules: [[a]]": "run.yaml:1: modules: holds lists in lists",
+    "seed: 1\nseed: 2": "run.yaml:2: seed: is also given in line 1",
+    "modules: [[a]]": "run.yaml:1: modules: contains nested lists",
     "a: 1\nb: [1, 2": "run.yaml:2: line: not valid YAML: ",
     "a: 1\n\tb: 2": "run.yaml:2: line: not valid YAML: ",
     "a: 1\nb: 'x": "run.yaml:2: line: not valid YAML: ",
@@ -93,18 +93,18 @@ YAML_PROBLEMS = {
     "a: 1\nb: !!python/name:os.system": "run.yaml:2: line: not valid YAML: could not determine a constructor",
     "a: 1\n---\nb: 1": "run.yaml:2: line: not valid YAML: expected a single document",
     "a: 2024-13-45": "run.yaml:1: a: cannot be read (month must be in 1..12)",
-    "a: 1\n? [b]\n: 1": "run.yaml:2: line: holds a list or mapping before the colon",
-    "a: 1\nb: \x00": "run.yaml:2: line: holds the character 0x0",
-    "- a": "run.yaml:1: line: the file holds list; it must map",
-    "": "run.yaml:1: line: the file holds nothing; it must map",
+    "a: 1\n? [b]\n: 1": "run.yaml:2: line: has a list or mapping before the colon",
+    "a: 1\nb: \x00": "run.yaml:2: line: contains the character 0x0",
+    "- a": "run.yaml:1: line: the file contains list; it must map",
+    "": "run.yaml:1: line: the file contains nothing; it must map",
     b"a: 1\nb: \xff": "run.yaml:2: line: not UTF-8",
-    "[" * 2000: "run.yaml:1: line: nests too deeply",
+    "[" * 2000: "run.yaml:1: line: is nested too deeply",
 }
 JSON_PROBLEMS = {
-    '{"a": 1,\n "a": 2}': "run.json:2: a: is given in line 1 too",
+    '{"a": 1,\n "a": 2}': "run.json:2: a: is also given in line 1",
     '{"a": 1,\n "b": }': "run.json:2: line: not valid JSON: ",
     "{'a': 1}": "run.json:1: line: not valid JSON: ",
-    "[1]": "run.json:1: line: the file holds list; it must map",
+    "[1]": "run.json:1: line: the file contains list; it must map",
     "[" * 100_000: "run.json:1: line: the file cannot be read",
     '{"a": ' + "9" * 5000 + "}": "run.json:1: line: the file cannot be read",
 }

@@ -106,7 +106,7 @@ def test_a_cache_that_is_dropped_is_noticed_and_said_once(caplog):
     with caplog.at_level(logging.WARNING):
         assert answers(model) == answers(model) == expected
     (record,) = [r for r in caplog.records if r.name == "groundtune.model.continuing"]
-    assert "takes reading all before it again, which is slow" in record.message
+    assert "is computed from the start of the prompt, which is slow" in record.message
 
 
 def test_a_model_that_reads_padding_is_read_row_by_row():

@@ -409,7 +409,7 @@ def test_a_beir_folder_keeps_its_splits_and_judgements(tmp_path, capsys):
     assert json.loads(row)["gold_answer"] == ""
     said = capsys.readouterr().out
     assert "left out: 1 questions without a query" in said and "left out: 1 questions without a passage" in said
-    assert "training leaves them out" in said
+    assert "training skips them" in said
 
 
 # The way back
@@ -499,15 +499,15 @@ def test_a_packed_file_that_breaks_off_is_one_line(tmp_path, capsys):
     [
         ("squad none.json -o out", "none.json: no such file"),
         ("beir in.json -o out", "in.json: is a file; name the BEIR folder"),
-        ("squad folder -o out", "folder: is a folder; name its files"),
+        ("squad folder -o out", "folder: is a folder; name the files in it"),
         ("squad in.json folder/in.json.gz -o out", "in: two inputs have this name"),
-        ("messages in.jsonl -o .", "in.jsonl: would be overwritten; choose another --output"),
-        ("squad in.json -o out --evidence folder", "--evidence: has no meaning for squad; it is for triviaqa"),
+        ("messages in.jsonl -o .", "in.jsonl: would be overwritten; choose another --output_dir"),
+        ("squad in.json -o out --evidence folder", "--evidence: has no effect for squad; it applies to triviaqa"),
         ("squad in.json -o out --limit 0", "--limit: is 0; give 1 or more"),
         ("messages in.jsonl -o out --prompt_pattern (", "--prompt_pattern: missing )"),
-        ("triviaqa trivia.json -o out", "trivia.json: names its evidence by file; give its folder as --evidence"),
+        ("triviaqa trivia.json -o out", "trivia.json: refers to evidence files; give their folder as --evidence"),
         ("squid in.json -o out", "FORMAT: invalid choice: 'squid'"),
-        ("squad in.txt -o out", "in.txt: files of this kind are not read"),
+        ("squad in.txt -o out", "in.txt: unsupported file type"),
     ],
 )
 def test_a_wrong_argument_is_one_line_that_says_what_to_do(tmp_path, monkeypatch, capsys, words, said):

@@ -328,8 +328,8 @@ def test_text_says_by_its_first_bytes_how_it_is_encoded(tmp_path, bom, encoding)
 @pytest.mark.parametrize(
     "name, content, why",
     [
-        ("a.txt", b"caf\xe9", "is not utf-8 (byte 4 is 0xe9); save it as UTF-8, or name its --encoding"),
-        ("a.md", b"a\0b", "holds null characters"),
+        ("a.txt", b"caf\xe9", "is not utf-8 (byte 4 is 0xe9); save it as UTF-8, or give its --encoding"),
+        ("a.md", b"a\0b", "contains null characters"),
         ("a.pdf", b"%PDF-1.4\nbroken", "is not a readable PDF"),
         ("a.docx", b"no archive", "is not a readable Word file"),
         ("a.csv", b'text\ngood\n"broken', "is not valid CSV"),
@@ -349,11 +349,11 @@ def test_a_file_that_cannot_be_read_gives_no_page_and_a_reason(tmp_path, name, c
 def test_elements_nested_too_deeply_are_a_reason_and_not_the_end_of_the_run(tmp_path, monkeypatch):
     nested = "<div>" * 3000 + "deep"
     (tmp_path / "a.html").write_text(nested)
-    assert "nests its elements too deeply" in refusal(tmp_path / "a.html")
+    assert "is nested too deeply" in refusal(tmp_path / "a.html")
     import mammoth
 
     monkeypatch.setattr(mammoth, "convert_to_html", lambda *_, **__: SimpleNamespace(value=nested))
-    assert "nests its elements too deeply" in refusal(write_docx(tmp_path / "a.docx"))
+    assert "is nested too deeply" in refusal(write_docx(tmp_path / "a.docx"))
 
 
 def test_what_is_missing_to_read_a_web_page_is_named(monkeypatch):
@@ -363,7 +363,7 @@ def test_what_is_missing_to_read_a_web_page_is_named(monkeypatch):
 
 
 def test_scanned_pages_are_not_an_empty_text(tmp_path):
-    assert "holds no text, only images; run a text recognition" in refusal(write_pdf(tmp_path / "scan.pdf", "", ""))
+    assert "contains no text, only images; run OCR" in refusal(write_pdf(tmp_path / "scan.pdf", "", ""))
 
 
 def test_an_encoding_may_be_named(tmp_path):
@@ -468,7 +468,7 @@ def test_a_folder_becomes_a_document_database(folder, tmp_path, tokenizer_folder
     assert "Hidden" not in text and "Half of this" not in text
     said = " ".join(capsys.readouterr().out.split())
     assert f"not read: {folder}/deep/broken.jsonl:2: line: not valid JSON" in said
-    assert "left out: 1 texts that are blank" in said and "1 files of kinds that are not read: .png (1)" in said
+    assert "skipped: 1 blank texts" in said and "1 files of unsupported types: .png (1)" in said
     assert f"Wrote {len(documents)} passages to {output}" in said
 
 
@@ -559,13 +559,16 @@ def test_linked_folders_are_read_once_and_a_circle_of_them_ends(tmp_path):
     [
         ([], "the following arguments are required"),
         (["x", "-o", "y.jsonl", "--tokenizer", "t", "--chunk_size", "many"], "--chunk_size: invalid int value: 'many'"),
-        (["x", "-o", "y.jsonl", "--tokenizer", "t", "--chunk", "3"], "--chunk: no such argument; near: --chunk_size"),
+        (
+            ["x", "-o", "y.jsonl", "--tokenizer", "t", "--chunk", "3"],
+            "--chunk: no such argument; similar: --chunk_size",
+        ),
     ],
 )
 def test_a_wrong_argument_is_one_line(capsys, words, said):
     assert run("documents", *words) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert said in line and (line.endswith("groundtune documents -h shows every argument") or "near" in line)
+    assert said in line and (line.endswith("groundtune documents -h shows every argument") or "similar" in line)
 
 
 def test_a_folder_without_a_tokenizer_is_one_line(folder, tmp_path, capsys):
@@ -607,7 +610,7 @@ def test_the_raw_pages_of_faire_give_about_as_many_passages_as_were_published(tm
 
 
 def test_passages_longer_than_the_embedding_model_reads_are_said(tmp_path, bert_embedding_folder, capsys):
-    """Before questions are made from them: the doctor looks at what is there already."""
+    """Before questions are made from them: the doctor looks at what already exists."""
     (tmp_path / "a.txt").write_text("The library opens at nine.")
     shutil.copytree(bert_embedding_folder, tmp_path / "model")
     words = ["documents", tmp_path / "a.txt", "-o", tmp_path / "a.jsonl", "--tokenizer", tmp_path / "model"]

@@ -45,5 +45,5 @@ def test_what_is_there_under_a_name_and_is_no_link_is_left_alone(tmp_path, capsy
     mine = tmp_path / "models/minilm"
     mine.mkdir(parents=True)
     assert main(["demo", "--models", "models"]) == 2
-    assert "models/minilm: is there already" in capsys.readouterr().err
+    assert "models/minilm: already exists" in capsys.readouterr().err
     assert not mine.is_symlink() and not (tmp_path / "models/gemma-3-270m").exists()

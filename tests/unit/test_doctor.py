@@ -129,7 +129,7 @@ def test_rows_that_do_not_end_or_begin_with_two_bos_are_errors(data, families, m
         for split in ("train", "eval")
         for check in ("unfinished-row", "doubled-bos")
     ]
-    assert "3 of 3 rows do not end on an end token" in diagnosis.findings[0].message
+    assert "3 of 3 rows do not end with an end token" in diagnosis.findings[0].message
 
 
 def test_rows_that_teach_something_else_than_the_answer_are_errors(data, families, monkeypatch):
@@ -144,7 +144,7 @@ def test_rows_that_teach_something_else_than_the_answer_are_errors(data, familie
         for file, n in (("train", 3), ("eval", 2))
         for i in range(1, n + 1)
     ]
-    assert "would teach '<think></think>At nine.' in place of the gold answer" in str(diagnosis.findings[0])
+    assert "would teach '<think></think>At nine.' instead of the gold answer" in str(diagnosis.findings[0])
 
 
 def test_counts_of_rows_are_exact():
@@ -174,7 +174,7 @@ def test_documents_longer_than_the_embedding_model_reads_are_named(data, bert_em
     diagnosis = diagnose(arguments_for(data, embedding_model=bert_embedding_folder))
     long = [f for f in diagnosis.findings if f.check == "long-passage"]
     assert long[-1].where.endswith("documents.jsonl:8") and long[-1].field == "page_content"
-    assert "has 25 tokens" in long[-1].message and "reads 24; " in long[-1].message
+    assert "has 25 tokens" in long[-1].message and "reads only 24; " in long[-1].message
     assert not any(f.where.endswith(":7") for f in long)  # 24 tokens with the two that the model adds
     assert diagnose(arguments_for(data, embedding_model=bert_embedding_folder, retriever="bm25")).findings == []
 
@@ -195,13 +195,13 @@ def test_many_documents_that_are_too_long_are_one_line_with_the_longest_and_each
     (line,) = [line for line in lines if line.startswith("warning: ")]
     assert line == (
         f"warning: {file}: {len(found)} x document longer than the embedding model reads "
-        f"({100 * len(found) / 13:.0f} % of 13 documents); the longest: {file}:11: page_content: has 102 tokens, and "
-        f"{bert_embedding_folder} reads 24; split it, or its end is not found; then lines 12 (94 tokens) and "
-        "8 (91 tokens)"
+        f"({100 * len(found) / 13:.0f} % of 13 documents); the longest: {file}:11: page_content: has 102 tokens, but "
+        f"{bert_embedding_folder} reads only 24; split it, or a search will not see its end; then lines 12 "
+        "(94 tokens) and 8 (91 tokens)"
     )
     assert lines[-2:] == [
         f"{len(found)} warnings in 13 documents, 3 train examples, 2 eval examples, 1 test examples",
-        "--json lists every warning of the kinds that are one line here",
+        "--json lists every warning that is summarised here",
     ]
 
 
@@ -241,9 +241,9 @@ def test_clean_data_exit_0_with_table_and_row(data, families, capsys):
     assert doctor(data, "swr", "--model_name_or_path", str(families["gemma"].folder)) == 0
     out = capsys.readouterr().out
     assert "training rows                       train     eval" in out
-    assert "rows that end on an end token       100 %    100 %" in out and "estimated" in out
+    assert "rows ending with an end token       100 %    100 %" in out and "estimated" in out
     assert ">>>" in out and "At nine.<end_of_turn><<<" in out
-    assert out.endswith("nothing wrong in 6 documents, 3 train examples, 2 eval examples, 1 test examples\n")
+    assert out.endswith("no problems in 6 documents, 3 train examples, 2 eval examples, 1 test examples\n")
 
 
 def test_warnings_alone_exit_0_and_errors_exit_2(data, capsys):
@@ -251,7 +251,7 @@ def test_warnings_alone_exit_0_and_errors_exit_2(data, capsys):
     write_jsonl(data / "train.jsonl", [*rows, rows[0]])
     assert doctor(data) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"warning: {data / 'train.jsonl'}:4: question: is asked in")
+    assert lines[0].startswith(f"warning: {data / 'train.jsonl'}:4: question: is also asked in")
     assert lines[-1].startswith("1 warning in 6 documents, 4 train examples")
     with open(data / "train.jsonl", "a") as file:
         file.write("{}\n")
@@ -285,10 +285,7 @@ def test_a_file_that_is_not_given_is_not_missed_but_a_wrong_flag_is(data, capsys
     assert main(["doctor", "--trian_file", "x"]) == 2
     assert main(["doctor", "-h"]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert (
-        "Exit status" in told
-        and "wrong with the flags themselves, or with a file of them, goes to standard error" in told
-    )
+    assert "Exit status" in told and "Problems with the flags, or with an argument file, go to standard error" in told
 
 
 @pytest.mark.parametrize("json_flag", [[], ["--json"]], ids=["text", "json"])
@@ -322,7 +319,7 @@ def test_the_command_that_shows_everything_holds_every_flag_that_is_set_and_no_p
 
 def test_without_data_there_is_nothing_wrong():
     diagnosis = diagnose(Arguments("sft", *(group() for group in GROUPS), None))
-    assert diagnosis.findings == [] and shown(diagnosis) == "nothing wrong in no data"
+    assert diagnosis.findings == [] and shown(diagnosis) == "no problems in no data"
 
 
 # Training
@@ -356,7 +353,7 @@ def test_a_run_counts_its_warnings_and_says_how_to_see_them(data, families, capl
     arguments = arguments_for(data, model_name_or_path=families["llama"].folder)
     with caplog.at_level(logging.INFO, "groundtune"):
         notes = _tell(diagnose(arguments), arguments)
-    assert notes == [f"{data / 'train.jsonl'}: 3 x hard negative that is gold (first in line 1)"]
+    assert notes == [f"{data / 'train.jsonl'}: 3 x hard negative that is also a gold passage (first in line 1)"]
     assert [record.getMessage().split(" ")[0] for record in caplog.records] == [
         "checked:",
         f"{data / 'train.jsonl'}:",

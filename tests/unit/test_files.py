@@ -73,10 +73,7 @@ def problems_of(read, *arguments) -> list[str]:
 
 
 def test_an_example_holds_everything_that_its_line_says(folder):
-    turns = [
-        {"speaker": "user", "message": "Hello"},
-        {"speaker": "system", "message": "Hi"},
-    ]
+    turns = [{"speaker": "user", "message": "Hello"}, {"speaker": "system", "message": "Hi"}]
     document = {"page_content": "This.", "fmt_content": "Title: This.", "metadata": {"n": 1}}
     negatives = [{"page_content": "That."}]
     write_lines(row(gold_docs=[document], chat_history=turns, hard_neg_docs=negatives, other=7))
@@ -165,14 +162,14 @@ LINES = {  # a line, and what its one problem starts with after "train.jsonl:2: 
     "list": ("[1, 2]", "line: is [1, 2], not an object; "),
     "string": ('"text"', "line: is 'text', not an object; "),
     "latin-1": ('{"question": "Où"}'.encode("latin-1"), "line: not UTF-8 (byte 16 is 0xf9); save the file as UTF-8"),
-    "deep nesting": ("[" * 100_000, "line: nests too deeply to be read; "),
-    "deep objects": ('{"a":' * 100_000, "line: nests too deeply to be read; "),
-    "long integer": ('{"n": ' + "9" * 5000 + "}", "line: holds a number that cannot be read (Exceeds the limit"),
+    "deep nesting": ("[" * 100_000, "line: is nested too deeply to be read; "),
+    "deep objects": ('{"a":' * 100_000, "line: is nested too deeply to be read; "),
+    "long integer": ('{"n": ' + "9" * 5000 + "}", "line: contains a number that cannot be read (Exceeds the limit"),
     "a name given twice": (
         '{"question": "a", "gold_docs": [], "question": "b"}',
-        "line: question is given twice in one object; keep one",
+        "line: question appears twice in one object; keep one",
     ),
-    "a strange name given twice": ('{"x\\n": 1, "x\\n": 2}', r"line: 'x\n' is given twice in one object; "),
+    "a strange name given twice": ('{"x\\n": 1, "x\\n": 2}', r"line: 'x\n' appears twice in one object; "),
     "a name with a capital": (
         {**row(question=...), "Question": "What?"},
         "question: missing (there is 'Question'); every line needs",
@@ -184,7 +181,7 @@ LINES = {  # a line, and what its one problem starts with after "train.jsonl:2: 
     "no question": (row(question=...), 'question: missing; every line needs a "question" with the text of'),
     "null question": (row(question=None), "question: missing; "),
     "number as question": (row(question=7), "question: is 7, not text; every line needs a"),
-    "half a character": (row(question="a\ud800"), r"question: 'a\ud800' holds half of a surrogate pair, "),
+    "half a character": (row(question="a\ud800"), r"question: 'a\ud800' contains half of a surrogate pair, "),
     "no answer": (row(gold_answer=...), 'gold_answer: missing; every line needs a "gold_answer"'),
     "list as answer": (row(gold_answer=["This."]), "gold_answer: is ['This.'], not text; "),
     "no gold": (row(gold_docs=...), 'gold_docs: missing; every line needs "gold_docs"'),
@@ -207,7 +204,7 @@ LINES = {  # a line, and what its one problem starts with after "train.jsonl:2: 
     ),
     "half a character in metadata": (
         row(gold_docs=[{"page_content": "a", "metadata": {"k": ["\udc00"]}}]),
-        "gold_docs[0].metadata: holds half of a surrogate pair, ",
+        "gold_docs[0].metadata: contains half of a surrogate pair, ",
     ),
     "text as negatives": (row(hard_neg_docs="none"), "hard_neg_docs: is 'none', not a list; "),
     "wrong negative": (row(hard_neg_docs=[{}]), "hard_neg_docs[0].page_content: missing; "),
@@ -229,12 +226,12 @@ def test_a_scan_returns_what_is_valid_beside_what_is_wrong_and_what_is_suspiciou
     assert [": ".join(problem.split(": ")[:2]) for problem in found.problems] == [
         "train.jsonl:2: question", "train.jsonl:4: line",
     ]  # fmt: skip
-    assert found.suspicions == ["train.jsonl:3: chat_histroy: is ignored; rename it to chat_history, if that is meant"]
+    assert found.suspicions == ["train.jsonl:3: chat_histroy: is ignored; did you mean chat_history?"]
 
 
 def test_a_scan_raises_nothing(folder):
     assert scan_documents("none.jsonl").problems == ["no such file: none.jsonl; check the path"]
-    assert "cannot hold documents" in scan_documents("none.csv").problems[0]
+    assert "unsupported file type for documents" in scan_documents("none.csv").problems[0]
     Path("d.pkl").write_bytes(b"x")
     assert "refused" in scan_documents("d.pkl").problems[0]
     write_lines("", "")
@@ -333,7 +330,7 @@ def test_no_depth_of_nesting_escapes_as_a_recursion_error(folder):
             outcomes.add(len(read_documents("train.jsonl")))
         except DataError as error:
             outcomes.add(str(error).partition(": ")[2])
-    assert outcomes == {1, "line: nests too deeply to be read; flatten it"}
+    assert outcomes == {1, "line: is nested too deeply to be read; flatten it"}
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
@@ -484,7 +481,7 @@ def test_parquet_is_read_over_several_batches(folder, monkeypatch):
 @pytest.mark.parametrize(
     "columns, start",
     [
-        ({"text": ["x"], "n": [1]}, "d.parquet: page_content: missing; name a column so (there are: text, n)"),
+        ({"text": ["x"], "n": [1]}, "d.parquet: page_content: missing; add a column of this name (columns: text, n)"),
         ({"page_content": ["x", None]}, "d.parquet:2: page_content: missing; "),
         ({"page_content": [1]}, "d.parquet:1: page_content: is 1, not text; "),
         ({"page_content": ["x"], "metadata": ["{"]}, "d.parquet:1: metadata: is '{', not an object; "),

@@ -125,9 +125,9 @@ NEWER = "Unsupported parameter: 'max_tokens' is not supported with this model. U
     [
         (Refusal(400, "Invalid model name passed in model=m"), "Invalid model name", "a model 'm'"),
         (Refusal(429, "no more credit"), "no more credit", "--judge_options"),
-        (Refusal(500, "out of order"), "out of order", "see what the server logged"),
+        (Refusal(500, "out of order"), "out of order", "check the server log"),
         (Refusal(400, NEWER), NEWER, """--judge_options '{"max_tokens": null, "max_completion_tokens": 77}'"""),
-        (b"<html>Welcome</html>", "not a reply", "see what the server logged"),
+        (b"<html>Welcome</html>", "not a reply", "check the server log"),
     ],
 )
 def test_a_judge_that_cannot_answer_is_a_problem_before_there_is_anything_to_judge(said, reason, way_out):

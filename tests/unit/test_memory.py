@@ -38,7 +38,7 @@ class Small(QATrainer):
 
         def fail(gradient):
             if self.too_many:
-                assert any(p.grad is not None for p in trained)  # a part of the gradient is there already
+                assert any(p.grad is not None for p in trained)  # a part of the gradient already exists
                 self.failures.append(self.state.global_step)
                 raise torch.OutOfMemoryError(CUDA)
 
@@ -221,7 +221,7 @@ def test_auto_find_batch_size_does_not_change_the_batch_of_a_step(make, caplog):
         size = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "auto_find_batch_size": True}
         trainer = make("run", trainer=Small, **size, **PLAIN)
         trainer.train()
-    assert "--auto_find_batch_size would change the batch of a step" in caplog.text
+    assert "--auto_find_batch_size has no effect" in caplog.text
     assert not QATrainingArguments(output_dir="x", auto_find_batch_size=True).auto_find_batch_size
     assert trainer.args.train_batch_size == 2 and trainer.state.global_step == 4
     assert [sum(n for s, n in trainer.computed if s == step) for step in (1, 2, 3)] == [2, 4, 2]
@@ -340,8 +340,8 @@ def test_a_failure_while_beginning_anew_halves_once_more():
     "error, line",
     [
         (OutOfMemory("train.jsonl:3: too much"), "train.jsonl:3: too much"),
-        (torch.OutOfMemoryError(CUDA), "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB; take a smaller"),
-        (MemoryError(), "out of memory: MemoryError; take a smaller model"),
+        (torch.OutOfMemoryError(CUDA), "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB; use a smaller"),
+        (MemoryError(), "out of memory: MemoryError; use a smaller model"),
     ],
 )
 def test_a_command_ends_with_one_line_and_status_1(monkeypatch, capsys, error, line):

@@ -289,9 +289,9 @@ def test_an_llm_may_decide_what_is_supported_and_what_it_did_not_say_is_no_pass(
         "repeats another question": set(),
         "not answered by its passage": set(),
         "answer cut at the token limit": set(),
-        "answer not supported, says the LLM": {1, 4},
-        "verdict of the LLM not understood": {2},
-        "no verdict of the LLM": {3},
+        "answer not supported according to the LLM": {1, 4},
+        "LLM verdict not understood": {2},
+        "no LLM verdict": {3},
         "passage not retrieved for it": set(),
     }
     assert failures == ["no luck"] * 2 and result.counts["kept"] == 24 - 8
@@ -304,7 +304,7 @@ def test_both_gates_ask_the_llm_only_about_what_the_words_support(tmp_path):
     result, _ = make(tmp_path, generator, documents(12), passages=12, support="both")
     stopped = stopped_passages(result)
     assert stopped["answer not supported by its passage"] == {4, 5}
-    assert stopped["answer not supported, says the LLM"] == {1}
+    assert stopped["answer not supported according to the LLM"] == {1}
     asked = [prompt for prompt in generator.prompts if "Answer to check:" in prompt]
     assert len(asked) == 24 - 4 and not any("It costs 7 coins" in prompt for prompt in asked)
 
@@ -315,7 +315,7 @@ def test_verdicts_are_kept_and_only_what_failed_or_changed_is_asked_again(tmp_pa
     make(tmp_path, first, documents(12), passages=12, support="llm")
     result, failures = make(tmp_path, again, documents(12), passages=12, support="llm")
     assert len(again.prompts) == len(checks(again)) == 2 and all("number 3 " in prompt for prompt in again.prompts)
-    assert not failures and result.counts["no verdict of the LLM"] == 0
+    assert not failures and result.counts["no LLM verdict"] == 0
     for changed in ({"support_prompt": settings().support_prompt + " "}, {"checker": "another"}):
         other = FakeGenerator()
         make(tmp_path, other, documents(12), passages=12, support="llm", **changed)
@@ -398,7 +398,7 @@ def test_a_journal_made_with_other_settings_is_not_continued(tmp_path):
     from groundtune.errors import DataError
 
     make(tmp_path, FakeGenerator(), documents(3), passages=3)
-    with pytest.raises(DataError, match=r"other settings: questions per passage was 2, now 3; name another --output"):
+    with pytest.raises(DataError, match=r"questions per passage was 2, now 3; name another --output_dir"):
         make(tmp_path, FakeGenerator(), documents(3), passages=3, questions_per_passage=3)
 
 
@@ -495,7 +495,7 @@ def test_another_model_on_the_server_may_check_the_answers(server, database, tmp
     assert all(body["chat_template_kwargs"] == {"enable_thinking": False} for *_, body in server.requests)
     assert models == ["m"] * 12 + ["judge"] * 8
     said = capsys.readouterr().out
-    assert re.search(r"answer not supported, says the LLM\W+0", said) and re.search(r"kept\W+8", said)
+    assert re.search(r"answer not supported according to the LLM\W+0", said) and re.search(r"kept\W+8", said)
     assert "answer not supported by its passage" not in said
 
 
@@ -552,7 +552,7 @@ def test_a_model_loaded_here_writes_too(database, tmp_path, families, capsys):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--generator", "openai:localhost"], "'localhost' is no address"),
+        (["--generator", "openai:localhost"], "'localhost' is not an address"),
         (["--generator", "openai:http://x/v1"], "--generator_model: missing"),
         (["--generator", "x", "--passages", "0"], "--passages: is 0; give 1 or more"),
         (["--generator", "x", "--eval_share", "0.5", "--test_share", "0.5"], "leave nothing to train on"),
@@ -560,10 +560,13 @@ def test_a_model_loaded_here_writes_too(database, tmp_path, families, capsys):
         (["--generator", "x", "--question_prompt", "prompt.txt"], "prompt.txt: lacks {passage}"),
         (["--generator", "x", "--answer_prompt", "gone.txt"], "gone.txt: cannot be read"),
         (["--generator", "x", "--support", "llm", "--support_prompt", "prompt.txt"], "lacks {passage} and {answer}"),
-        (["--generator", "x", "--support", "llm", "--checker", "openai:localhost"], "'localhost' is no address"),
-        (["--generator", "openai:http://x/v1", "--generator_model", "m", "--generator_options", "[1]"], "no object"),
+        (["--generator", "x", "--support", "llm", "--checker", "openai:localhost"], "'localhost' is not an address"),
+        (
+            ["--generator", "openai:http://x/v1", "--generator_model", "m", "--generator_options", "[1]"],
+            "not an object",
+        ),
         (["--generator", "x", "--support", "words"], "invalid choice: 'words'"),
-        (["--generator", "x", "--checker", "y"], "--checker: has no meaning with --support lexical"),
+        (["--generator", "x", "--checker", "y"], "--checker: has no effect with --support lexical"),
         (["--generator", "no/such/model"], "no such folder: no/such/model"),
     ],
 )

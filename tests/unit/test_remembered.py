@@ -94,7 +94,7 @@ def test_a_cache_that_cannot_be_written_to_is_a_warning(tmp_path, monkeypatch, c
     monkeypatch.setenv("GROUNDTUNE_CACHE", str(tmp_path / "file"))
     folder = write(tmp_path / "run", record())
     record_own_run(folder)
-    assert "cannot be written to" in caplog.text and not remembered(str(folder)).own
+    assert "cannot write to" in caplog.text and not remembered(str(folder)).own
 
 
 @pytest.mark.parametrize(

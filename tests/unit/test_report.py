@@ -165,7 +165,7 @@ def test_summary_table_shows_retrieval_once_and_no_verdict_on_time():
 def test_no_separate_test_is_said_in_every_report(tmp_path, name):
     assert "No separate test" not in written(tmp_path, results(wrong(), COLOURS), name)
     made = results(wrong(), COLOURS, selected_on_test=True)
-    assert "No separate test: the checkpoint was chosen on the same questions" in written(tmp_path, made, name)
+    assert "No separate test: the checkpoint was selected on the questions" in written(tmp_path, made, name)
     assert "No separate test" in summary_table(made).caption
 
 

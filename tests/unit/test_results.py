@@ -120,12 +120,15 @@ def test_unclear_verdict_says_what_could_not_have_been_seen():
     made = results(COLOURS[:6] + wrong(6), wrong(5) + COLOURS[5:])
     f1 = made.differences[F1]
     assert made.verdict.startswith("No clear difference: token F1 0.58 against 0.50, +0.08 [")
-    assert f"a difference under about {(f1.high - f1.low) / 2:.2f} could not be seen" in made.verdict
+    assert f"a difference under about {(f1.high - f1.low) / 2:.2f} could not be detected" in made.verdict
 
 
 def test_verdict_on_few_or_equal_answers_claims_nothing():
     few = results(wrong(5), COLOURS[:5], COLOURS[:5])
-    assert few.verdict.startswith("No clear difference") and "under 6 questions nothing can be concluded" in few.verdict
+    assert (
+        few.verdict.startswith("No clear difference")
+        and "with fewer than 6 questions nothing can be concluded" in few.verdict
+    )
     same = results(COLOURS, COLOURS)
     assert same.verdict == "No difference: both models have the same token F1 on every one of 12 questions"
 
@@ -156,7 +159,7 @@ def test_answers_that_take_no_model_are_scored_beside_the_models():
     golds = [f"the document of question {n}" for n in range(12)]
     found = results(wrong(), golds, golds).without_a_model
     assert found["first_passage"] == 1.0 and found["question"] > 0
-    assert for_scale(results(wrong(), golds, golds)).endswith("with the first retrieved passage as it stands, 1.00.")
+    assert for_scale(results(wrong(), golds, golds)).endswith("and 1.00 if the first retrieved passage is.")
     unsearched = replace(
         made, base=replace(made.base, predictions=tuple(replace(p, hits=()) for p in made.base.predictions))
     )

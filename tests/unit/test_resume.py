@@ -216,7 +216,7 @@ def test_resume_anyway_goes_on_and_says_what_changed(place, caplog):
     with caplog.at_level(logging.WARNING, "groundtune"):
         assert find(arguments(place, "--learning_rate", "1e-3", "--resume_anyway")).step == 4
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == "resumed though changed: --learning_rate: 2e-05 when checkpoint-4 was saved, 0.001 now"
+    assert line == "resumed although changed: --learning_rate: 2e-05 when checkpoint-4 was saved, 0.001 now"
 
 
 def test_other_versions_are_a_warning(place, caplog):

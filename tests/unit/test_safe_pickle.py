@@ -333,10 +333,10 @@ FIELDS = {
     "page_content: missing": stub_with(b"}"),
     "page_content: is blank": stub_with(b"}(" + text("page_content") + text(" \n") + b"u"),
     "page_content: is 7, not text": stub_with(b"}(" + text("page_content") + b"K\x07u"),
-    "page_content: 'a\\\\ud800' holds half": stub_with(b"}(" + text("page_content") + text("a\ud800") + b"u"),
+    "page_content: 'a\\\\ud800' contains half": stub_with(b"}(" + text("page_content") + text("a\ud800") + b"u"),
     "fmt_content: is \\[\\], not text": stub_with(b"}(" + text("fmt_content") + b"]u"),
     "metadata: is 'a', not an object": document(text("a")),
-    "metadata: holds half": document(b"}(" + text("\udfff") + b"Nu"),
+    "metadata: contains half": document(b"}(" + text("\udfff") + b"Nu"),
 }
 
 

@@ -52,7 +52,7 @@ def test_what_may_not_be_torn_is_finished_and_then_it_stops(capfd):
             done.append("step")
         pytest.fail("went on")
     assert done == ["step"]
-    assert told == "SIGTERM: finishing the step; a second signal leaves at once\n" and not capfd.readouterr().err
+    assert told == "SIGTERM: finishing the step; a second signal exits immediately\n" and not capfd.readouterr().err
 
 
 def test_within_it_an_evaluation_may_be_torn():
@@ -144,7 +144,7 @@ def test_signals_are_heard_while_a_library_computes(first, second):
         assert process.stdout.readline() == "begun\n"
         time.sleep(0.5)  # and now it is in the library
         process.send_signal(getattr(signal, first))
-        assert process.stderr.readline() == f"{first}: finishing the step; a second signal leaves at once\n"
+        assert process.stderr.readline() == f"{first}: finishing the step; a second signal exits immediately\n"
         process.send_signal(getattr(signal, second))
         assert process.wait(timeout=20) == 128 + getattr(signal, second)
         assert process.stderr.read() == ""

@@ -95,7 +95,7 @@ def test_ids_that_the_model_has_no_embedding_for_are_an_error_before_training(fa
     texts = [row.prompt_ids + row.answer_ids for row in rows]
     check_vocabulary(texts, model, "me/model")
     with pytest.raises(
-        ModelError, match=r"me/model: the tokenizer makes ids up to 700, and the model has \d+ embeddings"
+        ModelError, match=r"me/model: the tokenizer produces ids up to 700, and the model has \d+ embeddings"
     ):
         check_vocabulary([*texts, [700, 2]], model, "me/model")
 
@@ -113,7 +113,7 @@ def test_rows_longer_than_the_model_s_positions_are_an_error_or_are_said(familie
     model.config.rope_parameters = None  # as in a model that attends without positions
     assert check_positions(known + 1, model, "me/model") == [note]
     model.model.wpe = torch.nn.Embedding(known, 4)
-    with pytest.raises(ModelError, match=f"and the model has {known:,} positions; lower --max_seq_length"):
+    with pytest.raises(ModelError, match=f"but the model has only {known:,} positions; lower --max_seq_length"):
         check_positions(known + 1, model, "me/model")
 
 

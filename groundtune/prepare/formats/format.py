@@ -121,7 +121,7 @@ def records(path: Path, problems: list[str]) -> Iterator[Record]:
     if name.endswith(".parquet"):
         yield from (Record(f"{path}:{number}", row, problems) for number, row in parquet_rows(path))
     elif not name.endswith((".json", ".jsonl", ".ndjson")):
-        raise DataError([f"{path}: files of this kind are not read; it must be .json, .jsonl or .parquet"])
+        raise DataError([f"{path}: unsupported file type; use .json, .jsonl or .parquet"])
     elif _is_json_lines(path):
         yield from _lines(path, problems)
     else:
@@ -167,9 +167,11 @@ def _whole(path: Path, problems: list[str]) -> Iterator[Record]:
         try:
             value = json.loads(file.read().decode("utf-8-sig"))
         except json.JSONDecodeError as error:
-            raise DataError([f"{path}:{error.lineno}: not valid JSON ({error.msg}); fetch the file again"]) from error
+            raise DataError(
+                [f"{path}:{error.lineno}: not valid JSON ({error.msg}); download the file again"]
+            ) from error
         except (ValueError, RecursionError) as error:
-            raise DataError([f"{path}: not valid JSON ({one_line(error, 150)}); fetch the file again"]) from error
+            raise DataError([f"{path}: not valid JSON ({one_line(error, 150)}); download the file again"]) from error
     if isinstance(value, dict):
         yield Record(str(path), value, problems)
         return
@@ -195,4 +197,4 @@ class _readable:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.file.close()
         if isinstance(error, EOFError | OSError):
-            raise DataError([f"{self.path}: cannot be unpacked ({one_line(error, 150)}); fetch it again"]) from error
+            raise DataError([f"{self.path}: cannot be unpacked ({one_line(error, 150)}); download it again"]) from error

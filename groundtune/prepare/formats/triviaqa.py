@@ -50,7 +50,7 @@ def read(path: Path, options: Options, problems: list[str]) -> Iterator[Converte
     for record in records(path, problems):
         if "Data" in record.fields:
             if options.evidence is None:
-                raise DataError([f"{path}: names its evidence by file; give its folder as --evidence"])
+                raise DataError([f"{path}: refers to evidence files; give their folder as --evidence"])
             for question in children(record, "Data", _NEED):
                 yield _question(question, _FILES, options)
         else:

@@ -106,7 +106,7 @@ def _held(store: Path) -> Iterator[None]:
     refuse_links(inside(store.parent, store.name))
 
     def waiting() -> None:
-        logger.info("another process writes the index in %s; waiting for it", store)
+        logger.info("another process is writing the index in %s; waiting for it", store)
 
     with held(store, ".lock", "full_dataset_index_path", 0, waiting) as is_held:
         for begun in store.glob(".*.tmp") if is_held else ():
@@ -127,17 +127,17 @@ def _read(store: Path, settings: dict[str, Any], tell: bool = True) -> tuple[dic
     try:
         manifest = read_manifest(store)
         if manifest["fingerprint"] != store.name:
-            raise ValueError("manifest.json is that of another embedding model")
+            raise ValueError("manifest.json belongs to another embedding model")
         if manifest["settings"] != _plain(settings):
             raise ValueError("its vectors were made with other settings, under the same fingerprint")
         with open(store / "vectors.npy", "rb") as file:
             vectors = np.load(file, allow_pickle=False)
         if vectors.dtype != np.float32 or vectors.shape != (len(manifest["ids"]), manifest["dimensions"]):
-            raise ValueError(f"vectors.npy is {vectors.dtype} {vectors.shape}, the manifest says otherwise")
+            raise ValueError(f"vectors.npy is {vectors.dtype} {vectors.shape}, unlike the manifest")
         return {id: row for row, id in enumerate(manifest["ids"])}, vectors
     except (Damaged, OSError, ValueError, KeyError, TypeError) as error:
         if tell:
-            logger.warning("the index in %s is damaged (%s); embedding all documents anew", store, error)
+            logger.warning("the index in %s is damaged (%s); embedding all documents again", store, error)
         return nothing
 
 
