@@ -470,6 +470,7 @@ def _as_it_was() -> Iterator[None]:
 
 @contextmanager
 def _kept() -> Iterator[None]:
+    """Random generators, the log level of transformers, and environment variables are put back."""
     from transformers.utils import logging as of_transformers
 
     from groundtune.runs.checkpoints import kept_randomness
