@@ -90,7 +90,8 @@ class Answer:
 class Run:
     """A finished run, as `train` and `load` return it.
 
-    `folder` holds the model and the results, `method` is the name of its training method, `arguments` are the keywords of `load`.
+    `folder` holds the model and the results, `method` is the name of its training method. `arguments` are the keywords
+    of `load`.
     """
 
     folder: Path
