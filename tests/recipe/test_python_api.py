@@ -214,7 +214,7 @@ def test_nothing_that_answers_changes_the_program(run, around, tmp_path, data_fo
     loaded = groundtune.load(run.folder, quiet=True)
     loaded.ask(QUESTION)
     loaded.evaluate(eval_max_samples=1, output_dir=tmp_path / "evaluation")
-    groundtune.compare(loaded, tmp_path / "evaluation", output_file=tmp_path / "page.html")
+    groundtune.compare(loaded, tmp_path / "evaluation", output=tmp_path / "page.html")
     groundtune.open_retriever(data_folder / "documents.jsonl", retriever="bm25", quiet=True).search([QUESTION], 1)
     record = json.loads((tmp_path / "evaluation/run.json").read_text("utf-8"))
     assert record["command"].startswith(f"groundtune.evaluate({str(run.folder)!r}, quiet=True, eval_max_samples=1, ")
@@ -468,15 +468,15 @@ def test_runs_evaluations_and_files_are_compared_as_the_command_does(run, tmp_pa
     assert Path("comparison.html").exists() and Path("comparison.json").exists()
     assert main(["compare", str(base), str(run.folder), "--json", "-o", "other.html"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    again = groundtune.compare(base, run, output_file=None)
+    again = groundtune.compare(base, run, output=None)
     assert again.to_dict() == {name: shown[name] for name in again.to_dict()} and len(list(Path().glob("*.html"))) == 2
 
 
 def test_what_cannot_be_compared_is_named(run, tmp_path):
     assert problems(groundtune.compare, run)[0].startswith("compare: 1 system is given")
-    said = problems(groundtune.compare, run, tmp_path, names=["a", "a"], output_file=tmp_path / "x.txt")
-    assert [line.partition(":")[0] for line in said] == ["names", "output_file"]
-    assert "no such file or folder" in problems(groundtune.compare, run, tmp_path / "none", output_file=None)[0]
+    said = problems(groundtune.compare, run, tmp_path, names=["a", "a"], output=tmp_path / "x.txt")
+    assert [line.partition(":")[0] for line in said] == ["names", "output"]
+    assert "no such file or folder" in problems(groundtune.compare, run, tmp_path / "none", output=None)[0]
 
 
 # Retriever
