@@ -90,7 +90,7 @@ class Answer:
 class Run:
     """A finished run, as `train` and `load` return it.
 
-    `folder` holds the model and the results, `method` is "sft" or "swr", `arguments` are the keywords of `load`.
+    `folder` holds the model and the results, `method` is the name of its training method, `arguments` are the keywords of `load`.
     """
 
     folder: Path
@@ -179,7 +179,7 @@ def train(method: str, *, config: PathLike | None = None, **arguments: Any) -> R
     in several threads one trains and the others wait.
 
     Args:
-        method: "sft" trains on gold passages, "swr" on gold and retrieved passages.
+        method: `sft` trains on gold passages, `swr` on gold and retrieved passages.
         config: A YAML or JSON file of arguments; keywords win over it.
         arguments: Any flag of `groundtune sft`, without its dashes: `model_name_or_path`, `embedding_model`,
             `train_file`, `eval_file`, `test_file`, `full_dataset_file_path`, `output_dir`, `use_peft`, and all of

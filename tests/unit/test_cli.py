@@ -158,7 +158,7 @@ def test_old_spellings_work_in_every_command_and_in_its_files(tmp_path, caplog, 
     caplog.set_level("INFO", logger="groundtune")
     assert given(LIGHT[command](), words.split())[name] == expected
     old = {flag[2:].split("=")[0] for flag in words.split() if flag.startswith("--")} & {*RENAMED} - {name}
-    assert all(f"--{flag} is called --{RENAMED[flag]} today" in caplog.text for flag in old)
+    assert all(f"--{flag} is now called --{RENAMED[flag]}" in caplog.text for flag in old)
 
 
 def test_a_command_that_writes_a_folder_takes_output_dir_one_that_writes_a_file_output_and_both_are_o(tmp_path):

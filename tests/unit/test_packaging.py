@@ -79,6 +79,6 @@ def test_no_peft_is_allowed_that_imports_what_an_adapter_names(version):
 
 
 @pytest.mark.parametrize("version", ["3.1.2", "3.1.5"])
-def test_no_jinja_is_allowed_out_of_whose_sandbox_a_chat_template_gets(version):
+def test_no_jinja_is_allowed_in_which_a_chat_template_can_run_code(version):
     (jinja,) = [requirement for requirement in requirements() if requirement.name == "jinja2"]
     assert not jinja.specifier.contains(version) and jinja.specifier.contains("3.1.6")
