@@ -90,7 +90,7 @@ class Answer:
 class Run:
     """A finished run, as `train` and `load` return it.
 
-    `folder` holds the model and the results, `method` is "sft" or "swr", `arguments` are the keywords of `load`.
+    `folder` holds the model and the results, `method` is the name of its training method, `arguments` are the keywords of `load`.
     """
 
     folder: Path
@@ -179,7 +179,7 @@ def train(method: str, *, config: PathLike | None = None, **arguments: Any) -> R
     in several threads one trains and the others wait.
 
     Args:
-        method: "sft" trains on gold passages, "swr" on gold and retrieved passages.
+        method: `sft` trains on gold passages, `swr` on gold and retrieved passages.
         config: A YAML or JSON file of arguments; keywords win over it.
         arguments: Any flag of `groundtune sft`, without its dashes: `model_name_or_path`, `embedding_model`,
             `train_file`, `eval_file`, `test_file`, `full_dataset_file_path`, `output_dir`, `use_peft`, and all of
@@ -286,7 +286,7 @@ def evaluate(model: PathLike | Run = "", *, config: PathLike | None = None, **ar
 
 
 def compare(
-    *runs: PathLike | Run | Evaluated, names: Sequence[str] = (), output_file: PathLike | None = "comparison.html"
+    *runs: PathLike | Run | Evaluated, names: Sequence[str] = (), output: PathLike | None = "comparison.html"
 ) -> Comparison:
     """Compare systems that answered the same questions, as `groundtune compare` does. No model is loaded.
 
@@ -294,7 +294,7 @@ def compare(
         runs: At least two: runs (their tuned models), what `evaluate` returned, folders of either, or files of
             predictions. The others are compared with the first, question by question.
         names: What to call them, in their order. Default: as much of their paths as tells them apart.
-        output_file: The page (.html); the numbers go beside it as .json. None: neither is written.
+        output: The page (.html); the numbers go beside it as .json. None: neither is written.
 
     Returns:
         `evaluations` by name, `differences[name][metric]` to the first with 95 % intervals, and `verdict(name)`.
@@ -304,8 +304,8 @@ def compare(
         DiskError: the disk is full or fails.
     """
     paths = [_path_of(run) for run in runs]
-    file = None if output_file is None else os.fspath(output_file)
-    call = _written("groundtune.compare", *paths, {"names": list(names), "output_file": file})
+    file = None if output is None else os.fspath(output)
+    call = _written("groundtune.compare", *paths, {"names": list(names), "output": file})
     with _by_keyword("compare"), recorded_as(call):
         return compared(paths, list(names), file)
 
@@ -415,7 +415,7 @@ def _in_python(problem: str, command: str) -> str:
 def _flag_names() -> set[str]:
     training = sys.modules.get("groundtune.training.arguments")  # takes torch, and only training speaks of its flags
     groups = [*GROUPS, *ANSWERING, *([training.QATrainingArguments] if training else [])]
-    return {one.name for group in groups for one in fields(group)} | {"output_file", "names"}
+    return {one.name for group in groups for one in fields(group)} | {"output", "names"}
 
 
 # The process around us
@@ -470,6 +470,7 @@ def _as_it_was() -> Iterator[None]:
 
 @contextmanager
 def _kept() -> Iterator[None]:
+    """Random generators, the log level of transformers, and environment variables are put back."""
     from transformers.utils import logging as of_transformers
 
     from groundtune.runs.checkpoints import kept_randomness

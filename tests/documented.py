@@ -12,9 +12,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ COMMANDS = ("", "bash", "python", "yaml")
 RUN_BY = {
     "README.md": "tests/recipe/test_howto_pages.py",
     "docs/tutorial.md": "tests/recipe/test_tutorial.py",
+    "docs/python.md": "tests/recipe/test_python_page.py",
     "docs/prepare.md": "tests/unit/test_prepare_page.py",
     "docs/howto/": "tests/recipe/test_howto_pages.py",
     "configs/faire/": "tests/unit/test_use_cases.py",
@@ -110,6 +112,16 @@ def replaced(text: str, replacements: Mapping[str, str]) -> str:
     """A text with every name replaced, the longest first."""
     pattern = "|".join(re.escape(name) for name in sorted(replacements, key=len, reverse=True))
     return re.sub(pattern, lambda found: replacements[found[0]], text) if replacements else text
+
+
+def run_python(text: str, where: str, namespace: dict[str, Any]) -> None:
+    """Run Python in this process, where `namespace` has what ran before."""
+    exec(compile(text, where, "exec"), namespace)
+
+
+def with_defaults(function: Callable[..., Any], **defaults: Any) -> Callable[..., Any]:
+    """A function with other values for keywords that it is not given."""
+    return lambda *args, **given: function(*args, **{**defaults, **given})
 
 
 def run_script(script: str, folder: Path) -> None:

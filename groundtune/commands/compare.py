@@ -27,7 +27,7 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str]) -> int:
     """Compare, print the table, write the page."""
     words = given(parser(), argv)
-    page = words["output_file"]
+    page = words["output"]
     comparison = compared(words["systems"], words.get("names", []), page)
     notes = comparison.notes
     if words["json"]:
@@ -45,12 +45,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def compared(paths: Sequence[str], names: Sequence[str], output_file: str | None) -> Comparison:
-    """Systems side by side, and the page; without an `output_file` there is none.
+def compared(paths: Sequence[str], names: Sequence[str], output: str | None) -> Comparison:
+    """Systems side by side, and the page; without an `output` there is none.
 
     Raises `DataError` with all that is wrong.
     """
-    _check(paths, names, output_file)
+    _check(paths, names, output)
 
     from groundtune.evaluation.comparison import compare, find_predictions, read_systems
     from groundtune.reporting.comparison_page import write_comparisons
@@ -59,17 +59,17 @@ def compared(paths: Sequence[str], names: Sequence[str], output_file: str | None
     systems = read_systems(paths, names)
     *others, last = systems
     comparison = compare(f"{', '.join(others)} and {last}", systems)
-    if output_file is None:
+    if output is None:
         return comparison
     record = provenance({name: str(find_predictions(path)) for name, path in zip(systems, paths)})
     facts = {"Questions": str(comparison.n), "Compared with": comparison.reference}
     try:
-        with disk_errors(output_file):
+        with disk_errors(output):
             write_comparisons(
-                output_file, "comparison", comparison.title, [comparison], facts, comparison.notes, record
+                output, "comparison", comparison.title, [comparison], facts, comparison.notes, record
             )
     except OSError as error:
-        problem = f"--output_file: {output_file} cannot be written ({error.strerror}); name another file"
+        problem = f"--output: {output} cannot be written ({error.strerror}); name another file"
         raise DataError([problem]) from error
     return comparison
 
@@ -80,23 +80,23 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("systems", nargs="+", metavar="A B", help="Folders of runs, or prediction files.")
     made.add_argument("--names", nargs="+", metavar="NAME", help="Names of the systems, in the same order.")
     made.add_argument(
-        "-o", "--output_file", default="comparison.html", metavar="FILE",
+        "-o", "--output", default="comparison.html", metavar="FILE",
         help="Output page (.html); the numbers are written next to it as .json. (default: comparison.html)",
     )  # fmt: skip
     add_output_flags(made)
     return made
 
 
-def _check(paths: Sequence[str], names: Sequence[str], output_file: str | None) -> None:
+def _check(paths: Sequence[str], names: Sequence[str], output: str | None) -> None:
     problems = []
     if len(paths) < 2:
         problems.append(f"compare: {len(paths)} system is given; name at least two")
     if names and len(set(names)) != len(paths):
         problems.append(f"--names: {len(set(names))} different names for {len(paths)} systems; give one for each")
-    if output_file is not None:
-        if Path(output_file).suffix != ".html":
-            problems.append(f"--output_file: {output_file} does not end in .html")
-        for path in (Path(output_file), Path(output_file).with_suffix(".json")):
-            problems += in_the_way("output_file", path)
+    if output is not None:
+        if Path(output).suffix != ".html":
+            problems.append(f"--output: {output} does not end in .html")
+        for path in (Path(output), Path(output).with_suffix(".json")):
+            problems += in_the_way("output", path)
     if problems:
         raise DataError(problems)

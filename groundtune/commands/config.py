@@ -127,7 +127,7 @@ def _no_flag(entry: Entry) -> list[str]:
             return [f"{entry.label}: holds {dashed[0]!r}, which is another flag; write it by itself"]
     elif not entry.where and not (value is None or isinstance(value, _SCALARS)):
         kinds = "a text, a number, True, False, None, a path, a list of these or a dictionary"
-        return [f"{entry.label}: is a {type(value).__name__}; give {kinds}"]
+        return [f"{entry.label}: is of type {type(value).__name__}; give {kinds}"]
     return []
 
 

@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "inputs", nargs="+", type=Path, metavar="IN", help="input files, or the folder for beir; .gz files are unpacked"
     )
-    made.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="output folder")
+    made.add_argument("-o", "--output_dir", type=Path, required=True, metavar="DIR", help="output folder")
     made.add_argument("--limit", type=int, help="maximum number of examples from each input")
     made.add_argument("--unanswerable", metavar="TEXT", help="gold answer for questions without an answer")
     made.add_argument("--evidence", type=Path, metavar="DIR", help="triviaqa: the folder with wikipedia/ and web/")
@@ -60,8 +60,8 @@ def main(argv: Sequence[str]) -> int:
     from groundtune.prepare import convert
     from groundtune.prepare.formats import Options
 
-    name, inputs, folder = arguments.format, arguments.inputs, arguments.output
-    ours = {"format", "inputs", "output", "quiet", "json"}
+    name, inputs, folder = arguments.format, arguments.inputs, arguments.output_dir
+    ours = {"format", "inputs", "output_dir", "quiet", "json"}
     options = {flag: value for flag, value in vars(arguments).items() if value is not None and flag not in ours}
     problems = convert.check(name, inputs, folder, options)
     if "prompt_pattern" in options:

@@ -10,13 +10,17 @@ from typing import Any
 HELP_WIDTH = 110  # whatever the terminal's: the help of training is generated once
 
 
+_SHORT = {"output_dir": ["-o"]}
+
+
 class FlagFormatter(argparse.HelpFormatter):
-    """One spelling of each flag, its kind of value, and its default where there is one to speak of."""
+    """One spelling of each flag (two with -o), its kind of value, and its default where there is one to speak of."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.dest == "help":
             return super()._format_action_invocation(action)
-        spelling = next((s for s in action.option_strings if "-" not in s[2:]), action.option_strings[-1])
+        spellings = [s for s in action.option_strings if "-" not in s.lstrip("-")] or action.option_strings[-1:]
+        spelling = ", ".join(sorted(spellings, key=len))
         if action.choices or action.nargs == 0:
             value = "" if action.nargs == 0 else "{" + ",".join(map(str, action.choices)) + "}"
         else:
@@ -39,7 +43,8 @@ def add_group(
     for field in fields(group):
         if field.name in names:
             text = (helps or {}).get(field.name) or _help_with_default(field)
-            section.add_argument(f"--{field.name}", help=text, **_argparse_options(group, field))
+            spellings = [*_SHORT.get(field.name, []), f"--{field.name}"]
+            section.add_argument(*spellings, help=text, **_argparse_options(group, field))
 
 
 def filled(group: type, values: Mapping[str, Any]) -> Any:

@@ -21,7 +21,8 @@ from groundtune.commands.flags import HELP_WIDTH, FlagFormatter, true_or_false
 from groundtune.errors import DataError
 from groundtune.system.text import one_line
 
-# Flags as they were once spelt -> today's. A share of the steps and a number of steps are one flag today.
+# Flags as they were once spelt -> today's, in each command that has the latter. A share of the steps and a number of
+# steps are one flag today.
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
     "warmup_ratio": "warmup_steps",
@@ -32,6 +33,10 @@ RENAMED = {
     "push_to_hub_token": "hub_token",
     "push_to_hub_model_id": "hub_model_id",
     "xpu_backend": "ddp_backend",
+    "endpoint_concurrency": "concurrency",
+    "index": "full_dataset_index_path",
+    "output": "output_dir",
+    "output_file": "output",
 }
 # Flags that once did something and now have nothing to do: accepted, with a line that says so.
 WITHOUT_EFFECT = (
@@ -162,9 +167,10 @@ def _bad_value(message: str, where: str = "") -> NoReturn:
 
 
 def _in_full(argv: Sequence[str]) -> list[str]:
-    """`FILE.json` alone is short for `--config FILE.json` where a method is trained; elsewhere it may be data."""
+    """`-o` as --output_dir; `FILE.json` alone as `--config FILE.json` where a method is trained: elsewhere it may be
+    data."""
     alone = len(argv) == 1 and argv[0].endswith(".json") and not argv[0].startswith("-")
-    return ["--config", *argv] if alone else list(argv)
+    return ["--config", *argv] if alone else ["--output_dir" if word == "-o" else word for word in argv]
 
 
 def _expand_files(argv: Sequence[str], parser: Any, keywords: Mapping[str, Any] | None = None) -> list[str]:
@@ -251,6 +257,7 @@ def _spelt_as_today(argv: Sequence[str], known: set[str], tell: bool = True) -> 
     skipping = False
     for word in argv:
         if not word.startswith("--"):
+            skipping = skipping and word not in known  # -o is no value
             if not skipping:
                 today.append(word)
             continue
@@ -259,7 +266,7 @@ def _spelt_as_today(argv: Sequence[str], known: set[str], tell: bool = True) -> 
         skipping = False
         if flag in known or f"--{name}" in known:
             today.append(word)
-        elif name in RENAMED:
+        elif f"--{RENAMED.get(name)}" in known:
             if tell:
                 logger.info("--%s is now called --%s", name, RENAMED[name])
             today.append(f"--{RENAMED[name]}{equals}{value}")

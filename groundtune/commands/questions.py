@@ -9,12 +9,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from groundtune.arguments import DataArguments, RetrievalArguments, check_model_name, check_retrieval
-from groundtune.commands.flags import add_group
+from groundtune.arguments import DataArguments, RetrievalArguments, check_model_name, check_retrieval, too_small
+from groundtune.commands.flags import add_group, filled
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
 from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
+from groundtune.evaluation.arguments import SERVER, GeneratorArguments
 from groundtune.model.endpoint import is_server, server_problems
 from groundtune.system.outputs import links_at
 
@@ -30,8 +31,6 @@ _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
     ("test_share", "share of the passages for test.jsonl", 0.1, float),
     ("max_new_tokens", "maximum tokens per reply", 256, int),
     ("seed", "random seed for sample and split", 0, int),
-    ("concurrency", "parallel requests to a server", 8, int),
-    ("requests_per_minute", "maximum requests per minute to a server, 0 for no limit", 0.0, float),
     ("batch_size", "batch size of a locally loaded model", 8, int),
 )
 _RETRIEVAL = [
@@ -41,7 +40,7 @@ _HELPS = {
     "embedding_model": "Embedding model (hub name or folder) for finding the passages of a question. Default: BM25.",
     "retriever": "Retrieval method. (default: dense with an embedding model, else bm25)",
 }
-_AT_LEAST_ONE = ("passages", "questions_per_passage", "retrieved_within", "max_new_tokens", "concurrency", "batch_size")
+_AT_LEAST_ONE = ("passages", "questions_per_passage", "retrieved_within", "max_new_tokens", "batch_size")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         "      --generator_model Qwen/Qwen3-8B",
     )
     made.add_argument("documents", type=Path, help="the document database")
-    made.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="output folder")
+    made.add_argument("-o", "--output_dir", type=Path, required=True, metavar="DIR", help="output folder")
     made.add_argument(
         "--generator",
         required=True,
@@ -86,10 +85,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--support_prompt", type=Path, metavar="FILE", help="text file with {passage}, {question} and {answer}"
     )
-    made.add_argument(
-        "--index", default="", help="folder of the embedding model's index (default: next to the documents)"
-    )
+    add_group(made, DataArguments, ["full_dataset_index_path"])
     add_group(made, RetrievalArguments, _RETRIEVAL, _HELPS)
+    add_group(made, GeneratorArguments, SERVER)
     for name, text, value, kind in _SETTINGS:
         made.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")
     add_output_flags(made)
@@ -112,14 +110,14 @@ def main(argv: Sequence[str]) -> int:
     if not passages:
         raise DataError([f"{arguments.documents}: no passage has {settings.min_words} words; lower --min_words"])
     decisive = questions.what_decides_a_reply(settings, _called(*_generator(arguments)))
-    journal = Journal(arguments.output / "generated.jsonl", decisive)
+    journal = Journal(arguments.output_dir / "generated.jsonl", decisive)
     retriever = _retriever(arguments, documents)
     failures = _ask(arguments, settings, passages, journal, load)
     result = gates.judge(passages, settings, journal, retriever)
     if not result.counts["kept"]:
         raise DataError(gates.why_none(result, failures))
-    empty = gates.write(result, arguments.output)
-    written = f"Wrote {result.counts['kept']:,} examples to {arguments.output}"
+    empty = gates.write(result, arguments.output_dir)
+    written = f"Wrote {result.counts['kept']:,} examples to {arguments.output_dir}"
     splits = {name: len(examples) for name, examples in result.splits.items()}
     summary = {"counts": result.counts, "splits": splits, "failed_requests": len(failures)}
     show(summary, gates.summary_table(result), [*gates.notes(result, failures, empty), written], arguments)
@@ -175,7 +173,7 @@ def _called(name: str, model: str, options: str) -> str:
 
 def _prompts_per_batch(name: str, arguments: argparse.Namespace) -> int:
     """Prompts that go to a generator at a time; what is finished is kept after each."""
-    return 4 * arguments.concurrency if is_server(name) else arguments.batch_size
+    return 4 * _server(arguments).concurrency if is_server(name) else arguments.batch_size
 
 
 def _loader(arguments: argparse.Namespace) -> Callable[..., Any]:
@@ -191,8 +189,7 @@ def _loader(arguments: argparse.Namespace) -> Callable[..., Any]:
         from groundtune.model.opening import open_writer
 
         disable_progress_bar()  # it would write into the bar of the questions, which runs already
-        limits = {"concurrency": arguments.concurrency, "requests_per_minute": arguments.requests_per_minute}
-        return open_writer(name, model, options, batch_size=arguments.batch_size, **limits)
+        return open_writer(name, model, options, batch_size=arguments.batch_size, **_server(arguments).limits)
 
     return load
 
@@ -211,12 +208,12 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
             if getattr(arguments, name)
         ]
         problems += [f"--{name}: has no effect with --support lexical; use --support llm or both" for name in unused]
-    problems += in_the_way("output", arguments.output, folder=True)
+    problems += in_the_way("output_dir", arguments.output_dir, folder=True)
     written = ("generated", "train", "eval", "test", "rejected")
-    problems += links_at((arguments.output / f"{name}.jsonl" for name in written), "output")
+    problems += links_at((arguments.output_dir / f"{name}.jsonl" for name in written), "output_dir")
     if arguments.eval_share + arguments.test_share >= 1:
         problems.append("--eval_share and --test_share: leave nothing to train on; their sum must be below 1")
-    problems += check_retrieval(_retrieval(arguments))
+    problems += check_retrieval(_retrieval(arguments)) + too_small(_server(arguments).least)
     for flag, (name, model, options) in {"generator": _generator(arguments), "checker": _checker(arguments)}.items():
         asked = flag == "generator" or arguments.support != "lexical"
         if asked and is_server(name):
@@ -229,9 +226,17 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
 def _retriever(arguments: argparse.Namespace, documents: list[Any]) -> Any:
     from groundtune.retrieval.opening import index_folder, open_retriever
 
-    retrieval = _retrieval(arguments)
-    data = DataArguments(full_dataset_file_path=str(arguments.documents), full_dataset_index_path=arguments.index)
-    return open_retriever(retrieval, documents, index_folder(data))
+    data = DataArguments(
+        full_dataset_file_path=str(arguments.documents),
+        full_dataset_index_path=arguments.full_dataset_index_path or "",
+    )
+    return open_retriever(_retrieval(arguments), documents, index_folder(data))
+
+
+def _server(arguments: argparse.Namespace) -> GeneratorArguments:
+    """How a server is asked."""
+    given = {name: value for name in SERVER if (value := getattr(arguments, name)) is not None}
+    return filled(GeneratorArguments, given)
 
 
 def _retrieval(arguments: argparse.Namespace) -> RetrievalArguments:

@@ -37,7 +37,7 @@ def demo(argv: Sequence[str]) -> int:
         prog="groundtune demo", description=DESCRIPTION, epilog="example: groundtune demo --output_dir runs/demo"
     )
     parser.add_argument(
-        "--output_dir", default="runs/demo", help="folder for data, model and report (default: runs/demo)"
+        "-o", "--output_dir", default="runs/demo", help="folder for data, model and report (default: runs/demo)"
     )
     parser.add_argument(
         "--models", type=Path, metavar="DIR", help="only unpack the two models, to DIR/gemma-3-270m and DIR/minilm"

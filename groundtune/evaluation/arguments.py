@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from groundtune.model.opening import AnsweringModel
 
 
+SERVER = ["concurrency", "requests_per_minute", "endpoint_retries", "endpoint_timeout"]  # how a server is asked
+
+
 @dataclass
 class GeneratorArguments:
     """Who answers."""
@@ -62,9 +65,25 @@ class GeneratorArguments:
     generator_options: str = argument(
         "", 'Extra fields for every request, as JSON; null removes a built-in field: {"max_tokens": null, "seed": 1}.'
     )
-    endpoint_concurrency: int = argument(8, "Parallel requests to a server.")
+    concurrency: int = argument(8, "Parallel requests to a server.")
+    requests_per_minute: float = argument(0.0, "Maximum requests per minute to a server; 0: no limit.")
     endpoint_retries: int = argument(5, "Number of retries of a failed request, with increasing delays.")
     endpoint_timeout: float = argument(120.0, "Timeout of a request in seconds.")
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """How a server is asked, as fields of `Endpoint`."""
+        return {
+            "concurrency": self.concurrency,
+            "requests_per_minute": self.requests_per_minute,
+            "retries": self.endpoint_retries,
+            "timeout": self.endpoint_timeout,
+        }
+
+    @property
+    def least(self) -> list[tuple[object, str, float]]:
+        """The least value of each, for `too_small`."""
+        return [(self, name, least) for name, least in zip(SERVER, (1, 0, 0, 0.001), strict=True)]
 
 
 @dataclass
@@ -188,13 +207,7 @@ class InferenceArguments:
     def generator_endpoint(self) -> Endpoint:
         """The server that answers."""
         g = self.generator
-        return endpoint_at(g.generator, g.generator_model, g.generator_options, **self.server_limits)
-
-    @property
-    def server_limits(self) -> dict[str, Any]:
-        """How every server is asked, as fields of `Endpoint`."""
-        g = self.generator
-        return {"concurrency": g.endpoint_concurrency, "retries": g.endpoint_retries, "timeout": g.endpoint_timeout}
+        return endpoint_at(g.generator, g.generator_model, g.generator_options, **g.limits)
 
     @property
     def bf16(self) -> bool:
@@ -353,9 +366,7 @@ class InferenceArguments:
             (self.evaluation, "max_new_tokens", 1),
             (self.evaluation, "bootstrap_samples", 100),
             (self.evaluation, "eval_max_samples", 0),
-            (self.generator, "endpoint_concurrency", 1),
-            (self.generator, "endpoint_retries", 0),
-            (self.generator, "endpoint_timeout", 0.001),
+            *self.generator.least,
             (self.judge, "judge_max_new_tokens", 1),
             (self.answers, "per_device_eval_batch_size", 1),
         ]

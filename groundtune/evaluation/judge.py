@@ -112,7 +112,7 @@ def _problems(text: str) -> list[str]:
 def open_judge(arguments: InferenceArguments) -> Complete:
     """`complete` of the server or model that grades; raises `ModelError`."""
     judge = arguments.judge
-    limits = arguments.server_limits
+    limits = arguments.generator.limits
     return open_writer(judge.judge, judge.judge_model, judge.judge_options, bf16=arguments.bf16, **limits).complete
 
 

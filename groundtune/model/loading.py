@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from groundtune.arguments import ModelArguments, is_commit
 from groundtune.errors import ModelError
 from groundtune.system.model_folders import hub_problems, loading, model_problems, why_not_loaded
+from groundtune.system.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,9 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
     try:
         with loading(arguments.model_name_or_path):
             model, found = _with_attention(AutoModelForCausalLM, arguments.model_name_or_path, options)
-    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # libraries trust the settings of a model to be right
+        if is_out_of_memory(error):
+            raise
         raise ModelError(_cannot_load("model", arguments, error)) from error
     if missing := sorted(found["missing_keys"]):
         raise ModelError(

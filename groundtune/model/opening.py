@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from groundtune.arguments import ModelArguments, PromptArguments, check_model_name
 from groundtune.errors import ModelError
@@ -27,6 +26,7 @@ from groundtune.system.model_folders import (
     model_problems,
     why_not_loaded,
 )
+from groundtune.system.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,9 @@ def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
         with loading(adapter):
             saved = load_peft_weights(adapter, device="cpu", **where)
             adapted = PeftModel.from_pretrained(model, adapter, **where)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # PEFT trusts the settings of an adapter to be right
+        if is_out_of_memory(error):
+            raise
         reason = why_not_loaded(error)
         raise ModelError(f"{adapter}: cannot load the adapter on {model.config.name_or_path}: {reason}") from error
     # PEFT only warns, and an adapter of which half is missing answers nearly like the base model.

@@ -48,7 +48,8 @@ class Journal:
         changed = [name for name, value in settings.items() if made_with.get(name) != value]
         if changed:
             what = ", ".join(f"{name} was {made_with.get(name)}, now {settings[name]}" for name in changed)
-            raise DataError([f"{self.path}: was made with other settings: {what}; name another --output or delete it"])
+            way_out = "name another --output_dir or delete it"
+            raise DataError([f"{self.path}: was made with other settings: {what}; {way_out}"])
         self.rows, self._unwritten = rows[1:], []
 
     def _parsed(self, whole: bytes) -> Iterator[dict[str, Any]]:

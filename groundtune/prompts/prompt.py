@@ -16,7 +16,9 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from groundtune.arguments import PromptArguments
+from groundtune.errors import ModelError
 from groundtune.schema import ASSISTANT, USER, Document, Turn
+from groundtune.system.model_folders import why_not_loaded
 
 
 class Prompt(Protocol):
@@ -145,9 +147,14 @@ class ChatPrompt:
 
     def _render(self, turns: Sequence[Turn], asks: bool) -> str:
         messages = [{"role": turn.speaker, "content": turn.message} for turn in turns]
-        return self.tokens.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=asks, enable_thinking=False
-        )
+        tokenizer = self.tokens.tokenizer
+        try:
+            return tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=asks, enable_thinking=False
+            )
+        except Exception as error:  # a template is a program, and may raise anything
+            problem = f"{tokenizer.name_or_path}: its chat template fails ({why_not_loaded(error)})"
+            raise ModelError(f"{problem}; give --user_prefix and --assistant_prefix, and it is not used") from error
 
 
 def chat_turns(

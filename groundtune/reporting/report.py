@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 # What metrics.json says of results beside their numbers, which are computed from the predictions.
 _ABOUT_RESULTS = {
-    "history": list, "best_step": int | None, "selection_metric": str | None, "selected_on_test": bool, "notes": list,
+    "history": list, "best_step": int | None, "selection_metric": str | None, "selected_on_test": bool,
 }  # fmt: skip
 _MOST_SAMPLES = 10**6  # of a bootstrap: a stranger's folder keeps nobody waiting for hours
 
@@ -63,13 +63,14 @@ def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
         "best_step": results.best_step,
         "selection_metric": results.selection_metric,
         "selected_on_test": results.selected_on_test,
-        "notes": list(results.notes),
         "history": merged_history(results.history),
     }
     # The data come first: should a plot fail, no number is lost.
     write_predictions(inside(folder, "predictions", "test_base.jsonl"), results.base)
     write_predictions(inside(folder, "predictions", "test_tuned.jsonl"), results.tuned)
-    for name, content in (("metrics.json", metrics), ("run.json", results.record)):
+    # The notes name files: they stay out of metrics.json, which may be published.
+    record = {**results.record, "notes": list(results.notes)}
+    for name, content in (("metrics.json", metrics), ("run.json", record)):
         write_text(folder / name, json.dumps(plain(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
     write_text(folder / "README.md", model_card(results))
     write_text(folder / "report.md", _markdown(results))
@@ -80,11 +81,12 @@ def read_results(output_dir: str | os.PathLike[str]) -> Results:
     """The results that `write_results` wrote. Raises `DataError` if they are not there as a whole."""
     folder = Path(output_dir)
     record, metrics = (_read_json(folder / name) for name in ("run.json", "metrics.json"))
-    about = {name: metrics.get(name, [] if name == "notes" else None) for name in _ABOUT_RESULTS}
+    about = {name: metrics.get(name) for name in _ABOUT_RESULTS}
     arguments = record.get("arguments") if isinstance(record.get("arguments"), dict) else {}
     samples = flat(arguments).get("bootstrap_samples", 2000)
     wrong = [f"metrics.json: {name}" for name, kind in _ABOUT_RESULTS.items() if not isinstance(about[name], kind)]
     wrong += [] if isinstance(arguments.get("method"), str) else ["run.json: method"]
+    wrong += [] if isinstance(record.get("notes", []), list) else ["run.json: notes"]
     wrong += [] if isinstance(samples, int) and 1 <= samples <= _MOST_SAMPLES else ["run.json: bootstrap_samples"]
     wrong += [] if wrong or all(isinstance(row, dict) for row in about["history"]) else ["metrics.json: history"]
     if wrong:
@@ -94,7 +96,8 @@ def read_results(output_dir: str | os.PathLike[str]) -> Results:
         evaluation_of(read_predictions(folder / "predictions" / name), samples)
         for name in ("test_base.jsonl", "test_tuned.jsonl")
     )
-    return Results(method=arguments["method"], base=base, tuned=tuned, record=record, **about)
+    noted = [str(line) for line in record.get("notes", [])]
+    return Results(method=arguments["method"], base=base, tuned=tuned, record=record, notes=noted, **about)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from groundtune.arguments import DataArguments, RetrievalArguments
 from groundtune.errors import ModelError
 from groundtune.retrieval.embedder import Embedder
@@ -13,6 +11,7 @@ from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, Hybri
 from groundtune.retrieval.stores.local import load_or_build_index
 from groundtune.schema import Document
 from groundtune.system.model_folders import why_not_loaded
+from groundtune.system.out_of_memory import is_out_of_memory
 from groundtune.system.outputs import inside
 
 
@@ -38,7 +37,9 @@ def open_retriever_with(
             batch_size=retrieval.embedding_batch_size,
             dtype=retrieval.embedding_dtype,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # libraries trust the settings of a model to be right
+        if is_out_of_memory(error):
+            raise
         reason = why_not_loaded(error)
         raise ModelError(f"--embedding_model: cannot load {embedding_model}: {reason}") from error
     dense = DenseRetriever(embedder, load_or_build_index(index_folder, documents, embedder))

@@ -60,11 +60,12 @@ def base_named_in(path: Path) -> str:
 
 
 def why_not_loaded(error: Exception) -> str:
-    """A library's error about a model, on one line."""
-    reason = one_line(error)
+    """A library's error about a model on one line, named where its text alone says little: KeyError('types')."""
+    named = isinstance(error, (LookupError, TypeError, AttributeError))
+    reason = one_line(repr(error) if named else error)
     if "safetensors" in reason:
         return f"{reason} Weights are read from safetensors only, as a .bin file is a pickle; convert them first"
-    return one_line(error, 240)
+    return reason if len(reason) <= 240 else f"{reason[:237]}..."
 
 
 def model_problems(name: str, gguf_file: str | None = None, weights: bool = True, with_base: bool = True) -> list[str]:
@@ -85,7 +86,7 @@ def embedding_problems(name: str) -> list[str]:
     linked = [Path(at, entry) for at, entries, _ in os.walk(root) for entry in entries]
     outside = _links_outside(filter(is_link, linked), root)
     bases = (problem for folder in folders for problem in _base_outside(folder, root))
-    return [*bases, *_problems(folders, None, weights=True, with_base=True), *outside, *_modules(root)]
+    return [*bases, *_problems(folders, None, weights=True, with_base=False), *outside, *_modules(root)]
 
 
 def refuse_embedding_model(name: str) -> None:
@@ -288,10 +289,16 @@ def _base_outside(folder: Path, root: Path) -> Iterator[str]:
         yield f"{folder / ADAPTER}: its base model {ascii(name)} is outside of the folder; merge the two into one model"
 
 
+def _is_module(module: Any) -> bool:
+    return isinstance(module, dict) and all(isinstance(module.get(name), str) for name in ("type", "path"))
+
+
 def _modules(root: Path) -> Iterator[str]:
     """What the lists of an embedding model's modules name besides classes of sentence-transformers, and its folders."""
     listed = read_json(root / "modules.json")
-    modules = [module for module in listed if isinstance(module, dict)] if isinstance(listed, list) else []
+    modules = [module for module in listed if _is_module(module)] if isinstance(listed, list) else []
+    if listed is not None and (not modules or len(modules) != len(listed)):
+        yield f"{root / 'modules.json'}: is no list of modules, each with a type and a path; download the model again"
     types = [(root / "modules.json", module.get("type")) for module in modules]
     for folder in (Path(at) for at, _, _ in os.walk(root)):
         for path in (folder / "router_config.json", folder / "config.json"):  # the latter of earlier versions
@@ -302,6 +309,6 @@ def _modules(root: Path) -> Iterator[str]:
         if not isinstance(value, str) or not _MODULE.fullmatch(value):
             why = "not a sentence-transformers class, and its code is not run"
             yield f"{path}: {str(value)!r} is {why}; name another embedding model"
-    for path in (str(module.get("path", "")) for module in modules):
+    for path in (module["path"] for module in modules):
         if not Path(os.path.realpath(root / path)).is_relative_to(os.path.realpath(root)):
             yield f"{root / 'modules.json'}: {path!r} is outside the model's folder; name another embedding model"

@@ -51,6 +51,8 @@ def settings_problems(folder: Path, is_inside: Callable[[Path], bool]) -> Iterat
         yield from _leads_out(path, content, is_inside)
         if isinstance(content, dict) and path.name == ADAPTER:
             yield from _adapter(path, content)
+        if isinstance(content, dict) and not _are_texts(content.get("prompts")):
+            yield f"{path}: prompts: {_shown(content['prompts'])} is no mapping of names to texts; correct it"
         if isinstance(content, dict) and _OF_SENTENCES.fullmatch(path.name):
             yield from _of_sentences(path, content)
 
@@ -126,6 +128,11 @@ def _of_sentences(path: Path, content: Mapping[str, Any]) -> Iterator[str]:
     for keys, text in _texts(content.get("modality_config")):
         if keys[-1:] == ("method",) and not _METHOD.fullmatch(text):
             yield f"{path}: modality_config: {_shown(text)} is no method that embeds; name forward"
+
+
+def _are_texts(prompts: Any) -> bool:
+    texts = prompts.values() if isinstance(prompts, dict) else None
+    return not prompts or (texts is not None and all(text is None or isinstance(text, str) for text in texts))
 
 
 def _shown(value: Any) -> str:

@@ -38,6 +38,9 @@ class QATrainingArguments(TrainingArguments):
 
     _argument_group_name = "training (transformers.TrainingArguments)"
 
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for the model, its checkpoints and the report.", "aliases": ["-o"]}
+    )
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Rows per device and forward pass."})
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "Questions answered per batch on a device."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Number of passes over the training file."})

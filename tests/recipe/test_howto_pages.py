@@ -17,7 +17,7 @@ pytest.importorskip("openai", reason="needs the extra [endpoint]")
 pytest.importorskip("bm25s", reason="needs the extra [bm25]")
 
 from conftest import write_data
-from documented import ROOT, blocks, replaced, run_by, run_script, steps
+from documented import ROOT, blocks, replaced, run_by, run_python, run_script, steps, with_defaults
 from fake_server import FakeServer
 
 import groundtune
@@ -87,11 +87,14 @@ def test_every_command_of_the_page_runs_in_its_order(page, world, names, tmp_pat
     folder = tmp_path / "here"
     shutil.copytree(world, folder)
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(groundtune, "train", with_defaults(groundtune.train, **TRAINING), raising=False)
     with FakeServer(speak) as server:
         for block in PAGES[page]:
-            for step in steps(replaced(block.text, {**names, "http://localhost:8000/v1": server.url})):
-                if block.language == "python":
-                    step = f"python - <<'END'\n{step}\nEND"
+            text = replaced(block.text, {**names, "http://localhost:8000/v1": server.url})
+            if block.language == "python":
+                run_python(text, str(block), {})
+                continue
+            for step in steps(text):
                 if isinstance(step, str):
                     run_script(step, folder)
                 else:

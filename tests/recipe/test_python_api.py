@@ -138,7 +138,7 @@ def test_every_problem_is_named_at_once_by_its_keyword_or_by_the_line_of_its_fil
     ]
     assert said[3].startswith("lora_alpha: invalid int value: '1.5'") and "--" not in "".join(said)
     assert all(line.startswith(start) for start, line in zip(starts, said, strict=True)), said
-    assert problems(groundtune.train, "swr", lora_r=object())[0].startswith("lora_r: is a object; give ")
+    assert problems(groundtune.train, "swr", lora_r=object())[0].startswith("lora_r: is of type object; give ")
     config.write_text("seed: 1\nlora_dropout: 2\n")
     said = problems(
         groundtune.train, "sft", config=config, output_dir=tmp_path / "out",

@@ -10,6 +10,7 @@ import sys
 import types
 from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import yaml
@@ -129,9 +130,44 @@ def test_every_renaming_leads_to_a_flag_that_exists_and_no_flag_of_then_is_unkno
     from groundtune.commands.parsing import training_parser
 
     known = {flag for action in training_parser("sft")._actions for flag in action.option_strings}
-    assert all(f"--{new}" in known for new in RENAMED.values())
+    others = {flag for made in LIGHT.values() for action in made()._actions for flag in action.option_strings}
+    assert all(f"--{new}" in known | others for new in RENAMED.values())
     accepted = {flag.removeprefix("--") for flag in known} | RENAMED.keys() | set(WITHOUT_EFFECT)
     assert [flag for flag in TRAINING_FLAGS_OF_2023 if flag not in accepted] == []
+
+
+LIGHT = {
+    name: import_module(f"groundtune.commands.{name}").parser
+    for name in ("ask", "compare", "convert", "documents", "evaluate", "index", "questions")
+}
+
+
+@pytest.mark.parametrize(
+    "command, words, name, expected",
+    [
+        ("evaluate", "--endpoint_concurrency 3", "concurrency", 3),
+        ("ask", "--endpoint-concurrency=3", "concurrency", 3),
+        ("questions", "d.jsonl --generator x --output qa --index i", "output_dir", Path("qa")),
+        ("questions", "d.jsonl --generator x --output qa --index i", "full_dataset_index_path", "i"),
+        ("convert", "squad in.json --output qa", "output_dir", Path("qa")),
+        ("compare", "a b --output_file c.html", "output", "c.html"),
+        ("documents", "in --tokenizer t --output d.jsonl", "output", Path("d.jsonl")),
+    ],
+)
+def test_old_spellings_work_in_every_command_and_in_its_files(tmp_path, caplog, command, words, name, expected):
+    caplog.set_level("INFO", logger="groundtune")
+    assert given(LIGHT[command](), words.split())[name] == expected
+    old = {flag[2:].split("=")[0] for flag in words.split() if flag.startswith("--")} & {*RENAMED} - {name}
+    assert all(f"--{flag} is now called --{RENAMED[flag]}" in caplog.text for flag in old)
+
+
+def test_a_command_that_writes_a_folder_takes_output_dir_one_that_writes_a_file_output_and_both_are_o(tmp_path):
+    flags = [(name, action.option_strings) for name, made in LIGHT.items() for action in made()._actions]
+    spelt = {name: spellings[1:] for name, spellings in flags if "-o" in spellings}
+    folders, files = dict.fromkeys(("convert", "evaluate", "questions"), ["--output_dir"]), ["--output"]
+    assert spelt == folders | {"compare": files, "documents": files}
+    for words in (["-o", str(tmp_path)], ["--output", str(tmp_path)], ["--past_index", "3", "-o", str(tmp_path)]):
+        assert parse_arguments("sft", words).training.output_dir == str(tmp_path)
 
 
 @pytest.mark.parametrize("value", [[], ["true"], ["False"]], ids=["bare", "true", "False"])
@@ -202,7 +238,7 @@ def test_what_is_wrong_in_the_one_json_file_is_named_by_its_line(tmp_path, capsy
     [
         ("documents", "the following arguments are required: -o/--output, --tokenizer"),
         ("convert", "are required: -o"),
-        ("questions", "the following arguments are required: -o/--output, --generator"),
+        ("questions", "the following arguments are required: -o/--output_dir, --generator"),
         ("index", "not expected here"),
         ("ask", "missing"),
     ],
@@ -375,7 +411,8 @@ def test_unknown_flags_are_all_named_with_near_ones(capsys):
     problems = problems_of(*words)
     assert len(problems) == 3
     assert problems[0].startswith("--trian_file: no such argument; similar: --train_file")
-    assert "--learning-rate" in problems[1] and problems[2] == "--zzzzzzzz: no such argument; -h lists all arguments"
+    assert "--learning_rate" in problems[1] and "--learning-rate" not in problems[1], "one spelling of each"
+    assert problems[2] == "--zzzzzzzz: no such argument; -h lists all arguments"
     assert run("sft", "--output_dir", "out", *words) == 2
     captured = capsys.readouterr()
     assert captured.err.splitlines() == problems and captured.out == ""

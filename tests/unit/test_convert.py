@@ -501,7 +501,7 @@ def test_a_packed_file_that_breaks_off_is_one_line(tmp_path, capsys):
         ("beir in.json -o out", "in.json: is a file; name the BEIR folder"),
         ("squad folder -o out", "folder: is a folder; name the files in it"),
         ("squad in.json folder/in.json.gz -o out", "in: two inputs have this name"),
-        ("messages in.jsonl -o .", "in.jsonl: would be overwritten; choose another --output"),
+        ("messages in.jsonl -o .", "in.jsonl: would be overwritten; choose another --output_dir"),
         ("squad in.json -o out --evidence folder", "--evidence: has no effect for squad; it applies to triviaqa"),
         ("squad in.json -o out --limit 0", "--limit: is 0; give 1 or more"),
         ("messages in.jsonl -o out --prompt_pattern (", "--prompt_pattern: missing )"),

@@ -244,6 +244,40 @@ def test_the_settings_of_a_model_of_the_hub_are_looked_at_before_it_is_loaded(
     assert hub_problems("owner/embedding") == []
 
 
+# What libraries trust to be right
+
+
+@pytest.mark.parametrize("settings", [
+    {"r": "8"}, {"target_modules": 17}, {"init_lora_weights": "loftq", "loftq_config": {"a": 1}}, {"alpha_pattern": 1},
+], ids=str)  # fmt: skip
+def test_an_adapter_with_odd_settings_is_one_line(model, adapter, settings):  # noqa: F811
+    changed(adapter / "adapter_config.json", **settings)
+    loaded = load(model)
+    with pytest.raises(ModelError, match="cannot load the adapter on") as caught:
+        _with_adapter(loaded, str(adapter), None)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("modules", [
+    {}, [], [1], [{"type": "sentence_transformers.models.Transformer"}], [{"type": 1, "path": ""}],
+    [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.SentenceTransformerTrainer"}],
+    [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.router.Router"}],
+], ids=str)  # fmt: skip
+def test_an_embedding_model_with_odd_modules_is_one_line(embedding, data_folder, tmp_path, capsys, modules):  # noqa: F811
+    (embedding / "modules.json").write_text(json.dumps(modules))
+    data = f"--full_dataset_file_path {data_folder}/documents.jsonl --full_dataset_index_path {tmp_path}/index"
+    assert main(f"index {data} --embedding_model {embedding}".split()) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "Loading weights" not in line]
+    assert str(embedding) in line
+
+
+@pytest.mark.parametrize("prompts", [["a"], 17, {"query": 17}], ids=str)
+def test_prompts_that_are_no_texts_are_one_line(embedding, prompts):  # noqa: F811
+    changed(embedding / "config_sentence_transformers.json", prompts=prompts)
+    with pytest.raises(ValueError, match="is no mapping of names to texts"):
+        Embedder(str(embedding))
+
+
 # Commands
 
 

@@ -103,8 +103,8 @@ def test_links_are_found_in_a_folder_and_in_the_subfolders_that_are_named(home, 
 
 
 def test_a_file_that_is_named_is_no_link_and_a_folder_leads_somewhere(home, tmp_path):
-    (line,) = in_the_way("output_file", link(tmp_path / "a.html", home / ".bashrc"))
-    assert line.startswith(f"--output_file: {tmp_path / 'a.html'} is a link to {home / '.bashrc'}")
+    (line,) = in_the_way("output", link(tmp_path / "a.html", home / ".bashrc"))
+    assert line.startswith(f"--output: {tmp_path / 'a.html'} is a link to {home / '.bashrc'}")
     (line,) = in_the_way("output_dir", link(tmp_path / "b", home / "not there"), folder=True)
     assert line.startswith(f"--output_dir: {tmp_path / 'b'} is a link to {home / 'not there'}")
 

@@ -76,3 +76,9 @@ def test_the_commands_of_make_install_the_tested_versions(target):
 def test_no_peft_is_allowed_that_imports_what_an_adapter_names(version):
     (peft,) = [requirement for requirement in requirements() if requirement.name == "peft"]
     assert not peft.specifier.contains(version) and peft.specifier.contains("0.20.0")
+
+
+@pytest.mark.parametrize("version", ["3.1.2", "3.1.5"])
+def test_no_jinja_is_allowed_in_which_a_chat_template_can_run_code(version):
+    (jinja,) = [requirement for requirement in requirements() if requirement.name == "jinja2"]
+    assert not jinja.specifier.contains(version) and jinja.specifier.contains("3.1.6")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import re
 
@@ -9,6 +10,7 @@ import pytest
 from conftest import FAMILIES, HISTORICAL_PREFIXES, INSTRUCTION, random_documents, random_history, random_text
 
 from groundtune.arguments import PromptArguments
+from groundtune.errors import ModelError
 from groundtune.prompts.policies import required_first
 from groundtune.prompts.prompt import make_prompt, request_ids
 from groundtune.prompts.rows import encode_questions, encode_rows
@@ -282,3 +284,16 @@ def test_a_request_cannot_spell_a_special_token(family, style):
             request_ids(family.prompt(style), [Turn(USER, "One two")])
         )
         assert not added & set(family.tokenizer.all_special_ids), spelling
+
+
+@pytest.mark.parametrize("template", [
+    "{{ ''.__class__.__mro__ }}", "{{ cycler.__init__.__globals__ }}", "{% include 'other' %}", "{% for %}",
+    "{{ messages[99].content.x }}", "{{ 1 / 0 }}", "{{ raise_exception('no') }}",
+])  # fmt: skip
+def test_a_chat_template_that_fails_is_one_line_and_reaches_nothing(families, template):
+    tokenizer = copy.deepcopy(families["llama"].tokenizer)
+    tokenizer.chat_template = template
+    prompt = make_prompt(tokenizer, PromptArguments())
+    with pytest.raises(ModelError, match="its chat template fails .*; give --user_prefix") as caught:
+        prompt.prompt_ids([], (), "Why?")
+    assert "\n" not in str(caught.value)

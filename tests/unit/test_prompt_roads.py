@@ -85,7 +85,7 @@ def inference(folder, flags, server: bool) -> InferenceArguments:
     groups["data"].max_seq_length, groups["evaluation"].bootstrap_samples = ROOM, 100
     if server:
         groups["generator"].generator, groups["generator"].generator_model = "openai:http://localhost:1/v1", "m"
-        groups["generator"].endpoint_concurrency = 1
+        groups["generator"].concurrency = 1
     return InferenceArguments(**groups)
 
 

@@ -398,7 +398,7 @@ def test_a_journal_made_with_other_settings_is_not_continued(tmp_path):
     from groundtune.errors import DataError
 
     make(tmp_path, FakeGenerator(), documents(3), passages=3)
-    with pytest.raises(DataError, match=r"other settings: questions per passage was 2, now 3; name another --output"):
+    with pytest.raises(DataError, match=r"questions per passage was 2, now 3; name another --output_dir"):
         make(tmp_path, FakeGenerator(), documents(3), passages=3, questions_per_passage=3)
 
 

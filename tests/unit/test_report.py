@@ -99,7 +99,7 @@ def test_json_files_hold_no_nan_and_unknown_objects_as_text(tmp_path):
     made = results(wrong(), COLOURS, record={"bad": float("inf"), "path": tmp_path, "nested": [{"x": float("nan")}]})
     assert strict_json(written(tmp_path, made, "metrics.json"))["history"][-1]["grad_norm"] is None
     run = strict_json((tmp_path / "run.json").read_text(encoding="utf-8"))
-    assert run == {"bad": None, "path": str(tmp_path), "nested": [{"x": None}]}
+    assert run == {"bad": None, "path": str(tmp_path), "nested": [{"x": None}], "notes": []}
 
 
 def test_predictions_are_written_in_order(tmp_path):
