@@ -90,7 +90,8 @@ class Answer:
 class Run:
     """A finished run, as `train` and `load` return it.
 
-    `folder` holds the model and the results, `method` is the name of its training method, `arguments` are the keywords of `load`.
+    `folder` holds the model and the results, `method` is the name of its training method. `arguments` are the keywords
+    of `load`.
     """
 
     folder: Path
@@ -371,7 +372,9 @@ def _asking_parser() -> Any:
 
 
 def _path_of(run: PathLike | Run | Evaluated) -> str:
-    return os.fspath(getattr(run, "folder", None) or getattr(run, "output_dir", None) or run)
+    if isinstance(run, str | os.PathLike):
+        return os.fspath(run)
+    return str(run.folder if isinstance(run, Run) else run.output_dir)
 
 
 def _written(function: str, *parts: Any) -> str:
