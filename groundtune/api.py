@@ -128,8 +128,8 @@ class Run:
 
         Args:
             question: A text that is not empty.
-            chat_history: The conversation so far, oldest turn first. A retriever that searches with `query_history` reads it
-                too, and a long one loses its oldest turns.
+            chat_history: The conversation so far, oldest turn first. The search query takes from it what
+                `query_history` says; of a long one the oldest turns are left out.
 
         Raises:
             DataError: the question is empty or too long, a file is missing, or the folder names models or files outside

@@ -79,7 +79,7 @@ def _run(method: str, argv: Sequence[str]) -> int:
     from groundtune.recipes.train import train
     from groundtune.runs.hub import NotPushed
     from groundtune.runs.resume import AlreadyFinished
-    from groundtune.training.loss import NonFiniteLoss
+    from groundtune.training.safe_trainer import NonFiniteLoss
 
     main_process = arguments.training.process_index == 0
     if output.quiet or output.json or not main_process:

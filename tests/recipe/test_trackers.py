@@ -77,7 +77,7 @@ def test_a_tracker_that_fails_stops_no_run_and_is_named_in_log_and_report(
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "broken", Broken)
     history = run(families, static_embedding_folder, data_folder, tmp_path, report_to="broken")
     assert set(history) == {0, 1, 2}
-    line = "Broken failed (ConnectionError: no route to https://***@tracker.example/log); the run goes on without it"
+    line = "Broken failed (ConnectionError: no route to https://***@tracker.example/log); the run continues without it"
     assert [record.getMessage() for record in caplog.records].count(line) == 1
     assert "Broken failed" in (tmp_path / "report.md").read_text("utf-8")
     assert "Broken failed" in (tmp_path / "report.html").read_text("utf-8")

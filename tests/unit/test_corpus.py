@@ -617,4 +617,4 @@ def test_passages_longer_than_the_embedding_model_reads_are_said(tmp_path, bert_
     for reads, size, said in ((100, 400, True), (400, 400, False), (None, 400, False)):
         (tmp_path / "model/sentence_bert_config.json").write_text(json.dumps({"max_seq_length": reads}))
         assert run(*words, "--chunk_size", size) == 0
-        assert ("reads 100 tokens of a passage, and these have up to 400" in capsys.readouterr().out) is said
+        assert ("reads 100 tokens of a passage, but these have up to 400" in capsys.readouterr().out) is said

@@ -248,7 +248,7 @@ def test_vectors_of_a_cosine_model_that_are_not_normalised_are_an_error(bert_emb
     original, plain = embedder.model.encode, {"normalize_embeddings": False}
     monkeypatch.setattr(embedder.model, "encode", lambda texts, **options: original(texts, **options | plain))
     for embed in (embedder.embed_documents, embedder.embed_questions):
-        with pytest.raises(DataError, match="its similarity is the cosine, but 3 of 3 vectors are not of length 1"):
+        with pytest.raises(DataError, match="its similarity is the cosine, but 3 of 3 vectors do not have length 1"):
             embed(TEXTS)
     monkeypatch.setattr(embedder.model, "encode", lambda texts, **options: np.zeros((3, 16)))
     assert not embedder.embed_documents(TEXTS).any()

@@ -144,7 +144,7 @@ def test_it_is_said_once_remembered_and_a_resumed_run_has_the_same_weights(make,
     assert whole.failures == [2]
     (message,) = [r.getMessage() for r in caplog.records if "memory" in r.getMessage()]
     assert message == (
-        "out of memory with 2 rows at once (CUDA out of memory. Tried to allocate 2.00 GiB): from here on 1 at once, "
+        "out of memory with 2 rows per pass (CUDA out of memory. Tried to allocate 2.00 GiB): from here on 1 per pass, "
         "in more passes; a step's batch and gradient stay the same"
     )
     assert whole.micro_batch["train"].notes == [

@@ -218,7 +218,7 @@ def test_a_decoder_is_refused_by_every_command_in_one_line(bomb, model, data_fol
 def test_a_linked_tokenizer_is_refused_where_only_the_tokenizer_is_read(model):
     (model / "tokenizer.json").rename(model.parent / "mine.json")
     (model / "tokenizer.json").symlink_to(model.parent / "mine.json")
-    with pytest.raises(ModelError, match=r"tokenizer\.json leads to .*mine\.json, outside of the model's folder"):
+    with pytest.raises(ModelError, match=r"tokenizer\.json leads to .*mine\.json, outside the model's folder"):
         load_tokenizer(ModelArguments(model_name_or_path=str(model)))
 
 

@@ -29,7 +29,7 @@ from groundtune.runs.checkpoints import checkpoint_folders, newest_checkpoint, r
 from groundtune.system.durable import Damaged
 from groundtune.system.signals import Stopped, watched
 from groundtune.training.arguments import QATrainingArguments, tracker_problems
-from groundtune.training.loss import NonFiniteLoss
+from groundtune.training.safe_trainer import NonFiniteLoss
 from groundtune.training.trainer import QATrainer
 
 METRIC = "eval_loss_with_gold_passage"
@@ -282,7 +282,7 @@ def test_a_parameter_that_was_not_loaded_is_an_error(make, monkeypatch):
     with pytest.raises(Killed):
         make("run", KINDS[0], At("on_step_end", 3, kill)).train()
     monkeypatch.setattr("transformers.Trainer._load_from_checkpoint", lambda *args, **kwargs: None)
-    with pytest.raises(Damaged, match="parameters are not as they were saved, first base_model"):
+    with pytest.raises(Damaged, match="parameters differ from what was saved, first base_model"):
         make("run").train(resume_from_checkpoint=True)
 
 
@@ -456,7 +456,7 @@ def test_a_tracker_that_fails_is_reported_once_and_changes_nothing(make, whole, 
         tracked.train()
     assert same(weights(tracked), whole().weights) and Broken.calls > 5
     (message,) = [record.getMessage() for record in caplog.records if "Broken" in record.getMessage()]
-    assert message == "Broken failed (ConnectionError: no route to host); the run goes on without it"
+    assert message == "Broken failed (ConnectionError: no route to host); the run continues without it"
 
 
 def test_a_tracker_that_cannot_be_used_is_a_problem_before_anything_begins(monkeypatch):

@@ -95,7 +95,7 @@ def test_ids_that_the_model_has_no_embedding_for_are_an_error_before_training(fa
     texts = [row.prompt_ids + row.answer_ids for row in rows]
     check_vocabulary(texts, model, "me/model")
     with pytest.raises(
-        ModelError, match=r"me/model: the tokenizer produces ids up to 700, and the model has \d+ embeddings"
+        ModelError, match=r"me/model: the tokenizer produces ids up to 700, but the model has only \d+ embeddings"
     ):
         check_vocabulary([*texts, [700, 2]], model, "me/model")
 
@@ -122,7 +122,7 @@ def test_positions_that_change_with_the_longest_row_of_a_batch_are_said(families
     model.config.rope_parameters = {"rope_type": "longrope", "original_max_position_embeddings": 32}
     assert check_positions(32, model, "me/model") == []
     (note,) = check_positions(33, model, "me/model")
-    assert "beyond 32 its rotary positions (longrope) change for all rows of a batch" in note
+    assert "beyond 32 the rotary positions (longrope) change for all rows of a batch" in note
     by_layer = {"sliding_attention": {"rope_type": "default"}, "full_attention": model.config.rope_parameters}
     model.config.rope_parameters = by_layer
     assert check_positions(33, model, "me/model") == [note]
