@@ -15,6 +15,7 @@ from groundtune.commands.parsing import given
 from groundtune.commands.terminal import be_quiet
 from groundtune.errors import DataError
 from groundtune.evaluation.arguments import AnswerArguments, JudgeArguments
+from groundtune.system.text import harmless_code, harmless_lines
 
 if TYPE_CHECKING:
     from groundtune.serving.dialogue import Dialogue, Source
@@ -90,7 +91,7 @@ def _converse(dialogue: Dialogue) -> None:
             dialogue.turns.clear()
             print("what was said is forgotten")
         elif question == "/sources":
-            print(*(f"[{i}] {_harmless(source.document.text)}" for i, source in enumerate(sources, 1)), sep="\n\n")
+            print(*(f"[{i}] {harmless_code(source.document.text)}" for i, source in enumerate(sources, 1)), sep="\n\n")
         elif question.startswith("/"):
             print(COMMANDS)
         elif question:
@@ -99,7 +100,7 @@ def _converse(dialogue: Dialogue) -> None:
             except KeyboardInterrupt:
                 print("\nstopped; this question and its answer are forgotten")
             except DataError as error:  # too long, or the server is gone: the dialogue goes on
-                print(*error.problems, sep="\n", file=sys.stderr)
+                print(harmless_lines(error.problems), file=sys.stderr)
 
 
 def _show(dialogue: Dialogue, question: str) -> list[Source]:
@@ -107,23 +108,16 @@ def _show(dialogue: Dialogue, question: str) -> list[Source]:
     read = f"{len(sources)} passage{'' if len(sources) == 1 else 's'}"
     print(f"\nwritten from {read}:" if sources else "\nno passage fitted into the prompt")
     for i, source in enumerate(sources, 1):
-        print(f"  [{i}] {source.score:.3f}  {_harmless(', '.join(filter(None, (source.title, source.place))))}")
+        print(f"  [{i}] {source.score:.3f}  {harmless_code(', '.join(filter(None, (source.title, source.place))))}")
     return sources
 
 
 def _show_answer(dialogue: Dialogue, question: str) -> list[Source]:
     sources, words = dialogue.ask(question)
     for word in words:
-        print(_harmless(word), end="", flush=True)
+        print(harmless_code(word), end="", flush=True)
     print()
     return sources
-
-
-def _harmless(text: str) -> str:
-    """Answers and passages as a terminal only shows them; code may be indented by tabs."""
-    from groundtune.system.text import harmless
-
-    return "\t".join(map(harmless, text.split("\t")))
 
 
 def _show_json(dialogue: Dialogue, question: str) -> None:

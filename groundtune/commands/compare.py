@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     from groundtune.evaluation.comparison import compare, find_predictions, read_systems
     from groundtune.reporting.comparison_page import failures, write_comparisons
     from groundtune.runs.record import provenance
-    from groundtune.system.text import as_json
+    from groundtune.system.text import as_json, harmless_lines
 
     systems = read_systems(paths, names)
     *others, last = systems
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
 
     print_comparison(comparison)
     if not words["quiet"]:
-        print(*notes, f"Report: {page}", sep="\n")
+        print(harmless_lines([*notes, f"Report: {page}"]))
     return 0
 
 

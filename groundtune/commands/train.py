@@ -18,6 +18,7 @@ from groundtune.data.files import write_text
 from groundtune.errors import DataError
 from groundtune.system.durable import disk_errors
 from groundtune.system.signals import Stopped, watched
+from groundtune.system.text import harmless_lines
 
 if TYPE_CHECKING:
     from groundtune.arguments import Arguments
@@ -89,7 +90,7 @@ def _run(method: str, argv: Sequence[str]) -> int:
             with disk_errors(arguments.training.output_dir):
                 results = train(arguments)
         except NonFiniteLoss as error:
-            print(error, file=sys.stderr)
+            print(harmless_lines([error]), file=sys.stderr)
             return 1
         except AlreadyFinished as finished:
             if not output.quiet and main_process:
@@ -120,7 +121,7 @@ def _pushed(arguments: Arguments) -> tuple[str, int]:
         pushed = Hub(training).push(folder, arguments.output.push_report, lambda name: _name_on_card(folder, name))
         return pushed, 0
     except NotPushed as error:
-        print(error, file=sys.stderr)
+        print(harmless_lines([error]), file=sys.stderr)
         return "", 4
 
 
