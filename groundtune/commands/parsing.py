@@ -207,7 +207,7 @@ def _words_of(entry: Entry, parser: Any) -> list[str]:
 def _problems_of(entry: Entry, parser: Any) -> list[str]:
     """What the parser has against one flag and its values, without its name."""
     if entry.name == "help":
-        return ["prints help on a command line, and is no argument here; leave it out"]
+        return ["prints help on the command line and is not an argument here; remove it"]
     try:
         words = _spelt_as_today(_words_of(entry, parser), _flags(parser), tell=False)
         unknown = parser.parse_known_args(words)[1]

@@ -187,7 +187,7 @@ def test_a_push_that_fails_during_training_is_a_warning_and_the_run_goes_on(
 
     monkeypatch.setattr(hub, "upload_folder", fails_at_first)
     assert train_command("swr", command(hub_strategy="every_save", eval_steps=2)) == 0
-    assert "checkpoint-2 was not pushed to the hub (the hub is gone); the run goes on" in caplog.text
+    assert "checkpoint-2 was not pushed to the hub (the hub is gone); the run continues" in caplog.text
     assert [push.message for push in hub.pushes] == ["End of training"]
     assert leftovers(tmp_path / "handbook-qa") == []
 

@@ -226,7 +226,7 @@ def test_a_batch_whose_rows_are_each_other_s_negatives_is_never_cut(make):
         trainer.train()
     assert str(stopped.value) == (
         "a batch does not fit into memory, and is not computed in smaller parts, because the loss of a batch is not "
-        "the sum of its parts; step 1 was not made, there is no checkpoint yet. Lower --per_device_train_batch_size, "
+        "the sum of its parts; step 1 was not taken, there is no checkpoint yet. Lower --per_device_train_batch_size, "
         f"or give --{checkpointing}_checkpointing true (CUDA out of memory. Tried to allocate 2.00 GiB)"
     )
     assert same(weights(trainer), before)
@@ -238,9 +238,9 @@ def test_a_batch_whose_rows_are_known_is_cut(make, caplog):
         cut.train()
     enough = make("toy", folder="enough", trainer=Cuttable)
     enough.train()
-    assert cut.micro_batch["train"].size == 2 and caplog.text.count("out of memory with 4 rows at once") == 1
+    assert cut.micro_batch["train"].size == 2 and caplog.text.count("out of memory with 4 rows per pass") == 1
     assert cut.state.global_step == 7 and not same(weights(cut), weights(enough))  # dropout draws in another order
-    with pytest.raises(OutOfMemory, match="^a row does not fit into memory by itself; step 1 was not made, there is"):
+    with pytest.raises(OutOfMemory, match="^a row does not fit into memory by itself; step 1 was not taken, there is"):
         make("toy", folder="none", trainer=small(Cuttable, 0)).train()
 
 
