@@ -108,7 +108,7 @@ def find_files(inputs: Sequence[str], output: Path, summary: Summary) -> list[Fo
             if file.suffix.lower() not in READERS:
                 summary.other_kinds[file.suffix.lower() or "no suffix"] += 1
             elif not os.path.isfile(file):
-                summary.problems.append(f"{file}: leads nowhere, or is no file with a text in it; leave it out")
+                summary.problems.append(f"{file}: not a regular file, or a link whose target is missing; leave it out")
             elif problem := _leads_out(file, named):
                 summary.problems.append(problem)
             elif file.resolve() != output.resolve():

@@ -582,7 +582,7 @@ def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "b.txt")
     summary = corpus.Summary()
     assert [file.path.name for file in corpus.find_files([str(tmp_path)], Path("o.jsonl"), summary)] == ["a.txt"]
-    assert "b.txt: leads nowhere, or is no file" in summary.problems[0]
+    assert "b.txt: not a regular file, or a link whose target is missing" in summary.problems[0]
 
 
 @pytest.mark.parametrize(
