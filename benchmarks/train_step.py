@@ -29,8 +29,7 @@ from groundtune.prompts.prompt import make_prompt
 from groundtune.prompts.rows import Row, encode_rows
 from groundtune.training.arguments import QATrainingArguments
 from groundtune.training.batching import by_prefix
-from groundtune.training.safe_trainer import ROWS
-from groundtune.training.trainer import QATrainer, compile_layers
+from groundtune.training.trainer import ROWS, QATrainer, compile_layers
 
 
 class Side(Protocol):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # for editors and type checkers; the same names as below
     from groundtune.serving.dialogue import Source
     from groundtune.system.durable import DiskError
     from groundtune.system.out_of_memory import OutOfMemory
-    from groundtune.training.loss import NonFiniteLoss
+    from groundtune.training.safe_trainer import NonFiniteLoss
     from groundtune.training.trainer import QATrainer
 
 # Public names and where they live; imported on first use, so that `import groundtune` loads no torch. No function may
@@ -55,7 +55,7 @@ _PUBLIC = {
     "EndpointError": "model.endpoint",
     "DiskError": "system.durable",
     "OutOfMemory": "system.out_of_memory",
-    "NonFiniteLoss": "training.loss",
+    "NonFiniteLoss": "training.safe_trainer",
     "NotPushed": "runs.hub",
     "read_documents": "data.files",
     "read_examples": "data.files",

@@ -73,7 +73,7 @@ _RETRIEVER = (
 class Answer:
     """An answer with the passages that it was written from.
 
-    `sources` are in the order in which they stand in the prompt, best first. `chat_history` is what was said so far,
+    `sources` are in the order in which they stand in the prompt, best first. `chat_history` is the conversation so far,
     this question and answer included: give it to the next `ask`.
     """
 
@@ -90,7 +90,8 @@ class Answer:
 class Run:
     """A finished run, as `train` and `load` return it.
 
-    `folder` holds the model and the results, `method` is the name of its training method, `arguments` are the keywords of `load`.
+    `folder` holds the model and the results, `method` is the name of its training method, and `arguments` are the
+    keywords of `load`.
     """
 
     folder: Path
@@ -127,8 +128,8 @@ class Run:
 
         Args:
             question: A text that is not empty.
-            chat_history: What was said before, oldest first. A retriever that searches with `query_history` reads it
-                too, and a long one loses its oldest turns.
+            chat_history: The conversation so far, oldest turn first. The search query takes from it what
+                `query_history` says; of a long one the oldest turns are left out.
 
         Raises:
             DataError: the question is empty or too long, a file is missing, or the folder names models or files outside
@@ -173,7 +174,7 @@ class Run:
 def train(method: str, *, config: PathLike | None = None, **arguments: Any) -> Run:
     """Train a model and compare it with its base model, as `groundtune sft` and `groundtune swr` do.
 
-    A run that was interrupted goes on from its last checkpoint when the same call is made again, and a run that is
+    A run that was interrupted resumes from its last checkpoint when the same call is made again, and a run that is
     finished is returned at once. Ctrl-C finishes the step, saves it, and raises `KeyboardInterrupt`; a second one does
     not wait. Random generators, signal handlers and environment variables are afterwards as they were before. Of calls
     in several threads one trains and the others wait.
@@ -371,7 +372,9 @@ def _asking_parser() -> Any:
 
 
 def _path_of(run: PathLike | Run | Evaluated) -> str:
-    return os.fspath(getattr(run, "folder", None) or getattr(run, "output_dir", None) or run)
+    if isinstance(run, str | os.PathLike):
+        return os.fspath(run)
+    return str(run.folder if isinstance(run, Run) else run.output_dir)
 
 
 def _written(function: str, *parts: Any) -> str:

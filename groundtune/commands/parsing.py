@@ -180,9 +180,9 @@ def _expand_files(argv: Sequence[str], parser: Any, keywords: Mapping[str, Any] 
     """
     paths, words = split_files(argv)
     entries, problems = [], []
-    for read, source in [*((read_config, path) for path in paths), (entries_of, keywords or {})]:
+    for read in [*(partial(read_config, path) for path in paths), partial(entries_of, keywords or {})]:
         try:
-            entries += read(source)
+            entries += read()
         except DataError as error:
             problems += error.problems
     for entry in entries:

@@ -17,6 +17,7 @@ from groundtune.evaluation.outcomes import outcome_counts
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, read_predictions
 from groundtune.evaluation.verdicts import ABSTENTION, F1, SCORES, Change, most_changed, verdict
 from groundtune.schema import Prediction
+from groundtune.system.text import harmless_line
 
 HOW_TO_READ = (
     "Means over questions with 95 % bootstrap intervals. Each difference is from the first system, over the questions "
@@ -136,6 +137,8 @@ def find_predictions(path: str) -> Path:
     given = Path(path)
     candidates = [given] if os.path.isfile(given) else [given / name for name in _IN_FOLDERS]
     found = next(filter(os.path.isfile, candidates), None)
+    if found not in (None, given) and not Path(os.path.realpath(found)).is_relative_to(os.path.realpath(given)):
+        raise DataError([f"{found} leads to {os.path.realpath(found)}, outside of the folder; name that file itself"])
     if found is None:
         looked = "no such file or folder" if not os.path.exists(given) else f"holds neither {' nor '.join(_IN_FOLDERS)}"
         raise DataError([f"{path}: {looked}; name a run folder, or a prediction file"])
@@ -151,7 +154,7 @@ def read_systems(paths: Sequence[str], names: Sequence[str] = ()) -> dict[str, l
     problems: list[str] = []
     for name, path in zip(names or short_names(paths), paths, strict=True):
         try:
-            found.append((name, read_predictions(find_predictions(path))))
+            found.append((harmless_line(name), read_predictions(find_predictions(path))))
         except DataError as error:
             problems += error.problems
     if problems:

@@ -10,10 +10,6 @@ from groundtune.model.head import head_reads_only
 from groundtune.training.batching import IGNORED
 
 
-class NonFiniteLoss(ArithmeticError):
-    """A training loss that is NaN or infinite: going on would train nothing and say nothing."""
-
-
 def answer_loss(
     model: Any,
     batch: dict[str, Any],

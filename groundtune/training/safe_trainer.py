@@ -1,26 +1,28 @@
 """SafeTrainer: `transformers.Trainer` that resumes bit for bit, stops when asked to, and stops at nonsense.
 
-What it overrides of `Trainer` has had the same shape from transformers 5.3 to 5.23. Under FSDP and DeepSpeed the
-optimizer's state is in their own formats, which are vouched for by the manifest but do use pickle.
+It does not know what is trained. `class RetrieverTrainer(SafeTrainer, SentenceTransformerTrainer)` gives the same to
+another library's trainer; the methods from `rows_of` to `weights_to_save` are there to be overridden. What it needs of
+`Trainer` is listed in system/guarded.py. Under FSDP and DeepSpeed the optimizer's state is in their own formats, which
+are vouched for by the manifest but do use pickle.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from peft import PeftModel
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
 
 from groundtune.runs.checkpoints import (
     Checkpoint,
@@ -36,18 +38,20 @@ from groundtune.runs.checkpoints import (
     step_of,
     writing,
 )
-from groundtune.runs.hub import Hub
 from groundtune.system import signals
 from groundtune.system.durable import Damaged
 from groundtune.system.model_folders import nothing_unpickled
-from groundtune.system.out_of_memory import MicroBatch, halve_on_oom
-from groundtune.training.loss import NonFiniteLoss
+from groundtune.system.out_of_memory import MicroBatch, OutOfMemory, halve_on_oom, is_out_of_memory, reason
 from groundtune.training.trackers import never_stop_the_run
 
 logger = logging.getLogger(__name__)
 
 TRAINER_STATE_NAME, TRAINING_ARGS_NAME = "trainer_state.json", "training_args.bin"
-ROWS = "rows"  # key of a batch: the rows it was made from
+BESIDE = "beside_the_model"
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A training loss that is NaN or infinite: going on would train nothing and say nothing."""
 
 
 class SafeTrainer(Trainer):
@@ -57,13 +61,8 @@ class SafeTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.run = run or {}
         self._resumed: Checkpoint | None = None
-        # How many rows are computed at once, in training and for the loss of an evaluation.
-        self.micro_batch = {
-            "train": MicroBatch(
-                "--per_device_train_batch_size", self.args.train_batch_size, "a step's batch and gradient stay"
-            ),
-            "eval": MicroBatch("--per_device_eval_batch_size", self.args.eval_batch_size, "the loss stays"),
-        }
+        rows, unchanged = self.args.train_batch_size, "a step's batch and gradient stay"
+        self.micro_batch = {"train": MicroBatch("--per_device_train_batch_size", rows, unchanged)}
         self._rows_of_step: list[Sequence[Any]] = []  # micro-batch by micro-batch
         self._randomness_of_step = randomness()
         self._epoch_ended = False
@@ -85,65 +84,121 @@ class SafeTrainer(Trainer):
             checkpoint = read_checkpoint(Path(checkpoint))
         self._resumed = checkpoint
         if checkpoint is not None:
-            self.args.eval_on_start = False  # the untouched model was evaluated when the run began
-            for name, rows in checkpoint.about.get("rows at once", {}).items():
-                self.micro_batch[name].size = min(self.micro_batch[name].size, rows)
+            self.args.eval_on_start = False  # the base model was evaluated when the run began
+            known = checkpoint.about.get("rows at once", {})
+            for name, micro_batch in self.micro_batch.items():
+                micro_batch.size = min(micro_batch.size, known.get(name, micro_batch.size))
             logging.getLogger("transformers.trainer_utils").addFilter(_no_false_alarm)
         with signals.deferred(everywhere=self.args.world_size > 1):
             return super().train(resume_from_checkpoint=checkpoint and str(checkpoint.folder), **kwargs)
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def _run_epoch(self, **of_epoch: Any) -> None:
         # Resumed from its last step in the middle of an epoch, Trainer would train one more.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)
+            return
+        # Earlier Trainers tell a sampler of batches of no epoch where they skip the first ones.
+        sampler = getattr(of_epoch["train_dataloader"], "batch_sampler", None)
+        while sampler is not None:
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(of_epoch["epoch"])
+            sampler = getattr(sampler, "batch_sampler", None)
+        super()._run_epoch(**of_epoch)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `Trainer.evaluate`, without drawing from the generators of training: even a data loader does so."""
         with kept_randomness():
             return super().evaluate(*args, **kwargs)
 
+    @signals.interruptible()
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As `Trainer.evaluation_loop`; a signal stops it, and it is made up for when the run goes on."""
+        return super().evaluation_loop(*args, **kwargs)
+
+    # What a subclass may know of its batches and its model
+
+    def rows_of(self, inputs: dict[str, Any]) -> Sequence[Any] | None:
+        """The rows that a batch was made from, taken out of it: it can be computed in smaller parts then. None: it
+        cannot.
+
+        That is exact only where the loss of a batch is a sum over its rows. A contrastive loss compares each row with
+        all others, so that its batch must stay whole.
+        """
+        return None
+
+    def batch_of(self, rows: Sequence[Any]) -> dict[str, Any]:
+        """The batch of a part of what `rows_of` gave, without these rows."""
+        return self.data_collator(rows)
+
+    def name_of(self, row: Any) -> str:
+        """What a person knows a row by, as `train.jsonl:3`; empty if there is no such name."""
+        return ""
+
+    def size_of(self, row: Any) -> str:
+        """What a row is said to be if it does not fit into memory, as "a row of 300 tokens"."""
+        return "a row"
+
+    def ways_to_save_memory(self) -> tuple[list[str], list[str]]:
+        """Flags to lower if a row or a batch does not fit into memory, and flags to give."""
+        # The flag has another name in later releases of transformers 5.
+        checkpointing = "activation" if hasattr(self.args, "activation_checkpointing") else "gradient"
+        is_on = getattr(self.args, f"{checkpointing}_checkpointing")
+        return [], [] if is_on else [f"--{checkpointing}_checkpointing true"]
+
+    def weights_to_save(self) -> list[torch.Tensor]:
+        """What `save_model` writes, but for a few small files."""
+        return list(self.model.parameters())
+
     # Memory
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """As `Trainer.training_step`. When memory runs out, the step begins anew with half as many rows at once.
+        """As `Trainer.training_step`. When memory runs out, the step begins again with half as many rows in a pass.
 
-        Its batch stays the same, and so does its gradient: the loss is divided by the answer tokens of all of it.
-        Raises `OutOfMemory` for a row that does not fit by itself.
+        Its batch and its gradient stay the same; a batch that cannot be cut (see `rows_of`) is not. Raises
+        `OutOfMemory` for what does not fit then.
         """
-        rows = inputs.pop(ROWS)
-        self._rows_of_step.append(rows)
+        rows = self.rows_of(inputs)
         gradient = partial(self._add_gradient, model, num_items=num_items_in_batch)
+        if rows is None:
+            return self._whole("the loss of a batch is not the sum of its parts", gradient, rows, inputs)
+        self._rows_of_step.append(rows)
         if not self._halves():
-            return gradient(rows, inputs)
+            return self._whole("the processes of a run stay in step", gradient, rows, inputs)
 
         def undo() -> None:
-            # What failed has left a part of its gradient. The draws of dropout begin anew as well, so that nothing
+            # What failed has left a part of its gradient. The draws of dropout are repeated as well, so that nothing
             # tells the step from one that was cut into these parts at first.
             model.zero_grad()
+            self._zero_grad_beside_the_model()
             restore_randomness(self._randomness_of_step)
             for before in self._rows_of_step[:-1]:
                 gradient(before)
 
         return halve_on_oom(self.micro_batch["train"], partial(gradient, rows, inputs), self._too_much, undo)
 
+    def _whole(self, why: str, gradient: Callable[..., torch.Tensor], *batch: Any) -> torch.Tensor:
+        try:
+            return gradient(*batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            what = f"a batch does not fit into memory, and is not computed in smaller parts, because {why}"
+            raise OutOfMemory(f"{self._not_made(what, '--per_device_train_batch_size')} ({reason(error)})") from error
+
     def _add_gradient(
-        self, model: Any, rows: Sequence[Any], inputs: dict[str, Any] | None = None, *, num_items: Any
+        self, model: Any, rows: Sequence[Any] | None, inputs: Any = None, *, num_items: Any
     ) -> torch.Tensor:
         """Forward and backward for a micro-batch, in parts of as many rows as fit; its loss."""
         losses = []
-        for part in self.micro_batch["train"].parts(rows):
-            batch = self._collated(part) if inputs is None or len(part) < len(rows) else dict(inputs)
+        for part in [()] if rows is None else self.micro_batch["train"].parts(rows):
+            is_whole = inputs is not None and len(part) == len(rows or ())
+            batch = copy.copy(inputs) if is_whole else self.batch_of(part)
             losses.append(super().training_step(model, batch, num_items))
             if not torch.isfinite(losses[-1]):
                 self._refuse(f"the loss is {losses[-1].item()}, stopped before the weights changed", part)
         return sum(losses)
-
-    def _collated(self, rows: Sequence[Any]) -> dict[str, Any]:
-        return {name: value for name, value in self.data_collator(rows).items() if name != ROWS}
 
     def _halves(self) -> bool:
         """Whether fewer rows at once can be tried: processes that compute together must stay in step."""
@@ -151,26 +206,25 @@ class SafeTrainer(Trainer):
 
     def _begin_step(self) -> None:
         self._rows_of_step, self._randomness_of_step = [], randomness()
+        self._zero_grad_beside_the_model()
+
+    def _zero_grad_beside_the_model(self) -> None:
+        """`model.zero_grad()` does not reach them, and before 6.2 sentence-transformers let their gradients grow."""
+        for parameter in self._trained_beside_the_model():
+            parameter.grad = None
 
     def _too_much(self, micro_batch: MicroBatch) -> str:
         (row,) = micro_batch.now
-        lora = isinstance(self.model, PeftModel)
-        # The flag has another name in later releases of transformers 5.
-        checkpointing = "activation" if hasattr(self.args, "activation_checkpointing") else "gradient"
-        ways_out = [
-            *(
-                []
-                if getattr(self.model, "is_gradient_checkpointing", False)
-                else [f"--{checkpointing}_checkpointing true"]
-            ),
-            *([] if lora else ["--use_peft true (LoRA)"]),
-            *([] if getattr(self.model, "is_quantized", False) else ["--load_in_4bit true (QLoRA)"]),
-        ]
-        return (
-            f"{row.source}: a row of {len(row):,} tokens does not fit into memory by itself; step "
-            f"{self.state.global_step + 1} was not taken, {self._last_checkpoint()}. Lower "
-            f"--max_seq_length{', or give ' if ways_out else ''}{', '.join(ways_out)}"
-        )
+        name = self.name_of(row)
+        what = f"{self.size_of(row)} does not fit into memory by itself"
+        return self._not_made(f"{name}: {what}" if name else what)
+
+    def _not_made(self, what: str, *to_lower: str) -> str:
+        lower, give = self.ways_to_save_memory()
+        ways = {"lower": " or ".join([*to_lower, *lower]), "give": ", ".join(give)}
+        way_out = ", or ".join(f"{verb} {flags}" for verb, flags in ways.items() if flags)
+        said = f"{what}; step {self.state.global_step + 1} was not taken, {self._last_checkpoint()}"
+        return f"{said}. {way_out[0].upper()}{way_out[1:]}" if way_out else said
 
     # Nonsense
 
@@ -183,7 +237,9 @@ class SafeTrainer(Trainer):
         return norm
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
+        if self.args.metric_for_best_model is None:
+            return False
+        name = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
         value = metrics.get(name)
         if value is None or not math.isfinite(value):
             step, found = self.state.global_step, "not measured" if value is None else value
@@ -192,10 +248,10 @@ class SafeTrainer(Trainer):
         return super()._determine_best_metric(metrics=metrics, trial=trial)
 
     def _refuse(self, what: str, rows: Sequence[Any]) -> NoReturn:
-        sources = list(dict.fromkeys(row.source for row in rows))
-        named = ", ".join(sources[:20]) + (f" and {len(sources) - 20} more" if len(sources) > 20 else "")
+        names = list(dict.fromkeys(filter(None, map(self.name_of, rows))))
+        named = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
         raise NonFiniteLoss(
-            f"step {self.state.global_step + 1}: {what}; {f'its rows are {named}; ' if rows else ''}"
+            f"step {self.state.global_step + 1}: {what}; {f'its rows are {named}; ' if names else ''}"
             f"{self._last_checkpoint()}. Lower --learning_rate, or try --bf16 false"
         )
 
@@ -274,12 +330,13 @@ class SafeTrainer(Trainer):
             "parameters": {name: _sum_of_bits(p) for name, p in self._trained()},
         }
         wait, needed = self.accelerator.wait_for_everyone, self._bytes_to_save()
-        with writing(target, about, needed=needed, writes=self.args.should_save, wait=wait) as folder:
-            self.save_model(str(folder), _internal_call=True)
+        files = writing(target, about, needed=needed, writes=self.args.should_save, wait=wait)
+        with kept_randomness(), files as folder:  # whoever writes a model card may draw examples for it
             if not self.args.save_only_model:
+                self._save_rng_state(str(folder))
                 self._save_optimizer_and_scheduler(str(folder))
                 self._save_scaler(str(folder))
-                self._save_rng_state(str(folder))
+            self.save_model(str(folder), _internal_call=True)
             if self.args.should_save:
                 callbacks = [
                     c for c in (*self.callback_handler.callbacks, self.control) if isinstance(c, ExportableState)
@@ -307,6 +364,8 @@ class SafeTrainer(Trainer):
         elif self.args.should_save:
             save_state(Path(output_dir), "optimizer", self.optimizer.state_dict())
             save_state(Path(output_dir), "scheduler", self.lr_scheduler.state_dict())
+            if beside := self._trained_beside_the_model():
+                save_state(Path(output_dir), BESIDE, beside)
 
     def _save_scaler(self, output_dir: str) -> None:
         if self.accelerator.scaler is not None and self.args.should_save:
@@ -315,25 +374,6 @@ class SafeTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         save_state(Path(output_dir), f"randomness_{self.args.process_index}", randomness())
 
-    # The hub: what goes there, and when, is in hub.py
-
-    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        if self.is_world_process_zero():
-            self.hub = Hub(self.args)
-            self.hub_model_id = self.hub.create()
-
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> str | None:
-        """Push what `output_dir` holds of model, tokenizer, card and metrics; the address. Raises `NotPushed`."""
-        return self.hub.push(Path(self.args.output_dir)) if self.is_world_process_zero() else None
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.is_world_process_zero():
-            self.hub.push_checkpoint(Path(checkpoint_folder))
-
-    def _finish_current_push(self) -> None:
-        if self.args.push_to_hub and self.is_world_process_zero():
-            self.hub.wait()
-
     def _sharded(self) -> bool:
         return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
@@ -341,20 +381,27 @@ class SafeTrainer(Trainer):
         """The trained parameters by name; none where this process holds only a part of each."""
         return [] if self._sharded() else [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
 
+    def _trained_beside_the_model(self) -> list[torch.nn.Parameter]:
+        """What the optimizer trains that is not in the model, as the weights of a loss that has its own."""
+        if self._sharded():
+            return []
+        inside = set(map(id, self.model.parameters()))
+        return [p for group in self.optimizer.param_groups for p in group["params"] if id(p) not in inside]
+
     def _bytes_to_save(self) -> int:
         """What a checkpoint takes but for a few small files."""
-        adapter = isinstance(self.model, PeftModel)
-        weights = [p for p in self.model.parameters() if p.requires_grad or not adapter]
         optimized = {} if self.args.save_only_model else self.optimizer.state
         states = [value for state in optimized.values() for value in state.values()]
-        return sum(t.numel() * t.element_size() for t in [*weights, *states] if isinstance(t, torch.Tensor))
+        tensors = [t for t in [*self.weights_to_save(), *states] if isinstance(t, torch.Tensor)]
+        return sum(t.numel() * t.element_size() for t in tensors)
 
     # Loading
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, folder: str, *args: Any) -> None:
         with nullcontext() if self._sharded() else nothing_unpickled():
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._check_loaded(self._resumed)
+            super()._load_from_checkpoint(folder, *args)
+        if self._resumed is not None and self._resumed.folder == Path(folder):  # or it is the best one, checked below
+            self._check_loaded(self._resumed)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -364,6 +411,10 @@ class SafeTrainer(Trainer):
         else:
             self.optimizer.load_state_dict(load_state(Path(checkpoint), "optimizer"))
             self.lr_scheduler.load_state_dict(load_state(Path(checkpoint), "scheduler"))
+            if beside := self._trained_beside_the_model():
+                with torch.no_grad():
+                    for parameter, saved in zip(beside, load_state(Path(checkpoint), BESIDE), strict=True):
+                        parameter.copy_(saved)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.accelerator.scaler is not None:

@@ -6,9 +6,11 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
@@ -20,7 +22,8 @@ from groundtune.methods import Method
 from groundtune.model.attention import use_packed_attention
 from groundtune.model.packing import prefix_groups
 from groundtune.prompts.rows import Row
-from groundtune.system.out_of_memory import halve_on_oom
+from groundtune.runs.hub import Hub
+from groundtune.system.out_of_memory import MicroBatch, halve_on_oom
 from groundtune.system.processes import share
 from groundtune.system.signals import interruptible
 from groundtune.training.arguments import GOLD_LOSS
@@ -34,9 +37,11 @@ from groundtune.training.batching import (
     share_saved,
 )
 from groundtune.training.labels import check_labels
-from groundtune.training.safe_trainer import ROWS, SafeTrainer
+from groundtune.training.safe_trainer import SafeTrainer
 
 logger = logging.getLogger(__name__)
+
+ROWS = "rows"  # key of a batch: the rows it was made from
 
 
 class QATrainer(SafeTrainer):
@@ -58,6 +63,8 @@ class QATrainer(SafeTrainer):
         **kwargs: Any,
     ):
         super().__init__(*args, data_collator=partial(_collate, method, pad_id), **kwargs)
+        rows = self.args.eval_batch_size
+        self.micro_batch["eval"] = MicroBatch("--per_device_eval_batch_size", rows, "the loss stays")
         self._choose_batches(share_prefix)
         if self.args.compile_layers:
             compile_layers(self.model)
@@ -95,6 +102,35 @@ class QATrainer(SafeTrainer):
         if share and (share_prefix == "on" or saved >= WORTH_GROUPING):
             logger.info("prompts with a common prefix share a batch: %.0f %% of the tokens saved", 100 * saved)
             self._order = prefix_order(batch_size)
+
+    # What SafeTrainer asks of rows and model
+
+    def rows_of(self, inputs: dict[str, Any]) -> Sequence[Row]:
+        """The loss is divided by the answer tokens of the whole step, so a batch may be cut between any rows."""
+        return inputs.pop(ROWS)
+
+    def batch_of(self, rows: Sequence[Row]) -> dict[str, Any]:
+        batch = self.data_collator(rows)
+        del batch[ROWS]
+        return batch
+
+    def name_of(self, row: Row) -> str:
+        return row.source
+
+    def size_of(self, row: Row) -> str:
+        return f"a row of {len(row):,} tokens"
+
+    def ways_to_save_memory(self) -> tuple[list[str], list[str]]:
+        lower, give = super().ways_to_save_memory()
+        give += [] if isinstance(self.model, PeftModel) else ["--use_peft true (LoRA)"]
+        give += [] if getattr(self.model, "is_quantized", False) else ["--load_in_4bit true (QLoRA)"]
+        return [*lower, "--max_seq_length"], give
+
+    def weights_to_save(self) -> list[torch.Tensor]:
+        whole = not isinstance(self.model, PeftModel)
+        return [p for p in self.model.parameters() if whole or p.requires_grad]
+
+    # The loss
 
     def compute_loss(
         self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -162,7 +198,7 @@ class QATrainer(SafeTrainer):
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         sums = torch.zeros(2, device=self.args.device)
         for batch in dataloader:
-            rows = batch.pop(ROWS)
+            rows = self.rows_of(batch)
             compute = partial(self._sum_of_losses, model, head, rows, batch)
             found = halve_on_oom(self.micro_batch["eval"], compute, self._too_much) if self._halves() else compute()
             sums += torch.tensor(found, device=sums.device)
@@ -174,11 +210,30 @@ class QATrainer(SafeTrainer):
         """Of the answer tokens of a batch, and how many these are; in parts of as many rows as fit."""
         total, tokens = 0.0, 0
         for part in self.micro_batch["eval"].parts(rows):
-            inputs = self._prepare_inputs(batch if len(part) == len(rows) else self._collated(part))
+            inputs = self._prepare_inputs(batch if len(part) == len(rows) else self.batch_of(part))
             with self._precision():
                 total += self.method.loss(model, inputs, answer_tokens=1, head=head).item()
             tokens += (inputs["labels"][:, 1:] != IGNORED).sum().item()
         return total, tokens
+
+    # The hub: what goes there, and when, is in hub.py
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        if self.is_world_process_zero():
+            self.hub = Hub(self.args)
+            self.hub_model_id = self.hub.create()
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> str | None:
+        """Push what `output_dir` holds of model, tokenizer, card and metrics; the address. Raises `NotPushed`."""
+        return self.hub.push(Path(self.args.output_dir)) if self.is_world_process_zero() else None
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero():
+            self.hub.push_checkpoint(Path(checkpoint_folder))
+
+    def _finish_current_push(self) -> None:
+        if self.args.push_to_hub and self.is_world_process_zero():
+            self.hub.wait()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
         rows = self.train_dataset if train_dataset is None else train_dataset

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -550,8 +551,38 @@ def test_linked_folders_are_read_once_and_a_circle_of_them_ends(tmp_path):
     (docs / "b" / "c").symlink_to(elsewhere)
     (elsewhere / "deep" / "up").symlink_to(elsewhere)
     (elsewhere / "back").symlink_to(docs)
-    assert sources(docs) == ["docs/b/one.txt", "docs/b/c/deep/two.txt"]
-    assert sources(docs, elsewhere) == sources(docs)
+    assert sources(docs, elsewhere) == ["docs/b/one.txt", "docs/b/c/deep/two.txt"]
+
+
+def test_links_that_lead_out_of_what_was_named_are_reported_and_not_followed(tmp_path):
+    docs, home = tmp_path / "docs", tmp_path / "home"
+    for path in (docs / "one.txt", home / "key.txt", home / "deep" / "two.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.stem)
+    (docs / "file.txt").symlink_to(home / "key.txt")
+    (docs / "dots.txt").symlink_to("../home/key.txt")
+    (docs / "folder").symlink_to(home)
+    (docs / "inside.txt").symlink_to(docs / "one.txt")
+    (docs / "nowhere.txt").symlink_to(home / "none.txt")
+    summary = corpus.Summary()
+    found = corpus.find_files([str(docs)], Path("out.jsonl"), summary)
+    assert [file.source for file in found] == ["docs/inside.txt"]  # the same file as one.txt
+    shown = "\n".join(summary.problems)
+    for name, target in (("file.txt", "key.txt"), ("dots.txt", "key.txt"), ("folder", "home")):
+        assert re.search(rf"docs/{name}: leads to \S*{target}, outside of what was named; name that, too", shown), name
+    assert len(summary.problems) == 4 and "nowhere.txt: leads nowhere" in shown
+    assert sources(docs, home / "key.txt") == ["docs/dots.txt", "docs/inside.txt"]
+    (tmp_path / "link").symlink_to(home)  # one that is named is followed
+    assert sources(tmp_path / "link") == ["home/key.txt", "home/deep/two.txt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):
+    (tmp_path / "a.txt").write_text("Cats sleep.")
+    os.mkfifo(tmp_path / "b.txt")
+    summary = corpus.Summary()
+    assert [file.path.name for file in corpus.find_files([str(tmp_path)], Path("o.jsonl"), summary)] == ["a.txt"]
+    assert "b.txt: not a regular file, or a link whose target is missing" in summary.problems[0]
 
 
 @pytest.mark.parametrize(

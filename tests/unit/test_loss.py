@@ -17,7 +17,8 @@ from groundtune.prompts.rows import Row, encode_rows
 from groundtune.schema import Example
 from groundtune.training.arguments import QATrainingArguments
 from groundtune.training.batching import IGNORED, EpochOrder, collate, prefix_order
-from groundtune.training.loss import NonFiniteLoss, answer_loss
+from groundtune.training.loss import answer_loss
+from groundtune.training.safe_trainer import NonFiniteLoss
 from groundtune.training.trainer import QATrainer
 
 

@@ -29,7 +29,7 @@ from groundtune.runs.checkpoints import checkpoint_folders, newest_checkpoint, r
 from groundtune.system.durable import Damaged
 from groundtune.system.signals import Stopped, watched
 from groundtune.training.arguments import QATrainingArguments, tracker_problems
-from groundtune.training.loss import NonFiniteLoss
+from groundtune.training.safe_trainer import NonFiniteLoss
 from groundtune.training.trainer import QATrainer
 
 METRIC = "eval_loss_with_gold_passage"
