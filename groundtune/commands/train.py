@@ -105,7 +105,7 @@ def _run(method: str, argv: Sequence[str]) -> int:
         try:
             address = pushed(arguments)
         except NotPushed as error:
-            print(error, file=sys.stderr)
+            print(harmless_lines([error]), file=sys.stderr)
             status = 4
         if address and not output.quiet:
             print(f"Pushed: {address}")
