@@ -366,7 +366,7 @@ def test_only_a_finished_run_is_loaded_and_only_with_arguments_that_there_are(ru
     assert problems(groundtune.load, tmp_path / "none")[0].startswith(f"{tmp_path / 'none'}: no such folder; ")
     assert problems(groundtune.load, tmp_path)[0].startswith(f"{tmp_path}: it contains no finished run; ")
     run.evaluate(eval_max_samples=1, output_dir=tmp_path / "evaluation")
-    assert problems(groundtune.load, tmp_path / "evaluation")[0].startswith(f"{tmp_path / 'evaluation'}: no finished")
+    assert problems(groundtune.load, tmp_path / "evaluation")[0].startswith(f"{tmp_path / 'evaluation'}: it contains no finished")
     said = problems(groundtune.load, run.folder, max_new_token=3, eval_file="x", bf16="perhaps")
     assert sorted(line.partition(":")[0] for line in said) == ["bf16", "eval_file", "max_new_token"]
     assert problems(groundtune.load, run.folder, config="x.yaml") == [
