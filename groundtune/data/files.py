@@ -318,7 +318,7 @@ def in_folder(folder: Path, *names: str) -> Path:
     """`folder`/names, to be read. Raises `DataError` if a link leads out of the folder, which may be a stranger's."""
     path = folder.joinpath(*names)
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
-        raise DataError([f"{path} leads to {os.path.realpath(path)}, outside of {folder}; put a copy in its place"])
+        raise DataError([f"{path} is a link to {os.path.realpath(path)}, outside {folder}; replace it with a copy"])
     return path
 
 
