@@ -11,6 +11,7 @@ from conftest import tiny_documents, tiny_examples
 
 from groundtune.arguments import DataArguments
 from groundtune.data.checks import TITLES, Finding, check_texts, condensed, counts, in_order, place, read_dataset
+from groundtune.data.words import telling_words, words
 
 FAIRE = Path(__file__).parents[3] / "shared/data/faire"
 
