@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from groundtune.data.files import in_folder
 from groundtune.errors import DataError
 from groundtune.evaluation.abstention import note
 from groundtune.evaluation.metrics import PairedDifference, greater_is_better, paired_difference
@@ -135,14 +136,13 @@ def find_predictions(path: str) -> Path:
     Raises `DataError` if there is none.
     """
     given = Path(path)
-    candidates = [given] if os.path.isfile(given) else [given / name for name in _IN_FOLDERS]
-    found = next(filter(os.path.isfile, candidates), None)
-    if found not in (None, given) and not Path(os.path.realpath(found)).is_relative_to(os.path.realpath(given)):
-        raise DataError([f"{found} leads to {os.path.realpath(found)}, outside of the folder; name that file itself"])
+    if os.path.isfile(given):
+        return given
+    found = next((name for name in _IN_FOLDERS if os.path.isfile(given / name)), None)
     if found is None:
         looked = "no such file or folder" if not os.path.exists(given) else f"holds neither {' nor '.join(_IN_FOLDERS)}"
         raise DataError([f"{path}: {looked}; name a run folder, or a prediction file"])
-    return found
+    return in_folder(given, found)
 
 
 def read_systems(paths: Sequence[str], names: Sequence[str] = ()) -> dict[str, list[Prediction]]:

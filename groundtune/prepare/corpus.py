@@ -124,7 +124,7 @@ def _leads_out(path: Path, named: Sequence[Path]) -> str:
     real = path.resolve()
     if any(real.is_relative_to(one) for one in named):
         return ""
-    return f"{path}: leads to {real}, outside of what was named; name that, too, if it is to be read"
+    return f"{path}: is a link to {real}, outside the inputs, and is skipped; to read it, name that path as well"
 
 
 def _walk(folder: Path, named: Sequence[Path], entered: set[Path], problems: list[str]) -> Iterator[Path]:
