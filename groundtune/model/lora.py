@@ -1,4 +1,4 @@
-"""LoRA layers of PEFT with one memory pass less per step: the low-rank product is added inside the matrix product."""
+"""PEFT's LoRA layers with fewer passes over memory: the low-rank product is added inside the matrix product."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class _LoraProduct(torch.autograd.Function):
 
 
 class FusedLinear(Linear):
-    """PEFT's LoRA layer of a frozen linear layer; whatever is not plain LoRA in one type is left to PEFT.
+    """PEFT's LoRA layer over a frozen linear layer; anything but plain LoRA in one dtype is left to PEFT.
 
-    PEFT casts the input to the adapter's type, scales and adds in passes of their own over [tokens, outputs]: on a CPU
-    as much time as the products of the adapter.
+    PEFT casts the input to the adapter's type, scales, and adds in separate passes over [tokens, outputs], which on a
+    CPU take as long as the adapter's products.
     """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -63,7 +63,7 @@ class FusedLinear(Linear):
 
 
 def fuse(model: Any) -> None:
-    """Let the LoRA layers of a PEFT model compute as `FusedLinear`; names, weights and saving stay PEFT's."""
+    """Make the LoRA layers of a PEFT model compute as `FusedLinear`; names, weights and saving stay PEFT's."""
     for module in model.modules():
         if type(module) is Linear:
             module.__class__ = FusedLinear
