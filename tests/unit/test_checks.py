@@ -330,3 +330,10 @@ def test_the_faire_data_are_examined_in_seconds():
     assert time.process_time() - begin < 3
     assert {f.severity for f in found} == {"warning"}
     assert [f.where.rpartition(":")[2] for f in found if f.check in ("blank", "leaked-question")] == ["495", "30"]
+
+
+def test_words_are_those_of_any_script_and_fillers_are_not_told():
+    assert words("The Library, open9 日本語ok 도서 snake_case") == [
+        "the", "library", "open9", "日", "本", "語", "ok", "도", "서", "snake", "case",
+    ]  # fmt: skip
+    assert telling_words("It is not the Library.") == ["library"]
