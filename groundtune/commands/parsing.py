@@ -183,9 +183,9 @@ def _expand_files(argv: Sequence[str], parser: Any, keywords: Mapping[str, Any] 
     """
     paths, words = split_files(argv)
     entries, problems = [], []
-    for read, source in [*((read_config, path) for path in paths), (entries_of, keywords or {})]:
+    for read in [*(partial(read_config, path) for path in paths), partial(entries_of, keywords or {})]:
         try:
-            entries += read(source)
+            entries += read()
         except DataError as error:
             problems += error.problems
     for entry in entries:
@@ -210,7 +210,7 @@ def _words_of(entry: Entry, parser: Any) -> list[str]:
 def _problems_of(entry: Entry, parser: Any) -> list[str]:
     """What the parser has against one flag and its values, without its name."""
     if entry.name == "help":
-        return ["prints help on a command line, and is no argument here; leave it out"]
+        return ["prints help on the command line and is not an argument here; remove it"]
     try:
         words = _spelt_as_today(_words_of(entry, parser), _flags(parser), tell=False)
         unknown = parser.parse_known_args(words)[1]
