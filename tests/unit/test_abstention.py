@@ -1,4 +1,4 @@
-"""Questions without an answer are right where the model says so, are in no mean of retrieval, and are counted."""
+"""Unanswerable questions: an abstention is right, retrieval means exclude them, and they are counted."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def test_what_the_data_teach_to_say_is_seen_in_any_language():
 
 
 def examples():
-    """Six, of which the last two have no answer."""
+    """Six examples, of which the last two are unanswerable."""
     made = tiny_examples()
     return made[:4] + [replace(e, answer=SENTENCE, answerable=False) for e in made[4:]]
 
 
 def predictions(answers):
-    """Every second question finds its passage first."""
+    """Predictions in which every second question retrieves its passage first."""
     documents = tiny_documents()
     hits = [(Hit(documents[i if i % 2 else i - 1], 1.0),) for i in range(6)]
     read = [[hit.document for hit in found] for found in hits]
@@ -96,7 +96,7 @@ def test_unanswerable_questions_are_in_no_mean_of_retrieval_and_are_scored_by_wh
     assert found.to_dict()[RECALL]["scored"] == 4 and "scored" not in found.to_dict()[F1]
     bad = evaluation_of(predictions(BAD), samples=100)
     assert bad.metrics[UNANSWERABLE].value == 0 and bad.metrics[ANSWERABLE].value == 0.25
-    # Words in common with the sentence that says so are worth nothing.
+    # Words shared with the abstention text score nothing.
     assert bad.predictions[4].scores[F1] == 0 < bad.predictions[4].scores["generation/rouge1"]
 
 

@@ -1,4 +1,4 @@
-"""Whatever answers: the same model says the same in an evaluation, in a stream, and behind a server."""
+"""The same model gives the same answers in an evaluation, in a stream, and behind a server."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_model_here_reads_the_system_message_too(family, monkeypatch):
 
 
 def test_completions_get_the_very_ids_of_our_prompts_and_are_scored_alike(family):
-    """The server plays the tiny model, so the evaluation must be that of the model here."""
+    """The server runs the tiny model, so the evaluation must equal the local one."""
     one, model = asked(family), family.model()
     local = answer_here(model, bf16=False)(one, lambda done: None)
     by_ids = {tuple(q.prompt_ids): p.answer for q, p in zip(one.evaluator.questions, local.predictions)}
@@ -95,7 +95,7 @@ def test_an_answer_that_fails_is_counted_and_in_no_mean():
 
 
 def test_a_local_model_completes_messages_by_its_template(family):
-    """What a judge is asked: one message, no instruction, no passages."""
+    """As for a judge: one message, no instruction, no passages."""
     local = LocalModel(family.model(), family.tokenizer, bf16=False)
     prompt = replace(family.prompt(), instruction="")
     expected = prompt.prompt_ids([], [], "Rate the answer.")
@@ -108,7 +108,7 @@ def test_a_local_model_completes_messages_by_its_template(family):
 
 @pytest.mark.parametrize("adapter", [False, True])
 def test_a_model_that_is_opened_attends_as_the_one_that_was_trained(families, tmp_path, adapter):
-    """Else an evaluation pads every prompt, and in bfloat16 rounds otherwise than training's."""
+    """Otherwise an evaluation pads every prompt, and in bfloat16 rounds differently from training's."""
     family, folder = families["llama"], tmp_path / "model"
     model = add_lora(family.model(), ModelArguments(use_peft=True, lora_r=2)) if adapter else family.model()
     model.save_pretrained(folder)

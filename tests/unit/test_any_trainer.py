@@ -1,4 +1,4 @@
-"""SafeTrainer knows nothing of questions and answers: with it any Trainer resumes, stops, and says what is too much."""
+"""SafeTrainer knows nothing about questions: with it, any Trainer resumes, stops, and reports what exceeds memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ARGUMENTS = {
 
 @functools.cache
 def retriever_trainer() -> type:
-    """As `groundtune retriever` will train: sentence-transformers' trainer, with in-batch negatives."""
+    """A trainer as for a retriever: sentence-transformers' trainer, with in-batch negatives."""
     pytest.importorskip("datasets", reason="sentence-transformers trains with it: the extra `retriever`")
     from sentence_transformers import SentenceTransformerTrainer
 
@@ -41,7 +41,7 @@ def retriever_trainer() -> type:
 
 
 class Scaled(torch.nn.Module):
-    """A loss with a weight of its own, which is trained and in no model."""
+    """A loss with its own trained weight, which is not part of the model."""
 
     def __init__(self, model: Any):
         from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -60,7 +60,7 @@ def retriever(embedder: Path, folder: Path, *callbacks: Any, trainer: type | Non
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
     torch.manual_seed(0)
-    model = SentenceTransformer(str(embedder), device="cpu")  # its BERT drops out a tenth
+    model = SentenceTransformer(str(embedder), device="cpu")  # its BERT has a dropout of 0.1
     model._create_model_card = lambda *args, **kwargs: None  # takes more time than all the rest
     data = Dataset.from_dict({"anchor": [pair[0] for pair in PAIRS], "positive": [pair[1] for pair in PAIRS]})
     arguments = SentenceTransformerTrainingArguments(str(folder), **ARGUMENTS | options)
@@ -80,7 +80,7 @@ class Toy(torch.nn.Module):
 
 
 class Cuttable(SafeTrainer):
-    """Of a toy whose loss is the sum over its rows, and which knows them."""
+    """A trainer of a toy model whose loss is a sum over rows, which it knows."""
 
     def rows_of(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         return [{"input": x, "target": y} for x, y in zip(inputs["input"], inputs["target"], strict=True)]
@@ -108,13 +108,13 @@ def kind(request) -> str:
 
 @pytest.fixture
 def make(makers, tmp_path):
-    """A trainer of a kind, in a folder of the test."""
+    """Make a trainer of a kind, in a folder of the test."""
     return lambda kind, *callbacks, folder="run", **options: makers[kind](tmp_path / folder, *callbacks, **options)
 
 
 @pytest.fixture(scope="module")
 def whole(makers, tmp_path_factory):
-    """A trainer after a run that nothing stopped, which is made once for all tests that compare with it."""
+    """A trainer after an uninterrupted run, made once for all tests that compare with it."""
 
     @functools.cache
     def whole(kind: str, **options: Any):
@@ -132,7 +132,7 @@ def evaluations(trainer) -> dict[int, float]:
 
 
 def assert_goes_on(resumed, whole) -> None:
-    """To what the whole run had."""
+    """The resumed run ends with the state of the uninterrupted one."""
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == whole.state.global_step
     assert same(weights(resumed), weights(whole))
@@ -143,7 +143,7 @@ def assert_goes_on(resumed, whole) -> None:
 
 @pytest.mark.parametrize("event, step", [("on_step_begin", 5), ("on_save", 6)])
 def test_a_killed_run_goes_on_to_the_same_weights(kind, make, whole, event, step):
-    """In the second epoch, of three steps as each, and at its end."""
+    """In the second epoch (three steps each), and at its end."""
     with pytest.raises(Killed):
         make(kind, At(event, step, kill)).train()
     assert_goes_on(make(kind), whole(kind))
@@ -188,7 +188,7 @@ def test_a_damaged_best_checkpoint_is_replaced_by_the_next_best(kind, make, capl
 
 
 def test_what_is_drawn_while_saving_changes_no_weight(make, whole):
-    """As a model card draws the examples that it shows."""
+    """For example, a model card draws the examples that it shows."""
 
     class Draws(SafeTrainer):
         def _save(self, *args: Any, **kwargs: Any) -> None:

@@ -20,7 +20,7 @@ class Retriever:
 
 
 def dialogue(*words):
-    """Answers every question with these words; one that is an exception is raised."""
+    """A dialogue that answers every question with these words; exceptions among them are raised."""
 
     def say():
         for word in words:
@@ -33,7 +33,7 @@ def dialogue(*words):
 
 @pytest.fixture
 def typed(monkeypatch):
-    """Makes `input` give these lines, and then the end of them."""
+    """Make `input` return these lines and then reach the end of file."""
 
     def type_(*lines):
         left = iter(lines)

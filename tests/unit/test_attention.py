@@ -1,4 +1,4 @@
-"""Rows laid end to end, prefixes shared or not, give each row what it has by itself: loss, gradient, answer."""
+"""Packed rows, with shared prefixes or not, give the same loss, gradient and answer as each row by itself."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from groundtune.training.batching import IGNORED, collate
 from groundtune.training.loss import answer_loss
 from groundtune.training.trainer import compile_layers
 
-SLOW = pytest.mark.slow  # where compiling takes half a minute
+SLOW = pytest.mark.slow  # compiling takes half a minute
 MODES = {"padded": {}, "packed": {"packed": True}, "shared": {"packed": True, "share_prefix": True}}
 
 
 def rows_on_common_passages(family, n: int = 7, seed: int = 0) -> list[Row]:
-    """Two to three questions a passage, two dialogues that share their history, one question asked twice."""
+    """Two to three questions per passage, two dialogues with a common history, one question asked twice."""
     rng = random.Random(seed)
     documents = [random_documents(rng, 3) or random_documents(rng, 3) for _ in range(1 + n // 3)]
     history = random_history(rng)
@@ -56,7 +56,7 @@ def gradients(model) -> torch.Tensor:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_loss_and_gradient_are_those_of_one_example_at_a_time(family, mode):
-    """With sliding windows of 8 tokens in two families, shorter than what is shared."""
+    """Two families have sliding windows of 8 tokens, shorter than the shared prefixes."""
     model, pad = packing_model(family), family.tokenizer.pad_token_id
     for seed in range(3):
         rows = rows_on_common_passages(family, seed=seed)
@@ -81,7 +81,7 @@ def test_loss_and_gradient_are_those_of_one_example_at_a_time(family, mode):
 
 
 def family_logits(model, ids: torch.Tensor) -> torch.Tensor:
-    """Of the model as transformers runs it."""
+    """Logits of the model as transformers runs it."""
     model.set_attn_implementation("sdpa")
     logits = model(input_ids=ids, use_cache=False).logits
     model.set_attn_implementation(NAME)
@@ -89,7 +89,7 @@ def family_logits(model, ids: torch.Tensor) -> torch.Tensor:
 
 
 def row_losses(model, batch) -> list[float]:
-    """The loss of each row: that of the batch with only its labels left."""
+    """The loss of each row: that of the batch with only that row's labels."""
     losses = []
     labels = batch["labels"]
     starts = [i for i in range(1, labels.shape[1]) if labels[0, i] != IGNORED and labels[0, i - 1] == IGNORED]
@@ -160,7 +160,7 @@ def test_compiled_layers_give_the_same_loss_and_gradient(families, kind, lora, b
 
 
 def reads(sequences: list[list[int]]) -> tuple[Packed, torch.Tensor]:
-    """A packing, and [tokens, tokens] who reads whom, from the sequences' paths."""
+    """A packing, and the mask [tokens, tokens] of who attends to whom, from the sequences' paths."""
     packing = pack(sequences, [len(s) - 1 for s in sequences])
     mask = torch.zeros(len(packing.ids), len(packing.ids), dtype=torch.bool)
     for segment in packing.segments:
@@ -172,7 +172,7 @@ def reads(sequences: list[list[int]]) -> tuple[Packed, torch.Tensor]:
 
 
 def three_on_each_of_three(header: int, passage: int, own: int) -> list[list[int]]:
-    """Sequences on three passages behind one header, with so many random ids in each part."""
+    """Sequences on three passages behind one header, with the given numbers of random ids in each part."""
     rng = random.Random(0)
     begin = [rng.randrange(50) for _ in range(header)]
     passages = [[rng.randrange(50) for _ in range(passage)] for _ in range(3)]
@@ -201,7 +201,7 @@ def test_the_block_mask_for_cuda_says_the_same_as_the_segments(window):
 
 @pytest.mark.parametrize("window", [None, 50, 300])
 def test_the_blocks_for_cuda_are_those_of_the_mask(window):
-    """None that is read is skipped, none that is not read is computed, and only whole ones go without a mask."""
+    """No needed block is skipped, no unneeded block is computed, and only full blocks go without a mask."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     layout, _ = reads(three_on_each_of_three(header=70, passage=400, own=90))
@@ -212,7 +212,7 @@ def test_the_blocks_for_cuda_are_those_of_the_mask(window):
     assert torch.equal(made.to_dense()[..., :blocks, :], right.to_dense()[..., :blocks, :])
     for a, b in ((made.full_kv_num_blocks, right.full_kv_num_blocks), (made.kv_num_blocks, right.kv_num_blocks)):
         assert torch.equal(a[..., :blocks], b[..., :blocks])
-    # Each token of the padding reads itself: a row without anything to read is where kernels make NaN.
+    # Each padding token attends to itself: kernels return NaN for a row that attends to nothing.
     assert (made.to_dense()[0, 0].diagonal() == 1).all() and made.mask_mod(0, 0, torch.tensor(n), torch.tensor(n))
     assert made.full_kv_num_blocks.sum() > 0 or window == 50
 
@@ -227,7 +227,7 @@ def test_the_kernel_for_cuda_gives_what_the_segments_give_and_one_does_for_rows_
 
 
 def test_the_blocks_for_cuda_give_what_the_segments_give(monkeypatch):
-    """FlexAttention as PyTorch spells it out, not compiled."""
+    """FlexAttention in PyTorch's uncompiled reference version."""
     from torch.nn.attention import flex_attention
 
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, raising=False)
@@ -247,7 +247,7 @@ def check_blocks_against_segments() -> None:
 
 
 def blocks_from(change):
-    """FlexAttention in its place, with what `change` makes of the right output."""
+    """Replace FlexAttention by one whose correct output goes through `change`."""
     return lambda layout, *inputs: change(layout._attend_by_segments(None, *inputs))
 
 
@@ -259,7 +259,7 @@ def test_a_kernel_with_other_gradients_is_not_used(family, monkeypatch, change, 
 
 
 def test_float32_queries_are_as_autocast_would_have_them(monkeypatch):
-    """The norms of a float32 model make float32 of queries and keys, where values come in bfloat16."""
+    """Norms of a float32 model return float32 queries and keys, while values are bfloat16."""
     seen = []
     monkeypatch.setattr(
         "groundtune.model.packing._flex_attention", lambda: lambda q, k, v, **_: seen.append((q, k, v)) or q
@@ -280,7 +280,7 @@ def test_segments_cover_the_row_and_spell_every_sequence(family):
         segments = [packing.segments[i] for i in (*packing.segments[end].path, end)]
         spelt = [id for s in segments for id in packing.ids[s.start : s.stop]]
         assert spelt == sequence and segments[-1].stop == last + 1
-    assert len(set(packing.ends)) == len(rows)  # each row has a token of its own that predicts its answer
+    assert len(set(packing.ends)) == len(rows)  # each row has its own token that predicts its answer
 
 
 def test_without_sharing_every_row_is_one_segment(family):
@@ -309,7 +309,7 @@ def test_a_model_whose_attention_needs_more_is_left_as_it_was(families):
 
 
 def test_a_model_that_looks_at_its_neighbours_is_found_out(families):
-    """As a state-space layer or a convolution does: the layout never gets there."""
+    """Such as a state-space layer or a convolution, which the layout never reaches."""
     model = families["llama"].model()
     mlp = model.model.layers[0].mlp
     forward = mlp.forward
@@ -318,7 +318,7 @@ def test_a_model_that_looks_at_its_neighbours_is_found_out(families):
 
 
 def test_a_model_that_keeps_its_window_from_attention_is_found_out(families):
-    """As Phi-3.5-MoE, whose window is in its mask alone; no sequence of the trial is as long as it."""
+    """Such as Phi-3.5-MoE, whose window is only in its mask; no sequence of the trial is that long."""
     model = families["mistral"].model()
     model.config.sliding_window = 40
     for layer in model.model.layers:
@@ -358,7 +358,7 @@ def test_positions_go_on_from_the_prefix():
 
 
 def test_a_model_that_is_not_trained_waits_for_no_kernel_of_training(families, monkeypatch):
-    """On CUDA it takes a while to compile, and a question is to be answered."""
+    """On CUDA the kernel takes a while to compile, which would delay an answer."""
     tried, attend = set(), Packed.attend
 
     def noted(self, *given):
@@ -373,7 +373,7 @@ def test_a_model_that_is_not_trained_waits_for_no_kernel_of_training(families, m
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_only_a_cpu_shares_keys_between_heads_under_a_mask(monkeypatch, device):
-    """Elsewhere PyTorch has no kernel for that but the one that writes all scores to memory."""
+    """Elsewhere PyTorch only has the kernel that writes all scores to memory."""
     calls = []
 
     def sdpa(query, key, value, mask, is_causal, scale, enable_gqa):
@@ -389,7 +389,7 @@ def test_only_a_cpu_shares_keys_between_heads_under_a_mask(monkeypatch, device):
 
 
 def test_a_compiled_function_is_compiled_where_attention_calls_it():
-    """Compiled layers leave attention out, and its own kernel must be compiled all the same."""
+    """Compiled layers exclude attention, but its own kernel must still be compiled."""
     compiled = []
 
     def backend(graph, inputs):

@@ -1,4 +1,4 @@
-"""A path that is missing, empty, a folder or in the way is one line, status 2, and nothing is left half-written."""
+"""A path that is missing, empty, a folder or in the way gives one line, status 2, and no half-written file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from conftest import make_tokenizer, write_data
 from groundtune.cli import main
 from groundtune.data.files import in_the_way
 
-# Each word `IN` stands for a path where a file is read; {bad} are those that cannot be.
+# `IN` stands for a path from which a file is read; {bad} are paths that cannot be read.
 READS = {
     "documents": "documents IN.md -o out.jsonl --tokenizer tokenizer",
     "documents, tokenizer": "documents good.md -o out.jsonl --tokenizer IN",
@@ -47,9 +47,9 @@ READS = {
     "ask, model": "ask IN Why? --full_dataset_file_path documents.jsonl --retriever bm25",
     "ask, documents": "ask model Why? --full_dataset_file_path IN.jsonl --retriever bm25",
 }
-# A folder, or an empty one, is what is asked for.
+# Here a folder, possibly empty, is valid input.
 FINE = {("convert, beir", "folder")}
-# `OUT` is written; for a file a folder is in the way, for a folder a file.
+# `OUT` is written; a folder is in the way of a file, and a file in the way of a folder.
 WRITES = {
     "documents": ("documents good.md -o OUT.jsonl --tokenizer tokenizer", "file"),
     "questions": ("questions documents.jsonl -o OUT --generator model --min_words 1", "folder"),
@@ -73,7 +73,7 @@ WRITES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, families) -> Path:
-    """A folder with what is right, and one of each kind of what is not."""
+    """A folder with valid inputs, and one of each kind of bad path."""
     made = write_data(tmp_path_factory.mktemp("inputs"))
     (made / "good.md").write_text("# Dogs\n\nDogs wait at the red door.\n")
     make_tokenizer("qwen").save_pretrained(made / "tokenizer")
@@ -94,7 +94,7 @@ def folder(tmp_path_factory, families) -> Path:
 
 
 def listing(folder: Path) -> dict[str, bytes]:
-    """All files with their contents, and folders; but for the lock of a run, and the folder that holds nothing else."""
+    """All folders, and files with their contents, except a run's lock and a folder that holds nothing else."""
     found = {p.relative_to(folder): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
     locks = [path for path in found if path.name == ".run.lock"]
     alone = [path.parent for path in locks if sum(path.parent in other.parents for other in found) == 1]
@@ -102,7 +102,7 @@ def listing(folder: Path) -> dict[str, bytes]:
 
 
 def refused(words: str, capsys) -> list[str]:
-    """What a command says that must end in 2 without a traceback; the doctor says it all on standard output."""
+    """Messages of a command that must exit with 2 without a traceback; the doctor prints them on standard output."""
     try:
         status = main(words.split())
     except SystemExit as ended:
@@ -126,7 +126,7 @@ def test_what_cannot_be_read_is_named_and_nothing_is_written(folder, monkeypatch
 
 @pytest.mark.parametrize("case", READS)
 def test_a_name_that_no_file_can_have_is_a_problem_and_no_traceback(folder, monkeypatch, capsys, case):
-    """Methods of `Path` raise for it, as they do for what lies in another user's home."""
+    """Methods of `Path` raise for it, as they do for a path in another user's home."""
     monkeypatch.chdir(folder)
     long = "Why" * 100
     lines = refused(READS[case].replace("IN", long), capsys)

@@ -1,4 +1,4 @@
-"""Padding is never learnt, and the order of rows is random, repeatable and nearly without padding."""
+"""Padding is never learnt, and the order of rows is random, repeatable and needs little padding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from groundtune.training.batching import IGNORED, EpochOrder, by_prefix, collate
 
 
 def rows_of(*lengths: tuple[int, int], end: int = 2) -> list[Row]:
-    """Rows of (prompt, answer) lengths; every answer ends in `end`, which also stands inside prompts."""
+    """Rows of (prompt, answer) lengths; every answer ends in `end`, which also occurs inside prompts."""
     rng = random.Random(0)
     return [
         Row([rng.randrange(10) for _ in range(p)], [*(rng.randrange(3, 10) for _ in range(a - 1)), end], 0, "")
@@ -141,6 +141,6 @@ def test_groups_are_the_questions_on_one_passage_and_not_what_all_have_in_common
 def test_what_is_saved_is_counted_in_tokens():
     prompt, answer = list(range(90)), [1] * 10
     rows = [Row([*prompt, 7, i], answer, 0, "") for i in range(100, 104)]
-    # 91 shared once, and for each its own last token and its answer.
+    # 91 tokens shared once, and for each row its last prompt token and its answer.
     assert share_saved(rows, [[0, 1, 2, 3]]) == pytest.approx(1 - (91 + 4 * 11) / (4 * 102))
     assert share_saved(rows, [[0], [1], [2], [3]]) == 0

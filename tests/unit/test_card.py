@@ -1,4 +1,4 @@
-"""The model card says what metrics.json says, names no folder and no secret, and shows commands that are understood."""
+"""The model card agrees with metrics.json, contains no folder and no secret, and shows commands that parse."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HASHES = {name: letter * 64 for name, letter in zip(("train", "eval", "test", "d
 
 
 def record(**changes) -> dict:
-    """What run.json holds of a run with local files, in part; `changes` are arguments."""
+    """Part of run.json of a run with local files; `changes` are arguments."""
     paths = {name: f"/home/me/secret project/{name}.jsonl" for name in HASHES}
     arguments = {
         "method": "swr",

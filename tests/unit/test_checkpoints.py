@@ -1,4 +1,4 @@
-"""States come back as they were and without pickle; a checkpoint is there as a whole or not at all."""
+"""States are restored exactly and without pickle; a checkpoint exists completely or not at all."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_a_checkpoint_that_cannot_be_removed_is_a_warning(tmp_path, monkeypatch,
 
 
 def test_a_pickle_beside_the_weights_makes_a_checkpoint_that_is_not_read(tmp_path):
-    """Trainer would have loaded it in place of an adapter."""
+    """Trainer would have loaded it instead of an adapter."""
     (make(tmp_path, 2) / "pytorch_model.bin").write_bytes(pickle.dumps({}))
     with pytest.raises(Damaged, match="pytorch_model.bin not in manifest.json"):
         read_checkpoint(tmp_path / "checkpoint-2")

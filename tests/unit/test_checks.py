@@ -27,7 +27,7 @@ def as_row(example) -> dict:
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """Clean files: rows by name, which tests change before `examine` writes them. Lines are those of tiny_documents."""
+    """Clean files: rows by name, which tests change before `examine` writes them. Lines follow tiny_documents."""
     monkeypatch.chdir(tmp_path)
     rows = [as_row(example) for example in tiny_examples()]
     return {
@@ -57,7 +57,7 @@ def turns(*speakers: str) -> list[dict]:
     return [{"speaker": speaker, "message": f"Message {i}."} for i, speaker in enumerate(speakers)]
 
 
-# What is planted, and what is found: the check, the place and the field, in order.
+# Planted problems and expected findings: the check, the place and the field, in order.
 PLANTED = {
     "blank question": (
         lambda d: d["train"][1].update(question=" \n"),
@@ -280,7 +280,7 @@ def test_a_kind_that_a_file_is_full_of_is_one_line_with_number_share_places_and_
 
 
 def test_a_share_counts_lines_and_those_that_are_left_out_too(data):
-    """Two findings of one line are one line of the file, and blank examples are among those that were read."""
+    """Two findings on one line count as one line, and blank examples count as read."""
     data["train"] = [{**data["train"][0], "question": "", "gold_answer": " "} for _ in range(3)] + data["train"] * 2
     dataset = read_dataset(write(data))
     (line,) = [line for line in condensed(check_texts(dataset), dataset) if "blank" in line]

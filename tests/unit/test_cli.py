@@ -1,4 +1,4 @@
-"""Old command lines go on working, files and flags mix, and what is wrong is said at once and without a traceback."""
+"""Old command lines still work, files and flags mix, and all problems are reported early and without a traceback."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def run(*argv: str) -> int:
         return ended.code
 
 
-# Command lines of earlier days
+# Old command lines
 
 
 @pytest.mark.parametrize("method", HISTORICAL)
@@ -311,7 +311,7 @@ def test_a_file_says_off_and_no_as_help_does_whether_they_are_a_choice_or_a_bool
 
 
 def words_of(command: str, content: str, folder, *words: str) -> dict:
-    """What a command makes of a file of arguments and other words."""
+    """The arguments that a command parses from a file of arguments and other words."""
     (folder / "run.yaml").write_text(content)
     parser = import_module(f"groundtune.commands.{command}").parser()
     return given(parser, ["--config", str(folder / "run.yaml"), *words])
@@ -608,7 +608,7 @@ def test_what_would_change_trainer_s_own_loss_or_order_is_not_taken_in_silence(c
 
 @pytest.mark.parametrize("chosen", [False, True])
 def test_a_pipe_that_cannot_hold_a_character_ends_no_command(monkeypatch, chosen):
-    """On Windows what is redirected is in the code page of the machine, and answers are in any script."""
+    """On Windows redirected output uses the machine's code page, but answers may be in any script."""
     monkeypatch.delenv("PYTHONIOENCODING", raising=False)
     if chosen:
         monkeypatch.setenv("PYTHONIOENCODING", "cp1252")

@@ -1,4 +1,4 @@
-"""Help comes at once, loads no library, and is what the parser would say."""
+"""Help appears immediately, loads no library, and equals the parser's output."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_every_command_is_a_function_that_exists():
 
 
 def test_the_shipped_help_of_training_is_what_the_parser_says():
-    """Run `python -m groundtune.commands.training_help` after a change of arguments, or of transformers' version."""
+    """Run `python -m groundtune.commands.training_help` after changing arguments or transformers' version."""
     first, _, shipped = training_help.SHIPPED.read_text("utf-8").partition("\n")
     if first.split(",")[0] != training_help.made_from().split(",")[0]:
         pytest.skip(f"it was made from {first}; with another version it is not shown")

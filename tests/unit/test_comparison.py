@@ -1,4 +1,4 @@
-"""Systems are paired question by question, whatever order and extra questions their files have."""
+"""Systems are paired question by question, in spite of different orders or extra questions in their files."""
 
 from __future__ import annotations
 

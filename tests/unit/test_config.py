@@ -1,4 +1,4 @@
-"""A file of arguments becomes flags, each with its line; what is wrong in it is named by line, and nothing runs."""
+"""A file of arguments becomes flags, each with its line; its problems are named by line, and it runs no code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every file in configs/ is understood by both methods, and says of memory what the formula beside it gives."""
+"""Every file in configs/ works with both methods, and its memory estimate matches the formula on the page."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def table() -> dict[str, SimpleNamespace]:
 
 
 def estimate(row: SimpleNamespace, settings: dict) -> dict[str, float]:
-    """Bytes by the formula of the page."""
+    """Memory in bytes by the formula of the page."""
     lora, four_bits = settings["use_peft"], settings.get("load_in_4bit", False)
     tokens = settings["per_device_train_batch_size"] * settings["max_seq_length"]
     answers = settings["per_device_train_batch_size"] * settings["max_new_tokens"]
@@ -117,7 +117,7 @@ def test_the_table_lists_exactly_the_files_there_are():
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_shapes_of_the_table_are_those_of_the_models(tied):
-    """Two of them built here, without memory: as published, and with the adapter that the file asks for."""
+    """Two models are built here on the meta device: as published, and with the adapter that the file sets."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config

@@ -1,4 +1,4 @@
-"""What a model reads in each context: gold where it is asked for by name, and never otherwise."""
+"""The passages in each context: gold passages only if the context is named after them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers are exact whatever a model keeps of what it has read, and under whatever name it takes that back."""
+"""Answers are exact whatever a model caches, and whatever the argument for its cache is called."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def state_space(name: str):
 
 
 class DropsItsCache(LlamaForCausalLM):
-    """As a model does that is given its cache under a name it does not know, and swallows what it does not know."""
+    """A model that gets its cache under an unknown name, and ignores unknown arguments."""
 
     def forward(self, *args, cache=None, past_key_values=None, **kwargs):
         return super().forward(*args, **kwargs)
 
 
 class DropsItsMask(LlamaForCausalLM):
-    """Padding is read like any token."""
+    """A model that attends to padding as to any token."""
 
     def forward(self, *args, cache=None, past_key_values=None, attention_mask=None, **kwargs):
         name = next(name for name in ("cache", "past_key_values") if name in LLAMA)
@@ -62,7 +62,7 @@ def llama(kind=LlamaForCausalLM):
 
 
 def wide(model):
-    """A random model says one token for ever unless its weights are large."""
+    """The model with large weights: otherwise a random model repeats one token forever."""
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.mul_(3)
@@ -76,7 +76,7 @@ def answers(model) -> list[list[int]]:
 
 @torch.no_grad()
 def exact(model, prompt: list[int]) -> list[int]:
-    """The whole text read for each token, one prompt alone."""
+    """The answer to one prompt, rereading the whole text for each token."""
     new: list[int] = []
     while len(new) < NEW and not set(new) & set(STOP_IDS):
         new.append(int(model(input_ids=torch.tensor([prompt + new]), use_cache=False).logits[0, -1].argmax()))

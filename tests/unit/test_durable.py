@@ -1,4 +1,4 @@
-"""A folder is believed if every byte is as it was written, and a disk that fails is told from every other error."""
+"""A folder is trusted if every byte is as written, and disk failures are distinguished from other errors."""
 
 from __future__ import annotations
 

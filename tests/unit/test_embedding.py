@@ -1,4 +1,4 @@
-"""An embedding model is used as it means to be: its prompts, its similarity, and a fingerprint of all that matters."""
+"""An embedding model is used as intended: its prompts, its similarity, and a fingerprint of all relevant settings."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_model_s_own_prompts_win(name):
 
 @dataclass
 class FakeModel:
-    """Notes what it is asked to encode."""
+    """Records the texts that it encodes."""
 
     prompts: dict = field(default_factory=dict)
     similarity_fn_name: str = "cosine"
@@ -131,7 +131,7 @@ MANY = [f"{'book ' * (i % 5)}{'library ' * (i % 3)}{'zq' * (i % 7)}" for i in ra
 
 @pytest.fixture
 def batches(monkeypatch):
-    """What is encoded together, as it is."""
+    """The batches that are encoded."""
     noted, encode = [], Embedder._encode
     monkeypatch.setattr(Embedder, "_encode", lambda self, texts, *how: noted.append(texts) or encode(self, texts, *how))
     return noted
@@ -150,7 +150,7 @@ def test_batches_hold_texts_of_about_as_many_tokens_each_vector_in_the_place_of_
     by_characters = iter(sorted(MANY, key=len, reverse=True))
     others = [[next(by_characters) for _ in batch] for batch in batches]
     assert padded(embedder, batches) < padded(embedder, others)
-    # What is encoded at one time takes no more memory than a batch of the longest texts.
+    # No batch takes more memory than a batch of the longest texts.
     at_most = 8 * max(len(embedder.model.tokenizer(text)["input_ids"]) for text in MANY)
     assert max(padded(embedder, [batch]) for batch in batches) <= at_most // min(threads, 2)
     assert max(map(len, batches)) == 8
@@ -202,7 +202,7 @@ def test_what_comes_after_a_batch_that_fails_is_not_encoded(bert_embedding_folde
 
 
 def padded(embedder, batches) -> int:
-    """Tokens of these batches, padding included."""
+    """Number of tokens in these batches, including padding."""
     return sum(len(batch) * max(len(embedder.model.tokenizer(t)["input_ids"]) for t in batch) for batch in batches)
 
 
@@ -243,7 +243,7 @@ def test_cosine_models_give_unit_vectors_and_dot_models_do_not(bert_embedding_fo
 
 
 def test_vectors_of_a_cosine_model_that_are_not_normalised_are_an_error(bert_embedding_folder, monkeypatch):
-    """As a library that does not know the option would give them; a text of no known word may have none."""
+    """As from a library without the option; a text without any known word may have a zero vector."""
     embedder = Embedder(str(bert_embedding_folder))
     original, plain = embedder.model.encode, {"normalize_embeddings": False}
     monkeypatch.setattr(embedder.model, "encode", lambda texts, **options: original(texts, **options | plain))
@@ -255,7 +255,7 @@ def test_vectors_of_a_cosine_model_that_are_not_normalised_are_an_error(bert_emb
 
 
 def test_vectors_that_are_not_numbers_are_an_error(bert_embedding_folder, monkeypatch):
-    """As a model in float16 gives them: whatever is asked, the last document would be found."""
+    """A float16 model may return NaN: then every question would find the last document."""
     embedder = Embedder(str(bert_embedding_folder))
     monkeypatch.setattr(embedder.model, "encode", lambda texts, **options: np.full((len(texts), 16), np.nan))
     with pytest.raises(DataError, match="a vector is NaN or infinite; try --embedding_dtype float32"):
@@ -309,7 +309,7 @@ def test_one_changed_weight_changes_the_settings(bert_embedding_folder):
 
 
 def change_activation(bert):
-    """As a model with another `hidden_act` in its config.json: the weights stay the same."""
+    """Like a model with another `hidden_act` in its config.json: the weights stay the same."""
     bert.config.hidden_act = "relu"
     for layer in bert.encoder.layer:
         layer.intermediate.intermediate_act_fn = torch.nn.ReLU()

@@ -193,7 +193,7 @@ def test_a_redirect_halfway_is_a_failure_and_loses_no_answer():
 
 
 def test_a_redirect_on_the_same_server_is_not_followed_either():
-    """Its path is relative: the address that the line names is whole."""
+    """Its path is relative, but the message shows the full URL."""
     with FakeServer(lambda body: moved("/login")) as server, pytest.raises(EndpointError) as caught:
         Endpoint(server.url, "m", retries=0).complete([said("a")], 50)
     assert f" to {server.url.removesuffix('/v1')}/login, " in str(caught.value) and len(server.requests) == 1

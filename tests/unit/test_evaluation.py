@@ -1,4 +1,4 @@
-"""End to end: gold never reaches a prompt, scores are those of the predictions, and a repetition changes nothing."""
+"""End to end: gold never reaches a prompt, scores match the predictions, and a repetition changes nothing."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_predictions_do_not_depend_on_the_batch_size(family, batch_size):
 def test_the_file_of_predictions_is_byte_for_byte_the_same_again_and_with_batches_of_1_4_and_8(
     family, tmp_path, packed
 ):
-    """In float32 on a CPU; all but the seconds that it took."""
+    """In float32 on a CPU, except for the times."""
     model = family.model()
     assert not packed or use_packed_attention(model) is None
     examples = [replace(e, source=f"eval.jsonl:{i}") for i, e in enumerate(tiny_examples() * 3)]  # more than a batch

@@ -1,4 +1,4 @@
-"""Rows hold exactly the answer as labels and lose retrieved passages only; what cannot fit is named, all of it."""
+"""Rows have exactly the answer as labels and lose only retrieved passages; everything that cannot fit is named."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_every_example_that_cannot_fit_is_named_with_its_lengths(family, style):
         }
         assert max(lengths, key=lengths.get) == part and lengths[part] > 60
         assert "60; raise --max_seq_length" in problem
-        # The lengths add up to the row that does not fit, but for the few ids around each part.
+        # The lengths add up to the row that does not fit, except for the few ids around each part.
         whole = prompt.prompt_ids(example.gold_documents, example.chat_history, example.question)
         assert abs(sum(lengths.values()) - len(whole) - len(prompt.answer_ids(example.answer))) <= 10
 

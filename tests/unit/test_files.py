@@ -1,4 +1,4 @@
-"""Every format gives back what was put in, and every problem of a file is named at once."""
+"""Every format returns what was written, and all problems of a file are reported together."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def in_parquet(name: str):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """An empty current folder, so that file names in messages are as short as users give them."""
+    """An empty current folder, so that messages contain short file names, as users give them."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def row(**changes) -> dict:
-    """A valid example, changed; a key that becomes `...` is left out."""
+    """A valid example with changes; a key set to `...` is left out."""
     valid = {"question": "What?", "gold_docs": [{"page_content": "This."}], "gold_answer": "This."}
     return {key: value for key, value in {**valid, **changes}.items() if value is not ...}
 
@@ -320,7 +320,7 @@ def test_a_value_is_shown_shortened(folder, value):
 
 
 def test_no_depth_of_nesting_escapes_as_a_recursion_error(folder):
-    """Nor may there be a depth that can just be read, and no longer be written again."""
+    """Nor may there be a depth that can be read but not written."""
     limit = sys.getrecursionlimit()
     outcomes = set()
     for depth in [*range(limit - 200, limit + 20), 5_000, 100_000]:
@@ -367,7 +367,7 @@ def test_a_name_that_no_file_can_have_is_a_problem(folder, name):
 
 
 def as_pickle(path: str, documents: list[Document], monkeypatch) -> None:
-    """Write what the historical package would, without it."""
+    """Write the historical package's pickle without that package."""
     module = types.ModuleType("local_rqa.schema.document")
     module.Document = type("Document", (), {"__module__": module.__name__})
     for name in ("local_rqa", "local_rqa.schema"):

@@ -1,4 +1,4 @@
-"""Batched greedy answers are those of each prompt alone, and those of transformers' own `generate`."""
+"""Batched greedy answers equal those of each prompt alone, and those of transformers' own `generate`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NEW = 24
 
 @pytest.fixture(autouse=True, params=["packed", "padded"])
 def way(request, monkeypatch):
-    """Both ways to generate: for models that attend by layout, and for all others."""
+    """Both ways to generate: for models with packed attention, and for all others."""
     plain = Family.model
 
     def packing(family):
@@ -34,7 +34,7 @@ def way(request, monkeypatch):
 
 
 def prompts_for(family, n: int = 12, seed: int = 0) -> list[list[int]]:
-    """Random ids of 1 to 40 tokens: shorter and longer than the sliding windows of 8, in no order of length."""
+    """Prompts of 1 to 40 random ids: shorter and longer than the sliding windows of 8, not sorted by length."""
     rng = random.Random(seed)
     ids = [id for id in range(len(family.tokenizer)) if id not in family.tokenizer.all_special_ids]
     return [[rng.choice(ids) for _ in range(rng.choice([1, 3, 7, 8, 9, 15, 16, 17, 40]))] for _ in range(n)]
@@ -57,7 +57,7 @@ def generate_of_transformers(model, prompt: list[int], stop_ids, new: int = NEW)
 
 
 def alone(family, prompts, stop_ids) -> list[list[int]]:
-    """What `generate` of transformers answers to each prompt; it is asked once for both ways."""
+    """The answers of transformers' `generate` to each prompt, computed once for both ways."""
     return [_alone(family.folder, tuple(prompt), tuple(stop_ids)) for prompt in prompts]
 
 
@@ -67,7 +67,7 @@ def _alone(folder: Path, prompt: tuple[int, ...], stop_ids: tuple[int, ...]) -> 
 
 
 def frequent_stops(family, model, prompts) -> list[int]:
-    """Two ids that end some of these answers early and others not at all; a random model knows no end of its own."""
+    """Two ids that end some of these answers early and others not at all; a random model never ends by itself."""
     free = [g.ids for g in answers(family, model, prompts, 100, [-1])]
     late = sorted(
         {id for ids in free for id in ids}, key=lambda id: abs(sum(id in ids for ids in free) - len(free) / 3)
@@ -85,7 +85,7 @@ def test_batches_of_any_size_equal_generate_row_by_row(family):
 
 
 def test_a_batch_equals_generating_alone_in_every_family_over_many_seeds(family):
-    """Close scores could hide a leak from a neighbour or its padding in a single draw."""
+    """In a single draw, close scores could hide a leak from a neighbour or its padding."""
     model = family.model()
     for seed in range(1, 4):
         prompts = prompts_for(family, 8, seed)
@@ -157,7 +157,7 @@ def test_the_mode_is_restored_also_when_the_model_fails(families):
 
 
 def answers_and_passes(family, model, *arguments):
-    """And through how many forward passes the model went."""
+    """The answers, and the number of forward passes."""
     passes = []
     hook = model.register_forward_pre_hook(lambda *_: passes.append(1))
     generated = answers(family, model, *arguments)
@@ -221,7 +221,7 @@ def test_prompts_that_begin_alike_get_the_answers_that_each_gets_alone(family):
 
 
 def test_a_slot_goes_to_the_next_prompt_as_soon_as_a_quarter_is_free(families, way, monkeypatch):
-    """And the number of forward passes tells: slots that wait for the slowest row would need more."""
+    """The number of forward passes shows it: slots that wait for the slowest row would need more."""
     monkeypatch.setattr(generation, "_GUESSED", 0)
     family = families["llama"]
     model, prompts = family.model(), prompts_for(family, 16)
@@ -237,7 +237,7 @@ def test_a_slot_goes_to_the_next_prompt_as_soon_as_a_quarter_is_free(families, w
 
 
 def test_rows_of_a_model_with_linear_attention_stop_one_by_one():
-    """Their cache keeps states beside keys and values; finished rows leave all of it."""
+    """Their cache holds states as well as keys and values; finished rows are removed from all of it."""
     from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Groundedness is a measure of the texts alone: words and quotations that no passage holds lower it."""
+"""Groundedness depends on the texts alone: words and quotations found in no passage lower it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every private name that is taken from another library is in one list, and one that is missing is one line."""
+"""All private names taken from other libraries are in one list, and a missing one gives a one-line error."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def is_private(name: str) -> bool:
 
 @cache
 def own_names() -> set[str]:
-    """What Groundtune defines itself, anywhere: functions, classes, variables, attributes."""
+    """All names that Groundtune defines: functions, classes, variables, attributes."""
     nodes = [node for tree in SOURCES.values() for node in ast.walk(tree)]
     names = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     names |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
@@ -44,7 +44,7 @@ def own_names() -> set[str]:
 
 
 def classes() -> Iterator[type]:
-    """Those of ours that have bases of other libraries."""
+    """Our classes with base classes from other libraries."""
     for path, tree in SOURCES.items():
         if any(isinstance(node, ast.ClassDef) and node.bases for node in tree.body):
             module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
@@ -56,7 +56,7 @@ def is_ours(one: type) -> bool:
 
 
 def used_of(one: type) -> set[str]:
-    """The private names that a class defines, or takes from itself or what it inherits from."""
+    """The private names that a class defines, or uses on itself or its base classes."""
     tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(one)))
     names = {node.name for node in tree.body[0].body if isinstance(node, ast.FunctionDef) and is_private(node.name)}
     for node in ast.walk(tree):
@@ -80,7 +80,7 @@ def test_what_our_classes_override_or_call_of_those_they_inherit_from_is_listed(
 
 
 def private_names(tree: ast.AST) -> Iterator[str]:
-    """Private attributes of anything but `self`, private arguments, and what is imported from other libraries."""
+    """Private attributes of anything but `self`, private arguments, and private imports from other libraries."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
             yield node.attr
@@ -121,7 +121,7 @@ def test_the_tested_versions_are_those_of_the_project():
 
 
 def lacking(monkeypatch, package: str) -> None:
-    """As if a release had renamed something of a package."""
+    """Simulate a release that renamed something in a package."""
     changed = [replace(one, names={**one.names, "_renamed": "x"}) if one.package == package else one for one in GUARDED]
     monkeypatch.setattr(guarded, "GUARDED", changed)
 

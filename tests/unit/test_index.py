@@ -1,4 +1,4 @@
-"""The cache of vectors is used where it fits; elsewhere what is missing is embedded, and nothing stale is searched."""
+"""The vector cache is used if it matches; otherwise missing vectors are embedded, and stale ones are never searched."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_vectors_are_held_once_also_after_a_search(built, monkeypatch):
     index = load_or_build_index(built, tiny_documents(), embedder)
     index.search(embedder.embed_questions(["book"]), 2)
     assert vars(index).keys() == {field.name for field in fields(Index)} == {"documents", "vectors"}
-    # What was embedded anew is what is written and searched, and no copy of it.
+    # The newly embedded vectors themselves are written and searched, not a copy.
     made = []
     monkeypatch.setattr(
         FakeEmbedder, "embed_documents", lambda self, texts, so_far: made.append(self._embed(texts)) or made[0]
@@ -129,7 +129,7 @@ def flip(path):
 
 
 def change(path, **changes):
-    """As an editor would: the file stays a valid one."""
+    """Edit a file so that it stays valid."""
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
@@ -143,14 +143,14 @@ def swap_ids(path):
 
 
 def vouch_for_other_vectors(path):
-    """Vectors and their checksum are exchanged together."""
+    """Replace vectors together with their checksum."""
     vectors = path.with_name("vectors.npy")
     np.save(vectors, np.load(vectors)[::-1])
     change(path, vectors_sha256=sha256_of(vectors))
 
 
 def claim_a_terabyte(path):
-    """As whoever made the index may write it: the manifest vouches for it."""
+    """As a malicious author of the index could write it, with a matching manifest."""
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (2**38, 2)})
     about = json.loads((path.parent / "manifest.json").read_text())
@@ -192,7 +192,7 @@ def test_what_is_damaged_is_embedded_anew_with_a_warning(built, caplog, name, da
 
 
 def test_another_model_s_index_in_the_place_of_one_is_not_believed(built):
-    """Whole and undamaged, but under the fingerprint of other settings."""
+    """Complete and undamaged, but under the fingerprint of other settings."""
     build(built, tiny_documents(), weights="2")
     first, second = sorted(built.glob("*"))
     for name in ("manifest.json", "vectors.npy"):
@@ -201,7 +201,7 @@ def test_another_model_s_index_in_the_place_of_one_is_not_believed(built):
 
 
 def test_vectors_of_other_settings_under_the_same_fingerprint_are_not_believed(built, monkeypatch, caplog):
-    """Were a setting ever forgotten in the fingerprint, the manifest still names it."""
+    """If a setting were ever missing from the fingerprint, the manifest would still contain it."""
     monkeypatch.setattr(groundtune.retrieval.stores.local, "_fingerprint", lambda settings: next(built.glob("*")).name)
     assert build(built, tiny_documents()) == []
     assert len(build(built, tiny_documents(), weights="2")) == 6
@@ -219,12 +219,12 @@ def test_vectors_are_parsed_only_after_their_checksum(built, monkeypatch):
     assert loaded == [str(path)]
 
 
-# The fingerprint: twelve changes of one thing each, to a real embedding model in its folder, or to what it embeds
+# The fingerprint: twelve single changes to a real embedding model in its folder, or to the documents
 
 
 @dataclass
 class Changed:
-    """What an index is built from; a change is made to one of these."""
+    """The inputs of an index, one of which is changed."""
 
     folder: Path
     documents: list[Document]
@@ -268,7 +268,7 @@ def first_document(**fields):
     return edit
 
 
-EVERY, ONE = 6, 1  # documents that must be embedded anew
+EVERY, ONE = 6, 1  # documents that must be embedded again
 CHANGES = {
     "one weight": (one_weight, EVERY),
     "the activation": (edit_json("config.json", lambda config: {**config, "hidden_act": "relu"}), EVERY),
@@ -300,7 +300,7 @@ NO_CHANGES = {
 
 
 def embedded_after(change, bert_embedding_folder, tmp_path, monkeypatch) -> int:
-    """How many documents are embedded by a second run, before which one thing was changed."""
+    """The number of documents that a second run embeds after one change."""
     changed = Changed(tmp_path / "model", tiny_documents())
     shutil.copytree(bert_embedding_folder, changed.folder)
     load_or_build_index(tmp_path / "index", changed.documents, changed.embedder())
@@ -348,7 +348,7 @@ def test_vectors_without_a_manifest_are_not_believed(built):
 
 
 class Slow(FakeEmbedder):
-    """Lets another run begin before it is done."""
+    """Lets another run start before it is done."""
 
     def embed_documents(self, texts, so_far=None):
         time.sleep(0.3)

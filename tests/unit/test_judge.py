@@ -28,7 +28,7 @@ def predictions(failed: int | None = None) -> list[Prediction]:
 
 
 def judge(replies: dict[str, str | Reply], asked: list[str]):
-    """By what the prompt contains, what the judge says; everything else gets a 3."""
+    """A judge whose reply depends on text in the prompt; all other prompts get a 3."""
 
     def complete(messages_list, max_tokens, on_done):
         for messages in messages_list:
@@ -138,7 +138,7 @@ def test_a_judge_that_cannot_answer_is_a_problem_before_there_is_anything_to_jud
 
 
 def test_a_judge_is_probed_with_the_request_that_will_judge():
-    """With fewer tokens than a judgement has, a model that thinks first would fail the probe alone."""
+    """With a lower token limit, a model that reasons first would fail only the probe."""
     with FakeServer(lambda body: "yes") as server:
         options = '{"max_tokens": null, "max_completion_tokens": 99}'
         probe_judge(judging(server, judge_max_new_tokens=77))

@@ -1,4 +1,4 @@
-"""What a sequence may go on with is what followed the same tokens when they were last there."""
+"""Guesses are the tokens that followed the last occurrence of the same tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from groundtune.model.lookup import Lookup
 
 
 def by_search(ids: list[int], at_most: int) -> list[int]:
-    """The same by looking at every earlier place, the last one first."""
+    """The expected guess, by searching every earlier position, the last one first."""
     for n in (3, 2):
         for start in range(len(ids) - n - 1, -1, -1):
             if ids[start : start + n] == ids[-n:]:

@@ -1,4 +1,4 @@
-"""Fused LoRA layers are PEFT's: the same outputs, gradients, switches and files."""
+"""Fused LoRA layers equal PEFT's: the same outputs, gradients, switches and files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def layers(model) -> list:
 
 
 def adapted(family, **options):
-    """A model with an adapter that does something: B is not zero."""
+    """A model with an adapter that has an effect: B is not zero."""
     model = add_lora(family.model(), ModelArguments(use_peft=True, lora_r=4, **options)).train()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():

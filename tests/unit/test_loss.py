@@ -1,4 +1,4 @@
-"""The loss is plain cross-entropy on answer tokens, whatever is saved in computing it and however a step is cut up."""
+"""The loss is plain cross-entropy on answer tokens, whatever the shortcuts and however a step is split."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rows_for(family, n: int = 4, seed: int = 0) -> list[Row]:
 
 
 def plain_loss(model, batch) -> torch.Tensor:
-    """As transformers computes it: all logits, labels shifted by the model."""
+    """The loss as transformers computes it: all logits, labels shifted by the model."""
     return model(**batch).loss
 
 
@@ -58,7 +58,7 @@ def test_loss_and_gradients_are_those_of_the_plain_computation(family):
 
 
 def test_the_loss_of_a_row_does_not_depend_on_its_batch(family):
-    """Padding changes nothing, also where it is the end token."""
+    """Padding changes nothing, even if it is the end token."""
     model, rows = family.model(), rows_for(family, 5)
     pad = family.tokenizer.pad_token_id
     alone = sum(answer_loss(model, collate([row], pad), answer_tokens=1).item() for row in rows)
@@ -77,7 +77,7 @@ def test_the_head_reads_answer_positions_only(family):
 
 
 def test_the_model_is_left_as_it_was(family):
-    """The hook is taken off, also when the forward pass fails: generation must see all logits again."""
+    """The hook is removed even if the forward pass fails, because generation needs all logits."""
     model, batch = family.model(), collate(rows_for(family), family.tokenizer.pad_token_id)
     before = model(batch["input_ids"]).logits
     answer_loss(model, batch)
@@ -87,7 +87,7 @@ def test_the_model_is_left_as_it_was(family):
 
 
 def test_the_first_position_is_never_learnt(families):
-    """Nothing predicts it; a row without a prompt loses that label, and no other."""
+    """Nothing predicts it; a row without a prompt loses only that label."""
     family = families["llama"]
     model, batch = family.model(), collate([Row([], [5, 6, 2], 0, "")], 0)
     loss = answer_loss(model, batch)
@@ -126,7 +126,7 @@ def test_with_lora_the_gradients_of_the_adapter_are_those_of_the_plain_computati
 def train(
     family, rows, folder, kind=QATrainer, method=METHODS["sft"], model=None, seed: int = 0, **options
 ) -> QATrainer:
-    """SGD on the rows without warm-up, decay or clipping: the weights move by the gradients and nothing else."""
+    """SGD on the rows without warm-up, decay or clipping, so that weights move only by the gradients."""
     arguments = QATrainingArguments(
         output_dir=str(folder),
         optim="sgd",
@@ -240,7 +240,7 @@ def test_the_order_of_training_is_the_sampler_s_and_changes_with_the_epoch(famil
 
 
 def test_the_loss_with_gold_is_the_mean_over_all_answer_tokens_of_the_file(families, tmp_path):
-    """And not the mean of batches, which differ in their answer tokens."""
+    """It is not the mean over batches, which differ in their numbers of answer tokens."""
     family = families["llama"]
     rows = rows_for(family, 7)
     trainer = train(family, rows, tmp_path, per_device_eval_batch_size=3, max_steps=1)

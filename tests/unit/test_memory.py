@@ -1,4 +1,4 @@
-"""When memory runs out a step is made in more passes, to the weights that it would have had cut so by hand."""
+"""When memory runs out, a step uses more passes, with the same weights as if it had been split by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CUDA = (
 
 
 class Small(QATrainer):
-    """On a machine that holds `most` rows from optimizer step `since` on; it fails late in the backward pass."""
+    """A trainer with memory for `most` rows from optimizer step `since`; it fails late in the backward pass."""
 
     most, since = 1, 0
 
@@ -68,7 +68,7 @@ PLAIN = {"save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end":
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows, accumulation, failures", [(2, 2, [0]), (4, 1, [0, 0])])
 def test_the_weights_are_bit_for_bit_those_of_the_same_accumulation_by_hand(make, kind, rows, accumulation, failures):
-    """Dropout included: the draws of the step that failed are drawn again."""
+    """This includes dropout: the failed step's draws are repeated."""
     small = in_one_order(
         make(
             "small",
@@ -85,12 +85,12 @@ def test_the_weights_are_bit_for_bit_those_of_the_same_accumulation_by_hand(make
     assert small.failures == failures
     assert small.state.global_step == by_hand.state.global_step == 4
     assert same(weights(small), weights(by_hand))
-    # The last, partial window of an epoch too: six rows are a step of four and one of two.
+    # Including the last, partial window of an epoch: six rows are a step of four and one of two.
     assert [n for step, n in small.computed if step > 0] == [1] * 8
 
 
 class Halve(TrainerCallback):
-    """Sets by hand what running out of memory would."""
+    """Sets by hand what running out of memory would set."""
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == SmallLater.since:
@@ -119,7 +119,7 @@ def test_in_the_middle_of_a_run_the_step_begins_anew(make, kind, first):
 
 
 def test_without_dropout_the_weights_are_those_of_a_run_with_enough_memory(make):
-    """To the rounding of a sum in another order."""
+    """Up to rounding of sums in a different order."""
 
     def run(trainer, name):
         made = make(
@@ -231,7 +231,7 @@ def test_auto_find_batch_size_does_not_change_the_batch_of_a_step(make, caplog):
 
 
 def limit(monkeypatch, most: int) -> list[int]:
-    """Let decoding fail with more than `most` sequences at once; returns the numbers that were tried."""
+    """Make decoding fail with more than `most` sequences at once; the numbers that were tried."""
     from groundtune.model import generation
 
     original, seen = generation._generate_batch, []
@@ -256,7 +256,7 @@ def test_answers_are_the_same_with_fewer_at_once_and_none_is_given_twice(family,
 
 
 def test_what_was_answered_before_memory_ran_out_is_kept(families, monkeypatch):
-    """Packed, where prompts get their answers one by one."""
+    """With packed rows, prompts get their answers one by one."""
     from groundtune.model import generation
     from groundtune.model.attention import use_packed_attention
 
@@ -306,7 +306,7 @@ def test_a_prompt_that_does_not_fit_by_itself_is_named(families, monkeypatch):
     assert "Lower --max_seq_length, --eval_num_to_retrieve or --max_new_tokens" in str(stopped.value)
 
 
-# What runs out, and what is said
+# Which memory runs out, and the message
 
 
 def test_lack_of_memory_is_recognised_as_it_really_comes():
