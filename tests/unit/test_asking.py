@@ -1,4 +1,4 @@
-"""What a dialogue shows in the terminal, by a retriever and a model that are made up."""
+"""The terminal output of a dialogue, with a fake retriever and model."""
 
 from __future__ import annotations
 

@@ -316,7 +316,7 @@ def change_activation(bert):
 
 
 def change_tokenizer(tokenizer):
-    """As a model whose tokenizer.json no longer lowers case: "Book" is another token than "book"."""
+    """As a model whose tokenizer.json no longer lower-cases: "Book" and "book" are then different tokens."""
     from tokenizers import normalizers
 
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("book", "library")

@@ -1,4 +1,4 @@
-"""Properties and hand-computed cases of the metrics, of their intervals and of the paired comparison."""
+"""Properties and hand-computed cases of metrics, intervals and the paired comparison."""
 
 from __future__ import annotations
 
@@ -429,7 +429,7 @@ def test_an_interval_that_touches_zero_gives_no_verdict(low, high):
 
 
 def test_few_questions_need_more_than_an_interval_that_excludes_zero():
-    """Of ten such samples without any difference more than one has an interval that excludes 0."""
+    """More than one in ten such samples without a true difference has an interval that excludes 0."""
     difference = paired_difference([0.5] * 10, [0.5] * 6 + [0.4, 0.3, 0.1, 0.2])
     assert difference.high < 0 and difference.p_value > 0.05 and difference.verdict == "no clear difference"
     rng, skewed = np.random.default_rng(0), np.array([-0.3, -0.1, -0.05, 0.0, 0.02, 0.04, 0.39])

@@ -1,4 +1,4 @@
-"""Whatever a model's folder holds, no pickle in it is read, no code in it runs, and nothing outside of it is opened."""
+"""Whatever a model folder contains, no pickle is read, no code runs, and no file outside it is opened."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ links = pytest.mark.skipif(os.name == "nt", reason="not everybody may make links
 
 @pytest.fixture
 def bomb(tmp_path, monkeypatch) -> bytes:
-    """A pickle that makes a file when it is read, and a `torch.load` that would read it."""
+    """A pickle that creates a file when read, and a `torch.load` that would read it."""
 
     class Bomb:
         def __reduce__(self):
@@ -66,7 +66,7 @@ def adapter(saved_adapter, model, tmp_path) -> Path:
 
 @pytest.fixture
 def embedding(bert_embedding_folder, tmp_path) -> Path:
-    """A folder of a BERT, a pooling and a dense layer."""
+    """A folder with a BERT, a pooling and a dense layer."""
     folder = tmp_path / "embedding"
     shutil.copytree(bert_embedding_folder, folder)
     from safetensors.torch import save_file
@@ -259,7 +259,7 @@ def test_a_snapshot_in_the_cache_of_the_hub_is_read_through_its_links(model, tmp
     snapshot = repository / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     for number, path in enumerate(sorted(model.iterdir())):
-        # Large files are shared by all repositories of the cache.
+        # All repositories in the cache share large files.
         blobs = tmp_path / "cache" / "blobs" / "00" if path.suffix == ".safetensors" else repository / "blobs"
         blobs.mkdir(parents=True, exist_ok=True)
         path.rename(blobs / str(number))
@@ -352,7 +352,7 @@ def routed_class(embedding: Path, bomb: bytes) -> None:
 
 
 def listed(**values):
-    """An embedding model of which the last module is another one."""
+    """An embedding model whose last module is replaced."""
 
     def change(embedding: Path, bomb: bytes) -> None:
         modules = json.loads((embedding / "modules.json").read_text())

@@ -1,4 +1,4 @@
-"""Whatever the JSON files of a model say, no code comes from a hub, and nothing outside of the model is used."""
+"""Whatever a model's JSON files contain, no code comes from a hub, and nothing outside the model is used."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ KERNEL = "someone/kernel"
 
 @pytest.fixture
 def secret(tmp_path) -> Path:
-    """A file of this machine that no model has to do with."""
+    """A local file that is unrelated to any model."""
     (tmp_path / "secret.txt").write_text("secret")
     return tmp_path / "secret.txt"
 
 
 @pytest.fixture
 def asked(monkeypatch) -> list[str]:
-    """The addresses of a hub that is asked for something; nothing leaves this machine."""
+    """The hub URLs that are requested; nothing leaves this machine."""
     from huggingface_hub import constants
     from huggingface_hub.utils import _http
 
@@ -50,7 +50,7 @@ def asked(monkeypatch) -> list[str]:
 
 
 def put(path: Path, **values) -> None:
-    """Values for a JSON file, which may be new."""
+    """Set values in a JSON file, which is created if necessary."""
     if not path.exists():
         path.write_text("{}")
     changed(path, **values)
@@ -244,7 +244,7 @@ def test_the_settings_of_a_model_of_the_hub_are_looked_at_before_it_is_loaded(
     assert hub_problems("owner/embedding") == []
 
 
-# What libraries trust to be right
+# Settings that libraries assume to be valid
 
 
 @pytest.mark.parametrize("settings", [

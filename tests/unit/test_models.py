@@ -1,4 +1,4 @@
-"""Loading a model runs nothing of its own: no pickle, and no code but that of a pinned commit."""
+"""Loading a model runs none of its code: no pickle, and no code except that of a pinned commit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_whole_commit_will_do_and_without_code_any_revision():
 
 
 def test_the_code_of_another_repository_is_pinned_to_the_same_commit(monkeypatch):
-    """`auto_map` may name one, which transformers would take from its main branch."""
+    """`auto_map` may name another one, which transformers would read from its main branch."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     asked = []
@@ -63,7 +63,7 @@ def test_the_code_of_another_repository_is_pinned_to_the_same_commit(monkeypatch
 
 @pytest.mark.parametrize("road", ["on its base", "as a model"])
 def test_an_adapter_that_names_a_module_imports_nothing(families, tmp_path, monkeypatch, road):
-    """PEFT before 0.20 imported any that it found."""
+    """PEFT before 0.20 imported any module that was named."""
     family, folder = families["llama"], tmp_path / "adapter"
     add_lora(family.model(), ModelArguments(use_peft=True, lora_r=2)).save_pretrained(folder)
     config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
@@ -80,7 +80,7 @@ def test_an_adapter_that_names_a_module_imports_nothing(families, tmp_path, monk
 
 
 def test_code_is_trusted_only_where_its_commit_is_known(monkeypatch):
-    """Opened on its base, an adapter has a revision of its own or none: code of the other would be anybody's."""
+    """With an adapter on its base, the given revision pins only one of the two: the code of the other is unknown."""
     from transformers import AutoTokenizer
 
     asked = []
@@ -92,7 +92,7 @@ def test_code_is_trusted_only_where_its_commit_is_known(monkeypatch):
 
 
 def test_the_code_of_a_run_s_model_stays_that_of_its_commit(tmp_path):
-    """A folder that a run saved in full may name code on the hub; which commit, only its arguments say."""
+    """A full model saved by a run may name code on the hub, but only the run's arguments give the commit."""
     from groundtune.model.opening import AnsweringModel
 
     model = ModelArguments(str(tmp_path), model_revision=COMMIT, trust_remote_code=True, gguf_file="model.gguf")
@@ -150,7 +150,7 @@ def test_every_way_to_damage_a_tokenizer_is_one_line(families, tmp_path, name):
 
 @pytest.fixture
 def seeing(families, tmp_path):
-    """A folder with a tiny Gemma 3 that sees as well as reads, as those of 4B and more do."""
+    """A folder with a tiny multimodal Gemma 3, like those of 4B and more."""
     from transformers import AutoModelForCausalLM, Gemma3Config
 
     family = families["gemma"]
@@ -200,7 +200,7 @@ def test_a_template_that_writes_the_date_writes_the_same_every_day(families, tmp
 
 
 def test_a_model_without_sdpa_is_loaded_with_what_it_has(families, tmp_path):
-    """As Gemma 2, whose scores are capped."""
+    """For example Gemma 2, whose scores are capped."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     config = Gemma2Config(

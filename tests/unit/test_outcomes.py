@@ -43,7 +43,7 @@ def test_the_outcome_is_that_of_evidence_and_rightness(read, f1, expected):
 
 
 def test_evidence_is_what_was_read_and_not_what_was_found():
-    """A gold passage that the prompt had no room for is not the model's fault."""
+    """If the prompt had no room for a gold passage, that is not the model's fault."""
     cut = prediction([OTHER], {"generation/f1": 0.0}, hits=[OTHER, GOLD])
     assert outcome(cut, Rightness()) == MISSED
 

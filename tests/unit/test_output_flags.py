@@ -1,4 +1,4 @@
-"""--json is one object on standard output and nothing else; --quiet shows no table; for the commands that make data."""
+"""For the commands that make data: --json prints exactly one object on standard output; --quiet prints no table."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXPECTED = {
 
 @pytest.fixture
 def words(tmp_path, monkeypatch):
-    """The words of a command, by its name, with its input in the current folder."""
+    """Command lines by command name, with their inputs in the current folder."""
     monkeypatch.chdir(tmp_path)
     for name in ("one", "two"):
         Path(f"{name}.md").write_text(f"# Thing {name}\n\nDogs wait at door {name}.\n")

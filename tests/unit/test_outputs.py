@@ -1,4 +1,4 @@
-"""Nothing is written through a link in a folder: whoever made the folder would choose which file is overwritten."""
+"""Nothing is written through a link: the author of a folder could choose which file is overwritten."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MINE = "alias ls='ls --color'\n"
 
 @pytest.fixture
 def home(tmp_path) -> Path:
-    """A folder with a file that no command may touch, and nothing else."""
+    """A folder that contains only a file that no command may touch."""
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / ".bashrc").write_text(MINE)
     return tmp_path / "home"
@@ -52,7 +52,7 @@ def link(path: Path, target: Path) -> Path:
     return path
 
 
-# In `home`: a file, a folder, and what is not there.
+# In `home`: a file, a folder, and a missing path.
 TARGETS = (".bashrc", ".", "not there")
 
 
@@ -64,7 +64,7 @@ def test_a_file_is_not_written_through_a_link(home, tmp_path, target, write):
         write(made)
     (line,) = caught.value.problems
     assert line.startswith(f"{made} is a link to {(home / target).resolve()}") and "remove" in line
-    assert [path.name for path in made.parent.iterdir()] == ["run.json"]  # and no file that was begun
+    assert [path.name for path in made.parent.iterdir()] == ["run.json"]  # and no partial file
 
 
 def test_a_terminal_shows_the_name_of_a_link_and_does_nothing_else(home, tmp_path):
@@ -172,7 +172,7 @@ def test_an_index_with_a_link_in_it_is_not_written(home, tmp_path, store, name):
     with pytest.raises(DataError) as caught:
         load_or_build_index(tmp_path / "index", tiny_documents(), embedder)
     assert caught.value.problems[0].startswith(f"{made} is a link to {home / '.bashrc'}")
-    assert embedder.documents == []  # it is said before the work
+    assert embedder.documents == []  # reported before any work
 
 
 def test_an_index_is_not_written_into_a_linked_subfolder(home, tmp_path, store):
@@ -229,12 +229,12 @@ def test_a_file_behind_a_link_is_not_pushed(home, tmp_path):
     assert [path.name for path in (tmp_path / "staged").iterdir()] == ["config.json"]
 
 
-# The commands: each says it before anything slow
+# The commands: each reports it before anything slow
 
 
 @pytest.fixture
 def work(tmp_path, monkeypatch) -> Path:
-    """A folder to work in, with data; the model is only a name, for nobody comes to load it."""
+    """A working folder with data; the model is only a name, because it is never loaded."""
     folder = tmp_path / "work"
     folder.mkdir()
     write_data(folder)

@@ -1,4 +1,4 @@
-"""What is installed: the versions that were tested, and none that is known to be wrong."""
+"""Installation uses the tested versions, and none that is known to be broken."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PYTHONS = ["3.10.0", "3.11.0", "3.11.9", "3.12.0", "3.13.0"]
 
 
 def requirements(*extras: str) -> list[Requirement]:
-    """Those of the project itself and of its extras, and of the extras that these name."""
+    """Requirements of the project and its extras, and of the extras that these name."""
     own = [Requirement(text) for extra in extras for text in PROJECT["optional-dependencies"][extra]]
     named = {extra for requirement in own if requirement.name == "groundtune" for extra in requirement.extras}
     others = [requirement for requirement in own if requirement.name != "groundtune"]
@@ -28,7 +28,7 @@ def requirements(*extras: str) -> list[Requirement]:
 
 
 def pins(python: str) -> dict[str, str]:
-    """name: version, as constraints.txt has them for a Python."""
+    """name: version from constraints.txt for a Python version."""
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     found = [Requirement(line) for line in lines if not line.startswith("#")]
     environment = {"python_full_version": python}

@@ -1,4 +1,4 @@
-"""Which passages a prompt holds: gold only, gold and retrieved, or retrieved only."""
+"""The passages in a prompt: gold only, gold and retrieved, or retrieved only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def document(n: int, spelling: int = 0) -> Document:
 
 
 def cases(n: int = 300):
-    """(example, hits, k): few texts, so that gold and retrieved ones meet often, in any spelling."""
+    """(example, hits, k) with few distinct texts, so that gold and retrieved ones often coincide, in any spelling."""
     rng = random.Random(0)
     for _ in range(n):
         texts = [document(rng.randrange(6), rng.randrange(3)) for _ in range(12)]

@@ -1,4 +1,4 @@
-"""What is written is read again, and no prediction drops out of a mean unseen."""
+"""Predictions survive writing and reading, and none drops out of a mean silently."""
 
 from __future__ import annotations
 

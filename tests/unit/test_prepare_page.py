@@ -22,19 +22,19 @@ from groundtune.data.files import read_documents, read_examples
 from groundtune.prepare.chunking import load_counter
 
 PAGE = "docs/prepare.md"
-# What the page takes from a hub or a server is made here instead.
+# Replaces what the page gets from a hub or a server.
 TOKENIZER = "intfloat/e5-base-v2"
 
 
 @pytest.fixture
 def page() -> list[list[str]]:
-    """The words of the page's commands."""
+    """The page's commands, split into words."""
     return [words for block in run_by(__file__)[PAGE] for words in commands(block.text)]
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """The current folder, with every input that the page names."""
+    """The current folder, with all inputs that the page names."""
     monkeypatch.chdir(tmp_path)
     for i, document in enumerate(documents(60)):
         path = tmp_path / "handbook" / f"{i:02}.md"
@@ -70,7 +70,7 @@ def test_every_command_of_the_page_runs_in_its_order(page, folder, monkeypatch, 
             assert {d.metadata["source"] for d in found} >= {"handbook/00.md", "faq.csv#2"}
         elif "pages.jsonl" in words:
             assert [d.page_content for d in read_documents("documents.jsonl")] == ["Guests may bring only water."]
-            main(page[0])  # the page goes on with the handbook
+            main(page[0])  # the page continues with the handbook
     rows = [json.loads(line) for line in (folder / "chats" / "train.jsonl").read_text().splitlines()]
     assert rows[0]["messages"][-1]["role"] == "assistant"
     assert {e.question for e in read_examples("chats/chats.jsonl")} >= {"When?"}

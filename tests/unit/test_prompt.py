@@ -1,4 +1,4 @@
-"""What the model reads in training is, token for token, what it reads when it answers, in every family and style."""
+"""The model reads the same tokens in training as when it answers, in every family and style."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DIALOGUES = 120
 
 
 def dialogues(seed: int = 0):
-    """(passages, chat history, question, answer): random, of all shapes."""
+    """Random (passages, chat history, question, answer) of all shapes."""
     rng = random.Random(seed)
     for _ in range(DIALOGUES):
         yield random_documents(rng), random_history(rng), random_text(rng), random_text(rng)
@@ -47,7 +47,7 @@ def test_the_generation_prompt_is_the_beginning_of_the_training_row(family, styl
     for row, question in zip(rows, questions):
         assert row.prompt_ids == question.prompt_ids
         assert row.answer_ids[-1] in prompt.stop_ids
-        # What comes after the prompt does not depend on what stood in it.
+        # What follows the prompt does not depend on its content.
         assert not set(row.answer_ids[:-1]) & set(prompt.stop_ids)
 
 
@@ -94,7 +94,7 @@ def test_a_row_is_tokenised_as_the_running_text_that_it_spells(family, style):
 
 
 def test_there_is_one_beginning_of_sequence_and_it_is_first(family, style):
-    """The historical user prefix spells a further one in front of each user's turn; nothing else may."""
+    """Only the historical user prefix may add another one before each user turn."""
     prompt, tokenizer = family.prompt(style), family.tokenizer
     bos = tokenizer.bos_token_id
     for documents, history, question, answer in dialogues():
@@ -107,7 +107,7 @@ def test_there_is_one_beginning_of_sequence_and_it_is_first(family, style):
             if style == "prefix" and tokenizer.bos_token == "<s>"
             else 0
         )
-        if family.name == "llama" and style == "chat template":  # its template begins every user's turn with one
+        if family.name == "llama" and style == "chat template":  # its template starts every user turn with one
             turns = [Turn(USER, "opening"), *history, Turn(USER, question)]
             spelt = sum(t.speaker == USER and (i == 0 or turns[i - 1].speaker != USER) for i, t in enumerate(turns)) - 1
         assert ids[0] == bos and ids.count(bos) == 1 + spelt
@@ -154,7 +154,7 @@ def test_stop_ids_are_the_end_of_turn_and_of_sequence_and_never_padding(family, 
         assert tokenizer.pad_token_id not in prompt.stop_ids
 
 
-# Answers come back as they were
+# Answers are decoded unchanged
 
 
 def test_an_answer_survives_tokens_and_back(family, style):
@@ -213,7 +213,7 @@ def test_a_separator_that_ends_nothing_is_followed_by_an_end_token_and_is_no_par
     ids = prompt.answer_ids("Nine in the morning.")
     assert ids[-1] == family.tokenizer.eos_token_id
     assert prompt.answer_text(ids) == "Nine in the morning."
-    # The separator is learnt too: it stands in every turn of the history that the model reads.
+    # The separator is learnt as well: it is in every turn of the history that the model reads.
     assert sep_sys.strip() in family.tokenizer.decode(ids)
 
 
@@ -262,7 +262,7 @@ def test_passages_are_read_in_the_order_given_and_by_their_formatted_text(family
     assert places == sorted(places)
 
 
-# A text that asks by itself
+# A text prompt by itself
 
 
 def test_a_request_is_the_users_message_where_there_is_a_chat_template_and_else_the_text_alone(family, style):

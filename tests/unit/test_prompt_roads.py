@@ -1,4 +1,4 @@
-"""The model reads the same ids wherever a question is asked: in training, in evaluation, in a dialogue, on a server."""
+"""The model reads the same ids for a question in training, in evaluation, in a dialogue and on a server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ODD = [
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
 def folder(request, tmp_path_factory):
-    """A tokenizer as it lies on a user's disk."""
+    """A tokenizer folder as on a user's disk."""
     made = tmp_path_factory.mktemp(request.param)
     make_tokenizer(request.param).save_pretrained(made)
     return made
@@ -51,7 +51,7 @@ def flags(request) -> dict[str, str]:
 
 
 def dialogues(tokenizer) -> list[Example]:
-    """Random questions after random histories, their gold passages among them; some texts spell special tokens."""
+    """Random questions after random histories, with gold passages; some texts contain special tokens."""
     rng = random.Random(7)
     special = sorted({str(token) for token in tokenizer.added_tokens_decoder.values()} | {"<s>", "</s>", "<|im_end|>"})
 
@@ -78,7 +78,7 @@ def hits_of(example: Example) -> tuple[Hit, ...]:
 
 
 def inference(folder, flags, server: bool) -> InferenceArguments:
-    """Arguments of `groundtune evaluate` and `ask`, for a model here or the same on a server."""
+    """Arguments of `groundtune evaluate` and `ask`, for a local model or the same one on a server."""
     groups = {name: group() for name, group in zip(InferenceArguments.__dataclass_fields__, GROUPS)}
     groups["prompt"] = PromptArguments(instruction=INSTRUCTION, **flags)
     groups["model"] = ModelArguments(model_name_or_path=str(folder))
@@ -91,7 +91,7 @@ def inference(folder, flags, server: bool) -> InferenceArguments:
 
 @pytest.fixture
 def sent(monkeypatch) -> list[list[int]]:
-    """The prompts that an OpenAI-compatible server gets from the openai package, which is played here."""
+    """The prompts that a faked openai package sends to an OpenAI-compatible server."""
     prompts: list[list[int]] = []
 
     def create(model, prompt, extra_body, stream=False):
@@ -104,7 +104,7 @@ def sent(monkeypatch) -> list[list[int]]:
 
 
 def asked_one_by_one(arguments: InferenceArguments, examples: list[Example]) -> None:
-    """Each question in a dialogue that has come so far."""
+    """Ask each question in a dialogue that has reached it."""
     write = asking._writer(arguments)
     for example in examples:
         retriever = SimpleNamespace(search=lambda queries, k, example=example: [hits_of(example)])
@@ -146,7 +146,7 @@ def test_a_prompt_has_the_same_ids_on_every_road(folder, flags, sent, monkeypatc
 
 
 def test_every_row_of_these_dialogues_teaches_its_answer_and_ends(folder, flags):
-    """The same dialogues, as a run checks them before it begins."""
+    """The same dialogues, as a run checks them before it starts."""
     from groundtune.training.labels import what_else_is_learnt
 
     tokenizer = load_tokenizer(ModelArguments(model_name_or_path=str(folder)))

@@ -1,4 +1,4 @@
-"""Questions are asked once, kept, judged and shared out by passage; a server may fail and a run may be stopped."""
+"""Questions are generated once, stored, judged and split by passage, in spite of failing servers and stopped runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def settings(**changes) -> Settings:
 
 
 def reply_to(prompt: str) -> str:
-    """What an obedient model says: two questions on the passage, or the price or weight that a question asks for."""
+    """An obedient model's reply: two questions on the passage, or the price or weight that a question asks for."""
     passage = re.search(r"The (\w+) number (\d+) costs (\d+) coins and weighs (\d+) grams", prompt)
     thing, number, price, weight = passage.groups()
     if "Answer to check:" in prompt:
@@ -57,7 +57,7 @@ def reply_to(prompt: str) -> str:
 
 @dataclass
 class FakeGenerator:
-    """Replies by a function of the prompt; None is a request that failed, and "..." at the end of a text its limit."""
+    """Replies by a function of the prompt; None means a failed request, a final "..." that the token limit was hit."""
 
     reply: object = reply_to
     prompts: list[str] = field(default_factory=list)
@@ -69,7 +69,7 @@ class FakeGenerator:
 
 
 def make(folder: Path, generator: FakeGenerator, documents_: list[Document], **changes):
-    """Ask and judge, as the command does."""
+    """Generate and judge questions, as the command does."""
     chosen = settings(**changes)
     passages = sample_passages(documents_, chosen)
     journal = Journal(folder / "generated.jsonl", questions.what_decides_a_reply(chosen, "fake"))
@@ -245,7 +245,7 @@ def test_good_questions_pass_and_each_gate_stops_its_kind(tmp_path):
 
 
 def stopped_passages(result) -> dict[str, set[int]]:
-    """The numbers of the passages whose questions each gate stopped."""
+    """By gate, the numbers of the passages whose questions it rejected."""
     numbers = {gate: set() for gate in GATES if gate in result.counts}
     for row in result.rejected:
         numbers[row["why"]].add(int(re.search(r"number (\d+)", row["passage"]["page_content"])[1]))
@@ -273,7 +273,7 @@ def test_a_verdict_is_what_a_reply_ends_in_and_anything_else_is_none(text, verdi
 
 
 def checking_reply(prompt: str) -> str | None:
-    """1 gets a no of the LLM, 2 chatter, 3 no reply at all; 4 answers with a figure that is wrong, 5 in other words."""
+    """1 is rejected by the LLM, 2 gets chatter, 3 no reply; 4 answers with a wrong figure, 5 in other words."""
     number = int(re.search(r"number (\d+)", prompt)[1])
     if "Answer to check:" in prompt:
         return {1: "It is made up. [[no]]", 2: "I would say yes.", 3: None, 5: "[[yes]]"}.get(number, reply_to(prompt))
@@ -356,7 +356,7 @@ def test_no_passage_is_in_two_files_and_a_larger_run_moves_none(tmp_path):
     assert len(where) == 40 and set(where.values()) == {"train", "eval", "test"}
 
 
-# Stopping and going on
+# Stopping and resuming
 
 
 def test_a_stopped_run_goes_on_without_asking_twice(tmp_path):
@@ -406,7 +406,7 @@ def test_a_journal_made_with_other_settings_is_not_continued(tmp_path):
 
 
 class Server(ThreadingHTTPServer):
-    """An OpenAI-compatible server: replies like an obedient model, fails on request, counts what runs at once."""
+    """An OpenAI-compatible server: replies like an obedient model, fails on request, counts concurrent requests."""
 
     daemon_threads = True
 
@@ -537,7 +537,7 @@ def test_a_server_that_cannot_be_used_is_one_line_and_one_request(server, databa
 
 
 def test_a_model_loaded_here_writes_too(database, tmp_path, families, capsys):
-    """A random model writes no question, and that is what is said; what it wrote is kept."""
+    """A random model writes no question, and the command reports that; its texts are kept."""
     flags = ("--generator", families["qwen"].folder, "--passages", 3, "--min_words", 5, "--max_new_tokens", 8)
     assert run(database, "-o", tmp_path / "qa", *flags) == 2
     line = capsys.readouterr().err.splitlines()[-1]  # after the progress of loading

@@ -1,4 +1,4 @@
-"""What run.json says: all that it takes to run again, and no secret."""
+"""run.json contains everything needed to repeat the run, and no secret."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_record_says_what_it_takes_to_run_again(record):
     assert about["sha256"] == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-TOKEN = "hf_" + "aB3" * 12  # made up; the shape is what counts
+TOKEN = "hf_" + "aB3" * 12  # made up; only the shape matters
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is believed of a run's folder: an allow-list of settings, and of names those that lead nowhere else."""
+"""A run's folder is trusted for an allow-list of settings, and for names that do not point outside it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def record(**changes) -> dict:
-    """What run.json holds, in part; changes by the name of their argument."""
+    """Part of run.json; changes are given by argument name."""
     arguments = {
         "method": "swr",
         "data": {"max_seq_length": 512, "full_dataset_file_path": NAMES["full_dataset_file_path"],

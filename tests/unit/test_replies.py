@@ -1,4 +1,4 @@
-"""A reply that is not an answer is a failure: it is in no mean, and nobody takes it for an answer that is wrong."""
+"""A reply that is not an answer is a failure: it is excluded from means, and not counted as a wrong answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ASKED = [[{"role": "user", "content": "How much?"}]]
 
 
 def replied(message: dict | None, finish_reason: object = "stop", path: str = "chat", **fields) -> Reply:
-    """What becomes of a choice with this message (or, of completions, these fields)."""
+    """The `Reply` to a choice with this message (or, for completions, these fields)."""
     said = {"message": {"role": "assistant", **message}} if message is not None else fields
     body = json.dumps({"id": "1", "object": "x", "created": 0, "model": "m", "choices": [
         {"index": 0, "finish_reason": finish_reason, **said}]}).encode()  # fmt: skip
@@ -90,7 +90,7 @@ def test_every_spelling_of_a_cut_answer_is_one(finish_reason, finished):
 
 
 def test_a_continuation_that_ends_at_once_is_the_models_own_answer_and_null_is_none():
-    """As a model here that begins with its end token: both are scored."""
+    """As with a local model that starts with its end token: both are scored."""
     assert replied(None, path="completions", text="") == Reply("", True)
     assert "an empty reply" in replied(None, path="completions", text=None).failure
     assert replied(None, "length", path="completions", text="<think>Hm").failure

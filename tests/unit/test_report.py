@@ -1,4 +1,4 @@
-"""What a run leaves behind: one set of numbers in JSON, Markdown, HTML and the terminal, none of it executable."""
+"""A run's reports: the same numbers in JSON, Markdown, HTML and the terminal, and nothing executable."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NASTY = "a | b\n\n`code` ``` *x* _y_ \\| $1$\r\n# no heading\n<script>alert(1)</
 
 @pytest.fixture
 def nasty() -> Results:
-    """Whatever comes from files or a model is hostile."""
+    """Results in which everything from files or a model is hostile."""
     questions = [f"{NASTY} {number}" for number in range(12)]
     record = {"command": f"groundtune --x '{NASTY}'", "arguments": {"train_file": NASTY}, "platform": NASTY,
               "inputs": {NASTY: {"path": NASTY, "sha256": NASTY}}, "versions": {NASTY: NASTY}}  # fmt: skip
@@ -43,7 +43,7 @@ def nasty() -> Results:
 
 
 class Page(HTMLParser):
-    """Tags, attributes and text of a page, as a browser would find them."""
+    """Tags, attributes and text of a page, as a browser sees them."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, mon
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == "old"
 
 
-# Terminal, and what every form shows
+# Terminal, and content common to all forms
 def test_history_table_means_the_training_loss_since_the_evaluation_before(tmp_path):
     made = results(wrong(), COLOURS)
     more = [{"step": 6, "loss": 0.5}, {"step": 6, **eval_row(0.3)}]
@@ -297,7 +297,7 @@ def test_markdown_shows_hostile_text_as_text(tmp_path, nasty):
         assert page.text.count(part) >= 12 * 3
 
 
-# What it needs
+# Imports
 def test_importing_the_report_loads_no_plotting_and_no_model_library():
     code = (
         "import sys, groundtune.reporting.report\n"

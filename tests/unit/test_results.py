@@ -1,4 +1,4 @@
-"""What a run found: differences question by question, one honest verdict, and rows that claim no more than that."""
+"""Results: differences question by question, one honest verdict, and rows that claim no more than that."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COLOURS = ["red", "green", "blue", "white", "black", "grey", "pink", "gold", "br
 def evaluation(
     answers: list[str], golds: list[str], questions: list[str] | None = None, rank: int | None = 1
 ) -> Evaluation:
-    """Every question has one gold document, found at `rank` of 3, of which the prompt holds the first two."""
+    """Every question has one gold document, at `rank` of 3 hits, of which the prompt holds the first two."""
     predictions = []
     for number, (answer, gold) in enumerate(zip(answers, golds, strict=True)):
         document = Document(f"the document of question {number}")
@@ -138,7 +138,7 @@ def test_verdict_never_rounds_an_interval_end_to_the_other_side_of_zero():
     assert "+0.004 [0.004, 0.004]" in verdict({F1: difference})
 
 
-# What is shown
+# Display
 def test_gained_and_lost_hold_only_real_changes_largest_first_and_never_overlap():
     golds = ["one two three four"] * 30
     base = ["zero"] * 10 + ["one two three four"] * 15 + ["one"] * 5

@@ -1,4 +1,4 @@
-"""A run goes on only if it is the same run; what changed is named, and no two are at one folder."""
+"""A run resumes only if it is the same run; changes are named, and two runs never share a folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def place(tmp_path) -> Path:
-    """A folder with everything that a run reads, as it may be moved from one disk to another."""
+    """A folder with everything that a run reads, which can be moved to another disk."""
     place = tmp_path / "place"
     for name in (
         "train.jsonl",
@@ -157,7 +157,7 @@ def epoch_rows(encode, examples, policy=gold_passages, hits=()):
 
 
 def test_rows_are_the_same_if_each_may_read_the_same_passages_by_the_same_policy():
-    """Of a policy that draws, the first epoch does not tell what the others read."""
+    """With a random policy, the first epoch does not determine what the others read."""
 
     def encode(examples, passages, prompt, limit):
         return [Row([1], [2], 0, "") for _ in examples]
@@ -176,7 +176,7 @@ def test_rows_are_the_same_if_each_may_read_the_same_passages_by_the_same_policy
     assert all(rows_identity(rows) != one for rows in others)
 
 
-# Going on
+# Resuming
 
 
 def save(output: Path, step: int, run) -> Path:
@@ -281,7 +281,7 @@ def test_more_epochs_can_be_added_to_a_finished_run(place):
     finish(place, identity=identity(given))
     save(place / "output", 4, identity(given))
     assert find(arguments(place, "--num_train_epochs", "2", "--resume_anyway")).step == 4
-    assert find(given).step == 4  # and until the end of that the folder holds no finished run
+    assert find(given).step == 4  # and until it ends, the folder holds no finished run
 
 
 def test_overwriting_removes_what_a_run_leaves_and_nothing_else(place):

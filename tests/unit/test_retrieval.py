@@ -1,4 +1,4 @@
-"""Rankings are those of the plain computation, in training, evaluation and serving alike."""
+"""Rankings equal those of the plain computation, in training, evaluation and serving."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_questions_and_documents_are_embedded_as_what_they_are():
 
 
 def bm25_scores(documents: list[Document], query: str) -> np.ndarray:
-    """Lucene's BM25, from its formula; the words here are none of English's stop words."""
+    """Lucene's BM25 by its formula; the words here include no English stop words."""
     texts = [d.text.lower().split() for d in documents]
     mean, scores = np.mean([len(t) for t in texts]), np.zeros(len(texts))
     for word in query.lower().split():
@@ -100,7 +100,7 @@ def test_the_hybrid_fuses_reciprocal_ranks():
 
 
 def test_the_hybrid_looks_deeper_than_k():
-    """Second in both rankings beats first in one and nowhere in the other."""
+    """Second in both rankings beats first in one and absent from the other."""
     documents = random_documents(8)
     one = Fixed(documents, [0, 1, 2, 3])
     other = Fixed(documents, [4, 1, 5, 6])
@@ -109,7 +109,7 @@ def test_the_hybrid_looks_deeper_than_k():
 
 
 def test_words_that_stand_nowhere_leave_the_hybrid_to_the_embedding_model():
-    """BM25 gives every document 0 then, and ranks them by chance."""
+    """BM25 then gives every document a score of 0, and their order is arbitrary."""
     documents = random_documents(40)
     (expected,) = dense(documents).search(["zebra quagga"], 40)
     (hits,) = HybridRetriever([dense(documents), BM25Retriever(documents)]).search(["zebra quagga"], 40)

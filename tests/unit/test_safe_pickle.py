@@ -1,4 +1,4 @@
-"""The historical pickle is read, and no pickle, however hostile, runs anything or hogs the machine."""
+"""The historical pickle is read, and no pickle, however hostile, runs code or exhausts the machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from groundtune.schema import Document
 
 FAIRE = Path(__file__).parents[3] / "shared/data/faire/documents.pkl"
 HISTORICAL = "local_rqa.schema.document"
-EXTENSION = 241  # of the range that copyreg keeps for private use
+EXTENSION = 241  # in copyreg's range for private use
 
 
 def text(value: str) -> bytes:
@@ -67,7 +67,7 @@ def install(monkeypatch, module: types.ModuleType) -> None:
 
 @pytest.fixture
 def canary(tmp_path, monkeypatch) -> Path:
-    """A file that appears once any code of the fake modules runs; the historical class is among them."""
+    """A file that appears when any code of the fake modules, including the historical class, runs."""
     path = tmp_path / "canary"
 
     class Eager:
@@ -104,7 +104,7 @@ RUNS_CODE = {
     "newobj with arguments": pickled(name("trap", "Eager") + b"K\x01\x85\x81"),
     "newobj_ex": pickled(name("trap", "Eager") + b")}\x92"),
     "build": pickled(name("trap", "Stateful") + b")\x81}b"),
-    # Only opcodes that are let through, and a name out of the memo, which the scan cannot see.
+    # Only allowed opcodes, and a name from the memo, which the scan cannot see.
     "newobj of a memoised name": b"\x80\x04" + text("Eager") + b"q\x00" + text("trap") + b"h\x00\x93)\x81.",
     "dotted name": pickled(name(HISTORICAL, "trap.Eager") + b")\x81"),
     "dotted module": pickled(name(HISTORICAL + ".Document", "__new__")),
@@ -138,7 +138,7 @@ def test_names_are_not_imported(read, tmp_path, monkeypatch):
 
 
 def test_every_opcode_that_is_let_through_is_one_that_picklers_write_for_documents():
-    """A list that grows is a hole; what is here was weighed one by one."""
+    """Every addition is a risk; each opcode here was reviewed."""
     calling = {"REDUCE", "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
     exploding = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET", "LONG", "LONG4", "INT", "PUT", "DUP"}
     assert not (calling | exploding) & safe_pickle._OPCODES
@@ -150,13 +150,13 @@ def nested(levels: int) -> bytes:
 
 
 def hashed_tuples() -> bytes:
-    """A dict whose key is 60 tuples, each of the one before twice."""
+    """A dict whose key is 60 nested tuples, each containing the previous one twice."""
     pairs = [b"h" + bytes([n]) + b"h" + bytes([n]) + b"\x86q" + bytes([n + 1]) for n in range(60)]
     return pickled(b"}" + b")q\x00" + b"".join(pairs) + b"Ns")
 
 
 def shared_metadata(count: int) -> bytes:
-    """`count` documents with one metadata dict between them, as chunks of one page may have."""
+    """`count` documents that share one metadata dict, as chunks of a page may."""
     first = document(b"}q\x00(" + text("title") + text("t" * 1000) + b"u")
     return pickled(first, *[document(b"h\x00")] * (count - 1))
 
@@ -206,7 +206,7 @@ UNPICKLED = {  # refused by the unpickler or the stub
     "name of the wrong case": (pickled(name(HISTORICAL, "document")), "it names"),
     "attribute of the class": (pickled(name(HISTORICAL, "Document.__init__")), "it names"),
 }
-MEASURED = {  # unpickled, and refused for what came out
+MEASURED = {  # unpickled, then refused because of the result
     "dict": (b"\x80\x04}.", "holds a dict, not a list"),
     "number": (b"\x80\x04K\x01.", "holds a int, not a list"),
     "list of dicts": (pickled(b"}"), "item 1 of the list is not a document"),

@@ -1,4 +1,4 @@
-"""Whatever stops a training, it goes on to the very weights that it would have had."""
+"""Whatever stops a training, it resumes and ends with exactly the weights of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Killed(BaseException):
 
 
 class At(TrainerCallback):
-    """Does something once, at an event of a step."""
+    """Does something once, at a given event of a given step."""
 
     def __init__(self, event: str, step: int, act):
         pending = [act]
@@ -63,7 +63,7 @@ def terminate():
 
 @pytest.fixture(scope="module")
 def make_in(families):
-    """A trainer on six rows in micro-batches of one and accumulation 4: two steps an epoch, of four rows and of two."""
+    """A trainer on six rows in micro-batches of one, accumulation 4: two steps per epoch, of four and two rows."""
     family = families["llama"]
     prompt = make_prompt(family.tokenizer, PromptArguments(instruction=INSTRUCTION))
     examples = tiny_examples()
@@ -101,7 +101,7 @@ def make(make_in, tmp_path):
 
 @dataclass(frozen=True)
 class Whole:
-    """What a run ended with that nothing stopped."""
+    """The final state of an uninterrupted run."""
 
     weights: dict[str, torch.Tensor]
     evaluations: list[tuple[int, float]]
@@ -110,7 +110,7 @@ class Whole:
 
 @pytest.fixture(scope="module")
 def whole(make_in, tmp_path_factory):
-    """The end of a LoRA run with these options, which is trained once for all tests that compare with it."""
+    """The end of a LoRA run with these options, trained once for all tests that compare with it."""
 
     @functools.cache
     def whole(**options: Any) -> Whole:
@@ -140,13 +140,13 @@ def evaluations(trainer) -> list[tuple[int, float]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_run_goes_on_to_the_same_weights_from_every_checkpoint(make, tmp_path, kind):
-    """In the middle of an epoch (2 micro-batches of 6 are left), at its end, and at the very end of the run."""
+    """In the middle of an epoch (2 of 6 micro-batches are left), at its end, and at the end of the run."""
     whole = make("whole", kind, load_best_model_at_end=False, save_steps=1)
     whole.train()
     expected, curve = weights(whole), losses(whole)
     plain = make("other", kind, load_best_model_at_end=False, save_strategy="no", seed=1, data_seed=42)
     plain.train()
-    assert not same(weights(plain), expected)  # the dropout does something
+    assert not same(weights(plain), expected)  # dropout has an effect
     for step in (1, 2, 3, 4, 7):
         folder = tmp_path / f"from_{step}"
         shutil.copytree(tmp_path / "whole", folder)
@@ -235,7 +235,7 @@ def test_a_signal_in_an_evaluation_stops_it_and_it_is_made_up_for(make, whole, t
 
 
 def test_a_checkpoint_that_only_a_signal_made_does_not_become_the_best(make, tmp_path):
-    """The whole run saves at 4 and 8 only; step 2, which is evaluated, would be its best."""
+    """The run saves only at steps 4 and 8; step 2, which is evaluated, would be the best."""
 
     class Planned(QATrainer):
         def evaluation_loop(self, *args, **kwargs):
@@ -322,11 +322,11 @@ def test_the_run_is_written_into_each_checkpoint(make, tmp_path):
     assert read_checkpoint(tmp_path / "run/checkpoint-2").about["run"] == {"--seed": 42}
 
 
-# Nonsense
+# NaN and infinity
 
 
 def poison(event: str, value: float):
-    """A gradient or weight of the model becomes `value` at an event of the third step."""
+    """Set a gradient or weight of the model to `value` at an event of the third step."""
 
     class Poison(TrainerCallback):
         pass
@@ -403,7 +403,7 @@ def test_an_evaluation_that_is_not_finite_is_never_the_best(make, caplog):
 
 
 def test_an_evaluation_without_the_metric_is_never_the_best(make, caplog):
-    """As the share of true quotations is, where no answer quotes."""
+    """Like the share of true quotations, if no answer quotes."""
 
     class Planned(QATrainer):
         def evaluation_loop(self, *args, **kwargs):
@@ -485,7 +485,7 @@ def test_a_data_seed_of_0_is_a_seed_of_its_own(make):
 
 
 def test_of_several_gpus_one_is_used_and_the_way_to_all_is_said(monkeypatch, caplog):
-    """`DataParallel` would hand each of them a part of a batch, and the loss's hook the whole."""
+    """`DataParallel` would give each GPU a part of the batch, but the loss's hook the whole."""
     from transformers import TrainingArguments
 
     monkeypatch.setattr(TrainingArguments, "n_gpu", 4)
@@ -495,7 +495,7 @@ def test_of_several_gpus_one_is_used_and_the_way_to_all_is_said(monkeypatch, cap
 
 
 def test_a_process_more_than_a_checkpoint_had_begins_its_draws_anew(make, caplog):
-    """`--resume_anyway` lets a run go on with another number of processes."""
+    """`--resume_anyway` lets a run resume with another number of processes."""
     trainer = make(max_steps=2)
     trainer.train()
     folder = newest_checkpoint(Path(trainer.args.output_dir)).folder
@@ -505,7 +505,7 @@ def test_a_process_more_than_a_checkpoint_had_begins_its_draws_anew(make, caplog
 
 
 def test_in_bfloat16_the_loss_reads_the_logits_as_the_model_wrote_them(make, monkeypatch):
-    """A copy of them in float32 would be the largest thing in memory where the vocabulary is large."""
+    """With a large vocabulary, a float32 copy of the logits would take the most memory of all."""
     seen, forward = [], groundtune.training.loss._SumOfCrossEntropy.forward
 
     def noted(ctx, logits, targets):

@@ -1,4 +1,4 @@
-"""A signal stops a run where it may be torn, waits where it may not, and a second one never waits."""
+"""A signal stops a run where interrupting is safe and waits where it is not; a second one never waits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 def send(signum: int = signal.SIGTERM) -> None:
     os.kill(os.getpid(), signum)
-    for _ in range(100):  # until Python looks
+    for _ in range(100):  # until Python handles it
         pass
 
 
@@ -138,7 +138,7 @@ with watched(), deferred():
 
 @pytest.mark.parametrize("first, second", [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT"), ("SIGINT", "SIGTERM")])
 def test_signals_are_heard_while_a_library_computes(first, second):
-    """A backward pass can take as long, and Python calls no handler before it is over."""
+    """A backward pass can take as long, and Python calls no handler until it ends."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", LIBRARY], cwd=ROOT, **pipes) as process:
         assert process.stdout.readline() == "begun\n"
@@ -204,7 +204,7 @@ def test_in_another_thread_nothing_changes():
 
 
 def test_where_a_second_signal_does_not_end_the_process_it_is_handled_as_before(signals_of_a_terminal, capfd):
-    """As in a notebook, where the process holds more than this run."""
+    """For example in a notebook, whose process holds more than this run."""
     done, wakeup = [], signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(wakeup)
     with pytest.raises(KeyboardInterrupt), watched(second_ends=False):
@@ -240,6 +240,6 @@ def test_a_run_in_another_thread_neither_hears_a_signal_nor_keeps_the_main_threa
             leave.set()
             thread.join()
     assert heard == [None, "evaluated"]
-    with deferred():  # and what the two found and left behind is as it was
+    with deferred():  # and the two restored the earlier state
         pass
     assert not signals._state.deferred

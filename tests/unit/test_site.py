@@ -1,4 +1,4 @@
-"""The site of the documentation builds strictly, lists every command and argument, and loads nothing from elsewhere."""
+"""The documentation site builds in strict mode, lists all commands and arguments, and loads no external resources."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_links_between_docs_and_configs_lead_to_the_same_pages_in_the_site(link,
 
 
 def test_links_between_pages_lead_to_files_of_the_repository():
-    """So that the pages can be read where the repository is shown; the reference alone is made by the site."""
+    """So that the pages can be read on the repository's site; only the reference is generated."""
     for page in pages():
         for link in re.findall(r"\]\(([^):#]+\.\w+)[)#]", (ROOT / page).read_text("utf-8")):
             target = (ROOT / page).parent / link
@@ -108,7 +108,7 @@ def test_links_that_a_reader_may_follow_are_no_fetching():
 
 
 def test_the_site_builds_strictly(tmp_path, monkeypatch):
-    """A broken link, a page outside the navigation, a docstring that cannot be read, anything fetched: each fails."""
+    """A broken link, a page outside the navigation, an unreadable docstring or a download makes it fail."""
     pytest.importorskip("material", reason="needs the extra [docs]")
     pytest.importorskip("mkdocstrings", reason="needs the extra [docs]")
     from mkdocs.commands.build import build

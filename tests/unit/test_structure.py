@@ -1,4 +1,4 @@
-"""The tree in the README is the tree on the disk, and imports run one way through it."""
+"""The tree in the README matches the disk, and imports only go one way through it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGE = ROOT / "groundtune"
 
 
 def blocks() -> list[list[str]]:
-    """The two trees of the README: packages, then files. Each is a list of lines without the first."""
+    """The two trees in the README, packages and files, each as a list of lines without the first."""
     text = (ROOT / "README.md").read_text("utf-8").partition("## The tree")[2]
     found = [block.splitlines() for block in re.findall(r"^```text\n(.*?)^```", text, re.DOTALL | re.MULTILINE)]
     assert [lines[0] for lines in found] == ["groundtune/", "groundtune/"]
@@ -28,12 +28,12 @@ def blocks() -> list[list[str]]:
 
 
 def packages() -> list[str]:
-    """What groundtune/ holds, in the order of imports: "schema.py", "system/" ..."""
+    """The entries of groundtune/ in import order: "schema.py", "system/" ..."""
     return [line.split(maxsplit=1)[0] for line in blocks()[0]]  # each has its phrase
 
 
 def files() -> list[str]:
-    """Every file and package that has a line: "schema.py", "data/files.py", "commands/" ..."""
+    """All files and packages with a line of their own: "schema.py", "data/files.py", "commands/" ..."""
     listed, package = [], ""
     for line in blocks()[1]:
         if not line.startswith("  "):
@@ -58,13 +58,13 @@ def inside(path: Path) -> str:
 
 
 def room(path: Path) -> str:
-    """The line of the first tree that a file belongs to."""
+    """The entry of the first tree that a file belongs to."""
     first, slash, _ = inside(path).partition("/")
     return first + slash
 
 
 def imported(path: Path) -> set[Path]:
-    """Files of the package that a file imports, at the top, inside functions, or for types only."""
+    """The package's files that a file imports: at the top, inside functions, or for types only."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         names = []
@@ -78,7 +78,7 @@ def imported(path: Path) -> set[Path]:
 
 
 def file_of(parts: list[str]) -> Path:
-    """The file in which `groundtune.parts` is; the last parts may be names inside it."""
+    """The file that defines `groundtune.parts`; the last parts may be names inside it."""
     for end in range(len(parts), 0, -1):
         if (module := PACKAGE.joinpath(*parts[:end]).with_suffix(".py")).is_file():
             return module
@@ -89,7 +89,7 @@ def file_of(parts: list[str]) -> Path:
 
 def test_the_readme_lists_exactly_the_packages_and_files_there_are():
     assert sorted(PACKAGES) == sorted({room(path) for path in MODULES})
-    whole = [name for name in FILES if name.endswith("/")]  # one line stands for the files that have none
+    whole = [name for name in FILES if name.endswith("/")]  # its line covers files without their own
     named = {inside(path) for path in MODULES if path.name != "__init__.py"}
     assert {name for name in FILES if not name.endswith("/")} - {"__init__.py"} <= named
     assert {name for name in named - set(FILES) if not name.startswith(tuple(whole))} == set()
@@ -140,7 +140,7 @@ def test_the_schema_is_standard_library_only():
 
 
 def assert_runs(code: str) -> None:
-    """In a process of its own, which has imported nothing yet."""
+    """Run the code in a new process, which has imported nothing yet."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
@@ -182,7 +182,7 @@ def test_editors_are_told_the_public_names_that_there_are():
 
 
 def test_no_package_or_module_takes_the_place_of_a_public_function():
-    """Importing `groundtune.x` makes `groundtune.x` that module, whatever was there before."""
+    """Importing a module `groundtune.x` replaces any attribute `groundtune.x`."""
     modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
     assert modules & set(groundtune.__all__) == set()
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -193,7 +193,7 @@ def test_no_package_or_module_takes_the_place_of_a_public_function():
 
 
 def test_no_file_is_abandoned_dependencies_by_another_door():
-    """Packages that the design rules out are imported nowhere."""
+    """Packages that the design excludes are never imported."""
     ruled_out = {"rouge", "rank_bm25", "pytrec_eval", "langchain", "hnswlib", "text_generation", "retry", "torchtune"}
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -205,7 +205,7 @@ def test_no_file_is_abandoned_dependencies_by_another_door():
 @pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="needs a git checkout")
 def test_no_tracked_file_names_the_machine_it_was_written_on():
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    forbidden = ["/wo" + "rk/", "sand" + "box"]  # written so that this file is not one of them
+    forbidden = ["/wo" + "rk/", "sand" + "box"]  # split, so that this file does not match
     wrong = []
     for name in filter(None, files.split("\0")):
         path = ROOT / name

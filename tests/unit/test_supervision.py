@@ -1,4 +1,4 @@
-"""What is taught is the gold answer with its end: whatever else a batch or a row would teach is an error."""
+"""Training teaches exactly the gold answer with its end token: anything else in a batch or row is an error."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_row_that_teaches_more_or_less_than_its_answer_says_what(family, style
 
 
 def test_a_tokenizer_that_writes_another_form_of_a_letter_is_no_fault(families, monkeypatch):
-    """As those that lower case or normalise: what is learnt is what it makes of the answer."""
+    """Some lower-case or normalise: the model learns the tokenizer's version of the answer."""
     from tokenizers import normalizers
 
     family = families["llama"]
@@ -110,7 +110,7 @@ def test_rows_longer_than_the_model_s_positions_are_an_error_or_are_said(familie
         "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": known,
     }  # fmt: skip
     assert check_positions(4 * known, model, "me/model") == []
-    model.config.rope_parameters = None  # as in a model that attends without positions
+    model.config.rope_parameters = None  # as in a model without positions
     assert check_positions(known + 1, model, "me/model") == [note]
     model.model.wpe = torch.nn.Embedding(known, 4)
     with pytest.raises(ModelError, match=f"but the model has only {known:,} positions; lower --max_seq_length"):

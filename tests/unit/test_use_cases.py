@@ -1,4 +1,4 @@
-"""The pages of the two historical use cases run from their first command to their last, on tiny models and data."""
+"""The pages of the two historical use cases run from the first to the last command, on tiny models and data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def commands(case: str) -> list[str]:
 
 @pytest.fixture(params=MODELS)
 def case(request, tmp_path, monkeypatch) -> str:
-    """The name of a use case; the current folder has configs/, its models, and DATA."""
+    """The name of a use case; the current folder contains configs/, its models, and DATA."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     model, embedding_model = map(Path, MODELS[request.param])
@@ -57,7 +57,7 @@ def case(request, tmp_path, monkeypatch) -> str:
 
 
 def speak(body: dict) -> str:
-    """Questions and answers on a passage where the generator is asked, and else the words of an evaluated model."""
+    """Questions and answers on a passage for the question generator; otherwise an evaluated model's answer."""
     text = body["messages"][-1]["content"]
     known = re.findall(r"The \w+ number \d+ costs", text)
     return reply_to(text) if len(known) == 1 else "It costs 100 coins."
