@@ -24,6 +24,7 @@ from groundtune.prompts.prompt import Prompt
 from groundtune.prompts.rows import Question, encode_questions
 from groundtune.schema import Document, Example, Hit, Prediction, Reply
 from groundtune.system.processes import in_shares, run_on_main
+from groundtune.system.text import after_thoughts
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +109,9 @@ class EndToEndEvaluator:
         )
 
     def _reply(self, question: Question, generated: Generated) -> Reply:
-        text = self.prompt.answer_text(generated.ids)
-        return Reply(text, generated.finished, len(question.prompt_ids), len(generated.ids))
+        text, inside_thoughts = after_thoughts(self.prompt.answer_text(generated.ids))
+        finished = generated.finished and not inside_thoughts
+        return Reply(text, finished, len(question.prompt_ids), len(generated.ids))
 
 
 def passages_of(context: str, examples: Sequence[Example], hits: Sequence[Sequence[Hit]]) -> list[Passages]:

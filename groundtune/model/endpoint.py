@@ -15,12 +15,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from groundtune.errors import DataError
+from groundtune.model.replies import no_answer, reply_of, text_of
 from groundtune.schema import Reply
 from groundtune.system.text import hide_secrets, one_line
 
@@ -122,7 +123,7 @@ class Endpoint:
         def ask(messages: Messages) -> Any:
             return create(model=self.model, messages=list(messages), extra_body=body)
 
-        return self._replies(ask, messages_list, lambda choice: choice.message.content, on_done)
+        return self._replies(ask, messages_list, on_done)
 
     def continue_prompts(
         self,
@@ -143,7 +144,7 @@ class Endpoint:
         def ask(ids: Sequence[int]) -> Any:
             return create(model=self.model, prompt=list(ids), extra_body=body)
 
-        return self._replies(ask, prompts, lambda choice: choice.text, on_done)
+        return self._replies(ask, prompts, on_done)
 
     def stream(self, messages: Messages, max_tokens: int) -> Iterator[str]:
         """`complete` for one conversation, its words as they come. Raises `EndpointError` if the request fails."""
@@ -151,7 +152,7 @@ class Endpoint:
         body = self._body(max_tokens, 0.0)
         yield from self._words(
             lambda: create(model=self.model, messages=list(messages), stream=True, extra_body=body),
-            lambda choice: choice.delta.content,
+            lambda choice: choice.delta,
         )
 
     def stream_prompt(self, ids: Sequence[int], max_tokens: int, *, stop: Sequence[str] = ()) -> Iterator[str]:
@@ -159,17 +160,22 @@ class Endpoint:
         create = self._client.completions.create
         body = self._body(max_tokens, 0.0) | ({"stop": list(stop)[:4]} if stop else {})
         yield from self._words(
-            lambda: create(model=self.model, prompt=list(ids), stream=True, extra_body=body), lambda choice: choice.text
+            lambda: create(model=self.model, prompt=list(ids), stream=True, extra_body=body), lambda choice: choice
         )
 
-    def _words(self, ask: Callable[[], Any], text_of: Callable[[Any], str | None]) -> Iterator[str]:
+    def _words(self, ask: Callable[[], Any], piece_of: Callable[[Any], Any]) -> Iterator[str]:
         from openai import OpenAIError
 
-        streamed = False
+        streamed, said, why = False, False, ""
         try:
             for chunk in ask():
                 streamed = True
-                if chunk.choices and (text := text_of(chunk.choices[0])):
+                if not chunk.choices:
+                    continue
+                piece = piece_of(chunk.choices[0])
+                why = no_answer(piece) or why
+                if text := text_of(piece.text if hasattr(piece, "text") else piece.content):
+                    said = said or bool(text.strip())
                     yield _words_of(text)
         except OpenAIError as error:
             raise EndpointError(self._problem(error)) from error
@@ -178,6 +184,8 @@ class Endpoint:
         if not streamed:
             problem = 'answered without a stream; it must support "stream": true'
             raise EndpointError(f"{hide_secrets(self.url)}: {problem}")
+        if why and not said:
+            raise EndpointError(f"{hide_secrets(self.url)}: {_shown(_words_of(why), at_most=300)}")
 
     @cached_property
     def _client(self) -> Any:
@@ -203,12 +211,11 @@ class Endpoint:
         self,
         ask: Callable[[Any], Any],
         prompts: Sequence[Any],
-        text_of: Callable[[Any], str | None],
         on_done: Callable[[int], None],
     ) -> list[Reply]:
         def reply(prompt: Any, first: bool = False) -> Reply:
             self._pace()
-            answered = self._reply(ask, prompt, text_of, first)
+            answered = self._reply(ask, prompt, first)
             on_done(1)
             return answered
 
@@ -217,20 +224,15 @@ class Endpoint:
         # The first goes alone: a wrong address or key is said at once, and not once for each prompt.
         return [reply(prompts[0], first=True), *_in_threads(reply, prompts[1:], self.concurrency)]
 
-    def _reply(
-        self, ask: Callable[[Any], Any], prompt: Any, text_of: Callable[[Any], str | None], first: bool
-    ) -> Reply:
+    def _reply(self, ask: Callable[[Any], Any], prompt: Any, first: bool) -> Reply:
         from openai import APIConnectionError, AuthenticationError, NotFoundError, OpenAIError, PermissionDeniedError
 
         try:
             answered = ask(prompt)
             choice, usage = answered.choices[0], getattr(answered, "usage", None)
-            return Reply(
-                text=_words_of(text_of(choice) or "").strip(),
-                finished=choice.finish_reason != "length",
-                prompt_tokens=_count(getattr(usage, "prompt_tokens", None)),
-                new_tokens=_count(getattr(usage, "completion_tokens", None)),
-            )
+            read, written = (_count(getattr(usage, f"{name}_tokens", None)) for name in ("prompt", "completion"))
+            reply = reply_of(choice, read, written)
+            return replace(reply, text=_words_of(reply.text), failure=_shown(_words_of(reply.failure), at_most=300))
         except OpenAIError as error:
             hopeless = (APIConnectionError, AuthenticationError, NotFoundError, PermissionDeniedError)
             redirects = _redirect(error) is not None

@@ -12,9 +12,11 @@ import torch
 
 from groundtune.arguments import PromptArguments
 from groundtune.model.endpoint import Messages
-from groundtune.model.generation import generate_greedy, stream_greedy
+from groundtune.model.generation import Generated, generate_greedy, stream_greedy
+from groundtune.model.replies import ONLY_THOUGHTS
 from groundtune.prompts.prompt import Prompt, make_prompt, request_ids
 from groundtune.schema import ASSISTANT, USER, Reply, Turn
+from groundtune.system.text import after_thoughts
 
 OnDone = Callable[[int], None]
 
@@ -56,9 +58,7 @@ class LocalModel:
                 self.model, prompts, stop_ids=prompt.stop_ids, pad_id=self.tokenizer.pad_token_id,
                 max_new_tokens=max_tokens, batch_size=self.batch_size, on_answer=on_done,
             )  # fmt: skip
-        return [
-            Reply(prompt.answer_text(g.ids), g.finished, len(ids), len(g.ids)) for ids, g in zip(prompts, generated)
-        ]
+        return [_reply(prompt, ids, written) for ids, written in zip(prompts, generated)]
 
     def stream(self, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> Iterator[str]:
         """The words of the greedy answer to `ids` as they come; together they are what an evaluation would give."""
@@ -80,6 +80,13 @@ class LocalModel:
                 shown = text
         if (text := prompt.answer_text(new)).startswith(shown):
             yield text[len(shown) :]
+
+
+def _reply(prompt: Prompt, ids: Sequence[int], written: Generated) -> Reply:
+    """What was said after the thoughts; a reply that ends inside them has failed."""
+    text, inside = after_thoughts(prompt.answer_text(written.ids))
+    failure = ONLY_THOUGHTS if inside else ""
+    return Reply(text, written.finished and not inside, len(ids), len(written.ids), failure)
 
 
 def _turns(messages: Messages) -> list[Turn]:

@@ -173,7 +173,8 @@ def computes_bf16() -> bool:
     if torch.backends.mps.is_available():
         return True
     # On a CPU the answer is the instruction set: AVX512-BF16 or AMX. Asked by private names, so absence means no.
-    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    return amx or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
 
 
 def _dtype(arguments: ModelArguments, bf16: bool) -> torch.dtype:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import logging
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from peft.tuners.lora.layer import Linear
+
+from groundtune.system.text import one_line
+
+logger = logging.getLogger(__name__)
 
 
 class _LoraProduct(torch.autograd.Function):
@@ -62,8 +69,51 @@ class FusedLinear(Linear):
         )
 
 
-def fuse(model: Any) -> None:
-    """Let the LoRA layers of a PEFT model compute as `FusedLinear`; names, weights and saving stay PEFT's."""
-    for module in model.modules():
-        if type(module) is Linear:
-            module.__class__ = FusedLinear
+def fuse(model: Any) -> str | None:
+    """Let the LoRA layers of a PEFT model compute as `FusedLinear` if that gives what PEFT's own forward gives; else
+    they stay PEFT's: why. Names, weights and saving stay PEFT's either way.
+    """
+    layers = [module for module in model.modules() if type(module) is Linear]
+    try:
+        problem = next(filter(None, map(_difference, _smallest(layers))), None)
+    except Exception as error:  # whatever a PEFT of tomorrow does
+        problem = f"{type(error).__name__}: {one_line(error)}"
+    if problem:
+        logger.warning("LoRA layers are computed by PEFT, which is slower: %s", problem)
+        return problem
+    for layer in layers:
+        layer.__class__ = FusedLinear
+    return None
+
+
+def _smallest(layers: Iterable[Linear]) -> Iterable[Linear]:
+    """One layer, the smallest, of each kind that is computed in another way."""
+    kinds: dict[Any, Linear] = {}
+    for layer in sorted(layers, key=lambda layer: layer.base_layer.weight.numel()):
+        kinds.setdefault((layer.base_layer.weight.dtype, layer.base_layer.bias is None), layer)
+    return kinds.values()
+
+
+@torch.enable_grad()
+def _difference(layer: Linear) -> str | None:
+    """Why outputs or gradients of a fused layer would not be PEFT's, found by trying; None if they are."""
+    generator = torch.Generator().manual_seed(0)
+    weight = layer.base_layer.weight
+    if hasattr(weight, "ds_id"):  # it is split, and `FusedLinear` leaves it to PEFT
+        return None
+    trial = copy.deepcopy(layer).eval()  # without dropout, with which PEFT computes it anyway
+    trained = [lora[trial.active_adapters[0]].weight for lora in (trial.lora_A, trial.lora_B)]
+    with torch.no_grad():
+        for matrix in trained:  # B begins as zero, and would hide whatever is wrong
+            matrix.copy_(torch.randn(matrix.shape, generator=generator) / matrix.shape[1] ** 0.5).requires_grad_()
+    x = torch.randn(5, weight.shape[1], generator=generator).to(weight.device, weight.dtype).requires_grad_()
+    towards = torch.randn(5, weight.shape[0], generator=generator).to(weight.device, weight.dtype)
+    found = []
+    for kind in (FusedLinear, Linear):
+        trial.__class__ = kind
+        output = trial(x)
+        found.append([output, *torch.autograd.grad(output, [x, *trained], towards)])
+    errors = [((a - b).float().norm() / b.float().norm()).item() for a, b in zip(*found)]
+    tolerance = 1e-4 if weight.dtype == torch.float32 else 0.05
+    wrong = [f"{name} by {e:.2g}" for name, e in zip(("output", "dx", "dA", "dB"), errors) if not e < tolerance]
+    return f"the fused product differs from PEFT's in {', '.join(wrong)}" if wrong else None

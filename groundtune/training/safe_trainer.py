@@ -40,11 +40,14 @@ from groundtune.runs.checkpoints import (
 )
 from groundtune.system import signals
 from groundtune.system.durable import Damaged
+from groundtune.system.guarded import require
 from groundtune.system.model_folders import nothing_unpickled
 from groundtune.system.out_of_memory import MicroBatch, OutOfMemory, halve_on_oom, is_out_of_memory, reason
 from groundtune.training.trackers import never_stop_the_run
 
 logger = logging.getLogger(__name__)
+
+require("transformers", "accelerate")
 
 TRAINER_STATE_NAME, TRAINING_ARGS_NAME = "trainer_state.json", "training_args.bin"
 BESIDE = "beside_the_model"
