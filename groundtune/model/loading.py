@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -43,7 +44,37 @@ def load_tokenizer(arguments: ModelArguments) -> Any:
     template = tokenizer.chat_template
     if isinstance(template, str) and "strftime_now" in template and not template.startswith(_SAME_DAY):
         tokenizer.chat_template = _SAME_DAY + template  # it is saved with the model: a server writes the prompt so too
+    tokenizer.model_end_ids = tuple(id for id in end_ids(arguments) if id < len(tokenizer))
     return tokenizer
+
+
+def end_ids(arguments: ModelArguments) -> list[int]:
+    """Every end token that generation_config.json and config.json of a model name, each once.
+
+    A chat model often has several, and its template writes none of them: its own `generate` stops at each.
+    """
+    found: dict[int, None] = {}
+    for name in ("generation_config.json", "config.json"):
+        config = _json_of(arguments, name)
+        text = config.get("text_config")
+        for part in (config, text if isinstance(text, dict) else {}):
+            named = part.get("eos_token_id")
+            ids = named if isinstance(named, list) else [named]
+            found |= {id: None for id in ids if type(id) is int and id >= 0}
+    return list(found)
+
+
+def _json_of(arguments: ModelArguments, name: str) -> dict[str, Any]:
+    """A JSON file of a model, here or on the hub; empty if there is none, or it holds something else."""
+    from transformers.utils import cached_file
+
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    try:
+        path = cached_file(arguments.model_name_or_path, name, revision=arguments.model_revision, **quiet)
+        content = json.loads(Path(path).read_text("utf-8")) if path else {}
+    except (OSError, ValueError, RecursionError):  # the model itself is loaded later, and says so
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ...], pad_id: int) -> Any:

@@ -16,7 +16,7 @@ from groundtune.errors import ModelError
 from groundtune.model.attention import use_packed_attention
 from groundtune.model.endpoint import endpoint_at, is_server
 from groundtune.model.generators import LocalModel, Writer, to_device
-from groundtune.model.loading import computes_bf16, load_model, load_tokenizer
+from groundtune.model.loading import computes_bf16, end_ids, load_model, load_tokenizer
 from groundtune.prompts.prompt import Prompt, make_prompt
 from groundtune.system.model_folders import (
     adapter_base_of,
@@ -51,10 +51,14 @@ class AnsweringModel:
         if not self.base:
             return load_tokenizer(self._as_saved())
         of_adapter, of_base = self._revisions()
+        base = replace(self.arguments, model_name_or_path=self.base, model_revision=of_base)
         try:
-            return load_tokenizer(replace(self.arguments, gguf_file=None, model_revision=of_adapter))
+            tokenizer = load_tokenizer(replace(self.arguments, gguf_file=None, model_revision=of_adapter))
         except ModelError:
-            return load_tokenizer(replace(self.arguments, model_name_or_path=self.base, model_revision=of_base))
+            return load_tokenizer(base)
+        known = [*tokenizer.model_end_ids, *(id for id in end_ids(base) if id < len(tokenizer))]
+        tokenizer.model_end_ids = tuple(dict.fromkeys(known))
+        return tokenizer
 
     def open(self, prompt: Prompt, pad_id: int) -> Any:
         """The model ready to answer: an adapter comes on its base.
