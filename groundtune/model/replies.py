@@ -1,7 +1,7 @@
-"""What a server's reply says, and whether it is an answer at all: decided here, before anything is scored or kept.
+"""Reads a server's reply and decides whether it is an answer, before anything is scored or stored.
 
-The content of a message may be null, a list of parts, a refusal, a call of a tool, or thoughts without an end. None of
-these is an answer: they are failures, and never an answer with a score of 0.
+A reply may have null content, a list of parts without text, a refusal, a tool call, or reasoning that never ends. None
+of these is an answer: they count as failures, not as answers with a score of 0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from groundtune.schema import Reply
 from groundtune.system.text import after_thoughts, one_line
 
-# How servers spell why a reply ended; anything else, as "stop" or "eos", is an end of the model's own.
+# Values of finish_reason; any other value, such as "stop" or "eos", means that the model stopped by itself.
 _CUT = {"length", "max_tokens", "max_output_tokens", "model_length", "max_length", "token_limit", "incomplete"}
 _FILTERED = {"content_filter", "content_filtered", "safety", "recitation", "blocklist", "prohibited_content", "spii"}
 _BROKEN = {"error", "abort", "aborted", "cancelled", "canceled", "malformed_function_call"}
@@ -22,9 +22,9 @@ ONLY_THOUGHTS = "only thoughts and no answer; raise the token limit, or turn thi
 
 
 def reply_of(choice: Any, prompt_tokens: int | None = None, new_tokens: int | None = None) -> Reply:
-    """The reply in a choice of `/chat/completions` or `/completions`; its `failure` says why it is no answer.
+    """The reply in a choice of `/chat/completions` or `/completions`; `failure` says why it is not an answer, if so.
 
-    Raises AttributeError or TypeError if `choice` is not one.
+    Raises AttributeError or TypeError if `choice` is malformed.
     """
     message = getattr(choice, "message", None)
     written = choice.text if message is None else message.content
@@ -41,7 +41,7 @@ def reply_of(choice: Any, prompt_tokens: int | None = None, new_tokens: int | No
 
 
 def text_of(content: Any) -> str:
-    """The text of a message's content: a text, null, or parts, of which only those of text count.
+    """The text of a message's content, which may be a string, null, or a list of parts; only text parts count.
 
     Raises TypeError for anything else.
     """
@@ -55,7 +55,7 @@ def text_of(content: Any) -> str:
 
 
 def no_answer(message: Any) -> str:
-    """What a message has in place of text, in words."""
+    """What a message contains instead of text, in words; empty if nothing."""
     if refusal := getattr(message, "refusal", None):
         return f"the model refused: {one_line(refusal, 200)}"
     if getattr(message, "tool_calls", None) or getattr(message, "function_call", None):
@@ -74,13 +74,13 @@ def _failure(message: Any, written: Any, text: str, ended: str, inside_thoughts:
         return ONLY_THOUGHTS
     if not text and ended in _TOOLS:
         return "the model called a tool in place of an answer"
-    if text or (message is None and written is not None):  # a continuation that ends at once is the model's own
+    if text or (message is None and written is not None):  # an empty completion is the model's own choice
         return ""
     return no_answer(message) or f"an empty reply (finish_reason {ended})"
 
 
 def _text_of_part(part: Any) -> str:
-    """Thoughts and pictures are no part of an answer."""
+    """The text of a content part; reasoning and images are not part of an answer."""
     if not isinstance(part, Mapping):
         part = {name: getattr(part, name, None) for name in ("type", "text")}
     text = part.get("text")

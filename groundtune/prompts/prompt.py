@@ -123,8 +123,7 @@ class ChatPrompt:
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        # The template's end-of-turn token is often not the tokenizer's EOS token, and a model may have more; any ends an
-        # answer.
+        # The template's end-of-turn token is often not the tokenizer's EOS token, and a model may have more of them.
         return tuple(dict.fromkeys([self._around_answer[2], self.tokens.eos_id, *self.tokens.model_end_ids]))
 
     @property
