@@ -44,13 +44,13 @@ from groundtune.system.text import without_secrets
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from groundtune.arguments import Arguments
     from groundtune.evaluation.comparison import Comparison
     from groundtune.recipes.evaluate import Evaluated, OnProgress
     from groundtune.reporting.results import Results
     from groundtune.retrieval.retrievers import Retriever
     from groundtune.schema import Turn
     from groundtune.serving.dialogue import Dialogue, Source
+    from groundtune.training.arguments import RunArguments
 
     PathLike = str | os.PathLike[str]
 
@@ -208,7 +208,7 @@ def train(method: str, *, config: PathLike | None = None, **arguments: Any) -> R
     return Run(Path(parsed.training.output_dir), method, quiet, results)
 
 
-def _trained(arguments: Arguments) -> Results | None:
+def _trained(arguments: RunArguments) -> Results | None:
     """The results of the run, None if it was finished before."""
     from groundtune.recipes.train import train as trained
     from groundtune.runs.resume import AlreadyFinished

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from groundtune.arguments import DataArguments, RetrievalArguments, check_retrieval, no_such_file, too_small
 from groundtune.commands.flags import add_group, filled
@@ -13,6 +13,7 @@ from groundtune.commands.parsing import given, light_parser
 from groundtune.commands.terminal import add_output_flags, be_quiet
 from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
+from groundtune.retrieval.retrievers import DenseRetriever
 
 if TYPE_CHECKING:
     from groundtune.schema import Example
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     folder = index_folder(data)
     examples = _searchable(data.eval_file) if data.eval_file else []
     retriever = open_retriever_with(retrieval.embedding_model, retrieval, documents, folder)
-    index = retriever.index
+    index = cast(DenseRetriever, retriever).index  # there is no flag for another one
     found: dict[str, Any] = {
         "folder": str(folder),
         "documents": len(index.documents),

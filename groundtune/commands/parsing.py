@@ -10,16 +10,19 @@ import argparse
 import difflib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import takewhile
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from groundtune.arguments import GROUPS, Arguments
 from groundtune.commands.config import Entry, entries_of, read_config, split_files
 from groundtune.commands.flags import HELP_WIDTH, FlagFormatter, true_or_false
 from groundtune.errors import DataError
 from groundtune.system.text import one_line
+
+if TYPE_CHECKING:
+    from groundtune.training.arguments import RunArguments
 
 # Flags as they were once spelt -> today's, in each command that has the latter. A share of the steps and a number of
 # steps are one flag today.
@@ -74,7 +77,7 @@ TRAINING_EXAMPLE = """example:
 logger = logging.getLogger(__name__)
 
 
-def parse_arguments(method: str, argv: Sequence[str], keywords: Mapping[str, Any] | None = None) -> Arguments:
+def parse_arguments(method: str, argv: Sequence[str], keywords: Mapping[str, Any] | None = None) -> RunArguments:
     """Flags, `--config FILE.yaml` or one `FILE.json` -> Arguments. `-h` prints every argument and exits.
 
     `keywords` are arguments by their names, as a call in Python gives them; they win over files. Raises `DataError`
@@ -116,23 +119,32 @@ def training_parser(method: str) -> Any:
 
     from groundtune.training.arguments import QATrainingArguments
 
-    parser = HfArgumentParser(
-        [*GROUPS, QATrainingArguments],
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:  # argparse's own prints two hundred lines of usage first
+            _bad_value(message)
+
+    groups: Any = [*GROUPS, QATrainingArguments]
+    parser = Parser(
+        groups,
         prog=f"groundtune {method}",
         usage=TRAINING_USAGE.format(method=method),
         formatter_class=partial(FlagFormatter, width=HELP_WIDTH, max_help_position=34),
         allow_abbrev=False,
     )
-    parser.error = _bad_value  # argparse's own prints two hundred lines of usage first
     for action in parser._actions:
         if action.type is string_to_bool:  # which knows neither `on` nor `off`
             action.type = true_or_false
     return parser
 
 
+class _LightParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:  # argparse's own prints the whole usage first
+        _bad_value(message, where=f"; {self.prog} -h shows every argument")
+
+
 def light_parser(prog: str, usage: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """An argparse parser whose errors are `DataError`s; see `flags.add_group` and `given`."""
-    parser = argparse.ArgumentParser(
+    return _LightParser(
         prog=prog,
         usage=f"{prog} {usage}",
         description=description,
@@ -141,9 +153,6 @@ def light_parser(prog: str, usage: str, description: str, epilog: str = "") -> a
         argument_default=argparse.SUPPRESS,
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=HELP_WIDTH, max_help_position=34),
     )
-    # argparse's own prints the whole usage first.
-    parser.error = partial(_bad_value, where=f"; {prog} -h shows every argument")
-    return parser
 
 
 def given(
@@ -179,8 +188,10 @@ def _expand_files(argv: Sequence[str], parser: Any, keywords: Mapping[str, Any] 
     Raises `DataError` with all that is wrong.
     """
     paths, words = split_files(argv)
-    entries, problems = [], []
-    for read, source in [*((read_config, path) for path in paths), (entries_of, keywords or {})]:
+    entries: list[Entry] = []
+    problems: list[str] = []
+    sources: list[tuple[Callable[[Any], list[Entry]], Any]] = [(read_config, path) for path in paths]
+    for read, source in [*sources, (entries_of, keywords or {})]:
         try:
             entries += read(source)
         except DataError as error:

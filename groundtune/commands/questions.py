@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from groundtune.arguments import DataArguments, RetrievalArguments, check_model_name, check_retrieval, too_small
 from groundtune.commands.flags import add_group, filled
@@ -18,6 +18,12 @@ from groundtune.errors import DataError
 from groundtune.evaluation.arguments import SERVER, GeneratorArguments
 from groundtune.model.endpoint import is_server, server_problems
 from groundtune.system.outputs import links_at
+
+if TYPE_CHECKING:
+    from groundtune.prepare.journal import Journal
+    from groundtune.prepare.questions import Settings
+    from groundtune.retrieval.retrievers import Retriever
+    from groundtune.schema import Document
 
 # Name, help, default, type.
 _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
@@ -124,10 +130,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _settings(arguments: argparse.Namespace) -> Any:
+def _settings(arguments: argparse.Namespace) -> Settings:
     from groundtune.prepare.questions import Settings, read_prompt
 
-    own = {
+    own: dict[str, Any] = {
         "question_prompt": read_prompt(arguments.question_prompt, "questions.txt"),
         "answer_prompt": read_prompt(arguments.answer_prompt, "answer.txt"),
         "support_prompt": read_prompt(arguments.support_prompt, "support.txt"),
@@ -137,7 +143,11 @@ def _settings(arguments: argparse.Namespace) -> Any:
 
 
 def _ask(
-    arguments: argparse.Namespace, settings: Any, passages: Sequence[Any], journal: Any, load: Callable[..., Any]
+    arguments: argparse.Namespace,
+    settings: Settings,
+    passages: Sequence[Any],
+    journal: Journal,
+    load: Callable[..., Any],
 ) -> list[str]:
     """Ask for all that the journal lacks; why requests failed."""
     from groundtune.prepare import questions, support
@@ -223,12 +233,11 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
     return problems
 
 
-def _retriever(arguments: argparse.Namespace, documents: list[Any]) -> Any:
+def _retriever(arguments: argparse.Namespace, documents: list[Document]) -> Retriever:
     from groundtune.retrieval.opening import index_folder, open_retriever
 
     data = DataArguments(
-        full_dataset_file_path=str(arguments.documents),
-        full_dataset_index_path=arguments.full_dataset_index_path or "",
+        full_dataset_file_path=str(arguments.documents), full_dataset_index_path=arguments.full_dataset_index_path or ""
     )
     return open_retriever(_retrieval(arguments), documents, index_folder(data))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -53,7 +54,8 @@ def load_fields(data: bytes, max_size: int) -> list[dict[str, Any]]:
 
 def _scan(data: bytes) -> None:
     """Refuse what must not reach the unpickler: foreign opcodes, and numbers that make it take memory."""
-    for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):
+    opcodes: Iterator[tuple[pickletools.OpcodeInfo, Any, Any]] = pickletools.genops(data)
+    for count, (opcode, argument, position) in enumerate(opcodes):
         name = opcode.name
         if count == 0 and name != "PROTO":
             raise RefusedPickle("not a pickle of protocol 2 to 5")

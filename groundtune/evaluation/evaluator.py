@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from groundtune.arguments import room_for_prompt
 from groundtune.evaluation.abstention import answer_scores, unknown_texts
@@ -24,6 +23,7 @@ from groundtune.prompts.prompt import Prompt
 from groundtune.prompts.rows import Question, encode_questions
 from groundtune.schema import Document, Example, Hit, Prediction, Reply
 from groundtune.system.processes import in_shares, run_on_main
+from groundtune.types import Model
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class EndToEndEvaluator:
             )
 
     def __call__(
-        self, model: Any, on_answer: Callable[[int], None] = lambda done: None, in_step: bool = False
+        self, model: Model, on_answer: Callable[[int], None] = lambda done: None, in_step: bool = False
     ) -> Evaluation:
         """Evaluate `model`; `on_answer` is told how many more questions were answered.
 
@@ -83,7 +83,7 @@ class EndToEndEvaluator:
         seconds = run_on_main(lambda: time.perf_counter() - begin)
         return self.score([self._reply(q, g) for q, g in zip(self.questions, generated)], seconds)
 
-    def _answer(self, model: Any, on_answer: Callable[[int], None], numbers: Sequence[int]) -> list[Generated]:
+    def _answer(self, model: Model, on_answer: Callable[[int], None], numbers: Sequence[int]) -> list[Generated]:
         return generate_greedy(
             model,
             [self.questions[i].prompt_ids for i in numbers],

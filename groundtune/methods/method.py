@@ -8,9 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from groundtune.prompts.policies import Policy
+from groundtune.prompts.rows import Row
+from groundtune.types import Batch, Model
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,8 @@ class Method:
     reads: str  # what a row reads, as in "gold and retrieved passages"
     retrieves: bool
     policy: Policy
-    load: Callable[..., Any] = Lazily("groundtune.model.loading:load_model")
-    encode: Callable[..., Any] = Lazily("groundtune.prompts.rows:encode_rows")
-    collate: Callable[..., Any] = Lazily("groundtune.training.batching:collate")
-    loss: Callable[..., Any] = Lazily("groundtune.training.loss:answer_loss")
+    load: Callable[..., Model] = Lazily("groundtune.model.loading:load_model")
+    encode: Callable[..., list[Row]] = Lazily("groundtune.prompts.rows:encode_rows")
+    collate: Callable[..., Batch] = Lazily("groundtune.training.batching:collate")
+    loss: Callable[..., torch.Tensor] = Lazily("groundtune.training.loss:answer_loss")
     evaluator: Callable[..., Any] = Lazily("groundtune.evaluation.evaluator:EndToEndEvaluator")

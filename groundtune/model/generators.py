@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -15,6 +15,7 @@ from groundtune.model.endpoint import Messages
 from groundtune.model.generation import generate_greedy, stream_greedy
 from groundtune.prompts.prompt import Prompt, make_prompt, request_ids
 from groundtune.schema import ASSISTANT, USER, Reply, Turn
+from groundtune.types import Model, Tokenizer
 
 OnDone = Callable[[int], None]
 
@@ -35,8 +36,8 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 class LocalModel:
     """A model in this process with its tokenizer, as something to talk to."""
 
-    model: Any
-    tokenizer: Any
+    model: Model
+    tokenizer: Tokenizer
     bf16: bool
     batch_size: int = 4
 
@@ -74,7 +75,7 @@ class LocalModel:
             text = prompt.answer_text(new)
             # What the next token may still change waits for it: half of a character of several bytes, a run of the
             # byte tokens that SentencePiece falls back to, a separator that is cut off.
-            is_byte = _BYTE_TOKEN.fullmatch(self.tokenizer.convert_ids_to_tokens(id) or "")
+            is_byte = _BYTE_TOKEN.fullmatch(cast(str, self.tokenizer.convert_ids_to_tokens(id)) or "")
             if text.startswith(shown) and not is_byte and not text.endswith("\N{REPLACEMENT CHARACTER}"):
                 yield text[len(shown) :]
                 shown = text
@@ -88,15 +89,15 @@ def _turns(messages: Messages) -> list[Turn]:
 
 
 @contextmanager
-def computing(model: Any, bf16: bool) -> Iterator[None]:
+def computing(model: Model, bf16: bool) -> Iterator[None]:
     """On the device and in the precision that training evaluates with."""
     with torch.autocast(to_device(model), dtype=torch.bfloat16, enabled=bf16):
         yield
 
 
-def to_device(model: Any) -> str:
+def to_device(model: Model) -> str:
     """Move the model to this machine's GPU if it has one; the type of the device that it is on then."""
     kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if model.device.type != kind:
-        model.to(kind)
+        cast(Any, model).to(kind)  # transformers' wrapper of it loses its type
     return kind

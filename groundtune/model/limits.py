@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from groundtune.errors import ModelError
+from groundtune.types import Config, Model
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 _TABLES = ("wpe", "embed_positions", "position_embeddings")  # what models call a table of positions
 
 
-def check_vocabulary(texts: Iterable[Sequence[int]], model: Any, name: str) -> None:
+def check_vocabulary(texts: Iterable[Sequence[int]], model: Model, name: str) -> None:
     """Raises `ModelError` if some ids have no embedding in the model: tokens were added to its tokenizer."""
     largest = max(max(ids, default=0) for ids in texts)
     known = model.config.get_text_config().vocab_size
@@ -28,7 +29,7 @@ def check_vocabulary(texts: Iterable[Sequence[int]], model: Any, name: str) -> N
         )
 
 
-def check_positions(longest: int, model: Any, name: str) -> list[str]:
+def check_positions(longest: int, model: Model, name: str) -> list[str]:
     """What a reader of the numbers must know if rows, or prompts with their answers, of `longest` tokens are too long.
 
     Raises `ModelError` if the model has no positions for them.
@@ -52,7 +53,7 @@ def check_positions(longest: int, model: Any, name: str) -> list[str]:
     return notes
 
 
-def _positions(config: Any) -> float:
+def _positions(config: Config) -> float:
     """How many positions the model was made for; infinitely many if its configuration does not say."""
     known = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 0
     rope = getattr(config, "rope_parameters", None) or {}
@@ -61,14 +62,14 @@ def _positions(config: Any) -> float:
     return known if known > 0 else math.inf
 
 
-def _reads_a_table(model: Any) -> bool:
+def _reads_a_table(model: Model) -> bool:
     """Whether positions are looked up (GPT-2, OPT, GPT-J, MPT), so that there is nothing beyond the last."""
     tables = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)]
     tables += [name for name, _ in model.named_buffers()]
     return hasattr(model.config, "max_seq_len") or any(name.endswith(_TABLES) for name in tables)
 
 
-def _changing_ropes(rope: Mapping[str, Any], config: Any) -> Iterator[tuple[str, int]]:
+def _changing_ropes(rope: Mapping[str, Any], config: Config) -> Iterator[tuple[str, int]]:
     """Kind and limit of the rotary positions that depend on the longest row; `rope` may be one for each layer type."""
     for parameters in (rope, *(part for part in rope.values() if isinstance(part, Mapping))):
         if (kind := parameters.get("rope_type")) in ("longrope", "dynamic"):

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,11 @@ from groundtune.arguments import ModelArguments, is_commit
 from groundtune.errors import ModelError
 from groundtune.system.model_folders import hub_problems, loading, model_problems, why_not_loaded
 from groundtune.system.out_of_memory import is_out_of_memory
+from groundtune.types import Model, Tokenizer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +28,7 @@ logger = logging.getLogger(__name__)
 _SAME_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
 
-def load_tokenizer(arguments: ModelArguments) -> Any:
+def load_tokenizer(arguments: ModelArguments) -> Tokenizer:
     """The model's tokenizer; one without a padding token pads with its end token (labels never depend on it).
 
     Raises `ModelError` when it cannot be loaded or has no end-of-sequence token.
@@ -46,7 +51,7 @@ def load_tokenizer(arguments: ModelArguments) -> Any:
     return tokenizer
 
 
-def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ...], pad_id: int) -> Any:
+def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ...], pad_id: int) -> Model:
     """The model ready to train, with a fresh adapter if asked for, and generation settings that stop at `stop_ids`.
 
     Weights come from safetensors or GGUF files and never from a `.bin` file, which is a pickle.
@@ -104,7 +109,7 @@ def _with_attention(auto_class: Any, name: str, options: dict[str, Any]) -> tupl
     return model, found
 
 
-def add_lora(model: Any, arguments: ModelArguments) -> Any:
+def add_lora(model: PreTrainedModel, arguments: ModelArguments) -> PeftModel:
     """A LoRA adapter (Hu et al. 2021) on the named linear layers; its weights are float32 whatever the model's are.
 
     Raises `ModelError` when no layer has such a name.
@@ -131,7 +136,7 @@ def add_lora(model: Any, arguments: ModelArguments) -> Any:
     return adapted
 
 
-def _beside_the_text(model: Any) -> str | None:
+def _beside_the_text(model: Model) -> str | None:
     """A pattern of the modules that text does not go through, as Gemma 3's vision tower; None if there are none.
 
     An adapter there would cost memory and learn nothing.
@@ -143,7 +148,7 @@ def _beside_the_text(model: Any) -> str | None:
     return rf"(?!{re.escape(name)}\.|lm_head).*"
 
 
-def _four_bits(dtype: torch.dtype) -> Any:
+def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
     """QLoRA's frozen weights (Dettmers et al. 2023): NF4, its constants quantised once more, computed in `dtype`."""
     from transformers import BitsAndBytesConfig
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear
 
+from groundtune.types import Model
+
 
 class _LoraProduct(torch.autograd.Function):
     """x W^T + bias + scaling (x A^T) B^T with the gradients of x, A and B; W and bias are frozen.
@@ -15,7 +17,15 @@ class _LoraProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scaling: float) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
         low = x @ a.T
         ctx.save_for_backward(x, low, weight, a, b)
         ctx.scaling = scaling
@@ -52,7 +62,7 @@ class FusedLinear(Linear):
             and len(names) == 1
             and names[0] in self.lora_A
             and names[0] not in self.lora_variant
-            and not (self.training and getattr(self.lora_dropout[names[0]], "p", 0))
+            and not (self.training and getattr(self.lora_dropout[names[0]], "p", 0) > 0)
             and self.lora_B[names[0]].bias is None
             and type(base) is torch.nn.Linear
             and x.dtype == base.weight.dtype
@@ -62,7 +72,7 @@ class FusedLinear(Linear):
         )
 
 
-def fuse(model: Any) -> None:
+def fuse(model: Model) -> None:
     """Let the LoRA layers of a PEFT model compute as `FusedLinear`; names, weights and saving stay PEFT's."""
     for module in model.modules():
         if type(module) is Linear:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +27,10 @@ from groundtune.system.model_folders import (
     why_not_loaded,
 )
 from groundtune.system.out_of_memory import is_out_of_memory
+from groundtune.types import Model, Tokenizer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +48,9 @@ class AnsweringModel:
     base: str = ""
     by_run: bool = False
     trained_whole: bool = False
-    load: Callable[..., Any] = load_model
+    load: Callable[..., Model] = load_model
 
-    def open_tokenizer(self) -> Any:
+    def open_tokenizer(self) -> Tokenizer:
         """Its tokenizer; an adapter that was saved without one has its base's. Raises `ModelError`."""
         if not self.base:
             return load_tokenizer(self._as_saved())
@@ -56,7 +60,7 @@ class AnsweringModel:
         except ModelError:
             return load_tokenizer(replace(self.arguments, model_name_or_path=self.base, model_revision=of_base))
 
-    def open(self, prompt: Prompt, pad_id: int) -> Any:
+    def open(self, prompt: Prompt, pad_id: int) -> Model:
         """The model ready to answer: an adapter comes on its base.
 
         Its weights have the type in which training evaluated them, else the smallest that is computed here. Raises
@@ -140,7 +144,7 @@ def adapter_base(model: ModelArguments) -> str:
     return base
 
 
-def _ready(model: Any) -> Any:
+def _ready(model: Model) -> Model:
     """On its device, and attending as in training: nothing is padded, and rounding is the same."""
     model.eval().requires_grad_(False)
     to_device(model)
@@ -149,7 +153,7 @@ def _ready(model: Any) -> Any:
     return model
 
 
-def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
+def _with_adapter(model: Model, adapter: str, revision: str | None) -> PeftModel:
     from peft import PeftModel
     from peft.utils import get_peft_model_state_dict, load_peft_weights
 
@@ -157,7 +161,7 @@ def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
 
     if problems := model_problems(adapter, with_base=False) or hub_problems(adapter, revision):
         raise ModelError(problems[0])
-    where = {"revision": revision} if revision else {}
+    where: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         with loading(adapter):
             saved = load_peft_weights(adapter, device="cpu", **where)

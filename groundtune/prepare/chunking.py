@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from groundtune.data.passages import format_passage, header_of
 from groundtune.errors import DataError
@@ -17,11 +17,14 @@ from groundtune.prepare.pages import Page
 from groundtune.schema import Document
 from groundtune.system.text import one_line
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 _HEADINGS = re.compile(r"^#{1,6} .*$", re.MULTILINE)
 _LOOK_BACK = 20_000  # characters; the splitter asks about texts near the one that it asked about before
 
 
-def load_counter(name: str) -> Any:
+def load_counter(name: str) -> Tokenizer:
     """The fast tokenizer (`tokenizers.Tokenizer`) of a model: a local folder, or a name on the hub.
 
     Raises:
@@ -34,7 +37,7 @@ def load_counter(name: str) -> Any:
         from huggingface_hub import hf_hub_download
 
         try:
-            path = hf_hub_download(name, "tokenizer.json")
+            path = Path(hf_hub_download(name, "tokenizer.json"))
         except Exception as error:  # the hub's client has a dozen kinds, and a bad name raises another one
             problem = f"--tokenizer: cannot load {name}: {str(error).strip().splitlines()[0]}"
             raise DataError([f"{problem}; name a local folder or a model of the hub"]) from error
@@ -55,7 +58,7 @@ class Chunker:
     than half of a passage is let to make it longer.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     size: int
     overlap: int
 
@@ -98,7 +101,7 @@ class _SpanCounter:
     takes nearly all of its time.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     text: str
     _last: int = 0
 
@@ -132,10 +135,12 @@ def _sections(text: str, title: str) -> _Places:
     from markdown_it import MarkdownIt
 
     lines = [0, *(match.end() for match in re.finditer("\n", text))]
-    offsets, names, above = [], [], {}
+    offsets: list[int] = []
+    names: list[str] = []
+    above: dict[int, str] = {}
     tokens = MarkdownIt("commonmark").disable("inline").parse(text)
     for opening, content in zip(tokens, tokens[1:]):
-        if opening.type == "heading_open":
+        if opening.type == "heading_open" and opening.map:
             level = int(opening.tag[1:])
             above = {upper: name for upper, name in above.items() if upper < level}
             above[level] = one_line(content.content)

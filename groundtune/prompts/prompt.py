@@ -13,21 +13,33 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 from groundtune.arguments import PromptArguments
 from groundtune.errors import ModelError
 from groundtune.schema import ASSISTANT, USER, Document, Turn
 from groundtune.system.model_folders import why_not_loaded
+from groundtune.types import Tokenizer
 
 
 class Prompt(Protocol):
     """A way of writing prompts for one tokenizer."""
 
-    style: str
-    tokens: Any  # the tokenizer, with the few rules that every prompt needs
-    stop_ids: tuple[int, ...]
-    stop_texts: tuple[str, ...]  # the same for a server, which is told in words
+    @property
+    def style(self) -> str:
+        """`prefix` or `chat`."""
+
+    @property
+    def tokens(self) -> _Tokens:
+        """The tokenizer, with the few rules that every prompt needs."""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer."""
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """The same for a server, which is told in words."""
 
     def prompt_ids(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> list[int]:
         """Everything the model reads before its answer, with exactly one beginning-of-sequence token if it has one."""
@@ -39,7 +51,7 @@ class Prompt(Protocol):
         """The answer that generated ids spell, without whatever ends the turn."""
 
 
-def make_prompt(tokenizer: Any, arguments: PromptArguments) -> Prompt:
+def make_prompt(tokenizer: Tokenizer, arguments: PromptArguments) -> Prompt:
     """Prefix style if any prefix flag is given; else the tokenizer's chat template; else USER / ASSISTANT."""
     given = (arguments.user_prefix, arguments.assistant_prefix, arguments.sep_user, arguments.sep_sys)
     tokens = _Tokens(tokenizer)
@@ -149,9 +161,10 @@ class ChatPrompt:
         messages = [{"role": turn.speaker, "content": turn.message} for turn in turns]
         tokenizer = self.tokens.tokenizer
         try:
-            return tokenizer.apply_chat_template(
+            written = tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=asks, enable_thinking=False
             )
+            return cast(str, written)  # without `tokenize` it is always that
         except Exception as error:  # a template is a program, and may raise anything
             problem = f"{tokenizer.name_or_path}: its chat template fails ({why_not_loaded(error)})"
             raise ModelError(f"{problem}; give --user_prefix and --assistant_prefix, and it is not used") from error
@@ -200,7 +213,7 @@ def _alternating(opening: str, conversation: Sequence[Turn]) -> list[Turn]:
 class _Tokens:
     """A tokenizer, with the few rules that every prompt needs."""
 
-    tokenizer: Any
+    tokenizer: Tokenizer
 
     @cached_property
     def eos_id(self) -> int:
@@ -241,7 +254,8 @@ class _Tokens:
         end = next((i for i, id in enumerate(ids) if id in stop_ids), len(ids))
         # Some tokenizers are set to delete spaces before punctuation when they decode: no answer is to be changed.
         kept = list(ids[:end])
-        return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return cast(str, text).strip()  # of several lists of ids it would be several
 
     def spelt(self, text: str) -> str:
         """A text as it comes back from its ids, special tokens made inert: some tokenizers write other forms."""

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import PrinterCallback, set_seed
 
-from groundtune.arguments import Arguments, DataArguments
+from groundtune.arguments import DataArguments
 from groundtune.data.checks import counts
 from groundtune.data.files import in_the_way, sha256_of
 from groundtune.errors import DataError
@@ -42,14 +42,23 @@ from groundtune.runs.resume import (
 from groundtune.schema import Document, Example, Hit, Reply
 from groundtune.system.outputs import inside
 from groundtune.system.processes import is_main, run_on_main
-from groundtune.training.arguments import GOLD_LOSS, compile_problems, loss_problems, metric_problems, tracker_problems
+from groundtune.training.arguments import (
+    GOLD_LOSS,
+    QATrainingArguments,
+    RunArguments,
+    compile_problems,
+    loss_problems,
+    metric_problems,
+    tracker_problems,
+)
 from groundtune.training.doctor import Diagnosis, diagnose, doctor_command, summary
 from groundtune.training.trainer import QATrainer
+from groundtune.types import Model
 
 logger = logging.getLogger(__name__)
 
 
-def train(arguments: Arguments) -> Results:
+def train(arguments: RunArguments) -> Results:
     """Train `arguments.method`, compare the result with the untouched model, and write it all to `output_dir`.
 
     A run that was interrupted goes on from its last complete checkpoint, to the weights that it would have had.
@@ -66,10 +75,11 @@ def train(arguments: Arguments) -> Results:
         return _train(arguments, run, checkpoint)
 
 
-def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | None) -> Results:
+def _train(arguments: RunArguments, run: dict[str, Any], checkpoint: Checkpoint | None) -> Results:
     """The recipe; `run` is this run's identity, `checkpoint` where it goes on."""
     method, data, training = method_of(arguments.method), arguments.data, arguments.training
-    output_dir, durations, notes = Path(training.output_dir), {}, []
+    output_dir, notes = Path(training.output_dir), list[str]()
+    durations: dict[str, float] = {}
     quiet = arguments.output.quiet or arguments.output.json
     training.disable_tqdm = training.disable_tqdm or quiet
     set_seed(training.seed)
@@ -82,7 +92,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
             repository = Hub(training).create()  # a hub that cannot be used is said now, and not after the training
         notes += _tell(diagnosis, arguments)
         documents, examples = diagnosis.dataset.documents, _splits(diagnosis, arguments)
-        tokenizer, prompt = diagnosis.tokenizer, diagnosis.prompt
+        tokenizer, prompt = diagnosis.tokenizer_and_prompt()
 
     with _timed("index and retrieve", durations):
         hits, seconds = run_on_main(lambda: _retrieve(method, arguments, documents, examples))
@@ -167,12 +177,12 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
     return results
 
 
-def _check(arguments: Arguments) -> None:
+def _check(arguments: RunArguments) -> None:
     method = method_of(arguments.method)
     problems = arguments.check(for_training=method.title if method.retrieves else "")
     problems += flash_attention_problems(arguments.model) + compile_problems(arguments.training)
     problems += metric_problems(arguments.training) + loss_problems(arguments.training)
-    problems += tracker_problems(arguments.training.report_to)
+    problems += tracker_problems(cast("list[str]", arguments.training.report_to))
     problems += output_problems(Path(arguments.training.output_dir))
     if arguments.data.full_dataset_index_path:
         problems += in_the_way("full_dataset_index_path", arguments.data.full_dataset_index_path, folder=True)
@@ -184,7 +194,7 @@ def _check(arguments: Arguments) -> None:
 
 def _evaluators(
     method: Method,
-    arguments: Arguments,
+    arguments: RunArguments,
     examples: dict[str, list[Example]],
     hits: dict[str, list[tuple[Hit, ...]]],
     seconds: dict[str, float],
@@ -208,7 +218,7 @@ def _evaluators(
 
 
 def _check_tokens(
-    model: Any, arguments: Arguments, rows: dict[str, EpochRows], evaluators: dict[str, EndToEndEvaluator]
+    model: Model, arguments: RunArguments, rows: dict[str, EpochRows], evaluators: dict[str, EndToEndEvaluator]
 ) -> list[str]:
     """That the model has an embedding for each token, and positions for all; what of that is to be noted."""
     name, new = arguments.model.model_name_or_path, arguments.evaluation.max_new_tokens
@@ -225,8 +235,9 @@ def _untouched(
     run, key = trainer.run, "answers of the base model"
 
     def answered_before() -> Evaluation | None:
-        known = checkpoint is not None and path.exists()
-        same = known and checkpoint.about["run"] == {**run, key: sha256_of(path)}
+        if checkpoint is None or not path.exists():
+            return None
+        same = checkpoint.about["run"] == {**run, key: sha256_of(path)}
         return read_evaluation(path, evaluator) if same else None
 
     base = run_on_main(answered_before)
@@ -238,7 +249,7 @@ def _untouched(
     return base
 
 
-def _check_metric(training: Any, evaluator: EndToEndEvaluator) -> None:
+def _check_metric(training: QATrainingArguments, evaluator: EndToEndEvaluator) -> None:
     """The best checkpoint is chosen by a metric that these examples have; Trainer would notice halfway through."""
     name = training.metric_for_best_model
     if not training.load_best_model_at_end or name.removeprefix("eval_") == GOLD_LOSS:
@@ -250,7 +261,7 @@ def _check_metric(training: Any, evaluator: EndToEndEvaluator) -> None:
         raise DataError([f"--metric_for_best_model: {name} is not measured here; choose one of {', '.join(measured)}"])
 
 
-def _tell(diagnosis: Diagnosis, arguments: Arguments) -> list[str]:
+def _tell(diagnosis: Diagnosis, arguments: RunArguments) -> list[str]:
     """Warnings, counted by kind and file; they go into the report too."""
     logger.info("checked: %s", summary(diagnosis))
     notes = counts(diagnosis.warnings)
@@ -261,7 +272,7 @@ def _tell(diagnosis: Diagnosis, arguments: Arguments) -> list[str]:
     return notes
 
 
-def _splits(diagnosis: Diagnosis, arguments: Arguments) -> dict[str, list[Example]]:
+def _splits(diagnosis: Diagnosis, arguments: RunArguments) -> dict[str, list[Example]]:
     """The examples of train, eval and test. The test is never cut; without a file of its own it is all of eval."""
     examples = dict(diagnosis.dataset.examples)
     examples.setdefault("test", examples["eval"])
@@ -270,7 +281,7 @@ def _splits(diagnosis: Diagnosis, arguments: Arguments) -> dict[str, list[Exampl
 
 
 def _retrieve(
-    method: Method, arguments: Arguments, documents: list[Document], examples: dict[str, list[Example]]
+    method: Method, arguments: RunArguments, documents: list[Document], examples: dict[str, list[Example]]
 ) -> tuple[dict[str, list[tuple[Hit, ...]]], dict[str, float]]:
     """The hits of every split, and the seconds each took; `train rows` and `eval rows` are those that rows hold.
 
@@ -284,7 +295,9 @@ def _retrieve(
         searches |= {f"{s} rows": (model, retrieval.embedding_max_num_to_retrieve) for s in ("train", "eval")}
     folder = index_folder(arguments.data)
     retrievers: dict[str, Retriever] = {}
-    hits = {f"{split} rows": [()] * len(examples[split]) for split in ("train", "eval")}
+    hits: dict[str, list[tuple[Hit, ...]]] = {
+        f"{split} rows": [()] * len(examples[split]) for split in ("train", "eval")
+    }
     seconds = {}
     for name, (model, k) in searches.items():
         if model not in retrievers:
@@ -325,7 +338,7 @@ def _rows(diagnosis: Diagnosis) -> dict[str, int]:
     return {**examples, "full_dataset_file_path": len(diagnosis.dataset.documents)}
 
 
-def _record(arguments: Arguments, durations: dict[str, float], rows: dict[str, int]) -> dict[str, Any]:
+def _record(arguments: RunArguments, durations: dict[str, float], rows: dict[str, int]) -> dict[str, Any]:
     groups = {
         name: asdict(getattr(arguments, name))
         for name in ("data", "retrieval", "prompt", "model", "evaluation", "logger", "output")

@@ -81,8 +81,9 @@ def read_results(output_dir: str | os.PathLike[str]) -> Results:
     """The results that `write_results` wrote. Raises `DataError` if they are not there as a whole."""
     folder = Path(output_dir)
     record, metrics = (_read_json(folder / name) for name in ("run.json", "metrics.json"))
-    about = {name: metrics.get(name) for name in _ABOUT_RESULTS}
-    arguments = record.get("arguments") if isinstance(record.get("arguments"), dict) else {}
+    about: dict[str, Any] = {name: metrics.get(name) for name in _ABOUT_RESULTS}
+    known = record.get("arguments")
+    arguments: dict[str, Any] = known if isinstance(known, dict) else {}
     samples = flat(arguments).get("bootstrap_samples", 2000)
     wrong = [f"metrics.json: {name}" for name, kind in _ABOUT_RESULTS.items() if not isinstance(about[name], kind)]
     wrong += [] if isinstance(arguments.get("method"), str) else ["run.json: method"]

@@ -127,8 +127,9 @@ def _row(results: Results, group: str, label: str, metric: str) -> MetricRow:
         label = f"{label} (n = {scored})"
     if _is_time(metric):
         digits = _digits(n, metric)
-        times = [f"{base.value:.{digits}f}", f"{tuned.value:.{digits}f}", f"{tuned.value - base.value:+.{digits}f}"]
-        return MetricRow(group, label, *((time, "") for time in times), "")
+        before, after = f"{base.value:.{digits}f}", f"{tuned.value:.{digits}f}"
+        change = f"{tuned.value - base.value:+.{digits}f}"
+        return MetricRow(group, label, (before, ""), (after, ""), (change, ""), "")
     found = results.differences[metric]
     word = verdict_word(found, metric)
     if group == "Retrieval" and word == "same":

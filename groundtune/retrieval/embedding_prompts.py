@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 # Families that need a prompt but whose folders often do not carry it, by a part of the model's name; the first that
@@ -32,7 +33,7 @@ KNOWN_PROMPTS: dict[str, tuple[str, str]] = {
 }
 
 
-def prompts_for(name: str, own: dict[str, str]) -> tuple[str, str]:
+def prompts_for(name: str, own: Mapping[str, str | None]) -> tuple[str, str]:
     """What goes before a question and before a document: the model's own prompts, else the table's, else nothing.
 
     `name` is a hub name or folder; `own` the `prompts` of its sentence-transformers configuration.

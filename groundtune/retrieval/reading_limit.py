@@ -12,6 +12,7 @@ from typing import Any
 
 from groundtune.retrieval.embedding_prompts import prompts_for
 from groundtune.system.model_folders import loading, refuse_embedding_model
+from groundtune.types import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class ReadingLimit:
     """How much of a document an embedding model reads: what its tokenizer and configuration say, without weights."""
 
     name: str
-    tokenizer: Any
+    tokenizer: Tokenizer
     max_tokens: int
     document_prompt: str
 
@@ -88,7 +89,7 @@ def _read_json(name: str, filename: str) -> Any:
 _COUNTED_AT_ONCE = 1000  # texts
 
 
-def token_counts(tokenizer: Any, prompt: str, texts: Sequence[str]) -> list[int]:
+def token_counts(tokenizer: Tokenizer, prompt: str, texts: Sequence[str]) -> list[int]:
     counts: list[int] = []
     for start in range(0, len(texts), _COUNTED_AT_ONCE):  # the ids of all would take more memory than all the vectors
         these = [prompt + text for text in texts[start : start + _COUNTED_AT_ONCE]]

@@ -17,7 +17,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from groundtune.arguments import DataArguments, EvaluationArguments, ModelArguments, PromptArguments, RetrievalArguments
+from groundtune.arguments import (
+    DataArguments,
+    EvaluationArguments,
+    Group,
+    ModelArguments,
+    PromptArguments,
+    RetrievalArguments,
+)
 from groundtune.data.files import sha256_of, write_text
 from groundtune.errors import DataError
 from groundtune.system.durable import cache_folder
@@ -27,7 +34,7 @@ logger = logging.getLogger(__name__)
 RUN = "run.json"
 BASE_MODEL = "model_name_or_path"
 # By the group that run.json keeps them in. Never: code to run, servers, keys, judges, trackers, hub, paths to write to.
-_SETTINGS: dict[str, tuple[type | None, tuple[str, ...]]] = {
+_SETTINGS: dict[str, tuple[type[Group] | None, tuple[str, ...]]] = {
     "data": (DataArguments, ("max_seq_length",)),
     "retrieval": (
         RetrievalArguments,

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from groundtune.arguments import Arguments
 from groundtune.data.files import sha256_of
@@ -25,6 +25,9 @@ from groundtune.system.durable import Damaged, discard
 from groundtune.system.locks import held
 from groundtune.system.outputs import in_place_of, inside, links_in
 from groundtune.system.text import plain, without_secrets
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +66,7 @@ class AlreadyFinished(Exception):
     """The very run that was asked for is done, and its results are in the output folder."""
 
 
-def identity(arguments: Arguments) -> dict[str, Any]:
+def identity(arguments: Arguments[TrainingArguments]) -> dict[str, Any]:
     """All that decides the weights, by the name of its flag: values, contents of files and models, versions.
 
     Two starts with one identity are the same run, wherever its files lie. Raises `DataError` if a file cannot be read.

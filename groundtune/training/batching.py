@@ -10,12 +10,13 @@ from torch.utils.data import Sampler
 
 from groundtune.model.packing import pack, prefix_groups
 from groundtune.prompts.rows import EpochRows, Row
+from groundtune.types import Batch
 
 IGNORED = -100  # the label of a position that is not learnt, as everywhere in transformers
 WORTH_GROUPING = 0.02  # share of all tokens saved below which questions on one passage need not share a batch
 
 
-def collate(rows: Sequence[Row], pad_id: int, *, packed: bool = False, share_prefix: bool = False) -> dict[str, Any]:
+def collate(rows: Sequence[Row], pad_id: int, *, packed: bool = False, share_prefix: bool = False) -> Batch:
     """The inputs of a model, and labels of the same shape that are set from the answers' spans and nothing else.
 
     Labels stand at their own position (the model's output one position earlier is what predicts them). `packed`: one
@@ -25,7 +26,7 @@ def collate(rows: Sequence[Row], pad_id: int, *, packed: bool = False, share_pre
     return _pack_rows(rows, share_prefix) if packed else _pad_rows(rows, pad_id)
 
 
-def _pad_rows(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
+def _pad_rows(rows: Sequence[Row], pad_id: int) -> Batch:
     shape = (len(rows), max(len(row) for row in rows))
     input_ids = torch.full(shape, pad_id)
     # By the row's length, never by comparing ids: a padding token may be the end token that must be learnt.
@@ -38,7 +39,7 @@ def _pad_rows(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
-def _pack_rows(rows: Sequence[Row], share_prefix: bool) -> dict[str, Any]:
+def _pack_rows(rows: Sequence[Row], share_prefix: bool) -> Batch:
     packing = pack(
         [row.prompt_ids + row.answer_ids for row in rows],
         # The prompt's last token predicts the answer's first: each row needs its own.

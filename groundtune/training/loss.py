@@ -8,13 +8,11 @@ import torch
 
 from groundtune.model.head import head_reads_only
 from groundtune.training.batching import IGNORED
+from groundtune.types import Batch, Model
 
 
 def answer_loss(
-    model: Any,
-    batch: dict[str, Any],
-    answer_tokens: torch.Tensor | int | None = None,
-    head: torch.nn.Module | None = None,
+    model: Model, batch: Batch, answer_tokens: torch.Tensor | int | None = None, head: torch.nn.Module | None = None
 ) -> torch.Tensor:
     """Sum of the answer tokens' cross-entropy over `answer_tokens`.
 

@@ -121,7 +121,7 @@ def _fingerprint(settings: dict[str, Any]) -> str:
 def _read(store: Path, settings: dict[str, Any], tell: bool = True) -> tuple[dict[str, int], np.ndarray]:
     """Row by document id, and the vectors in their rows; none where there is no complete and undamaged cache, which it
     can `tell`."""
-    nothing = {}, np.empty((0, 0), dtype=np.float32)
+    nothing: tuple[dict[str, int], np.ndarray] = {}, np.empty((0, 0), dtype=np.float32)
     if not (store / MANIFEST).exists():
         return nothing
     try:
