@@ -42,6 +42,8 @@ from groundtune.system.signals import Stopped, watched
 from groundtune.system.text import without_secrets
 
 if TYPE_CHECKING:
+    import argparse
+
     from rich.table import Table
 
     from groundtune.evaluation.comparison import Comparison
@@ -367,7 +369,7 @@ def _allowed(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     return arguments
 
 
-def _asking_parser() -> Any:
+def _asking_parser() -> argparse.ArgumentParser:
     return inference_parser("ask", "", "", "", WITHOUT)
 
 

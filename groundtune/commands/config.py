@@ -211,7 +211,7 @@ def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
         raise DataError([f"{path}:{line}: line: contains the character {error.character:#x}; remove it"]) from error
 
 
-def _as_written(node: Any) -> Any:
+def _as_written(node: yaml.Node) -> yaml.Node:
     """`off` and `no` are booleans to YAML and words to some flags; a flag that takes a boolean knows them too."""
     for scalar in node.value if isinstance(node, yaml.SequenceNode) else [node]:
         if scalar.tag == _BOOLEAN:
@@ -219,13 +219,13 @@ def _as_written(node: Any) -> Any:
     return node
 
 
-def _constructed(loader: Any, node: Any, where: str) -> Any:
+def _constructed(loader: yaml.SafeLoader, node: yaml.Node, where: str) -> Any:
     try:
         return loader.construct_object(node, deep=True)
     except (ValueError, OverflowError) as error:  # a date with 13 months, an integer of thousands of digits
         raise DataError([f"{where}: cannot be read ({error}); write it in quotes"]) from error
 
 
-def _no_mapping(path: str, whole: Any) -> DataError:
+def _no_mapping(path: str, whole: object) -> DataError:
     kind = "nothing" if whole is None else type(whole).__name__
     return DataError([f"{path}:1: line: the file contains {kind}; it must map argument names to values"])

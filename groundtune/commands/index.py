@@ -13,9 +13,9 @@ from groundtune.commands.parsing import given, light_parser
 from groundtune.commands.terminal import add_output_flags, be_quiet
 from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
-from groundtune.retrieval.retrievers import DenseRetriever
 
 if TYPE_CHECKING:
+    from groundtune.retrieval.retrievers import DenseRetriever
     from groundtune.schema import Example
 
 DESCRIPTION = """Embed the documents into a folder that training, evaluate and ask read. Only new or changed documents
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     folder = index_folder(data)
     examples = _searchable(data.eval_file) if data.eval_file else []
     retriever = open_retriever_with(retrieval.embedding_model, retrieval, documents, folder)
-    index = cast(DenseRetriever, retriever).index  # there is no flag for another one
+    index = cast("DenseRetriever", retriever).index  # there is no flag for another one
     found: dict[str, Any] = {
         "folder": str(folder),
         "documents": len(index.documents),

@@ -22,6 +22,8 @@ from groundtune.errors import DataError
 from groundtune.system.text import one_line
 
 if TYPE_CHECKING:
+    from transformers import HfArgumentParser
+
     from groundtune.training.arguments import RunArguments
 
 # Flags as they were once spelt -> today's, in each command that has the latter. A share of the steps and a number of
@@ -100,7 +102,7 @@ def parse_arguments(method: str, argv: Sequence[str], keywords: Mapping[str, Any
     return arguments
 
 
-def _why_refused(argv: Sequence[str], parser: Any) -> list[str]:
+def _why_refused(argv: Sequence[str], parser: HfArgumentParser) -> list[str]:
     """Trainer's arguments object checks its values and names no flag: whichever fails by itself is one to blame."""
     problems = []
     starts = [i for i, word in enumerate(argv) if word.startswith("--")]
@@ -112,7 +114,7 @@ def _why_refused(argv: Sequence[str], parser: Any) -> list[str]:
     return problems
 
 
-def training_parser(method: str) -> Any:
+def training_parser(method: str) -> HfArgumentParser:
     """The parser of `groundtune sft` or `swr`, with every argument of `transformers.TrainingArguments`."""
     from transformers import HfArgumentParser
     from transformers.hf_argparser import string_to_bool
@@ -182,7 +184,9 @@ def _in_full(argv: Sequence[str]) -> list[str]:
     return ["--config", *argv] if alone else ["--output_dir" if word == "-o" else word for word in argv]
 
 
-def _expand_files(argv: Sequence[str], parser: Any, keywords: Mapping[str, Any] | None = None) -> list[str]:
+def _expand_files(
+    argv: Sequence[str], parser: argparse.ArgumentParser, keywords: Mapping[str, Any] | None = None
+) -> list[str]:
     """The arguments of files as flags, then keywords and other flags, which win over what comes before.
 
     Raises `DataError` with all that is wrong.
@@ -207,7 +211,7 @@ def _expand_files(argv: Sequence[str], parser: Any, keywords: Mapping[str, Any] 
     return [*first, *(word for entry in latest for word in _words_of(entry, parser)), *words[len(first) :]]
 
 
-def _words_of(entry: Entry, parser: Any) -> list[str]:
+def _words_of(entry: Entry, parser: argparse.ArgumentParser) -> list[str]:
     """What an entry is on a command line, where a flag without a value, as `--quiet`, is there or is not."""
     action = parser._option_string_actions.get(f"--{entry.name}")
     if action is None or action.nargs != 0 or entry.value is None:
@@ -215,7 +219,7 @@ def _words_of(entry: Entry, parser: Any) -> list[str]:
     return [f"--{entry.name}"] if true_or_false(str(entry.value)) else []
 
 
-def _problems_of(entry: Entry, parser: Any) -> list[str]:
+def _problems_of(entry: Entry, parser: argparse.ArgumentParser) -> list[str]:
     """What the parser has against one flag and its values, without its name."""
     if entry.name == "help":
         return ["prints help on a command line, and is no argument here; leave it out"]
@@ -233,7 +237,7 @@ def _problems_of(entry: Entry, parser: Any) -> list[str]:
     return [f"takes one value, not {len(unknown) + 1}; -h describes it"] if unknown else []
 
 
-def _flags(parser: Any) -> set[str]:
+def _flags(parser: argparse.ArgumentParser) -> set[str]:
     return {flag for action in parser._actions for flag in action.option_strings}
 
 
@@ -290,7 +294,7 @@ def _spelt_as_today(argv: Sequence[str], known: set[str], tell: bool = True) -> 
     return today
 
 
-def _unknown_flags(words: Sequence[str], parser: Any) -> list[str]:
+def _unknown_flags(words: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
     known = sorted(flag for flag in _flags(parser) if "-" not in flag[2:])  # HfArgumentParser has both spellings
     problems = []
     for word in words:

@@ -20,10 +20,13 @@ from groundtune.model.endpoint import is_server, server_problems
 from groundtune.system.outputs import links_at
 
 if TYPE_CHECKING:
+    from groundtune.model.generators import Writer
     from groundtune.prepare.journal import Journal
     from groundtune.prepare.questions import Settings
     from groundtune.retrieval.retrievers import Retriever
     from groundtune.schema import Document
+
+    Load = Callable[[str, str, str], Writer]  # name, model and options -> who writes
 
 # Name, help, default, type.
 _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
@@ -143,11 +146,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _ask(
-    arguments: argparse.Namespace,
-    settings: Settings,
-    passages: Sequence[Any],
-    journal: Journal,
-    load: Callable[..., Any],
+    arguments: argparse.Namespace, settings: Settings, passages: Sequence[Document], journal: Journal, load: Load
 ) -> list[str]:
     """Ask for all that the journal lacks; why requests failed."""
     from groundtune.prepare import questions, support
@@ -186,14 +185,14 @@ def _prompts_per_batch(name: str, arguments: argparse.Namespace) -> int:
     return 4 * _server(arguments).concurrency if is_server(name) else arguments.batch_size
 
 
-def _loader(arguments: argparse.Namespace) -> Callable[..., Any]:
+def _loader(arguments: argparse.Namespace) -> Load:
     """Loads a generator when it is first asked for, and lets go of it for another.
 
     A run that only changes the gates needs none.
     """
 
     @lru_cache(maxsize=1)
-    def load(name: str, model: str, options: str) -> Any:
+    def load(name: str, model: str, options: str) -> Writer:
         from transformers.utils.logging import disable_progress_bar
 
         from groundtune.model.opening import open_writer

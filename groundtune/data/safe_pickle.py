@@ -12,7 +12,7 @@ import pickle
 import pickletools
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, NoReturn
 
 _NAMES = frozenset({("local_rqa.schema.document", "Document"), ("open_rqa.schema.document", "Document")})
 
@@ -97,7 +97,7 @@ def _unpickle(data: bytes) -> list[Any]:
                 raise RefusedPickle(f"it names {module!r} {name!r}")
             return Document
 
-        def persistent_load(self, pid: Any) -> Any:
+        def persistent_load(self, pid: Any) -> NoReturn:
             raise RefusedPickle("it refers to an object outside the pickle")
 
     documents = Reader(io.BytesIO(data)).load()

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
+from groundtune.aliases import Model, Tokenizer
 from groundtune.evaluation.arguments import InferenceArguments
 from groundtune.evaluation.evaluator import EndToEndEvaluator, passages_of, score_replies
 from groundtune.evaluation.predictions import Evaluation, evaluation_of
@@ -21,7 +22,6 @@ from groundtune.prompts.prompt import chat_messages, make_prompt
 from groundtune.retrieval.opening import index_folder, open_retriever
 from groundtune.retrieval.retrievers import retrieve
 from groundtune.schema import Document, Example, Hit
-from groundtune.types import Model, Tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftModel

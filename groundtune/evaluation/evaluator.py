@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from groundtune.aliases import Model
 from groundtune.arguments import room_for_prompt
 from groundtune.evaluation.abstention import answer_scores, unknown_texts
 from groundtune.evaluation.groundedness import groundedness_scores
@@ -23,7 +24,6 @@ from groundtune.prompts.prompt import Prompt
 from groundtune.prompts.rows import Question, encode_questions
 from groundtune.schema import Document, Example, Hit, Prediction, Reply
 from groundtune.system.processes import in_shares, run_on_main
-from groundtune.types import Model
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from groundtune.aliases import Batch, Model
 from groundtune.prompts.policies import Policy
-from groundtune.prompts.rows import Row
-from groundtune.types import Batch, Model
 
 if TYPE_CHECKING:
     import torch
+
+    from groundtune.prompts.rows import Row
 
 
 @dataclass(frozen=True)

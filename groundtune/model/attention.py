@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from groundtune.aliases import Config, Model
 from groundtune.model.kv_cache import Decoding, KVCache
 from groundtune.model.packing import Packed, Segment, model_inputs
-from groundtune.types import Config, Model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

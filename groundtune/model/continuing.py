@@ -15,10 +15,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from groundtune.aliases import Model
 from groundtune.model.attention import error_of_logits, inside_adapter
 from groundtune.model.head import head_reads_only
 from groundtune.system.out_of_memory import is_out_of_memory
-from groundtune.types import Model
 
 logger = logging.getLogger(__name__)
 

@@ -29,6 +29,7 @@ KEYS = ("GROUNDTUNE_API_KEY", "OPENAI_API_KEY")  # the first that is set; server
 Messages = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "..."}, ...]
 
 T = TypeVar("T")
+P = TypeVar("P")
 
 # What reading it raises where status 200 comes with a page of HTML, say, or with half of a JSON object.
 _NO_REPLY = (AttributeError, IndexError, TypeError, ValueError)
@@ -197,12 +198,12 @@ class Endpoint:
 
     def _replies(
         self,
-        ask: Callable[[Any], Any],
-        prompts: Sequence[Any],
+        ask: Callable[[P], Any],
+        prompts: Sequence[P],
         text_of: Callable[[Any], str | None],
         on_done: Callable[[int], None],
     ) -> list[Reply]:
-        def reply(prompt: Any, first: bool = False) -> Reply:
+        def reply(prompt: P, first: bool = False) -> Reply:
             self._pace()
             answered = self._reply(ask, prompt, text_of, first)
             on_done(1)
@@ -213,9 +214,7 @@ class Endpoint:
         # The first goes alone: a wrong address or key is said at once, and not once for each prompt.
         return [reply(prompts[0], first=True), *_in_threads(reply, prompts[1:], self.concurrency)]
 
-    def _reply(
-        self, ask: Callable[[Any], Any], prompt: Any, text_of: Callable[[Any], str | None], first: bool
-    ) -> Reply:
+    def _reply(self, ask: Callable[[P], Any], prompt: P, text_of: Callable[[Any], str | None], first: bool) -> Reply:
         from openai import APIConnectionError, AuthenticationError, NotFoundError, OpenAIError, PermissionDeniedError
 
         try:
@@ -275,7 +274,7 @@ def lasting(ask: Callable[..., list[Reply]], met: bool = False) -> Callable[...,
     return asked
 
 
-def _in_threads(function: Callable[[Any], T], items: Sequence[Any], threads: int) -> list[T]:
+def _in_threads(function: Callable[[P], T], items: Sequence[P], threads: int) -> list[T]:
     """What the function gives for each item, in their order.
 
     Python waits for the threads of a ThreadPoolExecutor, even to exit: Ctrl-C would wait for a server that hangs. These

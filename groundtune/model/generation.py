@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from groundtune.aliases import Model
 from groundtune.model.attention import attends_by_layout
 from groundtune.model.continuing import exact_batch_size, read
 from groundtune.model.head import head_reads_only
@@ -15,7 +16,6 @@ from groundtune.model.kv_cache import Decoding, KVCache
 from groundtune.model.lookup import Lookup
 from groundtune.model.packing import model_inputs, pack, prefix_groups
 from groundtune.system.out_of_memory import MicroBatch, halve_on_oom
-from groundtune.types import Model
 
 _PREFILL_TOKENS = 8192  # prompts read in one forward pass; more gains nothing and takes memory
 _GUESSED = 5  # tokens; with more, what is guessed in vain costs what is guessed right saves

@@ -10,12 +10,12 @@ from typing import Any, Protocol, cast
 
 import torch
 
+from groundtune.aliases import Model, Tokenizer
 from groundtune.arguments import PromptArguments
 from groundtune.model.endpoint import Messages
 from groundtune.model.generation import generate_greedy, stream_greedy
 from groundtune.prompts.prompt import Prompt, make_prompt, request_ids
 from groundtune.schema import ASSISTANT, USER, Reply, Turn
-from groundtune.types import Model, Tokenizer
 
 OnDone = Callable[[int], None]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from groundtune.aliases import Config, Model
 from groundtune.errors import ModelError
-from groundtune.types import Config, Model
 
 logger = logging.getLogger(__name__)
 

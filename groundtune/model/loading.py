@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from groundtune.aliases import Model, Tokenizer
 from groundtune.arguments import ModelArguments, is_commit
 from groundtune.errors import ModelError
 from groundtune.system.model_folders import hub_problems, loading, model_problems, why_not_loaded
 from groundtune.system.out_of_memory import is_out_of_memory
-from groundtune.types import Model, Tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftModel

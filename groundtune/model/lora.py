@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear
 
-from groundtune.types import Model
+from groundtune.aliases import Model
 
 
 class _LoraProduct(torch.autograd.Function):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from groundtune.aliases import Model, Tokenizer
 from groundtune.arguments import ModelArguments, PromptArguments, check_model_name
 from groundtune.errors import ModelError
 from groundtune.model.attention import use_packed_attention
@@ -27,7 +28,6 @@ from groundtune.system.model_folders import (
     why_not_loaded,
 )
 from groundtune.system.out_of_memory import is_out_of_memory
-from groundtune.types import Model, Tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import one_hot, pad, scaled_dot_product_attention
 
+from groundtune.aliases import Batch
 from groundtune.model.kv_cache import Decoding, KVCache
-from groundtune.types import Batch
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask

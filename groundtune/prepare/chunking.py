@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from groundtune.data.passages import format_passage, header_of
 from groundtune.errors import DataError
@@ -18,6 +18,7 @@ from groundtune.schema import Document
 from groundtune.system.text import one_line
 
 if TYPE_CHECKING:
+    from semantic_text_splitter import MarkdownSplitter, TextSplitter
     from tokenizers import Tokenizer
 
 _HEADINGS = re.compile(r"^#{1,6} .*$", re.MULTILINE)
@@ -86,7 +87,7 @@ class Chunker:
     def _header(self, page: Page, section: str) -> int:
         return self.tokens(header_of(source=page.source, title=page.title, section=section))
 
-    def _splitter(self, markdown: bool, count: _SpanCounter, capacity: int) -> Any:
+    def _splitter(self, markdown: bool, count: _SpanCounter, capacity: int) -> MarkdownSplitter | TextSplitter:
         from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
         splitter = MarkdownSplitter if markdown else TextSplitter

@@ -195,7 +195,7 @@ def _main_part(soup: BeautifulSoup) -> Tag:
     return main
 
 
-def _markdown_of(soup: Any, path: Path) -> str:
+def _markdown_of(soup: Tag, path: Path) -> str:
     from markdownify import MarkdownConverter
 
     converter = MarkdownConverter(

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, cast
 
+from groundtune.aliases import Tokenizer
 from groundtune.arguments import PromptArguments
 from groundtune.errors import ModelError
 from groundtune.schema import ASSISTANT, USER, Document, Turn
 from groundtune.system.model_folders import why_not_loaded
-from groundtune.types import Tokenizer
 
 
 class Prompt(Protocol):

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from transformers import PrinterCallback, set_seed
 
+from groundtune.aliases import Model
 from groundtune.arguments import DataArguments
 from groundtune.data.checks import counts
 from groundtune.data.files import in_the_way, sha256_of
@@ -53,7 +54,6 @@ from groundtune.training.arguments import (
 )
 from groundtune.training.doctor import Diagnosis, diagnose, doctor_command, summary
 from groundtune.training.trainer import QATrainer
-from groundtune.types import Model
 
 logger = logging.getLogger(__name__)
 

@@ -235,5 +235,5 @@ def flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def finite(value: Any) -> bool:
+def finite(value: object) -> bool:
     return isinstance(value, numbers.Real) and math.isfinite(value)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from groundtune.aliases import Tokenizer
 from groundtune.retrieval.embedding_prompts import prompts_for
 from groundtune.system.model_folders import loading, refuse_embedding_model
-from groundtune.types import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,7 @@ def _settings(groups: Mapping[str, Any], path: str, problems: list[str]) -> dict
     return found
 
 
-def _wrong(value: Any, kind: str, choices: list[str] | None) -> str:
+def _wrong(value: object, kind: str, choices: list[str] | None) -> str:
     """What is wrong with a setting, in words; empty if nothing is."""
     if choices and value not in choices:
         return f"{_shown(value)} is not one of {', '.join(choices)}"
@@ -229,7 +229,7 @@ def _text(value: Any, where: str, problems: list[str]) -> str:
     return ""
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from groundtune.arguments import Arguments
 from groundtune.data.files import sha256_of
@@ -62,6 +62,15 @@ _WRITTEN = ("predictions", "checkpoint-*", ".writing-*", ".pushing-*", "addition
 _WAYS_OUT = "name another --output_dir, or give --overwrite_output_dir to start over"
 
 
+class Resuming(Protocol):
+    """What `QATrainingArguments` say about it."""
+
+    output_dir: str
+    overwrite_output_dir: bool
+    resume_from_checkpoint: str | None
+    resume_anyway: bool
+
+
 class AlreadyFinished(Exception):
     """The very run that was asked for is done, and its results are in the output folder."""
 
@@ -108,8 +117,8 @@ def output_problems(output_dir: Path) -> list[str]:
     return links_in(output_dir, *_WRITTEN, flag="output_dir")
 
 
-def checkpoint_to_resume(training: Any, run: Mapping[str, Any]) -> Checkpoint | None:
-    """Where the run goes on, None if it begins; `training` are its `QATrainingArguments`, `run` its `identity`.
+def checkpoint_to_resume(training: Resuming, run: Mapping[str, Any]) -> Checkpoint | None:
+    """Where the run goes on, None if it begins; `run` is its `identity`.
 
     Raises `AlreadyFinished`, or `DataError` that names each difference to the run that the folder holds.
     """
@@ -130,7 +139,7 @@ def checkpoint_to_resume(training: Any, run: Mapping[str, Any]) -> Checkpoint | 
         if checkpoint is None and asked == "true":
             raise DataError([f"--resume_from_checkpoint: no complete checkpoint in {output_dir}; remove the flag"])
     else:
-        checkpoint = _named(Path(training.resume_from_checkpoint))
+        checkpoint = _named(Path(training.resume_from_checkpoint or "no"))
     if checkpoint is not None:
         check_same_run(checkpoint, run, training.resume_anyway)
         logger.info("resuming from %s", checkpoint.folder)
@@ -210,7 +219,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], when: str) -
     return [f"{name}: {_shown(before[name])} {when}, {_shown(now[name])} now" for name in names]
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
     return text[:19] + "..." if text.startswith("sha256 ") else text
 

@@ -250,11 +250,11 @@ def _indexes(folder: Path, root: Path) -> Iterator[str]:
             yield f"{folder / name}: {str(wrong[0])!r} is {what}, and {_CONVERT}"
 
 
-def _is_safetensors(name: Any, folder: Path, root: Path) -> TypeGuard[str]:
+def _is_safetensors(name: object, folder: Path, root: Path) -> TypeGuard[str]:
     return isinstance(name, str) and name.endswith(".safetensors") and _is_below(name, folder, root)
 
 
-def _is_index(name: Any, folder: Path, root: Path) -> TypeGuard[str]:
+def _is_index(name: object, folder: Path, root: Path) -> TypeGuard[str]:
     return isinstance(name, str) and name.endswith(".safetensors.index.json") and _is_below(name, folder, root)
 
 
@@ -289,7 +289,7 @@ def _base_outside(folder: Path, root: Path) -> Iterator[str]:
         yield f"{folder / ADAPTER}: its base model {ascii(name)} is outside of the folder; merge the two into one model"
 
 
-def _is_module(module: Any) -> bool:
+def _is_module(module: object) -> bool:
     return isinstance(module, dict) and all(isinstance(module.get(name), str) for name in ("type", "path"))
 
 

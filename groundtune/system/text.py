@@ -69,7 +69,7 @@ def one_line(text: object, at_most: int = 0) -> str:
 HALF_A_CHARACTER = "contains half of a surrogate pair, which UTF-8 cannot encode; write the complete character"
 
 
-def encodable(value: Any) -> bool:
+def encodable(value: object) -> bool:
     """Whether UTF-8 can hold it: JSON can spell half of a surrogate pair, which no file and no terminal can show."""
     try:
         _encode(value).encode("utf-8")
@@ -95,6 +95,6 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def as_json(content: Any) -> str:
+def as_json(content: object) -> str:
     """Indented JSON without NaN, ending in a line feed."""
     return json.dumps(plain(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch.utils.data import Sampler
 
+from groundtune.aliases import Batch
 from groundtune.model.packing import pack, prefix_groups
 from groundtune.prompts.rows import EpochRows, Row
-from groundtune.types import Batch
+
+T = TypeVar("T")
 
 IGNORED = -100  # the label of a position that is not learnt, as everywhere in transformers
 WORTH_GROUPING = 0.02  # share of all tokens saved below which questions on one passage need not share a batch
@@ -76,13 +78,15 @@ def length_order(batch_size: int) -> Order:
 
 def prefix_order(batch_size: int, apart: bool = False) -> Order:
     """Rows whose prompts begin alike share a batch; `apart`: no two need to."""
-    known: list[Any] = [None, []]
+    known: Sequence[Row] | None = None
+    groups: list[list[int]] = []
 
     def order(rows: Sequence[Row], generator: torch.Generator) -> list[int]:
-        if known[0] is not rows:
-            alone = [[i] for i in range(len(rows))]
-            known[:] = rows, alone if apart else prefix_groups([row.prompt_ids for row in rows])
-        return by_prefix(known[1], batch_size, generator)
+        nonlocal known, groups
+        if known is not rows:
+            known = rows
+            groups = [[i] for i in range(len(rows))] if apart else prefix_groups([row.prompt_ids for row in rows])
+        return by_prefix(groups, batch_size, generator)
 
     return order
 
@@ -149,5 +153,5 @@ def by_prefix(groups: Sequence[Sequence[int]], batch_size: int, generator: torch
     return order + [i for batch in waiting for i in batch]
 
 
-def _shuffled(items: Sequence[Any], generator: torch.Generator) -> list[Any]:
+def _shuffled(items: Sequence[T], generator: torch.Generator) -> list[T]:
     return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, cast
 
+from groundtune.aliases import Tokenizer
 from groundtune.arguments import Arguments, room_for_prompt
 from groundtune.data.checks import ERROR, WARNING, Dataset, Finding, check_texts, condensed, in_order, read_dataset
 from groundtune.errors import DataError, ModelError
@@ -24,7 +25,6 @@ from groundtune.schema import Document, Example, Hit
 from groundtune.system.model_folders import why_not_loaded
 from groundtune.system.text import harmless, hide_secrets
 from groundtune.training.labels import what_else_is_learnt
-from groundtune.types import Tokenizer
 
 
 @dataclass(frozen=True)

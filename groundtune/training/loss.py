@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from groundtune.aliases import Batch, Model
 from groundtune.model.head import head_reads_only
 from groundtune.training.batching import IGNORED
-from groundtune.types import Batch, Model
 
 
 def answer_loss(

@@ -11,11 +11,13 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import EvalLoopOutput
 
+from groundtune.aliases import Batch, Model
 from groundtune.errors import ModelError
 from groundtune.evaluation.evaluator import EndToEndEvaluator, Evaluation
 from groundtune.methods import Method
@@ -38,7 +40,6 @@ from groundtune.training.batching import (
 )
 from groundtune.training.labels import check_labels
 from groundtune.training.safe_trainer import SafeTrainer
-from groundtune.types import Batch, Model
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +169,7 @@ class QATrainer(SafeTrainer):
     @interruptible()
     def evaluation_loop(
         self,
-        dataloader: Any,
+        dataloader: DataLoader,
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
@@ -184,7 +185,7 @@ class QATrainer(SafeTrainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(cast(Any, None), None, metrics, num_samples=self.num_examples(dataloader))
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Each row once: Trainer's would repeat rows until all processes have as many, and could leave some out.
 
         What a process holds a part of the model for must be computed by all, so there the repeats stay.
@@ -197,7 +198,7 @@ class QATrainer(SafeTrainer):
             self.accelerator.even_batches, self.args.dataloader_drop_last = even, drop
 
     @torch.no_grad()
-    def _gold_loss(self, dataloader: Any) -> float:
+    def _gold_loss(self, dataloader: DataLoader) -> float:
         model = self._wrap_model(self.model, training=False)
         was_training = model.training
         model.eval()

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from groundtune.data.entries import Record, shown
 from groundtune.data.files import parquet_rows
@@ -195,7 +194,7 @@ class _readable:
         self.file = opened(self.path)
         return self.file
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.file.close()
         if isinstance(error, EOFError | OSError):
             raise DataError([f"{self.path}: cannot be unpacked ({one_line(error, 150)}); download it again"]) from error

@@ -146,7 +146,7 @@ def _plain(settings: dict[str, Any]) -> Any:
     return json.loads(json.dumps(settings, default=str))
 
 
-def _sha256_of_json(content: Any) -> str:
+def _sha256_of_json(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
