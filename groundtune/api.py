@@ -60,7 +60,7 @@ logger = logging.getLogger(__name__)
 
 _ONE_AT_A_TIME = threading.RLock()  # random generators are the process's, and accelerate's state too
 # Flags that only a command line has.
-_NOT_HERE = {"config": "is no argument of this function", "json": "prints, which no function here does"}
+_NOT_HERE = {"config": "is not an argument of this function", "json": "controls printing, which functions never do"}
 _SET_BY_TRAINING = re.compile(r"ACCELERATE_|WANDB_RUN_GROUP$")  # environment variables
 _RETRIEVER = (
     (DataArguments, ["full_dataset_file_path", "full_dataset_index_path"]),
@@ -75,7 +75,7 @@ _RETRIEVER = (
 class Answer:
     """An answer with the passages that it was written from.
 
-    `sources` are in the order in which they stand in the prompt, best first. `chat_history` is what was said so far,
+    `sources` are in the order in which they stand in the prompt, best first. `chat_history` is the conversation so far,
     this question and answer included: give it to the next `ask`.
     """
 
@@ -92,8 +92,8 @@ class Answer:
 class Run:
     """A finished run, as `train` and `load` return it.
 
-    `folder` holds the model and the results, `method` is the name of its training method. `arguments` are the keywords
-    of `load`.
+    `folder` holds the model and the results, `method` is the name of its training method, and `arguments` are the
+    keywords of `load`.
     """
 
     folder: Path
@@ -130,8 +130,8 @@ class Run:
 
         Args:
             question: A text that is not empty.
-            chat_history: What was said before, oldest first. A retriever that searches with `query_history` reads it
-                too, and a long one loses its oldest turns.
+            chat_history: The conversation so far, oldest turn first. The search query takes from it what
+                `query_history` says; of a long one the oldest turns are left out.
 
         Raises:
             DataError: the question is empty or too long, a file is missing, or the folder names models or files outside
@@ -176,7 +176,7 @@ class Run:
 def train(method: str, *, config: PathLike | None = None, **arguments: Any) -> Run:
     """Train a model and compare it with its base model, as `groundtune sft` and `groundtune swr` do.
 
-    A run that was interrupted goes on from its last checkpoint when the same call is made again, and a run that is
+    A run that was interrupted resumes from its last checkpoint when the same call is made again, and a run that is
     finished is returned at once. Ctrl-C finishes the step, saves it, and raises `KeyboardInterrupt`; a second one does
     not wait. Random generators, signal handlers and environment variables are afterwards as they were before. Of calls
     in several threads one trains and the others wait.
@@ -198,7 +198,7 @@ def train(method: str, *, config: PathLike | None = None, **arguments: Any) -> R
         NotPushed: the run is finished and saved, but not on the hub; the same call pushes it.
     """
     if method not in METHODS:
-        raise DataError([f"method: {method!r} is none; one of {', '.join(METHODS)}"])
+        raise DataError([f"method: {method!r} is unknown; use one of {', '.join(METHODS)}"])
     words = _words(config)
     with _ONE_AT_A_TIME, _by_keyword(method, lambda problems: at_their_lines(problems, words, arguments)), _as_it_was():
         parsed = parse_arguments(method, words, _allowed(arguments))
@@ -248,7 +248,7 @@ def load(folder: PathLike, **arguments: Any) -> Run:
         given(_asking_parser(), [], _allowed(arguments))
         run = remembered(path)
     if run is None or not run.method:
-        found = "no such folder" if not os.path.isdir(path) else "no finished run is in it"
+        found = "no such folder" if not os.path.isdir(path) else "it contains no finished run"
         raise DataError([f"{path}: {found}; name the output_dir of a run that `train` finished"])
     return Run(Path(path), run.method, arguments)
 
@@ -364,7 +364,7 @@ def _words(config: PathLike | None) -> list[str]:
 
 def _allowed(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     """The keywords, if none of them is of command lines only."""
-    if problems := [f"{name}: {why}; leave it out" for name, why in _NOT_HERE.items() if name in arguments]:
+    if problems := [f"{name}: {why}; remove it" for name, why in _NOT_HERE.items() if name in arguments]:
         raise DataError(problems)
     return arguments
 

@@ -17,6 +17,7 @@ from groundtune.errors import DataError
 from groundtune.methods import METHODS
 from groundtune.system.durable import DiskError
 from groundtune.system.out_of_memory import OutOfMemory, is_out_of_memory, reason
+from groundtune.system.text import HarmlessRecord, harmless_lines
 
 __all__ = ["COMMANDS", "all_commands", "main", "parse_arguments", "train_command"]
 
@@ -81,13 +82,13 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     try:
         return getattr(import_module(f"groundtune.{module}"), function)(words)
     except DataError as error:
-        print(*error.problems, sep="\n", file=sys.stderr)
+        print(harmless_lines(error.problems), file=sys.stderr)
         return 2
     except DiskError as error:
-        print(error, file=sys.stderr)
+        print(harmless_lines([error]), file=sys.stderr)
         return 3
     except OutOfMemory as error:
-        print(error, file=sys.stderr)
+        print(harmless_lines([error]), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -98,7 +99,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        print(f"out of memory: {reason(error)}; {_LESS_MEMORY}", file=sys.stderr)
+        print(harmless_lines([f"out of memory: {reason(error)}; {_LESS_MEMORY}"]), file=sys.stderr)
         return 1
 
 
@@ -117,6 +118,7 @@ def _set_up_output() -> None:
 
 
 def _set_up_logging() -> None:
+    logging.setLogRecordFactory(HarmlessRecord)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("groundtune").setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own; once is enough

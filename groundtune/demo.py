@@ -80,7 +80,6 @@ def demo_flags(folder: Path, model: Path, embedding_model: Path) -> list[str]:
         "eval_file": data / "eval.jsonl",
         "test_file": data / "test.jsonl",
         "full_dataset_file_path": data / "documents.jsonl",
-        "full_dataset_index_path": data / "index",
         "use_peft": "true",
         "learning_rate": 5e-4,
         "embedding_max_num_to_retrieve": 2,

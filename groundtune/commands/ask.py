@@ -16,6 +16,7 @@ from groundtune.commands.parsing import given
 from groundtune.commands.terminal import be_quiet
 from groundtune.errors import DataError
 from groundtune.evaluation.arguments import AnswerArguments, JudgeArguments, with_flags
+from groundtune.system.text import harmless_code, harmless_lines
 
 if TYPE_CHECKING:
     from groundtune.serving.dialogue import Dialogue, Source
@@ -94,7 +95,7 @@ def _converse(dialogue: Dialogue) -> None:
             dialogue.turns.clear()
             print("a new dialogue; earlier turns are forgotten")
         elif question == "/sources":
-            print(*(f"[{i}] {_harmless(source.document.text)}" for i, source in enumerate(sources, 1)), sep="\n\n")
+            print(*(f"[{i}] {harmless_code(source.document.text)}" for i, source in enumerate(sources, 1)), sep="\n\n")
         elif question.startswith("/"):
             print(COMMANDS)
         elif question:
@@ -103,7 +104,7 @@ def _converse(dialogue: Dialogue) -> None:
             except KeyboardInterrupt:
                 print("\nstopped; this question and its answer are forgotten")
             except DataError as error:  # too long, or the server is gone: the dialogue goes on
-                print(*error.problems, sep="\n", file=sys.stderr)
+                print(harmless_lines(error.problems), file=sys.stderr)
 
 
 def _show(dialogue: Dialogue, question: str) -> list[Source]:
@@ -111,23 +112,16 @@ def _show(dialogue: Dialogue, question: str) -> list[Source]:
     read = f"{len(sources)} passage{'' if len(sources) == 1 else 's'}"
     print(f"\nbased on {read}:" if sources else "\nno passage fits into the prompt")
     for i, source in enumerate(sources, 1):
-        print(f"  [{i}] {source.score:.3f}  {_harmless(', '.join(filter(None, (source.title, source.place))))}")
+        print(f"  [{i}] {source.score:.3f}  {harmless_code(', '.join(filter(None, (source.title, source.place))))}")
     return sources
 
 
 def _show_answer(dialogue: Dialogue, question: str) -> list[Source]:
     sources, words = dialogue.ask(question)
     for word in words:
-        print(_harmless(word), end="", flush=True)
+        print(harmless_code(word), end="", flush=True)
     print()
     return sources
-
-
-def _harmless(text: str) -> str:
-    """Answers and passages as a terminal only shows them; code may be indented by tabs."""
-    from groundtune.system.text import harmless
-
-    return "\t".join(map(harmless, text.split("\t")))
 
 
 def _show_json(dialogue: Dialogue, question: str) -> None:

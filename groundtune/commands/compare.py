@@ -41,7 +41,9 @@ def main(argv: Sequence[str]) -> int:
 
     print_comparison(comparison)
     if not words["quiet"]:
-        print(*notes, f"Report: {page}", sep="\n")
+        from groundtune.system.text import harmless_lines
+
+        print(harmless_lines([*notes, f"Report: {page}"]))
     return 0
 
 
@@ -65,9 +67,7 @@ def compared(paths: Sequence[str], names: Sequence[str], output: str | None) -> 
     facts = {"Questions": str(comparison.n), "Compared with": comparison.reference}
     try:
         with disk_errors(output):
-            write_comparisons(
-                output, "comparison", comparison.title, [comparison], facts, comparison.notes, record
-            )
+            write_comparisons(output, "comparison", comparison.title, [comparison], facts, comparison.notes, record)
     except OSError as error:
         problem = f"--output: {output} cannot be written ({error.strerror}); name another file"
         raise DataError([problem]) from error

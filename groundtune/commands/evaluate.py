@@ -113,6 +113,7 @@ def _known(run: Remembered, words: Mapping[str, Any], for_questions: bool) -> di
 def _show(found: Any, as_json: bool, quiet: bool) -> None:
     from groundtune.commands.terminal import print_comparison
     from groundtune.system.text import as_json as json_of
+    from groundtune.system.text import harmless_lines
 
     if as_json:
         print(json_of(found.to_dict()), end="")
@@ -122,4 +123,4 @@ def _show(found: Any, as_json: bool, quiet: bool) -> None:
     if quiet:
         return
     print(f"An answer is right if {found.right}.")
-    print(*found.notes, f"Report: {found.output_dir / 'evaluation.html'}", sep="\n")
+    print(harmless_lines([*found.notes, f"Report: {found.output_dir / 'evaluation.html'}"]))

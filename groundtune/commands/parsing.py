@@ -10,7 +10,7 @@ import argparse
 import difflib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -194,10 +194,9 @@ def _expand_files(
     paths, words = split_files(argv)
     entries: list[Entry] = []
     problems: list[str] = []
-    sources: list[tuple[Callable[[Any], list[Entry]], Any]] = [(read_config, path) for path in paths]
-    for read, source in [*sources, (entries_of, keywords or {})]:
+    for read in [*(partial(read_config, path) for path in paths), partial(entries_of, keywords or {})]:
         try:
-            entries += read(source)
+            entries += read()
         except DataError as error:
             problems += error.problems
     for entry in entries:
@@ -222,7 +221,7 @@ def _words_of(entry: Entry, parser: argparse.ArgumentParser) -> list[str]:
 def _problems_of(entry: Entry, parser: argparse.ArgumentParser) -> list[str]:
     """What the parser has against one flag and its values, without its name."""
     if entry.name == "help":
-        return ["prints help on a command line, and is no argument here; leave it out"]
+        return ["prints help on the command line and is not an argument here; remove it"]
     try:
         words = _spelt_as_today(_words_of(entry, parser), _flags(parser), tell=False)
         unknown = parser.parse_known_args(words)[1]

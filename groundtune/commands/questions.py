@@ -17,6 +17,7 @@ from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
 from groundtune.evaluation.arguments import SERVER, GeneratorArguments
 from groundtune.model.endpoint import is_server, server_problems
+from groundtune.runs.remembered import base_not_followed
 from groundtune.system.outputs import links_at
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
         if asked and is_server(name):
             problems += server_problems(flag, name, model, options)
         elif asked:
-            problems += check_model_name(flag, name)
+            problems += [*check_model_name(flag, name), *base_not_followed(flag, name)]
     return problems
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from groundtune.commands.parsing import light_parser
+from groundtune.system.text import harmless_line
 
 if TYPE_CHECKING:
     from groundtune.evaluation.comparison import Comparison
@@ -55,7 +56,7 @@ def show(summary: Mapping[str, Any], table: Any, notes: Sequence[str], arguments
     if not arguments.quiet:
         console.print(table)
     for note in notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        console.print(harmless_line(note), highlight=False, markup=False, soft_wrap=True)
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -67,11 +68,11 @@ def print_comparison(comparison: Comparison) -> None:
     console = Console()
     console.print(comparison_table(comparison))
     for name in comparison.others:
-        console.print(comparison.verdict(name), highlight=False, markup=False, soft_wrap=True)
+        console.print(harmless_line(comparison.verdict(name)), highlight=False, markup=False, soft_wrap=True)
     if (outcomes := outcomes_table(comparison)) is not None:
         console.print(outcomes)
     for line in failures(comparison):
-        console.print(line, style="yellow", markup=False)
+        console.print(harmless_line(line), style="yellow", markup=False)
 
 
 class Bars:

@@ -18,6 +18,7 @@ from groundtune.data.files import write_text
 from groundtune.errors import DataError
 from groundtune.system.durable import disk_errors
 from groundtune.system.signals import Stopped, watched
+from groundtune.system.text import harmless_lines
 
 if TYPE_CHECKING:
     from groundtune.reporting.results import Results
@@ -90,7 +91,7 @@ def _run(method: str, argv: Sequence[str]) -> int:
             with disk_errors(arguments.training.output_dir):
                 results = train(arguments)
         except NonFiniteLoss as error:
-            print(error, file=sys.stderr)
+            print(harmless_lines([error]), file=sys.stderr)
             return 1
         except AlreadyFinished as finished:
             if not output.quiet and main_process:
@@ -104,7 +105,7 @@ def _run(method: str, argv: Sequence[str]) -> int:
         try:
             address = pushed(arguments)
         except NotPushed as error:
-            print(error, file=sys.stderr)
+            print(harmless_lines([error]), file=sys.stderr)
             status = 4
         if address and not output.quiet:
             print(f"Pushed: {address}")

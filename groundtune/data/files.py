@@ -314,6 +314,14 @@ def _why_not_opened(path: Path, error: Exception) -> str:
     return f"no such file: {path}; " + (f"did you mean {' or '.join(near)}?" if near else "check the path")
 
 
+def in_folder(folder: Path, *names: str) -> Path:
+    """`folder`/names, to be read. Raises `DataError` if a link leads out of the folder, which may be a stranger's."""
+    path = folder.joinpath(*names)
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise DataError([f"{path} is a link to {os.path.realpath(path)}, outside {folder}; replace it with a copy"])
+    return path
+
+
 def in_the_way(flag: str, path: FilePath, folder: bool = False) -> list[str]:
     """Why no file, or `folder`, can be written at `path`, seen before there is anything to write; empty if it can."""
     path = Path(path)

@@ -29,7 +29,7 @@ from groundtune.data.files import in_the_way
 from groundtune.methods import Method, method_of
 from groundtune.model.endpoint import Endpoint, endpoint_at, is_server, server_problems
 from groundtune.prompts.policies import CONTEXTS
-from groundtune.runs.remembered import BASE_MODEL, Remembered, leads_out_of
+from groundtune.runs.remembered import BASE_MODEL, Remembered, base_not_followed, leads_out_of
 from groundtune.system.model_folders import adapter_base_of, model_problems
 from groundtune.system.outputs import links_at, links_in
 from groundtune.system.text import harmless_line
@@ -355,7 +355,8 @@ class InferenceArguments:
         if is_server(judge.judge):
             problems += server_problems("judge", judge.judge, judge.judge_model, judge.judge_options)
         elif judge.judge:
-            problems += [*check_model_name("judge", judge.judge), *model_problems(judge.judge)]
+            problems += check_model_name("judge", judge.judge)
+            problems += base_not_followed("judge", judge.judge) or model_problems(judge.judge)
         return problems
 
     def _check_numbers(self) -> list[str]:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from groundtune.data.files import in_folder
 from groundtune.errors import DataError
 from groundtune.evaluation.abstention import note
 from groundtune.evaluation.metrics import PairedDifference, greater_is_better, paired_difference
@@ -17,6 +18,7 @@ from groundtune.evaluation.outcomes import outcome_counts
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, read_predictions
 from groundtune.evaluation.verdicts import ABSTENTION, F1, SCORES, Change, most_changed, verdict
 from groundtune.schema import Prediction
+from groundtune.system.text import harmless_line
 
 HOW_TO_READ = (
     "Means over questions with 95 % bootstrap intervals. Each difference is from the first system, over the questions "
@@ -134,12 +136,13 @@ def find_predictions(path: str) -> Path:
     Raises `DataError` if there is none.
     """
     given = Path(path)
-    candidates = [given] if os.path.isfile(given) else [given / name for name in _IN_FOLDERS]
-    found = next(filter(os.path.isfile, candidates), None)
+    if os.path.isfile(given):
+        return given
+    found = next((name for name in _IN_FOLDERS if os.path.isfile(given / name)), None)
     if found is None:
         looked = "no such file or folder" if not os.path.exists(given) else f"holds neither {' nor '.join(_IN_FOLDERS)}"
         raise DataError([f"{path}: {looked}; name a run folder, or a prediction file"])
-    return found
+    return in_folder(given, found)
 
 
 def read_systems(paths: Sequence[str], names: Sequence[str] = ()) -> dict[str, list[Prediction]]:
@@ -151,7 +154,7 @@ def read_systems(paths: Sequence[str], names: Sequence[str] = ()) -> dict[str, l
     problems: list[str] = []
     for name, path in zip(names or short_names(paths), paths, strict=True):
         try:
-            found.append((name, read_predictions(find_predictions(path))))
+            found.append((harmless_line(name), read_predictions(find_predictions(path))))
         except DataError as error:
             problems += error.problems
     if problems:

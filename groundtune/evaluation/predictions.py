@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -85,8 +86,8 @@ def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
-                predictions.append(_prediction(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+                predictions.append(_checked(_prediction(json.loads(line))))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             problems.append(f"{path}:{number}: not a prediction ({type(error).__name__}: {error})")
     if not predictions and not problems:
         problems.append(f"{path}: is empty; it needs at least one prediction")
@@ -122,6 +123,19 @@ def _prediction(row: dict[str, Any]) -> Prediction:
         outcome=row.get("outcome", ""),
         judged=row.get("judged", {}),
     )
+
+
+def _checked(prediction: Prediction) -> Prediction:
+    """Raises `TypeError` or `ValueError` for what would be noticed far from here."""
+    example = prediction.example
+    texts = [example.question, example.answer, *example.gold_answers, *(turn.message for turn in example.chat_history)]
+    texts += [prediction.answer, prediction.context, prediction.failure, prediction.outcome]
+    texts += [*prediction.judged, *prediction.judged.values()]
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise TypeError(f"{ascii(wrong[0]):.60} is no text")
+    if not all(map(math.isfinite, prediction.scores.values())):
+        raise ValueError("a score is not finite")
+    return prediction
 
 
 def _document(row: dict[str, Any]) -> Document:

@@ -32,7 +32,7 @@ T = TypeVar("T")
 P = TypeVar("P")
 
 # What reading it raises where status 200 comes with a page of HTML, say, or with half of a JSON object.
-_NO_REPLY = (AttributeError, IndexError, TypeError, ValueError)
+_NO_REPLY = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
 
 
 SERVER = "openai:"  # before the address of a server, where a model's name may stand too
@@ -171,7 +171,7 @@ class Endpoint:
             for chunk in ask():
                 streamed = True
                 if chunk.choices and (text := text_of(chunk.choices[0])):
-                    yield text
+                    yield _words_of(text)
         except OpenAIError as error:
             raise EndpointError(self._problem(error)) from error
         except _NO_REPLY as error:
@@ -186,7 +186,11 @@ class Endpoint:
 
         key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "none")
         stays = DefaultHttpxClient(follow_redirects=False)
-        return OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=self.retries, http_client=stays)
+        limits: dict[str, Any] = {"timeout": self.timeout, "max_retries": self.retries}
+        client = OpenAI(base_url=self.url, api_key=key, http_client=stays, **limits)
+        if not f".{urlsplit(self.url).hostname or ''}".endswith(".openai.com"):
+            client.organization = client.project = None  # OPENAI_ORG_ID and OPENAI_PROJECT_ID, which go nowhere else
+        return client
 
     @cached_property
     def _pace(self) -> _Pace:
@@ -221,10 +225,10 @@ class Endpoint:
             answered = ask(prompt)
             choice, usage = answered.choices[0], getattr(answered, "usage", None)
             return Reply(
-                text=(text_of(choice) or "").strip(),
+                text=_words_of(text_of(choice) or "").strip(),
                 finished=choice.finish_reason != "length",
-                prompt_tokens=getattr(usage, "prompt_tokens", None),
-                new_tokens=getattr(usage, "completion_tokens", None),
+                prompt_tokens=_count(getattr(usage, "prompt_tokens", None)),
+                new_tokens=_count(getattr(usage, "completion_tokens", None)),
             )
         except OpenAIError as error:
             hopeless = (APIConnectionError, AuthenticationError, NotFoundError, PermissionDeniedError)
@@ -314,6 +318,16 @@ class _Pace:
             turn = max(self.next, now)
             self.next = turn + self.seconds
         time.sleep(turn - now)
+
+
+def _words_of(text: str) -> str:
+    """Without halves of surrogate pairs, which JSON can spell and no file can hold: one would lose all answers."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _count(value: Any) -> int | None:
+    """Tokens as a server counts them; None for what is no number of tokens."""
+    return value if type(value) is int and 0 <= value < 2**53 else None
 
 
 def _no_reply(error: Exception) -> str:

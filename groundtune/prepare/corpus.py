@@ -95,7 +95,8 @@ def find_files(inputs: Sequence[str], output: Path, summary: Summary) -> list[Fo
     """The files to read, sorted within each folder, each once; hidden ones and `output` itself are left out.
 
     A file in a folder is named from that folder on (`docs/install/linux.md`), a file given by itself from the current
-    folder on, or by its name alone if it lies elsewhere. The summary says what is left out, and what cannot be entered.
+    folder on, or by its name alone if it lies elsewhere. A link in a folder is followed to what was named, and nowhere
+    else: a folder from somebody else may lead to any file of this machine. The summary says what is left out.
 
     Raises:
         DataError: there is none.
@@ -103,11 +104,16 @@ def find_files(inputs: Sequence[str], output: Path, summary: Summary) -> list[Fo
     found: dict[Path, Found] = {}
     entered: set[Path] = set()
     here = Path.cwd()
-    for path in (Path(name).resolve() for name in inputs):
+    named = [Path(name).resolve() for name in inputs]
+    for path in named:
         base = path.parent if path.is_dir() or not path.is_relative_to(here) else here
-        for file in _walk(path, entered, summary.problems) if path.is_dir() else [path]:
+        for file in _walk(path, named, entered, summary.problems) if path.is_dir() else [path]:
             if file.suffix.lower() not in READERS:
                 summary.other_kinds[file.suffix.lower() or "no suffix"] += 1
+            elif not os.path.isfile(file):
+                summary.problems.append(f"{file}: not a regular file, or a link whose target is missing; leave it out")
+            elif problem := _leads_out(file, named):
+                summary.problems.append(problem)
             elif file.resolve() != output.resolve():
                 found.setdefault(file.resolve(), Found(file, file.relative_to(base).as_posix()))
     if not found:
@@ -116,7 +122,15 @@ def find_files(inputs: Sequence[str], output: Path, summary: Summary) -> list[Fo
     return list(found.values())
 
 
-def _walk(folder: Path, entered: set[Path], problems: list[str]) -> Iterator[Path]:
+def _leads_out(path: Path, named: Sequence[Path]) -> str:
+    """That a link leads out of all that was named; empty if it does not."""
+    real = path.resolve()
+    if any(real.is_relative_to(one) for one in named):
+        return ""
+    return f"{path}: is a link to {real}, outside the inputs, and is skipped; to read it, name that path as well"
+
+
+def _walk(folder: Path, named: Sequence[Path], entered: set[Path], problems: list[str]) -> Iterator[Path]:
     """The files below a folder, those of linked folders last; no folder is entered twice, so that circles end."""
 
     def note(error: OSError) -> None:
@@ -130,8 +144,10 @@ def _walk(folder: Path, entered: set[Path], problems: list[str]) -> Iterator[Pat
         names[:] = [path.name for path in folders if path.resolve() not in entered]  # os.walk itself follows no link
         yield from (Path(root) / name for name in sorted(files) if not name.startswith("."))
     for link in linked:
-        if link.resolve() not in entered:
-            yield from _walk(link, entered, problems)
+        if problem := _leads_out(link, named):
+            problems.append(problem)
+        elif link.resolve() not in entered:
+            yield from _walk(link, named, entered, problems)
 
 
 def _passages(

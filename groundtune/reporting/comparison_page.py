@@ -12,9 +12,8 @@ from groundtune.data.files import write_text
 from groundtune.evaluation.comparison import HOW_TO_READ, Comparison
 from groundtune.evaluation.outcomes import OUTCOMES, WITHOUT_ANSWER
 from groundtune.reporting.plots import differences_plot, systems_plot
-from groundtune.reporting.report import callout, html_cells, html_changes, html_pairs, minus, page
+from groundtune.reporting.report import callout, html_changes, html_pairs, minus, page
 from groundtune.reporting.results import cells, verdict_word
-from groundtune.runs.record import inputs, run_facts
 from groundtune.system.text import as_json
 
 if TYPE_CHECKING:
@@ -37,19 +36,11 @@ def write_comparisons(
     path = Path(path)
     content = {"facts": dict(facts), "notes": list(notes), "comparisons": [c.to_dict() for c in comparisons]}
     write_text(path.with_suffix(".json"), as_json(content))
-    remarks = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    text = page(
-        "comparison.html",
-        kind=escape(kind),
-        title=escape(title),
-        notes=callout(f"<ul>{remarks}</ul>") if remarks else "",
-        facts=html_pairs(facts),
-        sections="".join(_section(c, "Side by side" if c.title == title else c.title) for c in comparisons),
-        command=escape(record.get("command", "")),
-        run="".join(html_cells(row) for row in run_facts(record).items()),
-        inputs="".join(html_cells(row) for row in inputs(record).items()),
-    )
-    write_text(path, text)
+    sections = (_section(c, "Side by side" if c.title == title else c.title) for c in comparisons)
+    body = f'<dl class="facts">{html_pairs(facts)}</dl>\n{"".join(sections)}'
+    if notes:
+        body = callout(f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>") + body
+    write_text(path, page(kind, title, body, record))
 
 
 def failures(comparison: Comparison) -> list[str]:

@@ -82,8 +82,7 @@ def read_results(output_dir: str | os.PathLike[str]) -> Results:
     folder = Path(output_dir)
     record, metrics = (_read_json(folder / name) for name in ("run.json", "metrics.json"))
     about: dict[str, Any] = {name: metrics.get(name) for name in _ABOUT_RESULTS}
-    known = record.get("arguments")
-    arguments: dict[str, Any] = known if isinstance(known, dict) else {}
+    arguments: dict[str, Any] = record["arguments"] if isinstance(record.get("arguments"), dict) else {}
     samples = flat(arguments).get("bootstrap_samples", 2000)
     wrong = [f"metrics.json: {name}" for name, kind in _ABOUT_RESULTS.items() if not isinstance(about[name], kind)]
     wrong += [] if isinstance(arguments.get("method"), str) else ["run.json: method"]
@@ -175,9 +174,8 @@ def _page(results: Results) -> str:
     curves, nothing = metric_plot(results) + loss_plot(results), '<p class="empty">Nothing was logged.</p>'
     between = found.n - len(gained) - len(lost)
     arguments = {k: v for k, v in flat(record.get("arguments", {})).items() if v not in (None, "", [])}
-    return page(
+    body = _filled(
         "report.html",
-        title=escape(f"{model}, tuned by {results.method.upper().replace('SWR', 'SwR')}"),
         verdict_class={"better": "better", "worse": "worse"}.get(found.verdict, "unclear"),
         verdict_head=escape(head),
         verdict_rest=minus(f"{rest[:1].upper()}{rest[1:]}. {for_scale(results)}").strip(),
@@ -193,18 +191,30 @@ def _page(results: Results) -> str:
         between=f"Not shown: {between} question{'' if between == 1 else 's'}." if between else "",
         gained=html_changes(gained),
         lost=html_changes(lost),
+    )  # fmt: skip
+    more = f'<summary>All arguments</summary><dl class="arguments">{html_pairs(arguments)}</dl>'
+    title = f"{model}, tuned by {results.method.upper().replace('SWR', 'SwR')}"
+    return page("report", title, body, record, f'<details style="margin-top: 26px">{more}</details>\n')
+
+
+def page(kind: str, title: str, body: str, record: Mapping[str, Any], more: str = "") -> str:
+    """A page: what all pages share around `body`, which is HTML, and how the run is repeated, with `more` of it."""
+    return _filled(
+        "page.html",
+        style=resources.files("groundtune.reporting").joinpath("report.css").read_text(encoding="utf-8"),
+        kind=escape(kind),
+        title=escape(title),
+        body=body,
         command=escape(record.get("command", "")),
         run="".join(html_cells(row) for row in run_facts(record).items()),
         inputs="".join(html_cells(row) for row in inputs(record).items()),
-        arguments=html_pairs(arguments),
-    )  # fmt: skip
+        more=more,
+    )
 
 
-def page(template: str, **parts: str) -> str:
-    """A page of the package with its parts, which are HTML, and the style that all pages share."""
-    package = resources.files("groundtune.reporting")
-    text = package.joinpath(template).read_text(encoding="utf-8")
-    return Template(text).substitute(parts, style=package.joinpath("report.css").read_text(encoding="utf-8"))
+def _filled(template: str, **parts: str) -> str:
+    text = resources.files("groundtune.reporting").joinpath(template).read_text(encoding="utf-8")
+    return Template(text).substitute(parts)
 
 
 def callout(content: str) -> str:

@@ -40,10 +40,7 @@ class DenseRetriever:
         if not _several(queries):
             return []
         scores, positions = self.index.search(self.embedder.embed_questions(queries), k)
-        return [
-            tuple(Hit(self.index.documents[p], float(s)) for s, p in zip(row_scores, row_positions))
-            for row_scores, row_positions in zip(scores, positions)
-        ]
+        return _hits(self.index.documents, positions, scores)
 
 
 @dataclass(frozen=True)
@@ -68,10 +65,7 @@ class BM25Retriever:
 
         tokens = bm25s.tokenize(list(queries), show_progress=False, return_ids=False)
         positions, scores = self._bm25.retrieve(tokens, k=min(k, len(self.documents)), show_progress=False)
-        return [
-            tuple(Hit(self.documents[p], float(s)) for s, p in zip(row_scores, row_positions))
-            for row_scores, row_positions in zip(scores, positions)
-        ]
+        return _hits(self.documents, positions, scores)
 
 
 @dataclass(frozen=True)
@@ -98,6 +92,14 @@ class HybridRetriever:
                 scores[hit.document.id] = scores.get(hit.document.id, 0.0) + gain
         best_first = sorted(scores, key=lambda id: -scores[id])
         return tuple(Hit(documents[id], scores[id]) for id in best_first)
+
+
+def _hits(documents: Sequence[Document], positions: Any, scores: Any) -> list[tuple[Hit, ...]]:
+    """The hits of each query from positions and scores, both [queries, k]."""
+    return [
+        tuple(Hit(documents[p], float(s)) for p, s in zip(of_query, their_scores))
+        for of_query, their_scores in zip(positions, scores)
+    ]
 
 
 def _several(queries: Sequence[str]) -> Sequence[str]:

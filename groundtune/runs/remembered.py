@@ -28,6 +28,8 @@ from groundtune.arguments import (
 from groundtune.data.files import sha256_of, write_text
 from groundtune.errors import DataError
 from groundtune.system.durable import cache_folder
+from groundtune.system.model_folders import adapter_base_of
+from groundtune.system.text import harmless_line
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +155,21 @@ def changed_inputs(run: Remembered, paths: Mapping[str, str]) -> list[str]:
 def leads_out_of(folder: str, name: str) -> bool:
     """Whether the model `name` that a model folder speaks of is outside it: another folder, or one on the hub."""
     return not _lies_in(Path(folder), name)
+
+
+def base_not_followed(flag: str, name: str) -> list[str]:
+    """That `--flag` names an adapter's folder whose base is outside of it, unless this machine made that run.
+
+    Raises `DataError` if the adapter's configuration cannot be read.
+    """
+    base = adapter_base_of(Path(name)) if os.path.isdir(name) else ""
+    if not base or not leads_out_of(name, base):
+        return []
+    run = remembered(name)
+    if run is not None and run.own and run.names.get(BASE_MODEL) == base:
+        return []
+    why = "outside its folder, and this machine has no record of making it; if you trust both, merge the two"
+    return [harmless_line(f"--{flag}: {name} is an adapter of {base}, {why}")]
 
 
 def _own_runs() -> Path:

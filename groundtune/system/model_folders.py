@@ -189,7 +189,8 @@ def _settings(folder: Path, root: Path) -> Iterator[str]:
     """What the settings in a folder of the model in `root` say that leads out of it, or is said of two models."""
     yield from settings_problems(folder, lambda path: _belongs(path, root))
     if all((folder / name).exists() for name in ("config.json", ADAPTER)):
-        yield f"{folder}: holds config.json and {ADAPTER}, of which libraries follow either; remove the one of the two"
+        what_to_do = "keep the first for a model, the second for an adapter"
+        yield f"{folder}: contains both config.json and {ADAPTER}; {what_to_do}"
 
 
 def _read_from(folder: Path) -> Iterator[Path]:
@@ -267,7 +268,7 @@ def _no_adapter(folder: Path) -> list[str]:
     """An adapter's folder without its weights, which PEFT would then look for on the hub, under the folder's name."""
     alone = (folder / ADAPTER).exists() and not (folder / "config.json").exists()
     there = any((folder / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin"))
-    return [f"{folder}: holds no adapter_model.safetensors; is the adapter complete?"] if alone and not there else []
+    return [f"{folder}: contains no adapter_model.safetensors; is the adapter complete?"] if alone and not there else []
 
 
 def _gguf(folder: Path, gguf_file: str) -> list[str]:
@@ -286,7 +287,7 @@ def _base_outside(folder: Path, root: Path) -> Iterator[str]:
     adapter = read_json(folder / ADAPTER)
     name = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
     if adapter is not None and not (isinstance(name, str) and os.path.isdir(name) and _belongs(Path(name), root)):
-        yield f"{folder / ADAPTER}: its base model {ascii(name)} is outside of the folder; merge the two into one model"
+        yield f"{folder / ADAPTER}: its base model {ascii(name)} is outside the folder; merge the two into one model"
 
 
 def _is_module(module: object) -> bool:
@@ -298,7 +299,8 @@ def _modules(root: Path) -> Iterator[str]:
     listed = read_json(root / "modules.json")
     modules = [module for module in listed if _is_module(module)] if isinstance(listed, list) else []
     if listed is not None and (not modules or len(modules) != len(listed)):
-        yield f"{root / 'modules.json'}: is no list of modules, each with a type and a path; download the model again"
+        why = "is not a list of modules, each with a type and a path"
+        yield f"{root / 'modules.json'}: {why}; download the model again"
     types = [(root / "modules.json", module.get("type")) for module in modules]
     for folder in (Path(at) for at, _, _ in os.walk(root)):
         for path in (folder / "router_config.json", folder / "config.json"):  # the latter of earlier versions

@@ -52,7 +52,7 @@ def settings_problems(folder: Path, is_inside: Callable[[Path], bool]) -> Iterat
         if isinstance(content, dict) and path.name == ADAPTER:
             yield from _adapter(path, content)
         if isinstance(content, dict) and not _are_texts(content.get("prompts")):
-            yield f"{path}: prompts: {_shown(content['prompts'])} is no mapping of names to texts; correct it"
+            yield f"{path}: prompts: {_shown(content['prompts'])} is not a mapping of names to texts; correct it"
         if isinstance(content, dict) and _OF_SENTENCES.fullmatch(path.name):
             yield from _of_sentences(path, content)
 
@@ -76,9 +76,9 @@ def _named(folder: Path) -> list[Path]:
 def _leads_out(path: Path, content: Any, is_inside: Callable[[Path], bool]) -> Iterator[str]:
     for keys, text in _texts(content):
         if any(_ATTENTION.fullmatch(key) for key in keys) and "/" in text:
-            yield f"{path}: {keys[-1]} is {_shown(text)}, code on a hub, which is not run; put sdpa or eager there"
+            yield f"{path}: {keys[-1]} names {_shown(text)}, code on a hub, which is not run; use sdpa or eager"
         elif not _NOT_FOLLOWED & set(keys) and _is_elsewhere(keys[-1] if keys else "", text, is_inside):
-            yield f"{path}: {'.'.join(keys)}: {_shown(text)} is outside of the model, and is not used; remove the entry"
+            yield f"{path}: {'.'.join(keys)}: {_shown(text)} is outside the model and is not used; remove the entry"
 
 
 def _texts(content: Any) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -112,22 +112,22 @@ def _adapter(path: Path, content: Mapping[str, Any]) -> Iterator[str]:
         kind = _shown(content.get("peft_type"))
         yield f"{path}: peft_type is {kind}, and only LoRA adapters are read; merge it into its base model"
     if content.get("megatron_config") is not None:
-        yield f"{path}: megatron_config: has modules imported, which is not done; set it to null"
+        yield f"{path}: megatron_config: would import modules, which is not allowed; set it to null"
 
 
 def _of_sentences(path: Path, content: Mapping[str, Any]) -> Iterator[str]:
     for name in _OTHER_MODELS:
         if content.get(name) is not None:
-            yield f"{path}: {name}: {_shown(content[name])} is another model, and is not used; remove the entry"
+            yield f"{path}: {name}: {_shown(content[name])} is another model, which is not used; remove the entry"
     for group, arguments in content.items():
         if not _HANDED_ON.fullmatch(group) or arguments is None:
             continue
         unknown = sorted(set(arguments) - _HARMLESS_ARGUMENTS) if isinstance(arguments, dict) else [_shown(arguments)]
         for name in unknown:
-            yield f"{path}: {group}: {name} is not handed on to a library; remove the entry"
+            yield f"{path}: {group}: {name} is not passed on to any library; remove the entry"
     for keys, text in _texts(content.get("modality_config")):
         if keys[-1:] == ("method",) and not _METHOD.fullmatch(text):
-            yield f"{path}: modality_config: {_shown(text)} is no method that embeds; name forward"
+            yield f"{path}: modality_config: {_shown(text)} is not an embedding method; use forward"
 
 
 def _are_texts(prompts: object) -> bool:

@@ -41,7 +41,7 @@ class _State:
     deferred: bool = False  # it is only noted; whoever deferred it looks with `stop_signal`
     everywhere: bool = False  # in `interruptible` parts, too
     heard: bool = False  # whether a thread listens
-    next: Mapping[int, Any] = field(default_factory=dict)  # who handles a second signal; nobody: the process ends
+    next: Mapping[Any, Any] = field(default_factory=dict)  # who handles a second signal; nobody: the process ends
 
 
 _state = _State()  # signals belong to the process, so there is one

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import numbers
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from enum import Enum
 from typing import Any
@@ -76,6 +77,23 @@ def encodable(value: object) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def harmless_lines(texts: Iterable[object]) -> str:
+    """Each on a line of its own."""
+    return "\n".join(harmless_line(str(text)) for text in texts)
+
+
+def harmless_code(text: str) -> str:
+    """`harmless` with its tabs, by which code is indented."""
+    return "\t".join(map(harmless, text.split("\t")))
+
+
+class HarmlessRecord(logging.LogRecord):
+    """A record of the log that a terminal only shows, in black and white: libraries quote what they read."""
+
+    def getMessage(self) -> str:
+        return harmless_code(re.sub(r"\x1b\[[\d;]*m", "", super().getMessage()))
 
 
 def plain(value: Any) -> Any:

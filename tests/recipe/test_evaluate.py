@@ -379,7 +379,7 @@ def test_a_model_on_a_server_is_evaluated_and_what_it_saw_is_written(
     assert found["evaluations"]["retrieved"][MODEL]["generation/exact_match"]["value"] == 1
     assert {request["path"] for request in server.requests} == {"/v1/chat/completions"}
     page = (tmp_path / "out/evaluation.html").read_text("utf-8")
-    assert "the server&#x27;s template wrote the prompt" in page
+    assert "the server applied its template" in page
     for path in (tmp_path / "out").rglob("*"):
         assert path.is_dir() or "SECRET" not in path.read_text("utf-8"), path
 
@@ -455,7 +455,7 @@ def test_a_judge_that_goes_away_loses_no_score_and_is_reported(adapter_run, caps
             tmp_path,
         )  # fmt: skip
     assert status == 1, err
-    assert found["failures"] == ["retrieved: judge correctness: 0 scored, 3 failed, 3 in all"]
+    assert found["failures"] == ["retrieved: judge correctness: 0 scored, 3 failed, 3 in total"]
     assert "generation/f1" in found["evaluations"]["retrieved"][MODEL] and (tmp_path / "evaluation.html").exists()
     judged = [row["judged"]["correctness"] for row in lines(tmp_path / "predictions/retrieved.jsonl")]
     assert all(said.startswith("failed: ") and "no more credit" in said for said in judged)
@@ -491,7 +491,7 @@ def test_a_judge_grades_every_answer_and_can_decide_what_is_right(adapter_run, c
     assert evaluation["judge/brevity"]["value"] == evaluation["judge/correctness"]["value"] == 1
     assert status == 1 and evaluation["judge/correctness"]["scored"] == 2
     assert "scored" not in evaluation["judge/brevity"]  # this prompt does not show the question
-    assert found["failures"] == ["retrieved: judge correctness: 2 scored, 1 failed, 3 in all"]
+    assert found["failures"] == ["retrieved: judge correctness: 2 scored, 1 failed, 3 in total"]
     assert sum(evaluation["outcomes"][o] for o in ("answered right", "right without evidence")) == 3
     assert (tmp_path / "out/judge_brevity.txt").read_text() == prompt.read_text()
     judged = [row["judged"] for row in lines(tmp_path / "out/predictions/retrieved.jsonl")]
@@ -523,7 +523,7 @@ def test_a_judge_that_cannot_be_loaded_any_more_loses_no_score_and_is_reported(
     monkeypatch.setattr("groundtune.recipes.evaluate.open_judge", fail)
     words = ["--judge", families["gemma"].folder, "--output_dir", tmp_path]
     status, found, _ = run(capsys, "evaluate", adapter_run, *words)
-    assert status == 1 and found["failures"] == ["retrieved: judge correctness: 0 scored, 3 failed, 3 in all"]
+    assert status == 1 and found["failures"] == ["retrieved: judge correctness: 0 scored, 3 failed, 3 in total"]
     assert "generation/f1" in found["evaluations"]["retrieved"][MODEL] and (tmp_path / "evaluation.html").exists()
 
 
@@ -544,7 +544,7 @@ def test_a_judge_may_be_a_model_here(adapter_run, families, capsys, tmp_path):
         "--output_dir", tmp_path,
     )  # fmt: skip
     assert status == 1  # a tiny random model rates nothing, and that is counted
-    assert found["failures"] == ["retrieved: judge correctness: 0 scored, 3 failed, 3 in all"]
+    assert found["failures"] == ["retrieved: judge correctness: 0 scored, 3 failed, 3 in total"]
     assert "judge/correctness" not in found["evaluations"]["retrieved"][MODEL]
 
 

@@ -187,7 +187,7 @@ def test_a_push_that_fails_during_training_is_a_warning_and_the_run_goes_on(
 
     monkeypatch.setattr(hub, "upload_folder", fails_at_first)
     assert train_command("swr", command(hub_strategy="every_save", eval_steps=2)) == 0
-    assert "checkpoint-2 was not pushed to the hub (the hub is gone); the run goes on" in caplog.text
+    assert "checkpoint-2 was not pushed to the hub (the hub is gone); the run continues" in caplog.text
     assert [push.message for push in hub.pushes] == ["End of training"]
     assert leftovers(tmp_path / "handbook-qa") == []
 
@@ -223,7 +223,8 @@ def test_a_hub_that_cannot_be_used_is_said_before_anything_slow(hub, command, mo
     monkeypatch.setattr(groundtune.recipes.train, "open_retriever_with", lambda *a: pytest.fail("embedded"))
     assert train_command("swr", command()) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("--push_to_hub: ")]
-    assert "handbook-qa cannot be made on the hub (no route to https://***@huggingface.co (try later)); log in" in line
+    assert "handbook-qa cannot be created on the hub (no route to https://***@huggingface.co (try later))" in line
+    assert "; log in" in line
 
 
 def test_with_json_the_address_is_in_the_object(hub, command, capsys):

@@ -60,7 +60,7 @@ def test_every_block_of_the_page_runs_in_its_order(names, folder, capsys):
     shown = capsys.readouterr().out
     assert {path.name for path in (folder / "runs").iterdir()} == {"swr", "sft", "base"}
     assert "token F1 of the tuned model: " in shown and "swr " in shown and "gold base " in shown
-    assert "learning_rat: no such argument; near: learning_rate" in shown and "lora_r: invalid int value" in shown
+    assert "learning_rat: no such argument; similar: learning_rate" in shown and "lora_r: invalid int value" in shown
     functions = ("train", "load", "evaluate", "compare", "open_retriever")
     assert all(f"groundtune.{name}(" in "".join(block.text for block in page) for name in functions)
     text = (ROOT / "docs/python.md").read_text("utf-8")

@@ -238,7 +238,7 @@ def test_a_batch_whose_rows_are_known_is_cut(make, caplog):
         cut.train()
     enough = make("toy", folder="enough", trainer=Cuttable)
     enough.train()
-    assert cut.micro_batch["train"].size == 2 and caplog.text.count("out of memory with 4 rows at once") == 1
+    assert cut.micro_batch["train"].size == 2 and caplog.text.count("out of memory with 4 rows per pass") == 1
     assert cut.state.global_step == 7 and not same(weights(cut), weights(enough))  # dropout draws in another order
     with pytest.raises(OutOfMemory, match="^a row does not fit into memory by itself; step 1 was not taken, there is"):
         make("toy", folder="none", trainer=small(Cuttable, 0)).train()

@@ -11,6 +11,7 @@ from conftest import tiny_documents, tiny_examples
 
 from groundtune.arguments import DataArguments
 from groundtune.data.checks import TITLES, Finding, check_texts, condensed, counts, in_order, place, read_dataset
+from groundtune.data.words import telling_words, words
 
 FAIRE = Path(__file__).parents[3] / "shared/data/faire"
 
@@ -330,3 +331,10 @@ def test_the_faire_data_are_examined_in_seconds():
     assert time.process_time() - begin < 3
     assert {f.severity for f in found} == {"warning"}
     assert [f.where.rpartition(":")[2] for f in found if f.check in ("blank", "leaked-question")] == ["495", "30"]
+
+
+def test_words_are_those_of_any_script_and_fillers_are_not_told():
+    assert words("The Library, open9 日本語ok 도서 snake_case") == [
+        "the", "library", "open9", "日", "本", "語", "ok", "도", "서", "snake", "case",
+    ]  # fmt: skip
+    assert telling_words("It is not the Library.") == ["library"]

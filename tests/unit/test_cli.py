@@ -198,6 +198,31 @@ def test_the_run_group_reaches_trackers_but_does_not_overrule_the_environment(mo
     assert os.environ["WANDB_RUN_GROUP"] == "other"
 
 
+# What a terminal shows
+
+
+NASTY = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\u202e"
+
+
+def test_no_problem_whatever_it_quotes_writes_on_the_terminal(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text(json.dumps({NASTY: 1, "retriever": NASTY}))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": NASTY, "peft_type": NASTY}))
+    for words in (
+        ["swr", "--config", str(tmp_path / "c.yaml")], ["evaluate", "--config", str(tmp_path / "c.yaml")],
+        ["evaluate", str(tmp_path)], ["compare", NASTY, "b"], ["sft", f"--{NASTY}"],
+    ):  # fmt: skip
+        assert main(words) == 2
+        shown = "".join(capsys.readouterr())
+        assert "\\x1b" in shown and not set("\x1b\x07\u202e") & set(shown), words
+
+
+def test_no_line_of_a_log_writes_on_the_terminal():
+    assert main(["ask", "a b", "Why?"]) == 2  # whichever the command
+    make = logging.getLogRecordFactory()
+    record = make("library", logging.WARNING, "", 0, "\x1b[1mread %s\tb\nc\x1b[0m", (NASTY,), None)
+    assert record.getMessage() == "read \\x1b]52;c;ZXZpbA==\\x07\\x1b[2J\\u202e\tb\nc"
+
+
 # Files of arguments
 
 

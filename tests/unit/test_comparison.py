@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -124,6 +125,18 @@ def test_a_path_is_a_file_or_the_folder_of_a_run_or_of_an_evaluation(tmp_path):
     assert list(systems) == ["test_base", "one", "two"]
     assert compare("t", systems).differences["one"][F1].value == 1
     assert list(read_systems([str(run), str(run)], ["x", "y"])) == ["x", "y"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="not everybody may make links on Windows")
+def test_predictions_in_a_folder_are_not_read_through_a_link_that_leads_out_of_it(tmp_path):
+    run, mine = tmp_path / "run", tmp_path / "mine.jsonl"
+    write_predictions(mine, evaluation(COLOURS, COLOURS))
+    (run / "predictions").mkdir(parents=True)
+    (run / "predictions" / "test_tuned.jsonl").symlink_to(mine)
+    with pytest.raises(DataError, match=r"is a link to .*mine\.jsonl, outside "):
+        find_predictions(str(run))
+    (tmp_path / "link").symlink_to(mine)
+    assert find_predictions(str(tmp_path / "link"))  # it was named
 
 
 def test_names_are_as_short_as_tells_them_apart():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 
@@ -413,6 +414,16 @@ def test_a_beir_folder_keeps_its_splits_and_judgements(tmp_path, capsys):
 
 
 # The way back
+
+
+@pytest.mark.skipif(os.name == "nt", reason="not everybody may make links on Windows")
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels/train.tsv"])
+def test_no_file_of_a_beir_folder_is_a_link_that_leads_out_of_it(tmp_path, capsys, name):
+    folder = beir_folder(tmp_path / "beir")
+    (folder / name).rename(tmp_path / "mine")
+    (folder / name).symlink_to(tmp_path / "mine")
+    assert run("beir", folder, "-o", tmp_path / "out") == 2
+    assert f"mine, outside {folder}" in capsys.readouterr().err
 
 
 def test_beir_comes_back_as_it_was(tmp_path):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -550,8 +552,38 @@ def test_linked_folders_are_read_once_and_a_circle_of_them_ends(tmp_path):
     (docs / "b" / "c").symlink_to(elsewhere)
     (elsewhere / "deep" / "up").symlink_to(elsewhere)
     (elsewhere / "back").symlink_to(docs)
-    assert sources(docs) == ["docs/b/one.txt", "docs/b/c/deep/two.txt"]
-    assert sources(docs, elsewhere) == sources(docs)
+    assert sources(docs, elsewhere) == ["docs/b/one.txt", "docs/b/c/deep/two.txt"]
+
+
+def test_links_that_lead_out_of_what_was_named_are_reported_and_not_followed(tmp_path):
+    docs, home = tmp_path / "docs", tmp_path / "home"
+    for path in (docs / "one.txt", home / "key.txt", home / "deep" / "two.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.stem)
+    (docs / "file.txt").symlink_to(home / "key.txt")
+    (docs / "dots.txt").symlink_to("../home/key.txt")
+    (docs / "folder").symlink_to(home)
+    (docs / "inside.txt").symlink_to(docs / "one.txt")
+    (docs / "nowhere.txt").symlink_to(home / "none.txt")
+    summary = corpus.Summary()
+    found = corpus.find_files([str(docs)], Path("out.jsonl"), summary)
+    assert [file.source for file in found] == ["docs/inside.txt"]  # the same file as one.txt
+    shown = "\n".join(summary.problems)
+    for name, target in (("file.txt", "key.txt"), ("dots.txt", "key.txt"), ("folder", "home")):
+        assert re.search(rf"docs/{name}: is a link to \S*{target}, outside the inputs", shown), name
+    assert len(summary.problems) == 4 and "nowhere.txt: not a regular file" in shown
+    assert sources(docs, home / "key.txt") == ["docs/dots.txt", "docs/inside.txt"]
+    (tmp_path / "link").symlink_to(home)  # one that is named is followed
+    assert sources(tmp_path / "link") == ["home/key.txt", "home/deep/two.txt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):
+    (tmp_path / "a.txt").write_text("Cats sleep.")
+    os.mkfifo(tmp_path / "b.txt")
+    summary = corpus.Summary()
+    assert [file.path.name for file in corpus.find_files([str(tmp_path)], Path("o.jsonl"), summary)] == ["a.txt"]
+    assert "b.txt: not a regular file, or a link whose target is missing" in summary.problems[0]
 
 
 @pytest.mark.parametrize(
@@ -618,3 +650,55 @@ def test_passages_longer_than_the_embedding_model_reads_are_said(tmp_path, bert_
         (tmp_path / "model/sentence_bert_config.json").write_text(json.dumps({"max_seq_length": reads}))
         assert run(*words, "--chunk_size", size) == 0
         assert ("reads 100 tokens of a passage, but these have up to 400" in capsys.readouterr().out) is said
+
+
+# What a file may lead to
+
+RELATION = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+
+
+def write_docx_by_hand(path: Path, entity: str, text: str, target: str) -> None:
+    """A Word file with a linked image, and whatever else XML can say."""
+    drawing = "http://schemas.openxmlformats.org/drawingml/2006"
+    spaces = {
+        "w": "http://schemas.openxmlformats.org/wordprocessingml/2006/main", "r": RELATION, "a": f"{drawing}/main",
+        "wp": f"{drawing}/wordprocessingDrawing", "pic": f"{drawing}/picture",
+    }  # fmt: skip
+    declared = " ".join(f'xmlns:{prefix}="{uri}"' for prefix, uri in spaces.items())
+    image = '<w:drawing><wp:inline><a:graphic><a:graphicData><pic:pic><pic:blipFill><a:blip r:link="r1"/>'
+    image += "</pic:blipFill></pic:pic></a:graphicData></a:graphic></wp:inline></w:drawing>"
+    body = f"<w:body><w:p><w:r><w:t>{text}</w:t></w:r><w:r>{image}</w:r></w:p></w:body>"
+    relations = '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">{}</Relationships>'
+    begins = f'<Relationship Id="r0" Type="{RELATION}/officeDocument" Target="word/document.xml"/>'
+    linked = f'<Relationship Id="r1" Type="{RELATION}/image" Target="{target}" TargetMode="External"/>'
+    with zipfile.ZipFile(path, "w") as archive:
+        types = "http://schemas.openxmlformats.org/package/2006/content-types"
+        archive.writestr("[Content_Types].xml", f'<Types xmlns="{types}"></Types>')
+        archive.writestr("_rels/.rels", relations.format(begins))
+        archive.writestr("word/_rels/document.xml.rels", relations.format(linked))
+        document = f'<?xml version="1.0"?>{entity}<w:document {declared}>{body}</w:document>'
+        archive.writestr("word/document.xml", document)
+
+
+def test_web_pages_and_word_files_open_no_other_file(tmp_path, monkeypatch):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("seven")
+    entity = f'<!DOCTYPE html [<!ENTITY x SYSTEM "{secret.as_uri()}">]>'
+    body = f'<body><p>Open &x; today</p><iframe src="{secret.as_uri()}"></iframe><img src="{secret.as_uri()}"/></body>'
+    (tmp_path / "a.html").write_text(f"{entity}<html>{body}</html>")
+    (tmp_path / "b.xhtml").write_text(f'{entity}<html xmlns="http://www.w3.org/1999/xhtml">{body}</html>')
+    write_docx_by_hand(tmp_path / "c.docx", "", "Open today", str(secret))
+    write_docx_by_hand(tmp_path / "d.docx", entity, "Open &x; today", str(secret))
+    opened = []
+
+    def watched(path, *args, _open=open, **options):
+        opened.append(str(path))
+        return _open(path, *args, **options)
+
+    monkeypatch.setattr("builtins.open", watched)
+    texts = []
+    for name in ("a.html", "b.xhtml", "c.docx", "d.docx"):
+        with suppress(DataError):
+            texts += [page.text for page in pages(tmp_path / name)]
+    assert len(texts) >= 3 and all("Open" in text and "seven" not in text for text in texts)
+    assert not any(path.endswith("secret.txt") for path in opened)

@@ -100,7 +100,11 @@ def test_a_first_prompt_that_fails_by_itself_does_not_end_it_all():
     assert "too long" in replies[0].failure and replies[1].text == "yes"
 
 
-NONSENSE = [b"<html>Welcome</html>", b"{}", b'{"choices": []}', b"[]", b'{"choices": [{"mess', b"\xff"]
+NONSENSE = [
+    b"<html>Welcome</html>", b"{}", b'{"choices": []}', b"[]", b'{"choices": [{"mess', b"\xff", b"[" * 100_000,
+    b'{"choices": {"0": 1}}', b'{"choices": [{"message": {"content": 17}}]}',
+    b'{"choices": [{"message": {"content": ["yes"]}}]}',
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["text/html", "application/json"])
@@ -247,7 +251,30 @@ def test_what_a_thread_raises_is_raised_and_what_has_not_begun_never_begins():
         assert len(server.requests) - asked <= 1 and asked < 300
 
 
+@pytest.mark.parametrize("counted", ['"a"', "[1]", "NaN", "1e999", "-5", "true", "1" + "0" * 400])
+def test_what_is_no_number_of_tokens_and_half_a_character_lose_no_answer(counted, tmp_path):
+    choice = '{"message": {"content": "half \\ud800 [[3]]"}, "finish_reason": {"a": 1}}'
+    usage = f'{{"prompt_tokens": {counted}, "completion_tokens": 7}}'
+    body = f'{{"choices": [{choice}], "usage": {usage}}}'.encode()
+    with FakeServer(lambda _: body, content_type="application/json") as server:
+        (reply,) = Endpoint(server.url, "m").complete([said("a")], 50)
+    assert (reply.text, reply.failure, reply.prompt_tokens, reply.new_tokens) == ("half ? [[3]]", "", None, 7)
+    (tmp_path / "answer.txt").write_text(reply.text, "utf-8")
+
+
 # The key
+
+
+def test_the_account_at_openai_is_told_to_openai_alone(monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-1")
+    with FakeServer(lambda body: "yes") as server:
+        Endpoint(server.url, "m").complete([said("a")], 50)
+    assert not {"openai-organization", "openai-project"} & set(server.requests[0]["headers"])
+    for url in ("https://api.openai.com/v1", "https://eu.api.openai.com/v1"):
+        assert Endpoint(url, "m")._client.organization == "org-1"
+    for url in ("https://notopenai.com/v1", "https://api.openai.com.evil.example/v1", "http://api.openai.com@evil/v1"):
+        assert Endpoint(url, "m")._client.organization is None
 
 
 def test_the_key_is_that_of_the_environment_and_in_no_failure_or_description(monkeypatch):

@@ -23,6 +23,7 @@ from groundtune.errors import DataError
 from groundtune.retrieval.embedder import Embedder
 from groundtune.retrieval.stores.local import Index, load_or_build_index
 from groundtune.schema import Document
+from groundtune.system.durable import write_manifest
 
 
 def vectors_of(documents) -> np.ndarray:
@@ -148,7 +149,16 @@ def vouch_for_other_vectors(path):
     change(path, vectors_sha256=sha256_of(vectors))
 
 
+def claim_a_terabyte(path):
+    """As whoever made the index may write it: the manifest vouches for it."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (2**38, 2)})
+    about = json.loads((path.parent / "manifest.json").read_text())
+    write_manifest(path.parent, {name: about[name] for name in about if name not in ("files", "sha256")})
+
+
 DAMAGE = {
+    "a terabyte of vectors": ("vectors.npy", claim_a_terabyte),
     "truncated vectors": ("vectors.npy", truncate),
     "flipped bit in vectors": ("vectors.npy", flip),
     "empty vectors": ("vectors.npy", lambda path: path.write_bytes(b"")),

@@ -148,7 +148,7 @@ def test_it_is_said_once_remembered_and_a_resumed_run_has_the_same_weights(make,
         "in more passes; a step's batch and gradient stay the same"
     )
     assert whole.micro_batch["train"].notes == [
-        "memory ran out with --per_device_train_batch_size 2: computed with 1 row at once; "
+        "memory ran out with --per_device_train_batch_size 2: computed with 1 row per pass; "
         "a step's batch and gradient stay the same"
     ]
     assert [read_checkpoint(tmp_path / f"whole/checkpoint-{n}").about["rows at once"]["train"] for n in (2, 4)] == [

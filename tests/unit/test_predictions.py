@@ -70,3 +70,20 @@ def test_a_file_that_is_none_is_refused_line_by_line(tmp_path, content, problem)
         read_predictions(path)
     assert problem in caught.value.problems[-1]
     assert len(caught.value.problems) == max(1, len((content or "").splitlines()))
+
+
+@pytest.mark.parametrize("values", [
+    {"question": 17}, {"answer": None}, {"outcome": [1]},
+    {"judged": [1]}, {"judged": {"a": 1}}, {"gold_answers": [1, 2]},
+    {"scores": {"generation/f1": 1e999}}, {"scores": {"generation/f1": "nan"}}, {"passages_read": "x"},
+], ids=str)  # fmt: skip
+def test_a_prediction_with_odd_values_is_refused_by_its_line(tmp_path, values):
+    (tmp_path / "p.jsonl").write_text(json.dumps(predictions()[0].to_dict() | values))
+    with pytest.raises(DataError, match="p.jsonl:1: not a prediction"):
+        read_predictions(tmp_path / "p.jsonl")
+
+
+def test_a_line_that_nests_without_end_is_refused(tmp_path):
+    (tmp_path / "p.jsonl").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="p.jsonl:1: not a prediction"):
+        read_predictions(tmp_path / "p.jsonl")

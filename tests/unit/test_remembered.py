@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from groundtune.errors import DataError
-from groundtune.runs.remembered import record_own_run, remembered
+from groundtune.runs.remembered import base_not_followed, record_own_run, remembered
 from groundtune.system.durable import cache_folder
 
 NAMES = {
@@ -138,6 +138,23 @@ def test_a_record_of_gigabytes_is_not_read(tmp_path):
         file.truncate(2**33)
     with pytest.raises(DataError, match="over 16,777,216 bytes"):
         remembered(str(folder))
+
+
+def test_the_base_of_an_adapter_that_nobody_can_confirm_is_followed_if_it_lies_inside_or_this_machine_trained_on_it(
+    tmp_path,
+):
+    folder, base = write(tmp_path / "run", record(model_name_or_path="owner/base")), "owner/base"
+
+    def problems(base: str) -> list[str]:
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+        return base_not_followed("judge", str(folder))
+
+    assert f"--judge: {folder} is an adapter of {base}, outside its folder" in problems(base)[0]
+    (folder / "base").mkdir()
+    assert problems(str(folder / "base")) == []
+    record_own_run(folder)
+    assert problems(base) == [] and problems("owner/other") != []  # the record is of another one
+    assert base_not_followed("judge", "owner/model") == base_not_followed("judge", str(tmp_path)) == []
 
 
 def test_a_folder_without_a_record_is_no_run(tmp_path):

@@ -16,12 +16,21 @@ from groundtune.cli import all_commands
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_test_and_script_that_the_page_on_reliability_names_is_there():
-    page = (ROOT / "docs/reliability.md").read_text("utf-8")
-    named = re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", page)
+@pytest.mark.parametrize("page", ["reliability", "security"])
+def test_every_test_and_script_that_a_page_names_is_there(page):
+    named = re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", (ROOT / f"docs/{page}.md").read_text("utf-8"))
     assert len(named) > 25
     lost = [n for n in named if not (ROOT / n[0]).is_file() or f"def {n[1]}" not in (ROOT / n[0]).read_text("utf-8")]
     assert lost == []
+
+
+def test_the_table_on_security_has_a_row_with_tests_for_every_input():
+    page = (ROOT / "docs/security.md").read_text("utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
+    tests = {name: re.findall(r"`tests/[\w/]+\.py::test_\w+`", named) for name, _, _, named in rows[2:]}
+    inputs = """model folder, embedding model, run folder, checkpoint, adapter, index, documents, data files,
+        config file, server, tracker, hub, cache of own runs, terminal and log"""
+    assert list(tests) == [" ".join(name.split()) for name in inputs.split(",")] and all(tests.values())
 
 
 def load_hooks():

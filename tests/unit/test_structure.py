@@ -139,6 +139,12 @@ def test_the_schema_is_standard_library_only():
     assert roots <= set(sys.stdlib_module_names)
 
 
+def assert_runs(code: str) -> None:
+    """In a process of its own, which has imported nothing yet."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_importing_groundtune_loads_neither_torch_nor_transformers():
     code = (
         "import sys, groundtune; groundtune.Document; groundtune.read_examples; groundtune.__version__\n"
@@ -147,8 +153,7 @@ def test_importing_groundtune_loads_neither_torch_nor_transformers():
         "assert not heavy, heavy\n"
         "assert set(groundtune.__all__) <= set(dir(groundtune))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    assert_runs(code)
 
 
 def test_a_dialogue_loads_nothing_of_training_hub_doctor_or_report_and_a_server_answers_without_torch():
@@ -159,8 +164,7 @@ def test_a_dialogue_loads_nothing_of_training_hub_doctor_or_report_and_a_server_
         "loaded = [name for name in sys.modules if name.startswith(unwanted)]\n"
         "assert not loaded, loaded"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    assert_runs(code)
 
 
 def test_every_public_name_is_what_it_says():

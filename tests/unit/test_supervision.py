@@ -105,7 +105,7 @@ def test_rows_longer_than_the_model_s_positions_are_an_error_or_are_said(familie
     known = model.config.max_position_embeddings
     assert check_positions(known, model, "me/model") == []
     (note,) = check_positions(known + 1, model, "me/model")
-    assert f"{known + 1:,} tokens, and the model was made for {known:,}" in note and note in caplog.text
+    assert f"{known + 1:,} tokens, but the model was made for {known:,}" in note and note in caplog.text
     model.config.rope_parameters = {
         "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": known,
     }  # fmt: skip

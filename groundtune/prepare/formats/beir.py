@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.data.entries import Record, turns_of
+from groundtune.data.files import in_folder
 from groundtune.data.passages import format_passage
 from groundtune.errors import DataError
 from groundtune.prepare.formats.format import Converted, Format, Options, opened, records
@@ -27,7 +28,8 @@ def read(path: Path, options: Options, problems: list[str]) -> Iterator[Converte
     BEIR has no answers, but some queries carry them in their metadata (`answer`, `answers`); the others are written
     with an empty answer, which is enough to measure retrieval and not to train.
     """
-    qrels = {file.name.split(".")[0]: _judgements(file, problems) for file in sorted((path / "qrels").glob("*.tsv*"))}
+    judged_in = [in_folder(path, "qrels", file.name) for file in sorted((path / "qrels").glob("*.tsv*"))]
+    qrels = {file.name.split(".")[0]: _judgements(file, problems) for file in judged_in}
     if not qrels:
         raise DataError([f"{path}: has no qrels/*.tsv; a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/"])
     judged = {id for judgements in qrels.values() for scores in judgements.values() for id in scores}
@@ -111,7 +113,7 @@ def _id(record: Record) -> str:
 
 
 def _file(folder: Path, name: str) -> Path:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), folder / name)
+    return in_folder(folder, next((known for known in (name, f"{name}.gz") if (folder / known).exists()), name))
 
 
 def _judgements(path: Path, problems: list[str]) -> Judgements:

@@ -135,7 +135,7 @@ def _read(store: Path, settings: dict[str, Any], tell: bool = True) -> tuple[dic
         if vectors.dtype != np.float32 or vectors.shape != (len(manifest["ids"]), manifest["dimensions"]):
             raise ValueError(f"vectors.npy is {vectors.dtype} {vectors.shape}, unlike the manifest")
         return {id: row for row, id in enumerate(manifest["ids"])}, vectors
-    except (Damaged, OSError, ValueError, KeyError, TypeError) as error:
+    except (Damaged, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
         if tell:
             logger.warning("the index in %s is damaged (%s); embedding all documents again", store, error)
         return nothing
