@@ -71,7 +71,8 @@ def read_config(path: str) -> list[Entry]:
     text = _text_of(path)
     read = _json_entries if path.endswith(".json") else _yaml_entries
     entries = list(read(path, text))
-    problems, first = [], {}
+    problems: list[str] = []
+    first: dict[str, Entry] = {}
     for entry in entries:
         if entry.name in first and encodable([entry.name, entry.value]):
             earlier = first[entry.name].where.rpartition(":")[2]
@@ -156,13 +157,18 @@ def _json_entries(path: str, text: str) -> Iterator[Entry]:
     # Once more, one argument at a time: now it is known to be valid, and what is wanted is where each stands.
     decode, position = json.JSONDecoder().raw_decode, text.index("{") + 1
     for _ in range(len(text)):
-        position = re.compile(r"[\s,]*").match(text, position).end()
+        position = _behind(r"[\s,]*", text, position)
         if text[position] == "}":
             return
         where = f"{path}:{text.count(chr(10), 0, position) + 1}"
         name, position = decode(text, position)
-        value, position = decode(text, re.compile(r"[\s:]*").match(text, position).end())
+        value, position = decode(text, _behind(r"[\s:]*", text, position))
         yield Entry(name, value, where)
+
+
+def _behind(pattern: str, text: str, position: int) -> int:
+    found = re.compile(pattern).match(text, position)
+    return found.end() if found else position
 
 
 _BOOLEAN, _TEXT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:str"
@@ -194,9 +200,10 @@ def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
             yield Entry(key.value, _constructed(loader, _as_written(value), f"{where}: {key.value}"), where)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        if mark.index >= len(text.rstrip()) and error.context_mark:  # the end of the file, for want of a bracket above
+        # The end of the file, for want of a bracket above.
+        if error.context_mark and (mark is None or mark.index >= len(text.rstrip())):
             mark = error.context_mark
-        where = f"{path}:{mark.line + 1}: line"
+        where = f"{path}:{mark.line + 1 if mark else 1}: line"
         what = ", ".join(filter(None, (error.context, error.problem)))
         raise DataError([f"{where}: not valid YAML: {what}; correct it"]) from error
     except yaml.reader.ReaderError as error:
@@ -204,7 +211,7 @@ def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
         raise DataError([f"{path}:{line}: line: contains the character {error.character:#x}; remove it"]) from error
 
 
-def _as_written(node: Any) -> Any:
+def _as_written(node: yaml.Node) -> yaml.Node:
     """`off` and `no` are booleans to YAML and words to some flags; a flag that takes a boolean knows them too."""
     for scalar in node.value if isinstance(node, yaml.SequenceNode) else [node]:
         if scalar.tag == _BOOLEAN:
@@ -212,13 +219,13 @@ def _as_written(node: Any) -> Any:
     return node
 
 
-def _constructed(loader: Any, node: Any, where: str) -> Any:
+def _constructed(loader: yaml.SafeLoader, node: yaml.Node, where: str) -> Any:
     try:
         return loader.construct_object(node, deep=True)
     except (ValueError, OverflowError) as error:  # a date with 13 months, an integer of thousands of digits
         raise DataError([f"{where}: cannot be read ({error}); write it in quotes"]) from error
 
 
-def _no_mapping(path: str, whole: Any) -> DataError:
+def _no_mapping(path: str, whole: object) -> DataError:
     kind = "nothing" if whole is None else type(whole).__name__
     return DataError([f"{path}:1: line: the file contains {kind}; it must map argument names to values"])

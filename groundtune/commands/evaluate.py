@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -91,10 +91,10 @@ def inference_arguments(
     if {"embedding_model", "eval_embedding_model"} & words.keys() == {"embedding_model"}:
         values["eval_embedding_model"] = ""  # the one that the user names retrieves, whatever the run had
     try:
-        groups = [filled(group, values) for group in GROUPS]
+        groups: list[Any] = [filled(group, values) for group in GROUPS]
     except TypeError as error:
         raise DataError([f"arguments: {error}"]) from error
-    return InferenceArguments(*groups, run=run, again=again)
+    return replace(InferenceArguments(*groups), run=run, again=again)
 
 
 def _known(run: Remembered, words: Mapping[str, Any], for_questions: bool) -> dict[str, Any]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
-from typing import Any
+from dataclasses import MISSING, Field, fields
+from typing import Any, TypeVar
 
+from groundtune.arguments import Group
+
+G = TypeVar("G", bound=Group)
 HELP_WIDTH = 110  # whatever the terminal's: the help of training is generated once
 
 
@@ -22,7 +25,7 @@ class FlagFormatter(argparse.HelpFormatter):
         spellings = [s for s in action.option_strings if "-" not in s.lstrip("-")] or action.option_strings[-1:]
         spelling = ", ".join(sorted(spellings, key=len))
         if action.choices or action.nargs == 0:
-            value = "" if action.nargs == 0 else "{" + ",".join(map(str, action.choices)) + "}"
+            value = "" if action.nargs == 0 else "{" + ",".join(map(str, action.choices or ())) + "}"
         else:
             value = "[true|false]" if action.nargs == "?" else "VALUE ..." if action.nargs == "+" else "VALUE"
         return f"{spelling} {value}".strip()
@@ -33,7 +36,7 @@ class FlagFormatter(argparse.HelpFormatter):
 
 
 def add_group(
-    parser: argparse.ArgumentParser, group: type, names: Sequence[str], helps: Mapping[str, str] | None = None
+    parser: argparse.ArgumentParser, group: type[Group], names: Sequence[str], helps: Mapping[str, str] | None = None
 ) -> None:
     """Those fields of an argument group as flags, absent from the result unless given.
 
@@ -47,12 +50,12 @@ def add_group(
             section.add_argument(*spellings, help=text, **_argparse_options(group, field))
 
 
-def filled(group: type, values: Mapping[str, Any]) -> Any:
+def filled(group: type[G], values: Mapping[str, Any]) -> G:
     """An argument group with those of `values` that are its fields; the others keep their defaults."""
     return group(**{field.name: values[field.name] for field in fields(group) if field.name in values})
 
 
-def _argparse_options(group: type, field: Any) -> dict[str, Any]:
+def _argparse_options(group: type[Group], field: Field[Any]) -> dict[str, Any]:
     """What HfArgumentParser makes of the few types that our own groups have."""
     # Not `field.type`: HfArgumentParser puts classes there, for those groups that it has seen.
     kind = group.__annotations__[field.name].removesuffix(" | None")
@@ -65,8 +68,8 @@ def _argparse_options(group: type, field: Any) -> dict[str, Any]:
     return {"type": convert, **({"choices": choices} if choices else {"metavar": metavar})}
 
 
-def _help_with_default(field: Any) -> str:
-    default = field.default_factory() if field.default is MISSING else field.default
+def _help_with_default(field: Field[Any]) -> str:
+    default = field.default if field.default_factory is MISSING else field.default_factory()
     if default in (None, ""):
         return field.metadata["help"]
     shown = " ".join(default) if isinstance(default, list) else default

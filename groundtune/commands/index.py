@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from groundtune.arguments import DataArguments, RetrievalArguments, check_retrieval, no_such_file, too_small
 from groundtune.commands.flags import add_group, filled
@@ -15,6 +15,7 @@ from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
 
 if TYPE_CHECKING:
+    from groundtune.retrieval.retrievers import DenseRetriever
     from groundtune.schema import Example
 
 DESCRIPTION = """Embed the documents into a folder that training, evaluate and ask read. Only new or changed documents
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     folder = index_folder(data)
     examples = _searchable(data.eval_file) if data.eval_file else []
     retriever = open_retriever_with(retrieval.embedding_model, retrieval, documents, folder)
-    index = retriever.index
+    index = cast("DenseRetriever", retriever).index  # there is no flag for another one
     found: dict[str, Any] = {
         "folder": str(folder),
         "documents": len(index.documents),

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import takewhile
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from groundtune.arguments import GROUPS, Arguments
 from groundtune.commands.config import Entry, entries_of, read_config, split_files
@@ -21,6 +21,11 @@ from groundtune.commands.flags import HELP_WIDTH, FlagFormatter, true_or_false
 from groundtune.errors import DataError
 from groundtune.system.guarded import require
 from groundtune.system.text import one_line
+
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser
+
+    from groundtune.training.arguments import RunArguments
 
 # Flags as they were once spelt -> today's, in each command that has the latter. A share of the steps and a number of
 # steps are one flag today.
@@ -75,7 +80,7 @@ TRAINING_EXAMPLE = """example:
 logger = logging.getLogger(__name__)
 
 
-def parse_arguments(method: str, argv: Sequence[str], keywords: Mapping[str, Any] | None = None) -> Arguments:
+def parse_arguments(method: str, argv: Sequence[str], keywords: Mapping[str, Any] | None = None) -> RunArguments:
     """Flags, `--config FILE.yaml` or one `FILE.json` -> Arguments. `-h` prints every argument and exits.
 
     `keywords` are arguments by their names, as a call in Python gives them; they win over files. Raises `DataError`
@@ -98,7 +103,7 @@ def parse_arguments(method: str, argv: Sequence[str], keywords: Mapping[str, Any
     return arguments
 
 
-def _why_refused(argv: Sequence[str], parser: Any) -> list[str]:
+def _why_refused(argv: Sequence[str], parser: HfArgumentParser) -> list[str]:
     """Trainer's arguments object checks its values and names no flag: whichever fails by itself is one to blame."""
     problems = []
     starts = [i for i, word in enumerate(argv) if word.startswith("--")]
@@ -110,32 +115,41 @@ def _why_refused(argv: Sequence[str], parser: Any) -> list[str]:
     return problems
 
 
-def training_parser(method: str) -> Any:
+def training_parser(method: str) -> HfArgumentParser:
     """The parser of `groundtune sft` or `swr`, with every argument of `transformers.TrainingArguments`."""
     from transformers import HfArgumentParser
     from transformers.hf_argparser import string_to_bool
 
     from groundtune.training.arguments import QATrainingArguments
 
-    parser = HfArgumentParser(
-        [*GROUPS, QATrainingArguments],
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:  # argparse's own prints two hundred lines of usage first
+            _bad_value(message)
+
+    groups: Any = [*GROUPS, QATrainingArguments]
+    parser = Parser(
+        groups,
         prog=f"groundtune {method}",
         usage=TRAINING_USAGE.format(method=method),
         formatter_class=partial(FlagFormatter, width=HELP_WIDTH, max_help_position=34),
         allow_abbrev=False,
     )
     require("python")
-    parser.error = _bad_value  # argparse's own prints two hundred lines of usage first
     for action in parser._actions:
         if action.type is string_to_bool:  # which knows neither `on` nor `off`
             action.type = true_or_false
     return parser
 
 
+class _LightParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:  # argparse's own prints the whole usage first
+        _bad_value(message, where=f"; {self.prog} -h shows every argument")
+
+
 def light_parser(prog: str, usage: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """An argparse parser whose errors are `DataError`s; see `flags.add_group` and `given`."""
     require("python")
-    parser = argparse.ArgumentParser(
+    return _LightParser(
         prog=prog,
         usage=f"{prog} {usage}",
         description=description,
@@ -144,9 +158,6 @@ def light_parser(prog: str, usage: str, description: str, epilog: str = "") -> a
         argument_default=argparse.SUPPRESS,
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=HELP_WIDTH, max_help_position=34),
     )
-    # argparse's own prints the whole usage first.
-    parser.error = partial(_bad_value, where=f"; {prog} -h shows every argument")
-    return parser
 
 
 def given(
@@ -176,13 +187,16 @@ def _in_full(argv: Sequence[str]) -> list[str]:
     return ["--config", *argv] if alone else ["--output_dir" if word == "-o" else word for word in argv]
 
 
-def _expand_files(argv: Sequence[str], parser: Any, keywords: Mapping[str, Any] | None = None) -> list[str]:
+def _expand_files(
+    argv: Sequence[str], parser: argparse.ArgumentParser, keywords: Mapping[str, Any] | None = None
+) -> list[str]:
     """The arguments of files as flags, then keywords and other flags, which win over what comes before.
 
     Raises `DataError` with all that is wrong.
     """
     paths, words = split_files(argv)
-    entries, problems = [], []
+    entries: list[Entry] = []
+    problems: list[str] = []
     for read in [*(partial(read_config, path) for path in paths), partial(entries_of, keywords or {})]:
         try:
             entries += read()
@@ -199,7 +213,7 @@ def _expand_files(argv: Sequence[str], parser: Any, keywords: Mapping[str, Any] 
     return [*first, *(word for entry in latest for word in _words_of(entry, parser)), *words[len(first) :]]
 
 
-def _words_of(entry: Entry, parser: Any) -> list[str]:
+def _words_of(entry: Entry, parser: argparse.ArgumentParser) -> list[str]:
     """What an entry is on a command line, where a flag without a value, as `--quiet`, is there or is not."""
     action = parser._option_string_actions.get(f"--{entry.name}")
     if action is None or action.nargs != 0 or entry.value is None:
@@ -207,7 +221,7 @@ def _words_of(entry: Entry, parser: Any) -> list[str]:
     return [f"--{entry.name}"] if true_or_false(str(entry.value)) else []
 
 
-def _problems_of(entry: Entry, parser: Any) -> list[str]:
+def _problems_of(entry: Entry, parser: argparse.ArgumentParser) -> list[str]:
     """What the parser has against one flag and its values, without its name."""
     if entry.name == "help":
         return ["prints help on the command line and is not an argument here; remove it"]
@@ -225,7 +239,7 @@ def _problems_of(entry: Entry, parser: Any) -> list[str]:
     return [f"takes one value, not {len(unknown) + 1}; -h describes it"] if unknown else []
 
 
-def _flags(parser: Any) -> set[str]:
+def _flags(parser: argparse.ArgumentParser) -> set[str]:
     return {flag for action in parser._actions for flag in action.option_strings}
 
 
@@ -282,7 +296,7 @@ def _spelt_as_today(argv: Sequence[str], known: set[str], tell: bool = True) -> 
     return today
 
 
-def _unknown_flags(words: Sequence[str], parser: Any) -> list[str]:
+def _unknown_flags(words: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
     known = sorted(flag for flag in _flags(parser) if "-" not in flag[2:])  # HfArgumentParser has both spellings
     problems = []
     for word in words:

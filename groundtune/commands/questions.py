@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from groundtune.arguments import DataArguments, RetrievalArguments, check_model_name, check_retrieval, too_small
 from groundtune.commands.flags import add_group, filled
@@ -19,6 +19,15 @@ from groundtune.evaluation.arguments import SERVER, GeneratorArguments
 from groundtune.model.endpoint import is_server, server_problems
 from groundtune.runs.remembered import base_not_followed
 from groundtune.system.outputs import links_at
+
+if TYPE_CHECKING:
+    from groundtune.model.generators import Writer
+    from groundtune.prepare.journal import Journal
+    from groundtune.prepare.questions import Settings
+    from groundtune.retrieval.retrievers import Retriever
+    from groundtune.schema import Document
+
+    Load = Callable[[str, str, str], Writer]  # name, model and options -> who writes
 
 # Name, help, default, type.
 _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
@@ -125,10 +134,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _settings(arguments: argparse.Namespace) -> Any:
+def _settings(arguments: argparse.Namespace) -> Settings:
     from groundtune.prepare.questions import Settings, read_prompt
 
-    own = {
+    own: dict[str, Any] = {
         "question_prompt": read_prompt(arguments.question_prompt, "questions.txt"),
         "answer_prompt": read_prompt(arguments.answer_prompt, "answer.txt"),
         "support_prompt": read_prompt(arguments.support_prompt, "support.txt"),
@@ -138,7 +147,7 @@ def _settings(arguments: argparse.Namespace) -> Any:
 
 
 def _ask(
-    arguments: argparse.Namespace, settings: Any, passages: Sequence[Any], journal: Any, load: Callable[..., Any]
+    arguments: argparse.Namespace, settings: Settings, passages: Sequence[Document], journal: Journal, load: Load
 ) -> list[str]:
     """Ask for all that the journal lacks; why requests failed."""
     from groundtune.prepare import questions, support
@@ -177,14 +186,14 @@ def _prompts_per_batch(name: str, arguments: argparse.Namespace) -> int:
     return 4 * _server(arguments).concurrency if is_server(name) else arguments.batch_size
 
 
-def _loader(arguments: argparse.Namespace) -> Callable[..., Any]:
+def _loader(arguments: argparse.Namespace) -> Load:
     """Loads a generator when it is first asked for, and lets go of it for another.
 
     A run that only changes the gates needs none.
     """
 
     @lru_cache(maxsize=1)
-    def load(name: str, model: str, options: str) -> Any:
+    def load(name: str, model: str, options: str) -> Writer:
         from transformers.utils.logging import disable_progress_bar
 
         from groundtune.model.opening import open_writer
@@ -224,12 +233,11 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
     return problems
 
 
-def _retriever(arguments: argparse.Namespace, documents: list[Any]) -> Any:
+def _retriever(arguments: argparse.Namespace, documents: list[Document]) -> Retriever:
     from groundtune.retrieval.opening import index_folder, open_retriever
 
     data = DataArguments(
-        full_dataset_file_path=str(arguments.documents),
-        full_dataset_index_path=arguments.full_dataset_index_path or "",
+        full_dataset_file_path=str(arguments.documents), full_dataset_index_path=arguments.full_dataset_index_path or ""
     )
     return open_retriever(_retrieval(arguments), documents, index_folder(data))
 

@@ -21,8 +21,8 @@ from groundtune.system.signals import Stopped, watched
 from groundtune.system.text import harmless_lines
 
 if TYPE_CHECKING:
-    from groundtune.arguments import Arguments
     from groundtune.reporting.results import Results
+    from groundtune.training.arguments import RunArguments
 
 
 def train_by(argv: Sequence[str]) -> int:
@@ -114,7 +114,7 @@ def _run(method: str, argv: Sequence[str]) -> int:
     return status
 
 
-def pushed(arguments: Arguments) -> str:
+def pushed(arguments: RunArguments) -> str:
     """Push a finished run, if it is to be on the hub: its address there. Raises `NotPushed`."""
     training = arguments.training
     if not training.push_to_hub:
@@ -140,7 +140,7 @@ def _name_on_card(folder: Path, name: str) -> None:
         record_own_run(folder, run["arguments"]["data"]["full_dataset_index_path"])
 
 
-def _print_results(results: Results, arguments: Arguments) -> None:
+def _print_results(results: Results, arguments: RunArguments) -> None:
     from rich.console import Console
 
     from groundtune.reporting.report import summary_table

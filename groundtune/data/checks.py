@@ -207,7 +207,7 @@ def _same_files(dataset: Dataset) -> list[tuple[str, str]]:
 
 def _repeated_questions(dataset: Dataset) -> Iterator[Finding]:
     for examples in dataset.examples.values():
-        first: dict[Any, Example] = {}
+        first: dict[tuple[str, ...], Example] = {}
         for example in examples:
             before = first.setdefault(_asked(example), example)
             if before is not example:

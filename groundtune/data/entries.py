@@ -200,7 +200,7 @@ def json_object(line: bytes) -> dict[str, Any]:
     return value
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value shortened for a message: one line of about 60 characters, however large or deep it is."""
     shorten = reprlib.Repr()
     shorten.maxstring = shorten.maxother = 60

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from groundtune.schema import Document
 
@@ -28,7 +27,7 @@ def passage_document(text: str, title: str, source: str) -> Document:
     return Document(page_content=text, fmt_content=f"Title: {title}\n{text}", metadata=metadata)
 
 
-def format_passage(text: str, *, source: str = "", title: str = "", section: str = "", **metadata: Any) -> Document:
+def format_passage(text: str, *, source: str = "", title: str = "", section: str = "", **metadata: object) -> Document:
     """A document whose `fmt_content` has a header in LocalRQA's format: `Source: ...`, `Title: ...`, `Content:`.
 
     Empty fields get no line; if all are empty, `fmt_content` stays empty and the plain text is read.

@@ -10,8 +10,9 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, NoReturn
 
 _NAMES = frozenset({("local_rqa.schema.document", "Document"), ("open_rqa.schema.document", "Document")})
 
@@ -53,7 +54,8 @@ def load_fields(data: bytes, max_size: int) -> list[dict[str, Any]]:
 
 def _scan(data: bytes) -> None:
     """Refuse data that must not reach the unpickler: other opcodes, and numbers that would exhaust its memory."""
-    for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):
+    opcodes: Iterator[tuple[pickletools.OpcodeInfo, Any, Any]] = pickletools.genops(data)
+    for count, (opcode, argument, position) in enumerate(opcodes):
         name = opcode.name
         if count == 0 and name != "PROTO":
             raise RefusedPickle("not a pickle of protocol 2 to 5")
@@ -95,7 +97,7 @@ def _unpickle(data: bytes) -> list[Any]:
                 raise RefusedPickle(f"it names {module!r} {name!r}")
             return Document
 
-        def persistent_load(self, pid: Any) -> Any:
+        def persistent_load(self, pid: Any) -> NoReturn:
             raise RefusedPickle("it refers to an object outside the pickle")
 
     documents = Reader(io.BytesIO(data)).load()

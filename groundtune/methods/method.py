@@ -8,9 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from groundtune.aliases import Batch, Model
 from groundtune.prompts.policies import Policy
+
+if TYPE_CHECKING:
+    import torch
+
+    from groundtune.prompts.rows import Row
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,8 @@ class Method:
     reads: str  # the passages in a row, such as "gold and retrieved passages"
     retrieves: bool
     policy: Policy
-    load: Callable[..., Any] = Lazily("groundtune.model.loading:load_model")
-    encode: Callable[..., Any] = Lazily("groundtune.prompts.rows:encode_rows")
-    collate: Callable[..., Any] = Lazily("groundtune.training.batching:collate")
-    loss: Callable[..., Any] = Lazily("groundtune.training.loss:answer_loss")
+    load: Callable[..., Model] = Lazily("groundtune.model.loading:load_model")
+    encode: Callable[..., list[Row]] = Lazily("groundtune.prompts.rows:encode_rows")
+    collate: Callable[..., Batch] = Lazily("groundtune.training.batching:collate")
+    loss: Callable[..., torch.Tensor] = Lazily("groundtune.training.loss:answer_loss")
     evaluator: Callable[..., Any] = Lazily("groundtune.evaluation.evaluator:EndToEndEvaluator")

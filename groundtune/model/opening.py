@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from groundtune.aliases import Model, Tokenizer
 from groundtune.arguments import ModelArguments, PromptArguments, check_model_name
 from groundtune.errors import ModelError
 from groundtune.model.attention import use_packed_attention
@@ -28,6 +29,9 @@ from groundtune.system.model_folders import (
 )
 from groundtune.system.out_of_memory import is_out_of_memory
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 logger = logging.getLogger(__name__)
 
 
@@ -44,9 +48,9 @@ class AnsweringModel:
     base: str = ""
     by_run: bool = False
     trained_whole: bool = False
-    load: Callable[..., Any] = load_model
+    load: Callable[..., Model] = load_model
 
-    def open_tokenizer(self) -> Any:
+    def open_tokenizer(self) -> Tokenizer:
         """The model's tokenizer; an adapter saved without one uses its base model's. Raises `ModelError`."""
         if not self.base:
             return load_tokenizer(self._as_saved())
@@ -60,7 +64,7 @@ class AnsweringModel:
         tokenizer.model_end_ids = tuple(dict.fromkeys(known))
         return tokenizer
 
-    def open(self, prompt: Prompt, pad_id: int) -> Any:
+    def open(self, prompt: Prompt, pad_id: int) -> Model:
         """The model ready to answer, an adapter on its base model.
 
         Weights have the dtype in which training evaluated them, else the smallest that the hardware supports. Raises
@@ -144,7 +148,7 @@ def adapter_base(model: ModelArguments) -> str:
     return base
 
 
-def _ready(model: Any) -> Any:
+def _ready(model: Model) -> Model:
     """Move the model to its device and use training's attention: no padding, and the same rounding."""
     model.eval().requires_grad_(False)
     to_device(model)
@@ -153,7 +157,7 @@ def _ready(model: Any) -> Any:
     return model
 
 
-def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
+def _with_adapter(model: Model, adapter: str, revision: str | None) -> PeftModel:
     from peft import PeftModel
     from peft.utils import get_peft_model_state_dict, load_peft_weights
 
@@ -161,7 +165,7 @@ def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
 
     if problems := model_problems(adapter, with_base=False) or hub_problems(adapter, revision):
         raise ModelError(problems[0])
-    where = {"revision": revision} if revision else {}
+    where: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         with loading(adapter):
             saved = load_peft_weights(adapter, device="cpu", **where)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from groundtune.data.passages import format_passage, header_of
 from groundtune.errors import DataError
@@ -18,11 +18,15 @@ from groundtune.schema import Document
 from groundtune.system.model_folders import model_problems
 from groundtune.system.text import one_line
 
+if TYPE_CHECKING:
+    from semantic_text_splitter import MarkdownSplitter, TextSplitter
+    from tokenizers import Tokenizer
+
 _HEADINGS = re.compile(r"^#{1,6} .*$", re.MULTILINE)
 _LOOK_BACK = 20_000  # characters; the splitter asks about texts near its previous one
 
 
-def load_counter(name: str) -> Any:
+def load_counter(name: str) -> Tokenizer:
     """The fast tokenizer (`tokenizers.Tokenizer`) of a model: a local folder, or a name on the hub.
 
     Raises:
@@ -37,8 +41,8 @@ def load_counter(name: str) -> Any:
         from huggingface_hub import hf_hub_download
 
         try:
-            path = hf_hub_download(name, "tokenizer.json")
-        except Exception as error:  # the hub client raises a dozen types, and another for a bad name
+            path = Path(hf_hub_download(name, "tokenizer.json"))
+        except Exception as error:  # the hub's client has a dozen kinds, and a bad name raises another one
             problem = f"--tokenizer: cannot load {name}: {str(error).strip().splitlines()[0]}"
             raise DataError([f"{problem}; name a local folder or a model of the hub"]) from error
     try:
@@ -58,7 +62,7 @@ class Chunker:
     may make a passage longer than `size`.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     size: int
     overlap: int
 
@@ -86,7 +90,7 @@ class Chunker:
     def _header(self, page: Page, section: str) -> int:
         return self.tokens(header_of(source=page.source, title=page.title, section=section))
 
-    def _splitter(self, markdown: bool, count: _SpanCounter, capacity: int) -> Any:
+    def _splitter(self, markdown: bool, count: _SpanCounter, capacity: int) -> MarkdownSplitter | TextSplitter:
         from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
         splitter = MarkdownSplitter if markdown else TextSplitter
@@ -101,7 +105,7 @@ class _SpanCounter:
     all of its time.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     text: str
     _last: int = 0
 
@@ -135,10 +139,12 @@ def _sections(text: str, title: str) -> _Places:
     from markdown_it import MarkdownIt
 
     lines = [0, *(match.end() for match in re.finditer("\n", text))]
-    offsets, names, above = [], [], {}
+    offsets: list[int] = []
+    names: list[str] = []
+    above: dict[int, str] = {}
     tokens = MarkdownIt("commonmark").disable("inline").parse(text)
     for opening, content in zip(tokens, tokens[1:]):
-        if opening.type == "heading_open":
+        if opening.type == "heading_open" and opening.map:
             level = int(opening.tag[1:])
             above = {upper: name for upper, name in above.items() if upper < level}
             above[level] = one_line(content.content)

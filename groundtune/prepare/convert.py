@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from groundtune.data.files import in_the_way, read_documents, read_examples, replacing, write_jsonl
 from groundtune.errors import DataError
@@ -17,7 +17,10 @@ from groundtune.prepare.formats import FORMATS, Converted, Options, beir, chats
 from groundtune.schema import Document, Example
 from groundtune.system.outputs import links_at
 
-_ENOUGH = 100  # problems after which reading stops: the file has another format
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_ENOUGH = 100  # problems after which a file is not read further: it is of another format
 
 EXPORTS = {
     "to_messages": 'examples -> lines of {"messages", "documents"}',
@@ -102,7 +105,8 @@ def convert(
     Raises:
         DataError: with all problems of all inputs, or if there are no examples; nothing is written then.
     """
-    summary, problems = Summary(), []
+    summary = Summary()
+    problems: list[str] = []
     with ExitStack() as stack:
         output = _Output(folder, stack, summary)
         for path in inputs:
@@ -185,7 +189,7 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
             file.write(line.encode("utf-8") + b"\n")
 
 
-def summary_table(summary: Summary) -> Any:
+def summary_table(summary: Summary) -> Table:
     """The number of examples in each file, as a rich table."""
     from rich.table import Table
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from groundtune.data.files import in_the_way, write_documents
 from groundtune.errors import DataError
@@ -17,6 +17,9 @@ from groundtune.prepare.chunking import Chunker
 from groundtune.prepare.pages import READERS, ReadOptions, missing_libraries, read_pages
 from groundtune.schema import Document
 from groundtune.system.text import one_line
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass
@@ -194,7 +197,7 @@ def _digest(passage: Document) -> bytes:
     return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def summary_table(summary: Summary) -> Any:
+def summary_table(summary: Summary) -> Table:
     """The counts by kind of file, as a rich table."""
     from rich.table import Table
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from groundtune.data.files import write_jsonl
 from groundtune.data.words import telling_words, words
@@ -17,6 +17,9 @@ from groundtune.prepare.questions import Settings, chance, questions_of
 from groundtune.prepare.support import answers_of, cut_answers_of, stem, support, verdicts_of
 from groundtune.retrieval.retrievers import Retriever
 from groundtune.schema import Document, Example, Hit
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _MENTIONS = re.compile(r"\b(?:the|this|above) (?:passage|text|excerpt|paragraph|context)\b", re.IGNORECASE)
 # Reasons to leave a question out, in the order of the gates.
@@ -156,7 +159,7 @@ def why_none(result: GateResult, failures: Sequence[str]) -> list[str]:
     ]
 
 
-def summary_table(result: GateResult) -> Any:
+def summary_table(result: GateResult) -> Table:
     """Counts of what was asked, what each gate rejected and what was kept, as a rich table."""
     from rich.table import Table
 

@@ -15,14 +15,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from groundtune.data.entries import shown
 from groundtune.data.files import json_rows
 from groundtune.errors import DataError
 from groundtune.system.text import one_line
 
-# Elements of a web page that are not part of its text.
+if TYPE_CHECKING:
+    from bs4 import BeautifulSoup, Tag
+
+# What surrounds the text of a web page and is no part of it.
 _FURNITURE = ("script", "style", "noscript", "template", "nav", "footer", "svg", "iframe",
               "button", "input", "select", "textarea")  # fmt: skip
 # markdownify would join their text with the text around them. Some pages consist of a single form.
@@ -170,7 +173,7 @@ def _docx_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]
     yield Page(text, _first_heading(text) or path.stem, source, markdown=True)
 
 
-def _parsed(html: str) -> Any:
+def _parsed(html: str) -> BeautifulSoup:
     """The page as a tree; lxml, because it knows which end tags HTML allows authors to omit."""
     from bs4 import BeautifulSoup
 
@@ -180,10 +183,10 @@ def _parsed(html: str) -> Any:
     return BeautifulSoup(_clean(html), "lxml")
 
 
-def _main_part(soup: Any) -> Any:
+def _main_part(soup: BeautifulSoup) -> Tag:
     """The part of a web page that is marked as its main content, without navigation and scripts."""
     articles = soup.find_all("article")
-    main = soup.find("main") or soup.find(attrs={"role": "main"}) or (articles[0] if len(articles) == 1 else None)
+    main = soup.find("main") or soup.find(role="main") or (articles[0] if len(articles) == 1 else None)
     main = main or soup.body or soup
     for tag in [*main.find_all(_FURNITURE), *main.select(_PERMALINKS)]:
         tag.decompose()
@@ -192,7 +195,7 @@ def _main_part(soup: Any) -> Any:
     return main
 
 
-def _markdown_of(soup: Any, path: Path) -> str:
+def _markdown_of(soup: Tag, path: Path) -> str:
     from markdownify import MarkdownConverter
 
     converter = MarkdownConverter(
@@ -219,7 +222,7 @@ def _pdf_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
         if reader.is_encrypted and not reader.decrypt(""):
             raise _unreadable(path, "is protected by a password", "save it without a password")
         texts = [_clean(page.extract_text()) for page in reader.pages]
-        title = _clean(str((reader.metadata or {}).get("/Title") or ""))
+        title = _clean(str((reader.metadata and reader.metadata.get("/Title")) or ""))
     except (OSError, DataError):
         raise
     except Exception as error:  # a broken file: the parser raises exceptions of any type

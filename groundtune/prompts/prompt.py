@@ -13,8 +13,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol, cast
 
+from groundtune.aliases import Tokenizer
 from groundtune.arguments import PromptArguments
 from groundtune.errors import ModelError
 from groundtune.schema import ASSISTANT, USER, Document, Turn
@@ -24,10 +25,21 @@ from groundtune.system.model_folders import why_not_loaded
 class Prompt(Protocol):
     """A prompt style for one tokenizer."""
 
-    style: str
-    tokens: Any  # the tokenizer, with the few rules that every prompt needs
-    stop_ids: tuple[int, ...]
-    stop_texts: tuple[str, ...]  # the same as text, for servers
+    @property
+    def style(self) -> str:
+        """`prefix` or `chat`."""
+
+    @property
+    def tokens(self) -> _Tokens:
+        """The tokenizer, with the few rules that every prompt needs."""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer."""
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """The same as text, for servers."""
 
     def prompt_ids(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> list[int]:
         """Everything the model reads before its answer, with exactly one BOS token if the tokenizer has one."""
@@ -39,7 +51,7 @@ class Prompt(Protocol):
         """The text of generated ids, without the end of the turn."""
 
 
-def make_prompt(tokenizer: Any, arguments: PromptArguments) -> Prompt:
+def make_prompt(tokenizer: Tokenizer, arguments: PromptArguments) -> Prompt:
     """Prefix style if any prefix flag is given; else the tokenizer's chat template; else prefixes USER / ASSISTANT."""
     given = (arguments.user_prefix, arguments.assistant_prefix, arguments.sep_user, arguments.sep_sys)
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
@@ -152,9 +164,10 @@ class ChatPrompt:
         messages = [{"role": turn.speaker, "content": turn.message} for turn in turns]
         tokenizer = self.tokens.tokenizer
         try:
-            return tokenizer.apply_chat_template(
+            written = tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=asks, enable_thinking=False
             )
+            return cast(str, written)  # without `tokenize` it is always that
         except Exception as error:  # a template is a program, and may raise anything
             problem = f"{tokenizer.name_or_path}: its chat template fails ({why_not_loaded(error)})"
             raise ModelError(f"{problem}; give --user_prefix and --assistant_prefix, and it is not used") from error
@@ -203,7 +216,7 @@ def _alternating(opening: str, conversation: Sequence[Turn]) -> list[Turn]:
 class _Tokens:
     """A tokenizer, with the few rules that every prompt needs."""
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     written: str = ""  # what writes the turns: the chat template, or the prefixes
 
     @cached_property
@@ -216,7 +229,8 @@ class _Tokens:
         return getattr(self.tokenizer, "model_end_ids", ())
 
     def spelling(self, id: int) -> str:
-        return self.special_ids.get(id) or self.tokenizer.convert_ids_to_tokens(id) or ""
+        token = self.special_ids.get(id) or self.tokenizer.convert_ids_to_tokens(id)
+        return token if isinstance(token, str) else ""
 
     @cached_property
     def special_ids(self) -> dict[int, str]:
@@ -257,7 +271,8 @@ class _Tokens:
         end = next((i for i, id in enumerate(ids) if id in stop_ids), len(ids))
         # Some tokenizers delete spaces before punctuation when they decode, which would change answers.
         kept = list(ids[:end])
-        return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return cast(str, text).strip()  # of several lists of ids it would be several
 
     def spelt(self, text: str) -> str:
         """A text after encoding and decoding, with inert special tokens: some tokenizers normalise text."""

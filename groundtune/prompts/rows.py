@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import overload
 
 from groundtune.errors import DataError
 from groundtune.prompts.policies import Passages, Policy, draw, kept
@@ -95,7 +95,13 @@ class EpochRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self.of_epoch)
 
-    def __getitem__(self, i: Any) -> Any:
+    @overload
+    def __getitem__(self, i: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[Row]: ...
+
+    def __getitem__(self, i: int | slice) -> Row | list[Row]:
         return self.of_epoch[i]
 
 

@@ -8,12 +8,12 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,10 @@ from groundtune.retrieval.embedding_prompts import prompts_for
 from groundtune.retrieval.reading_limit import token_counts
 from groundtune.system.model_folders import loading, refuse_embedding_model
 from groundtune.system.progress import bars_shown
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +46,15 @@ class Embedder:
     document_prompt: str | None = None
     batch_size: int = 64
     device: str | None = None
-    dtype: str = "auto"  # data type: "auto" (as saved), or the name of a torch dtype
-    model: Any = field(init=False, repr=False)
+    dtype: str = "auto"  # what it computes in: as it was saved, or the name of a type of torch
+    model: SentenceTransformer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         import torch
         from sentence_transformers import SentenceTransformer
 
         refuse_embedding_model(self.name)
-        options = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
+        options: dict[str, Any] = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
         with loading(self.name):
             self.model = SentenceTransformer(self.name, device=self.device, **options).eval()
         if self.dtype != "auto":
@@ -122,7 +126,7 @@ class Embedder:
         All batches encoded at one time have at most as many tokens as `batch_size` of the longest texts. The library
         would sort by characters, and a fifth of a batch of questions would be padding.
         """
-        read = [max(1, min(length, self._max_tokens)) for length in lengths]
+        read = [max(1, int(min(length, self._max_tokens))) for length in lengths]
         order = sorted(range(len(read)), key=lambda i: -read[i])
         at_most = self.batch_size * max(read, default=0) // self._at_one_time
         start = 0
@@ -131,7 +135,7 @@ class Embedder:
             yield order[start:stop]
             start = stop
 
-    def _encoded(self, batches: Sequence[list[str]], prompt: str | None) -> Iterator[np.ndarray]:
+    def _encoded(self, batches: Sequence[list[str]], prompt: str | None) -> Generator[np.ndarray, None, None]:
         """The vectors of each batch in turn; two batches at a time, each on half of the threads, if that is faster."""
         import torch
 
@@ -163,7 +167,7 @@ class Embedder:
         return 1 if alone else 2
 
     @cached_property
-    def _twin(self) -> Any:
+    def _twin(self) -> SentenceTransformer:
         """A copy of the model that shares its weights but has its own tokenizer, which is not thread-safe."""
         weights = [*self.model.parameters(), *self.model.buffers()]
         return copy.deepcopy(self.model, {id(weight): weight for weight in weights})
@@ -172,15 +176,15 @@ class Embedder:
         """Lengths in tokens; in characters for models with static vectors, which read texts of any length."""
         if math.isinf(self._max_tokens):
             return [len(text) for text in texts]
-        return token_counts(self.model.tokenizer, prompt, texts)
+        return token_counts(self.model.tokenizer, prompt or "", texts)
 
     @property
     def _max_tokens(self) -> float:
         limit = self.model.max_seq_length
         return math.inf if limit is None else limit
 
-    def _encode(self, texts: list[str], prompt: str | None, model: Any) -> np.ndarray:
-        # prompt="" instead of None: with None the library would prepend its default prompt.
+    def _encode(self, texts: list[str], prompt: str | None, model: SentenceTransformer) -> np.ndarray:
+        # prompt="" and not None: None would let the library put its default prompt in front.
         vectors = model.encode(
             texts,
             prompt=prompt or "",
@@ -228,7 +232,7 @@ def _check_lengths(vectors: np.ndarray, name: str) -> None:
         )
 
 
-def _config_of_transformer(model: Any) -> dict[str, Any]:
+def _config_of_transformer(model: SentenceTransformer) -> dict[str, Any]:
     """Settings that differ from the architecture's defaults: with another activation the same weights give other
     vectors."""
     transformer = getattr(model[0], "auto_model", None)
@@ -244,8 +248,8 @@ def _sha256_of_tokenizer(tokenizer: Any) -> str:
     """Hash of the tokenizer: the same words give another vector if they are tokenized differently."""
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if hasattr(backend, "to_str"):
-        # The serialised state also contains the truncation and padding of the last call.
-        state = {**json.loads(backend.to_str()), "truncation": None, "padding": None}
+        # How the last call truncated and padded is noted in there too.
+        state: Any = {**json.loads(backend.to_str()), "truncation": None, "padding": None}
     else:
         state = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else None
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
@@ -257,7 +261,7 @@ def _config_of(module: Any) -> dict[str, Any]:
     return read() if read else {}
 
 
-def _sha256_of_weights(model: Any) -> str:
+def _sha256_of_weights(model: torch.nn.Module) -> str:
     import torch
 
     digest = hashlib.sha256()

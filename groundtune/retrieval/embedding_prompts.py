@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 # Prompts of model families whose folders often lack them, by a part of the model's name; the first match is used.
@@ -32,7 +33,7 @@ KNOWN_PROMPTS: dict[str, tuple[str, str]] = {
 }
 
 
-def prompts_for(name: str, own: dict[str, str]) -> tuple[str, str]:
+def prompts_for(name: str, own: Mapping[str, str | None]) -> tuple[str, str]:
     """The prompts before a question and before a document: the model's own, else from the table, else empty.
 
     `name` is a hub name or folder; `own` are the `prompts` of its sentence-transformers configuration.

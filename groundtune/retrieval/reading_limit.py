@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from groundtune.aliases import Tokenizer
 from groundtune.retrieval.embedding_prompts import prompts_for
 from groundtune.system.model_folders import loading, refuse_embedding_model
 
@@ -19,7 +20,7 @@ class ReadingLimit:
     """How many tokens of a document an embedding model reads, from its tokenizer and configuration."""
 
     name: str
-    tokenizer: Any
+    tokenizer: Tokenizer
     max_tokens: int
     document_prompt: str
 
@@ -88,7 +89,7 @@ def _read_json(name: str, filename: str) -> Any:
 _COUNTED_AT_ONCE = 1000  # texts
 
 
-def token_counts(tokenizer: Any, prompt: str, texts: Sequence[str]) -> list[int]:
+def token_counts(tokenizer: Tokenizer, prompt: str, texts: Sequence[str]) -> list[int]:
     counts: list[int] = []
     for start in range(0, len(texts), _COUNTED_AT_ONCE):  # ids of all texts would take more memory than all vectors
         these = [prompt + text for text in texts[start : start + _COUNTED_AT_ONCE]]

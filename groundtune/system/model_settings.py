@@ -133,11 +133,11 @@ def _of_sentences(path: Path, content: Mapping[str, Any]) -> Iterator[str]:
             yield f"{path}: modality_config: {_shown(text)} is not an embedding method; use forward"
 
 
-def _are_texts(prompts: Any) -> bool:
+def _are_texts(prompts: object) -> bool:
     texts = prompts.values() if isinstance(prompts, dict) else None
     return not prompts or (texts is not None and all(text is None or isinstance(text, str) for text in texts))
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = ascii(value)
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from groundtune.data.entries import Record, turns_of
 from groundtune.data.files import in_folder
@@ -118,7 +118,6 @@ def _file(folder: Path, name: str) -> Path:
 
 def _judgements(path: Path, problems: list[str]) -> Judgements:
     judgements: Judgements = {}
-    file: IO[bytes]
     with opened(path) as file:
         for number, line in enumerate(file, 1):
             cells = line.decode("utf-8", "replace").rstrip("\r\n").split("\t")

@@ -76,7 +76,8 @@ def _content(message: Record, need: str) -> str:
 
 
 def _examples(record: Record, dialogue: Sequence[Message], options: Options) -> Iterator[Converted]:
-    passages, history = list(_documents(record)), []
+    passages = list(_documents(record))
+    history: list[Turn] = []
     system = "\n\n".join(content for role, content in dialogue if role in ("system", "developer"))
     talk = [message for message in dialogue if message[0] in (USER, ASSISTANT)]
     found = False

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
 
 from groundtune.data.entries import Record, shown
 from groundtune.data.files import parquet_rows
@@ -128,7 +128,7 @@ def records(path: Path, problems: list[str]) -> Iterator[Record]:
         yield from _whole(path, problems)
 
 
-def opened(path: Path) -> IO[bytes]:
+def opened(path: Path) -> io.BufferedIOBase:
     """The file in bytes, unpacked if it ends in .gz."""
     try:
         return gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")
@@ -190,11 +190,11 @@ class _readable:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __enter__(self) -> IO[bytes]:
+    def __enter__(self) -> io.BufferedIOBase:
         self.file = opened(self.path)
         return self.file
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.file.close()
         if isinstance(error, EOFError | OSError):
             raise DataError([f"{self.path}: cannot be unpacked ({one_line(error, 150)}); download it again"]) from error

@@ -52,10 +52,11 @@ class _Span:
     """Tokens `start` to `end` of a page; what is no span (all of it -1) has no words."""
 
     def __init__(self, record: Record, tokens: Sequence[str]) -> None:
-        self.start, self.end = (record.fields.get(name) for name in ("start_token", "end_token"))
-        if not (isinstance(self.start, int) and isinstance(self.end, int) and self.end <= len(tokens)):
-            record.note("start_token", f"{self.start} to {self.end} is no span of {len(tokens)} tokens; {_NEED}")
-            self.start = self.end = -1
+        start, end = (record.fields.get(name) for name in ("start_token", "end_token"))
+        if not (isinstance(start, int) and isinstance(end, int) and end <= len(tokens)):
+            record.note("start_token", f"{start} to {end} is no span of {len(tokens)} tokens; {_NEED}")
+            start = end = -1
+        self.start, self.end = start, end
         self.top_level = record.fields.get("top_level", True)
         self.words = tokens[self.start : self.end] if 0 <= self.start < self.end else []
 

@@ -120,7 +120,7 @@ def _fingerprint(settings: dict[str, Any]) -> str:
 def _read(store: Path, settings: dict[str, Any], tell: bool = True) -> tuple[dict[str, int], np.ndarray]:
     """The row of each document id, and the vectors; both empty unless the cache is complete and intact. `tell` warns
     if it is damaged."""
-    nothing = {}, np.empty((0, 0), dtype=np.float32)
+    nothing: tuple[dict[str, int], np.ndarray] = {}, np.empty((0, 0), dtype=np.float32)
     if not (store / MANIFEST).exists():
         return nothing
     try:
@@ -145,7 +145,7 @@ def _plain(settings: dict[str, Any]) -> Any:
     return json.loads(json.dumps(settings, default=str))
 
 
-def _sha256_of_json(content: Any) -> str:
+def _sha256_of_json(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
