@@ -73,7 +73,8 @@ def _json_of(arguments: ModelArguments, name: str) -> dict[str, Any]:
     """A JSON file of a model, here or on the hub; empty if there is none, or it holds something else."""
     from transformers.utils import cached_file
 
-    quiet: dict[str, Any] = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+    events = ("missing_entries", "connection_errors")
+    quiet: dict[str, Any] = {f"_raise_exceptions_for_{event}": False for event in events}
     try:
         path = cached_file(arguments.model_name_or_path, name, revision=arguments.model_revision, **quiet)
         content = json.loads(Path(path).read_text("utf-8")) if path else {}
