@@ -1,4 +1,4 @@
-"""LoRA layers of PEFT with one memory pass less per step: the low-rank product is added inside the matrix product."""
+"""PEFT's LoRA layers with fewer passes over memory: the low-rank product is added inside the matrix product."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class _LoraProduct(torch.autograd.Function):
 
 
 class FusedLinear(Linear):
-    """PEFT's LoRA layer of a frozen linear layer; whatever is not plain LoRA in one type is left to PEFT.
+    """PEFT's LoRA layer over a frozen linear layer; anything but plain LoRA in one dtype is left to PEFT.
 
-    PEFT casts the input to the adapter's type, scales and adds in passes of their own over [tokens, outputs]: on a CPU
-    as much time as the products of the adapter.
+    PEFT casts the input to the adapter's type, scales, and adds in separate passes over [tokens, outputs], which on a
+    CPU take as long as the adapter's products.
     """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -70,13 +70,14 @@ class FusedLinear(Linear):
 
 
 def fuse(model: Any) -> str | None:
-    """Let the LoRA layers of a PEFT model compute as `FusedLinear` if that gives what PEFT's own forward gives; else
-    they stay PEFT's: why. Names, weights and saving stay PEFT's either way.
+    """Make the LoRA layers of a PEFT model compute as `FusedLinear` if outputs and gradients then equal PEFT's.
+
+    Returns None, or why the layers were left unchanged. Names, weights and saving stay PEFT's either way.
     """
     layers = [module for module in model.modules() if type(module) is Linear]
     try:
         problem = next(filter(None, map(_difference, _smallest(layers))), None)
-    except Exception as error:  # whatever a PEFT of tomorrow does
+    except Exception as error:  # a later PEFT may raise anything
         problem = f"{type(error).__name__}: {one_line(error)}"
     if problem:
         logger.warning("LoRA layers are computed by PEFT, which is slower: %s", problem)
@@ -87,7 +88,7 @@ def fuse(model: Any) -> str | None:
 
 
 def _smallest(layers: Iterable[Linear]) -> Iterable[Linear]:
-    """One layer, the smallest, of each kind that is computed in another way."""
+    """The smallest layer of each kind that is computed differently."""
     kinds: dict[Any, Linear] = {}
     for layer in sorted(layers, key=lambda layer: layer.base_layer.weight.numel()):
         kinds.setdefault((layer.base_layer.weight.dtype, layer.base_layer.bias is None), layer)
@@ -96,15 +97,15 @@ def _smallest(layers: Iterable[Linear]) -> Iterable[Linear]:
 
 @torch.enable_grad()
 def _difference(layer: Linear) -> str | None:
-    """Why outputs or gradients of a fused layer would not be PEFT's, found by trying; None if they are."""
+    """Compare outputs and gradients of a fused layer with PEFT's; how they differ, or None if they agree."""
     generator = torch.Generator().manual_seed(0)
     weight = layer.base_layer.weight
-    if hasattr(weight, "ds_id"):  # it is split, and `FusedLinear` leaves it to PEFT
+    if hasattr(weight, "ds_id"):  # a split weight, which `FusedLinear` leaves to PEFT
         return None
-    trial = copy.deepcopy(layer).eval()  # without dropout, with which PEFT computes it anyway
+    trial = copy.deepcopy(layer).eval()  # no dropout: with it, PEFT computes the layer anyway
     trained = [lora[trial.active_adapters[0]].weight for lora in (trial.lora_A, trial.lora_B)]
     with torch.no_grad():
-        for matrix in trained:  # B begins as zero, and would hide whatever is wrong
+        for matrix in trained:  # B starts at zero, which would hide any error
             matrix.copy_(torch.randn(matrix.shape, generator=generator) / matrix.shape[1] ** 0.5).requires_grad_()
     x = torch.randn(5, weight.shape[1], generator=generator).to(weight.device, weight.dtype).requires_grad_()
     towards = torch.randn(5, weight.shape[0], generator=generator).to(weight.device, weight.dtype)
