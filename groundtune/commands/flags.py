@@ -1,4 +1,4 @@
-"""Argument groups <-> flags of argparse, and how a help text shows them."""
+"""Conversion between argument groups and argparse flags, and the format of help texts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
-HELP_WIDTH = 110  # whatever the terminal's: the help of training is generated once
+HELP_WIDTH = 110  # fixed, because the help of training is generated once
 
 
 _SHORT = {"output_dir": ["-o"]}
 
 
 class FlagFormatter(argparse.HelpFormatter):
-    """One spelling of each flag (two with -o), its kind of value, and its default where there is one to speak of."""
+    """Shows one spelling of each flag (two with -o), its type of value, and its default unless empty."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.dest == "help":
@@ -35,9 +35,9 @@ class FlagFormatter(argparse.HelpFormatter):
 def add_group(
     parser: argparse.ArgumentParser, group: type, names: Sequence[str], helps: Mapping[str, str] | None = None
 ) -> None:
-    """Those fields of an argument group as flags, absent from the result unless given.
+    """Add the fields `names` of an argument group as flags; flags that are not given are absent from the result.
 
-    `helps` has the text of those that mean something else here than in training.
+    `helps` has the help texts of flags whose meaning here differs from training.
     """
     section = parser.add_argument_group(group._argument_group_name)
     for field in fields(group):
@@ -48,13 +48,13 @@ def add_group(
 
 
 def filled(group: type, values: Mapping[str, Any]) -> Any:
-    """An argument group with those of `values` that are its fields; the others keep their defaults."""
+    """An argument group with its fields taken from `values`; missing fields keep their defaults."""
     return group(**{field.name: values[field.name] for field in fields(group) if field.name in values})
 
 
 def _argparse_options(group: type, field: Any) -> dict[str, Any]:
-    """What HfArgumentParser makes of the few types that our own groups have."""
-    # Not `field.type`: HfArgumentParser puts classes there, for those groups that it has seen.
+    """The argparse options of a field, as HfArgumentParser would choose them for the few types that we use."""
+    # Not `field.type`: HfArgumentParser replaces it by a class in groups that it has parsed.
     kind = group.__annotations__[field.name].removesuffix(" | None")
     if kind == "bool":
         return {"type": true_or_false, "nargs": "?", "const": True, "metavar": "true|false"}
@@ -74,7 +74,7 @@ def _help_with_default(field: Any) -> str:
 
 
 def true_or_false(text: str) -> bool:
-    """What a boolean flag takes: all that transformers' does, and `on` and `off`, which are booleans to YAML."""
+    """The value of a boolean flag: all spellings that transformers accepts, and `on` and `off`, as in YAML."""
     if text.lower() in ("true", "yes", "on", "1", "t", "y"):
         return True
     if text.lower() in ("false", "no", "off", "0", "f", "n"):
