@@ -341,7 +341,7 @@ def adamw(model: Any) -> torch.optim.Optimizer:
 
 SIDES: dict[str, Any] = {
     "trl": Trl,
-    # Trades memory for speed as trl's documentation advises; padding-free rows are exact only with FlashAttention.
+    # trl's documented memory-for-speed setting; padding-free rows need FlashAttention to be exact and fast.
     "trl-tuned": partial(Trl, gradient_checkpointing=False),
     "trl-packed": partial(Trl, gradient_checkpointing=False, padding_free=True),
     "padded": Padded,
