@@ -16,6 +16,7 @@ from groundtune.commands.parsing import parse_arguments
 from groundtune.errors import DataError
 from groundtune.methods import METHODS
 from groundtune.system.durable import DiskError
+from groundtune.system.guarded import problems_of
 from groundtune.system.out_of_memory import OutOfMemory, is_out_of_memory, reason
 from groundtune.system.text import HarmlessRecord, harmless_lines
 
@@ -96,6 +97,11 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of the pipe, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (ImportError, AttributeError, TypeError):
+        if not (problems := problems_of()):
+            raise
+        print(*problems, sep="\n", file=sys.stderr)  # the fault is a library's
+        return 2
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

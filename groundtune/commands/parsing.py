@@ -19,6 +19,7 @@ from groundtune.arguments import GROUPS, Arguments
 from groundtune.commands.config import Entry, entries_of, read_config, split_files
 from groundtune.commands.flags import HELP_WIDTH, FlagFormatter, true_or_false
 from groundtune.errors import DataError
+from groundtune.system.guarded import require
 from groundtune.system.text import one_line
 
 # Old flag names -> current ones, for each command that has the current flag. `warmup_steps` takes a number of steps or
@@ -123,6 +124,7 @@ def training_parser(method: str) -> Any:
         formatter_class=partial(FlagFormatter, width=HELP_WIDTH, max_help_position=34),
         allow_abbrev=False,
     )
+    require("python")
     parser.error = _bad_value  # argparse would print two hundred lines of usage first
     for action in parser._actions:
         if action.type is string_to_bool:  # which does not accept `on` and `off`
@@ -132,6 +134,7 @@ def training_parser(method: str) -> Any:
 
 def light_parser(prog: str, usage: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """An argparse parser whose errors are `DataError`s; see `flags.add_group` and `given`."""
+    require("python")
     parser = argparse.ArgumentParser(
         prog=prog,
         usage=f"{prog} {usage}",

@@ -15,6 +15,7 @@ from groundtune.data.passages import format_passage, header_of
 from groundtune.errors import DataError
 from groundtune.prepare.pages import Page
 from groundtune.schema import Document
+from groundtune.system.model_folders import model_problems
 from groundtune.system.text import one_line
 
 _HEADINGS = re.compile(r"^#{1,6} .*$", re.MULTILINE)
@@ -29,6 +30,8 @@ def load_counter(name: str) -> Any:
     """
     from tokenizers import Tokenizer
 
+    if problems := model_problems(name, weights=False):
+        raise DataError([f"--tokenizer: {problems[0]}"])
     path = Path(name) / "tokenizer.json"
     if not os.path.isdir(name):
         from huggingface_hub import hf_hub_download

@@ -14,6 +14,7 @@ from groundtune.data.words import words
 from groundtune.errors import DataError
 from groundtune.prepare.journal import Journal
 from groundtune.schema import Document, Reply
+from groundtune.system.text import after_thoughts
 
 if TYPE_CHECKING:
     from groundtune.model.generators import Writer
@@ -156,9 +157,8 @@ def fill(prompt: str, **texts: str) -> str:
 
 def without_thoughts(reply: Reply) -> Reply:
     """A reply without its reasoning; a reply that ends during the reasoning has failed."""
-    spoken = reply.text.rpartition("</think>")[2]
-    failure = reply.failure or (STILL_THINKING if "<think>" in spoken else "")
-    return replace(reply, text=spoken.strip(), failure=failure)
+    text, inside = after_thoughts(reply.text)
+    return replace(reply, text=text, failure=reply.failure or (STILL_THINKING if inside else ""))
 
 
 def parse_questions(text: str, at_most: int) -> list[str]:

@@ -42,7 +42,8 @@ class Prompt(Protocol):
 def make_prompt(tokenizer: Any, arguments: PromptArguments) -> Prompt:
     """Prefix style if any prefix flag is given; else the tokenizer's chat template; else prefixes USER / ASSISTANT."""
     given = (arguments.user_prefix, arguments.assistant_prefix, arguments.sep_user, arguments.sep_sys)
-    tokens = _Tokens(tokenizer)
+    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    tokens = _Tokens(tokenizer, template + "".join(filter(None, given)))
     if tokenizer.chat_template and all(value is None for value in given):
         return ChatPrompt(tokens, arguments.instruction)
     defaults = ("USER", "ASSISTANT", " ", tokenizer.eos_token or "")
@@ -85,16 +86,18 @@ class PrefixPrompt:
     def answer_ids(self, answer: str) -> list[int]:
         text = f" {self.tokens.inert(answer.strip())}{self.sep_sys}"
         ids = self.tokens.encode_after(f"{self.assistant_prefix}:", text)
-        # A separator that is not an end token of this tokenizer ("</s>" for most) cannot stop generation.
-        return ids if ids[-1] in self.stop_ids else [*ids, *self.stop_ids]
+        # A separator that is not a control token of this tokenizer ("</s>" for most) cannot stop generation.
+        return ids if ids[-1] in self.stop_ids else [*ids, self.tokens.eos_id]
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        return (self.tokens.eos_id,)
+        ids = self.tokens.encode(self.sep_sys.strip())
+        separator = ids if len(ids) == 1 and ids[0] in self.tokens.special_ids else []
+        return tuple(dict.fromkeys([*separator, self.tokens.eos_id, *self.tokens.model_end_ids]))
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
-        spelt = [self.sep_sys.strip(), *(self.tokens.special_ids[id] for id in self.stop_ids)]
+        spelt = [self.sep_sys.strip(), *map(self.tokens.spelling, self.stop_ids)]
         return tuple(dict.fromkeys(filter(None, spelt)))
 
     def answer_text(self, ids: Sequence[int]) -> str:
@@ -120,12 +123,12 @@ class ChatPrompt:
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        # The template's end-of-turn token is often not the tokenizer's EOS token; either must end an answer.
-        return tuple(dict.fromkeys([self._around_answer[2], self.tokens.eos_id]))
+        # The template's end-of-turn token is often not the tokenizer's EOS token, and a model may have more of them.
+        return tuple(dict.fromkeys([self._around_answer[2], self.tokens.eos_id, *self.tokens.model_end_ids]))
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
-        return tuple(self.tokens.special_ids[id] for id in self.stop_ids)
+        return tuple(dict.fromkeys(filter(None, map(self.tokens.spelling, self.stop_ids))))
 
     def answer_text(self, ids: Sequence[int]) -> str:
         return self.tokens.decode(ids, self.stop_ids)
@@ -201,15 +204,28 @@ class _Tokens:
     """A tokenizer, with the few rules that every prompt needs."""
 
     tokenizer: Any
+    written: str = ""  # what writes the turns: the chat template, or the prefixes
 
     @cached_property
     def eos_id(self) -> int:
         return self.tokenizer.eos_token_id
 
+    @property
+    def model_end_ids(self) -> tuple[int, ...]:
+        """The end tokens that the model's own configurations name, as `model.loading.load_tokenizer` found them."""
+        return getattr(self.tokenizer, "model_end_ids", ())
+
+    def spelling(self, id: int) -> str:
+        return self.special_ids.get(id) or self.tokenizer.convert_ids_to_tokens(id) or ""
+
     @cached_property
     def special_ids(self) -> dict[int, str]:
-        """Id and text of every special token."""
-        added = {id: token.content for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        """Id and text of every control token: special tokens, and other added tokens that mark turns or end answers."""
+        added = {
+            id: token.content
+            for id, token in self.tokenizer.added_tokens_decoder.items()
+            if token.special or id in self.model_end_ids or (token.content.strip() and token.content in self.written)
+        }
         return {**added, **dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))}
 
     @cached_property

@@ -134,14 +134,13 @@ def test_a_comparison_pairs_retrieval_on_what_has_an_answer_and_says_so(tmp_path
     found = compare("both", systems)
     differences = found.differences["good"]
     assert differences[RECALL].n == 4 and differences[F1].n == 6 and differences[UNANSWERABLE].n == 2
-    assert found.unanswerable.startswith(
-        "2 of 6 questions are unanswerable: they are excluded from the retrieval means"
-    )
+    (note,) = found.notes
+    assert note.startswith("2 of 6 questions are unanswerable: they are excluded from the retrieval means")
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(comparison_table(found), outcomes_table(found))
     said = console.export_text()
     assert "Abstained, rightly" in said and " of 4" in said and KNEW in said and INVENTED in said
-    write_comparisons(tmp_path / "page.html", "comparison", "both", [found], {}, [found.unanswerable], {})
+    write_comparisons(tmp_path / "page.html", "comparison", "both", [found], {}, found.notes, {})
     page = (tmp_path / "page.html").read_text()
     assert "2 of 6 questions are unanswerable" in page and "the model abstained" in page
 

@@ -188,5 +188,5 @@ def test_help_in_a_file_is_a_problem_and_no_way_to_end_the_program(tmp_path):
     path.write_text("help: true\n")
     parser = light_parser("groundtune x", "", "")
     for argv, keywords in ((["--config", str(path)], {}), ([], {"help": True})):
-        with pytest.raises(DataError, match="help: prints help on a command line"):
+        with pytest.raises(DataError, match="help: prints help on the command line"):
             given(parser, argv, keywords)

@@ -114,7 +114,7 @@ def test_a_prompt_of_ones_own_is_a_file_and_all_that_is_wrong_with_any_is_said_a
 
 def judging(server: FakeServer, **flags) -> InferenceArguments:
     words = {"model": "", "judge": f"openai:{server.url}", "judge_model": "m", "endpoint_retries": 0, **flags}
-    return inference_arguments(words, for_questions=True, again=lambda outside: "")
+    return inference_arguments(words, for_questions=True, again=str)
 
 
 NEWER = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
