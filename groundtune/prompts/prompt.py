@@ -204,7 +204,7 @@ class _Tokens:
     """A tokenizer, with the few rules that every prompt needs."""
 
     tokenizer: Any
-    written: str = ""  # what writes the turns: the chat template, or the prefixes
+    written: str = ""  # the text that writes turns: the chat template, or the prefixes
 
     @cached_property
     def eos_id(self) -> int:
@@ -212,7 +212,7 @@ class _Tokens:
 
     @property
     def model_end_ids(self) -> tuple[int, ...]:
-        """The end tokens that the model's own configurations name, as `model.loading.load_tokenizer` found them."""
+        """The end tokens in the model's own configuration, as found by `model.loading.load_tokenizer`."""
         return getattr(self.tokenizer, "model_end_ids", ())
 
     def spelling(self, id: int) -> str:
