@@ -1,4 +1,4 @@
-"""Argument groups <-> flags of argparse, and how a help text shows them."""
+"""Conversion between argument groups and argparse flags, and the format of help texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHORT = {"output_dir": ["-o"]}
 
 
 class FlagFormatter(argparse.HelpFormatter):
-    """One spelling of each flag (two with -o), its kind of value, and its default where there is one to speak of."""
+    """Shows one spelling of each flag (two with -o), its type of value, and its default unless empty."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.dest == "help":
@@ -38,9 +38,9 @@ class FlagFormatter(argparse.HelpFormatter):
 def add_group(
     parser: argparse.ArgumentParser, group: type[Group], names: Sequence[str], helps: Mapping[str, str] | None = None
 ) -> None:
-    """Those fields of an argument group as flags, absent from the result unless given.
+    """Add the fields `names` of an argument group as flags; flags that are not given are absent from the result.
 
-    `helps` has the text of those that mean something else here than in training.
+    `helps` has the help texts of flags whose meaning here differs from training.
     """
     section = parser.add_argument_group(group._argument_group_name)
     for field in fields(group):
@@ -51,12 +51,12 @@ def add_group(
 
 
 def filled(group: type[G], values: Mapping[str, Any]) -> G:
-    """An argument group with those of `values` that are its fields; the others keep their defaults."""
+    """An argument group with its fields taken from `values`; missing fields keep their defaults."""
     return group(**{field.name: values[field.name] for field in fields(group) if field.name in values})
 
 
 def _argparse_options(group: type[Group], field: Field[Any]) -> dict[str, Any]:
-    """What HfArgumentParser makes of the few types that our own groups have."""
+    """The argparse options of a field, as HfArgumentParser would choose them for the few types that we use."""
     # Not `field.type`: HfArgumentParser puts classes there, for those groups that it has seen.
     kind = group.__annotations__[field.name].removesuffix(" | None")
     if kind == "bool":
@@ -77,7 +77,7 @@ def _help_with_default(field: Field[Any]) -> str:
 
 
 def true_or_false(text: str) -> bool:
-    """What a boolean flag takes: all that transformers' does, and `on` and `off`, which are booleans to YAML."""
+    """The value of a boolean flag: all spellings that transformers accepts, and `on` and `off`, as in YAML."""
     if text.lower() in ("true", "yes", "on", "1", "t", "y"):
         return True
     if text.lower() in ("false", "no", "off", "0", "f", "n"):

@@ -1,4 +1,4 @@
-"""`groundtune index`: make or refresh the folder that caches the documents' vectors."""
+"""`groundtune index`: create or update the folder that caches the documents' vectors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _HELPS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Embed, and say what there is now."""
+    """Embed the documents, and print what the index contains."""
     words = given(parser(), argv)
     data, retrieval = filled(DataArguments, words), filled(RetrievalArguments, words)
     _check(data, retrieval)
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _searchable(path: str) -> list[Example]:
-    """The examples that have a question and, in some passage, its answer; raises `DataError` if there is none."""
+    """The answerable examples with a question; raises `DataError` if there are none."""
     from groundtune.data.files import scan_examples
 
     contents = scan_examples(path)
@@ -89,7 +89,7 @@ def _searchable(path: str) -> list[Example]:
 
 
 def _measured(retriever: Any, examples: list[Example], retrieval: RetrievalArguments) -> dict[str, Any]:
-    """How well the questions find their gold passages: n, and each metric with its interval."""
+    """How well the questions find their gold passages: the number of questions, and each metric with its interval."""
     from groundtune.evaluation.metrics import aggregate, retrieval_scores
     from groundtune.retrieval.retrievers import retrieve
 
@@ -139,7 +139,7 @@ def _check(data: DataArguments, retrieval: RetrievalArguments) -> None:
 
 
 def retriever_problems(data: DataArguments, retrieval: RetrievalArguments, complete: bool = True) -> list[str]:
-    """What keeps the retriever over the documents from being made, one line each."""
+    """Problems that prevent opening the retriever over the documents, one line each."""
     folder = data.full_dataset_index_path
     return [
         *([] if data.full_dataset_file_path else ["--full_dataset_file_path: missing; name the document database"]),

@@ -1,7 +1,7 @@
-"""Words of a command line, or keywords of a call -> arguments: flags, YAML, JSON, and the spellings of earlier days.
+"""A command line, or the keywords of a call -> arguments: from flags, YAML and JSON, including old flag names.
 
-The arguments of training go through transformers' HfArgumentParser, which takes seconds to import; those of the other
-commands through argparse alone, from the same dataclasses.
+Training arguments are parsed by transformers' HfArgumentParser, which takes seconds to import; arguments of the other
+commands by argparse alone, from the same dataclasses.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ RENAMED = {
     "output": "output_dir",
     "output_file": "output",
 }
-# Flags that once did something and now have nothing to do: accepted, with a line that says so.
+# Flags that no longer have any effect: accepted, with a warning.
 WITHOUT_EFFECT = (
     "group_by_length",
     "logging_dir",
@@ -83,8 +83,8 @@ logger = logging.getLogger(__name__)
 def parse_arguments(method: str, argv: Sequence[str], keywords: Mapping[str, Any] | None = None) -> RunArguments:
     """Flags, `--config FILE.yaml` or one `FILE.json` -> Arguments. `-h` prints every argument and exits.
 
-    `keywords` are arguments by their names, as a call in Python gives them; they win over files. Raises `DataError`
-    with every unknown flag and bad value.
+    `keywords` are arguments by name, from a call in Python; they override files. Raises `DataError` with every unknown
+    flag and bad value.
     """
     parser = training_parser(method)
     argv = _spelt_as_today(_expand_files(_in_full(argv), parser, keywords), _flags(parser))
@@ -104,7 +104,7 @@ def parse_arguments(method: str, argv: Sequence[str], keywords: Mapping[str, Any
 
 
 def _why_refused(argv: Sequence[str], parser: HfArgumentParser) -> list[str]:
-    """Trainer's arguments object checks its values and names no flag: whichever fails by itself is one to blame."""
+    """The flags that fail when parsed alone: TrainingArguments checks its values without naming the flag."""
     problems = []
     starts = [i for i, word in enumerate(argv) if word.startswith("--")]
     for start, end in zip(starts, [*starts[1:], len(argv)]):
@@ -136,7 +136,7 @@ def training_parser(method: str) -> HfArgumentParser:
     )
     require("python")
     for action in parser._actions:
-        if action.type is string_to_bool:  # which knows neither `on` nor `off`
+        if action.type is string_to_bool:  # which does not accept `on` and `off`
             action.type = true_or_false
     return parser
 
@@ -163,12 +163,12 @@ def light_parser(prog: str, usage: str, description: str, epilog: str = "") -> a
 def given(
     parser: argparse.ArgumentParser, argv: Sequence[str], keywords: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The arguments that a command line, or the file of its `--config`, names; `-h` prints them all and exits.
+    """The arguments given on a command line or in its `--config` file; `-h` prints every argument and exits.
 
     `keywords` as in `parse_arguments`. Raises `DataError` with every unknown flag, or with the first bad value.
     """
     words = _spelt_as_today(_expand_files(argv, parser, keywords), _flags(parser))
-    # Intermixed: a question may follow flags that follow the model. Of "--" argparse then loses what comes after.
+    # Intermixed, because a question may follow flags that follow the model; but then argparse loses words after "--".
     parse = parser.parse_known_args if "--" in words else parser.parse_known_intermixed_args
     namespace, unknown = parse(words)
     if unknown:
@@ -181,8 +181,7 @@ def _bad_value(message: str, where: str = "") -> NoReturn:
 
 
 def _in_full(argv: Sequence[str]) -> list[str]:
-    """`-o` as --output_dir; `FILE.json` alone as `--config FILE.json` where a method is trained: elsewhere it may be
-    data."""
+    """`-o` as --output_dir; `FILE.json` alone as `--config FILE.json`. For training only: elsewhere it may be data."""
     alone = len(argv) == 1 and argv[0].endswith(".json") and not argv[0].startswith("-")
     return ["--config", *argv] if alone else ["--output_dir" if word == "-o" else word for word in argv]
 
@@ -190,9 +189,9 @@ def _in_full(argv: Sequence[str]) -> list[str]:
 def _expand_files(
     argv: Sequence[str], parser: argparse.ArgumentParser, keywords: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """The arguments of files as flags, then keywords and other flags, which win over what comes before.
+    """The arguments of files as flags, then keywords, then the other flags; later ones override earlier ones.
 
-    Raises `DataError` with all that is wrong.
+    Raises `DataError` with all problems.
     """
     paths, words = split_files(argv)
     entries: list[Entry] = []
@@ -203,18 +202,18 @@ def _expand_files(
         except DataError as error:
             problems += error.problems
     for entry in entries:
-        # Each by itself: argparse would stop at the first, and not know the line.
+        # Each one separately: argparse would stop at the first problem, and does not know its line.
         problems += [f"{entry.label}: {problem}" for problem in _problems_of(entry, parser)]
     if problems:
         raise DataError(problems)
     latest = {entry.name: entry for entry in entries}.values()
-    # What the command line begins with is no flag's, and would be one more value of a list that a file ends in.
+    # Leading positional words stay first: after the file's flags, a list flag at the end would take them as values.
     first = list(takewhile(lambda word: not word.startswith("-"), words))
     return [*first, *(word for entry in latest for word in _words_of(entry, parser)), *words[len(first) :]]
 
 
 def _words_of(entry: Entry, parser: argparse.ArgumentParser) -> list[str]:
-    """What an entry is on a command line, where a flag without a value, as `--quiet`, is there or is not."""
+    """An entry as words of a command line; a flag without a value, such as `--quiet`, is present or absent."""
     action = parser._option_string_actions.get(f"--{entry.name}")
     if action is None or action.nargs != 0 or entry.value is None:
         return entry.flag()
@@ -222,7 +221,7 @@ def _words_of(entry: Entry, parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _problems_of(entry: Entry, parser: argparse.ArgumentParser) -> list[str]:
-    """What the parser has against one flag and its values, without its name."""
+    """Problems that the parser finds with one flag and its values, without the flag's name."""
     if entry.name == "help":
         return ["prints help on the command line and is not an argument here; remove it"]
     try:
@@ -231,7 +230,7 @@ def _problems_of(entry: Entry, parser: argparse.ArgumentParser) -> list[str]:
     except argparse.ArgumentTypeError as error:
         return [f"{error}; -h describes it"]
     except DataError as error:
-        # That others are required is no problem of this one.
+        # Missing required arguments are not a problem of this entry.
         ours = [problem for problem in error.problems if "arguments are required" not in problem]
         return [problem.partition(": ")[2].partition("; groundtune")[0] + "; -h describes it" for problem in ours]
     if unknown and unknown[0].startswith("-"):
@@ -246,7 +245,7 @@ def _flags(parser: argparse.ArgumentParser) -> set[str]:
 def at_their_lines(
     problems: Sequence[str], argv: Sequence[str], keywords: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Problems of a training command's flags that come from a file name its line."""
+    """The problems of a training command; for flags from a file, each begins with the file and line."""
     try:
         paths, words = split_files(_in_full(argv))
         entries = [entry for path in paths for entry in read_config(path)]
@@ -269,12 +268,12 @@ def _name_of_today(flag: str) -> str:
 
 
 def _spelt_as_today(argv: Sequence[str], known: set[str], tell: bool = True) -> list[str]:
-    """Old spellings renamed; flags that have nothing to do any more left out, each with a line in the log."""
+    """Rename old flag names, and remove flags that no longer have any effect; each is logged if `tell`."""
     today: list[str] = []
     skipping = False
     for word in argv:
         if not word.startswith("--"):
-            skipping = skipping and word not in known  # -o is no value
+            skipping = skipping and word not in known  # -o is a flag, not a value
             if not skipping:
                 today.append(word)
             continue

@@ -105,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0; raises `DataError` with what the user can solve."""
+    """Returns 0; raises `DataError` for problems that the user can fix."""
     arguments = argparse.Namespace(**given(parser(), argv))
     if problems := _problems(arguments):
         raise DataError(problems)
@@ -149,7 +149,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 def _ask(
     arguments: argparse.Namespace, settings: Settings, passages: Sequence[Document], journal: Journal, load: Load
 ) -> list[str]:
-    """Ask for all that the journal lacks; why requests failed."""
+    """Ask for everything that the journal lacks; returns why requests failed."""
     from groundtune.prepare import questions, support
 
     with progress(arguments.quiet or arguments.json) as bars:
@@ -165,31 +165,31 @@ def _ask(
 
 
 def _generator(arguments: argparse.Namespace) -> tuple[str, str, str]:
-    """Its name; what it is called on a server, and the options of every request there."""
+    """The generator: its name, its name on the server, and the options of every request."""
     return arguments.generator, arguments.generator_model, arguments.generator_options
 
 
 def _checker(arguments: argparse.Namespace) -> tuple[str, str, str]:
-    """The same of who is asked about support: another one, or another model where the generator is."""
+    """The same for the model that checks support: a separate one, or another model on the generator's server."""
     if arguments.checker:
         return arguments.checker, arguments.checker_model, arguments.checker_options
     return arguments.generator, arguments.checker_model or arguments.generator_model, arguments.generator_options
 
 
 def _called(name: str, model: str, options: str) -> str:
-    """Who writes a reply, as the journal notes it: a server may move."""
+    """The generator's name in the journal, without the server's address, which may change."""
     return f"{model or name} {options}".strip()
 
 
 def _prompts_per_batch(name: str, arguments: argparse.Namespace) -> int:
-    """Prompts that go to a generator at a time; what is finished is kept after each."""
+    """Number of prompts sent to a generator at a time; replies are saved after each batch."""
     return 4 * _server(arguments).concurrency if is_server(name) else arguments.batch_size
 
 
 def _loader(arguments: argparse.Namespace) -> Load:
-    """Loads a generator when it is first asked for, and lets go of it for another.
+    """A function that loads a generator at its first use, and releases it when another one is needed.
 
-    A run that only changes the gates needs none.
+    A run that only changes the gates needs no generator.
     """
 
     @lru_cache(maxsize=1)
@@ -198,7 +198,7 @@ def _loader(arguments: argparse.Namespace) -> Load:
 
         from groundtune.model.opening import open_writer
 
-        disable_progress_bar()  # it would write into the bar of the questions, which runs already
+        disable_progress_bar()  # it would overwrite the progress bar of the questions
         return open_writer(name, model, options, batch_size=arguments.batch_size, **_server(arguments).limits)
 
     return load
@@ -243,13 +243,13 @@ def _retriever(arguments: argparse.Namespace, documents: list[Document]) -> Retr
 
 
 def _server(arguments: argparse.Namespace) -> GeneratorArguments:
-    """How a server is asked."""
+    """The arguments for requests to a server."""
     given = {name: value for name in SERVER if (value := getattr(arguments, name)) is not None}
     return filled(GeneratorArguments, given)
 
 
 def _retrieval(arguments: argparse.Namespace) -> RetrievalArguments:
-    """As for training; without an embedding model BM25 searches."""
+    """The retrieval arguments; BM25 if no embedding model is given."""
     given = {name: value for name in _RETRIEVAL if (value := getattr(arguments, name)) is not None}
     without = {} if "embedding_model" in given else {"retriever": "bm25"}
     return RetrievalArguments(**without | given)

@@ -225,7 +225,7 @@ class _Tokens:
 
     @property
     def model_end_ids(self) -> tuple[int, ...]:
-        """The end tokens that the model's own configurations name, as `model.loading.load_tokenizer` found them."""
+        """The end tokens in the model's own configuration, as found by `model.loading.load_tokenizer`."""
         return getattr(self.tokenizer, "model_end_ids", ())
 
     def spelling(self, id: int) -> str:

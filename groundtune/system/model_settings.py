@@ -24,7 +24,7 @@ PATTERNS = [pattern for name in (*sorted(_SETTINGS), "modules.json", "router_con
             for pattern in (name, f"*/{name}")]  # fmt: skip
 
 _ATTENTION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
-_TYPE = re.compile(r"(torch\.)?(auto|half|double|(b?float|u?int)\d\w*)")  # libraries take any attribute of torch
+_TYPE = re.compile(r"(torch\.)?(auto|half|double|(b?float|u?int)\d\w*)")  # libraries accept any attribute of torch
 # Keys that record a model's origin, which libraries do not open; the base model, which has its own checks; and texts.
 _NOT_FOLLOWED = {
     "_name_or_path", "name_or_path", "base_model_name_or_path", "special_tokens_map_file", "chat_template", "content",

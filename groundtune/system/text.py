@@ -68,9 +68,9 @@ def one_line(text: object, at_most: int = 0) -> str:
 
 
 def after_thoughts(text: str) -> tuple[str, bool]:
-    """What a text says after its last thought, stripped, and whether it ends inside one: nothing is said then.
+    """The text after the last reasoning block, stripped, and whether the text ends inside one ("" in that case).
 
-    Models that think first put it between `<think>` and `</think>`; the opening tag may stand in the prompt.
+    Reasoning models write it between `<think>` and `</think>`; the opening tag may be part of the prompt.
     """
     said = text.rpartition("</think>")[2]
     return ("", True) if "<think>" in said else (said.strip(), False)

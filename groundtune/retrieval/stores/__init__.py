@@ -1,1 +1,1 @@
-"""Storing and searching vectors."""
+"""Storage of document vectors, and search over them."""
