@@ -1,4 +1,4 @@
-"""What the tests share: four families of tiny tokenizers and models made here, and fakes. Nothing needs a network."""
+"""Shared by the tests: four families of tiny tokenizers and models, made here, and fakes. Nothing needs a network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ import pytest
 
 from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
 
-# Not the user's own, which knows of runs that were made on this machine.
+# Not the user's own cache, which knows of runs made on this machine.
 _CACHE = tempfile.TemporaryDirectory(prefix="groundtune-cache-")
 os.environ["GROUNDTUNE_CACHE"] = _CACHE.name
 
@@ -65,7 +65,7 @@ TEMPLATES = {
     + "{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else 'user') + '\\n' + "
     "m['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}",
-    # As Qwen3's: an empty thought stands before the last answer, and in the generation prompt if thinking is off.
+    # As in Qwen3: an empty thought precedes the last answer, and ends the generation prompt if thinking is off.
     "qwen": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
     "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
     "{{ m['content'] + '<|im_end|>\\n' }}{% endfor %}"
@@ -113,7 +113,7 @@ class Family:
 
 @functools.cache
 def loaded(folder: Path) -> Any:
-    """The model of a folder, to be read and not to be changed."""
+    """The model of a folder, shared between tests: do not change it."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -126,7 +126,7 @@ MODEL_FIXTURES = {"families", "static_embedding_folder", "bert_embedding_folder"
 
 @pytest.fixture
 def signals_of_a_terminal():
-    """A shell script's `&` has SIGINT ignored, and what it starts inherits that."""
+    """Restore SIGINT: a background job of a shell script ignores it, and child processes inherit that."""
     before = {signum: signal.signal(signum, handler) for signum, handler in SIGNALS_OF_A_TERMINAL.items()}
     yield
     for signum, handler in before.items():
@@ -135,7 +135,7 @@ def signals_of_a_terminal():
 
 @pytest.fixture(scope="module")
 def no_drawing():
-    """For whole runs whose plots no test looks at: to draw them takes as long as to train."""
+    """Disable plots for whole runs whose plots are not tested: drawing them takes as long as training."""
     from groundtune.reporting import plots
 
     with pytest.MonkeyPatch.context() as patch:
@@ -145,7 +145,7 @@ def no_drawing():
 
 @pytest.fixture(scope="session")
 def families(tmp_path_factory):
-    """Family by name, each made when it is first asked for."""
+    """Families by name, each made at its first use."""
 
     class Made(dict):
         def __missing__(self, name: str) -> Family:
@@ -189,7 +189,7 @@ def _config(name: str, tokenizer: Any, changes: dict[str, Any]) -> Any:
     shape = {
         "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 2048,
-        "initializer_range": 0.3,  # wide, or a random model says one token for ever
+        "initializer_range": 0.3,  # wide, or a random model repeats one token forever
         "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
@@ -204,7 +204,7 @@ def _config(name: str, tokenizer: Any, changes: dict[str, Any]) -> Any:
 
 
 def make_tokenizer(name: str) -> Any:
-    """A tokenizer of some 500 ids, trained here on a few sentences."""
+    """A tokenizer of about 500 ids, trained here on a few sentences."""
     from transformers import PreTrainedTokenizerFast
 
     specials = {
@@ -234,7 +234,7 @@ def make_tokenizer(name: str) -> Any:
 
 
 def seamless_tokenizer() -> Any:
-    """One that knows no words: it merges what ends a prompt with what begins an answer, where it sees both."""
+    """A tokenizer that merges the end of a prompt with the start of an answer if it encodes them together."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -272,7 +272,7 @@ def _byte_level(name: str, specials: list[str]) -> Any:
 
 
 def _begin_with(tokenizer: Any, bos: str) -> None:
-    """Let the tokenizer put one beginning-of-sequence token before a text."""
+    """Make the tokenizer put one beginning-of-sequence token before a text."""
     from tokenizers import processors
 
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -313,20 +313,20 @@ def _sentencepiece_like(name: str, specials: list[str]) -> Any:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two for whole folders. None for single files: a worker takes longer to import torch than most files take."""
+    """Two workers for whole folders, none for single files: importing torch takes longer than most files."""
     paths = [Path(argument.partition("::")[0]) for argument in config.args]
     return 2 if all(path.is_dir() for path in paths) else 0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes a model, every recipe and every attack are no part of `make test-quick`."""
+    """Mark tests that `make test-quick` skips: those that need a model, all recipes and all attacks."""
     for item in items:
         if MODEL_FIXTURES & set(item.fixturenames) or item.path.parent.name in ("recipe", "faults"):
             item.add_marker("model")
 
 
 def pytest_collection_finish() -> None:
-    """Trainer collects garbage in every run, and would look through half a million objects of libraries each time."""
+    """Freeze garbage collection of imported objects: Trainer collects in every run, over half a million of them."""
     gc.collect()
     gc.freeze()
 
@@ -339,7 +339,7 @@ def random_text(rng: random.Random, words: int = 8) -> str:
 
 
 def random_history(rng: random.Random) -> tuple[Turn, ...]:
-    """No turns, turns that alternate, turns that begin with the assistant, or any turns at all."""
+    """A random history: empty, alternating, starting with the assistant, or in any order of speakers."""
     kind, n = rng.choice(["none", "alternating", "assistant first", "any"]), rng.randint(1, 5)
     speakers = {
         "none": [],
@@ -356,7 +356,7 @@ def random_documents(rng: random.Random, at_most: int = 4) -> tuple[Document, ..
 
 @dataclass
 class FakeEmbedder:
-    """A bag of words as a vector, so that shared words are similar. Remembers every text that it embedded."""
+    """Embeds texts as bags of words, so that shared words mean similarity, and remembers every embedded text."""
 
     name: str = "fake"
     settings: dict[str, Any] = field(default_factory=lambda: {"weights": "1", "document_prompt": "", "dtype": "f32"})
@@ -409,7 +409,7 @@ def tiny_examples() -> list[Example]:
     ]
 
 
-# Folders as they lie on a user's disk
+# Folders as on a user's disk
 
 
 @pytest.fixture(scope="session")
@@ -442,7 +442,7 @@ def static_embedding_folder(tmp_path_factory) -> Path:
 
 
 def save_static_embedder(folder: Path) -> Path:
-    """A sentence-transformers folder with a random vector for each word: texts with common words are near."""
+    """A sentence-transformers folder with a random vector per word, so that texts with common words are close."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers

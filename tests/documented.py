@@ -1,4 +1,4 @@
-"""The fenced blocks of README, docs and configs: which are commands, which test runs those of a page, and how it does.
+"""The fenced code blocks of README, docs and configs: which are commands, and which test runs them.
 
 A block in a language of `COMMANDS` is run by the test that `RUN_BY` names for its page, or has the reason why not in a
 comment right before it: `<!-- not run: needs a GPU -->`. Blocks in other languages only show something.
@@ -36,7 +36,7 @@ _SCRIPTS = {"train_w_gt.py": "sft", "train_w_fixed_retriever.py": "swr"}
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block; `reason` is why no test runs it, empty if one does or if it is no command."""
+    """One fenced block; `reason` says why no test runs it; empty if one does or if it is not a command."""
 
     page: str
     line: int
@@ -53,13 +53,13 @@ class Block:
 
 
 def pages() -> list[str]:
-    """README and every page of docs and configs, by their paths in the repository."""
+    """Paths in the repository of README and every page of docs and configs."""
     found = [path for folder in ("docs", "configs") for path in (ROOT / folder).rglob("*.md")]
     return ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in found)]
 
 
 def blocks(page: str) -> list[Block]:
-    """The fenced blocks of a page, in its order."""
+    """The fenced blocks of a page, in order."""
     text = (ROOT / page).read_text("utf-8")
     return [
         Block(page, text.count("\n", 0, found.start(2)) + 1, found[2], found[3], found[1] or "")
@@ -68,7 +68,7 @@ def blocks(page: str) -> list[Block]:
 
 
 def run_by(test: str, page: str = "") -> dict[str, list[Block]]:
-    """The blocks that a test file has to run, by page: those without a reason not to."""
+    """The blocks that a test file must run, by page: those without a reason not to."""
     name = Path(test).resolve().relative_to(ROOT).as_posix()
     mine = [p for p in pages() if who_runs(p) == name and p.startswith(page)]
     found = {page: [block for block in blocks(page) if block.is_command and not block.reason] for page in mine}
@@ -81,12 +81,12 @@ def who_runs(page: str) -> str:
 
 
 def steps(text: str) -> Iterator[list[str] | str]:
-    """What a shell would do one after the other: the words of each command of ours, and the lines between as scripts.
+    """The steps of a shell block: the words of each Groundtune command, and the lines in between as scripts.
 
-    A command that begins with a historical script is the one that the script stands for; a here-document stays whole.
+    A historical script counts as the command that replaces it; a here-document is kept in one piece.
     """
     script: list[str] = []
-    end = ""  # of the here-document that is open
+    end = ""  # terminator of the open here-document
     for line in text.replace("\\\n", " ").splitlines():
         opened = re.search(r"<<-?\s*'?(\w+)'?", line)
         ours = not end and re.match(r"groundtune |python scripts/", line)
@@ -104,28 +104,28 @@ def steps(text: str) -> Iterator[list[str] | str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words of each command of ours in a block."""
+    """The words of each Groundtune command in a block."""
     return [step for step in steps(text) if not isinstance(step, str)]
 
 
 def replaced(text: str, replacements: Mapping[str, str]) -> str:
-    """A text with every name replaced, the longest first."""
+    """The text with every name replaced, longest names first."""
     pattern = "|".join(re.escape(name) for name in sorted(replacements, key=len, reverse=True))
     return re.sub(pattern, lambda found: replacements[found[0]], text) if replacements else text
 
 
 def run_python(text: str, where: str, namespace: dict[str, Any]) -> None:
-    """Run Python in this process, where `namespace` has what ran before."""
+    """Run Python code in this process; `namespace` keeps the variables of earlier code."""
     exec(compile(text, where, "exec"), namespace)
 
 
 def with_defaults(function: Callable[..., Any], **defaults: Any) -> Callable[..., Any]:
-    """A function with other values for keywords that it is not given."""
+    """The function with other defaults for its keywords."""
     return lambda *args, **given: function(*args, **{**defaults, **given})
 
 
 def run_script(script: str, folder: Path) -> None:
-    """Run the lines of a shell in a folder; `python` is the one that runs the tests. Without a shell, skip."""
+    """Run shell lines in a folder with the Python that runs the tests. Skips if there is no shell."""
     if shutil.which("bash") is None:
         pytest.skip("needs bash")
     environment = {

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on this machine that says what a test tells it to, and remembers what it was asked."""
+"""A local OpenAI-compatible server that replies as a test tells it to, and remembers all requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass
 class Refusal:
-    """Another status than 200. By default it may be asked again at once, if the status is one that is asked again."""
+    """An error status. By default it allows an immediate retry, if the status is one that is retried."""
 
     status: int
     text: str = "no"
@@ -22,7 +22,7 @@ class Refusal:
 
 @dataclass
 class FakeServer:
-    """`speak(body)` gives the text that answers a request, a `Refusal`, or the bytes of a body of `content_type`."""
+    """A server whose `speak(body)` returns the reply text, a `Refusal`, or a raw body (bytes) of `content_type`."""
 
     speak: Callable[[dict], Any]
     finish_reason: str = "stop"
@@ -79,7 +79,7 @@ class FakeServer:
                 self.wfile.write(content)
 
             def log_message(self, *args: Any) -> None:
-                """Nothing on standard error."""
+                """Print nothing to standard error."""
 
         return Handler
 

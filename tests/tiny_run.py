@@ -1,6 +1,6 @@
-"""Whole tiny runs in forked processes, with something that happens to them at a chosen event or time.
+"""Whole tiny runs in forked processes, which can be disturbed at a chosen event or time.
 
-The parent imports everything once and computes nothing, so that a run takes seconds. An event is the beginning or the
+The parent imports everything once and computes nothing, so a run takes seconds. An event is the beginning or the
 end of a call through which a run computes, or through which anything reaches the disk.
 """
 
@@ -38,14 +38,14 @@ _NEEDED_BY_A_RUN = """
 
 
 def warm_up() -> None:
-    """Import what a run needs, so that a forked one begins at once."""
+    """Import what a run needs, so that a forked run starts immediately."""
     for name in _NEEDED_BY_A_RUN.split():
         importlib.import_module(name)
-    gc.freeze()  # a child's collections would copy every page of it
+    gc.freeze()  # or garbage collection in a child would copy every page
 
 
 def make_inputs(folder: Path) -> None:
-    """Models, embedding model and data. In a process of its own: what has computed cannot fork safely."""
+    """Make models, embedding model and data, in a separate process: one that has computed cannot fork safely."""
 
     def make() -> int:
         for name in ("models", "embedding", "data"):
@@ -62,9 +62,9 @@ def make_inputs(folder: Path) -> None:
 
 
 def flags(inputs: Path, output: Path, variant: str, **changes: Any) -> list[str]:
-    """SwR on six rows: accumulation 4 of micro-batches of one row, so two steps an epoch, the second one of two rows.
+    """SwR on six rows in micro-batches of one, accumulation 4: two steps per epoch, the second one of two rows.
 
-    It is evaluated and saved at every second step; the last step, the ninth, stands alone in the middle of an epoch.
+    It evaluates and saves at every second step; the last step, the ninth, is alone in the middle of an epoch.
     """
     values = {
         "model_name_or_path": inputs / "models" / variant, "embedding_model": inputs / "embedding",
@@ -81,7 +81,7 @@ def flags(inputs: Path, output: Path, variant: str, **changes: Any) -> list[str]
 
 
 def outcome(output: Path, variant: str) -> dict[str, Any]:
-    """What must not depend on what happened on the way: the weights, the step they are of, and the curves."""
+    """What must not depend on disturbances: the final weights, their step, and the curves."""
     metrics = json.loads((output / "metrics.json").read_text("utf-8"))
     curves = [
         [row["step"], row[name]]
@@ -130,13 +130,13 @@ class Child:
             os._exit(status)
 
     def wait(self) -> int:
-        """Exit status as the shell counts: 137 for kill -9."""
+        """Exit status as in a shell: 137 for kill -9."""
         while self.running():
             time.sleep(0.002)
         return self.status
 
     def running(self) -> bool:
-        """Sets `status` and `seconds` once it is not."""
+        """Whether it is running; sets `status` and `seconds` once it is not."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if pid:
             self.seconds = time.monotonic() - self.begin
@@ -149,7 +149,7 @@ class Child:
 
 
 class Events:
-    """What happened in a run, in a file that parent and child share; at event number `at`, `act(label)` is called."""
+    """The events of a run, in a file shared by parent and child; at event number `at`, `act(label)` is called."""
 
     def __init__(self, at: int | None = None, act: Callable[[str], None] = lambda label: None):
         self.at, self.act, self._count = at, act, 0
@@ -172,7 +172,7 @@ class Events:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that were finished."""
+        """Number of finished optimizer steps."""
         return self.labels.count("optimizer step: end")
 
     def choose(self, rng: random.Random, *kinds: str) -> int:
@@ -184,7 +184,7 @@ class Events:
 
     @contextlib.contextmanager
     def watched(self, disk_only: bool = False) -> Iterator[None]:
-        """Count what happens inside."""
+        """Count the events inside the block."""
         undo = []
         for owner, name, label in _disk_calls() + ([] if disk_only else _computations()):
             original = getattr(owner, name)
@@ -211,14 +211,14 @@ class Events:
         return call
 
     def _torn(self, path: Any) -> None:
-        """The moment at which half of a file of tensors is written; nobody sees it unless something happens there."""
+        """An event at which half of a tensor file is written; it has no effect unless something happens there."""
         if self._count + 1 != self.at:
             self.happened("write tensors: half")
             return
         whole = Path(path).read_bytes()
         os.truncate(path, len(whole) // 2)
         self.happened("write tensors: half")
-        Path(path).write_bytes(whole)  # what happened let the writing go on: a signal, say
+        Path(path).write_bytes(whole)  # the disturbance, a signal for example, let writing continue
 
     def _counted_open(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def counted(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
@@ -231,7 +231,7 @@ class Events:
 
 
 class _CountedFile:
-    """A file whose writes and whose closing are events. Not for `isinstance`, so that nobody writes past it."""
+    """A file whose writes and closing are events. It fails `isinstance` checks, so that no writer bypasses it."""
 
     def __init__(self, file: Any, events: Events):
         self._file, self._events = file, events

@@ -46,10 +46,10 @@ def test_bleu_equals_sacrebleu():
 
 
 def squad_tokens(text: str) -> list[str]:
-    """What the SQuAD script compares, a character and a word at a time; no code shared with the package."""
+    """The tokens that the SQuAD script compares, implemented separately, character by character."""
     ascii_marks = {chr(code) for code in range(33, 127) if not chr(code).isalnum()}
     kept = "".join(character for character in text.lower() if character not in ascii_marks)
-    # The script finds articles at word boundaries, so a mark that survives (a dash, a quote) sets one free.
+    # The script removes articles at word boundaries, so one next to a surviving mark (dash, quote) is removed, too.
     pieces, word = [], ""
     for character in kept + " ":
         if character.isalnum() or character == "_" or unicodedata.category(character).startswith("M"):

@@ -1,6 +1,6 @@
-"""Files of checkpoints and indexes flipped, cut, swapped, emptied or removed: each is noticed, and nothing crashes.
+"""Damages files of checkpoints and indexes (flipped, cut, swapped, emptied, removed): all is noticed, nothing crashes.
 
-A damaged checkpoint is passed over for the one before; a damaged index is embedded anew.
+A damaged checkpoint is skipped for an earlier one; a damaged index is embedded again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 from conftest import FakeEmbedder, tiny_documents
 from tiny_run import VARIANTS, Child, flags, make_inputs, warm_up
 
-# Each takes the file, the files that it may be swapped with and a source of randomness; False: it changed nothing.
+# Each takes the file, files to swap it with and a random generator; False: it changed nothing.
 
 
 def flip(path: Path, others: list[Path], rng: random.Random) -> bool:
@@ -132,7 +132,7 @@ def _checkpoint_noticed(output: Path, warnings: list[str]) -> bool:
 
 
 def _index_noticed(folder: Path, warnings: list[str]) -> bool:
-    """Every document is embedded anew and its vector right; only of a manifest that is gone nothing is said."""
+    """Every document is embedded again with the right vector, with a warning unless only the manifest is missing."""
     from groundtune.retrieval.stores.local import load_or_build_index
 
     embedder, documents = FakeEmbedder(), tiny_documents()

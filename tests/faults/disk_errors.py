@@ -1,4 +1,4 @@
-"""A disk that is full or fails at every single call of a save, and at random calls of whole runs.
+"""A disk that fills up or fails at every single call of a save, and at random calls of whole runs.
 
 After each failing save the newest checkpoint must be whole and load; after each failing run the exit status must be 3
 with one line that names the free bytes, and the same command must end with the weights of an undisturbed run.
@@ -56,7 +56,7 @@ def _run(work: Path, output: Path, variant: str, before: Callable[[], Any] = lam
 
 
 def _failing_saves(options: argparse.Namespace) -> None:
-    """Let the run's second save, step 4, fail in every way, each in a process of its own, and end with the failures."""
+    """Let the run's second save (step 4) fail in every way, each in its own process; exits with the failure count."""
     from groundtune.training.safe_trainer import SafeTrainer
 
     original = SafeTrainer._write_checkpoint
@@ -103,7 +103,7 @@ def _all_failures(save: Callable[[], None], trainer: Any, options: argparse.Name
 def _attempt(
     output: Path, before: Path, save: Callable[[], None], trainer: Any, events: Events, limit: int | None = None
 ) -> str:
-    """Save with `events`, in a copy of this process and on a copy of the folder; then look at what is left."""
+    """Save with `events`, in a fork and on a copy of the folder; then check what is left."""
     shutil.rmtree(output)
     shutil.copytree(before, output)
 
@@ -129,7 +129,7 @@ def _attempt(
 
 
 def _left(output: Path, trainer: Any) -> str | None:
-    """What is wrong with the newest checkpoint, if anything is."""
+    """The problem with the newest checkpoint, if there is one."""
     from safetensors.torch import load_file
 
     from groundtune.runs.checkpoints import load_state, newest_checkpoint

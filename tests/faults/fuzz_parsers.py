@@ -2,7 +2,7 @@
 
     python tests/faults/fuzz_parsers.py [seconds [seed]]
 
-Whatever a parser accepts must be something that can be written again: the half-read is worse than the refused.
+Whatever a parser accepts must be writable again: a half-read file is worse than a refused one.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ PARSERS: dict[str, Callable[[Path], None]] = {
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
-    """A few bytes changed, taken out, repeated or put in."""
+    """The data with a few bytes changed, removed, repeated or inserted."""
     changed = bytearray(data)
     for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
         at, length = chance.randrange(len(changed) + 1), chance.choice((0, 1, 1, 2, 5, 40))
@@ -136,7 +136,7 @@ def damaged(data: bytes, chance: random.Random) -> bytes:
 
 
 def fuzz(seconds: float, seed: int, folder: Path) -> tuple[Counter, list[str]]:
-    """Damage files for so long; returns how many were read and refused by kind, and every failure."""
+    """Damage files for `seconds`; the numbers of files read and refused, by kind, and every failure."""
     chance, outcomes, failures = random.Random(seed), Counter(), []
     valid = seeds(folder)
     end = time.monotonic() + seconds

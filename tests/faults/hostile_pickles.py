@@ -28,7 +28,7 @@ from groundtune.schema import Document, Example, Turn  # noqa: E402
 FAIRE = ROOT.parent / "shared/data/faire/documents.pkl"
 HISTORICAL = "local_rqa.schema.document"
 MOST_MEGABYTES, MOST_SECONDS = 512, 2.0
-# What the reader does by itself; any other audit event means that the pickle made something happen.
+# Audit events of the reader itself; any other event was caused by the pickle.
 HARMLESS = {"builtins.id", "object.__getattr__"}
 
 
@@ -54,14 +54,14 @@ def pickled(*items: bytes) -> bytes:
 
 
 def cases() -> dict[str, bytes]:
-    """Every hostile pickle by what it tries."""
+    """Hostile pickles by what they attempt."""
     found: dict[str, bytes] = {}
     for kind, make in (("calls", _calls), ("changes", _changes), ("hogs", _hogs), ("breaks", _breaks)):
         found |= {f"{kind}: {what}": data for what, data in make()}
     return found
 
 
-# What it would call, and with what: shell, interpreter, imports, files, and ways around a list of modules.
+# Calls that a pickle attempts: shell, interpreter, imports, files, and ways around a module list.
 TARGETS = {
     ("os", "system"): text("touch executed"),
     ("posix", "system"): text("touch executed"),
@@ -176,12 +176,12 @@ def _breaks() -> Iterator[tuple[str, bytes]]:
 
 
 def fingerprint_of_classes() -> str:
-    """What the classes that a pickle could reach look like."""
+    """The state of all classes that a pickle could reach."""
     return repr([sorted((key, id(value)) for key, value in vars(c).items()) for c in (Document, Example, Turn, Path)])
 
 
 def attempt(data: bytes, folder: Path) -> dict[str, object]:
-    """Read one pickle here; what was refused, what happened beside, and whether a class changed."""
+    """Read one pickle in this process; why it was refused, its side effects, and whether a class changed."""
     path = folder / "documents.pkl"
     path.write_bytes(data)
     before = fingerprint_of_classes()
@@ -207,7 +207,7 @@ def _record(event: str, arguments: tuple[object, ...]) -> None:
 
 @contextmanager
 def audit_events() -> Iterator[list[tuple[str, str]]]:
-    """Every audit event of this process meanwhile. The hook itself can never be taken away: it stays, and is silent."""
+    """All audit events inside the block. An audit hook cannot be removed: afterwards it stays, but records nothing."""
     if not hasattr(_record, "hooked"):
         _record.hooked = True
         sys.addaudithook(_record)
@@ -220,7 +220,7 @@ def audit_events() -> Iterator[list[tuple[str, str]]]:
 
 
 def attempt_in_a_process(data: bytes, folder: Path) -> dict[str, object]:
-    """`attempt` in a fork, with its memory in megabytes and CPU time in seconds; a crash is "refused" by nobody."""
+    """`attempt` in a fork, with memory in MB and CPU time in seconds; a crash does not count as a refusal."""
     import resource
 
     answer = folder / "answer.json"

@@ -24,7 +24,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from tiny_run import VARIANTS, WEIGHTS, Child, Events, flags, kill, make_inputs, outcome, sha256, warm_up
 
-_ATTEMPTS = 3  # of the same command after the kill, before a person would have to look
+_ATTEMPTS = 3  # of the same command after the kill, before a person would have to intervene
 
 
 def main() -> int:
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def _undisturbed(work: Path, variant: str, start: Callable[..., int], judge: Callable[..., Any]) -> tuple:
-    """Events, seconds and outcome of a run that nothing happens to."""
+    """Events, seconds and outcome of an undisturbed run."""
     output, events = work / "undisturbed", Events()
     child = Child(lambda: _watched(events, lambda: start(work / "inputs", output, variant)), work / "undisturbed.log")
     status = child.wait()
@@ -80,7 +80,7 @@ def _killed(
     output: Path, variant: str, rng: random.Random, undisturbed: Events, seconds: float, start: Callable[..., int],
     work: Path, by_event: bool,
 ) -> str:  # fmt: skip
-    """Run and kill; says where. A moment at which the run had ended already is drawn again."""
+    """Run and kill; the place of the kill. If the run had already ended, another moment is drawn."""
     while True:
         events = Events(at=undisturbed.choose(rng) if by_event else None, act=kill)
         log = work / "killed.log"

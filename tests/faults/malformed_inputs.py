@@ -29,7 +29,7 @@ LINE = 3  # the line of an examples' or documents' file that is damaged; the oth
 
 @dataclass(frozen=True)
 class Case:
-    """One damaged file, and the place that must be named; a line of 0 is the file as a whole."""
+    """One damaged file, and the place that must be named; line 0 means the whole file."""
 
     name: str
     file: str
@@ -77,7 +77,7 @@ def valid_files(model: Path | str) -> dict[str, bytes]:
     return files
 
 
-# Damage to one line of JSON, whatever it holds: what it becomes. The field is always "line".
+# Damage to a whole line of JSON: what it becomes. The field is always "line".
 
 LINES: dict[str, Callable[[bytes], bytes]] = {
     "cut in half": lambda line: line[: len(line) // 2],
@@ -172,7 +172,7 @@ DOCUMENT_FIELDS = {
     "half a character in the metadata": (put("metadata", value={"k": "\udc00"}), "metadata"),
 }
 
-# Damage to the file of arguments: lines that are added, and the field that must be named (the last of the lines).
+# Damage to the file of arguments: added lines, and the field that must be named (on the last of them).
 
 YAML_LINES = {
     "an unknown name": ("lerning_rate: 1", "lerning_rate"),
@@ -234,7 +234,7 @@ JSON_FIELDS = {
 
 def cases(model: Path | str) -> Iterator[Case]:
     files = valid_files(model)
-    # Every kind of damage to the training file; some of them to each of the others.
+    # Every kind of damage to the training file, and some of them to each other file.
     for file, every in (("train.jsonl", 1), ("eval.jsonl", 3), ("test.jsonl", 4), ("documents.jsonl", 2)):
         yield from _damaged_lines(file, files[file], every)
     fields = {"train.jsonl": EXAMPLE_FIELDS | TRAINING_FIELDS, "documents.jsonl": DOCUMENT_FIELDS}
@@ -287,13 +287,13 @@ def run(command: list[str]) -> tuple[int | str, str, str]:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
         try:
             status: int | str = main(command)
-        except BaseException as error:  # a traceback for the user
+        except BaseException as error:  # the user would see a traceback
             status = repr(error)
     return status, out.getvalue(), errors.getvalue()
 
 
 def complaint(case: Case, folder: Path, model: Path | str, command: tuple[str, ...] = ("sft",)) -> str:
-    """What was wrong with the answer to one damaged file; empty if it was as it should be. `folder` is the current."""
+    """The problem with the reaction to one damaged file; empty if it was right. `folder` is the current folder."""
     for name, content in valid_files(model).items():
         (folder / name).write_bytes(case.content if name == case.file else content)
     begin = time.process_time()
@@ -320,7 +320,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model = make_family("llama", folder / "model").folder
-        next(model.glob("*.safetensors")).unlink()  # it is never to be loaded
+        next(model.glob("*.safetensors")).unlink()  # weights must never be loaded
         (folder / "data").mkdir()
         os.chdir(folder / "data")
         begin, wrong, n, slowest = time.process_time(), [], 0, 0.0

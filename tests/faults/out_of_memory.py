@@ -64,7 +64,7 @@ def _make_inputs(folder: Path) -> int:
 
 
 def _run(work: Path, output: Path, memory: int | None) -> tuple[int, int]:
-    """Exit status of a run whose training gets so many bytes, and how many it takes if there is no limit."""
+    """Exit status of a run whose training gets `memory` bytes, and the bytes that it takes without a limit."""
     peak = work / "peak"
 
     def run() -> int:
@@ -115,11 +115,11 @@ def _result(work: Path, output: Path, status: int) -> str:
 
 
 def _distance(one: Path, other: Path) -> float:
-    """The largest difference of two adapters, as a share of the largest weight that training has made."""
+    """The largest difference between two adapters, relative to the largest trained weight."""
     from safetensors.torch import load_file
 
     first, second = (load_file(folder / "adapter_model.safetensors") for folder in (one, other))
-    trained = max(first[name].abs().max().item() for name in first if "lora_B" in name)  # these begin at zero
+    trained = max(first[name].abs().max().item() for name in first if "lora_B" in name)  # these start at zero
     return max((first[name] - second[name]).abs().max().item() for name in first) / trained
 
 

@@ -67,7 +67,7 @@ def _signal(point: int) -> signal.Signals:
 
 
 def _twice(work: Path, points: int, rng: random.Random, expected: dict[str, tuple[Events, dict]]) -> int:
-    """How often a second signal was held up, or cost something."""
+    """Number of runs in which a second signal was delayed or lost data."""
     delays, failures = [], 0
     for point in range(points):
         variant = list(expected)[point % len(expected)]
@@ -75,7 +75,7 @@ def _twice(work: Path, points: int, rng: random.Random, expected: dict[str, tupl
         output, first, second = work / f"twice_{point}", _signal(point), _signal(point // 2)
         at = undisturbed.choose(rng, "micro-batch", "backward", "optimizer step", "write tensors", "fsync")
         status, _, where, delay = _stopped(work, output, variant, [first, second], at)
-        # Where nothing is torn by it, an evaluation or an index, the first signal has ended the run.
+        # Where it tears nothing (an evaluation, an index), the first signal already ends the run.
         left_at_once = status == 128 + second and "stopped by" not in (work / "stopped.log").read_text()
         again = Child(lambda v=variant, o=output: _run(work, o, v), work / "again.log").wait()
         same = again == 0 and outcome(output, variant) == wanted
@@ -104,7 +104,7 @@ def _undisturbed(work: Path, variant: str) -> tuple[Events, dict]:
 def _stopped(
     work: Path, output: Path, variant: str, signums: list[int], at: int
 ) -> tuple[int, Events, list[str], float]:
-    """Exit status, what was counted, where each signal came, and the seconds from the first to the end."""
+    """Exit status, events, place of each signal, and seconds from the first signal to the end."""
     sent = Events()  # one event for each signal that is sent
 
     def send(label: str) -> None:

@@ -1,4 +1,4 @@
-"""The failures that train on the wrong thing and say nothing, planted one by one: each must be caught by a guard.
+"""Plants silent training failures one by one: each must be caught by a guard.
 
     python tests/faults/silent_failures.py
 
@@ -68,7 +68,7 @@ Patch = pytest.MonkeyPatch
 
 
 class World:
-    """Tiny models and data with nothing wrong, each made when it is first asked for; a failure may change `flags`."""
+    """Correct tiny models and data, each made at its first use; a failure may change `flags`."""
 
     def __init__(self, folder: Path):
         self.folder, self.flags = folder, {}
@@ -87,7 +87,7 @@ class World:
 
     @cached_property
     def data(self) -> Path:
-        """Three examples to train on, two for eval, one for test, with no passage in two of them."""
+        """Three training examples, two for eval, one for test, without a common passage."""
         folder = self.new("data")
         write_documents(folder / "documents.jsonl", tiny_documents())
         rows = [
@@ -125,7 +125,7 @@ class World:
         return examples.encode_rows(these, passages, self.family(family).prompt(style), 600)
 
     def arguments(self, method: str, **changes: Any) -> Arguments:
-        """The arguments of a doctor, of those that are given."""
+        """Arguments for the doctor, with these changes."""
         groups = [group() for group in GROUPS]
         for name, value in changes.items():
             (group,) = [group for group in groups if hasattr(group, name)]
@@ -205,7 +205,7 @@ def by_training(world: World, trainer: type[QATrainer] = QATrainer, share_prefix
 
 
 class ReadsOneRowAtOnce(QATrainer):
-    """On a machine that has memory for one row; counts those that each optimizer step reads."""
+    """A trainer with memory for one row; counts the rows that each optimizer step reads."""
 
     steps: Counter[int] = Counter()
 
@@ -555,7 +555,7 @@ FAILURES = (
 
 
 def found_by(failure: Failure, world: World) -> str:
-    """What the check of a failure finds in the code as it is now; "" if nothing."""
+    """What the check of a failure finds in the current code; "" if nothing."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -566,7 +566,7 @@ def found_by(failure: Failure, world: World) -> str:
 
 
 def caught(failure: Failure, world: World) -> tuple[bool, str]:
-    """Whether the failure is caught, and what was said of it, or what is wrong."""
+    """Whether the failure is caught, and the message, or what went wrong."""
     if alarm := found_by(failure, world):
         return False, f"FALSE ALARM in the code as it is: {alarm}"
     with Patch.context() as patch:
@@ -581,7 +581,7 @@ def caught(failure: Failure, world: World) -> tuple[bool, str]:
 
 
 def clean_runs() -> list[tuple[str, dict[str, Any]]]:
-    """Method and flags of twenty runs: every family in both prompt styles by both methods, and what else there is."""
+    """Method and flags of twenty runs: every family, both prompt styles, both methods, and further options."""
     runs = []
     for i, (family, style, method) in enumerate(product(FAMILIES, STYLES, ("sft", "swr"))):
         flags = HISTORICAL_PREFIXES if style == "prefix" else {}
@@ -599,7 +599,7 @@ def clean_runs() -> list[tuple[str, dict[str, Any]]]:
 
 
 def alarm_of(world: World, method: str, family: str, **changes: Any) -> str:
-    """What a whole run with nothing wrong warns of or stops at, and what opening its adapter does; "" if nothing."""
+    """Warnings and errors of a correct run, and of opening its adapter; "" if there are none."""
     output = world.new("clean")
     flags = {
         **world.files(), "model_name_or_path": world.family(family).folder, "embedding_model": world.static,
@@ -622,7 +622,7 @@ def alarm_of(world: World, method: str, family: str, **changes: Any) -> str:
 
 @contextlib.contextmanager
 def said() -> Iterator[list[str]]:
-    """What groundtune warns of inside."""
+    """Groundtune's warnings inside the block."""
     messages: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(record.getMessage())

@@ -1,4 +1,4 @@
-"""A few dozen cases of these scripts; `make test-slow` has those that fork runs, and `make faults` runs them whole."""
+"""A few dozen cases of these scripts; `make test-slow` adds those that fork runs, `make faults` runs all cases."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_hostile_pickles_are_refused_and_nothing_happens(folder, what):
 
 
 def test_the_watch_sees_what_a_pickle_does(folder, monkeypatch):
-    """Read by the ordinary unpickler, the same pickles do call, import and write."""
+    """With the ordinary unpickler, the same pickles do call, import and write."""
     import pickle
 
     (folder / "precious").mkdir()

@@ -1,4 +1,4 @@
-"""Each benchmark runs to its table on a tiny model, and refuses to time sides that do not do the same work."""
+"""Each benchmark runs to its table on a tiny model, and refuses to time two sides that do different work."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_memory_is_measured_in_a_process_for_each_side(decoder):
     done = subprocess.run([sys.executable, "-m", "benchmarks.memory", *words], cwd=ROOT, capture_output=True, text=True)
     case = json.loads(done.stdout.splitlines()[0])
     assert 0 < case["ours_loaded_mb"] <= case["ours_peak_mb"] and 0 < case["theirs_loaded_mb"] <= case["theirs_peak_mb"]
-    # What a padded row of 2,048 tokens takes must show, or nothing was measured.
+    # The memory of a padded row of 2,048 tokens must show, or nothing was measured.
     assert case["ratio_above_model"] < 1
 
 

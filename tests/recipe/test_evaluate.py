@@ -1,4 +1,4 @@
-"""`groundtune evaluate` and `ask` on the folder of a finished run, whose numbers and answers they must repeat."""
+"""`groundtune evaluate` and `ask` on the folder of a finished run must reproduce its numbers and answers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def run(capsys, *words) -> tuple[int, dict, str]:
 
 
 def keep(folder: Path, record: dict) -> None:
-    """An edited record, as if this machine had made the run so."""
+    """Write an edited record, as if this machine had made the run that way."""
     (folder / "run.json").write_text(json.dumps(record))
     record_own_run(folder)
 
@@ -115,7 +115,7 @@ def test_contexts_without_search_need_no_documents(families, data_folder, capsys
 
 
 def test_a_folder_that_was_moved_with_its_run_still_finds_its_documents(adapter_run, capsys, tmp_path, monkeypatch):
-    """The run names its files as they were seen from where it was started."""
+    """The run names its files relative to where it was started."""
     record = json.loads((adapter_run / "run.json").read_text("utf-8"))
     data = Path(record["arguments"]["data"]["full_dataset_file_path"])
     record["working_directory"] = str(data.parent)
@@ -217,7 +217,7 @@ def test_an_adapter_without_a_record_leads_to_no_base_outside_its_folder(adapter
 
 
 def test_an_own_record_beside_another_adapter_still_leads_to_the_runs_own_base(adapter_run, capsys, tmp_path):
-    """The record is known by its own bytes alone: what lies beside it may be a stranger's."""
+    """Only the record's own bytes are recognised: files beside it may be a stranger's."""
     folder = tmp_path / "mixed"
     shutil.copytree(adapter_run, folder, ignore=shutil.ignore_patterns("checkpoint-*", "index", "evaluation"))
     config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
@@ -281,7 +281,7 @@ def test_an_adapter_that_lacks_weights_is_refused(adapter_run, capsys, tmp_path)
 
 
 def test_an_adapter_whose_weights_did_not_arrive_is_refused(adapter_run, capsys, monkeypatch):
-    """The names are all there; the values are those of a fresh adapter."""
+    """All names are present, but the values are those of a new adapter."""
     import peft.peft_model
 
     nothing = SimpleNamespace(missing_keys=[], unexpected_keys=[])
@@ -350,7 +350,7 @@ def test_all_that_is_wrong_with_the_arguments_is_said_at_once(capsys, tmp_path, 
 
 
 def question_of(text: str) -> str:
-    """Which tiny question a prompt asks."""
+    """The tiny question in a prompt."""
     return max((text.rfind(e.question), e.question) for e in tiny_examples())[1]
 
 

@@ -1,4 +1,4 @@
-"""Every command that writes, on a full disk: one line with the bytes that are free, exit status 3, no traceback."""
+"""Every command that writes, on a full disk: one line with the free bytes, exit status 3, no traceback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from groundtune.cli import main
 
 @pytest.fixture
 def commands(families, static_embedding_folder, data_folder, tmp_path):
-    """The words of each command, and where it writes."""
+    """The words of each command, and its output folder."""
     (tmp_path / "notes.txt").write_text("The library opens at nine in the morning.\n" * 20)
     answer = {"text": "At nine", "answer_start": 18}
     asked = {"id": "1", "question": "When does it open?", "answers": [answer], "is_impossible": False}

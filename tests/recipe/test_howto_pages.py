@@ -1,6 +1,6 @@
-"""The commands of README and of the how-to pages, on the data that they name and tiny models in place of large ones.
+"""The commands of README and of the how-to pages, with tiny models in place of large ones.
 
-Every page has a folder of its own with the files, runs and server that its commands speak of. Models are replaced by
+Every page has its own folder with the files, runs and server that its commands mention. Models are replaced by
 name; sizes are added to the commands that train or answer.
 """
 
@@ -26,7 +26,7 @@ from groundtune.data.checks import TITLES
 from groundtune.data.files import read_documents, scan_examples
 
 PAGES = run_by(__file__)
-TINY = {  # added to a command unless it says otherwise itself
+TINY = {  # added to a command unless it sets them itself
     "max_seq_length": 300, "max_new_tokens": 8, "bootstrap_samples": 100, "bf16": "false",
 }  # fmt: skip
 TRAINING = {**TINY, "max_steps": 2, "per_device_train_batch_size": 2, "eval_strategy": "no", "disable_tqdm": "true"}
@@ -59,7 +59,7 @@ def names(families, static_embedding_folder) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def world(names, tmp_path_factory) -> Path:
-    """A folder as the pages suppose it: data under all of its names, run.yaml, and a finished run."""
+    """A folder as the pages assume it: data under all of its names, run.yaml, and a finished run."""
     folder = tmp_path_factory.mktemp("world")
     write_data(folder)
     for split in ("train", "eval", "test"):
@@ -75,7 +75,7 @@ def world(names, tmp_path_factory) -> Path:
 
 
 def with_sizes(words: list[str]) -> list[str]:
-    """The same command, tiny."""
+    """The same command with tiny sizes."""
     sizes = {"sft": TRAINING, "swr": TRAINING, "evaluate": TINY, "ask": TINY}.get(words[0], {})
     if words[0] == "ask":
         sizes = {name: value for name, value in sizes.items() if name != "bootstrap_samples"}

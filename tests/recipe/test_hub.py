@@ -37,7 +37,7 @@ class Push:
 
 @dataclass
 class FakeHub:
-    """Takes the place of the hub's client; `broken` names what fails, and `gate` holds pushes in the background."""
+    """Replaces the hub's client; `broken` names the calls that fail, and `gate` blocks pushes in the background."""
 
     broken: str = ""
     pushes: list[Push] = field(default_factory=list)
@@ -101,7 +101,7 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def names_on(card: str) -> set[str]:
-    """What the card calls the model where it is asked and loaded."""
+    """The model names in the card's commands for asking and loading."""
     return {re.search(r"^groundtune ask (\S+) ", card, re.MULTILINE)[1], re.search(r"^name = '(.*?)'", card, re.M)[1]}
 
 
@@ -153,7 +153,7 @@ def test_an_adapter_on_a_local_folder_is_pushed_with_a_warning(hub, command, cap
 
 
 def test_every_checkpoint_is_pushed_if_that_is_the_strategy(hub, command, tmp_path):
-    """Trainer's default. While one is under way the next is left out, unless --hub_always_push."""
+    """Trainer's default. While one push is under way, the next is skipped unless --hub_always_push is set."""
     assert train_command("swr", command(hub_strategy="every_save", hub_always_push="true", save_total_limit=1)) == 0
     *during, last = hub.pushes
     assert sorted(push.message for push in during) == [f"Training in progress, checkpoint-{n}" for n in (1, 2)]

@@ -1,6 +1,6 @@
-"""A new method is one file and one line: a method that only this test knows goes everywhere that SwR goes.
+"""A new method is one file and one line: a method that only this test knows works everywhere that SwR works.
 
-It draws another order of the passages in each epoch, and has its own way to load and to evaluate.
+It draws a new order of the passages in each epoch, and has its own load function and evaluator.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def load(arguments, **settings):
 
 @dataclass
 class Shouting(EndToEndEvaluator):
-    """Every answer ends with a word of its own, so that its hand is seen in the predictions."""
+    """Ends every answer with a marker word, so that its use shows in the predictions."""
 
     def _reply(self, question, generated):
         return replace(reply := super()._reply(question, generated), text=f"{reply.text} [by {NAME}]")
@@ -142,7 +142,7 @@ def test_each_epoch_reads_passages_in_an_order_of_its_own(words, noting, tmp_pat
     assert first != second
     READ.clear()
     run(capsys, NAME, *words(tmp_path / "again"))
-    assert steps == READ  # and the same again in another run of the same seed
+    assert steps == READ  # and the same in another run with the same seed
 
 
 def test_a_run_that_is_resumed_inside_its_second_epoch_has_the_same_weights(

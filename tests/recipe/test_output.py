@@ -1,4 +1,4 @@
-"""--json of a training is one object on standard output, whoever prints; --quiet leaves the table and the problems."""
+"""Training's --json prints one object on standard output, whoever else prints; --quiet keeps table and problems."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("no_drawing")
 
 
 class Chatty(TrainerCallback):
-    """As some trackers: it prints where its dashboard is."""
+    """Prints the address of its dashboard, as some trackers do."""
 
     def on_train_begin(self, *args, **kwargs):
         print("* View the dashboard by running ...")

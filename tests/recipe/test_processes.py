@@ -1,4 +1,4 @@
-"""A run in two processes (`torchrun`) is the run of one: the same step, the same answers, and written once."""
+"""A run in two processes (`torchrun`) equals a run in one: same step, same answers, written once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from test_recipes import SCRIPTS, flags
 from groundtune.cli import train_command
 
 ROOT = Path(__file__).parents[2]
-ROWS = len(tiny_examples())  # of one optimizer step
+ROWS = len(tiny_examples())  # in one optimizer step
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
 
 
 @pytest.fixture(scope="module")
 def arguments(families, static_embedding_folder, data_folder):
-    """Two steps of plain gradient descent, on all rows each; the four eval rows are no whole batches of both."""
+    """Two steps of plain gradient descent on all rows; the four eval rows do not fill both processes' batches."""
 
     def arguments(processes: int, output: Path) -> list[str]:
         return flags(
@@ -37,7 +37,7 @@ def arguments(families, static_embedding_folder, data_folder):
 
 @pytest.fixture(scope="module")
 def by_two(arguments, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    """The folder of a run by two processes, and what they said."""
+    """The folder of a run in two processes, and their output."""
     folder = tmp_path_factory.mktemp("two")
     done = subprocess.run(
         [sys.executable, *TORCHRUN, SCRIPTS["swr"], *arguments(2, folder)],
@@ -49,7 +49,7 @@ def by_two(arguments, tmp_path_factory) -> tuple[Path, subprocess.CompletedProce
 
 @pytest.fixture(scope="module")
 def runs(arguments, by_two, tmp_path_factory) -> dict[int, Path]:
-    """The folders of the same run by one process, this one, and by two."""
+    """The folders of the same run in one process (this one) and in two."""
     folder = tmp_path_factory.mktemp("one")
     assert train_command("swr", arguments(1, folder)) == 0
     return {1: folder, 2: by_two[0]}

@@ -1,4 +1,4 @@
-"""The functions of the package do what its commands do, any number of times, and leave the program around them be."""
+"""The package's functions do what its commands do, any number of times, without side effects on the caller."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ QUESTION = tiny_examples()[3].question  # the first of test.jsonl; it has no his
 
 @pytest.fixture(scope="module")
 def given(families, static_embedding_folder, data_folder) -> dict[str, Any]:
-    """Keywords of a training that takes a second or two, as a Python programmer writes them."""
+    """Keyword arguments, in Python style, for a training of a second or two."""
     return {
         "model_name_or_path": families["mistral"].folder, "embedding_model": static_embedding_folder,
         "train_file": data_folder / "train.jsonl", "eval_file": data_folder / "eval.jsonl",
@@ -61,7 +61,7 @@ def run(given, tmp_path_factory) -> groundtune.Run:
 
 @pytest.fixture
 def refused(monkeypatch) -> None:
-    """Nothing trains here."""
+    """Refuse to train."""
     monkeypatch.setattr(groundtune.recipes.train, "QATrainer", lambda **options: pytest.fail("a training began"))
 
 
@@ -166,11 +166,11 @@ def test_a_model_that_cannot_be_loaded_is_a_model_error_by_keyword(given, refuse
             groundtune.train("swr", output_dir=tmp_path / "out", **given | {name: tmp_path / name})
 
 
-# What a program around it keeps
+# The caller's state
 
 
 def state() -> dict[str, Any]:
-    """What belongs to the program around us."""
+    """State that belongs to the calling program."""
     loggers = [logging.getLogger(name) for name in (None, "groundtune", "transformers")]
     return {
         "generators": [random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()],
@@ -185,7 +185,7 @@ def state() -> dict[str, Any]:
 
 @pytest.fixture
 def around(monkeypatch, signals_of_a_terminal):
-    """A program with settings of its own, which are the same afterwards."""
+    """A calling program with its own settings, which must be unchanged afterwards."""
     monkeypatch.setattr(sys, "argv", ["program", "--password", "hunter2", "hunter3"])
     monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
     logging.getLogger("groundtune").setLevel(logging.NOTSET)
@@ -242,7 +242,7 @@ def test_embedding_shows_how_far_it_is_though_nothing_is_logged(static_embedding
 
 def test_in_a_notebook_training_has_one_bar_and_no_table_of_every_metric(given, monkeypatch, tmp_path):
     class Table(transformers.TrainerCallback):
-        """As transformers' NotebookProgressCallback, which takes the place of its bar."""
+        """Like transformers' NotebookProgressCallback, which replaces the progress bar."""
 
     trainers = []
 

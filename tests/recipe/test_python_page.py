@@ -43,7 +43,7 @@ def names(families, static_embedding_folder) -> dict[str, str]:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """The current folder; what is not said of sizes is tiny."""
+    """The current folder; sizes that the page does not set are tiny."""
     monkeypatch.chdir(tmp_path)
     for name, sizes in {"train": {**TRAINING, "max_new_tokens": 8}, "evaluate": {**TINY, "max_new_tokens": 8}}.items():
         monkeypatch.setattr(groundtune, name, with_defaults(getattr(groundtune, name), **sizes), raising=False)

@@ -1,4 +1,4 @@
-"""Both recipes on tiny models, from their historical scripts to the saved model, which is the one that was measured."""
+"""Both recipes on tiny models, from their historical scripts to the saved model, which must be the evaluated one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def lines(path: Path) -> list[dict]:
 
 @dataclass
 class Run:
-    """A finished run: its folder, and if it ran here its trainer and the weights as they were at first."""
+    """A finished run: its folder, and if it ran in this process, its trainer and the initial weights."""
 
     folder: Path
     trainer: Any = None
@@ -80,15 +80,15 @@ def run_here(patch: pytest.MonkeyPatch, folder: Path, start) -> Run:
 
 @pytest.fixture(scope="module")
 def learner(tmp_path_factory):
-    """A Llama of tame weights, which learns faster than those that are made to say something at once."""
+    """A Llama with small weights, which learns faster than those that must give varied answers untrained."""
     return make_family("llama", tmp_path_factory.mktemp("learner"), hidden_size=64, initializer_range=0.05)
 
 
 @pytest.fixture(scope="module")
 def sft_run(learner, static_embedding_folder, data_folder, tmp_path_factory) -> Run:
-    """SFT of all weights by the script, in a process of its own, until it knows its six examples by heart.
+    """SFT of all weights by the script, in its own process, until the model has memorised its six examples.
 
-    It is evaluated on its training questions, and each finds its gold passage first and alone.
+    It is evaluated on its training questions, each of which retrieves only its gold passage.
     """
     folder = tmp_path_factory.mktemp("sft")
     arguments = flags(
@@ -135,7 +135,7 @@ def swr_run(families, static_embedding_folder, data_folder, tmp_path_factory) ->
 
 
 def test_no_secret_is_in_any_file_that_a_run_leaves_or_in_its_log(swr_run):
-    """The token was given on the command line, by itself and in an address."""
+    """The token was given on the command line, by itself and in a URL."""
     files = [path for path in swr_run.folder.rglob("*") if path.is_file()]
     assert {"run.json", "report.html", "README.md"} <= {path.name for path in files}
     assert [str(path) for path in files if SECRET.encode() in path.read_bytes()] == []
@@ -143,7 +143,7 @@ def test_no_secret_is_in_any_file_that_a_run_leaves_or_in_its_log(swr_run):
 
 
 def test_what_the_doctor_warns_of_is_in_the_report(swr_run):
-    """Eval and test of the tiny data are taken from train, which nobody should miss."""
+    """The tiny data's eval and test examples are also in train, which the report must show."""
     for name in ("report.html", "report.md"):
         text = (swr_run.folder / name).read_text("utf-8")
         assert "4 x question also in another split" in text and "3 x question also in another split" in text
@@ -218,7 +218,7 @@ def test_sft_learns_its_examples_by_heart_and_answers_word_for_word_and_stops(sf
     assert all(row["scores"]["retrieval/recall@1"] == 1 for row in tuned)
 
 
-# What moved
+# Which weights changed
 
 
 def test_full_fine_tuning_moves_every_parameter(sft_run, learner):
@@ -242,7 +242,7 @@ def test_lora_moves_every_parameter_of_the_adapter_and_no_other(swr_run, familie
 
 
 def test_the_untouched_model_is_evaluated_before_the_first_step(sft_run, swr_run, families):
-    """Step 0 is the model from the folder: its gold loss is that of a fresh copy."""
+    """Step 0 is the model from the folder: its gold loss equals that of a new copy."""
     from groundtune.training.batching import collate
     from groundtune.training.loss import answer_loss
 
@@ -347,7 +347,7 @@ def test_a_fresh_process_without_groundtune_loads_the_same_model_and_gives_the_s
 
 # Choosing the checkpoint
 
-PLANNED = {0: 0.0, 1: 0.4, 2: 0.1, 3: 0.7, 4: 0.2}  # the metric by step; the untouched model is no checkpoint
+PLANNED = {0: 0.0, 1: 0.4, 2: 0.1, 3: 0.7, 4: 0.2}  # the metric by step; the base model is not a checkpoint
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_the_best_step_by_the_chosen_metric_is_loaded_tested_and_saved(
     saved, chosen, last = (load_file(tmp_path / f / file) for f in (".", f"checkpoint-{best}", "checkpoint-4"))
     assert all(torch.equal(saved[name], chosen[name]) for name in chosen)
     assert not all(torch.equal(saved[name], last[name]) for name in last)
-    # The numbers of "tuned" are those of the chosen step: the same questions were answered there.
+    # The numbers of "tuned" equal those of the chosen step, which answered the same questions.
     tuned, then = (lines(tmp_path / f"predictions/{n}.jsonl") for n in ("test_tuned", f"eval_step_{best:06d}"))
     assert [row["answer"] for row in tuned] == [row["answer"] for row in then]
 

@@ -1,4 +1,4 @@
-"""Whole runs that are interrupted: the same command ends them, and says what it does."""
+"""Whole runs that are interrupted: the same command finishes them, and reports what it does."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def command(command_in, tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(command_in, tmp_path_factory) -> Path:
-    """The folder of a run that nothing interrupted, to be read or copied."""
+    """The folder of an uninterrupted run, to be read or copied."""
     folder = tmp_path_factory.mktemp("whole")
     assert train_command("swr", command_in(folder)) == 0
     return folder
@@ -110,7 +110,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one_and_answers_the_untouched_model
         assert run.metrics[name]["generation/f1"] == undisturbed.metrics[name]["generation/f1"]
     assert json.loads((tmp_path / "run/run.json").read_text())["resumed_from_step"] == 2
 
-    # And now it is finished.
+    # Now the run is finished.
     capsys.readouterr()
     assert train_command("swr", command()) == 0
     assert "already holds this run, finished: see" in capsys.readouterr().out
@@ -135,7 +135,7 @@ def test_what_changed_since_is_named_and_nothing_is_trained(
 
 
 def test_rows_that_came_out_differently_are_another_run(command, killed, tmp_path, monkeypatch, capsys):
-    """The files are the same, and something behind them is not: a library, say."""
+    """The files are the same, but something else changed: a library, for example."""
     shutil.copytree(killed, tmp_path / "run")
     original = ChatPrompt.prompt_ids
     monkeypatch.setattr(ChatPrompt, "prompt_ids", lambda self, *args: [*original(self, *args), 5])
@@ -195,7 +195,7 @@ def test_a_second_run_in_one_folder_is_refused_and_touches_nothing(command, whol
 
 
 def test_adding_or_removing_evaluations_changes_no_weight(command, tmp_path, data_folder):
-    """End to end, with dropout: more of them, of fewer questions, in other batches, none, another test file."""
+    """End to end, with dropout: more evaluations, fewer questions, other batches, none at all, another test file."""
     last = {"load_best_model_at_end": "false", "save_strategy": "no"}
     changes = {
         "two": {},

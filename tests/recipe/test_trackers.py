@@ -1,4 +1,4 @@
-"""What a tracker is sent is what metrics.json has, by step; a tracker that fails costs nothing but its numbers."""
+"""Trackers receive the numbers in metrics.json, by step; a failing tracker loses only its own numbers."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_tracker_that_fails_stops_no_run_and_is_named_in_log_and_report(
 def test_no_tracker_is_used_unless_it_is_asked_for(
     families, static_embedding_folder, data_folder, tmp_path, monkeypatch
 ):
-    """Whatever is installed: transformers' own default of earlier days was all of them."""
+    """Even if some are installed: transformers' former default was to use all of them."""
     for name in INTEGRATION_TO_CALLBACK:
         monkeypatch.setitem(INTEGRATION_TO_CALLBACK, name, type("Unwanted", (), {"__init__": pytest.fail}))
     run(families, static_embedding_folder, data_folder, tmp_path)

@@ -1,7 +1,7 @@
 """docs/tutorial.md from its first command to its last, on tiny models.
 
-Only the two models, the address of the server and sizes are others than the page says. The writer of questions is
-loaded and asked as the page asks it, but what a random model would write is replaced by what an obedient one does.
+Only the two models, the server's address and sizes differ from the page. The question generator is
+loaded and asked as on the page, but the random model's output is replaced by that of an obedient one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from groundtune.data.files import read_documents, read_examples
 from groundtune.model import generators
 from groundtune.schema import Reply
 
-# Unpacks half a gigabyte; what it makes is made here from tiny models, under the same names.
+# Unpacks half a gigabyte; here its folders are made from tiny models, under the same names.
 UNPACKING = "groundtune demo --models models/"
 SIZES = {
     "--chunk_size 200 --chunk_overlap 20": "--chunk_size 300 --chunk_overlap 0",  # of characters, nearly
@@ -103,7 +103,7 @@ def test_every_command_of_the_tutorial_runs_in_its_order(blocks, folder, monkeyp
 
 
 def test_the_names_and_sizes_of_the_page_are_those_that_the_tests_replace(blocks):
-    """So that a page that names another model is noticed here, and not by its reader."""
+    """If the page names another model, this test notices it, not the reader."""
     text = "".join(block.text for block in blocks)
     assert set(re.findall(r"models/[\w.-]+", text)) == {"models/gemma-3-270m", "models/minilm"}
     assert len([block for block in blocks if UNPACKING in block.text]) == 1

@@ -1,4 +1,4 @@
-"""A whole run on data of which a part has no answer: trained, evaluated, compared, and counted as what it is."""
+"""A whole run on data with unanswerable questions: trained, evaluated, compared, and counted as such."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from groundtune.cli import main
 from groundtune.data.files import write_jsonl
 from groundtune.schema import UNANSWERABLE
 
-WITHOUT = {0, 3}  # questions of which no passage holds the answer; the test file begins with the fourth
+WITHOUT = {0, 3}  # unanswerable questions; the test file starts with the fourth
 
 
 @pytest.fixture(scope="module")
