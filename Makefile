@@ -7,6 +7,8 @@ CONSTRAINTS ?= constraints.txt
 # no use for them.
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
+# Empty where other versions are tried: libraries change their types without a word.
+MYPY ?= $(BIN)/mypy
 
 .PHONY: demo test test-quick test-slow test-latest test-oldest docs faults constraints clean
 
@@ -15,6 +17,7 @@ demo: $(VENV)/installed-demo  ## train and compare the embedded model, in about 
 
 test: $(VENV)/installed-test  ## every test but the slow ones, in two processes; no network, no model download
 	$(BIN)/ruff check .
+	$(MYPY)
 	$(BIN)/python -m pytest
 
 test-quick: $(VENV)/installed-test  ## the tests that take no model, in a minute
@@ -32,10 +35,10 @@ faults: $(VENV)/installed-test  ## every script that attacks the tool; `make tes
 
 test-latest:  ## every test with the newest of everything but PyTorch (all of it: TORCH=torch), in .venv-latest
 	rm -rf .venv-latest
-	$(MAKE) test VENV=.venv-latest CONSTRAINTS=
+	$(MAKE) test VENV=.venv-latest CONSTRAINTS= MYPY=
 
 test-oldest: build/oldest.txt  ## every test with the lowest versions that pyproject.toml allows, in .venv-oldest
-	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=build/oldest.txt
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=build/oldest.txt MYPY=
 
 constraints: test-latest  ## constraints.txt as of today, if every test passes with it
 	$(MAKE) .venv-latest/installed-demo VENV=.venv-latest CONSTRAINTS=

@@ -1,1 +1,1 @@
-"""Side-by-side timings; every one first checks that both sides compute the same."""
+"""Side-by-side timings; each benchmark first checks that both sides compute the same results."""

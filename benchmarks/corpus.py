@@ -22,9 +22,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_SMALL = 100  # passages with which a command takes as much memory as with none
+_SMALL = 100  # passages; so few that they do not affect a command's memory
 _PER_FILE = 20
-_CHARACTERS = 360  # of a passage: with its header about 120 tokens
+_CHARACTERS = 360  # per passage; about 120 tokens with its header
 _QUESTIONS = 100
 
 
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def measured(folder: Path, passages: int, embedding: Sequence[str]) -> list[dict[str, Any]]:
-    """A row each for documents, index and search: passages, seconds, and the peak of its process in megabytes."""
+    """One row each for documents, index and search: passages, seconds, and the process's peak memory in megabytes."""
     size = write_files(folder / "files", passages)
     documents = ["--full_dataset_file_path", str(folder / "documents.jsonl")]
     cut = ["documents", str(folder / "files"), "-o", str(folder / "documents.jsonl"), "--tokenizer", embedding[1]]
@@ -85,11 +85,11 @@ def measured(folder: Path, passages: int, embedding: Sequence[str]) -> list[dict
 
 
 def alone(module: str, words: Sequence[str]) -> dict[str, Any]:
-    """What a command prints as JSON, with the seconds that it took and the peak resident memory of its process."""
+    """A command's JSON output, with its wall time in seconds and its process's peak resident memory in megabytes."""
     begin = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", module, *words], stdout=subprocess.PIPE, text=True)
     said = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)  # of this child alone, where RUSAGE_CHILDREN is of the largest
+    _, status, usage = os.wait4(process.pid, 0)  # this child only; RUSAGE_CHILDREN gives the largest child
     if status:
         raise RuntimeError(f"{module} {' '.join(words)}: ended with {os.waitstatus_to_exitcode(status)}")
     peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
@@ -97,7 +97,7 @@ def alone(module: str, words: Sequence[str]) -> dict[str, Any]:
 
 
 def search(folder: Path, embedding_model: str, dtype: str) -> dict[str, Any]:
-    """Seconds to load documents and index, and to embed and search the questions, each for its four best passages."""
+    """Seconds to load documents and index, to embed the questions, and to search the four best passages of each."""
     import numpy as np
 
     from groundtune.data.files import read_documents
@@ -121,7 +121,7 @@ def search(folder: Path, embedding_model: str, dtype: str) -> dict[str, Any]:
 
 
 def write_files(folder: Path, passages: int) -> int:
-    """Markdown, text and HTML in turns, of sections that are a passage each; their bytes."""
+    """Write Markdown, text and HTML files in turn, one section per passage; returns their total size in bytes."""
     folder.mkdir(parents=True)
     made, size = paragraphs(random.Random(0)), 0
     for number, start in enumerate(range(0, passages, _PER_FILE)):
@@ -134,7 +134,7 @@ def write_files(folder: Path, passages: int) -> int:
 
 
 def sentences() -> list[str]:
-    """The sentences of the Python language reference, which comes with every Python."""
+    """The sentences of the Python language reference, which ships with Python."""
     from pydoc_data.topics import topics
 
     words = " ".join(re.sub(r"\n[-=*~^\"]{3,}\n", "\n\n", topics[name]) for name in sorted(topics))

@@ -2,8 +2,8 @@
 
     python -m benchmarks.evaluation --data FOLDER --adapter RUN
 
-The historical procedure embeds and searches one question at a time and generates in padded batches of four in the order
-of the file. Both sides are greedy, with the same prompts and the same limit of new tokens.
+The historical procedure embeds and searches one question at a time and generates in padded batches of four, in file
+order. Both sides decode greedily, with the same prompts and the same limit of new tokens.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Both:
-    """The two ways from questions to answers (token ids, as far as the stop token)."""
+    """Both ways from questions to answers (token ids up to and including the stop token)."""
 
     retriever: DenseRetriever
     prompt: Prompt
@@ -124,7 +124,7 @@ def cut_after(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
 
 
 def load(folder: str, adapter: str | None, dtype: str, both: Both) -> Any:
-    """One model for both sides: without a layout, its attention is PyTorch's own."""
+    """One model for both sides: without a packed layout, its attention is PyTorch's own."""
     arguments = ModelArguments(model_name_or_path=folder, dtype=dtype)
     model = load_model(arguments, bf16=dtype == "bfloat16", stop_ids=both.prompt.stop_ids, pad_id=0)
     if adapter:
@@ -140,7 +140,7 @@ def load(folder: str, adapter: str | None, dtype: str, both: Both) -> Any:
 
 
 def check_same_answers(both: Both, model: Any, examples: Sequence[Example]) -> None:
-    """In float32 both sides must give the same tokens; in bfloat16 rounding may part them at a close call."""
+    """Raise `AssertionError` unless both sides give the same tokens. In float32: bfloat16 rounding may decide ties."""
     if both.ours(model, examples) != both.theirs(model, examples):
         raise AssertionError("the two sides give different answers in float32")
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: data and models, interleaved timing, the matmul peak, JSON lines and a table."""
+"""Shared code of the benchmarks: data and models, interleaved timing, the matmul peak, JSON lines and a table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from groundtune.schema import Document, Example
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: seconds of a pass on either side (medians), and how many times faster ours is."""
+    """One comparison: median seconds per pass of each side, and the speed-up of ours (`ratio`)."""
 
     case: str
     against: str
@@ -49,9 +49,9 @@ def compare(
 ) -> Case:
     """Time `ours(i)` and `theirs(i)` for i in 0 .. pairs - 1, interleaved A B B A, after an untimed `warm_up`.
 
-    That is one call of each unless another is given, for work that takes minutes.
+    The default warm-up is one call of each side; pass a shorter one for work that takes minutes.
 
-    The ratio is that of the sums, since the work differs from one i to the next; the range is over the pairs.
+    The ratio is that of the total times, because the work differs between values of i; the range is over the pairs.
     """
     if warm_up is None:
         ours(0), theirs(0)
@@ -91,7 +91,7 @@ def _synchronize() -> None:
 
 
 def matmul_peak(dtype: torch.dtype = torch.bfloat16, size: int = 2048) -> float:
-    """GFLOPS of a square matrix product, the best of ten: what useful work is measured against."""
+    """GFLOPS of a square matrix product, best of ten: the reference for useful work."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = size * 4 if device == "cuda" else size
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
@@ -100,7 +100,7 @@ def matmul_peak(dtype: torch.dtype = torch.bfloat16, size: int = 2048) -> float:
 
 
 def versions() -> dict[str, str]:
-    """What a figure must be quoted with."""
+    """The hardware and versions to quote with every figure."""
     packages = ("torch", "transformers", "peft", "trl", "sentence-transformers", "faiss-cpu")
     found = {"python": platform.python_version(), "machine": _machine(), "threads": str(torch.get_num_threads())}
     for package in packages:
@@ -120,7 +120,7 @@ def _machine() -> str:
 
 
 def report(cases: Iterable[Case]) -> None:
-    """One JSON line a case, as soon as it is there, the versions, and a table."""
+    """Print one JSON line per case, as soon as it is finished, then the versions and a table."""
     table = Table("case", "against", "ratio", "range", "ours", "theirs", "more")
     for c in cases:
         row = asdict(c)
@@ -133,7 +133,7 @@ def report(cases: Iterable[Case]) -> None:
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """The flags that every benchmark knows."""
+    """A parser with the flags that all benchmarks share."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--data", type=Path, help="Folder with train_w_qa.jsonl, eval_w_qa.jsonl and documents.pkl; default: the demo's"
@@ -168,7 +168,7 @@ def load_data(folder: Path | None) -> tuple[list[Document], list[Example], list[
 
 
 def decoder_folder(arguments: argparse.Namespace) -> Path:
-    """The folder of the model to measure with; `--quick` makes a tiny one of the same kind, with the same tokenizer."""
+    """The folder of the model to measure; `--quick` makes a tiny one of the same architecture and tokenizer."""
     if getattr(arguments, "shape", None):
         return random_decoder(SHAPES["tiny" if arguments.quick else arguments.shape])
     if arguments.model is not None:
@@ -182,14 +182,14 @@ def decoder_folder(arguments: argparse.Namespace) -> Path:
 
 
 def vocabulary(folder: str | Path) -> int:
-    """How many ids the model in `folder` knows."""
+    """Vocabulary size of the model in `folder`."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(folder).get_text_config().vocab_size
 
 
-# Of Qwen3, from its published configurations: vocabulary, width, inner width, layers, heads, whether head and embedding
-# are one.
+# Qwen3's published configurations: vocabulary size, hidden size, intermediate size, layers, attention heads, whether
+# head and embedding are tied.
 SHAPES = {
     "0.6B": (151_936, 1024, 3072, 28, 16, True),
     "1.7B": (151_936, 2048, 6144, 28, 16, True),
@@ -199,9 +199,9 @@ SHAPES = {
 
 
 def random_decoder(shape: tuple[int, int, int, int, int, bool]) -> Path:
-    """A folder with random weights in a shape of `SHAPES`, bfloat16, and a tokenizer of a few words.
+    """A folder with random bfloat16 weights in a shape of `SHAPES`, and a tokenizer of a few words.
 
-    What a step costs does not depend on what the weights are, and no machine has to download them.
+    The cost of a step does not depend on the values of the weights, and nothing has to be downloaded.
     """
     from tokenizers import Tokenizer, models
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
@@ -216,7 +216,7 @@ def random_decoder(shape: tuple[int, int, int, int, int, bool]) -> Path:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model = model.to_empty(device="cpu")
-    # One block of numbers again and again: eight billion normal numbers would take minutes.
+    # Repeat one block of numbers: drawing eight billion normal numbers would take minutes.
     block = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).mul(0.02).bfloat16()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -235,7 +235,7 @@ def random_decoder(shape: tuple[int, int, int, int, int, bool]) -> Path:
 
 
 def tiny_copy(folder: Path) -> Path:
-    """A random model of two layers of the same architecture, beside the same tokenizer."""
+    """A random two-layer model of the same architecture, with the same tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     config = AutoConfig.from_pretrained(folder)

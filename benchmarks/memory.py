@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def alone(side: str, words: list[str]) -> dict[str, float]:
-    """`peak` of one side in a new process: what another has freed is not always given back to the system."""
+    """`peak` of one side in a new process, because freed memory is not always returned to the system."""
     command = [sys.executable, "-m", "benchmarks.memory", *words, "--side", side]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -52,12 +52,12 @@ def above(found: dict[str, float]) -> float:
 
 
 def lengths(options: Any) -> tuple[int, int]:
-    """Tokens that the rows of a step share, and those of each row by itself."""
+    """Number of tokens that the rows of a step share, and of each row's own tokens."""
     return (45, 15) if options.quick else (450, 150)
 
 
 def peak(options: Any) -> dict[str, float]:
-    """Megabytes with the model loaded, and at most in three steps: on CUDA what was allocated, else resident memory."""
+    """Megabytes after loading the model, and at the peak of three steps; allocated on CUDA, else resident memory."""
     model = ModelArguments(model_name_or_path=str(decoder_folder(options)), use_peft=True)
     tokenizer = load_tokenizer(model)
     side = (Ours if options.side == "ours" else SIDES[options.side])(model, tokenizer, "auto")
@@ -76,7 +76,7 @@ def _megabytes(peak: bool) -> float:
 
     if not peak:
         return psutil.Process().memory_info().rss / 2**20
-    # The peak may be that of loading; it is the user's too. macOS counts bytes, Linux kilobytes.
+    # The peak may be from loading, which users experience too. macOS counts bytes, Linux kilobytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 

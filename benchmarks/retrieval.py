@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def _alike(hit: Hit, other: Hit) -> bool:
-    """Equal scores may change places."""
+    """Whether two hits are equal; hits with equal scores may come in any order."""
     return hit.document == other.document or abs(hit.score - other.score) < 1e-6
 
 

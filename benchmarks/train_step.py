@@ -33,7 +33,7 @@ from groundtune.training.trainer import ROWS, QATrainer, compile_layers
 
 
 class Side(Protocol):
-    """One of two that are compared: an optimizer step on rows, and the loss of rows without one."""
+    """One side of a comparison: an optimizer step on rows, and the loss of rows without a step."""
 
     def step(self, rows: Sequence[Row]) -> None: ...
 
@@ -66,7 +66,7 @@ def cases(model: ModelArguments, tokenizer: Any, options: Any) -> Iterator[Case]
 
 
 def training_step(against: str, model: ModelArguments, tokenizer: Any, options: Any) -> Case:
-    """Gold passages, `batch_size` rows a step; both sides see the same rows, each in the batches that it would make."""
+    """Gold passages, `batch_size` rows per step; both sides get the same rows, each in its own choice of batches."""
     size = options.batch_size
     if options.shape:
         rows = made_rows(vocabulary(model.model_name_or_path), options.pairs * size, 64 if options.quick else 1024)
@@ -104,7 +104,7 @@ def training_step(against: str, model: ModelArguments, tokenizer: Any, options: 
 
 
 def sharing(model: ModelArguments, tokenizer: Any, options: Any) -> Iterator[Case]:
-    """How much of the tokens saved by shared prefixes becomes time saved: (1 - t1 / t0) / (1 - n1 / n0)."""
+    """The share of the token saving by shared prefixes that becomes a time saving: (1 - t1 / t0) / (1 - n1 / n0)."""
     shared, own = (45, 15) if options.quick else (450, 150)
     size, words = options.batch_size, vocabulary(model.model_name_or_path)
     made = partial(made_groups, words, options.pairs, size, shared=shared, own=own)
@@ -125,7 +125,7 @@ def sharing_case(name: str, batches: list[list[Row]], ours: Side, unshared: Side
     if token_ratio > 1.01:
         saved = 1 - 1 / token_ratio
         case.extra["share_of_saving"] = (1 - 1 / case.ratio) / saved
-        # Answers are not shared, and a head of many words is most of a small model's work.
+        # Answers are not shared, and with a large vocabulary the head is most of a small model's work.
         apart = sum(useful_flops(unshared.model, [row], pack_of([row])) for row in rows)
         together = sum(useful_flops(ours.model, batch, pack_of(batch)) for batch in batches)
         case.extra["share_of_flops"] = (1 - together / apart) / saved
@@ -139,7 +139,7 @@ def data_rows(tokenizer: Any, options: Any) -> list[Row]:
 
 
 def made_rows(vocabulary: int, n: int, tokens: int) -> list[Row]:
-    """n rows of random ids, half to one and a half times `tokens` long, a tenth of each the answer."""
+    """n rows of random ids, of 0.5 to 1.5 times `tokens` each; a tenth of each row is the answer."""
     rng = random.Random(0)
     lengths = [rng.randrange(tokens // 2, tokens * 3 // 2) for _ in range(n)]
     ids = [[rng.randrange(100, vocabulary - 100) for _ in range(length)] for length in lengths]
@@ -147,7 +147,7 @@ def made_rows(vocabulary: int, n: int, tokens: int) -> list[Row]:
 
 
 def sample(rows: list[Row], n: int) -> list[Row]:
-    """Whole groups of common prefixes, drawn at random until there are n rows."""
+    """n rows, drawn at random in whole groups of common prefixes; the last group may be cut."""
     groups = groups_of(rows)
     random.Random(0).shuffle(groups)
     return [rows[i] for group in groups for i in group][:n]
@@ -160,7 +160,7 @@ def data_groups(rows: list[Row], batches: int, size: int) -> list[list[Row]]:
 
 
 def made_groups(vocabulary: int, batches: int, size: int, per_passage: int, shared: int, own: int) -> list[list[Row]]:
-    """Batches of `size` rows, or of one passage: random ids, `shared` tokens of a passage and `own` more a row."""
+    """Batches of `size` rows (at least one passage each) of random ids: `shared` tokens per passage, `own` per row."""
     rng = random.Random(0)
 
     def ids(n: int) -> list[int]:
@@ -187,17 +187,17 @@ def pack_of(batch: Sequence[Row]) -> Any:
 
 
 def check_same_loss(ours: Side, theirs: Side, batch: Sequence[Row], tolerance: float) -> None:
-    """Raises `AssertionError` where the two sides would not be doing the same work."""
+    """Raise `AssertionError` unless both sides compute the same loss, so that they do the same work."""
     a, b = ours.loss(batch), theirs.loss(batch)
     if abs(a - b) > tolerance * abs(b):
         raise AssertionError(f"the losses of the first batch differ: {a} and {b}")
 
 
 def useful_flops(model: Any, batch: Sequence[Row], packing: Any) -> float:
-    """Products that the step needs: frozen layers forward and backward, the head at answer positions, attention.
+    """FLOPs of the matrix products that a step needs: layers forward and backward, head at answer positions, attention.
 
-    A matrix product of n tokens with a weight of p numbers costs 2 n p; its gradient for the input as much again, and
-    for a weight that is trained once more. Elementwise work counts nothing.
+    A product of n tokens with a weight of p elements costs 2 n p, its gradient for the input another 2 n p, and for a
+    trained weight 2 n p more. Elementwise work is not counted.
     """
     config = model.config.get_text_config()
     weights = trained = 0
@@ -287,7 +287,7 @@ class Trl:
 class Padded:
     """The historical procedure: every row padded to 2,048 tokens, logits and labels at every position.
 
-    One row after the other, for the logits of one take 2 GB; the optimizer steps after all of them, as it does for us.
+    One row at a time, because the logits of one row take 2 GB; the optimizer steps after all rows, as on our side.
     """
 
     def __init__(self, model: ModelArguments, tokenizer: Any, dtype: str):
@@ -304,7 +304,7 @@ class Padded:
 
     @torch.no_grad()
     def loss(self, rows: Sequence[Row]) -> float:
-        """On the answers alone, from the same logits: what the other side minimises."""
+        """The loss on answers only, from the same logits: the quantity that our side minimises."""
         total = 0.0
         for row in rows:
             logits = self.model(**self.batch(row)).logits[0, len(row.prompt_ids) - 1 : len(row) - 1]
@@ -319,7 +319,7 @@ class Padded:
 
 
 def load(model: ModelArguments, tokenizer: Any, dtype: str, fused: bool = True) -> Any:
-    """The same weights for every side; `fused` LoRA layers are ours alone."""
+    """The same weights for every side; only ours uses `fused` LoRA layers."""
     torch.manual_seed(0)
     loaded = load_model(
         replace(model, dtype=dtype), bf16=dtype != "float32", stop_ids=(tokenizer.eos_token_id,), pad_id=0
@@ -341,11 +341,11 @@ def adamw(model: Any) -> torch.optim.Optimizer:
 
 SIDES: dict[str, Any] = {
     "trl": Trl,
-    # What its documentation advises on memory for speed; padding-free rows need FlashAttention to be exact and fast.
+    # trl's documented memory-for-speed setting; padding-free rows need FlashAttention to be exact and fast.
     "trl-tuned": partial(Trl, gradient_checkpointing=False),
     "trl-packed": partial(Trl, gradient_checkpointing=False, padding_free=True),
     "padded": Padded,
-    "padded-float32": Padded,  # as it used to be run, and Groundtune as it comes
+    "padded-float32": Padded,  # as it used to be run, against Groundtune's defaults
 }
 
 if __name__ == "__main__":

@@ -42,15 +42,17 @@ from groundtune.system.signals import Stopped, watched
 from groundtune.system.text import without_secrets
 
 if TYPE_CHECKING:
+    import argparse
+
     from rich.table import Table
 
-    from groundtune.arguments import Arguments
     from groundtune.evaluation.comparison import Comparison
     from groundtune.recipes.evaluate import Evaluated, OnProgress
     from groundtune.reporting.results import Results
     from groundtune.retrieval.retrievers import Retriever
     from groundtune.schema import Turn
     from groundtune.serving.dialogue import Dialogue, Source
+    from groundtune.training.arguments import RunArguments
 
     PathLike = str | os.PathLike[str]
 
@@ -208,7 +210,7 @@ def train(method: str, *, config: PathLike | None = None, **arguments: Any) -> R
     return Run(Path(parsed.training.output_dir), method, quiet, results)
 
 
-def _trained(arguments: Arguments) -> Results | None:
+def _trained(arguments: RunArguments) -> Results | None:
     """The results of the run; None if it was already finished."""
     from groundtune.recipes.train import train as trained
     from groundtune.runs.resume import AlreadyFinished
@@ -368,7 +370,7 @@ def _allowed(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     return arguments
 
 
-def _asking_parser() -> Any:
+def _asking_parser() -> argparse.ArgumentParser:
     return inference_parser("ask", "", "", "", WITHOUT)
 
 

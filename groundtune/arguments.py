@@ -8,15 +8,28 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from groundtune.system.model_folders import embedding_problems, model_problems
 
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
-def argument(default, help: str, choices: list[str] | None = None):
+T = TypeVar("T", bound="TrainingArguments", covariant=True)
+
+
+class Group(Protocol):
+    """A dataclass of arguments, and what the help calls it."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    _argument_group_name: str
+
+
+def argument(default: Any, help: str, choices: list[str] | None = None) -> Any:
     """A dataclass field with its help text."""
-    metadata = {"help": help.replace("%", "%%")}  # argparse applies % formatting to help texts
+    metadata: dict[str, Any] = {"help": help.replace("%", "%%")}  # argparse formats it
     if choices is not None:
         metadata["choices"] = choices
     if isinstance(default, list):
@@ -204,7 +217,7 @@ GROUPS = (
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Generic[T]):
     """All arguments of one run; `training` is a `training.arguments.QATrainingArguments`."""
 
     method: str
@@ -215,7 +228,7 @@ class Arguments:
     evaluation: EvaluationArguments
     logger: LoggerArguments
     output: OutputArguments
-    training: object
+    training: T
 
     def check(self, complete: bool = True, for_training: str = "") -> list[str]:
         """Every problem that can be found without reading data or loading a model, one line each; empty if none.

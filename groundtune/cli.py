@@ -100,7 +100,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     except (ImportError, AttributeError, TypeError):
         if not (problems := problems_of()):
             raise
-        print(*problems, sep="\n", file=sys.stderr)  # the fault is a library's
+        print(*problems, sep="\n", file=sys.stderr)  # a library lacks names that we need
         return 2
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

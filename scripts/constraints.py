@@ -22,7 +22,7 @@ _LOWEST = re.compile(r"([\w.-]+)(?:\[[\w,-]+\])?>=([\w.]+)")
 
 
 def installed() -> list[str]:
-    """`name==version` of all that is installed beside Groundtune; what follows a "+", as in 2.13.0+cpu, is local."""
+    """`name==version` of every installed distribution except Groundtune; local parts such as "+cpu" are removed."""
     supported = _lowest_python(pyproject()["project"]["requires-python"])
     pins = set()
     for found in metadata.distributions():
@@ -36,11 +36,11 @@ def installed() -> list[str]:
 
 
 def oldest() -> list[str]:
-    """`name==version` for the lower bound of every requirement, whatever its extra."""
+    """`name==version` for the lower bound of every requirement, including all extras."""
     project = pyproject()["project"]
     requirements = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
     bounds = dict(found.groups() for found in map(_LOWEST.match, requirements) if found)
-    # PyTorch stays as the Makefile has it: PyPI's wheels of other versions are gigabytes of CUDA.
+    # The Makefile chooses PyTorch: PyPI's wheels of other versions include gigabytes of CUDA.
     return sorted(f"{name}=={version}" for name, version in bounds.items() if name != "torch")
 
 
@@ -53,7 +53,7 @@ def pyproject() -> dict[str, Any]:
 
 
 def _lowest_python(specifier: str) -> str:
-    """The 3.11.5 of ">=3.11.5,<4"; 3 where any will do."""
+    """The lowest version, such as 3.11.5 in ">=3.11.5,<4"; "3" if there is no lower bound."""
     found = re.search(r">=?\s*([\d.]+)", specifier)
     return found[1] if found else "3"
 

@@ -1,1 +1,1 @@
-"""The commands of `groundtune`, a file each: its flags and what it prints. The work is done by the modules above."""
+"""The commands of `groundtune`, one file each, with its flags and output. Other packages do the work."""

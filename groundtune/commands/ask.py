@@ -33,14 +33,14 @@ EXAMPLES = """examples:
       --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2"""
 COMMANDS = """/sources shows the full passages, /new starts a new dialogue,
 Ctrl-C stops an answer, /quit or Ctrl-D leaves."""
-WITHOUT = {  # flags of `evaluate` that asking has no use for
+WITHOUT = {  # flags of `evaluate` that `ask` does not need
     *(field.name for group in (JudgeArguments, AnswerArguments) for field in fields(group)),
     "eval_file", "eval_max_samples", "bootstrap_samples",
 } - {"bf16", "base_model"}  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> int:
-    """Ask once, or until there are no more questions."""
+    """Answer one question, or all until there are no more."""
     words = given(parser(), argv)
     typed = partial(with_flags, ["groundtune", "ask", *argv])
     arguments = inference_arguments(words, for_questions=False, again=typed)
@@ -103,7 +103,7 @@ def _converse(dialogue: Dialogue) -> None:
                 sources = _show(dialogue, question)
             except KeyboardInterrupt:
                 print("\nstopped; this question and its answer are forgotten")
-            except DataError as error:  # too long, or the server is gone: the dialogue goes on
+            except DataError as error:  # too long, or the server is gone: the dialogue continues
                 print(harmless_lines(error.problems), file=sys.stderr)
 
 
@@ -125,7 +125,7 @@ def _show_answer(dialogue: Dialogue, question: str) -> list[Source]:
 
 
 def _show_json(dialogue: Dialogue, question: str) -> None:
-    """One object on one line, so that many questions make JSONL."""
+    """Print one object on one line, so that several questions give JSONL."""
     sources, words = dialogue.ask(question)
     answer = "".join(words)
     shown = [{"title": s.title, "score": s.score, **s.document.to_dict()} for s in sources]

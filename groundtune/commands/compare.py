@@ -48,9 +48,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def compared(paths: Sequence[str], names: Sequence[str], output: str | None) -> Comparison:
-    """Systems side by side, and the page; without an `output` there is none.
+    """Compare the systems and write the page, unless `output` is None.
 
-    Raises `DataError` with all that is wrong.
+    Raises `DataError` with all problems.
     """
     _check(paths, names, output)
 

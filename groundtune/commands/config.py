@@ -1,4 +1,4 @@
-"""Arguments from a YAML or JSON file, or from a call in Python: the flags they stand for, and where each is from."""
+"""Arguments from a YAML or JSON file, or from a Python call, as flags, each with its origin."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """What a problem with it begins with."""
+        """The beginning of a message about this argument."""
         return f"{self.where}: {self.name}" if self.where else self.name
 
     def flag(self) -> list[str]:
-        """The words of a command line that say the same; none for null, which means the default."""
+        """The equivalent words on a command line; none for null, which means the default."""
         if self.value is None:
             return []
         if isinstance(self.value, list):
             return [f"--{self.name}", *map(str, self.value)]
-        # One word, so that a value may begin with a dash; numbers as YAML 1.1 reads them ("1e-4" is a string to it).
+        # One word, so that a value may begin with a dash; YAML 1.1 reads some numbers, such as "1e-4", as strings.
         value = json.dumps(self.value) if isinstance(self.value, dict | bool) else self.value
         return [f"--{self.name}={value}"]
 
 
 def split_files(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The files of arguments that a command line names, and its other words.
+    """The argument files that a command line names with `--config`, and its other words.
 
-    What follows `--config` is such a file. Raises `DataError` if nothing does.
+    Raises `DataError` if no file follows `--config`.
     """
     words = list(argv)
     paths = []
@@ -63,15 +63,16 @@ def split_files(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def read_config(path: str) -> list[Entry]:
-    """The arguments in a file, in its order.
+    """The arguments in a file, in file order.
 
-    Raises `DataError` that names the lines of all that is wrong: no such file, no mapping, an argument given twice,
-    a value that is neither text nor number nor a list of them (a mapping may hold anything that JSON can).
+    Raises `DataError` that lists all problems with their lines: no such file, no mapping, an argument given twice,
+    a value that is not text, a number or a list of them (a mapping may contain any JSON value).
     """
     text = _text_of(path)
     read = _json_entries if path.endswith(".json") else _yaml_entries
     entries = list(read(path, text))
-    problems, first = [], {}
+    problems: list[str] = []
+    first: dict[str, Entry] = {}
     for entry in entries:
         if entry.name in first and encodable([entry.name, entry.value]):
             earlier = first[entry.name].where.rpartition(":")[2]
@@ -85,9 +86,9 @@ def read_config(path: str) -> list[Entry]:
 
 
 def entries_of(keywords: Mapping[str, Any]) -> list[Entry]:
-    """The keyword arguments of a call, as if they stood in a file; None means the default there too.
+    """The keyword arguments of a call as entries, like those of a file; None means the default.
 
-    Raises `DataError` with all that no flag can hold.
+    Raises `DataError` with all values that no flag can represent.
     """
     entries = [Entry(name, as_in_a_file(value)) for name, value in keywords.items()]
     if problems := [problem for entry in entries for problem in _no_flag(entry)]:
@@ -96,7 +97,7 @@ def entries_of(keywords: Mapping[str, Any]) -> list[Entry]:
 
 
 def as_in_a_file(value: Any) -> Any:
-    """A value of Python as a file would say it: a path is a text, an array's number a number."""
+    """A Python value as it would be in a file: a path becomes text, a NumPy number a plain number."""
     if isinstance(value, Enum):
         return as_in_a_file(value.value)
     if isinstance(value, os.PathLike):
@@ -111,7 +112,7 @@ def as_in_a_file(value: Any) -> Any:
 
 
 def _no_flag(entry: Entry) -> list[str]:
-    """Why an argument cannot be a flag, if it cannot."""
+    """Why an argument cannot be given as a flag; empty if it can."""
     value = entry.value
     if not encodable([entry.name, value]):
         return [f"{replace(entry, name=ascii(entry.name)).label}: {HALF_A_CHARACTER}"]
@@ -153,16 +154,21 @@ def _json_entries(path: str, text: str) -> Iterator[Entry]:
         raise DataError([f"{path}:1: line: the file cannot be read ({error}); write plain values"]) from error
     if not isinstance(whole, dict):
         raise _no_mapping(path, whole)
-    # Once more, one argument at a time: now it is known to be valid, and what is wanted is where each stands.
+    # Read again, one argument at a time: the file is known to be valid, and the line of each argument is needed.
     decode, position = json.JSONDecoder().raw_decode, text.index("{") + 1
     for _ in range(len(text)):
-        position = re.compile(r"[\s,]*").match(text, position).end()
+        position = _behind(r"[\s,]*", text, position)
         if text[position] == "}":
             return
         where = f"{path}:{text.count(chr(10), 0, position) + 1}"
         name, position = decode(text, position)
-        value, position = decode(text, re.compile(r"[\s:]*").match(text, position).end())
+        value, position = decode(text, _behind(r"[\s:]*", text, position))
         yield Entry(name, value, where)
+
+
+def _behind(pattern: str, text: str, position: int) -> int:
+    found = re.compile(pattern).match(text, position)
+    return found.end() if found else position
 
 
 _BOOLEAN, _TEXT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:str"
@@ -176,10 +182,10 @@ def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
         depth = 0
         for token in yaml.scan(text, yaml.SafeLoader):
             where = f"{path}:{token.start_mark.line + 1}: line"
-            if isinstance(token, yaml.AliasToken):  # a few lines of them stand for gigabytes
+            if isinstance(token, yaml.AliasToken):  # a few lines of aliases can expand to gigabytes
                 raise DataError([f"{where}: *{token.value} is an alias; write the value out"])
             depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
-            if depth > 50:  # the time to read it grows with the square
+            if depth > 50:  # reading time grows with the square of the depth
                 raise DataError([f"{where}: is nested too deeply to be read; write plain values"])
         node = yaml.compose(text, yaml.SafeLoader)
         if not isinstance(node, yaml.MappingNode):
@@ -194,9 +200,10 @@ def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
             yield Entry(key.value, _constructed(loader, _as_written(value), f"{where}: {key.value}"), where)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        if mark.index >= len(text.rstrip()) and error.context_mark:  # the end of the file, for want of a bracket above
+        # The end of the file, for want of a bracket above.
+        if error.context_mark and (mark is None or mark.index >= len(text.rstrip())):
             mark = error.context_mark
-        where = f"{path}:{mark.line + 1}: line"
+        where = f"{path}:{mark.line + 1 if mark else 1}: line"
         what = ", ".join(filter(None, (error.context, error.problem)))
         raise DataError([f"{where}: not valid YAML: {what}; correct it"]) from error
     except yaml.reader.ReaderError as error:
@@ -204,21 +211,22 @@ def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
         raise DataError([f"{path}:{line}: line: contains the character {error.character:#x}; remove it"]) from error
 
 
-def _as_written(node: Any) -> Any:
-    """`off` and `no` are booleans to YAML and words to some flags; a flag that takes a boolean knows them too."""
+def _as_written(node: yaml.Node) -> yaml.Node:
+    """Keep booleans as written: YAML reads `off` and `no` as false, but they are words to some flags, and flags that
+    take a boolean accept these spellings."""
     for scalar in node.value if isinstance(node, yaml.SequenceNode) else [node]:
         if scalar.tag == _BOOLEAN:
             scalar.tag = _TEXT
     return node
 
 
-def _constructed(loader: Any, node: Any, where: str) -> Any:
+def _constructed(loader: yaml.SafeLoader, node: yaml.Node, where: str) -> Any:
     try:
         return loader.construct_object(node, deep=True)
     except (ValueError, OverflowError) as error:  # a date with 13 months, an integer of thousands of digits
         raise DataError([f"{where}: cannot be read ({error}); write it in quotes"]) from error
 
 
-def _no_mapping(path: str, whole: Any) -> DataError:
+def _no_mapping(path: str, whole: object) -> DataError:
     kind = "nothing" if whole is None else type(whole).__name__
     return DataError([f"{path}:1: line: the file contains {kind}; it must map argument names to values"])

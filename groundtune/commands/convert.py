@@ -1,4 +1,4 @@
-"""`groundtune convert`: published layouts -> examples and documents, and back."""
+"""`groundtune convert`: published formats -> examples and documents, and back."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0; raises `DataError` with what the user can solve."""
+    """Returns 0; raises `DataError` for problems that the user can fix."""
     arguments = argparse.Namespace(**given(parser(), argv))
 
     from groundtune.arguments import PromptArguments

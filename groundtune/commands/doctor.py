@@ -1,4 +1,4 @@
-"""`groundtune doctor`: what is wrong with the data of a command, before it is run."""
+"""`groundtune doctor`: find the problems in a command's data before it runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ example:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the token table, one row and every finding; returns 2 if an error is among them, else 0."""
+    """Print the token table, one row and every finding; returns 2 if there are errors, else 0."""
     if {"-h", "--help"} & set(argv):
         print(USAGE.format(methods=" or ".join(METHODS)))
         return 0

@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0; raises `DataError` with what the user can solve."""
+    """Returns 0; raises `DataError` for problems that the user can fix."""
     arguments = argparse.Namespace(**given(parser(), argv))
 
     from groundtune.prepare import corpus

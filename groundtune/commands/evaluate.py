@@ -1,10 +1,10 @@
-"""`groundtune evaluate`: its flags, what a run's folder adds to them, and the table."""
+"""`groundtune evaluate`: its flags, the settings that a run's folder adds, and the table."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ EXAMPLES = """examples:
       --embedding_model intfloat/e5-base-v2
   groundtune evaluate --generator openai:http://localhost:8000/v1 --generator_model my-model \\
       --eval_file test.jsonl --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2"""
-# Training's own, and what a flag of this command would mean there.
+# Flags of training only, and flags that have another name here.
 _NOT_HERE = {
     "train_file", "test_file", "model_name_or_path", "use_peft", "embedding_max_num_to_retrieve", "share_prefix",
 }  # fmt: skip
@@ -41,7 +41,7 @@ _HELPS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Evaluate, print the table; 1 if an answer or a judgement failed."""
+    """Evaluate and print the table; returns 1 if an answer or a judgement failed, else 0."""
     words = given(parser(), argv)
     typed = partial(with_flags, ["groundtune", "evaluate", *argv])
     arguments = inference_arguments(words, for_questions=True, again=typed)
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
 def inference_parser(
     command: str, usage: str, description: str, examples: str, without: Collection[str] = ()
 ) -> argparse.ArgumentParser:
-    """MODEL and the flags that evaluating and asking share, `without` some of them."""
+    """A parser for MODEL and the flags that `evaluate` and `ask` share, except those in `without`."""
     parser = light_parser(f"groundtune {command}", usage, description, examples)
     parser.add_argument(
         "model", nargs="?", default="", metavar="MODEL", help="Model folder, adapter folder or hub name."
@@ -81,24 +81,24 @@ def inference_parser(
 def inference_arguments(
     words: Mapping[str, Any], for_questions: bool, again: Callable[[Mapping[str, str]], str]
 ) -> InferenceArguments:
-    """What the user wrote, else what the run of MODEL remembers, else the defaults.
+    """The user's arguments, else the settings stored in MODEL's run, else the defaults.
 
-    `for_questions`: without an --eval_file, the run's test file is evaluated, or its eval file. `again` writes what the
-    user typed, with more flags.
+    `for_questions`: without --eval_file, use the run's test file, or else its eval file. `again` returns the user's
+    command with additional flags.
     """
     run = remembered(words["model"])
     values = {**(_known(run, words, for_questions) if run else {}), **words, "model_name_or_path": words["model"]}
     if {"embedding_model", "eval_embedding_model"} & words.keys() == {"embedding_model"}:
-        values["eval_embedding_model"] = ""  # the one that the user names retrieves, whatever the run had
+        values["eval_embedding_model"] = ""  # the user's embedding model overrides the run's
     try:
-        groups = [filled(group, values) for group in GROUPS]
+        groups: list[Any] = [filled(group, values) for group in GROUPS]
     except TypeError as error:
         raise DataError([f"arguments: {error}"]) from error
-    return InferenceArguments(*groups, run=run, again=again)
+    return replace(InferenceArguments(*groups), run=run, again=again)
 
 
 def _known(run: Remembered, words: Mapping[str, Any], for_questions: bool) -> dict[str, Any]:
-    """What the run adds to the user's words, by the names of flags."""
+    """The settings that the run adds to the user's words, by flag name."""
     names = ("embedding_model", "eval_embedding_model", "full_dataset_file_path")
     known = {**run.settings, **{name: run.names[name] for name in names if name in run.names}}
     if for_questions and (questions := run.names.get("test_file") or run.names.get("eval_file")):

@@ -1,12 +1,15 @@
-"""Argument groups <-> flags of argparse, and how a help text shows them."""
+"""Conversion between argument groups and argparse flags, and the format of help texts."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
-from typing import Any
+from dataclasses import MISSING, Field, fields
+from typing import Any, TypeVar
 
+from groundtune.arguments import Group
+
+G = TypeVar("G", bound=Group)
 HELP_WIDTH = 110  # whatever the terminal's: the help of training is generated once
 
 
@@ -14,7 +17,7 @@ _SHORT = {"output_dir": ["-o"]}
 
 
 class FlagFormatter(argparse.HelpFormatter):
-    """One spelling of each flag (two with -o), its kind of value, and its default where there is one to speak of."""
+    """Shows one spelling of each flag (two with -o), its type of value, and its default unless empty."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.dest == "help":
@@ -22,7 +25,7 @@ class FlagFormatter(argparse.HelpFormatter):
         spellings = [s for s in action.option_strings if "-" not in s.lstrip("-")] or action.option_strings[-1:]
         spelling = ", ".join(sorted(spellings, key=len))
         if action.choices or action.nargs == 0:
-            value = "" if action.nargs == 0 else "{" + ",".join(map(str, action.choices)) + "}"
+            value = "" if action.nargs == 0 else "{" + ",".join(map(str, action.choices or ())) + "}"
         else:
             value = "[true|false]" if action.nargs == "?" else "VALUE ..." if action.nargs == "+" else "VALUE"
         return f"{spelling} {value}".strip()
@@ -33,11 +36,11 @@ class FlagFormatter(argparse.HelpFormatter):
 
 
 def add_group(
-    parser: argparse.ArgumentParser, group: type, names: Sequence[str], helps: Mapping[str, str] | None = None
+    parser: argparse.ArgumentParser, group: type[Group], names: Sequence[str], helps: Mapping[str, str] | None = None
 ) -> None:
-    """Those fields of an argument group as flags, absent from the result unless given.
+    """Add the fields `names` of an argument group as flags; flags that are not given are absent from the result.
 
-    `helps` has the text of those that mean something else here than in training.
+    `helps` has the help texts of flags whose meaning here differs from training.
     """
     section = parser.add_argument_group(group._argument_group_name)
     for field in fields(group):
@@ -47,13 +50,13 @@ def add_group(
             section.add_argument(*spellings, help=text, **_argparse_options(group, field))
 
 
-def filled(group: type, values: Mapping[str, Any]) -> Any:
-    """An argument group with those of `values` that are its fields; the others keep their defaults."""
+def filled(group: type[G], values: Mapping[str, Any]) -> G:
+    """An argument group with its fields taken from `values`; missing fields keep their defaults."""
     return group(**{field.name: values[field.name] for field in fields(group) if field.name in values})
 
 
-def _argparse_options(group: type, field: Any) -> dict[str, Any]:
-    """What HfArgumentParser makes of the few types that our own groups have."""
+def _argparse_options(group: type[Group], field: Field[Any]) -> dict[str, Any]:
+    """The argparse options of a field, as HfArgumentParser would choose them for the few types that we use."""
     # Not `field.type`: HfArgumentParser puts classes there, for those groups that it has seen.
     kind = group.__annotations__[field.name].removesuffix(" | None")
     if kind == "bool":
@@ -65,8 +68,8 @@ def _argparse_options(group: type, field: Any) -> dict[str, Any]:
     return {"type": convert, **({"choices": choices} if choices else {"metavar": metavar})}
 
 
-def _help_with_default(field: Any) -> str:
-    default = field.default_factory() if field.default is MISSING else field.default
+def _help_with_default(field: Field[Any]) -> str:
+    default = field.default if field.default_factory is MISSING else field.default_factory()
     if default in (None, ""):
         return field.metadata["help"]
     shown = " ".join(default) if isinstance(default, list) else default
@@ -74,7 +77,7 @@ def _help_with_default(field: Any) -> str:
 
 
 def true_or_false(text: str) -> bool:
-    """What a boolean flag takes: all that transformers' does, and `on` and `off`, which are booleans to YAML."""
+    """The value of a boolean flag: all spellings that transformers accepts, and `on` and `off`, as in YAML."""
     if text.lower() in ("true", "yes", "on", "1", "t", "y"):
         return True
     if text.lower() in ("false", "no", "off", "0", "f", "n"):

@@ -1,11 +1,11 @@
-"""`groundtune index`: make or refresh the folder that caches the documents' vectors."""
+"""`groundtune index`: create or update the folder that caches the documents' vectors."""
 
 from __future__ import annotations
 
 import argparse
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from groundtune.arguments import DataArguments, RetrievalArguments, check_retrieval, no_such_file, too_small
 from groundtune.commands.flags import add_group, filled
@@ -15,6 +15,7 @@ from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
 
 if TYPE_CHECKING:
+    from groundtune.retrieval.retrievers import DenseRetriever
     from groundtune.schema import Example
 
 DESCRIPTION = """Embed the documents into a folder that training, evaluate and ask read. Only new or changed documents
@@ -38,7 +39,7 @@ _HELPS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Embed, and say what there is now."""
+    """Embed the documents, and print what the index contains."""
     words = given(parser(), argv)
     data, retrieval = filled(DataArguments, words), filled(RetrievalArguments, words)
     _check(data, retrieval)
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     folder = index_folder(data)
     examples = _searchable(data.eval_file) if data.eval_file else []
     retriever = open_retriever_with(retrieval.embedding_model, retrieval, documents, folder)
-    index = retriever.index
+    index = cast("DenseRetriever", retriever).index  # there is no flag for another one
     found: dict[str, Any] = {
         "folder": str(folder),
         "documents": len(index.documents),
@@ -75,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _searchable(path: str) -> list[Example]:
-    """The examples that have a question and, in some passage, its answer; raises `DataError` if there is none."""
+    """The answerable examples with a question; raises `DataError` if there are none."""
     from groundtune.data.files import scan_examples
 
     contents = scan_examples(path)
@@ -88,7 +89,7 @@ def _searchable(path: str) -> list[Example]:
 
 
 def _measured(retriever: Any, examples: list[Example], retrieval: RetrievalArguments) -> dict[str, Any]:
-    """How well the questions find their gold passages: n, and each metric with its interval."""
+    """How well the questions find their gold passages: the number of questions, and each metric with its interval."""
     from groundtune.evaluation.metrics import aggregate, retrieval_scores
     from groundtune.retrieval.retrievers import retrieve
 
@@ -138,7 +139,7 @@ def _check(data: DataArguments, retrieval: RetrievalArguments) -> None:
 
 
 def retriever_problems(data: DataArguments, retrieval: RetrievalArguments, complete: bool = True) -> list[str]:
-    """What keeps the retriever over the documents from being made, one line each."""
+    """Problems that prevent opening the retriever over the documents, one line each."""
     folder = data.full_dataset_index_path
     return [
         *([] if data.full_dataset_file_path else ["--full_dataset_file_path: missing; name the document database"]),

@@ -1,7 +1,7 @@
-"""Words of a command line, or keywords of a call -> arguments: flags, YAML, JSON, and the spellings of earlier days.
+"""A command line, or the keywords of a call -> arguments: from flags, YAML and JSON, including old flag names.
 
-The arguments of training go through transformers' HfArgumentParser, which takes seconds to import; those of the other
-commands through argparse alone, from the same dataclasses.
+Training arguments are parsed by transformers' HfArgumentParser, which takes seconds to import; arguments of the other
+commands by argparse alone, from the same dataclasses.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import takewhile
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from groundtune.arguments import GROUPS, Arguments
 from groundtune.commands.config import Entry, entries_of, read_config, split_files
@@ -21,6 +21,11 @@ from groundtune.commands.flags import HELP_WIDTH, FlagFormatter, true_or_false
 from groundtune.errors import DataError
 from groundtune.system.guarded import require
 from groundtune.system.text import one_line
+
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser
+
+    from groundtune.training.arguments import RunArguments
 
 # Flags as they were once spelt -> today's, in each command that has the latter. A share of the steps and a number of
 # steps are one flag today.
@@ -39,7 +44,7 @@ RENAMED = {
     "output": "output_dir",
     "output_file": "output",
 }
-# Flags that once did something and now have nothing to do: accepted, with a line that says so.
+# Flags that no longer have any effect: accepted, with a warning.
 WITHOUT_EFFECT = (
     "group_by_length",
     "logging_dir",
@@ -75,11 +80,11 @@ TRAINING_EXAMPLE = """example:
 logger = logging.getLogger(__name__)
 
 
-def parse_arguments(method: str, argv: Sequence[str], keywords: Mapping[str, Any] | None = None) -> Arguments:
+def parse_arguments(method: str, argv: Sequence[str], keywords: Mapping[str, Any] | None = None) -> RunArguments:
     """Flags, `--config FILE.yaml` or one `FILE.json` -> Arguments. `-h` prints every argument and exits.
 
-    `keywords` are arguments by their names, as a call in Python gives them; they win over files. Raises `DataError`
-    with every unknown flag and bad value.
+    `keywords` are arguments by name, from a call in Python; they override files. Raises `DataError` with every unknown
+    flag and bad value.
     """
     parser = training_parser(method)
     argv = _spelt_as_today(_expand_files(_in_full(argv), parser, keywords), _flags(parser))
@@ -98,8 +103,8 @@ def parse_arguments(method: str, argv: Sequence[str], keywords: Mapping[str, Any
     return arguments
 
 
-def _why_refused(argv: Sequence[str], parser: Any) -> list[str]:
-    """Trainer's arguments object checks its values and names no flag: whichever fails by itself is one to blame."""
+def _why_refused(argv: Sequence[str], parser: HfArgumentParser) -> list[str]:
+    """The flags that fail when parsed alone: TrainingArguments checks its values without naming the flag."""
     problems = []
     starts = [i for i, word in enumerate(argv) if word.startswith("--")]
     for start, end in zip(starts, [*starts[1:], len(argv)]):
@@ -110,32 +115,41 @@ def _why_refused(argv: Sequence[str], parser: Any) -> list[str]:
     return problems
 
 
-def training_parser(method: str) -> Any:
+def training_parser(method: str) -> HfArgumentParser:
     """The parser of `groundtune sft` or `swr`, with every argument of `transformers.TrainingArguments`."""
     from transformers import HfArgumentParser
     from transformers.hf_argparser import string_to_bool
 
     from groundtune.training.arguments import QATrainingArguments
 
-    parser = HfArgumentParser(
-        [*GROUPS, QATrainingArguments],
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:  # argparse's own prints two hundred lines of usage first
+            _bad_value(message)
+
+    groups: Any = [*GROUPS, QATrainingArguments]
+    parser = Parser(
+        groups,
         prog=f"groundtune {method}",
         usage=TRAINING_USAGE.format(method=method),
         formatter_class=partial(FlagFormatter, width=HELP_WIDTH, max_help_position=34),
         allow_abbrev=False,
     )
     require("python")
-    parser.error = _bad_value  # argparse's own prints two hundred lines of usage first
     for action in parser._actions:
-        if action.type is string_to_bool:  # which knows neither `on` nor `off`
+        if action.type is string_to_bool:  # which does not accept `on` and `off`
             action.type = true_or_false
     return parser
+
+
+class _LightParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:  # argparse's own prints the whole usage first
+        _bad_value(message, where=f"; {self.prog} -h shows every argument")
 
 
 def light_parser(prog: str, usage: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """An argparse parser whose errors are `DataError`s; see `flags.add_group` and `given`."""
     require("python")
-    parser = argparse.ArgumentParser(
+    return _LightParser(
         prog=prog,
         usage=f"{prog} {usage}",
         description=description,
@@ -144,20 +158,17 @@ def light_parser(prog: str, usage: str, description: str, epilog: str = "") -> a
         argument_default=argparse.SUPPRESS,
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=HELP_WIDTH, max_help_position=34),
     )
-    # argparse's own prints the whole usage first.
-    parser.error = partial(_bad_value, where=f"; {prog} -h shows every argument")
-    return parser
 
 
 def given(
     parser: argparse.ArgumentParser, argv: Sequence[str], keywords: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The arguments that a command line, or the file of its `--config`, names; `-h` prints them all and exits.
+    """The arguments given on a command line or in its `--config` file; `-h` prints every argument and exits.
 
     `keywords` as in `parse_arguments`. Raises `DataError` with every unknown flag, or with the first bad value.
     """
     words = _spelt_as_today(_expand_files(argv, parser, keywords), _flags(parser))
-    # Intermixed: a question may follow flags that follow the model. Of "--" argparse then loses what comes after.
+    # Intermixed, because a question may follow flags that follow the model; but then argparse loses words after "--".
     parse = parser.parse_known_args if "--" in words else parser.parse_known_intermixed_args
     namespace, unknown = parse(words)
     if unknown:
@@ -170,45 +181,47 @@ def _bad_value(message: str, where: str = "") -> NoReturn:
 
 
 def _in_full(argv: Sequence[str]) -> list[str]:
-    """`-o` as --output_dir; `FILE.json` alone as `--config FILE.json` where a method is trained: elsewhere it may be
-    data."""
+    """`-o` as --output_dir; `FILE.json` alone as `--config FILE.json`. For training only: elsewhere it may be data."""
     alone = len(argv) == 1 and argv[0].endswith(".json") and not argv[0].startswith("-")
     return ["--config", *argv] if alone else ["--output_dir" if word == "-o" else word for word in argv]
 
 
-def _expand_files(argv: Sequence[str], parser: Any, keywords: Mapping[str, Any] | None = None) -> list[str]:
-    """The arguments of files as flags, then keywords and other flags, which win over what comes before.
+def _expand_files(
+    argv: Sequence[str], parser: argparse.ArgumentParser, keywords: Mapping[str, Any] | None = None
+) -> list[str]:
+    """The arguments of files as flags, then keywords, then the other flags; later ones override earlier ones.
 
-    Raises `DataError` with all that is wrong.
+    Raises `DataError` with all problems.
     """
     paths, words = split_files(argv)
-    entries, problems = [], []
+    entries: list[Entry] = []
+    problems: list[str] = []
     for read in [*(partial(read_config, path) for path in paths), partial(entries_of, keywords or {})]:
         try:
             entries += read()
         except DataError as error:
             problems += error.problems
     for entry in entries:
-        # Each by itself: argparse would stop at the first, and not know the line.
+        # Each one separately: argparse would stop at the first problem, and does not know its line.
         problems += [f"{entry.label}: {problem}" for problem in _problems_of(entry, parser)]
     if problems:
         raise DataError(problems)
     latest = {entry.name: entry for entry in entries}.values()
-    # What the command line begins with is no flag's, and would be one more value of a list that a file ends in.
+    # Leading positional words stay first: after the file's flags, a list flag at the end would take them as values.
     first = list(takewhile(lambda word: not word.startswith("-"), words))
     return [*first, *(word for entry in latest for word in _words_of(entry, parser)), *words[len(first) :]]
 
 
-def _words_of(entry: Entry, parser: Any) -> list[str]:
-    """What an entry is on a command line, where a flag without a value, as `--quiet`, is there or is not."""
+def _words_of(entry: Entry, parser: argparse.ArgumentParser) -> list[str]:
+    """An entry as words of a command line; a flag without a value, such as `--quiet`, is present or absent."""
     action = parser._option_string_actions.get(f"--{entry.name}")
     if action is None or action.nargs != 0 or entry.value is None:
         return entry.flag()
     return [f"--{entry.name}"] if true_or_false(str(entry.value)) else []
 
 
-def _problems_of(entry: Entry, parser: Any) -> list[str]:
-    """What the parser has against one flag and its values, without its name."""
+def _problems_of(entry: Entry, parser: argparse.ArgumentParser) -> list[str]:
+    """Problems that the parser finds with one flag and its values, without the flag's name."""
     if entry.name == "help":
         return ["prints help on the command line and is not an argument here; remove it"]
     try:
@@ -217,7 +230,7 @@ def _problems_of(entry: Entry, parser: Any) -> list[str]:
     except argparse.ArgumentTypeError as error:
         return [f"{error}; -h describes it"]
     except DataError as error:
-        # That others are required is no problem of this one.
+        # Missing required arguments are not a problem of this entry.
         ours = [problem for problem in error.problems if "arguments are required" not in problem]
         return [problem.partition(": ")[2].partition("; groundtune")[0] + "; -h describes it" for problem in ours]
     if unknown and unknown[0].startswith("-"):
@@ -225,14 +238,14 @@ def _problems_of(entry: Entry, parser: Any) -> list[str]:
     return [f"takes one value, not {len(unknown) + 1}; -h describes it"] if unknown else []
 
 
-def _flags(parser: Any) -> set[str]:
+def _flags(parser: argparse.ArgumentParser) -> set[str]:
     return {flag for action in parser._actions for flag in action.option_strings}
 
 
 def at_their_lines(
     problems: Sequence[str], argv: Sequence[str], keywords: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Problems of a training command's flags that come from a file name its line."""
+    """The problems of a training command; for flags from a file, each begins with the file and line."""
     try:
         paths, words = split_files(_in_full(argv))
         entries = [entry for path in paths for entry in read_config(path)]
@@ -255,12 +268,12 @@ def _name_of_today(flag: str) -> str:
 
 
 def _spelt_as_today(argv: Sequence[str], known: set[str], tell: bool = True) -> list[str]:
-    """Old spellings renamed; flags that have nothing to do any more left out, each with a line in the log."""
+    """Rename old flag names, and remove flags that no longer have any effect; each is logged if `tell`."""
     today: list[str] = []
     skipping = False
     for word in argv:
         if not word.startswith("--"):
-            skipping = skipping and word not in known  # -o is no value
+            skipping = skipping and word not in known  # -o is a flag, not a value
             if not skipping:
                 today.append(word)
             continue
@@ -282,7 +295,7 @@ def _spelt_as_today(argv: Sequence[str], known: set[str], tell: bool = True) -> 
     return today
 
 
-def _unknown_flags(words: Sequence[str], parser: Any) -> list[str]:
+def _unknown_flags(words: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
     known = sorted(flag for flag in _flags(parser) if "-" not in flag[2:])  # HfArgumentParser has both spellings
     problems = []
     for word in words:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from groundtune.arguments import DataArguments, RetrievalArguments, check_model_name, check_retrieval, too_small
 from groundtune.commands.flags import add_group, filled
@@ -19,6 +19,15 @@ from groundtune.evaluation.arguments import SERVER, GeneratorArguments
 from groundtune.model.endpoint import is_server, server_problems
 from groundtune.runs.remembered import base_not_followed
 from groundtune.system.outputs import links_at
+
+if TYPE_CHECKING:
+    from groundtune.model.generators import Writer
+    from groundtune.prepare.journal import Journal
+    from groundtune.prepare.questions import Settings
+    from groundtune.retrieval.retrievers import Retriever
+    from groundtune.schema import Document
+
+    Load = Callable[[str, str, str], Writer]  # name, model and options -> who writes
 
 # Name, help, default, type.
 _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
@@ -96,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0; raises `DataError` with what the user can solve."""
+    """Returns 0; raises `DataError` for problems that the user can fix."""
     arguments = argparse.Namespace(**given(parser(), argv))
     if problems := _problems(arguments):
         raise DataError(problems)
@@ -125,10 +134,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _settings(arguments: argparse.Namespace) -> Any:
+def _settings(arguments: argparse.Namespace) -> Settings:
     from groundtune.prepare.questions import Settings, read_prompt
 
-    own = {
+    own: dict[str, Any] = {
         "question_prompt": read_prompt(arguments.question_prompt, "questions.txt"),
         "answer_prompt": read_prompt(arguments.answer_prompt, "answer.txt"),
         "support_prompt": read_prompt(arguments.support_prompt, "support.txt"),
@@ -138,9 +147,9 @@ def _settings(arguments: argparse.Namespace) -> Any:
 
 
 def _ask(
-    arguments: argparse.Namespace, settings: Any, passages: Sequence[Any], journal: Any, load: Callable[..., Any]
+    arguments: argparse.Namespace, settings: Settings, passages: Sequence[Document], journal: Journal, load: Load
 ) -> list[str]:
-    """Ask for all that the journal lacks; why requests failed."""
+    """Ask for everything that the journal lacks; returns why requests failed."""
     from groundtune.prepare import questions, support
 
     with progress(arguments.quiet or arguments.json) as bars:
@@ -156,40 +165,40 @@ def _ask(
 
 
 def _generator(arguments: argparse.Namespace) -> tuple[str, str, str]:
-    """Its name; what it is called on a server, and the options of every request there."""
+    """The generator: its name, its name on the server, and the options of every request."""
     return arguments.generator, arguments.generator_model, arguments.generator_options
 
 
 def _checker(arguments: argparse.Namespace) -> tuple[str, str, str]:
-    """The same of who is asked about support: another one, or another model where the generator is."""
+    """The same for the model that checks support: a separate one, or another model on the generator's server."""
     if arguments.checker:
         return arguments.checker, arguments.checker_model, arguments.checker_options
     return arguments.generator, arguments.checker_model or arguments.generator_model, arguments.generator_options
 
 
 def _called(name: str, model: str, options: str) -> str:
-    """Who writes a reply, as the journal notes it: a server may move."""
+    """The generator's name in the journal, without the server's address, which may change."""
     return f"{model or name} {options}".strip()
 
 
 def _prompts_per_batch(name: str, arguments: argparse.Namespace) -> int:
-    """Prompts that go to a generator at a time; what is finished is kept after each."""
+    """Number of prompts sent to a generator at a time; replies are saved after each batch."""
     return 4 * _server(arguments).concurrency if is_server(name) else arguments.batch_size
 
 
-def _loader(arguments: argparse.Namespace) -> Callable[..., Any]:
-    """Loads a generator when it is first asked for, and lets go of it for another.
+def _loader(arguments: argparse.Namespace) -> Load:
+    """A function that loads a generator at its first use, and releases it when another one is needed.
 
-    A run that only changes the gates needs none.
+    A run that only changes the gates needs no generator.
     """
 
     @lru_cache(maxsize=1)
-    def load(name: str, model: str, options: str) -> Any:
+    def load(name: str, model: str, options: str) -> Writer:
         from transformers.utils.logging import disable_progress_bar
 
         from groundtune.model.opening import open_writer
 
-        disable_progress_bar()  # it would write into the bar of the questions, which runs already
+        disable_progress_bar()  # it would overwrite the progress bar of the questions
         return open_writer(name, model, options, batch_size=arguments.batch_size, **_server(arguments).limits)
 
     return load
@@ -224,24 +233,23 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
     return problems
 
 
-def _retriever(arguments: argparse.Namespace, documents: list[Any]) -> Any:
+def _retriever(arguments: argparse.Namespace, documents: list[Document]) -> Retriever:
     from groundtune.retrieval.opening import index_folder, open_retriever
 
     data = DataArguments(
-        full_dataset_file_path=str(arguments.documents),
-        full_dataset_index_path=arguments.full_dataset_index_path or "",
+        full_dataset_file_path=str(arguments.documents), full_dataset_index_path=arguments.full_dataset_index_path or ""
     )
     return open_retriever(_retrieval(arguments), documents, index_folder(data))
 
 
 def _server(arguments: argparse.Namespace) -> GeneratorArguments:
-    """How a server is asked."""
+    """The arguments for requests to a server."""
     given = {name: value for name in SERVER if (value := getattr(arguments, name)) is not None}
     return filled(GeneratorArguments, given)
 
 
 def _retrieval(arguments: argparse.Namespace) -> RetrievalArguments:
-    """As for training; without an embedding model BM25 searches."""
+    """The retrieval arguments; BM25 if no embedding model is given."""
     given = {name: value for name in _RETRIEVAL if (value := getattr(arguments, name)) is not None}
     without = {} if "embedding_model" in given else {"retriever": "bm25"}
     return RetrievalArguments(**without | given)

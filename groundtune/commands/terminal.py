@@ -1,4 +1,4 @@
-"""What the commands share at the terminal: a parser that is brief about errors, quiet and JSON, progress, tables."""
+"""Shared terminal code of the commands: parser, --quiet and --json, progress bars, tables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def data_parser(command: str, usage: str, description: str, example: str) -> argparse.ArgumentParser:
-    """The parser of a command that makes data; what is not given is None."""
+    """The parser of a command that writes data; arguments that are not given are None."""
     parser = light_parser(f"groundtune {command}", usage, description, f"example:\n  {example}")
     parser.argument_default = None
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of arguments; flags after it override it")
@@ -35,7 +35,7 @@ def data_parser(command: str, usage: str, description: str, example: str) -> arg
 
 
 def be_quiet() -> None:
-    """Warnings still come."""
+    """Hide notes and progress bars; warnings are still shown."""
     logging.getLogger("groundtune").setLevel(logging.WARNING)
     if "transformers" in sys.modules:
         from transformers.utils import logging as of_transformers
@@ -44,7 +44,7 @@ def be_quiet() -> None:
 
 
 def show(summary: Mapping[str, Any], table: Any, notes: Sequence[str], arguments: argparse.Namespace) -> None:
-    """What a command that makes data has done: a table and notes, or the summary as JSON; --quiet leaves the notes."""
+    """Print the result of a command that writes data: a table and notes, only notes (--quiet), or JSON."""
     from rich.console import Console
 
     if arguments.json:
@@ -60,7 +60,7 @@ def show(summary: Mapping[str, Any], table: Any, notes: Sequence[str], arguments
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """The table, a sentence for each system, the outcomes, and what failed."""
+    """Print the table, a sentence for each system, the outcomes, and failures."""
     from rich.console import Console
 
     from groundtune.reporting.comparison_page import comparison_table, failures, outcomes_table
@@ -76,7 +76,7 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 class Bars:
-    """A bar with the time left for each thing that is done, on standard error if that is a terminal."""
+    """Progress bars with the time left, one per stage, on standard error if that is a terminal."""
 
     def __init__(self, shown: bool) -> None:
         from rich import progress as rich
@@ -92,12 +92,12 @@ class Bars:
         self.tasks: dict[str, Any] = {}
 
     def begin(self, what: str, total: int | None) -> Callable[[int], None]:
-        """A function that is told how many more are done."""
+        """Start a bar; returns a function to call with the number of newly finished items."""
         self.at(what, 0, total)
         return lambda done: self.live.advance(self.tasks[what], done)
 
     def at(self, what: str, done: int, total: int | None) -> None:
-        """So many are `done`, of `total` if that is known."""
+        """Set a bar to `done` items, of `total` if that is known."""
         if what not in self.tasks:
             self.tasks[what] = self.live.add_task(what, total=total)
         self.live.update(self.tasks[what], completed=done, total=total)
@@ -105,7 +105,7 @@ class Bars:
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Bars]:
-    """Bars for as long as something is done."""
+    """Progress bars, shown while the block runs."""
     bars = Bars(not quiet)
     with bars.live:
         yield bars

@@ -21,17 +21,17 @@ from groundtune.system.signals import Stopped, watched
 from groundtune.system.text import harmless_lines
 
 if TYPE_CHECKING:
-    from groundtune.arguments import Arguments
     from groundtune.reporting.results import Results
+    from groundtune.training.arguments import RunArguments
 
 
 def train_by(argv: Sequence[str]) -> int:
-    """Train by the method that `argv` begins with."""
+    """Train with the method named by the first word of `argv`."""
     return _train(argv[0], argv[1:])
 
 
 def demo(argv: Sequence[str]) -> int:
-    """Make the demo's data, unpack its models, and train."""
+    """Write the demo's data, unpack its models, and train."""
     from groundtune.demo import DESCRIPTION, METHOD, link_models, prepare
 
     parser = argparse.ArgumentParser(
@@ -59,7 +59,7 @@ def demo(argv: Sequence[str]) -> int:
 
 
 def _train(method: str, argv: Sequence[str]) -> int:
-    """Train and print the table: 0, or 1 if the training diverged, 143 and 130 after SIGTERM and SIGINT."""
+    """Train and print the table; returns 0, 1 if the training diverged, 143 after SIGTERM, or 130 after SIGINT."""
     if {"-h", "--help"} & set(argv):
         print(training_help(method))
         return 0
@@ -114,8 +114,8 @@ def _run(method: str, argv: Sequence[str]) -> int:
     return status
 
 
-def pushed(arguments: Arguments) -> str:
-    """Push a finished run, if it is to be on the hub: its address there. Raises `NotPushed`."""
+def pushed(arguments: RunArguments) -> str:
+    """Push a finished run if --push_to_hub is set; returns its address on the hub, or "". Raises `NotPushed`."""
     training = arguments.training
     if not training.push_to_hub:
         return ""
@@ -127,7 +127,7 @@ def pushed(arguments: Arguments) -> str:
 
 
 def _name_on_card(folder: Path, name: str) -> None:
-    """Let card and record say where the run is published: it may have ended before that was known."""
+    """Add the run's hub name to card and record: the run may have ended before the name was known."""
     from groundtune.reporting.card import published_as
     from groundtune.runs.remembered import record_own_run
 
@@ -140,7 +140,7 @@ def _name_on_card(folder: Path, name: str) -> None:
         record_own_run(folder, run["arguments"]["data"]["full_dataset_index_path"])
 
 
-def _print_results(results: Results, arguments: Arguments) -> None:
+def _print_results(results: Results, arguments: RunArguments) -> None:
     from rich.console import Console
 
     from groundtune.reporting.report import summary_table
@@ -153,7 +153,7 @@ def _print_results(results: Results, arguments: Arguments) -> None:
 
 
 def _print_json(output_dir: Path, pushed: str) -> None:
-    """metrics.json without its history, where the rest is, and the address on the hub if it was pushed."""
+    """Print metrics.json without its history, the paths of the run, and its hub address if it was pushed."""
     metrics = json.loads((output_dir / "metrics.json").read_text("utf-8"))
     del metrics["history"]
     where = {"output_dir": str(output_dir), "report": str(output_dir / "report.html")}
@@ -162,6 +162,6 @@ def _print_json(output_dir: Path, pushed: str) -> None:
 
 @contextmanager
 def _prints_elsewhere(to_standard_error: bool) -> Iterator[None]:
-    """Whatever libraries and trackers print, standard output is for the JSON object alone."""
+    """Redirect output of libraries and trackers to standard error, so that standard output has only the JSON object."""
     with redirect_stdout(sys.stderr) if to_standard_error else nullcontext():
         yield

@@ -1,10 +1,10 @@
-"""The help of `groundtune sft` and `swr`, at once.
+"""The help of `groundtune sft` and `swr`, shown without delay.
 
-Most of it is transformers' own, and listing the fields of `TrainingArguments` takes seconds, for that imports torch. So
-the text is generated once for each version. `training_help.txt`, beside this file, comes with the package and is kept
-true by a test; for another version of transformers it is generated on the first `-h` and kept in the cache folder.
-The first line of either says what it was made from, and a text that was made from something else is never shown.
-`python -m groundtune.commands.training_help` writes the file of the package.
+Most of it describes `TrainingArguments`, whose import takes seconds because it imports torch. So the text is generated
+once per version of transformers. `training_help.txt`, next to this file, ships with the package, and a test keeps it up
+to date; for another version of transformers, the first `-h` generates the text and caches it. The first line of either
+file identifies its sources, and a text made from other sources is never shown.
+`python -m groundtune.commands.training_help` writes the package's file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def training_help(method: str) -> str:
     arguments = _read(SHIPPED, key) or _read(cached, key)
     if not arguments:
         arguments = generated()
-        # A folder that cannot be written costs time at the next -h, and nothing else.
+        # If the cache folder cannot be written, only the next -h takes longer.
         with suppress(OSError, DataError):
             _write(cached, key, arguments)
     usage, example = TRAINING_USAGE.format(method=method), TRAINING_EXAMPLE.format(method=method)
@@ -39,21 +39,21 @@ def training_help(method: str) -> str:
 
 
 def generated() -> str:
-    """Every argument, as HfArgumentParser lists them; both methods have the same."""
+    """Every argument, as HfArgumentParser lists them; the same for all methods."""
     parser = training_parser(next(iter(METHODS)))
     parser.usage = argparse.SUPPRESS
     return parser.format_help().strip()
 
 
 def made_from() -> str:
-    """What decides the text: the version of transformers, and our own arguments."""
+    """Key of the text's sources: the version of transformers, and our own arguments."""
     sources = "".join((PACKAGE / name).read_text("utf-8") for name in ("arguments.py", "training/arguments.py"))
     digest = hashlib.sha256(sources.encode()).hexdigest()
     return f"transformers {metadata.version('transformers')}, arguments {digest[:12]}"
 
 
 def _read(path: Path, key: str) -> str:
-    """The text in `path` if it was made from `key`, else nothing."""
+    """The text in `path` if it was made from `key`, else ""."""
     if not path.is_file():
         return ""
     first, _, text = path.read_text("utf-8").partition("\n")

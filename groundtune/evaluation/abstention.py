@@ -42,7 +42,8 @@ def abstains(answer: str, unknown: Collection[str]) -> bool:
     gold = (normalised(text) for text in unknown)
     if any(text and said[: len(text)] == text for text in gold):
         return True
-    return bool(_UNKNOWN.search(_SENTENCE.match(answer.strip())[0]))
+    first = _SENTENCE.match(answer.strip())
+    return bool(first and _UNKNOWN.search(first[0]))
 
 
 def unknown_texts(examples: Sequence[Example]) -> frozenset[str]:

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
+from groundtune.aliases import Model, Tokenizer
 from groundtune.evaluation.arguments import InferenceArguments
 from groundtune.evaluation.evaluator import EndToEndEvaluator, passages_of, score_replies
 from groundtune.evaluation.predictions import Evaluation, evaluation_of
@@ -21,6 +22,9 @@ from groundtune.prompts.prompt import chat_messages, make_prompt
 from groundtune.retrieval.opening import index_folder, open_retriever
 from groundtune.retrieval.retrievers import retrieve
 from groundtune.schema import Document, Example, Hit
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 OnDone = Callable[[int], None]
 
@@ -38,16 +42,23 @@ class Asked:
     bootstrap_samples: int
     evaluator: EndToEndEvaluator | None = None
 
+    @property
+    def prompted(self) -> EndToEndEvaluator:
+        """The evaluator, for who answers prompts; a server that is sent messages needs none."""
+        if self.evaluator is None:
+            raise ValueError(f"{self.context}: no tokenizer is known here, so there are no prompts")
+        return self.evaluator
+
 
 Answer = Callable[[Asked, OnDone], Evaluation]
 
 
-def answer_here(model: Any, bf16: bool, without_adapter: bool = False) -> Answer:
+def answer_here(model: Model, bf16: bool, without_adapter: bool = False) -> Answer:
     """Answer with a model in this process, computed as in training's evaluation."""
 
     def answer(asked: Asked, on_done: OnDone) -> Evaluation:
-        with computing(model, bf16), model.disable_adapter() if without_adapter else nullcontext():
-            return asked.evaluator(model, on_answer=on_done)
+        with computing(model, bf16), cast("PeftModel", model).disable_adapter() if without_adapter else nullcontext():
+            return asked.prompted(model, on_answer=on_done)
 
     return answer
 
@@ -57,7 +68,7 @@ def answer_by_completions(endpoint: Endpoint) -> Answer:
     ask = lasting(endpoint.continue_prompts)
 
     def answer(asked: Asked, on_done: OnDone) -> Evaluation:
-        begin, evaluator = time.perf_counter(), asked.evaluator
+        begin, evaluator = time.perf_counter(), asked.prompted
         replies = ask(
             [question.prompt_ids for question in evaluator.questions],
             asked.max_new_tokens,
@@ -94,9 +105,7 @@ def answer_by_chat(endpoint: Endpoint) -> Answer:
     return answer
 
 
-def open_questions(
-    arguments: InferenceArguments, examples: list[Example], documents: list[Document]
-) -> tuple[list[Asked], Any | None]:
+def open_questions(arguments: InferenceArguments, examples: list[Example], documents: list[Document]) -> list[Asked]:
     """The questions of each context with their retrieved passages and, if a tokenizer is known, their prompts.
 
     Raises `DataError` for questions that are too long, `ModelError` if tokenizer or embedding model cannot be loaded.
@@ -104,14 +113,15 @@ def open_questions(
     tokenizer = None
     if arguments.api != "chat":
         tokenizer = arguments.answering_model().open_tokenizer()
-    hits, seconds = [()] * len(examples), 0.0
+    hits: list[tuple[Hit, ...]] = [()] * len(examples)
+    seconds = 0.0
     if arguments.searches:
         retriever = open_retriever(arguments.retrieval, documents, index_folder(arguments.data))
         begin = time.perf_counter()
         k, history = arguments.retrieval.eval_num_to_retrieve, arguments.retrieval.query_history
         hits = retrieve(retriever, examples, k, history)
         seconds = time.perf_counter() - begin
-    return [_asked(arguments, context, examples, hits, seconds, tokenizer) for context in arguments.contexts], tokenizer
+    return [_asked(arguments, context, examples, hits, seconds, tokenizer) for context in arguments.contexts]
 
 
 def _instruction(arguments: InferenceArguments, context: str) -> str:
@@ -120,7 +130,12 @@ def _instruction(arguments: InferenceArguments, context: str) -> str:
 
 
 def _asked(
-    arguments: InferenceArguments, context: str, examples: list[Example], hits: Any, seconds: float, tokenizer: Any
+    arguments: InferenceArguments,
+    context: str,
+    examples: list[Example],
+    hits: list[tuple[Hit, ...]],
+    seconds: float,
+    tokenizer: Tokenizer | None,
 ) -> Asked:
     instruction, evaluation = _instruction(arguments, context), arguments.evaluation
     evaluator = None

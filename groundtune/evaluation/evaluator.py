@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from groundtune.aliases import Model
 from groundtune.arguments import room_for_prompt
 from groundtune.evaluation.abstention import answer_scores, unknown_texts
 from groundtune.evaluation.groundedness import groundedness_scores
@@ -71,7 +71,7 @@ class EndToEndEvaluator:
             )
 
     def __call__(
-        self, model: Any, on_answer: Callable[[int], None] = lambda done: None, in_step: bool = False
+        self, model: Model, on_answer: Callable[[int], None] = lambda done: None, in_step: bool = False
     ) -> Evaluation:
         """Evaluate `model`; `on_answer` gets the number of questions answered since its last call.
 
@@ -84,7 +84,7 @@ class EndToEndEvaluator:
         seconds = run_on_main(lambda: time.perf_counter() - begin)
         return self.score([self._reply(q, g) for q, g in zip(self.questions, generated)], seconds)
 
-    def _answer(self, model: Any, on_answer: Callable[[int], None], numbers: Sequence[int]) -> list[Generated]:
+    def _answer(self, model: Model, on_answer: Callable[[int], None], numbers: Sequence[int]) -> list[Generated]:
         return generate_greedy(
             model,
             [self.questions[i].prompt_ids for i in numbers],

@@ -11,7 +11,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -276,10 +276,11 @@ def paired_difference(
     if len(base) != len(tuned):
         raise ValueError(f"base has {len(base)} values, tuned {len(tuned)}; need one each for every question")
     change = np.asarray(tuned, dtype=float) - np.asarray(base, dtype=float)
-    ends = astuple(bootstrap_mean(change, samples=samples, seed=seed))
+    mean = bootstrap_mean(change, samples=samples, seed=seed)
     gain = change if greater_is_better else -change
-    counts = [int(where.sum()) for where in (gain > TIE, gain < -TIE, abs(gain) <= TIE)]
-    return PairedDifference(*ends, *counts, len(gain), _sign_flip_p_value(change, seed), greater_is_better)
+    wins, losses, ties = (int(where.sum()) for where in (gain > TIE, gain < -TIE, abs(gain) <= TIE))
+    p_value = _sign_flip_p_value(change, seed)
+    return PairedDifference(mean.value, mean.low, mean.high, wins, losses, ties, len(gain), p_value, greater_is_better)
 
 
 def _chunks(total: int, width: int) -> Iterator[int]:

@@ -6,21 +6,27 @@ a `Decoding`) reaches it, without a mask of tokens x tokens ever being built.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from groundtune.aliases import Config, Model
 from groundtune.model.kv_cache import Decoding, KVCache
 from groundtune.model.packing import Packed, Segment, model_inputs
 
-NAME = "groundtune"  # under which transformers registers this attention
-_DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")  # names used in configurations
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NAME = "groundtune"  # of this attention among those of transformers
+_DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")  # what configurations call it
 
 
 def attention(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, layout: Any = None, **kwargs: Any
-) -> tuple[torch.Tensor, None]:
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+    attention_mask: torch.Tensor | None, layout: Packed | Decoding | None = None, **kwargs: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Attention function for transformers: follows `layout` if the model was called with one, else uses PyTorch's SDPA.
 
     Raises `NotImplementedError` for attention that needs more than queries, keys, values and a window.
@@ -36,7 +42,7 @@ def attention(
     return layout.attend(module, query, key, value, kwargs.get("scaling"), kwargs.get("sliding_window")), None
 
 
-def use_packed_attention(model: Any, to_train: bool = True) -> str | None:
+def use_packed_attention(model: Model, to_train: bool = True) -> str | None:
     """Switch `model` to packed attention if its outputs then equal those of separate rows.
 
     Returns None, or why the model was left unchanged. Call this on the device and under the autocast that the model
@@ -45,7 +51,7 @@ def use_packed_attention(model: Any, to_train: bool = True) -> str | None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside an adapter
+    base = inside_adapter(model)
     before = base.config._attn_implementation
     if before != "sdpa":
         return f"attention is {before}"
@@ -67,12 +73,18 @@ def use_packed_attention(model: Any, to_train: bool = True) -> str | None:
     return problem
 
 
-def attends_by_layout(model: Any) -> bool:
+def inside_adapter(model: Model) -> PreTrainedModel:
+    """The model that an adapter is on; a model without one is that itself."""
+    whole: Any = model
+    return whole.get_base_model() if hasattr(whole, "get_base_model") else whole
+
+
+def attends_by_layout(model: Model) -> bool:
     """Whether `model` (or the base model inside an adapter) can be called with a layout."""
     return model.config._attn_implementation == NAME
 
 
-def _static_problem(config: Any, to_train: bool) -> str | None:
+def _static_problem(config: Config, to_train: bool) -> str | None:
     """Problems that the trial below cannot show: its few tokens fit into one attention chunk, and dropout is off."""
     unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if unknown:
@@ -81,7 +93,7 @@ def _static_problem(config: Any, to_train: bool) -> str | None:
     return f"the model's {' and '.join(dropout)}" if dropout else None
 
 
-def _window(config: Any) -> int | None:
+def _window(config: Config) -> int | None:
     """The sliding window of any layer; the trial's sequences are too short to show it."""
     types = getattr(config, "layer_types", None)
     slides = "sliding_attention" in types if types else getattr(config, "use_sliding_window", True)
@@ -89,7 +101,7 @@ def _window(config: Any) -> int | None:
 
 
 @torch.no_grad()
-def _difference(model: Any, to_train: bool) -> str | None:
+def _difference(model: Model, to_train: bool) -> str | None:
     """Compare a packed row with its sequences computed separately; how they differ, or None if they agree.
 
     This finds state-space layers, and models that drop unknown arguments.
@@ -108,8 +120,8 @@ def _difference(model: Any, to_train: bool) -> str | None:
         if (window := _window(model.config.get_text_config())) and packed.windows == {None}:
             return f"its attention ignores its window of {window} tokens"
     decoding = Decoding(cache, (13, 13), (1, 1), model.device)
-    decoding = model_inputs(ids[None, 24:], decoding.positions[None], decoding)
-    together += model(**decoding, use_cache=False).logits[0]
+    inputs = model_inputs(ids[None, 24:], decoding.positions[None], decoding)
+    together += model(**inputs, use_cache=False).logits[0]
     rows = [ids[[*range(13), 24]], ids[[*range(8), *range(13, 18), 25]], ids[18:24]]
     first, second, third = (model(input_ids=row[None], use_cache=False).logits[0] for row in rows)
     apart = torch.stack([*[first[12], second[12], third[5]] * len(layouts), first[13], second[13]])
@@ -117,7 +129,7 @@ def _difference(model: Any, to_train: bool) -> str | None:
     return f"packed and separate rows differ by {error:.2g} of the logits" if error else None
 
 
-def error_of_logits(model: Any, found: torch.Tensor, expected: torch.Tensor) -> float | None:
+def error_of_logits(model: Model, found: torch.Tensor, expected: torch.Tensor) -> float | None:
     """Largest error of logits [rows, vocabulary] relative to their spread; None if rounding explains it."""
     found, expected = found.float(), expected.float()
     # A leak between sequences changes logits by about their spread; bfloat16 rounding by a few hundredths of it.
@@ -129,7 +141,7 @@ def error_of_logits(model: Any, found: torch.Tensor, expected: torch.Tensor) -> 
 
 
 @torch.enable_grad()
-def _kernel_problem(config: Any, dtype: torch.dtype, device: Any) -> str | None:
+def _kernel_problem(config: Config, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why FlexAttention's gradients differ from those of the loop over segments; None if they agree.
 
     Its kernels are compiled for the model's head sizes and the GPU, and some need more than the GPU has.
@@ -140,7 +152,10 @@ def _kernel_problem(config: Any, dtype: torch.dtype, device: Any) -> str | None:
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, n, 500, size, generator=generator).to(device, dtype).requires_grad_() for n in heads]
     for window in {None, getattr(config, "sliding_window", None)}:
-        ways = layout._attend_in_blocks, partial(layout._attend_by_segments, None)
+        ways: tuple[Callable[..., torch.Tensor], ...] = (
+            layout._attend_in_blocks,
+            partial(layout._attend_by_segments, None),
+        )
         outputs = [attend(*inputs, None, window) for attend in ways]
         blocks, segments = (torch.autograd.grad(output.float().square().sum(), inputs) for output in outputs)
         error = max(((a - b).float().norm() / b.float().norm()).item() for a, b in zip(blocks, segments))

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
-from groundtune.model.attention import error_of_logits
+from groundtune.aliases import Model
+from groundtune.model.attention import error_of_logits, inside_adapter
 from groundtune.model.head import head_reads_only
 from groundtune.system.out_of_memory import is_out_of_memory
 
@@ -41,8 +42,9 @@ class ByCache:
 class FromCache:
     """Left-padded rows; each step reads only the last token of each row."""
 
-    def __init__(self, model: Any, rows: Sequence[Sequence[int]], pad_id: int, how: ByCache) -> None:
-        self.model, self.how, self.cache = model, how, None
+    def __init__(self, model: Model, rows: Sequence[Sequence[int]], pad_id: int, how: ByCache) -> None:
+        self.model, self.how = model, how
+        self.cache: Any = None
         self.ids, self.mask = _left_padded(rows, pad_id, model.device)
         self.positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
         # The last position as an index tensor, not as 1: indexing copies, whereas a slice would give the head a strided
@@ -76,7 +78,7 @@ class FromStart:
     They are padded on the right, where no token attends.
     """
 
-    def __init__(self, model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> None:
+    def __init__(self, model: Model, rows: Sequence[Sequence[int]], pad_id: int) -> None:
         self.model, self.rows, self.pad_id = model, [list(row) for row in rows], pad_id
 
     def logits(self) -> torch.Tensor:
@@ -91,24 +93,24 @@ class FromStart:
         self.rows = [[*self.rows[i], id] for i, id in zip(rows, ids)]
 
 
-_FOUND: WeakKeyDictionary[Any, ByCache | None] = WeakKeyDictionary()  # by model: the trial runs once for each
+_FOUND: WeakKeyDictionary[Model, ByCache | None] = WeakKeyDictionary()  # by model: the trial is made once
 
 
-def read(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> FromCache | FromStart:
+def read(model: Model, rows: Sequence[Sequence[int]], pad_id: int) -> FromCache | FromStart:
     """Read the rows, ready to continue each. The model must be in evaluation mode, and gradients must be off."""
     how = way_of(model)
     return FromCache(model, rows, pad_id, how) if how else FromStart(model, rows, pad_id)
 
 
-def exact_batch_size(model: Any, wanted: int) -> int:
+def exact_batch_size(model: Model, wanted: int) -> int:
     """`wanted` rows, or 1 if padding would change the continuations."""
     how = way_of(model)
     return wanted if how is None or how.padded else 1
 
 
-def way_of(model: Any) -> ByCache | None:
+def way_of(model: Model) -> ByCache | None:
     """The fastest way to continue that gives the same logits as rereading everything; None if none does."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside an adapter
+    base = inside_adapter(model)
     if base not in _FOUND:
         _FOUND[base], problem = _tried(model, inspect.signature(type(base).forward).parameters)
         if problem:
@@ -118,7 +120,7 @@ def way_of(model: Any) -> ByCache | None:
     return _FOUND[base]
 
 
-def _tried(model: Any, parameters: Any) -> tuple[ByCache | None, str]:
+def _tried(model: Model, parameters: Collection[str]) -> tuple[ByCache | None, str]:
     """The first way that is exact; else None, and the problem with the first one tried."""
     ways = [
         ByCache(name, masked, padded)
@@ -134,7 +136,7 @@ def _tried(model: Any, parameters: Any) -> tuple[ByCache | None, str]:
 
 
 @torch.no_grad()
-def _difference(model: Any, how: ByCache) -> str | None:
+def _difference(model: Model, how: ByCache) -> str | None:
     """Compare steps from the cache with rereading everything; how they differ, or None if they agree.
 
     One row leaves before the last step, as finished rows do.
@@ -157,8 +159,8 @@ def _difference(model: Any, how: ByCache) -> str | None:
             raise
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     expected = [logits[end] for end in (-3, -2) for logits in alone] + [alone[i][-1] for i in stay]
-    error = error_of_logits(model, torch.cat(found), torch.stack(expected))
-    return f"steps from its {how.name} are wrong by {error:.2g} of the logits" if error else None
+    wrong_by = error_of_logits(model, torch.cat(found), torch.stack(expected))
+    return f"steps from its {how.name} are wrong by {wrong_by:.2g} of the logits" if wrong_by else None
 
 
 def _cache_of(output: Any) -> Any:
@@ -168,7 +170,7 @@ def _cache_of(output: Any) -> Any:
     return output[there[0]]
 
 
-def _left_padded(rows: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _left_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """ids and attention mask, both [rows, longest], padded on the left so that all answers start at one position."""
     longest = max(len(ids) for ids in rows)
     ids = torch.tensor([[pad_id] * (longest - len(ids)) + list(ids) for ids in rows], device=device)

@@ -30,6 +30,7 @@ KEYS = ("GROUNDTUNE_API_KEY", "OPENAI_API_KEY")  # the first that is set is used
 Messages = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "..."}, ...]
 
 T = TypeVar("T")
+P = TypeVar("P")
 
 # What reading a reply raises if status 200 comes with an HTML page, say, or with a truncated JSON object.
 _NO_REPLY = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
@@ -193,7 +194,7 @@ class Endpoint:
 
         key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "none")
         stays = DefaultHttpxClient(follow_redirects=False)
-        limits = {"timeout": self.timeout, "max_retries": self.retries}
+        limits: dict[str, Any] = {"timeout": self.timeout, "max_retries": self.retries}
         client = OpenAI(base_url=self.url, api_key=key, http_client=stays, **limits)
         if not f".{urlsplit(self.url).hostname or ''}".endswith(".openai.com"):
             client.organization = client.project = None  # never send OPENAI_ORG_ID or OPENAI_PROJECT_ID elsewhere
@@ -209,11 +210,11 @@ class Endpoint:
 
     def _replies(
         self,
-        ask: Callable[[Any], Any],
-        prompts: Sequence[Any],
+        ask: Callable[[P], Any],
+        prompts: Sequence[P],
         on_done: Callable[[int], None],
     ) -> list[Reply]:
-        def reply(prompt: Any, first: bool = False) -> Reply:
+        def reply(prompt: P, first: bool = False) -> Reply:
             self._pace()
             answered = self._reply(ask, prompt, first)
             on_done(1)
@@ -224,7 +225,7 @@ class Endpoint:
         # The first goes alone, so that a wrong address or key is reported immediately and only once.
         return [reply(prompts[0], first=True), *_in_threads(reply, prompts[1:], self.concurrency)]
 
-    def _reply(self, ask: Callable[[Any], Any], prompt: Any, first: bool) -> Reply:
+    def _reply(self, ask: Callable[[P], Any], prompt: P, first: bool) -> Reply:
         from openai import APIConnectionError, AuthenticationError, NotFoundError, OpenAIError, PermissionDeniedError
 
         try:
@@ -281,7 +282,7 @@ def lasting(ask: Callable[..., list[Reply]], met: bool = False) -> Callable[...,
     return asked
 
 
-def _in_threads(function: Callable[[Any], T], items: Sequence[Any], threads: int) -> list[T]:
+def _in_threads(function: Callable[[P], T], items: Sequence[P], threads: int) -> list[T]:
     """Call `function` on each item in `threads` daemon threads; the results are in the order of the items.
 
     Python waits for the threads of a ThreadPoolExecutor even at exit, so Ctrl-C would wait for a server that hangs.

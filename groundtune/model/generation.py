@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from groundtune.aliases import Model
 from groundtune.model.attention import attends_by_layout
 from groundtune.model.continuing import exact_batch_size, read
 from groundtune.model.head import head_reads_only
@@ -31,8 +31,8 @@ class Generated:
 
 @torch.no_grad()
 def generate_greedy(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
+    model: Model,
+    prompts: Sequence[list[int]],
     *,
     stop_ids: Sequence[int],
     pad_id: int,
@@ -52,11 +52,11 @@ def generate_greedy(
     was_training = model.training
     model.eval()
     generate = _generate_packed if attends_by_layout(model) else _generate_by_rows
-    generated: list[Generated | None] = [None] * len(prompts)
+    generated: dict[int, Generated] = {}
     batch = MicroBatch("--per_device_eval_batch_size", batch_size, unchanged="every answer stays")
 
     def left() -> list[int]:
-        return [i for i, answer in enumerate(generated) if answer is None]
+        return [i for i in range(len(prompts)) if i not in generated]
 
     def answer_the_rest() -> None:
         these = left()
@@ -79,10 +79,12 @@ def generate_greedy(
         model.train(was_training)
     if batch.size < batch_size:
         on_fewer(batch.size)
-    return generated
+    return [generated[i] for i in range(len(prompts))]
 
 
-def stream_greedy(model: Any, prompt: Sequence[int], *, stop_ids: Sequence[int], max_new_tokens: int) -> Iterator[int]:
+def stream_greedy(
+    model: Model, prompt: Sequence[int], *, stop_ids: Sequence[int], max_new_tokens: int
+) -> Iterator[int]:
     """Stream the ids that `generate_greedy` gives for one prompt. The model must be in evaluation mode."""
     if not attends_by_layout(model):
         yield from _stream_by_rows(model, prompt, set(stop_ids), max_new_tokens)
@@ -128,7 +130,7 @@ class _Sequence:
 
 
 def _generate_packed(
-    model: Any, prompts: Sequence[Sequence[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int, batch_size: int
+    model: Model, prompts: Sequence[list[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int, batch_size: int
 ) -> Iterator[tuple[int, Generated]]:
     """Yield the number and answer of each prompt as it finishes; its slot goes to the next prompt.
 
@@ -159,7 +161,7 @@ def _generate_packed(
                     running[slot] = last
 
 
-def _in_order(prompts: Sequence[Sequence[int]]) -> list[int]:
+def _in_order(prompts: Sequence[list[int]]) -> list[int]:
     """Longest first, so that memory runs out immediately or not at all; prompts with a common prefix side by side."""
     groups = [sorted(group, key=lambda i: -len(prompts[i])) for group in prefix_groups(prompts)]
     return [i for group in sorted(groups, key=lambda group: -len(prompts[group[0]])) for i in group]
@@ -176,7 +178,7 @@ def _up_to_tokens(members: Sequence[int], prompts: Sequence[Sequence[int]], at_m
     yield part
 
 
-def _read(model: Any, prompts: Sequence[Sequence[int]], cache: KVCache, slot: int) -> list[int]:
+def _read(model: Model, prompts: Sequence[Sequence[int]], cache: KVCache, slot: int) -> list[int]:
     """Prefill the slots from `slot` with the prompts' keys and values; the first token of each answer."""
     packing = pack(prompts, [len(prompt) - 1 for prompt in prompts])
     slots: list[int | None] = [None] * len(packing.segments)
@@ -193,7 +195,7 @@ def _read(model: Any, prompts: Sequence[Sequence[int]], cache: KVCache, slot: in
     return [ids[i] for i in range(len(prompts))]
 
 
-def _step(model: Any, sequences: Sequence[_Sequence], cache: KVCache) -> None:
+def _step(model: Model, sequences: Sequence[_Sequence], cache: KVCache) -> None:
     """Extend each sequence (the i-th is in slot i) by the guessed tokens that the model confirms, and by one more."""
     guesses = [sequence.guess() for sequence in sequences]
     new = [[sequence.new[-1], *guess] for sequence, guess in zip(sequences, guesses)]
@@ -209,7 +211,7 @@ def _step(model: Any, sequences: Sequence[_Sequence], cache: KVCache) -> None:
 
 
 def _generate_by_rows(
-    model: Any, prompts: Sequence[Sequence[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int, batch_size: int
+    model: Model, prompts: Sequence[list[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int, batch_size: int
 ) -> Iterator[tuple[int, Generated]]:
     """As `_generate_packed`, for a model without packed attention: batches that shrink as rows finish."""
     size = exact_batch_size(model, batch_size)
@@ -221,7 +223,7 @@ def _generate_by_rows(
 
 
 def _generate_batch(
-    model: Any, prompts: Sequence[Sequence[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int
+    model: Model, prompts: Sequence[Sequence[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int
 ) -> list[Generated]:
     answers: list[list[int]] = [[] for _ in prompts]
     rows = read(model, prompts, pad_id)
@@ -238,7 +240,7 @@ def _generate_batch(
     return [Generated(ids, ids[-1] in stop_ids) for ids in answers]
 
 
-def _stream_by_rows(model: Any, prompt: Sequence[int], stop_ids: set[int], max_new_tokens: int) -> Iterator[int]:
+def _stream_by_rows(model: Model, prompt: Sequence[int], stop_ids: set[int], max_new_tokens: int) -> Iterator[int]:
     row = None
     for _ in range(max_new_tokens):
         with torch.no_grad():

@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
+from groundtune.aliases import Model, Tokenizer
 from groundtune.arguments import PromptArguments
 from groundtune.model.endpoint import Messages
 from groundtune.model.generation import Generated, generate_greedy, stream_greedy
@@ -37,8 +38,8 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 class LocalModel:
     """A model in this process with its tokenizer, ready for conversations."""
 
-    model: Any
-    tokenizer: Any
+    model: Model
+    tokenizer: Tokenizer
     bf16: bool
     batch_size: int = 4
 
@@ -72,9 +73,9 @@ class LocalModel:
                 break
             new.append(id)
             text = prompt.answer_text(new)
-            # Hold back text that the next token may change: part of a multi-byte character, a run of SentencePiece's
-            # fallback byte tokens, a separator that gets stripped.
-            is_byte = _BYTE_TOKEN.fullmatch(self.tokenizer.convert_ids_to_tokens(id) or "")
+            # What the next token may still change waits for it: half of a character of several bytes, a run of the
+            # byte tokens that SentencePiece falls back to, a separator that is cut off.
+            is_byte = _BYTE_TOKEN.fullmatch(cast(str, self.tokenizer.convert_ids_to_tokens(id)) or "")
             if text.startswith(shown) and not is_byte and not text.endswith("\N{REPLACEMENT CHARACTER}"):
                 yield text[len(shown) :]
                 shown = text
@@ -95,15 +96,15 @@ def _turns(messages: Messages) -> list[Turn]:
 
 
 @contextmanager
-def computing(model: Any, bf16: bool) -> Iterator[None]:
+def computing(model: Model, bf16: bool) -> Iterator[None]:
     """Move the model to its device and enter the precision that training evaluates with."""
     with torch.autocast(to_device(model), dtype=torch.bfloat16, enabled=bf16):
         yield
 
 
-def to_device(model: Any) -> str:
+def to_device(model: Model) -> str:
     """Move the model to the GPU if there is one; the type of the device that it is on afterwards."""
     kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if model.device.type != kind:
-        model.to(kind)
+        cast(Any, model).to(kind)  # transformers' wrapper of it loses its type
     return kind

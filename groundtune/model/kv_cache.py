@@ -38,8 +38,9 @@ class KVCache:
     def _of(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if layer not in self.layers:
             slots, capacity = self.shape
-            # Zeros, because masked values still enter a product, and uninitialised memory may hold NaN.
-            self.layers[layer] = tuple(x.new_zeros(slots, x.shape[1], capacity, x.shape[3]) for x in (key, value))
+            # Zeros: what is masked still enters a product, and what the memory held before may be NaN.
+            keys, values = (x.new_zeros(slots, x.shape[1], capacity, x.shape[3]) for x in (key, value))
+            self.layers[layer] = keys, values
         return self.layers[layer]
 
 
@@ -49,16 +50,19 @@ class Decoding:
     `lengths[i]` is the number of tokens that sequence i has so far, `counts[i]` (at least 1) the number of new ones.
     """
 
-    def __init__(self, cache: KVCache, lengths: Sequence[int], counts: Sequence[int], device: Any):
+    def __init__(self, cache: KVCache, lengths: Sequence[int], counts: Sequence[int], device: torch.device):
         self.cache, self.lengths, self.counts, self.device = cache, lengths, counts, device
         # For each new token: its slot, and how many new tokens precede it there.
         slots = [slot for slot, count in enumerate(counts) for _ in range(count)]
         self.slots = torch.tensor(slots, device=device)
         self.offsets = torch.tensor([offset for count in counts for offset in range(count)], device=device)
         self.positions = torch.tensor([lengths[slot] for slot in slots], device=device) + self.offsets
-        self._masks: dict[Any, tuple[int, torch.Tensor]] = {}
+        self._masks: dict[tuple[int | None, int], tuple[int, torch.Tensor]] = {}
 
-    def attend(self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None) -> Any:
+    def attend(
+        self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:  # fmt: skip
         """Output [1, tokens, heads, size] for query [1, heads, tokens, size], key and value [1, kv heads, ...]."""
         keys, values = self.cache.append(layer.layer_idx, self.slots, self.positions, key, value)
         heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from groundtune.aliases import Config, Model
 from groundtune.errors import ModelError
 
 logger = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 _TABLES = ("wpe", "embed_positions", "position_embeddings")  # names of learned position tables
 
 
-def check_vocabulary(texts: Iterable[Sequence[int]], model: Any, name: str) -> None:
+def check_vocabulary(texts: Iterable[Sequence[int]], model: Model, name: str) -> None:
     """Raise `ModelError` if some ids have no embedding in the model, as when tokens were added to its tokenizer."""
     largest = max(max(ids, default=0) for ids in texts)
     known = model.config.get_text_config().vocab_size
@@ -28,7 +29,7 @@ def check_vocabulary(texts: Iterable[Sequence[int]], model: Any, name: str) -> N
         )
 
 
-def check_positions(longest: int, model: Any, name: str) -> list[str]:
+def check_positions(longest: int, model: Model, name: str) -> list[str]:
     """Notes for the report if rows, or prompts with their answers, of `longest` tokens exceed the model's positions.
 
     Raises `ModelError` if the model cannot compute such positions at all.
@@ -52,7 +53,7 @@ def check_positions(longest: int, model: Any, name: str) -> list[str]:
     return notes
 
 
-def _positions(config: Any) -> float:
+def _positions(config: Config) -> float:
     """The number of positions that the model was made for; infinity if its configuration does not say."""
     known = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 0
     rope = getattr(config, "rope_parameters", None) or {}
@@ -61,14 +62,14 @@ def _positions(config: Any) -> float:
     return known if known > 0 else math.inf
 
 
-def _reads_a_table(model: Any) -> bool:
+def _reads_a_table(model: Model) -> bool:
     """Whether positions come from a table (GPT-2, OPT, GPT-J, MPT), which ends at the last one."""
     tables = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)]
     tables += [name for name, _ in model.named_buffers()]
     return hasattr(model.config, "max_seq_len") or any(name.endswith(_TABLES) for name in tables)
 
 
-def _changing_ropes(rope: Mapping[str, Any], config: Any) -> Iterator[tuple[str, int]]:
+def _changing_ropes(rope: Mapping[str, Any], config: Config) -> Iterator[tuple[str, int]]:
     """Kind and limit of rotary embeddings that change with the longest row; `rope` may hold one per layer type."""
     for parameters in (rope, *(part for part in rope.values() if isinstance(part, Mapping))):
         if (kind := parameters.get("rope_type")) in ("longrope", "dynamic"):

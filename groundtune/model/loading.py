@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from groundtune.aliases import Model, Tokenizer
 from groundtune.arguments import ModelArguments, is_commit
 from groundtune.errors import ModelError
 from groundtune.system.model_folders import hub_problems, loading, model_problems, why_not_loaded
 from groundtune.system.out_of_memory import is_out_of_memory
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +29,7 @@ logger = logging.getLogger(__name__)
 _SAME_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
 
-def load_tokenizer(arguments: ModelArguments) -> Any:
+def load_tokenizer(arguments: ModelArguments) -> Tokenizer:
     """The model's tokenizer; without a padding token it pads with its end token (labels never depend on it).
 
     Raises `ModelError` if it cannot be loaded or has no end-of-sequence token.
@@ -43,10 +49,41 @@ def load_tokenizer(arguments: ModelArguments) -> Any:
     template = tokenizer.chat_template
     if isinstance(template, str) and "strftime_now" in template and not template.startswith(_SAME_DAY):
         tokenizer.chat_template = _SAME_DAY + template  # saved with the model, so a server builds the same prompt
+    tokenizer.model_end_ids = tuple(id for id in end_ids(arguments) if id < len(tokenizer))
     return tokenizer
 
 
-def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ...], pad_id: int) -> Any:
+def end_ids(arguments: ModelArguments) -> list[int]:
+    """Every end token that generation_config.json and config.json of a model name, each once.
+
+    A chat model often has several, and its template writes none of them: its own `generate` stops at each.
+    """
+    found: dict[int, None] = {}
+    for name in ("generation_config.json", "config.json"):
+        config = _json_of(arguments, name)
+        text = config.get("text_config")
+        for part in (config, text if isinstance(text, dict) else {}):
+            named = part.get("eos_token_id")
+            ids = named if isinstance(named, list) else [named]
+            found |= {id: None for id in ids if type(id) is int and id >= 0}
+    return list(found)
+
+
+def _json_of(arguments: ModelArguments, name: str) -> dict[str, Any]:
+    """A JSON file of a model, here or on the hub; empty if there is none, or it holds something else."""
+    from transformers.utils import cached_file
+
+    events = ("missing_entries", "connection_errors")
+    quiet: dict[str, Any] = {f"_raise_exceptions_for_{event}": False for event in events}
+    try:
+        path = cached_file(arguments.model_name_or_path, name, revision=arguments.model_revision, **quiet)
+        content = json.loads(Path(path).read_text("utf-8")) if path else {}
+    except (OSError, ValueError, RecursionError):  # the model itself is loaded later, and says so
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ...], pad_id: int) -> Model:
     """The model ready to train, with a new adapter if requested, and generation settings that stop at `stop_ids`.
 
     Weights are read from safetensors or GGUF files, never from a `.bin` file, which is a pickle. Raises `ModelError` if
@@ -104,7 +141,7 @@ def _with_attention(auto_class: Any, name: str, options: dict[str, Any]) -> tupl
     return model, found
 
 
-def add_lora(model: Any, arguments: ModelArguments) -> Any:
+def add_lora(model: PreTrainedModel, arguments: ModelArguments) -> PeftModel:
     """Add a LoRA adapter (Hu et al. 2021) to the named linear layers; its weights are float32 whatever the model's are.
 
     Raises `ModelError` if no layer has such a name.
@@ -131,7 +168,7 @@ def add_lora(model: Any, arguments: ModelArguments) -> Any:
     return adapted
 
 
-def _beside_the_text(model: Any) -> str | None:
+def _beside_the_text(model: Model) -> str | None:
     """A pattern for modules that text does not pass through, such as Gemma 3's vision tower; None if there are none.
 
     An adapter there would cost memory and learn nothing.
@@ -143,7 +180,7 @@ def _beside_the_text(model: Any) -> str | None:
     return rf"(?!{re.escape(name)}\.|lm_head).*"
 
 
-def _four_bits(dtype: torch.dtype) -> Any:
+def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
     """QLoRA's quantisation of frozen weights (Dettmers et al. 2023): NF4, double quantisation, computed in `dtype`."""
     from transformers import BitsAndBytesConfig
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear
 
+from groundtune.aliases import Model
 from groundtune.system.text import one_line
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,15 @@ class _LoraProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scaling: float) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
         low = x @ a.T
         ctx.save_for_backward(x, low, weight, a, b)
         ctx.scaling = scaling
@@ -59,7 +68,7 @@ class FusedLinear(Linear):
             and len(names) == 1
             and names[0] in self.lora_A
             and names[0] not in self.lora_variant
-            and not (self.training and getattr(self.lora_dropout[names[0]], "p", 0))
+            and not (self.training and getattr(self.lora_dropout[names[0]], "p", 0) > 0)
             and self.lora_B[names[0]].bias is None
             and type(base) is torch.nn.Linear
             and x.dtype == base.weight.dtype
@@ -69,7 +78,7 @@ class FusedLinear(Linear):
         )
 
 
-def fuse(model: Any) -> str | None:
+def fuse(model: Model) -> str | None:
     """Make the LoRA layers of a PEFT model compute as `FusedLinear` if outputs and gradients then equal PEFT's.
 
     Returns None, or why the layers were left unchanged. Names, weights and saving stay PEFT's either way.
@@ -90,8 +99,9 @@ def fuse(model: Any) -> str | None:
 def _smallest(layers: Iterable[Linear]) -> Iterable[Linear]:
     """The smallest layer of each kind that is computed differently."""
     kinds: dict[Any, Linear] = {}
-    for layer in sorted(layers, key=lambda layer: layer.base_layer.weight.numel()):
-        kinds.setdefault((layer.base_layer.weight.dtype, layer.base_layer.bias is None), layer)
+    weights: list[tuple[Any, Linear]] = [(layer.base_layer, layer) for layer in layers]
+    for base, layer in sorted(weights, key=lambda pair: pair[0].weight.numel()):
+        kinds.setdefault((base.weight.dtype, base.bias is None), layer)
     return kinds.values()
 
 
@@ -99,11 +109,12 @@ def _smallest(layers: Iterable[Linear]) -> Iterable[Linear]:
 def _difference(layer: Linear) -> str | None:
     """Compare outputs and gradients of a fused layer with PEFT's; how they differ, or None if they agree."""
     generator = torch.Generator().manual_seed(0)
-    weight = layer.base_layer.weight
+    base: Any = layer.base_layer
+    weight = base.weight
     if hasattr(weight, "ds_id"):  # a split weight, which `FusedLinear` leaves to PEFT
         return None
     trial = copy.deepcopy(layer).eval()  # no dropout: with it, PEFT computes the layer anyway
-    trained = [lora[trial.active_adapters[0]].weight for lora in (trial.lora_A, trial.lora_B)]
+    trained: list[Any] = [lora[trial.active_adapters[0]].weight for lora in (trial.lora_A, trial.lora_B)]
     with torch.no_grad():
         for matrix in trained:  # B starts at zero, which would hide any error
             matrix.copy_(torch.randn(matrix.shape, generator=generator) / matrix.shape[1] ** 0.5).requires_grad_()

@@ -7,16 +7,17 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from groundtune.aliases import Model, Tokenizer
 from groundtune.arguments import ModelArguments, PromptArguments, check_model_name
 from groundtune.errors import ModelError
 from groundtune.model.attention import use_packed_attention
 from groundtune.model.endpoint import endpoint_at, is_server
 from groundtune.model.generators import LocalModel, Writer, to_device
-from groundtune.model.loading import computes_bf16, load_model, load_tokenizer
+from groundtune.model.loading import computes_bf16, end_ids, load_model, load_tokenizer
 from groundtune.prompts.prompt import Prompt, make_prompt
 from groundtune.system.model_folders import (
     adapter_base_of,
@@ -27,6 +28,9 @@ from groundtune.system.model_folders import (
     why_not_loaded,
 )
 from groundtune.system.out_of_memory import is_out_of_memory
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -44,19 +48,23 @@ class AnsweringModel:
     base: str = ""
     by_run: bool = False
     trained_whole: bool = False
-    load: Callable[..., Any] = load_model
+    load: Callable[..., Model] = load_model
 
-    def open_tokenizer(self) -> Any:
+    def open_tokenizer(self) -> Tokenizer:
         """The model's tokenizer; an adapter saved without one uses its base model's. Raises `ModelError`."""
         if not self.base:
             return load_tokenizer(self._as_saved())
         of_adapter, of_base = self._revisions()
+        base = replace(self.arguments, model_name_or_path=self.base, model_revision=of_base)
         try:
-            return load_tokenizer(replace(self.arguments, gguf_file=None, model_revision=of_adapter))
+            tokenizer = load_tokenizer(replace(self.arguments, gguf_file=None, model_revision=of_adapter))
         except ModelError:
-            return load_tokenizer(replace(self.arguments, model_name_or_path=self.base, model_revision=of_base))
+            return load_tokenizer(base)
+        known = [*tokenizer.model_end_ids, *(id for id in end_ids(base) if id < len(tokenizer))]
+        tokenizer.model_end_ids = tuple(dict.fromkeys(known))
+        return tokenizer
 
-    def open(self, prompt: Prompt, pad_id: int) -> Any:
+    def open(self, prompt: Prompt, pad_id: int) -> Model:
         """The model ready to answer, an adapter on its base model.
 
         Weights have the dtype in which training evaluated them, else the smallest that the hardware supports. Raises
@@ -140,7 +148,7 @@ def adapter_base(model: ModelArguments) -> str:
     return base
 
 
-def _ready(model: Any) -> Any:
+def _ready(model: Model) -> Model:
     """Move the model to its device and use training's attention: no padding, and the same rounding."""
     model.eval().requires_grad_(False)
     to_device(model)
@@ -149,7 +157,7 @@ def _ready(model: Any) -> Any:
     return model
 
 
-def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
+def _with_adapter(model: Model, adapter: str, revision: str | None) -> PeftModel:
     from peft import PeftModel
     from peft.utils import get_peft_model_state_dict, load_peft_weights
 
@@ -157,7 +165,7 @@ def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
 
     if problems := model_problems(adapter, with_base=False) or hub_problems(adapter, revision):
         raise ModelError(problems[0])
-    where = {"revision": revision} if revision else {}
+    where: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         with loading(adapter):
             saved = load_peft_weights(adapter, device="cpu", **where)

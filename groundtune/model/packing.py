@@ -15,12 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import one_hot, pad, scaled_dot_product_attention
 
+from groundtune.aliases import Batch
 from groundtune.model.kv_cache import Decoding, KVCache
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 _LEAST_SHARED = 16  # tokens; a shorter common prefix costs more in small attention calls than it saves
 _BLOCK = 128  # tokens per side of a FlexAttention block: its default
@@ -52,8 +56,11 @@ class Packed:
     windows: set[int | None] = field(default_factory=set, repr=False)  # of the layers that have attended so far
     _masks: dict[Any, Any] = field(default_factory=dict, repr=False)
 
-    @torch.compiler.disable  # shapes change with every batch
-    def attend(self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None) -> Any:
+    @torch.compiler.disable  # its shapes are new with every batch
+    def attend(
+        self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:  # fmt: skip
         """Output [1, tokens, heads, size] for query [1, heads, tokens, size], key and value [1, kv heads, ...]."""
         self.windows.add(window)
         if query.is_cuda and self.cache is None:
@@ -61,8 +68,9 @@ class Packed:
         return self._attend_by_segments(layer, query, key, value, scaling, window)
 
     def _attend_by_segments(
-        self, layer: Any, query: Any, key: Any, value: Any, scaling: float | None, window: int | None
-    ) -> Any:
+        self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:  # fmt: skip
         lengths = [len(segment) for segment in self.segments]
         heads_of_a_key = query.shape[1] // key.shape[1]
         queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
@@ -73,10 +81,10 @@ class Packed:
                 torch.cat([parts[j] for j in path], dim=2) if segment.path else parts[i] for parts in (keys, values)
             )
             mask = self._mask(len(segment), k.shape[2], window, query.device)
-            if self.cache is not None and self.slots[i] is not None:
-                self.cache.write(layer.layer_idx, self.slots[i], k, v)
-            # Copy keys and values per head where sharing them is slow: PyTorch's backward on a CPU takes a fifth
-            # longer, and with a mask other devices only have the kernel that writes all scores to memory.
+            if self.cache is not None and (slot := self.slots[i]) is not None:
+                self.cache.write(layer.layer_idx, slot, k, v)
+            # Each head gets a copy where sharing keys is slow: PyTorch's backward on a CPU is a fifth slower then, and
+            # with a mask other devices have no kernel for it but the one that writes all scores to memory.
             if query.requires_grad or (mask is not None and query.device.type != "cpu"):
                 k, v = (x.repeat_interleave(heads_of_a_key, dim=1) for x in (k, v))
             shared = k.shape[1] < query.shape[1]
@@ -87,7 +95,7 @@ class Packed:
             )
         return torch.cat(outputs, dim=2).transpose(1, 2)
 
-    def _mask(self, tokens: int, read: int, window: int | None, device: Any) -> torch.Tensor | None:
+    def _mask(self, tokens: int, read: int, window: int | None, device: torch.device) -> torch.Tensor | None:
         """[tokens, read], true where the last `tokens` of `read` positions attend; None if a causal mask suffices."""
         reaches = window is None or window >= read
         if tokens == read and reaches:
@@ -95,10 +103,12 @@ class Packed:
         which = (tokens, read, None if reaches else window)
         if which not in self._masks:
             mask = torch.ones(tokens, read, dtype=torch.bool, device=device).tril(read - tokens)
-            self._masks[which] = mask if reaches else mask.triu(read - tokens - window + 1)
+            self._masks[which] = mask if window is None or reaches else mask.triu(read - tokens - window + 1)
         return self._masks[which]
 
-    def _attend_in_blocks(self, query: Any, key: Any, value: Any, scaling: float | None, window: int | None) -> Any:
+    def _attend_in_blocks(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
+    ) -> torch.Tensor:
         """Attend with one FlexAttention kernel for all segments; it skips empty blocks."""
         if torch.is_autocast_enabled(query.device.type):
             # Autocast does not cover this kernel, and norms in a float32 model return float32 queries and keys.
@@ -111,7 +121,7 @@ class Packed:
         output = _flex_attention()(query, key, value, block_mask=mask, scale=scaling, enable_gqa=shared)
         return output[:, :, :tokens].transpose(1, 2)
 
-    def block_mask(self, window: int | None, device: Any) -> Any:
+    def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
         """FlexAttention's mask, built from blocks: a mask of tokens x tokens never exists.
 
         In pre-order, a segment is read by everything after it up to the end of its subtree. The length is rounded up to
@@ -129,7 +139,7 @@ class Packed:
         positions = pad(positions, (0, room - length)).to(device)
         oldest = positions - (room if window is None else window) + 1
 
-        def reads(batch: Any, head: Any, q: Any, k: Any) -> Any:
+        def reads(batch: torch.Tensor, head: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
             return (k <= q) & (q < ends[k]) & (positions[k] >= oldest[q])
 
         return BlockMask.from_kv_blocks(
@@ -195,10 +205,10 @@ def _numbers_first(these: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return counts[None, None].to(torch.int32), numbers[None, None].to(torch.int32)
 
 
-def model_inputs(input_ids: torch.Tensor, position_ids: torch.Tensor, layout: Packed | Decoding) -> dict[str, Any]:
+def model_inputs(input_ids: torch.Tensor, position_ids: torch.Tensor, layout: Packed | Decoding) -> Batch:
     """Keyword arguments for a model call: ids and positions, [1, tokens], and their layout."""
-    # transformers passes a 4-D mask on unchanged, whatever it contains; without one, it would look for jumps in the
-    # positions and build a mask that cuts every sequence off from its prefix.
+    # A mask that is 4-D already is passed on as it is, whatever it says; without one, transformers would look for
+    # jumps in the positions and build a mask that cuts every sequence off from its prefix.
     as_it_is = torch.zeros(1, 1, 1, 1, device=input_ids.device)
     return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": as_it_is, "layout": layout}
 
@@ -212,7 +222,7 @@ class Packing:
     last: list[int]
     ends: list[int]
 
-    def inputs(self, device: Any = None, **written: Any) -> dict[str, Any]:
+    def inputs(self, device: torch.device | None = None, **written: Any) -> Batch:
         """Keyword arguments for a model with packed attention; `cache` and `slots` as in `Packed`."""
         layout = Packed(self.segments, **written)
         ids, positions = (torch.tensor([x], device=device) for x in (self.ids, layout.positions()))
@@ -228,7 +238,7 @@ def pack(sequences: Sequence[Sequence[int]], shareable: Sequence[int]) -> Packin
     packing = Packing([], [], [0] * len(sequences), [0] * len(sequences))
 
     def place(members: list[int], depth: int, path: tuple[int, ...]) -> None:
-        branches: dict[Any, list[int]] = {}
+        branches: dict[tuple[int, ...] | int, list[int]] = {}
         for i in members:
             ahead = tuple(sequences[i][depth : min(depth + _LEAST_SHARED, shareable[i])])
             branches.setdefault(ahead if len(ahead) == _LEAST_SHARED else i, []).append(i)
@@ -260,14 +270,14 @@ def common_prefix(a: Sequence[int], b: Sequence[int], at_most: int) -> int:
     return low
 
 
-def prefix_groups(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+def prefix_groups(prompts: Sequence[list[int]]) -> list[list[int]]:
     """Groups of prompt numbers that share more than the common header, at least a tenth of the shorter prompt.
 
     In practice, these are the questions on one passage.
     """
     if not prompts:
         return []
-    order = sorted(range(len(prompts)), key=prompts.__getitem__)
+    order = sorted(range(len(prompts)), key=lambda i: prompts[i])
     shortest = min(len(prompt) for prompt in prompts)
     header = common_prefix(prompts[order[0]], prompts[order[-1]], shortest)  # sorted, so all in between share it too
     groups = [[order[0]]]

@@ -1,4 +1,4 @@
-"""Pages -> passages of so many tokens, along headings, paragraphs and sentences (semantic-text-splitter)."""
+"""Pages -> passages of limited size, cut at headings, paragraphs and sentences (semantic-text-splitter)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from groundtune.data.passages import format_passage, header_of
 from groundtune.errors import DataError
 from groundtune.prepare.pages import Page
 from groundtune.schema import Document
+from groundtune.system.model_folders import model_problems
 from groundtune.system.text import one_line
 
+if TYPE_CHECKING:
+    from semantic_text_splitter import MarkdownSplitter, TextSplitter
+    from tokenizers import Tokenizer
+
 _HEADINGS = re.compile(r"^#{1,6} .*$", re.MULTILINE)
-_LOOK_BACK = 20_000  # characters; the splitter asks about texts near the one that it asked about before
+_LOOK_BACK = 20_000  # characters; the splitter asks about texts near its previous one
 
 
-def load_counter(name: str) -> Any:
+def load_counter(name: str) -> Tokenizer:
     """The fast tokenizer (`tokenizers.Tokenizer`) of a model: a local folder, or a name on the hub.
 
     Raises:
@@ -29,12 +34,14 @@ def load_counter(name: str) -> Any:
     """
     from tokenizers import Tokenizer
 
+    if problems := model_problems(name, weights=False):
+        raise DataError([f"--tokenizer: {problems[0]}"])
     path = Path(name) / "tokenizer.json"
     if not os.path.isdir(name):
         from huggingface_hub import hf_hub_download
 
         try:
-            path = hf_hub_download(name, "tokenizer.json")
+            path = Path(hf_hub_download(name, "tokenizer.json"))
         except Exception as error:  # the hub's client has a dozen kinds, and a bad name raises another one
             problem = f"--tokenizer: cannot load {name}: {str(error).strip().splitlines()[0]}"
             raise DataError([f"{problem}; name a local folder or a model of the hub"]) from error
@@ -42,20 +49,20 @@ def load_counter(name: str) -> Any:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise DataError([f"--tokenizer: {path}: {error}; name a folder that holds a tokenizer.json"]) from error
-    tokenizer.no_truncation()  # or no text would ever count more than the model reads
+    tokenizer.no_truncation()  # otherwise no count would exceed the model's limit
     tokenizer.no_padding()
     return tokenizer
 
 
 @dataclass(frozen=True)
 class Chunker:
-    """Cuts pages into passages of at most `size` tokens of `tokenizer`, the lines with source and title included.
+    """Cuts pages into passages of at most `size` tokens of `tokenizer`, including the lines with source and title.
 
-    Neighbours share up to `overlap` tokens, in whole sentences where that is possible. A header that would take more
-    than half of a passage is let to make it longer.
+    Adjacent passages share up to `overlap` tokens, in whole sentences if possible. A header longer than half of `size`
+    may make a passage longer than `size`.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     size: int
     overlap: int
 
@@ -68,8 +75,8 @@ class Chunker:
         end, number = 0, 0
         for start, text in self._splitter(page.markdown, count, capacity).chunk_indices(page.text):
             if not _HEADINGS.sub("", text).strip() if page.markdown else not text.strip():
-                continue  # headings alone: those below carry them
-            # Where its own text begins: what it shares with its predecessor may belong to the section before.
+                continue  # only headings; the passages below include them in their section
+            # Start of its own text: text shared with the previous passage may belong to the previous section.
             own = _next_character(page.text, max(start, end))
             end, number = start + len(text), number + 1
             place = {"sheet": bisect_right(page.sheets, own)} if page.sheets else {}
@@ -83,7 +90,7 @@ class Chunker:
     def _header(self, page: Page, section: str) -> int:
         return self.tokens(header_of(source=page.source, title=page.title, section=section))
 
-    def _splitter(self, markdown: bool, count: _SpanCounter, capacity: int) -> Any:
+    def _splitter(self, markdown: bool, count: _SpanCounter, capacity: int) -> MarkdownSplitter | TextSplitter:
         from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
         splitter = MarkdownSplitter if markdown else TextSplitter
@@ -92,19 +99,19 @@ class Chunker:
 
 @dataclass
 class _SpanCounter:
-    """Tokens in a part of a text, which is tokenised only once.
+    """Counts the tokens in parts of a text, which is tokenised only once.
 
-    The splitter asks for the length of some ten overlapping parts to place one cut; tokenising each of them is what
-    takes nearly all of its time.
+    The splitter asks for the length of about ten overlapping parts per cut; tokenising each of them would take nearly
+    all of its time.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     text: str
     _last: int = 0
 
     @cached_property
     def _starts(self) -> list[int]:
-        """Where each token begins, in characters."""
+        """The offset of each token, in characters."""
         return [start for start, _ in self.tokenizer.encode(self.text, add_special_tokens=False).offsets]
 
     def __call__(self, part: str) -> int:
@@ -117,7 +124,7 @@ class _SpanCounter:
 
 @dataclass(frozen=True)
 class _Places:
-    """Names, each valid from its offset to the next one's."""
+    """Names, each valid from its offset to the next offset."""
 
     offsets: Sequence[int]
     names: Sequence[str]
@@ -128,14 +135,16 @@ class _Places:
 
 
 def _sections(text: str, title: str) -> _Places:
-    """The headings above each part of a Markdown text, outermost first: `Install > On Windows`; the title left out."""
+    """The headings above each part of a Markdown text, outermost first, without the title: `Install > On Windows`."""
     from markdown_it import MarkdownIt
 
     lines = [0, *(match.end() for match in re.finditer("\n", text))]
-    offsets, names, above = [], [], {}
+    offsets: list[int] = []
+    names: list[str] = []
+    above: dict[int, str] = {}
     tokens = MarkdownIt("commonmark").disable("inline").parse(text)
     for opening, content in zip(tokens, tokens[1:]):
-        if opening.type == "heading_open":
+        if opening.type == "heading_open" and opening.map:
             level = int(opening.tag[1:])
             above = {upper: name for upper, name in above.items() if upper < level}
             above[level] = one_line(content.content)

@@ -36,7 +36,7 @@ from groundtune.model.limits import check_positions
 from groundtune.reporting.comparison_page import failures, write_comparisons
 from groundtune.runs.record import run_record
 from groundtune.runs.remembered import changed_inputs, remembered
-from groundtune.schema import Document, Example
+from groundtune.schema import Document, Example, Prediction
 from groundtune.system.durable import disk_errors
 from groundtune.system.outputs import inside
 from groundtune.system.text import as_json, hide_secrets
@@ -93,12 +93,12 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     _check_replaces_no_training(arguments.output_dir)
     examples, documents, notes = _read(arguments)
     notes += _questions_seen(arguments) + _changed(arguments)
-    asked, tokenizer = open_questions(arguments, examples, documents)
+    asked = open_questions(arguments, examples, documents)
     probe_judge(arguments)
     output_dir = _made(arguments.output_dir)
 
     evaluations: dict[str, dict[str, Evaluation]] = {one.context: {} for one in asked}
-    for name, answer in _answerers(arguments, asked, tokenizer, notes):
+    for name, answer in _answerers(arguments, asked, notes):
         for one in asked:
             begin = time.perf_counter()
             evaluations[one.context][name] = answer(
@@ -117,9 +117,7 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     return found
 
 
-def _answerers(
-    arguments: InferenceArguments, asked: Sequence[Asked], tokenizer: Any, notes: list[str]
-) -> Iterator[tuple[str, Answer]]:
+def _answerers(arguments: InferenceArguments, asked: Sequence[Asked], notes: list[str]) -> Iterator[tuple[str, Answer]]:
     """Each system's name and answering function; a model is loaded when its turn comes, and its `notes` are added."""
     if arguments.api != "here":
         by = answer_by_chat if arguments.api == "chat" else answer_by_completions
@@ -129,9 +127,10 @@ def _answerers(
     if with_base and not opening.base and not arguments.base:
         name = arguments.model.model_name_or_path
         raise DataError([f"--with_base: {name} does not name the model it was trained from; name it with --base_model"])
-    prompt, pad_id = asked[0].evaluator.prompt, tokenizer.pad_token_id
+    prompt = asked[0].prompted.prompt
+    pad_id = prompt.tokens.tokenizer.pad_token_id
     model = opening.open(prompt, pad_id)
-    longest = max(len(question.prompt_ids) for one in asked for question in one.evaluator.questions)
+    longest = max(len(question.prompt_ids) for one in asked for question in one.prompted.questions)
     notes += check_positions(longest + arguments.evaluation.max_new_tokens, model, arguments.model.model_name_or_path)
     yield MODEL, answer_here(model, opening.bf16)
     if with_base and opening.base:
@@ -162,7 +161,7 @@ def _judge(
     found: dict[str, dict[str, Evaluation]] = {}
     for context, by_system in evaluations.items():
         for name, evaluation in by_system.items():
-            predictions = evaluation.predictions
+            predictions: Sequence[Prediction] = evaluation.predictions
             for prompt in prompts:
                 on_done = on_progress(f"judge: {prompt.name} of {name}, {context}", len(predictions))
                 predictions = judged(predictions, prompt, complete, arguments.judge.judge_max_new_tokens, on_done)

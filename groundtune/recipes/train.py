@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import PrinterCallback, set_seed
 
-from groundtune.arguments import Arguments, DataArguments
+from groundtune.aliases import Model
+from groundtune.arguments import DataArguments
 from groundtune.data.checks import counts
 from groundtune.data.files import in_the_way, sha256_of
 from groundtune.errors import DataError
@@ -42,14 +43,22 @@ from groundtune.runs.resume import (
 from groundtune.schema import Document, Example, Hit, Reply
 from groundtune.system.outputs import inside
 from groundtune.system.processes import is_main, run_on_main
-from groundtune.training.arguments import GOLD_LOSS, compile_problems, loss_problems, metric_problems, tracker_problems
+from groundtune.training.arguments import (
+    GOLD_LOSS,
+    QATrainingArguments,
+    RunArguments,
+    compile_problems,
+    loss_problems,
+    metric_problems,
+    tracker_problems,
+)
 from groundtune.training.doctor import Diagnosis, diagnose, doctor_command, summary
 from groundtune.training.trainer import QATrainer
 
 logger = logging.getLogger(__name__)
 
 
-def train(arguments: Arguments) -> Results:
+def train(arguments: RunArguments) -> Results:
     """Train `arguments.method`, compare the result with the base model, and write everything to `output_dir`.
 
     An interrupted run resumes from its last complete checkpoint and ends with the weights of an uninterrupted run.
@@ -66,7 +75,7 @@ def train(arguments: Arguments) -> Results:
         return _train(arguments, run, checkpoint)
 
 
-def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | None) -> Results:
+def _train(arguments: RunArguments, run: dict[str, Any], checkpoint: Checkpoint | None) -> Results:
     """The recipe; `run` is this run's identity, `checkpoint` the one to resume."""
     method, training = method_of(arguments.method), arguments.training
     durations: dict[str, float] = {}
@@ -79,7 +88,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
         # Now, so that a hub that cannot be used is reported before training.
         repository = Hub(training).create() if training.push_to_hub and is_main() else ""
         notes = _tell(diagnosis, arguments)
-        examples, prompt = _splits(diagnosis, arguments), diagnosis.prompt
+        examples, (tokenizer, prompt) = _splits(diagnosis, arguments), diagnosis.tokenizer_and_prompt()
 
     with _timed("index and retrieve", durations):
         hits, seconds = run_on_main(lambda: _retrieve(method, arguments, diagnosis.dataset.documents, examples))
@@ -93,7 +102,7 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
     _check_metric(training, evaluators["eval"])
 
     with _timed("load model", durations):
-        pad_id = prompt.tokens.tokenizer.pad_token_id
+        pad_id = tokenizer.pad_token_id
         model = method.load(arguments.model, bf16=training.bf16, stop_ids=prompt.stop_ids, pad_id=pad_id)
         notes += _check_tokens(model, arguments, rows, evaluators)
 
@@ -120,12 +129,12 @@ def _train(arguments: Arguments, run: dict[str, Any], checkpoint: Checkpoint | N
     return results
 
 
-def _check(arguments: Arguments) -> None:
+def _check(arguments: RunArguments) -> None:
     method = method_of(arguments.method)
     problems = arguments.check(for_training=method.title if method.retrieves else "")
     problems += flash_attention_problems(arguments.model) + compile_problems(arguments.training)
     problems += metric_problems(arguments.training) + loss_problems(arguments.training)
-    problems += tracker_problems(arguments.training.report_to)
+    problems += tracker_problems(cast("list[str]", arguments.training.report_to))
     problems += output_problems(Path(arguments.training.output_dir))
     if arguments.data.full_dataset_index_path:
         problems += in_the_way("full_dataset_index_path", arguments.data.full_dataset_index_path, folder=True)
@@ -137,7 +146,7 @@ def _check(arguments: Arguments) -> None:
 
 def _evaluators(
     method: Method,
-    arguments: Arguments,
+    arguments: RunArguments,
     examples: dict[str, list[Example]],
     hits: dict[str, list[tuple[Hit, ...]]],
     seconds: dict[str, float],
@@ -161,7 +170,7 @@ def _evaluators(
 
 
 def _check_tokens(
-    model: Any, arguments: Arguments, rows: dict[str, EpochRows], evaluators: dict[str, EndToEndEvaluator]
+    model: Model, arguments: RunArguments, rows: dict[str, EpochRows], evaluators: dict[str, EndToEndEvaluator]
 ) -> list[str]:
     """Check that the model has embeddings and positions for all tokens; notes for the report."""
     name, new = arguments.model.model_name_or_path, arguments.evaluation.max_new_tokens
@@ -171,13 +180,13 @@ def _check_tokens(
     return check_positions(max([len(ids) for ids in read] + [len(ids) + new for ids in asked]), model, name)
 
 
-def _is_quiet(arguments: Arguments) -> bool:
+def _is_quiet(arguments: RunArguments) -> bool:
     return arguments.output.quiet or arguments.output.json
 
 
 def _encoded(
     method: Method,
-    arguments: Arguments,
+    arguments: RunArguments,
     examples: dict[str, list[Example]],
     hits: dict[str, list[tuple[Hit, ...]]],
     prompt: Prompt,
@@ -192,7 +201,7 @@ def _encoded(
 
 def _trainer(
     method: Method,
-    arguments: Arguments,
+    arguments: RunArguments,
     model: Any,
     rows: dict[str, EpochRows],
     evaluator: EndToEndEvaluator,
@@ -230,8 +239,9 @@ def _base_model(trainer: QATrainer, evaluator: EndToEndEvaluator, checkpoint: Ch
     run, key = trainer.run, "answers of the base model"
 
     def answered_before() -> Evaluation | None:
-        known = checkpoint is not None and path.exists()
-        same = known and checkpoint.about["run"] == {**run, key: sha256_of(path)}
+        if checkpoint is None or not path.exists():
+            return None
+        same = checkpoint.about["run"] == {**run, key: sha256_of(path)}
         return read_evaluation(path, evaluator) if same else None
 
     base = run_on_main(answered_before)
@@ -256,7 +266,7 @@ def _save(trainer: QATrainer) -> None:
 
 
 def _results(
-    arguments: Arguments,
+    arguments: RunArguments,
     trainer: QATrainer,
     base: Evaluation,
     tuned: Evaluation,
@@ -281,7 +291,7 @@ def _results(
     )
 
 
-def _check_metric(training: Any, evaluator: EndToEndEvaluator) -> None:
+def _check_metric(training: QATrainingArguments, evaluator: EndToEndEvaluator) -> None:
     """Check that these examples have the metric that chooses the best checkpoint; Trainer would only fail halfway."""
     name = training.metric_for_best_model
     if not training.load_best_model_at_end or name.removeprefix("eval_") == GOLD_LOSS:
@@ -293,7 +303,7 @@ def _check_metric(training: Any, evaluator: EndToEndEvaluator) -> None:
         raise DataError([f"--metric_for_best_model: {name} is not measured here; choose one of {', '.join(measured)}"])
 
 
-def _tell(diagnosis: Diagnosis, arguments: Arguments) -> list[str]:
+def _tell(diagnosis: Diagnosis, arguments: RunArguments) -> list[str]:
     """Log warnings, counted by kind and file, and return them for the report."""
     logger.info("checked: %s", summary(diagnosis))
     notes = counts(diagnosis.warnings)
@@ -304,7 +314,7 @@ def _tell(diagnosis: Diagnosis, arguments: Arguments) -> list[str]:
     return notes
 
 
-def _splits(diagnosis: Diagnosis, arguments: Arguments) -> dict[str, list[Example]]:
+def _splits(diagnosis: Diagnosis, arguments: RunArguments) -> dict[str, list[Example]]:
     """The examples of train, eval and test. Test is never shortened; without its own file it is all of eval."""
     examples = dict(diagnosis.dataset.examples)
     examples.setdefault("test", examples["eval"])
@@ -313,7 +323,7 @@ def _splits(diagnosis: Diagnosis, arguments: Arguments) -> dict[str, list[Exampl
 
 
 def _retrieve(
-    method: Method, arguments: Arguments, documents: list[Document], examples: dict[str, list[Example]]
+    method: Method, arguments: RunArguments, documents: list[Document], examples: dict[str, list[Example]]
 ) -> tuple[dict[str, list[tuple[Hit, ...]]], dict[str, float]]:
     """The hits of every split, and the seconds each search took; `train rows` and `eval rows` go into training rows.
 
@@ -327,7 +337,9 @@ def _retrieve(
         searches |= {f"{s} rows": (model, retrieval.embedding_max_num_to_retrieve) for s in ("train", "eval")}
     folder = index_folder(arguments.data)
     retrievers: dict[str, Retriever] = {}
-    hits = {f"{split} rows": [()] * len(examples[split]) for split in ("train", "eval")}
+    hits: dict[str, list[tuple[Hit, ...]]] = {
+        f"{split} rows": [()] * len(examples[split]) for split in ("train", "eval")
+    }
     seconds = {}
     for name, (model, k) in searches.items():
         if model not in retrievers:
@@ -368,7 +380,7 @@ def _row_counts(diagnosis: Diagnosis) -> dict[str, int]:
     return {**examples, "full_dataset_file_path": len(diagnosis.dataset.documents)}
 
 
-def _record(arguments: Arguments, durations: dict[str, float], rows: dict[str, int]) -> dict[str, Any]:
+def _record(arguments: RunArguments, durations: dict[str, float], rows: dict[str, int]) -> dict[str, Any]:
     groups = {
         name: asdict(getattr(arguments, name))
         for name in ("data", "retrieval", "prompt", "model", "evaluation", "logger", "output")

@@ -139,7 +139,8 @@ def _front_matter(results: Results, arguments: Mapping[str, Any]) -> str:
 
     record, adapter = results.record, bool(arguments.get("use_peft"))
     base, on_hub = _known_as(record, "model_name_or_path")
-    of_base = {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"} if on_hub else {}
+    relation = "adapter" if adapter else "finetune"
+    of_base: dict[str, Any] = {"base_model": base, "base_model_relation": relation} if on_hub else {}
     test = _test_file(record)
     scores = [
         EvalResult(

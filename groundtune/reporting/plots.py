@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from groundtune.evaluation.verdicts import F1, SCORES
 from groundtune.reporting.results import GOLD_LOSS, Results, finite, flat, merged_history
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from groundtune.evaluation.metrics import Interval
 
 _COLOURS = dict(ink="#000001", muted="#000002", grid="#000003", tuned="#000004", base="#000005", paper="#000006")
@@ -22,7 +25,7 @@ def dot_plot(results: Results) -> str:
     labels = {metric: label for metric, label in SCORES.items() if metric in results.differences}
     pairs = [(results.base.metrics[metric], results.tuned.metrics[metric]) for metric in labels]
 
-    def draw(axes: Any) -> None:
+    def draw(axes: Axes) -> None:
         for kind, offset, name in ((0, -0.14, "base"), (1, 0.14, "tuned")):
             at = [position + offset for position in range(len(pairs))]
             ends = [pair[kind] for pair in pairs]
@@ -42,10 +45,10 @@ def systems_plot(title: str, names: Sequence[str], rows: Mapping[str, Sequence[I
     """A row per metric label with a dot per system: the first is grey, each of the others has its own marker."""
     spread = 0.56 / len(names)
 
-    def draw(axes: Any) -> None:
+    def draw(axes: Axes) -> None:
         for i, name in enumerate(names):
             at = [row + spread * (i - (len(names) - 1) / 2) for row in range(len(rows))]
-            found = [(y, ends[i]) for y, ends in zip(at, rows.values()) if ends[i] is not None]
+            found = [(y, end) for y, ends in zip(at, rows.values()) if (end := ends[i]) is not None]
             colour = _COLOURS["base" if i == 0 and len(names) > 1 else "tuned"]
             heights, ends = [y for y, _ in found], [end for _, end in found]
             axes.hlines(heights, [end.low for end in ends], [end.high for end in ends], colour, linewidth=2, alpha=0.5)
@@ -69,11 +72,11 @@ def differences_plot(
     """A row per metric label with each system's paired difference from the reference, around a line at 0."""
     spread = 0.56 / len(names)
 
-    def draw(axes: Any) -> None:
+    def draw(axes: Axes) -> None:
         axes.axvline(0, color=_COLOURS["muted"], linewidth=1, zorder=0)
         for i, name in enumerate(names):
             at = [row + spread * (i - (len(names) - 1) / 2) for row in range(len(rows))]
-            found = [(y, ends[i]) for y, ends in zip(at, rows.values()) if ends[i] is not None]
+            found = [(y, end) for y, ends in zip(at, rows.values()) if (end := ends[i]) is not None]
             heights, ends = [y for y, _ in found], [end for _, end in found]
             colour, mark = _COLOURS["tuned"], _MARKS[(i + 1) % len(_MARKS)]
             axes.hlines(heights, [end.low for end in ends], [end.high for end in ends], colour, linewidth=2, alpha=0.5)
@@ -104,11 +107,11 @@ def _columns(names: Sequence[str]) -> int:
     return 2 if all(len(name) <= 14 for name in names) else 1
 
 
-def _legend(axes: Any, columns: int) -> None:
+def _legend(axes: Axes, columns: int) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=columns, frameon=False, handletextpad=0.1)
 
 
-def _labelled_rows(axes: Any, labels: Sequence[str]) -> None:
+def _labelled_rows(axes: Axes, labels: Sequence[str]) -> None:
     axes.set_yticks(range(len(labels)), labels, color=_COLOURS["ink"])
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.tick_params(axis="y", pad=8)  # room for a dot at 0
@@ -124,7 +127,7 @@ def metric_plot(results: Results) -> str:
         return ""
     highest = max(rows[-1][1] for _, rows in curves)
 
-    def draw(axes: Any) -> None:
+    def draw(axes: Axes) -> None:
         for (name, rows), colour in zip(reversed(curves), ("muted", "tuned")[-len(curves) :], strict=True):
             steps, values, lows, highs = zip(*rows, strict=True)
             main, colour = colour == "tuned", _COLOURS[colour]
@@ -162,7 +165,7 @@ def loss_plot(results: Results) -> str:
     if not training and not gold:
         return ""
 
-    def draw(axes: Any) -> None:
+    def draw(axes: Axes) -> None:
         for rows, marker, colour, name in ((training, "-", "muted", "training"), (gold, "o-", "tuned", "evaluation")):
             if rows:
                 steps, values, *_ = zip(*rows, strict=True)
@@ -188,7 +191,7 @@ def _points(results: Results, name: str) -> list[tuple[int, float, float, float]
     return [(r["step"], r[name], r.get(f"{name}_low", r[name]), r.get(f"{name}_high", r[name])) for r in rows]
 
 
-def _steps_axis(axes: Any) -> None:
+def _steps_axis(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -197,7 +200,9 @@ def _steps_axis(axes: Any) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _figure(name: str, size: tuple[float, float], caption: str, explanation: str, alt: str, draw: Any) -> str:
+def _figure(
+    name: str, size: tuple[float, float], caption: str, explanation: str, alt: str, draw: Callable[[Axes], None]
+) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -208,20 +213,20 @@ def _figure(name: str, size: tuple[float, float], caption: str, explanation: str
         "axes.edgecolor": c["muted"], "axes.labelcolor": c["muted"], "axes.grid": True, "axes.axisbelow": True,
         "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
     }  # fmt: skip
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(cast("dict[Any, Any]", style)):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.add_subplot())
         svg = _svg(figure, alt)
     return f"<figure>{svg}<figcaption><b>{escape(caption)}</b>{escape(explanation)}</figcaption></figure>"
 
 
-def _svg(figure: Any, alt: str) -> str:
+def _svg(figure: Figure, alt: str) -> str:
     from io import StringIO
 
     file = StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = re.sub(r"<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
-    box = re.search(r'viewBox="[^"]*"', svg).group()
+    box = re.findall(r'viewBox="[^"]*"', svg)[0]
     svg = svg[svg.index(">", svg.index("<svg")) + 1 :]
     # Figures share most ids, and an id may occur only once per page: keep only those that are referenced.
     svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if f"#{found[1]}" in svg else "", svg)

@@ -127,8 +127,9 @@ def _row(results: Results, group: str, label: str, metric: str) -> MetricRow:
         label = f"{label} (n = {scored})"
     if _is_time(metric):
         digits = _digits(n, metric)
-        times = [f"{base.value:.{digits}f}", f"{tuned.value:.{digits}f}", f"{tuned.value - base.value:+.{digits}f}"]
-        return MetricRow(group, label, *((time, "") for time in times), "")
+        before, after = f"{base.value:.{digits}f}", f"{tuned.value:.{digits}f}"
+        change = f"{tuned.value - base.value:+.{digits}f}"
+        return MetricRow(group, label, (before, ""), (after, ""), (change, ""), "")
     found = results.differences[metric]
     word = verdict_word(found, metric)
     if group == "Retrieval" and word == "same":
@@ -234,5 +235,5 @@ def flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def finite(value: Any) -> bool:
+def finite(value: object) -> bool:
     return isinstance(value, numbers.Real) and math.isfinite(value)

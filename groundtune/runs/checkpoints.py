@@ -225,7 +225,8 @@ def _restore(described: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 def randomness() -> dict[str, Any]:
     """The state of every random generator that training uses: Python's, NumPy's, PyTorch's on each device."""
-    kind, keys, *rest = np.random.get_state()
+    of_numpy: Any = np.random.get_state()  # a tuple, as long as nobody asks for a dictionary
+    kind, keys, *rest = of_numpy
     state = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = [torch.cuda.get_rng_state(device) for device in _cuda_devices()]

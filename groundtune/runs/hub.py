@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import HfApi
 from transformers.trainer_utils import HubStrategy
@@ -25,6 +25,9 @@ from groundtune import __version__
 from groundtune.errors import DataError
 from groundtune.system.outputs import is_link
 from groundtune.system.text import hide_secrets, one_line
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +48,9 @@ class NotPushed(Exception):
 class Hub:
     """The hub repository of a run; `training` holds its `TrainingArguments`."""
 
-    def __init__(self, training: Any) -> None:
+    def __init__(self, training: TrainingArguments) -> None:
         self.training = training
-        self.name = training.hub_model_id or Path(training.output_dir).absolute().name
+        self.name = training.hub_model_id or Path(cast(str, training.output_dir)).absolute().name
         self._api = HfApi(library_name="groundtune", library_version=__version__, token=training.hub_token)
         self._pushing: list[Future] = []
 

@@ -17,7 +17,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from groundtune.arguments import DataArguments, EvaluationArguments, ModelArguments, PromptArguments, RetrievalArguments
+from groundtune.arguments import (
+    DataArguments,
+    EvaluationArguments,
+    Group,
+    ModelArguments,
+    PromptArguments,
+    RetrievalArguments,
+)
 from groundtune.data.files import sha256_of, write_text
 from groundtune.errors import DataError
 from groundtune.system.durable import cache_folder
@@ -28,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 RUN = "run.json"
 BASE_MODEL = "model_name_or_path"
-# By their group in run.json. Never: code to run, servers, keys, judges, trackers, hub, paths to write to.
-_SETTINGS: dict[str, tuple[type | None, tuple[str, ...]]] = {
+# By the group that run.json keeps them in. Never: code to run, servers, keys, judges, trackers, hub, paths to write to.
+_SETTINGS: dict[str, tuple[type[Group] | None, tuple[str, ...]]] = {
     "data": (DataArguments, ("max_seq_length",)),
     "retrieval": (
         RetrievalArguments,
@@ -211,7 +218,7 @@ def _settings(groups: Mapping[str, Any], path: str, problems: list[str]) -> dict
     return found
 
 
-def _wrong(value: Any, kind: str, choices: list[str] | None) -> str:
+def _wrong(value: object, kind: str, choices: list[str] | None) -> str:
     """The problem with a setting, in words; empty if there is none."""
     if choices and value not in choices:
         return f"{_shown(value)} is not one of {', '.join(choices)}"
@@ -239,7 +246,7 @@ def _text(value: Any, where: str, problems: list[str]) -> str:
     return ""
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from groundtune.arguments import Arguments
 from groundtune.data.files import sha256_of
@@ -25,6 +25,9 @@ from groundtune.system.durable import Damaged, discard
 from groundtune.system.locks import held
 from groundtune.system.outputs import in_place_of, inside, links_in
 from groundtune.system.text import plain, without_secrets
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +62,20 @@ _WRITTEN = ("predictions", "checkpoint-*", ".writing-*", ".pushing-*", "addition
 _WAYS_OUT = "name another --output_dir, or give --overwrite_output_dir to start over"
 
 
+class Resuming(Protocol):
+    """What `QATrainingArguments` say about it."""
+
+    output_dir: str
+    overwrite_output_dir: bool
+    resume_from_checkpoint: str | None
+    resume_anyway: bool
+
+
 class AlreadyFinished(Exception):
     """This exact run is finished, and its results are in the output folder."""
 
 
-def identity(arguments: Arguments) -> dict[str, Any]:
+def identity(arguments: Arguments[TrainingArguments]) -> dict[str, Any]:
     """Everything that determines the weights, by flag name: values, contents of files and models, versions.
 
     Two starts with the same identity are the same run, wherever its files are. Raises `DataError` if a file cannot be
@@ -106,7 +118,7 @@ def output_problems(output_dir: Path) -> list[str]:
     return links_in(output_dir, *_WRITTEN, flag="output_dir")
 
 
-def checkpoint_to_resume(training: Any, run: Mapping[str, Any]) -> Checkpoint | None:
+def checkpoint_to_resume(training: Resuming, run: Mapping[str, Any]) -> Checkpoint | None:
     """The checkpoint to resume, None to start; `training` holds the run's `QATrainingArguments`, `run` its `identity`.
 
     Raises `AlreadyFinished`, or `DataError` that names each difference from the run in the folder.
@@ -128,7 +140,7 @@ def checkpoint_to_resume(training: Any, run: Mapping[str, Any]) -> Checkpoint | 
         if checkpoint is None and asked == "true":
             raise DataError([f"--resume_from_checkpoint: no complete checkpoint in {output_dir}; remove the flag"])
     else:
-        checkpoint = _named(Path(training.resume_from_checkpoint))
+        checkpoint = _named(Path(training.resume_from_checkpoint or "no"))
     if checkpoint is not None:
         check_same_run(checkpoint, run, training.resume_anyway)
         logger.info("resuming from %s", checkpoint.folder)
@@ -208,7 +220,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], when: str) -
     return [f"{name}: {_shown(before[name])} {when}, {_shown(now[name])} now" for name in names]
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
     return text[:19] + "..." if text.startswith("sha256 ") else text
 

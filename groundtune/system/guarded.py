@@ -1,7 +1,7 @@
-"""What Groundtune overrides or calls of other libraries without their documentation promising it, each with why.
+"""Undocumented names of other libraries that Groundtune overrides or calls, each with the reason.
 
-A release may rename any of it. What is then missing is one line, at import or when it is first used, and not a
-traceback or, worse, a method that nobody calls any more.
+A new release may rename any of them. Missing names are then reported on one line, at import or first use, instead of
+a traceback or, worse, an override that is never called.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from groundtune.errors import DataError
 
-# First and last of the versions that `make test` passed with, by package.
+# First and last version that passed `make test`, by package.
 TESTED = {
     "transformers": ("5.3", "5.24"), "accelerate": ("1.10", "1.15"), "peft": ("0.20", "0.21"),
     "torch": ("2.10", "2.13"), "python": ("3.10", "3.13"),
@@ -24,9 +24,9 @@ TESTED = {
 
 @dataclass(frozen=True)
 class Guarded:
-    """Names that `owner`, "module", "module:Class" or "module:function", must have, and what each is needed for.
+    """Names that `owner` ("module", "module:Class" or "module:function") must have, and the purpose of each.
 
-    Of a function they are arguments. `optional`: Groundtune does without them, a little slower.
+    For a function, they are its arguments. `optional`: Groundtune works without them, a little slower.
     """
 
     package: str
@@ -35,7 +35,7 @@ class Guarded:
     optional: bool = False
 
     def missing(self) -> Iterator[str]:
-        """Those that are not there, as "Trainer._save"."""
+        """The missing names, such as "Trainer._save"."""
         module, _, inside = self.owner.partition(":")
         try:
             owner = import_module(module)
@@ -126,13 +126,13 @@ GUARDED = (
 
 
 def require(*packages: str) -> None:
-    """Raises `DataError` with a line for each of these packages that lacks what Groundtune needs of it."""
+    """Raise `DataError` with a line for each of these packages that lacks names that Groundtune needs."""
     if problems := problems_of(*packages):
         raise DataError(problems)
 
 
 def problems_of(*packages: str) -> list[str]:
-    """A line for each of these packages (default: all) that lacks what Groundtune needs of it."""
+    """A line for each of these packages (default: all) that lacks names that Groundtune needs."""
     missing: dict[str, list[str]] = {}
     for guarded in GUARDED:
         if not guarded.optional and (not packages or guarded.package in packages):
@@ -149,7 +149,7 @@ def _line(package: str, names: list[str]) -> str:
 
 
 def names_in(owner: Any) -> set[str]:
-    """What it has: arguments, if it is a function; of a class also what its constructors set."""
+    """The names of `owner`: a function's arguments, else attributes, including those that constructors set."""
     if inspect.isfunction(owner):
         return set(inspect.signature(owner).parameters)
     names = set(dir(owner))

@@ -36,7 +36,7 @@ def held(folder: Path, file: str, flag: str, patience: float, busy: Callable[[],
             lock.acquire()
     except (OSError, NotImplementedError) as error:  # the latter: older filelock versions, for example on Lustre
         number = getattr(error, "errno", None)
-        if number in _NOT_WRITABLE:
+        if isinstance(error, OSError) and number in _NOT_WRITABLE:
             problem = f"--{flag}: {folder} cannot be written to ({error.strerror}); name another folder"
             raise DataError([problem]) from error
         if number not in _WITHOUT_LOCKS:

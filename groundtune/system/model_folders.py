@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 from groundtune.errors import DataError
 from groundtune.system.model_settings import ADAPTER, PATTERNS, read_json, settings_problems
@@ -161,7 +161,7 @@ def nothing_unpickled() -> Iterator[None]:
     def refuse(file: Any, *args: Any, **kwargs: Any) -> Any:
         raise ValueError(f"{os.path.basename(str(file))} is a pickle, not safetensors.")
 
-    load, torch.load = torch.load, refuse
+    load, torch.load = torch.load, cast(Any, refuse)
     try:
         yield
     finally:
@@ -251,11 +251,11 @@ def _indexes(folder: Path, root: Path) -> Iterator[str]:
             yield f"{folder / name}: {str(wrong[0])!r} is {what}, and {_CONVERT}"
 
 
-def _is_safetensors(name: Any, folder: Path, root: Path) -> bool:
+def _is_safetensors(name: object, folder: Path, root: Path) -> TypeGuard[str]:
     return isinstance(name, str) and name.endswith(".safetensors") and _is_below(name, folder, root)
 
 
-def _is_index(name: Any, folder: Path, root: Path) -> bool:
+def _is_index(name: object, folder: Path, root: Path) -> TypeGuard[str]:
     return isinstance(name, str) and name.endswith(".safetensors.index.json") and _is_below(name, folder, root)
 
 
@@ -290,7 +290,7 @@ def _base_outside(folder: Path, root: Path) -> Iterator[str]:
         yield f"{folder / ADAPTER}: its base model {ascii(name)} is outside the folder; merge the two into one model"
 
 
-def _is_module(module: Any) -> bool:
+def _is_module(module: object) -> bool:
     return isinstance(module, dict) and all(isinstance(module.get(name), str) for name in ("type", "path"))
 
 

@@ -24,6 +24,7 @@ PATTERNS = [pattern for name in (*sorted(_SETTINGS), "modules.json", "router_con
             for pattern in (name, f"*/{name}")]  # fmt: skip
 
 _ATTENTION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
+_TYPE = re.compile(r"(torch\.)?(auto|half|double|(b?float|u?int)\d\w*)")  # libraries accept any attribute of torch
 # Keys that record a model's origin, which libraries do not open; the base model, which has its own checks; and texts.
 _NOT_FOLLOWED = {
     "_name_or_path", "name_or_path", "base_model_name_or_path", "special_tokens_map_file", "chat_template", "content",
@@ -77,6 +78,8 @@ def _leads_out(path: Path, content: Any, is_inside: Callable[[Path], bool]) -> I
     for keys, text in _texts(content):
         if any(_ATTENTION.fullmatch(key) for key in keys) and "/" in text:
             yield f"{path}: {keys[-1]} names {_shown(text)}, code on a hub, which is not run; use sdpa or eager"
+        elif keys[-1:] in (("dtype",), ("torch_dtype",)) and not _TYPE.fullmatch(text):
+            yield f"{path}: {keys[-1]} is {_shown(text)}, not a data type; use bfloat16 or float32"
         elif not _NOT_FOLLOWED & set(keys) and _is_elsewhere(keys[-1] if keys else "", text, is_inside):
             yield f"{path}: {'.'.join(keys)}: {_shown(text)} is outside the model and is not used; remove the entry"
 
@@ -130,11 +133,11 @@ def _of_sentences(path: Path, content: Mapping[str, Any]) -> Iterator[str]:
             yield f"{path}: modality_config: {_shown(text)} is not an embedding method; use forward"
 
 
-def _are_texts(prompts: Any) -> bool:
+def _are_texts(prompts: object) -> bool:
     texts = prompts.values() if isinstance(prompts, dict) else None
     return not prompts or (texts is not None and all(text is None or isinstance(text, str) for text in texts))
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = ascii(value)
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 T = TypeVar("T")
 
 
-def _state() -> Any:
-    from accelerate import PartialState  # here, because it imports torch
+def _state() -> PartialState:
+    from accelerate import PartialState  # here, for it takes torch
 
     return PartialState()
 
@@ -22,7 +25,7 @@ def is_main() -> bool:
 
 def run_on_main(compute: Callable[[], T]) -> T:
     """Call `compute` in the main process only, and return its result in every process."""
-    found = [compute() if is_main() else None]
+    found: list[Any] = [compute() if is_main() else None]
     if _state().num_processes > 1:
         from accelerate.utils import broadcast_object_list
 

@@ -63,7 +63,7 @@ def watched(second_ends: bool = True) -> Iterator[None]:
     if not _in_main_thread():
         yield
         return
-    before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+    before: dict[int, Any] = {signum: signal.getsignal(signum) for signum in _SIGNALS}
     _state.next = {} if second_ends else before
     with _listening() if second_ends else nullcontext():
         for signum, handler in before.items():

@@ -68,9 +68,9 @@ def one_line(text: object, at_most: int = 0) -> str:
 
 
 def after_thoughts(text: str) -> tuple[str, bool]:
-    """What a text says after its last thought, stripped, and whether it ends inside one: nothing is said then.
+    """The text after the last reasoning block, stripped, and whether the text ends inside one ("" in that case).
 
-    Models that think first put it between `<think>` and `</think>`; the opening tag may stand in the prompt.
+    Reasoning models write it between `<think>` and `</think>`; the opening tag may be part of the prompt.
     """
     said = text.rpartition("</think>")[2]
     return ("", True) if "<think>" in said else (said.strip(), False)
@@ -79,7 +79,7 @@ def after_thoughts(text: str) -> tuple[str, bool]:
 HALF_A_CHARACTER = "contains half of a surrogate pair, which UTF-8 cannot encode; write the complete character"
 
 
-def encodable(value: Any) -> bool:
+def encodable(value: object) -> bool:
     """Whether UTF-8 can encode it: JSON can contain half of a surrogate pair, which cannot be written or printed."""
     try:
         _encode(value).encode("utf-8")
@@ -122,6 +122,6 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def as_json(content: Any) -> str:
+def as_json(content: object) -> str:
     """Indented JSON without NaN, ending in a line feed."""
     return json.dumps(plain(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n"

@@ -7,13 +7,14 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
+from groundtune.arguments import Arguments
 from groundtune.evaluation.evaluator import EndToEndEvaluator
 from groundtune.evaluation.metrics import greater_is_better
 from groundtune.model.loading import computes_bf16
@@ -26,6 +27,7 @@ GOLD_LOSS = "loss_with_gold_passage"
 
 
 _SWITCH = {"nargs": "?", "const": True}  # a flag without a value means true
+_LATER: Any = None  # of a field that has its value once all are known; nobody sees None after that
 
 
 @dataclass
@@ -38,14 +40,14 @@ class QATrainingArguments(TrainingArguments):
 
     _argument_group_name = "training (transformers.TrainingArguments)"
 
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Folder for the model, its checkpoints and the report.", "aliases": ["-o"]}
+    output_dir: str = field(
+        default=_LATER, metadata={"help": "Folder for the model, its checkpoints and the report.", "aliases": ["-o"]}
     )
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Rows per device and forward pass."})
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "Questions answered per batch on a device."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Number of passes over the training file."})
-    learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate. Default: 2e-4 with --use_peft, 2e-5 without."}
+    learning_rate: float = field(
+        default=_LATER, metadata={"help": "Peak learning rate. Default: 2e-4 with --use_peft, 2e-5 without."}
     )
     lr_scheduler_type: SchedulerType | str = field(
         default="cosine", metadata={"help": "Learning rate schedule after the warm-up."}
@@ -55,8 +57,8 @@ class QATrainingArguments(TrainingArguments):
         metadata={"help": "Warm-up in steps, or below 1 as a share of all steps (--warmup_ratio maps to it)."},
     )
     logging_steps: float = field(default=5, metadata={"help": "Number of steps between logs of the loss."})
-    bf16: bool | None = field(
-        default=None, metadata={"help": "Compute in bfloat16. Default: if the hardware supports it.", **_SWITCH}
+    bf16: bool = field(
+        default=_LATER, metadata={"help": "Compute in bfloat16. Default: if the hardware supports it.", **_SWITCH}
     )
     eval_strategy: IntervalStrategy | str = field(
         default="steps", metadata={"help": "When to evaluate end to end: no, steps or epoch."}
@@ -67,21 +69,21 @@ class QATrainingArguments(TrainingArguments):
     eval_on_start: bool = field(
         default=True, metadata={"help": "Evaluate the base model before the first step, as the baseline of the curves."}
     )
-    save_strategy: str | None = field(default=None, metadata={"help": "When to save. Default: at every evaluation."})
-    save_steps: float | None = field(
-        default=None, metadata={"help": "Steps between checkpoints, like --eval_steps. Default: the same value."}
+    save_strategy: str = field(default=_LATER, metadata={"help": "When to save. Default: at every evaluation."})
+    save_steps: float = field(
+        default=_LATER, metadata={"help": "Steps between checkpoints, like --eval_steps. Default: the same value."}
     )
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Number of checkpoints to keep; the best is always one of them."}
     )
-    load_best_model_at_end: bool | None = field(
-        default=None,
+    load_best_model_at_end: bool = field(
+        default=_LATER,
         metadata={
             "help": "Use the best checkpoint at the end. Default: true if a checkpoint is saved at every evaluation.",
             **_SWITCH,
         },
     )
-    metric_for_best_model: str | None = field(
+    metric_for_best_model: str = field(
         default=EndToEndEvaluator.primary_metric,
         metadata={
             "help": "End-to-end metric that selects the best checkpoint; whether higher is better is known for "
@@ -173,6 +175,9 @@ class QATrainingArguments(TrainingArguments):
         """The state without tokens: Trainer pickles its arguments beside every model, in a file that people share."""
         hidden = {name: hide_secrets(value) for name, value in vars(self).items() if isinstance(value, str)}
         return vars(self) | hidden | {name: None for name in vars(self) if name.endswith("_token")}
+
+
+RunArguments: TypeAlias = Arguments[QATrainingArguments]
 
 
 def compile_problems(training: QATrainingArguments) -> list[str]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch.utils.data import Sampler
 
+from groundtune.aliases import Batch
 from groundtune.model.packing import pack, prefix_groups
 from groundtune.prompts.rows import EpochRows, Row
 
-IGNORED = -100  # the label of positions without a loss, as everywhere in transformers
-WORTH_GROUPING = 0.02  # least share of all tokens saved for which questions on one passage share a batch
+T = TypeVar("T")
+
+IGNORED = -100  # the label of a position that is not learnt, as everywhere in transformers
+WORTH_GROUPING = 0.02  # share of all tokens saved below which questions on one passage need not share a batch
 
 
-def collate(rows: Sequence[Row], pad_id: int, *, packed: bool = False, share_prefix: bool = False) -> dict[str, Any]:
+def collate(rows: Sequence[Row], pad_id: int, *, packed: bool = False, share_prefix: bool = False) -> Batch:
     """Model inputs, and labels of the same shape that are set from the answers' spans only.
 
     Each label is at its token's own position (the output one position earlier predicts it). `packed`: a single row
@@ -25,7 +28,7 @@ def collate(rows: Sequence[Row], pad_id: int, *, packed: bool = False, share_pre
     return _pack_rows(rows, share_prefix) if packed else _pad_rows(rows, pad_id)
 
 
-def _pad_rows(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
+def _pad_rows(rows: Sequence[Row], pad_id: int) -> Batch:
     shape = (len(rows), max(len(row) for row in rows))
     input_ids = torch.full(shape, pad_id)
     # By the row's length, never by comparing ids: the padding token may be the end token, which must be learnt.
@@ -38,7 +41,7 @@ def _pad_rows(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
-def _pack_rows(rows: Sequence[Row], share_prefix: bool) -> dict[str, Any]:
+def _pack_rows(rows: Sequence[Row], share_prefix: bool) -> Batch:
     packing = pack(
         [row.prompt_ids + row.answer_ids for row in rows],
         # The prompt's last token predicts the answer's first: each row needs its own.
@@ -75,13 +78,15 @@ def length_order(batch_size: int) -> Order:
 
 def prefix_order(batch_size: int, apart: bool = False) -> Order:
     """An order in which rows with a common prompt prefix share a batch; with `apart`, rows are shuffled singly."""
-    known: list[Any] = [None, []]
+    known: Sequence[Row] | None = None
+    groups: list[list[int]] = []
 
     def order(rows: Sequence[Row], generator: torch.Generator) -> list[int]:
-        if known[0] is not rows:
-            alone = [[i] for i in range(len(rows))]
-            known[:] = rows, alone if apart else prefix_groups([row.prompt_ids for row in rows])
-        return by_prefix(known[1], batch_size, generator)
+        nonlocal known, groups
+        if known is not rows:
+            known = rows
+            groups = [[i] for i in range(len(rows))] if apart else prefix_groups([row.prompt_ids for row in rows])
+        return by_prefix(groups, batch_size, generator)
 
     return order
 
@@ -148,5 +153,5 @@ def by_prefix(groups: Sequence[Sequence[int]], batch_size: int, generator: torch
     return order + [i for batch in waiting for i in batch]
 
 
-def _shuffled(items: Sequence[Any], generator: torch.Generator) -> list[Any]:
+def _shuffled(items: Sequence[T], generator: torch.Generator) -> list[T]:
     return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]

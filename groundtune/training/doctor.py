@@ -9,8 +9,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
+from groundtune.aliases import Tokenizer
 from groundtune.arguments import Arguments, room_for_prompt
 from groundtune.data.checks import ERROR, WARNING, Dataset, Finding, check_texts, condensed, in_order, read_dataset
 from groundtune.errors import DataError, ModelError
@@ -49,7 +50,7 @@ class Diagnosis:
 
     dataset: Dataset
     findings: list[Finding]
-    tokenizer: Any = None
+    tokenizer: Tokenizer | None = None
     prompt: Prompt | None = None
     row: Row | None = None
     table: dict[str, RowCounts] = field(default_factory=dict)
@@ -68,6 +69,12 @@ class Diagnosis:
         if self.errors:
             raise DataError([str(finding) for finding in self.errors])
 
+    def tokenizer_and_prompt(self) -> tuple[Tokenizer, Prompt]:
+        """Both are there if a model is named and there are no errors."""
+        if self.tokenizer is None or self.prompt is None:
+            raise ValueError("there is no tokenizer")
+        return self.tokenizer, self.prompt
+
     def to_dict(self) -> dict[str, Any]:
         shown = self.shown_row()
         return {
@@ -83,14 +90,16 @@ class Diagnosis:
 
     def shown_row(self) -> tuple[str, str, str] | None:
         """Source, prompt and learnt text of the first row, with special tokens shown; None without a tokenizer."""
-        row = self.row
-        if row is None:
+        row, tokenizer = self.row, self.tokenizer
+        if row is None or tokenizer is None:
             return None
-        spell = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-        before = self.tokenizer.decode(row.prompt_ids, **spell)
-        whole = self.tokenizer.decode([*row.prompt_ids, *row.answer_ids], **spell)
-        # Decoded by itself, the first token of the answer would lose the space before it.
-        answer = whole[len(before) :] if whole.startswith(before) else self.tokenizer.decode(row.answer_ids, **spell)
+
+        def spelt(ids: list[int]) -> str:
+            return cast(str, tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+        before, whole = spelt(row.prompt_ids), spelt([*row.prompt_ids, *row.answer_ids])
+        # Alone, the first token of the answer would lose the space before it.
+        answer = whole[len(before) :] if whole.startswith(before) else spelt(row.answer_ids)
         return row.source, before, answer
 
 
@@ -99,7 +108,9 @@ def diagnose(arguments: Arguments) -> Diagnosis:
     dataset = read_dataset(arguments.data)
     findings = check_texts(dataset)
     findings += _passages_not_read(arguments, dataset)
-    tokenizer, prompt, table, rows = None, None, {}, iter(())
+    tokenizer, prompt = None, None
+    table: dict[str, RowCounts] = {}
+    rows: Iterator[Row] = iter(())
     if arguments.model.model_name_or_path:
         try:
             tokenizer = load_tokenizer(arguments.model)
@@ -119,7 +130,7 @@ def diagnose(arguments: Arguments) -> Diagnosis:
     return Diagnosis(dataset, findings, tokenizer, prompt, next(rows, None), table, estimated)
 
 
-def row_counts(rows: Iterable[Row], prompt: Prompt, tokenizer: Any) -> RowCounts | None:
+def row_counts(rows: Iterable[Row], prompt: Prompt, tokenizer: Tokenizer) -> RowCounts | None:
     """The token table's column for the rows of one split, which are read as a stream; None if there are none."""
     bos = tokenizer.bos_token_id
     lengths, answers, dropped, finished, doubled = [], [], [], 0, 0
@@ -292,7 +303,7 @@ def doctor_command(arguments: Arguments) -> str:
     words = ["groundtune", "doctor", arguments.method]
     for group in (arguments.data, arguments.retrieval, arguments.prompt, arguments.model, arguments.evaluation):
         for one in fields(group):
-            default = one.default if one.default is not MISSING else one.default_factory()
+            default = one.default if one.default_factory is MISSING else one.default_factory()
             value = getattr(group, one.name)
             if value != default and value is not None:
                 words += [f"--{one.name}", *map(str, value if isinstance(value, list) else [value])]

@@ -6,15 +6,13 @@ from typing import Any
 
 import torch
 
+from groundtune.aliases import Batch, Model
 from groundtune.model.head import head_reads_only
 from groundtune.training.batching import IGNORED
 
 
 def answer_loss(
-    model: Any,
-    batch: dict[str, Any],
-    answer_tokens: torch.Tensor | int | None = None,
-    head: torch.nn.Module | None = None,
+    model: Model, batch: Batch, answer_tokens: torch.Tensor | int | None = None, head: torch.nn.Module | None = None
 ) -> torch.Tensor:
     """Sum of the answer tokens' cross-entropy, divided by `answer_tokens`.
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerState
@@ -60,6 +60,10 @@ class NonFiniteLoss(ArithmeticError):
 class SafeTrainer(Trainer):
     """A `Trainer` with exact resume. `run` identifies the run: checkpoints contain it, and `resume.py` compares it."""
 
+    model: torch.nn.Module  # all three are there whenever something here is called
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: torch.optim.lr_scheduler.LambdaLR
+
     def __init__(self, *args: Any, run: dict[str, Any] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.run = run or {}
@@ -74,7 +78,7 @@ class SafeTrainer(Trainer):
         never_stop_the_run(self.callback_handler.callbacks, self.tracker_failures)
         self.add_callback(_Watch(self))
 
-    def train(self, resume_from_checkpoint: Checkpoint | str | bool | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Checkpoint | str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; True resumes from the latest complete checkpoint.
 
         Raises `Damaged` if the given checkpoint is incomplete or damaged, `Stopped` after a signal, once the step is
@@ -82,7 +86,7 @@ class SafeTrainer(Trainer):
         """
         checkpoint = resume_from_checkpoint or None
         if checkpoint is True:
-            checkpoint = newest_checkpoint(Path(self.args.output_dir))
+            checkpoint = newest_checkpoint(self._output_dir)
         elif isinstance(checkpoint, str):
             checkpoint = read_checkpoint(Path(checkpoint))
         self._resumed = checkpoint
@@ -93,10 +97,10 @@ class SafeTrainer(Trainer):
                 micro_batch.size = min(micro_batch.size, known.get(name, micro_batch.size))
             logging.getLogger("transformers.trainer_utils").addFilter(_no_false_alarm)
         with signals.deferred(everywhere=self.args.world_size > 1):
-            return super().train(resume_from_checkpoint=checkpoint and str(checkpoint.folder), **kwargs)
+            return super().train(checkpoint and str(checkpoint.folder), *args, **kwargs)
 
-    def _run_epoch(self, **of_epoch: Any) -> None:
-        # If resumed from the run's last step in the middle of an epoch, Trainer would train one step more.
+    def _run_epoch(self, *args: Any, **of_epoch: Any) -> None:
+        # Resumed from its last step in the middle of an epoch, Trainer would train one more.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
@@ -106,7 +110,7 @@ class SafeTrainer(Trainer):
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(of_epoch["epoch"])
             sampler = getattr(sampler, "batch_sampler", None)
-        super()._run_epoch(**of_epoch)
+        super()._run_epoch(*args, **of_epoch)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `Trainer.evaluate`, without advancing training's random generators, which even a data loader does."""
@@ -130,7 +134,7 @@ class SafeTrainer(Trainer):
 
     def batch_of(self, rows: Sequence[Any]) -> dict[str, Any]:
         """The batch for some of the rows that `rows_of` returned; it does not contain the rows themselves."""
-        return self.data_collator(rows)
+        return self.data_collator(list(rows))
 
     def name_of(self, row: Any) -> str:
         """A name by which people can find a row, such as `train.jsonl:3`; empty if there is none."""
@@ -154,7 +158,7 @@ class SafeTrainer(Trainer):
     # Memory
 
     def training_step(
-        self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """As `Trainer.training_step`. When memory runs out, the step restarts with half as many rows per pass.
 
@@ -190,7 +194,7 @@ class SafeTrainer(Trainer):
             raise OutOfMemory(f"{self._not_made(what, '--per_device_train_batch_size')} ({reason(error)})") from error
 
     def _add_gradient(
-        self, model: Any, rows: Sequence[Any] | None, inputs: Any = None, *, num_items: Any
+        self, model: torch.nn.Module, rows: Sequence[Any] | None, inputs: Any = None, *, num_items: Any
     ) -> torch.Tensor:
         """Forward and backward pass of a micro-batch, in parts of as many rows as fit; its loss."""
         losses = []
@@ -200,7 +204,7 @@ class SafeTrainer(Trainer):
             losses.append(super().training_step(model, batch, num_items))
             if not torch.isfinite(losses[-1]):
                 self._refuse(f"the loss is {losses[-1].item()}, stopped before the weights changed", part)
-        return sum(losses)
+        return cast(torch.Tensor, sum(losses))
 
     def _halves(self) -> bool:
         """Whether a smaller micro-batch may be tried: processes that compute together must stay in step."""
@@ -230,7 +234,7 @@ class SafeTrainer(Trainer):
 
     # NaN and infinity
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         rows = [row for micro_batch in self._rows_of_step for row in micro_batch]
         # With fp16, an infinite norm is normal: the loss scaler skips the step and lowers the scale.
@@ -258,7 +262,7 @@ class SafeTrainer(Trainer):
         )
 
     def _last_checkpoint(self) -> str:
-        last = checkpoint_folders(Path(self.args.output_dir))[-1:]
+        last = checkpoint_folders(self._output_dir)[-1:]
         return f"the last checkpoint is {last[0]}" if last else "there is no checkpoint yet"
 
     # Stopping
@@ -308,8 +312,8 @@ class SafeTrainer(Trainer):
 
     # Saving
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # Trainer saves the last step of an epoch before it evaluates at the end of the epoch.
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        # Trainer evaluates at the end of an epoch after it saved the epoch's last step.
         due = self.args.eval_strategy == "epoch" and self._ends_an_epoch() and not self._epoch_ended
         self._write_checkpoint(scheduled=True, unfinished={"evaluate": True, "save": False} if due else {})
 
@@ -340,7 +344,7 @@ class SafeTrainer(Trainer):
                 self._save_scaler(str(folder))
             self.save_model(str(folder), _internal_call=True)
             if self.args.should_save:
-                callbacks = [
+                callbacks: list[Any] = [
                     c for c in (*self.callback_handler.callbacks, self.control) if isinstance(c, ExportableState)
                 ]
                 self.state.stateful_callbacks = TrainerState(stateful_callbacks=callbacks).stateful_callbacks
@@ -352,13 +356,17 @@ class SafeTrainer(Trainer):
             keep = {target, Path(self.state.best_model_checkpoint or target)}
             remove_old(target.parent, limit=self.args.save_total_limit, keep=keep)
 
+    @property
+    def _output_dir(self) -> Path:
+        return Path(cast(str, self.args.output_dir))  # None only before `TrainingArguments` is made
+
     def _folder(self) -> Path:
-        return Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        return self._output_dir / f"checkpoint-{self.state.global_step}"
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        # An unnecessary pickle: the arguments are in run.json.
-        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        # A pickle that nobody needs: the arguments are in run.json.
+        Path(output_dir or self._output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._sharded():
@@ -433,7 +441,7 @@ class SafeTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         best = self._whole_best()
-        self.state.best_model_checkpoint = best and str(best.folder)
+        self.state.best_model_checkpoint = None if best is None else str(best.folder)
         if best is None:
             logger.warning("no checkpoint could be selected; the weights of the last step are kept")
             return
@@ -443,10 +451,10 @@ class SafeTrainer(Trainer):
 
     def _whole_best(self) -> Checkpoint | None:
         """The best checkpoint, or if it is damaged, the best intact one."""
-        metric = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
+        metric = f"eval_{cast(str, self.args.metric_for_best_model).removeprefix('eval_')}"
         sign = -1 if self.args.greater_is_better else 1
         values = {row["step"]: sign * row[metric] for row in self.state.log_history if metric in row}
-        best = Path(self.state.best_model_checkpoint)
+        best = Path(cast(str, self.state.best_model_checkpoint))
         others = [
             f for f in checkpoint_folders(best.parent) if f != best and math.isfinite(values.get(step_of(f), math.nan))
         ]

@@ -7,15 +7,17 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import EvalLoopOutput
 
+from groundtune.aliases import Batch, Model
 from groundtune.errors import ModelError
 from groundtune.evaluation.evaluator import EndToEndEvaluator, Evaluation
 from groundtune.methods import Method
@@ -26,7 +28,7 @@ from groundtune.runs.hub import Hub
 from groundtune.system.out_of_memory import MicroBatch, halve_on_oom
 from groundtune.system.processes import share
 from groundtune.system.signals import interruptible
-from groundtune.training.arguments import GOLD_LOSS
+from groundtune.training.arguments import GOLD_LOSS, QATrainingArguments
 from groundtune.training.batching import (
     IGNORED,
     WORTH_GROUPING,
@@ -51,6 +53,11 @@ class QATrainer(SafeTrainer):
     on, off; raises `ModelError` if it is on and cannot be exact). `on_evaluation(step, evaluation)` receives every
     end-to-end evaluation with its predictions.
     """
+
+    args: QATrainingArguments
+    model: Model
+    train_dataset: Sequence[Row]
+    data_collator: partial[Batch]
 
     def __init__(
         self,
@@ -133,7 +140,7 @@ class QATrainer(SafeTrainer):
     # The loss
 
     def compute_loss(
-        self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: torch.nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The method's loss, divided by the answer tokens of the optimizer step over all micro-batches and devices."""
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
@@ -152,7 +159,7 @@ class QATrainer(SafeTrainer):
         # Otherwise compiled layers would be recompiled repeatedly for steps of one token.
         as_it_is = torch.compiler.set_stance("force_eager" if self.args.compile_layers else "default")
         with as_it_is, self._precision():
-            model = self.model.to(self.args.device)
+            model = cast(Any, self.model).to(self.args.device)  # transformers' wrapper of it loses its type
             n, in_step = len(evaluator.examples), self._sharded()
             total = n if in_step else len(share(n))
             quiet = self.args.disable_tqdm or not self.is_world_process_zero()
@@ -162,7 +169,7 @@ class QATrainer(SafeTrainer):
     @interruptible()
     def evaluation_loop(
         self,
-        dataloader: Any,
+        dataloader: DataLoader,
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
@@ -176,9 +183,9 @@ class QATrainer(SafeTrainer):
             for name, interval in evaluation.metrics.items():
                 metrics |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(None, None, metrics, num_samples=self.num_examples(dataloader))
+        return EvalLoopOutput(cast(Any, None), None, metrics, num_samples=self.num_examples(dataloader))
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """A data loader with each row once; Trainer's would pad processes with repeated rows, and could drop some.
 
         If each process holds only a part of the model, all must compute every batch, so there the repeats stay.
@@ -191,7 +198,7 @@ class QATrainer(SafeTrainer):
             self.accelerator.even_batches, self.args.dataloader_drop_last = even, drop
 
     @torch.no_grad()
-    def _gold_loss(self, dataloader: Any) -> float:
+    def _gold_loss(self, dataloader: DataLoader) -> float:
         model = self._wrap_model(self.model, training=False)
         was_training = model.training
         model.eval()
@@ -206,14 +213,16 @@ class QATrainer(SafeTrainer):
         total, tokens = self.accelerator.reduce(sums).tolist()
         return total / tokens
 
-    def _sum_of_losses(self, model: Any, head: Any, rows: Sequence[Row], batch: dict[str, Any]) -> tuple[float, int]:
+    def _sum_of_losses(
+        self, model: torch.nn.Module, head: torch.nn.Module, rows: Sequence[Row], batch: dict[str, Any]
+    ) -> tuple[float, int]:
         """Summed loss and number of the answer tokens of a batch, computed in parts of as many rows as fit."""
         total, tokens = 0.0, 0
         for part in self.micro_batch["eval"].parts(rows):
             inputs = self._prepare_inputs(batch if len(part) == len(rows) else self.batch_of(part))
             with self._precision():
                 total += self.method.loss(model, inputs, answer_tokens=1, head=head).item()
-            tokens += (inputs["labels"][:, 1:] != IGNORED).sum().item()
+            tokens += int((inputs["labels"][:, 1:] != IGNORED).sum())
         return total, tokens
 
     # The hub; hub.py decides what is pushed, and when
@@ -221,9 +230,9 @@ class QATrainer(SafeTrainer):
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         if self.is_world_process_zero():
             self.hub = Hub(self.args)
-            self.hub_model_id = self.hub.create()
+            self.hub_model_id = cast(Any, self.hub.create())
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> str | None:
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Push the model, tokenizer, card and metrics in `output_dir`; the URL. Raises `NotPushed`."""
         return self.hub.push(Path(self.args.output_dir)) if self.is_world_process_zero() else None
 
@@ -241,7 +250,7 @@ class QATrainer(SafeTrainer):
         return EpochOrder(rows, self._order, seed)
 
 
-def compile_layers(model: Any, **options: Any) -> None:
+def compile_layers(model: Model, **options: Any) -> None:
     """Compile each layer in place with `torch.compile` and `options`, which fuses small operations."""
     for module in model.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == model.config.get_text_config().num_hidden_layers:
@@ -249,7 +258,7 @@ def compile_layers(model: Any, **options: Any) -> None:
                 layer.compile(dynamic=True, **options)
 
 
-def _drops_out(model: Any) -> bool:
+def _drops_out(model: Model) -> bool:
     return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
 
 
@@ -274,8 +283,7 @@ class _Progress(ProgressCallback):
     _shown = ("loss", f"eval_{GOLD_LOSS}", "eval_generation/f1", "eval_generation/rougeL", "eval_generation/unfinished")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-        shown = [
-            f"{name.removeprefix('eval_')} {float(logs[name]):.3f}" for name in self._shown if name in (logs or {})
-        ]
+        logs = logs or {}
+        shown = [f"{name.removeprefix('eval_')} {float(logs[name]):.3f}" for name in self._shown if name in logs]
         if shown and self.training_bar is not None:
             self.training_bar.write(f"step {state.global_step}: {', '.join(shown)}")

@@ -82,3 +82,13 @@ def test_no_peft_is_allowed_that_imports_what_an_adapter_names(version):
 def test_no_jinja_is_allowed_in_which_a_chat_template_can_run_code(version):
     (jinja,) = [requirement for requirement in requirements() if requirement.name == "jinja2"]
     assert not jinja.specifier.contains(version) and jinja.specifier.contains("3.1.6")
+
+
+def test_the_package_says_that_it_has_types_and_no_module_is_exempt_from_checking_them():
+    tools = SCRIPT["pyproject"]()["tool"]
+    assert "py.typed" in tools["setuptools"]["package-data"]["groundtune"]
+    assert (ROOT / "groundtune" / "py.typed").is_file()
+    assert tools["mypy"]["disallow_untyped_defs"] is True
+    assert not {"overrides", "exclude", "ignore_errors"} & tools["mypy"].keys()
+    exempt = [path for path in (ROOT / "groundtune").rglob("*.py") if "# mypy: " in path.read_text("utf-8")]
+    assert exempt == []

@@ -1,4 +1,4 @@
-"""Published layouts of question answering data, one file each. A new one is a file and a line here."""
+"""Published formats of question answering data, one file each. To add one, add a file and a line here."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from groundtune.data.entries import Record, turns_of
 from groundtune.data.files import in_folder
@@ -23,10 +23,11 @@ Judgements = dict[str, dict[str, float]]  # query id -> document id -> score
 
 
 def read(path: Path, options: Options, problems: list[str]) -> Iterator[Converted]:
-    """One file of examples for each file in qrels/; judged documents with a score over 0 are gold, others negatives.
+    """One file of examples for each file in qrels/. Judged documents with a score above 0 are gold, others are hard
+    negatives.
 
-    BEIR has no answers, but some queries carry them in their metadata (`answer`, `answers`); the others are written
-    with an empty answer, which is enough to measure retrieval and not to train.
+    BEIR has no answers, but some queries have them in their metadata (`answer`, `answers`); the others get an empty
+    answer, which is enough for measuring retrieval but not for training.
     """
     judged_in = [in_folder(path, "qrels", file.name) for file in sorted((path / "qrels").glob("*.tsv*"))]
     qrels = {file.name.split(".")[0]: _judgements(file, problems) for file in judged_in}
@@ -54,7 +55,7 @@ def write(
     documents: Iterable[Document],
     write_lines: Callable[[Path, Iterable[str]], None],
 ) -> None:
-    """The same layout; answers and dialogues are metadata of the queries, `_id` of a document is `Document.id`."""
+    """Write a BEIR folder. Answers and chat histories go into the queries' metadata; `_id` is `Document.id`."""
     everything = {d.id: d for d in documents}
     everything |= {d.id: d for examples in splits.values() for e in examples for d in e.gold_documents}
     write_lines(
@@ -76,7 +77,7 @@ def _query_row(id: str, example: Example) -> dict[str, Any]:
 
 
 def _text(document: Document) -> str:
-    """BEIR keeps title and text apart; a document of which only the whole is known stays whole."""
+    """The text without the title, as BEIR keeps them apart; `fmt_content` if a document has no `page_content`."""
     return document.page_content if document.page_content.strip() else document.fmt_content
 
 
@@ -118,7 +119,6 @@ def _file(folder: Path, name: str) -> Path:
 
 def _judgements(path: Path, problems: list[str]) -> Judgements:
     judgements: Judgements = {}
-    file: IO[bytes]
     with opened(path) as file:
         for number, line in enumerate(file, 1):
             cells = line.decode("utf-8", "replace").rstrip("\r\n").split("\t")

@@ -1,4 +1,4 @@
-"""Dialogues that other trainers read: `messages`, and prompt with completion; read and written."""
+"""Chat formats of other trainers, `messages` and prompt with completion; read and written."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Message = tuple[str, str]  # role, content
 
 
 def read_messages(path: Path, options: Options, problems: list[str]) -> Iterator[Converted]:
-    """Every answer of the assistant becomes an example, with what was said before as its history.
+    """Every answer of the assistant becomes an example, with the earlier turns as its chat history.
 
-    Passages come from the row's `documents` (or `context` and the like) or, with `options.prompt_pattern`, out of the
-    prompts themselves; without any an example is left out.
+    Passages come from the row's `documents` (or a similar field, such as `context`) or, with `options.prompt_pattern`,
+    from the prompts themselves; an example without passages is left out.
     """
     for record in records(path, problems):
         yield from _examples(record, _messages(record, "messages"), options)
 
 
 def read_prompts(path: Path, options: Options, problems: list[str]) -> Iterator[Converted]:
-    """As `read_messages`, of rows with a prompt and its completion."""
+    """Like `read_messages`, for rows with a prompt and its completion."""
     for record in records(path, problems):
         if isinstance(record.fields.get("prompt"), list):
             dialogue = [*_messages(record, "prompt"), *_messages(record, "completion")]
@@ -42,13 +42,13 @@ def read_prompts(path: Path, options: Options, problems: list[str]) -> Iterator[
 
 
 def messages_row(example: Example, instruction: str) -> dict[str, Any]:
-    """`messages` as our own chat prompt reads, with instruction and passages before the first question."""
+    """A row of `messages` like our own chat prompt, with instruction and passages before the first question."""
     turns = [*_prompt(example, instruction), Turn(ASSISTANT, example.answer)]
     return {"messages": _rows(turns), "documents": [d.to_dict() for d in example.gold_documents]}
 
 
 def prompt_row(example: Example, instruction: str) -> dict[str, Any]:
-    """The same, cut before the answer: `prompt` and `completion`, both lists of messages."""
+    """The same as `prompt` and `completion`, split before the answer; both are lists of messages."""
     prompt, completion = _rows(_prompt(example, instruction)), _rows([Turn(ASSISTANT, example.answer)])
     documents = [document.to_dict() for document in example.gold_documents]
     return {"prompt": prompt, "completion": completion, "documents": documents}
@@ -68,7 +68,7 @@ def _messages(record: Record, key: str) -> list[Message]:
 
 
 def _content(message: Record, need: str) -> str:
-    """A text, or a list of parts of which those of text count; a message that calls a tool has none."""
+    """The text of a message, or the joined text parts of a list; empty for a message that calls a tool."""
     parts = message.fields.get("content")
     if isinstance(parts, list):
         return "\n".join(part.text("text", need, required=False) for part in message.records("content", need))
@@ -76,7 +76,8 @@ def _content(message: Record, need: str) -> str:
 
 
 def _examples(record: Record, dialogue: Sequence[Message], options: Options) -> Iterator[Converted]:
-    passages, history = list(_documents(record)), []
+    passages = list(_documents(record))
+    history: list[Turn] = []
     system = "\n\n".join(content for role, content in dialogue if role in ("system", "developer"))
     talk = [message for message in dialogue if message[0] in (USER, ASSISTANT)]
     found = False
@@ -95,7 +96,7 @@ def _examples(record: Record, dialogue: Sequence[Message], options: Options) -> 
 
 
 def _search(pattern: re.Pattern[str], prompt: str, said: str) -> tuple[list[Document], str]:
-    """What the groups `passage` and `question` match, the latter `said` where there is none."""
+    """The matches of the groups `passage` and `question`; `said` is the question if the latter does not match."""
     groups = [match.groupdict() for match in pattern.finditer(prompt)]
     passages = [text.strip() for g in groups if (text := g.get("passage")) and text.strip()]
     questions = [text.strip() for g in groups if (text := g.get("question")) and text.strip()]
@@ -103,7 +104,7 @@ def _search(pattern: re.Pattern[str], prompt: str, said: str) -> tuple[list[Docu
 
 
 def _without_passages(said: str, passages: Sequence[Document]) -> str:
-    """The question of a prompt that repeats the passages: what follows the last of them."""
+    """The question in a prompt that repeats the passages: the text after the last of them."""
     texts = {text for passage in passages for text in (passage.text, passage.page_content) if text and text in said}
     ends = [said.rfind(text) + len(text) for text in texts]
     return said[max(ends, default=0) :].strip() or said

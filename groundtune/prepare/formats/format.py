@@ -1,14 +1,14 @@
-"""What every format shares: how its files are opened, and what becomes of a question."""
+"""Shared by all formats: opening files, reading records, and building examples."""
 
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
 
 from groundtune.data.entries import Record, shown
 from groundtune.data.files import parquet_rows
@@ -19,9 +19,9 @@ from groundtune.system.text import one_line
 
 @dataclass(frozen=True)
 class Options:
-    """What a format may be told; each is used by the formats that `convert.FLAGS` names for it."""
+    """Options of formats; `convert.FLAGS` lists the formats that use each of them."""
 
-    unanswerable: str = UNANSWERABLE  # the answer of a question that has none
+    unanswerable: str = UNANSWERABLE  # the answer to a question that has none
     evidence: Path | None = None  # TriviaQA: the folder with `wikipedia/` and `web/`
     prompt_pattern: re.Pattern[str] | None = None  # chats: finds (?P<passage>...) and (?P<question>...) in a prompt
     raft_answer: str = "final"  # or "reasoning"
@@ -31,8 +31,8 @@ class Options:
 class Converted:
     """One step of a conversion: an example or the reason why there is none, and documents for the database.
 
-    An example's own documents need not be repeated in `documents`. `split` names the file that the example goes to,
-    where a format has splits of its own.
+    An example's own documents need not be repeated in `documents`. `split` names the output file if the format has
+    its own splits.
     """
 
     example: Example | None = None
@@ -43,9 +43,9 @@ class Converted:
 
 @dataclass(frozen=True)
 class Format:
-    """A published layout: one line that says what it is, and `read(path, options, problems)`.
+    """A published format: a one-line description, and `read(path, options, problems)`.
 
-    `read` yields what it can and adds what is wrong to the problems, a line each.
+    `read` yields what it can read and appends every problem to `problems`, one line each.
     """
 
     description: str
@@ -63,7 +63,7 @@ def converted(
     answerable: bool = True,
     source: str = "",
 ) -> Converted:
-    """The example with the first of `answers` to learn and all of them to score against, or why there is none."""
+    """An example that learns the first of `answers` and is scored against all of them, or why there is none."""
     acceptable = tuple(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
     texts = {document.text for document in gold}
     missing = [("a question", question.strip()), ("an answer", acceptable), ("a passage", texts - {""})]
@@ -84,10 +84,10 @@ def converted(
 
 
 def children(record: Record, key: str, need: str, pair: tuple[str, str] | None = None) -> Iterator[Record]:
-    """The objects in the list at `key`, which must be there.
+    """The objects in the list at `key`, which is required.
 
-    Two other spellings are read as that list: an object of columns, as Parquet files hold it, and, where `pair` names
-    their parts, lists of two.
+    Two other layouts are accepted: an object of columns, as in Parquet files, and, if `pair` names their parts, lists
+    of length two.
     """
     value = record.fields.get(key)
     if value is None:
@@ -101,7 +101,7 @@ def children(record: Record, key: str, need: str, pair: tuple[str, str] | None =
 
 
 def child(record: Record, key: str, need: str) -> Record:
-    """The object at `key`, an empty one if it is none."""
+    """The object at `key`; an empty one, with a problem recorded, if there is no object."""
     value = record.fields.get(key)
     if not isinstance(value, dict):
         record.note(key, f"missing; {need}" if value is None else f"is {shown(value)}, not an object; {need}")
@@ -110,12 +110,12 @@ def child(record: Record, key: str, need: str) -> Record:
 
 
 def records(path: Path, problems: list[str]) -> Iterator[Record]:
-    """The objects of a file: lines of JSON, one JSON value (an object, or a list of them), or rows of Parquet.
+    """The objects in a file: lines of JSON, one JSON value (an object, or a list of them), or rows of Parquet.
 
-    Which kind of JSON it is, its first line tells; `.gz` is unpacked.
+    The first line decides which kind of JSON it is; `.gz` files are unpacked.
 
     Raises:
-        DataError: the file cannot be opened or is of another kind.
+        DataError: the file cannot be opened or has an unsupported type.
     """
     name = path.name.lower().removesuffix(".gz")
     if name.endswith(".parquet"):
@@ -128,8 +128,8 @@ def records(path: Path, problems: list[str]) -> Iterator[Record]:
         yield from _whole(path, problems)
 
 
-def opened(path: Path) -> IO[bytes]:
-    """The file in bytes, unpacked if it ends in .gz."""
+def opened(path: Path) -> io.BufferedIOBase:
+    """The file opened for reading bytes, unpacked if its name ends in .gz. Raises `DataError`."""
     try:
         return gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")
     except OSError as error:
@@ -142,7 +142,7 @@ def _is_json_lines(path: Path) -> bool:
     try:
         return isinstance(json.loads(first.decode("utf-8-sig")), dict)
     except (ValueError, RecursionError):
-        return not path.name.lower().removesuffix(".gz").endswith(".json")  # its first line is wrong
+        return not path.name.lower().removesuffix(".gz").endswith(".json")  # JSON lines whose first line is invalid
 
 
 def _lines(path: Path, problems: list[str]) -> Iterator[Record]:
@@ -185,16 +185,16 @@ def _whole(path: Path, problems: list[str]) -> Iterator[Record]:
 
 
 class _readable:
-    """An opened file; what goes wrong while it is unpacked is a problem of the file."""
+    """An opened file; errors while it is unpacked become a `DataError`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __enter__(self) -> IO[bytes]:
+    def __enter__(self) -> io.BufferedIOBase:
         self.file = opened(self.path)
         return self.file
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.file.close()
         if isinstance(error, EOFError | OSError):
             raise DataError([f"{self.path}: cannot be unpacked ({one_line(error, 150)}); download it again"]) from error

@@ -23,7 +23,7 @@ def read(path: Path, options: Options, problems: list[str]) -> Iterator[Converte
         yield converted(
             record.text("question", _NEED, may_be_blank=True),
             [record.text("answer", _NEED, required=False)],
-            # One of two paragraphs is not enough to answer; the full-wiki files lack some.
+            # One of two paragraphs is not enough to answer; some are missing in the full-wiki files.
             gold if len(gold) == len(supporting) else [],
             negatives=[passage for title, passage in paragraphs.items() if title not in supporting],
             source=record.where,

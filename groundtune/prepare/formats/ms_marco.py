@@ -1,4 +1,4 @@
-"""MS MARCO question answering, 1.1 and 2.1 (Bajaj et al. 2016): ten passages for each question of a search engine."""
+"""MS MARCO question answering, 1.1 and 2.1 (Bajaj et al. 2016): search engine questions with ten passages each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NO_ANSWER = "No Answer Present."
 def read(path: Path, options: Options, problems: list[str]) -> Iterator[Converted]:
     """Selected passages are gold, the others hard negatives; well-formed answers come before short ones.
 
-    A question without an answer keeps the search engine's first passage as its gold one, and the others as negatives.
+    A question without an answer gets the search engine's first passage as gold, and the others as hard negatives.
     """
     for record in (row for whole in records(path, problems) for row in _questions(whole)):
         passages = [
@@ -41,7 +41,7 @@ def read(path: Path, options: Options, problems: list[str]) -> Iterator[Converte
 
 
 def _questions(record: Record) -> Iterator[Record]:
-    """The official 2.1 files are one object of columns, each an object from row number to value."""
+    """One record per question: the official 2.1 files are one object of columns, each mapping row numbers to values."""
     columns = record.fields
     if not isinstance(columns.get("query"), dict):
         yield record
@@ -52,7 +52,7 @@ def _questions(record: Record) -> Iterator[Record]:
 
 
 def _well_formed(record: Record) -> Record:
-    """Where there is none the official files hold the text `[]` and not a list."""
+    """The well-formed answers as a list; if there are none, the official files have the text `[]` instead."""
     value = record.fields.get("wellFormedAnswers")
     if isinstance(value, str):
         try:

@@ -1,4 +1,4 @@
-"""Natural Questions (Kwiatkowski et al. 2019): the simplified layout, and the original one of the development set."""
+"""Natural Questions (Kwiatkowski et al. 2019): the simplified format, and the original one of the development set."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _NEW_LINE = {"<P>", "<Tr>", "<Li>", "<Dd>", "<Dt>", "<Ul>", "<Ol>", "<Dl>", "<Ta
 
 
 def read(path: Path, options: Options, problems: list[str]) -> Iterator[Converted]:
-    """Every top-level candidate of a page becomes a document; the one that holds the long answer is gold.
+    """Every top-level candidate of a page becomes a document; the one that contains the long answer is gold.
 
-    The answers are the short ones, one for each annotator, or yes and no. A question without a long answer is
-    unanswerable: its gold document is the page's first paragraph. With a long answer only, it is left out. As in the
-    official evaluation, of five annotators two must have found an answer for there to be one.
+    The answers are the short answers, one for each annotator, or yes and no. A question without a long answer is
+    unanswerable: its gold document is the page's first paragraph. A question with only a long answer is left out. As
+    in the official evaluation, an answer counts if at least two of five annotators have found one.
     """
     for record in records(path, problems):
         tokens = _tokens(record)
@@ -49,13 +49,14 @@ def read(path: Path, options: Options, problems: list[str]) -> Iterator[Converte
 
 
 class _Span:
-    """Tokens `start` to `end` of a page; what is no span (all of it -1) has no words."""
+    """Tokens `start` to `end` of a page; a missing span (both are -1) has no words."""
 
     def __init__(self, record: Record, tokens: Sequence[str]) -> None:
-        self.start, self.end = (record.fields.get(name) for name in ("start_token", "end_token"))
-        if not (isinstance(self.start, int) and isinstance(self.end, int) and self.end <= len(tokens)):
-            record.note("start_token", f"{self.start} to {self.end} is no span of {len(tokens)} tokens; {_NEED}")
-            self.start = self.end = -1
+        start, end = (record.fields.get(name) for name in ("start_token", "end_token"))
+        if not (isinstance(start, int) and isinstance(end, int) and end <= len(tokens)):
+            record.note("start_token", f"{start} to {end} is no span of {len(tokens)} tokens; {_NEED}")
+            start = end = -1
+        self.start, self.end = start, end
         self.top_level = record.fields.get("top_level", True)
         self.words = tokens[self.start : self.end] if 0 <= self.start < self.end else []
 
@@ -67,7 +68,7 @@ def _tokens(record: Record) -> list[str]:
     original = record.fields.get("document_tokens")
     if isinstance(original, list):
         return [str(token.get("token", "")) if isinstance(token, dict) else "" for token in original]
-    return record.text("document_text", _NEED).split(" ")  # by blanks only, as the spans count
+    return record.text("document_text", _NEED).split(" ")  # split at spaces only, as the spans' token numbers do
 
 
 def _passages(record: Record, tokens: list[str], candidates: list[_Span]) -> list[tuple[_Span, Document]]:
@@ -87,7 +88,7 @@ def _long_answer(annotation: Record, tokens: list[str]) -> _Span:
 
 
 def _short_answer(annotation: Record, tokens: list[str]) -> str:
-    """The spans of one annotator are one answer: several where the question asks for a list."""
+    """The answer of one annotator, with its spans joined: a question that asks for a list has several."""
     spans = [_Span(span, tokens) for span in annotation.records("short_answers", _NEED)]
     words = ", ".join(text for span in spans if (text := _text(span.words)))
     said = annotation.fields.get("yes_no_answer")
@@ -95,7 +96,7 @@ def _short_answer(annotation: Record, tokens: list[str]) -> str:
 
 
 def _text(tokens: Sequence[str]) -> str:
-    """Running text: without tags, rows and list items on lines of their own, no blanks before punctuation."""
+    """Running text: no tags, rows and list items on separate lines, no spaces before punctuation."""
     text = " ".join("\n" if t in _NEW_LINE else t for t in tokens if t in _NEW_LINE or not _TAG.fullmatch(t))
     text = text.replace("``", '"').replace("''", '"')
     text = re.sub(r" +([,.;:!?%)\]}]|n't\b|'(?:s|re|ve|ll|d|m)\b)", r"\1", text)

@@ -1,4 +1,4 @@
-"""RAFT (Zhang et al. 2024): rows of raft.py with an oracle document, distractors and an answer with its reasoning."""
+"""RAFT (Zhang et al. 2024): rows written by raft.py, with oracle document, distractors and an answer with reasoning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FINAL = "<ANSWER>:"
 def read(path: Path, options: Options, problems: list[str]) -> Iterator[Converted]:
     """The oracle is the gold passage, the distractors are hard negatives.
 
-    The answer is what follows `<ANSWER>:`, or with `raft_answer` "reasoning" all of it, quotations included.
+    The answer is the text after `<ANSWER>:` or, with `raft_answer` "reasoning", all of it, quotations included.
     """
     for record in records(path, problems):
         answer = record.text("cot_answer", _NEED)
@@ -34,7 +34,7 @@ def read(path: Path, options: Options, problems: list[str]) -> Iterator[Converte
 
 
 def _documents(titles: Any, texts: Any) -> Iterator[Document]:
-    """Both are lists in a list; every title that raft.py writes is `placeholder_title`, and says nothing."""
+    """The documents in nested lists of titles and texts; raft.py's constant title `placeholder_title` is ignored."""
     if isinstance(texts, list):
         titles = titles if isinstance(titles, list) and len(titles) == len(texts) else [""] * len(texts)
         for title, text in zip(titles, texts):

@@ -14,7 +14,7 @@ _ROW = 'a row is {"title", "context", "question", "answers": {"text": [...]}}'
 
 
 def read(path: Path, options: Options, problems: list[str]) -> Iterator[Converted]:
-    """The context is the gold passage, also of a question that is impossible: `options.unanswerable` answers that."""
+    """The context is the gold passage, also for impossible questions, whose answer is `options.unanswerable`."""
     for record in records(path, problems):
         yield from [_row(record, options)] if "context" in record.fields else _published(record, options)
 

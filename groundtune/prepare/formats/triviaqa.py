@@ -1,4 +1,4 @@
-"""TriviaQA (Joshi et al. 2017): trivia questions with evidence pages that may hold the answer or not."""
+"""TriviaQA (Joshi et al. 2017): trivia questions with evidence pages that may contain the answer."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _ROW = 'a row is {"question", "answer": {"value", "aliases"}, "entity_pages", "s
 
 @dataclass(frozen=True)
 class _Names:
-    """The two published spellings: of the JSON files, and of the hub's rows, which hold the evidence themselves."""
+    """The field names of the two published formats: the JSON files, and the hub's rows, which include the evidence."""
 
     question: str
     answer: str
     value: str
     aliases: str
     title: str
-    pages: dict[str, tuple[str, str]]  # list of pages: (folder of the evidence, field that holds it), one of them ""
+    pages: dict[str, tuple[str, str]]  # list of pages -> (evidence folder, evidence field), one of them ""
     need: str
 
 
@@ -44,8 +44,9 @@ _ROWS = _Names(
 def read(path: Path, options: Options, problems: list[str]) -> Iterator[Converted]:
     """The evidence is cut into passages of 200 words, all of which become documents.
 
-    Gold is the passage that, of those that name the answer or an alias, shares most words with the question: whether
-    it really answers is not known, as the data's own supervision is distant. Aliases are acceptable answers.
+    Of the passages that contain the answer or an alias, the one that shares most words with the question is gold.
+    Whether it really answers the question is unknown: the data has distant supervision only. Aliases are acceptable
+    answers.
     """
     for record in records(path, problems):
         if "Data" in record.fields:
@@ -67,7 +68,7 @@ def _question(record: Record, names: _Names, options: Options) -> Converted:
 
 def _evidence(record: Record, names: _Names, options: Options) -> Iterator[Document]:
     for key, (folder, field) in names.pages.items():
-        if record.fields.get(key) is None:  # half of the data has one of the two
+        if record.fields.get(key) is None:  # half of the data has only one of the two lists
             continue
         for page in children(record, key, names.need):
             if field:
@@ -83,7 +84,7 @@ def _evidence(record: Record, names: _Names, options: Options) -> Iterator[Docum
 
 
 def _file(path: Path) -> str:
-    """The text of a page; some that the published files name are not in the published archive."""
+    """The text of a page, empty if the published archive lacks it, as it does for some."""
     return path.read_text("utf-8", errors="replace") if path.is_file() else ""
 
 

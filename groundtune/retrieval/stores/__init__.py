@@ -1,1 +1,1 @@
-"""Where vectors are kept, and how they are searched."""
+"""Storage of document vectors, and search over them."""

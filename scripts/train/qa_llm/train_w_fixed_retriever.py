@@ -1,4 +1,4 @@
-"""SwR: train on gold passages and what a frozen retriever finds. Same as `groundtune swr`; -h lists every argument."""
+"""SwR: train on gold and retrieved passages (frozen retriever). Same as `groundtune swr`; -h lists every argument."""
 
 import sys
 
