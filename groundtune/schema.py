@@ -1,6 +1,6 @@
-"""What flows through the project: documents, dialogue turns, examples, hits, predictions.
+"""The data types of the project: documents, dialogue turns, examples, hits, predictions.
 
-Standard library only, frozen, and free of any idea of files, tokens or models.
+Frozen, standard library only; they know nothing of files, tokens or models.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 USER = "user"
 ASSISTANT = "assistant"
-# What a model learns to say where the passages hold no answer.
+# The answer a model learns to give when the passages do not contain one.
 UNANSWERABLE = "The passages do not answer this question."
 
 
@@ -20,7 +20,7 @@ UNANSWERABLE = "The passages do not answer this question."
 class Document:
     """One passage of the document database.
 
-    `fmt_content` is the page content with its metadata written in; it is what retrievers and models read.
+    `fmt_content` is the page content with its metadata written in; retrievers and models read this text.
     """
 
     page_content: str
@@ -29,12 +29,12 @@ class Document:
 
     @cached_property
     def text(self) -> str:
-        """What retrievers and models read: `fmt_content`, else `page_content`, stripped."""
+        """The text that retrievers and models read: `fmt_content`, else `page_content`, stripped."""
         return self.fmt_content.strip() or self.page_content.strip()
 
     @cached_property
     def id(self) -> str:
-        """The same text is the same document, whatever file it came from: SHA-256 of `text`, 16 hex digits."""
+        """First 16 hex digits of the SHA-256 of `text`, so equal texts are one document, whatever their file."""
         return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a dialogue; `speaker` is `USER` or `ASSISTANT`, whatever the file called them."""
+    """One message of a dialogue; `speaker` is `USER` or `ASSISTANT`, whatever name the file used."""
 
     speaker: str
     message: str
@@ -51,11 +51,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Example:
-    """`<chat_history, question, passage, answer>`: what is trained on and evaluated.
+    """`<chat_history, question, passage, answer>`: one example for training or evaluation.
 
-    `answer` is what is learnt; `gold_answers` are all that count as right, none meaning just `answer`. An example that
-    is not `answerable` has gold documents that do not hold the answer, and an `answer` that says so.
-    `source` says where it came from (`train.jsonl:17`), so that every message about it can name the line.
+    The model learns `answer`; `gold_answers` lists all correct answers, and if empty only `answer` is correct. If an
+    example is not `answerable`, its gold documents do not contain the answer and its `answer` says so.
+    `source` is the example's file and line (`train.jsonl:17`), so that messages can name them.
     """
 
     question: str
@@ -69,7 +69,7 @@ class Example:
 
     @property
     def acceptable_answers(self) -> tuple[str, ...]:
-        """`answer` first, then the other `gold_answers`, each once: what an answer is scored against."""
+        """The answers to score against: `answer` first, then the other `gold_answers`, each once."""
         return tuple(dict.fromkeys([self.answer, *self.gold_answers]))
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,10 +95,10 @@ class Hit:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model wrote to one prompt; or, where `failure` is not empty, why it wrote nothing.
+    """A model's reply to one prompt or, if `failure` is not empty, the reason why there is none.
 
-    `finished` says whether it ended by itself, and did not run into the token limit. The counts are the tokens of the
-    prompt and of the text, None where a server does not tell.
+    `finished` is False if the reply was cut off at the token limit. The counts are the tokens of the prompt and of
+    the text; None if the server does not report them.
     """
 
     text: str = ""
@@ -110,12 +110,12 @@ class Reply:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One question answered end to end, with all that is needed to judge it by eye.
+    """One question answered end to end, with everything a person needs to judge it.
 
-    `hits` is what was retrieved, best first. `read` are the passages in the prompt: in the context `retrieved` the
-    first `passages_read` of the hits, in the other contexts what `passages.CONTEXTS` says.
-    `finished` says whether the model ended its answer itself, and did not run into the token limit.
-    `failure` is not empty where there is no answer to score; `outcome` is one of `outcomes.OUTCOMES`, or empty.
+    `hits` are the retrieved passages, best first. `read` are the passages in the prompt: in the context `retrieved`
+    the first `passages_read` hits, in the other contexts the passages chosen by `prompts.policies.CONTEXTS`.
+    `finished` is False if the answer was cut off at the token limit.
+    `failure` is not empty if there is no answer to score; `outcome` is one of `outcomes.OUTCOMES`, or empty.
     """
 
     example: Example

@@ -19,6 +19,7 @@ from groundtune.arguments import GROUPS, Arguments
 from groundtune.commands.config import Entry, entries_of, read_config, split_files
 from groundtune.commands.flags import HELP_WIDTH, FlagFormatter, true_or_false
 from groundtune.errors import DataError
+from groundtune.system.guarded import require
 from groundtune.system.text import one_line
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def training_parser(method: str) -> HfArgumentParser:
         formatter_class=partial(FlagFormatter, width=HELP_WIDTH, max_help_position=34),
         allow_abbrev=False,
     )
+    require("python")
     for action in parser._actions:
         if action.type is string_to_bool:  # which knows neither `on` nor `off`
             action.type = true_or_false
@@ -146,6 +148,7 @@ class _LightParser(argparse.ArgumentParser):
 
 def light_parser(prog: str, usage: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """An argparse parser whose errors are `DataError`s; see `flags.add_group` and `given`."""
+    require("python")
     return _LightParser(
         prog=prog,
         usage=f"{prog} {usage}",

@@ -1,4 +1,4 @@
-"""What is read from disk: documents, examples, and what model folders say about themselves.
+"""Reading and checking documents and examples.
 
-Every file may be broken or hostile; each problem is one line that names the file, the line and the way out.
+Every file may be broken or hostile; each problem is one line that names the file, the line and what to do.
 """

@@ -1,7 +1,7 @@
-"""Examples and documents, and all that is wrong or suspicious in them as text: linear in the data, and no tokens.
+"""Checks of the text of examples and documents, without a tokenizer; time is linear in the data.
 
-An error is what training would refuse or get wrong; a warning is what hardly anyone means to have. Every finding
-names where it stands: `train.jsonl:17: gold_answer: what is wrong; the way out`.
+An error is something that training would refuse or get wrong; a warning is something that is hardly ever intended.
+Every finding names its place: `train.jsonl:17: gold_answer: what is wrong; what to do`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from groundtune.schema import USER, Document, Example, Turn
 
 ERROR, WARNING = "error", "warning"
 
-# What a check is called in a count of its findings, by its name.
+# Check name -> title used when its findings are counted.
 TITLES = {
     "format": "what cannot be read",
     "blank": "blank question or answer, skipped",
@@ -46,9 +46,9 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem. `where` is "train.jsonl:17", or the file as a whole; `field` may be empty.
+    """One problem. `where` is "train.jsonl:17", or the whole file; `field` may be empty.
 
-    `tokens` is the length of what is too long, where a length is the problem.
+    `tokens` is the length of the text if it is too long, else None.
     """
 
     severity: str
@@ -68,10 +68,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a run reads: every document once, and the usable examples of each split, with all that was noticed so far.
+    """The data of a run: every document once, the usable examples of each split, and the findings so far.
 
-    `document_places[i]` says where `documents[i]` stands. `paths` holds the files by the name of their flag, `entries`
-    how many documents or examples were read from each, also those that are left out.
+    `document_places[i]` is the file and line of `documents[i]`. `paths` maps flags to files; `entries` maps files to
+    the number of documents or examples read, including those that are left out.
     """
 
     documents: list[Document]
@@ -89,7 +89,7 @@ def place(where: str) -> tuple[str, int]:
 
 
 def read_dataset(data: DataArguments) -> Dataset:
-    """Read whichever files are given, and go on where a line, or a whole file, is wrong: that is a finding."""
+    """Read all given files. An invalid line or file becomes a finding, and reading continues."""
     flags = ("full_dataset_file_path", "train_file", "eval_file", "test_file")
     paths = {flag: path for flag in flags if (path := getattr(data, flag))}
     findings: list[Finding] = []
@@ -104,8 +104,8 @@ def read_dataset(data: DataArguments) -> Dataset:
 
 
 def check_texts(dataset: Dataset) -> list[Finding]:
-    """What was noticed when the files were read, and what every check below notices."""
-    # One file given twice (as eval and as test, say) is wrong only once.
+    """The findings from reading the files, and those of every check below."""
+    # A file given twice, for example as eval and as test file, is reported once.
     return list(dict.fromkeys([*dataset.findings, *(found for check in CHECKS for found in check(dataset))]))
 
 
@@ -126,7 +126,7 @@ def _documents(path: str, findings: list[Finding], entries: dict[str, int]) -> t
 
 
 def _examples(path: str, findings: list[Finding], entries: dict[str, int]) -> list[Example]:
-    """The examples that have a question and an answer: published data has lines with neither."""
+    """The examples that have both a question and an answer; published data sometimes lacks one."""
     contents = scan_examples(path)
     entries[path] = len(contents.entries)
     findings += _noticed_by_the_reader(path, contents.problems, contents.suspicions)
@@ -146,7 +146,7 @@ def _examples(path: str, findings: list[Finding], entries: dict[str, int]) -> li
 def _noticed_by_the_reader(path: FilePath, problems: Iterable[str], suspicions: Iterable[str]) -> Iterator[Finding]:
     for severity, check, lines in ((ERROR, "format", problems), (WARNING, "misspelt", suspicions)):
         for line in lines:
-            # A field is one word, so that "documents.pkl: refused, nothing was executed: ..." has none.
+            # A field is one word, so "documents.pkl: refused, nothing was executed: ..." has no field.
             parts = re.fullmatch(rf"({re.escape(str(path))}(?::\d+)?): (?:(\S+): )?(.*)", line, re.DOTALL)
             where, field, message = parts.groups("") if parts else ("", "", line)
             yield Finding(severity, check, where, field, message)
@@ -174,7 +174,7 @@ def _damaged_characters(dataset: Dataset) -> Iterator[Finding]:
                 yield _warning("encoding", example.source, field, damage)
 
 
-# UTF-8 that was read as Latin-1 or as Windows-1252: C2 or C3 and a continuation byte, and what quotes become.
+# UTF-8 decoded as Latin-1 or Windows-1252: C2 or C3 with a continuation byte, and damaged quotation marks.
 _MOJIBAKE = re.compile(r"[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac[\u0153\u009d\u2122\u02dc\u201c\u201d\u00a6]")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 
@@ -219,7 +219,7 @@ def _repeated_questions(dataset: Dataset) -> Iterator[Finding]:
 
 
 def _leaks(dataset: Dataset) -> Iterator[Finding]:
-    """Questions and gold passages of the training file in eval and test, and questions of eval in test."""
+    """Questions and gold passages of train that also appear in eval or test, and questions of eval in test."""
     given_twice = [tuple(flag.removesuffix("_file") for flag in pair) for pair in _same_files(dataset)]
     leaked: set[str] = set()
     for split, other in (("eval", "train"), ("test", "train"), ("test", "eval")):
@@ -251,12 +251,12 @@ def _leaked_gold(example: Example, gold: dict[str, str]) -> Iterator[Finding]:
 
 
 def _asked(example: Example) -> tuple[str, ...]:
-    """A question is the same only after the same dialogue: "and then?" is asked in many."""
+    """Key of a question with its chat history: "and then?" is the same question only after the same dialogue."""
     return (_plain(example.question), *(_plain(turn.message) for turn in example.chat_history))
 
 
 def _content(document: Document) -> str:
-    """A passage is the same under another title or source, which `Document.id` tells apart."""
+    """Key of a passage regardless of title and source, which `Document.id` includes."""
     return _plain(document.page_content) or document.text
 
 
@@ -281,7 +281,7 @@ def _gold_not_in_database(dataset: Dataset) -> Iterator[Finding]:
 def _answers_off_passage(dataset: Dataset) -> Iterator[Finding]:
     known: dict[str, set[str]] = {}
     for example in _all_examples(dataset):
-        if not example.answerable:  # it says that they do not answer, and need not say it in their words
+        if not example.answerable:  # its answer says that the passages do not answer, so it need not share their words
             continue
         answer = _content_words(example.answer)
         for gold in example.gold_documents:
@@ -293,8 +293,8 @@ def _answers_off_passage(dataset: Dataset) -> Iterator[Finding]:
 
 
 def _content_words(text: str) -> set[str]:
-    """An answer of fillers alone ("Yes.", "It is not.") has none, and cannot be judged by its words."""
-    # Five letters, or "return" and "returned" would be strangers.
+    """Content words of a text. An answer of only stop words ("Yes.", "It is not.") has none and is not checked."""
+    # Five letters, so that "return" and "returned" match.
     return {word[:5] for word in telling_words(text)}
 
 
@@ -343,7 +343,7 @@ CHECKS: tuple[Callable[[Dataset], Iterator[Finding]], ...] = (
 
 
 def in_order(findings: Iterable[Finding], dataset: Dataset) -> list[Finding]:
-    """Errors before warnings, then by file as a run reads them, then by line."""
+    """Errors before warnings, then in the order in which a run reads the files, then by line."""
     files = {str(path): i for i, path in reversed(list(enumerate(dataset.paths.values())))}
 
     def key(finding: Finding) -> tuple[bool, int, int]:
@@ -354,7 +354,7 @@ def in_order(findings: Iterable[Finding], dataset: Dataset) -> list[Finding]:
 
 
 def counts(findings: Iterable[Finding]) -> list[str]:
-    """One line for each file and check that has warnings: what, how often, and where first."""
+    """One line for each file and check that has warnings: what, how often, and the first place."""
     lines = []
     for (file, check), found in _kinds(findings).items():
         line = place(found[0].where)[1]
@@ -363,15 +363,15 @@ def counts(findings: Iterable[Finding]) -> list[str]:
     return lines
 
 
-_MANY = 5  # warnings of one kind in one file, up to which each is a line of its own
-_NAMED = 3  # of more than that, so many are named
+_MANY = 5  # up to this many warnings of one kind in one file get a line each
+_NAMED = 3  # places named in the summary line if there are more
 
 
 def condensed(findings: Iterable[Finding], dataset: Dataset) -> list[str]:
-    """A line for each finding, but one for all warnings of a kind that a file is full of.
+    """One line for each finding, but a single line for many warnings of one kind in one file.
 
-    It has their number, their share of the file, the longest of them (the first, where length is not the problem),
-    and the way out.
+    That line has their number, their share of the file, the longest ones (the first ones, if length is not the
+    problem), and what to do.
     """
     findings = list(findings)
     masses = {kind: found for kind, found in _kinds(findings).items() if len(found) > _MANY}

@@ -1,4 +1,4 @@
-"""One object of a file -> an example or a document, and all that is wrong in it; free of any idea of files."""
+"""One JSON object -> an example or a document, with all problems in it; knows nothing of files."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _A_TURN = 'a turn is {"speaker": "user", "message": "the text of the turn"}'
 
 @dataclass(frozen=True)
 class Record:
-    """An object in a file: where it stands, its fields, and the `problems` and `suspicions` of the whole file so far.
+    """An object in a file: its place, its fields, and the `problems` and `suspicions` of the whole file so far.
 
-    What is wrong is noted and something harmless returned, so that one reading finds every problem.
+    Methods record problems and return a harmless value instead of raising, so that one pass finds every problem.
     """
 
     where: str  # "train.jsonl:17"
@@ -38,11 +38,11 @@ class Record:
     prefix: str = ""  # "gold_docs[0]."
 
     def note(self, key: str, problem: str) -> None:
-        """Add what is wrong with the field `key` to the problems."""
+        """Add a problem with the field `key`."""
         self.problems.append(f"{self.where}: {self.prefix}{key}: {problem}")
 
     def text(self, key: str, need: str, required: bool = True, may_be_blank: bool = False) -> str:
-        """The text at `key`, "" where there is none; `need` tells the user what belongs there."""
+        """The text at `key`, "" if there is none; `need` tells the user what belongs there."""
         value = self.fields.get(key)
         if value is None:
             value = ""
@@ -57,13 +57,13 @@ class Record:
         return value if isinstance(value, str) else ""
 
     def other_spelling(self, key: str) -> str:
-        """A hint where a field that is missing stands there by a name like its own."""
+        """A hint if the record has a field with a name similar to the missing `key`."""
         names = {name.lower(): name for name in self.fields if name != key}
         near = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
         return f" (there is {shown(names[near[0]])})" if near else ""
 
     def suspect_misspelt(self, *optional: str, required: Sequence[str] = ()) -> None:
-        """A misspelt field that may be left out would be missed in silence."""
+        """Record unknown fields that look like a misspelt optional one, which would otherwise be ignored silently."""
         absent = [name for name in optional if name not in self.fields]
         for key in self.fields:
             if absent and key not in (*optional, *required):
@@ -84,7 +84,7 @@ class Record:
         return [value for value in values if value.strip()]
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false at `key`, `default` where it is missing or null."""
+        """True or false at `key`, `default` if it is missing or null."""
         value = self.fields.get(key)
         if value is None:
             return default
@@ -93,7 +93,7 @@ class Record:
         return value is True
 
     def metadata(self) -> dict[str, Any]:
-        """The object at `metadata`, an empty one where there is none."""
+        """The object at `metadata`, an empty one if there is none."""
         value = self.fields.get("metadata")
         if value is None:
             return {}
@@ -121,7 +121,7 @@ class Record:
 
 
 def example_of(record: Record) -> Example:
-    """An example of `files.read_examples`; where something is noted, not one to use."""
+    """An example as `files.read_examples` describes it; not usable if a problem was recorded."""
     record.suspect_misspelt(
         "chat_history", "hard_neg_docs", "gold_answers", "answerable", required=("question", "gold_docs", "gold_answer")
     )
@@ -145,7 +145,7 @@ def example_of(record: Record) -> Example:
 
 
 def turns_of(record: Record) -> Iterator[Turn]:
-    """What was said before a question: the turns in `chat_history`, if there is one."""
+    """The turns before the question: the record's `chat_history`, if there is one."""
     return map(_turn, record.records("chat_history", _A_TURN))
 
 
@@ -157,7 +157,7 @@ def _turn(record: Record) -> Turn:
 
 
 def document_of(record: Record) -> Document:
-    """A document of `files.read_documents`; where something is noted, not one to use."""
+    """A document as `files.read_documents` describes it; not usable if a problem was recorded."""
     record.suspect_misspelt("fmt_content", "metadata")
     formatted = record.text("fmt_content", "it is the page content with its metadata", required=False)
     page = record.text("page_content", _A_DOCUMENT, required=not formatted.strip())
@@ -165,7 +165,7 @@ def document_of(record: Record) -> Document:
 
 
 class _GivenTwice(ValueError):
-    """A name stands twice in one JSON object; the standard library would keep the last in silence."""
+    """A name appears twice in one JSON object; the standard library would silently keep the last."""
 
 
 def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -180,9 +180,9 @@ _decode = json.JSONDecoder(object_pairs_hook=_each_name_once).decode
 
 
 def json_object(line: bytes) -> dict[str, Any]:
-    """The JSON object in a line of UTF-8. Raises ValueError with a message for the user, whatever is wrong with it."""
+    """The JSON object in a line of UTF-8. Raises ValueError, with a message for the user, for any invalid line."""
     try:
-        value = _decode(line.decode("utf-8").rstrip())  # or an error at the end is on "line 2 column 1"
+        value = _decode(line.decode("utf-8").rstrip())  # otherwise an error at the end would be on "line 2 column 1"
     except UnicodeDecodeError as error:
         seen = f"byte {error.start + 1} is {line[error.start]:#04x}"
         raise ValueError(f"not UTF-8 ({seen}); save the file as UTF-8") from error
@@ -201,7 +201,7 @@ def json_object(line: bytes) -> dict[str, Any]:
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: one line, about 60 characters, however large or deep it is."""
+    """A value shortened for a message: one line of about 60 characters, however large or deep it is."""
     shorten = reprlib.Repr()
     shorten.maxstring = shorten.maxother = 60
     shorten.maxlevel = 2
@@ -210,5 +210,5 @@ def shown(value: object) -> str:
 
 
 def _shown_name(name: str) -> str:
-    """A field's name as a message shows it; one with blanks or unprintable characters in quotes."""
+    """A field's name for a message, in quotes if it contains spaces or unprintable characters."""
     return name if re.fullmatch(r"[\w.-]{1,40}", name) else shown(name)

@@ -1,6 +1,6 @@
-"""Examples and documents from and to files: JSONL, Parquet, and the historical pickle, which is not executed.
+"""Reading and writing examples and documents: JSONL, Parquet, and LocalRQA's pickle, which is not executed.
 
-All that is wrong with a file is said at once, one line each: `train.jsonl:17: question: missing; <way out>`.
+All problems of a file are reported at once, one line each: `train.jsonl:17: question: missing; <what to do>`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ logger = logging.getLogger(__name__)
 FilePath = str | os.PathLike[str]
 T = TypeVar("T")
 Rows = Iterator[tuple[int, dict[str, Any]]]
-Reader = Callable[[FilePath, list[str]], Rows]  # yields what can be read, adds the rest to the problems
+Reader = Callable[[FilePath, list[str]], Rows]  # yields readable rows and appends problems to the list
 
 _DOCUMENT_COLUMNS = ("page_content", "fmt_content", "metadata")
 _BATCH = 4096  # Parquet rows in memory at a time
-# What a file begins with that is no text in UTF-8 at all: one problem, and not one for every line of it.
+# First bytes of files that are not UTF-8 text: reported as one problem, not one for every line.
 _OTHER_KINDS = {
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
@@ -48,9 +48,9 @@ _OTHER_KINDS = {
 
 @dataclass(frozen=True)
 class Contents(Generic[T]):
-    """All that a file holds: its valid entries, each with where it stands ("train.jsonl:17"), and what is wrong.
+    """The contents of a file: its valid entries, each with its place ("train.jsonl:17"), and its problems.
 
-    `problems` are lines as in `DataError`; `suspicions` are such lines about what can be read, but hardly is meant so.
+    `problems` are lines as in `DataError`; `suspicions` are lines about things that can be read but look unintended.
     """
 
     entries: list[tuple[str, T]]
@@ -59,12 +59,12 @@ class Contents(Generic[T]):
 
 
 def scan_examples(path: FilePath) -> Contents[Example]:
-    """As `read_examples`, but nothing is left out or raised: for those who want to know all about the file."""
+    """Like `read_examples`, but return every valid example and every problem instead of raising."""
     return _scan(path, json_rows, example_of)
 
 
 def scan_documents(path: FilePath) -> Contents[Document]:
-    """As `read_documents`, but nothing is left out or raised: for those who want to know all about the file."""
+    """Like `read_documents`, but return every valid document and every problem instead of raising."""
     suffix = Path(path).suffix.lower()
     if suffix not in _READERS:
         return Contents([], [f"{path}: unsupported file type for documents; use {', '.join(_READERS)}"], [])
@@ -72,15 +72,15 @@ def scan_documents(path: FilePath) -> Contents[Document]:
 
 
 def read_examples(path: FilePath) -> list[Example]:
-    """Read questions, gold passages and answers from JSONL, one example a line, blank lines skipped.
+    """Read questions, gold passages and answers from JSONL, one example per line; blank lines are skipped.
 
     A line is `{"question", "gold_docs": [document], "gold_answer", "chat_history": [turn], "hard_neg_docs":
     [document], "gold_answers": [text], "answerable": bool}`, the last four optional; other keys are ignored. An
-    example whose question or answer is blank is left out with a warning: published data has such lines, and there is
-    nothing in them to learn or to score.
+    example with a blank question or answer is left out with a warning: published data has such lines, and they give
+    nothing to learn or to score.
 
     Raises:
-        DataError: the file cannot be read, holds no example, or any line is wrong; names all that is wrong.
+        DataError: the file cannot be read, contains no example, or any line is wrong; it lists all problems.
     """
     examples = _entries(scan_examples(path))
     usable = [example for example in examples if example.question.strip() and example.answer.strip()]
@@ -92,13 +92,14 @@ def read_examples(path: FilePath) -> list[Example]:
 
 
 def read_documents(path: FilePath) -> list[Document]:
-    """Read a document database: `.jsonl`, `.parquet` or `.pkl`. Of documents with one text the first is kept.
+    """Read a document database: `.jsonl`, `.parquet` or `.pkl`. Of documents with equal texts, the first is kept.
 
-    Parquet has a column `page_content` and may have `fmt_content` and `metadata` (struct, map or JSON text);
+    A Parquet file has a column `page_content` and may have `fmt_content` and `metadata` (struct, map or JSON text);
     other columns go into the metadata, except binary ones. `documents.parquet:17` is its 17th document.
 
     Raises:
-        DataError: the file is of another kind, cannot be read, holds no document, or any document is wrong.
+        DataError: the file type is unsupported, the file cannot be read or contains no document, or any document is
+            wrong.
     """
     documents = _entries(scan_documents(path))
     distinct: dict[str, Document] = {}
@@ -111,9 +112,9 @@ def read_documents(path: FilePath) -> list[Document]:
 
 
 def read_pickle_documents(path: FilePath, max_bytes: int = 4 * 2**30) -> list[Document]:
-    """Read the historical pickle, a list of `local_rqa.schema.document.Document`, without executing anything.
+    """Read LocalRQA's pickle, a list of `local_rqa.schema.document.Document`, without executing anything.
 
-    `max_bytes` bounds both the file and what its documents take when written out.
+    `max_bytes` limits both the size of the file and the size of its documents when written out.
 
     Raises:
         DataError: the file is not such a pickle, or any document in it is wrong.
@@ -122,10 +123,10 @@ def read_pickle_documents(path: FilePath, max_bytes: int = 4 * 2**30) -> list[Do
 
 
 def write_documents(path: FilePath, documents: Iterable[Document]) -> None:
-    """Write a document database as `.jsonl` or `.parquet`; the file is there as a whole or not at all.
+    """Write a document database as `.jsonl` or `.parquet`, atomically.
 
     Raises:
-        DataError: another suffix, or Parquet without pyarrow.
+        DataError: the suffix is unsupported, or pyarrow is missing for Parquet.
         OSError: the file cannot be written.
     """
     suffix = Path(path).suffix.lower()
@@ -138,11 +139,11 @@ def write_documents(path: FilePath, documents: Iterable[Document]) -> None:
 
 
 def write_jsonl(path: FilePath, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line, UTF-8; the file is there as a whole or not at all.
+    """Write one JSON object per line in UTF-8, atomically.
 
     Raises:
         OSError: the file cannot be written.
-        TypeError, ValueError: a row is not JSON, or its text not encodable; an existing file stays as it was.
+        TypeError, ValueError: a row is not JSON, or UTF-8 cannot encode its text; an existing file stays unchanged.
     """
     with replacing(path) as file:
         for row in rows:
@@ -150,7 +151,7 @@ def write_jsonl(path: FilePath, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def write_text(path: FilePath, text: str) -> None:
-    """Write a text file, UTF-8 with "\\n" at line ends; it is there as a whole or not at all.
+    """Write a text file in UTF-8 with "\\n" line endings, atomically.
 
     Raises:
         OSError: the file cannot be written.
@@ -177,7 +178,7 @@ def _few(names: list[str], at_most: int = 5) -> str:
 
 
 def _scan(path: FilePath, rows: Reader, build: Callable[[Record], T]) -> Contents[T]:
-    """Build every row of a file that is a valid one."""
+    """Build an entry from every valid row of a file, and collect the problems of the others."""
     found: Contents[T] = Contents([], [], [])
     try:
         for number, row in rows(path, found.problems):
@@ -186,7 +187,7 @@ def _scan(path: FilePath, rows: Reader, build: Callable[[Record], T]) -> Content
             entry = build(record)
             if len(found.problems) == problems_before:
                 found.entries.append((record.where, entry))
-    except DataError as error:  # the file as a whole
+    except DataError as error:  # about the whole file
         found.problems.extend(error.problems)
     if not found.entries and not found.problems:
         found.problems.append(f"{path}: is empty; it needs at least one entry")
@@ -200,7 +201,7 @@ def _entries(found: Contents[T]) -> list[T]:
 
 
 def json_rows(path: FilePath, problems: list[str]) -> Rows:
-    """Number and object of every line that is not blank; lines that hold no object become problems."""
+    """Line number and object of every line that is not blank; lines without an object become problems."""
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             if number == 1:
@@ -216,10 +217,10 @@ def json_rows(path: FilePath, problems: list[str]) -> Rows:
 
 
 def parquet_rows(path: FilePath) -> Rows:
-    """Number and columns of every row, binary columns left out.
+    """Row number and columns of every row, without binary columns.
 
     Raises:
-        DataError: pyarrow is missing, or this is no such file.
+        DataError: pyarrow is missing, or this is not a Parquet file.
     """
     pa, pq = _pyarrow(path)
     with _open(path) as file:
@@ -244,7 +245,7 @@ def _document_rows(path: FilePath, problems: list[str]) -> Rows:
 
 
 def _document_fields(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with its metadata as an object and its other columns in there; dates and the like become text."""
+    """A row with its metadata as an object that includes the other columns; dates and similar values become text."""
     fields = {name: row.pop(name, None) for name in _DOCUMENT_COLUMNS}
     metadata = fields["metadata"]
     try:
@@ -255,7 +256,7 @@ def _document_fields(row: dict[str, Any]) -> dict[str, Any]:
         if metadata is None or isinstance(metadata, dict):
             fields["metadata"] = json.loads(json.dumps({**row, **(metadata or {})}, default=str))
     except (ValueError, RecursionError):
-        pass  # stays as it is, and is reported as that
+        pass  # left unchanged, and reported by `Record.metadata`
     return fields
 
 
@@ -315,7 +316,7 @@ def _why_not_opened(path: Path, error: Exception) -> str:
 
 
 def in_folder(folder: Path, *names: str) -> Path:
-    """`folder`/names, to be read. Raises `DataError` if a link leads out of the folder, which may be a stranger's."""
+    """`folder`/names, for reading. Raises `DataError` if a link leads out of the folder, which may be untrusted."""
     path = folder.joinpath(*names)
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise DataError([f"{path} is a link to {os.path.realpath(path)}, outside {folder}; replace it with a copy"])
@@ -323,14 +324,14 @@ def in_folder(folder: Path, *names: str) -> Path:
 
 
 def in_the_way(flag: str, path: FilePath, folder: bool = False) -> list[str]:
-    """Why no file, or `folder`, can be written at `path`, seen before there is anything to write; empty if it can."""
+    """Reasons why a file (or a folder, with `folder`) cannot be created at `path`; empty if it can."""
     path = Path(path)
     if is_link(path) and not (folder and os.path.isdir(path)):
         return links_at([path], flag)
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        pass  # to be made, or told below
+        pass  # will be created, or is reported below
     except (OSError, ValueError) as error:  # a name that is too long, another user's home, a null character
         why, kind = one_line(error, 200), "folder" if folder else "file"
         return [f"--{flag}: {path} cannot be created ({why}); name another {kind}"]
@@ -348,9 +349,9 @@ def in_the_way(flag: str, path: FilePath, folder: bool = False) -> list[str]:
 
 @contextmanager
 def replacing(path: FilePath) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` in one step when the block ends, and vanishes if it raises.
+    """A file that atomically replaces `path` when the block ends, and is deleted if the block raises.
 
-    Its folder is made. Raises `DiskError`, and `DataError` if `path` is a link.
+    Its folder is created. Raises `DiskError`, and `DataError` if `path` is a link.
     """
     with disk_errors(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Texts -> passages."""
+"""Splitting texts into passages, and making documents of them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+")
 def split_into_passages(text: str, max_words: int) -> list[str]:
     """Cut a text at blank lines into passages of at most `max_words` words.
 
-    Paragraphs stay whole and follow each other in one passage while they fit; a paragraph that is longer than a whole
-    passage is cut at the ends of its sentences, and a sentence longer than that stays as it is.
+    A passage is filled with whole paragraphs while they fit; a paragraph longer than a passage is cut at sentence
+    ends, and a sentence longer than a passage stays whole.
     """
     pieces: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text.strip("\n")):
@@ -22,15 +22,15 @@ def split_into_passages(text: str, max_words: int) -> list[str]:
 
 
 def passage_document(text: str, title: str, source: str) -> Document:
-    """A document whose `fmt_content` carries its title, so that retriever and model know where the passage stands."""
+    """A document whose `fmt_content` includes its title, so that retriever and model know the passage's context."""
     metadata = {"source": source, "title": title}
     return Document(page_content=text, fmt_content=f"Title: {title}\n{text}", metadata=metadata)
 
 
 def format_passage(text: str, *, source: str = "", title: str = "", section: str = "", **metadata: object) -> Document:
-    """A document whose `fmt_content` says where it stands, the historical way: `Source: ...`, `Title: ...`, `Content:`.
+    """A document whose `fmt_content` has a header in LocalRQA's format: `Source: ...`, `Title: ...`, `Content:`.
 
-    What is empty has no line; with nothing to say, `fmt_content` stays empty and the text is read as it is.
+    Empty fields get no line; if all are empty, `fmt_content` stays empty and the plain text is read.
     """
     place = {"source": source, "title": title, "section": section}
     given = {name: value for name, value in place.items() if value}
@@ -39,7 +39,7 @@ def format_passage(text: str, *, source: str = "", title: str = "", section: str
 
 
 def header_of(*, source: str = "", title: str = "", section: str = "") -> str:
-    """The lines before the text in `fmt_content`, the last of them `Content:`; empty if there is nothing to say."""
+    """The header lines of `fmt_content`, ending in `Content:`; empty if all fields are empty."""
     lines = (("Source", source), ("Title", title), ("Section", section))
     said = "".join(f"{name}: {value}\n" for name, value in lines if value)
     return f"{said}Content:\n" if said else ""

@@ -1,8 +1,8 @@
-"""The historical pickle of documents as plain data, without executing anything in it.
+"""Read LocalRQA's pickle of documents as plain data, without executing anything in it.
 
-A pickle is a program. Three walls stand between it and this process: only opcodes that build plain data are
-let through, the only thing that it can name is a stub, and what it built is measured before anyone walks it.
-Standard library only, free of any idea of files.
+A pickle is a program. Three barriers protect this process: only opcodes that build plain data are accepted, the only
+name that a pickle can use is a stub, and the result is measured before any code traverses it.
+Standard library only; knows nothing of files.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from typing import Any, NoReturn
 
 _NAMES = frozenset({("local_rqa.schema.document", "Document"), ("open_rqa.schema.document", "Document")})
 
-# What pickle protocols 2 to 5 write for a list of plain objects, and no more. Left out on purpose, beside all
-# that can call something: tuples other than the empty one (nested ones that share their parts, used as a dict
-# key, are hashed in exponential time) and integers of unlimited length.
+# The opcodes that pickle protocols 2 to 5 write for a list of plain objects. Excluded on purpose, besides all opcodes
+# that can call something: non-empty tuples (hashing nested tuples with shared parts as a dict key takes exponential
+# time) and integers of unlimited length.
 _OPCODES = frozenset([
     "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET",
     "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_TUPLE",
     "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
     "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "GLOBAL", "STACK_GLOBAL", "NEWOBJ", "BUILD",
 ])  # fmt: skip
-_MAX_OPCODES = 50_000_000  # some 1.5 million documents; one opcode may take 72 bytes of memory
+_MAX_OPCODES = 50_000_000  # about 1.5 million documents; one opcode may take 72 bytes of memory
 _MAX_DEPTH = 32
 _SCALARS = frozenset({int, float, bool, type(None)})
 
 
 class RefusedPickle(Exception):
-    """The pickle is not, beyond doubt, a list of documents of plain data; the message says what was seen."""
+    """The pickle is not clearly a list of documents of plain data; the message says what was found."""
 
 
 def load_fields(data: bytes, max_size: int) -> list[dict[str, Any]]:
     """Return the fields of every `Document` in a pickled list of them.
 
-    They are dicts with string keys, of strings, numbers, booleans, None, lists and such dicts; no cycles, at
-    most 32 levels deep, no more than `max_size` characters if written out. Names are left to the caller.
+    They are dicts with string keys; values are strings, numbers, booleans, None, lists and such dicts, without cycles,
+    at most 32 levels deep, at most `max_size` characters if written out. The caller checks the names of the fields.
 
     Raises:
-        RefusedPickle: whatever else the data may be, damaged or hostile; nothing in it was executed.
+        RefusedPickle: the data is anything else, damaged or hostile; nothing in it was executed.
     """
     try:
         _scan(data)
@@ -53,7 +53,7 @@ def load_fields(data: bytes, max_size: int) -> list[dict[str, Any]]:
 
 
 def _scan(data: bytes) -> None:
-    """Refuse what must not reach the unpickler: foreign opcodes, and numbers that make it take memory."""
+    """Refuse data that must not reach the unpickler: other opcodes, and numbers that would exhaust its memory."""
     opcodes: Iterator[tuple[pickletools.OpcodeInfo, Any, Any]] = pickletools.genops(data)
     for count, (opcode, argument, position) in enumerate(opcodes):
         name = opcode.name
@@ -63,12 +63,12 @@ def _scan(data: bytes) -> None:
             raise RefusedPickle(f"more than {_MAX_OPCODES:,} opcodes")
         if name not in _OPCODES:
             raise RefusedPickle(f"opcode {name} at byte {position} does not build plain data")
-        # The memo is an array, so an index takes memory whether or not it is used; a pickler counts upwards.
+        # The memo is an array, so a large index takes memory even if unused; a real pickler counts upwards.
         if name in ("BINPUT", "LONG_BINPUT") and argument > count:
             raise RefusedPickle(f"memo index {argument} at byte {position}, after {count} opcodes")
         if name == "FRAME" and argument > len(data) - position - 9:
             raise RefusedPickle(f"a frame of {argument} bytes at byte {position} of {len(data)}")
-        # Longer ones can be made to share one hash, and a dict of them takes quadratic time.
+        # Longer integers can be chosen to share one hash, which makes a dict of them take quadratic time.
         if name == "LONG1" and argument.bit_length() > 64:
             raise RefusedPickle(f"an integer of more than 64 bits at byte {position}")
         if name == "STOP" and position + 1 != len(data):
@@ -76,10 +76,10 @@ def _scan(data: bytes) -> None:
 
 
 def _unpickle(data: bytes) -> list[Any]:
-    """Unpickle what `_scan` let through; returns the states of the documents, as yet of any content."""
+    """Unpickle data that `_scan` accepted; returns the documents' states, whose content is not checked yet."""
 
     class Document:
-        """Stands for the real class. Fresh for every pickle, so that none can leave a mark for the next."""
+        """Stub for the real class. Created for every pickle, so that no pickle can affect the next."""
 
         __slots__ = ("state",)
 
@@ -92,7 +92,7 @@ def _unpickle(data: bytes) -> list[Any]:
 
     class Reader(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> type:
-            # Whole pairs, never the module alone: a dotted name reaches whatever the module imported.
+            # Compare whole pairs, never the module alone: a dotted name could reach anything the module imported.
             if (module, name) not in _NAMES:
                 raise RefusedPickle(f"it names {module!r} {name!r}")
             return Document
@@ -126,8 +126,8 @@ def _plain_fields(states: list[Any], max_size: int) -> list[dict[str, Any]]:
 def _measure(value: Any, room: int, measured: dict[int, tuple[int, int]]) -> tuple[int, int]:
     """Size of `value` when written out, and its depth, which may not exceed `room`.
 
-    A container is visited once however often it is referred to: ten lists, each of ten times the one before,
-    are ten visits and ten billion characters. One that holds itself runs out of room.
+    A container is visited once, however often it is referenced: ten lists that each contain the previous one ten
+    times take ten visits, but ten billion characters. A container that contains itself exceeds the depth.
     """
     if type(value) is str:
         return len(value) + 3, 0

@@ -1,10 +1,10 @@
-"""The words of a text, to compare texts by what they say."""
+"""The words of a text, for comparing texts by content."""
 
 from __future__ import annotations
 
 import re
 
-# Words that stand in nearly every text and say nothing about what it claims.
+# Stop words: they appear in nearly every text and say nothing about its content.
 FILLERS = frozenset(
     re.findall(
         r"\w+",
@@ -18,10 +18,10 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 
 
 def words(text: str) -> list[str]:
-    """Words in lower case; of scripts that write no spaces, or join particles to words, each character."""
+    """Words in lower case; single characters in scripts without spaces or with particles joined to words."""
     return _WORD.findall(text.lower())
 
 
 def telling_words(text: str) -> list[str]:
-    """The words that are no fillers."""
+    """The words that are not stop words."""
     return [word for word in words(text) if word not in FILLERS]

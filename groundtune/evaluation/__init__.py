@@ -1,1 +1,1 @@
-"""Answers -> scores, intervals, outcomes, comparisons and verdicts; and whatever gives or grades the answers."""
+"""From answers to scores, intervals, outcomes, comparisons and verdicts; and what produces and grades the answers."""

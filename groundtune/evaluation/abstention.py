@@ -1,7 +1,7 @@
-"""Questions without an answer: did the model say that it does not know, and did it say so where it should not?
+"""Unanswerable questions: does the model abstain when it should, and only then?
 
-Scored as SQuAD 2.0 does (Rajpurkar et al. 2018, "Know What You Don't Know"): an answer to such a question is right if
-it says that there is none, and wrong whatever else it says.
+Scored as in SQuAD 2.0 (Rajpurkar et al. 2018, "Know What You Don't Know"): an answer to an unanswerable question is
+right if it says that there is no answer, and wrong otherwise.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from groundtune.schema import Example
 UNANSWERABLE, ANSWERABLE = "abstained/unanswerable", "abstained/answerable"
 AGREEMENT = tuple(f"generation/{name}" for name in ("exact_match", "f1", "precision", "recall"))
 
-# How models that were not tuned say it, in English. What is read must be named, or "It does not include shipping" were
-# one of them.
+# How models without fine-tuning usually abstain in English. The source must be mentioned, or "It does not include
+# shipping" would count.
 _READ = r"(?:passages?|texts?|contexts?|documents?|articles?|sources?|paragraphs?|(?:provided|given) information)"
 _NOT = r"(?:do|does|did|is|are|was|were|can)(?: not|n['\u2019]t)|cannot"
 _SAID = r"(?:mentioned|stated|specified|provided|given|answered|discussed|included|found|available)"
@@ -36,8 +36,8 @@ _SENTENCE = re.compile(r"[^.!?\n]*[.!?\n]?")
 
 
 def abstains(answer: str, unknown: Collection[str]) -> bool:
-    """Whether an answer says that there is none: it begins with one of the texts `unknown`, compared as SQuAD does, or
-    its first sentence is one of those that models usually say it with in English."""
+    """Whether an answer abstains: it begins with one of the texts `unknown`, normalised as in SQuAD, or its first
+    sentence is one that models commonly abstain with in English."""
     said = normalised(answer)
     gold = (normalised(text) for text in unknown)
     if any(text and said[: len(text)] == text for text in gold):
@@ -47,16 +47,16 @@ def abstains(answer: str, unknown: Collection[str]) -> bool:
 
 
 def unknown_texts(examples: Sequence[Example]) -> frozenset[str]:
-    """How the examples say that there is no answer; empty if all of them have one."""
+    """The gold texts of the unanswerable examples; empty if all examples have an answer."""
     return frozenset(text for e in examples if not e.answerable for text in e.acceptable_answers)
 
 
 def answer_scores(answer: str, example: Example, unknown: Collection[str]) -> dict[str, float]:
-    """`metrics.generation_scores`, and whether the answer says that there is none, named as in `METRICS`.
+    """`metrics.generation_scores`, and whether the answer abstains, named as in `METRICS`.
 
-    Of a question without an answer exact match, F1, precision and recall are 1 if the answer says so, else 0; ROUGE and
-    BLEU compare its words with those of the gold answer. `unknown` are the `unknown_texts` of all examples: where there
-    are none, no answer is looked at for them.
+    For an unanswerable question, exact match, F1, precision and recall are 1 if the answer abstains, else 0; ROUGE and
+    BLEU compare its words with the gold answer. `unknown` holds the `unknown_texts` of all examples; if it is empty,
+    abstention is not scored.
     """
     scores = generation_scores(answer, example.acceptable_answers)
     if not unknown:
@@ -68,7 +68,7 @@ def answer_scores(answer: str, example: Example, unknown: Collection[str]) -> di
 
 
 def note(examples: Sequence[Example]) -> str:
-    """What a reader of the means must know; empty if every question has an answer."""
+    """A note for readers of the means; empty if every question has an answer."""
     without = sum(not example.answerable for example in examples)
     if not without:
         return ""

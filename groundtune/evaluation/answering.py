@@ -1,6 +1,6 @@
-"""Whatever answers questions: a model in this process, or one on a server.
+"""Functions that answer questions: with a model in this process, or one on a server.
 
-Each is a callable `answer(asked, on_done) -> Evaluation`: the prompts are the evaluator's, the ones of training.
+Each is a callable `answer(asked, on_done) -> Evaluation`. The evaluator supplies the prompts, the same as in training.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OnDone = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Asked:
-    """Questions to be answered in one context; `evaluator` holds their prompts, where a tokenizer is known here."""
+    """Questions to be answered in one context; `evaluator` holds their prompts if a tokenizer is known."""
 
     context: str
     examples: Sequence[Example]
@@ -54,7 +54,7 @@ Answer = Callable[[Asked, OnDone], Evaluation]
 
 
 def answer_here(model: Model, bf16: bool, without_adapter: bool = False) -> Answer:
-    """Answers by a model in this process, computed as training evaluates it."""
+    """Answer with a model in this process, computed as in training's evaluation."""
 
     def answer(asked: Asked, on_done: OnDone) -> Evaluation:
         with computing(model, bf16), cast("PeftModel", model).disable_adapter() if without_adapter else nullcontext():
@@ -64,7 +64,7 @@ def answer_here(model: Model, bf16: bool, without_adapter: bool = False) -> Answ
 
 
 def answer_by_completions(endpoint: Endpoint) -> Answer:
-    """Answers by a server that is sent the token ids of our own prompts."""
+    """Answer with a server that receives the token ids of our own prompts."""
     ask = lasting(endpoint.continue_prompts)
 
     def answer(asked: Asked, on_done: OnDone) -> Evaluation:
@@ -81,9 +81,10 @@ def answer_by_completions(endpoint: Endpoint) -> Answer:
 
 
 def answer_by_chat(endpoint: Endpoint) -> Answer:
-    """Answers by a server that is sent messages, and writes the prompt by its own template.
+    """Answer with a server that receives messages and applies its own chat template.
 
-    Without its tokenizer nothing is counted here: all passages are sent, and a prompt too long for the server fails.
+    Its tokenizer is unknown, so tokens cannot be counted: all passages are sent, and a prompt that is too long for the
+    server fails.
     """
     ask = lasting(endpoint.complete)
 
@@ -105,9 +106,9 @@ def answer_by_chat(endpoint: Endpoint) -> Answer:
 
 
 def open_questions(arguments: InferenceArguments, examples: list[Example], documents: list[Document]) -> list[Asked]:
-    """The questions of each context with what was retrieved and, where a tokenizer is known, their prompts.
+    """The questions of each context with their retrieved passages and, if a tokenizer is known, their prompts.
 
-    Raises `DataError` for questions too long to be answered, `ModelError` without tokenizer or embedding model.
+    Raises `DataError` for questions that are too long, `ModelError` if tokenizer or embedding model cannot be loaded.
     """
     tokenizer = None
     if arguments.api != "chat":
@@ -124,7 +125,7 @@ def open_questions(arguments: InferenceArguments, examples: list[Example], docum
 
 
 def _instruction(arguments: InferenceArguments, context: str) -> str:
-    """The sentence that opens a prompt: the usual one speaks of passages."""
+    """The instruction that opens a prompt; the usual one mentions passages, which closed_book does not have."""
     return arguments.answers.closed_book_instruction if context == "closed_book" else arguments.prompt.instruction
 
 

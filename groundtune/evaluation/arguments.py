@@ -1,4 +1,4 @@
-"""The arguments of evaluating, asking and judging; those of data, retrieval, prompt and model are training's own."""
+"""Arguments for evaluating, asking and judging; those for data, retrieval, prompt and model are those of training."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from groundtune.model.opening import AnsweringModel
 
 
-SERVER = ["concurrency", "requests_per_minute", "endpoint_retries", "endpoint_timeout"]  # how a server is asked
+SERVER = ["concurrency", "requests_per_minute", "endpoint_retries", "endpoint_timeout"]  # request settings
 
 
 @dataclass
 class GeneratorArguments:
-    """Who answers."""
+    """The model or server that answers."""
 
     _argument_group_name = "generator"
 
@@ -72,7 +72,7 @@ class GeneratorArguments:
 
     @property
     def limits(self) -> dict[str, Any]:
-        """How a server is asked, as fields of `Endpoint`."""
+        """Request settings, as fields of `Endpoint`."""
         return {
             "concurrency": self.concurrency,
             "requests_per_minute": self.requests_per_minute,
@@ -82,7 +82,7 @@ class GeneratorArguments:
 
     @property
     def least(self) -> list[tuple[object, str, float]]:
-        """The least value of each, for `too_small`."""
+        """The minimum of each value, for `too_small`."""
         return [(self, name, least) for name, least in zip(SERVER, (1, 0, 0, 0.001), strict=True)]
 
 
@@ -107,7 +107,7 @@ class JudgeArguments:
 
 @dataclass
 class AnswerArguments:
-    """What is answered from, and when an answer counts as right."""
+    """The context that answers are based on, and when an answer counts as right."""
 
     _argument_group_name = "answers"
 
@@ -151,7 +151,7 @@ GROUPS = (
 
 
 def with_flags(words: Sequence[str], flags: Mapping[str, str]) -> str:
-    """A command line with more flags."""
+    """A command line with flags added."""
     return shlex.join([*words, *(word for flag in flags.items() for word in flag)])
 
 
@@ -159,8 +159,8 @@ def with_flags(words: Sequence[str], flags: Mapping[str, str]) -> str:
 class InferenceArguments:
     """All arguments of `groundtune evaluate` and `ask`; `model.model_name_or_path` is MODEL.
 
-    `run` is the run that made MODEL, None if no run did. `again(flags)` is what the user typed, with the flags that it
-    lacks; problems print it.
+    `run` is the run that made MODEL, None if no run did. `again(flags)` is the user's command with the missing flags
+    added; error messages print it.
     """
 
     data: DataArguments
@@ -176,13 +176,13 @@ class InferenceArguments:
 
     @property
     def name(self) -> str:
-        """What answers, in a word for people."""
+        """A short name for what answers, for display."""
         folder = Path(self.model.model_name_or_path)
         return self.generator.generator_model or folder.name or folder.resolve().name  # "." has no name
 
     @property
     def output_dir(self) -> Path:
-        """Where the results go."""
+        """The folder for the results."""
         in_run = self.run is not None and self.api == "here"
         default = Path(self.model.model_name_or_path, "evaluation") if in_run else Path("runs", f"evaluate-{self.name}")
         return Path(self.answers.output_dir or default)
@@ -211,18 +211,18 @@ class InferenceArguments:
 
     @property
     def bf16(self) -> bool:
-        """What `--bf16` says, else what the hardware does."""
-        from groundtune.model.loading import computes_bf16  # here, for it takes torch, and -h is to come at once
+        """The value of `--bf16`, else whether the hardware supports bfloat16."""
+        from groundtune.model.loading import computes_bf16  # here, because it imports torch, and -h must be fast
 
         return computes_bf16() if self.answers.bf16 is None else self.answers.bf16
 
     @property
     def method(self) -> Method:
-        """The method of the run that made MODEL; its functions load it and evaluate it."""
+        """The method of the run that made MODEL; its functions load and evaluate MODEL."""
         return method_of(self.run.method if self.run else "")
 
     def answering_model(self) -> AnsweringModel:
-        """MODEL, ready to be opened; raises `DataError` if it is an adapter whose configuration cannot be read."""
+        """MODEL, ready to be opened. Raises `DataError` if it is an adapter whose configuration cannot be read."""
         from groundtune.model.opening import AnsweringModel, adapter_base
 
         base = self.base if self.answers.base_model else adapter_base(self.model)
@@ -233,23 +233,23 @@ class InferenceArguments:
         )
 
     def base_model(self) -> AnsweringModel:
-        """The model that the run of MODEL began with."""
+        """The base model of the run that made MODEL."""
         model = replace(self.model, model_name_or_path=self.base)
         return replace(self.answering_model(), arguments=model, base="", by_run=False)
 
     def check(self, has_examples: bool = True) -> list[str]:
-        """Every problem that can be seen without reading data or loading a model, one line each; empty if none.
+        """Every problem that shows without reading data or loading a model, one line each; empty if there are none.
 
-        `has_examples`: whether the examples of --eval_file are answered, or somebody's questions.
+        `has_examples`: the questions are the examples of --eval_file, not typed by a user.
         """
         if outside := self._outside(has_examples):
-            return [self._not_followed(outside)]  # before anything that the folder names is looked at
+            return [self._not_followed(outside)]  # before accessing anything that the folder names
         files = self._check_files(has_examples)
         return [*files, *self._check_who(), *self._check_judge(), *self._check_numbers()]
 
     def _outside(self, has_examples: bool) -> dict[str, str]:
-        """Flag -> value: what MODEL's folder names outside itself and would be used, though this machine did not make
-        it and the user did not name it."""
+        """Flag -> value: what would be used although only MODEL's folder names it, it lies outside the folder, and this
+        machine did not make the run."""
         wanted = {"--base_model": self._base_outside()}
         if self.run:
             if wanted["--base_model"] == self.run.outside.get(BASE_MODEL):
@@ -266,7 +266,7 @@ class InferenceArguments:
         return {flag: value for flag, value in wanted.items() if value}
 
     def _base_outside(self) -> str:
-        """The base model, if one is needed and may not be taken from MODEL's folder."""
+        """The base model, if one is needed but MODEL's folder may not decide it; else empty."""
         folder = self.model.model_name_or_path
         if self.answers.base_model or not os.path.isdir(folder) or (self.run and self.run.own):
             return ""
@@ -277,7 +277,7 @@ class InferenceArguments:
 
     @property
     def base(self) -> str:
-        """The model that MODEL was trained from, as far as it is known without asking a hub; empty if it is not."""
+        """The model that MODEL was trained from; empty if that is unknown without asking a hub."""
         run, folder = self.run, self.model.model_name_or_path
         known = run.names.get(BASE_MODEL, "") if run else ""
         of_adapter = adapter_base_of(Path(folder)) if not known and os.path.isdir(folder) else ""
@@ -309,7 +309,7 @@ class InferenceArguments:
         return problems + (check_retrieval(self.retrieval) if searches else [])
 
     def _links(self) -> list[str]:
-        """The links that results would be written through; a folder that nobody named must be none itself."""
+        """The links that results would be written through; a default output folder must not be a link itself."""
         chosen_here = [] if self.answers.output_dir else [self.output_dir]
         return links_at(chosen_here, "output_dir") or links_in(self.output_dir, "predictions", flag="output_dir")
 
@@ -325,7 +325,7 @@ class InferenceArguments:
             problems.append("--generator_api completions: needs MODEL for its tokenizer; name MODEL, or use chat")
         problems += [problem.removeprefix("--") for problem in check_model_name("MODEL", name)]
         if self.api == "here":
-            # An adapter's folder holds no GGUF file; its base does.
+            # The GGUF file belongs to the base model, not to the adapter's folder.
             problems += check_loading(replace(self.model, use_peft=True, gguf_file=None))
             base = self.answers.base_model or (adapter_base_of(Path(name)) if os.path.isdir(name) else "")
             gguf_file = None if base else self.model.gguf_file
@@ -340,13 +340,13 @@ class InferenceArguments:
         return problems
 
     def _check_judge(self) -> list[str]:
-        from groundtune.evaluation.metrics import (  # here, for it takes numpy, and -h is to come at once
+        from groundtune.evaluation.metrics import (  # here, because it imports numpy, and -h must be fast
             METRICS,
             greater_is_better,
         )
 
         judge, problems = self.judge, []
-        # Those from 0 to 1 that every answer has, and of which more is better.
+        # Metrics from 0 to 1 that every answer has, and for which higher is better.
         known = [n for n in METRICS if n.startswith(("generation/", "grounded/")) and greater_is_better(n)]
         if self.answers.right_metric not in known and not self.answers.right_metric.startswith("judge/"):
             problems.append(f"--right_metric: {self.answers.right_metric} is unknown; choose from {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Systems that answered the same questions, side by side: means, differences to the first, who won which question."""
+"""Compares systems that answered the same questions: means, differences from the first, wins per question."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _OTHERS = {
     "generation/unfinished": "Unfinished",
     "generation/new_tokens": "New tokens",
 }
-# Where a run of `sft` or `swr`, and one of `evaluate`, keeps what it is compared by.
+# The predictions that represent a run of `sft` or `swr`, and one of `evaluate`.
 _IN_FOLDERS = ("predictions/test_tuned.jsonl", "predictions/retrieved.jsonl")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Evaluations by the name of their system, of the same questions in the same order; the first is the reference."""
+    """Evaluations by system name, of the same questions in the same order; the first one is the reference."""
 
     title: str
     evaluations: Mapping[str, Evaluation]
-    left_out: Mapping[str, int]  # answers of each system to questions that not all have
+    left_out: Mapping[str, int]  # per system: answers to questions that not all systems have
 
     @property
     def reference(self) -> str:
@@ -57,7 +57,7 @@ class Comparison:
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """The metrics that are shown, in the order in which they are read, and what they are called."""
+        """Display names of the metrics shown, by metric, in display order."""
         measured = list(dict.fromkeys(name for e in self.evaluations.values() for name in e.metrics))
         judges = {name: f"Judge: {name.partition('/')[2]}" for name in measured if name.startswith("judge/")}
         recalls = sorted((n for n in measured if "/recall@" in n), key=lambda n: int(n.partition("@")[2]))
@@ -67,12 +67,12 @@ class Comparison:
 
     @cached_property
     def differences(self) -> dict[str, dict[str, PairedDifference]]:
-        """By system, and by metric: system - reference, over the questions for which both have it."""
+        """By system and metric: system - reference, over the questions for which both have the metric."""
         first = self.evaluations[self.reference].predictions
         return {name: _differences(first, self.evaluations[name].predictions, self.labels) for name in self.others}
 
     def verdict(self, name: str) -> str:
-        """One honest sentence on a system and the reference, from token F1."""
+        """One honest sentence that compares a system with the reference by token F1."""
         if F1 not in self.differences[name]:
             return f"Nothing to compare: no question was answered by both {name} and {self.reference}"
         return verdict(
@@ -80,19 +80,19 @@ class Comparison:
         )
 
     def gained_and_lost(self, name: str) -> tuple[list[Change], list[Change]]:
-        """The answers on which a system beats the reference most, and those on which it loses most, by token F1."""
+        """The answers where a system gains most and loses most against the reference, by token F1."""
         pairs = zip(self.evaluations[self.reference].predictions, self.evaluations[name].predictions, strict=True)
         return most_changed(pair for pair in pairs if all(F1 in prediction.scores for prediction in pair))
 
     def outcomes(self) -> dict[str, dict[str, int]]:
-        """By system, how many questions had which outcome; empty if the outcomes are not known."""
+        """Number of questions by system and outcome; empty if the outcomes are not known."""
         counts = {name: outcome_counts(e.predictions) for name, e in self.evaluations.items()}
         known = all(any(p.outcome for p in e.predictions) for e in self.evaluations.values())
         return counts if known else {}
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know: that some questions have no answer, if so."""
+        """Notes for the reader: that some questions are unanswerable, if so."""
         unanswerable = note([prediction.example for prediction in self.evaluations[self.reference].predictions])
         return [unanswerable] if unanswerable else []
 
@@ -115,7 +115,7 @@ class Comparison:
 def compare(title: str, systems: Mapping[str, Sequence[Prediction]], samples: int = 2000) -> Comparison:
     """Pair the systems' answers by question, chat history and gold answer.
 
-    Raises `DataError` if no question was put to all of them.
+    Raises `DataError` if no question was answered by all of them.
     """
     keyed = {name: _by_question(predictions) for name, predictions in systems.items()}
     first = next(iter(keyed.values()))
@@ -131,7 +131,7 @@ def compare(title: str, systems: Mapping[str, Sequence[Prediction]], samples: in
 
 
 def find_predictions(path: str) -> Path:
-    """The file of predictions that a path means: itself, or that of a run's folder.
+    """The predictions file for a path: the file itself, or the one in a run's folder.
 
     Raises `DataError` if there is none.
     """
@@ -146,9 +146,9 @@ def find_predictions(path: str) -> Path:
 
 
 def read_systems(paths: Sequence[str], names: Sequence[str] = ()) -> dict[str, list[Prediction]]:
-    """The predictions of each path by the name of its system; without `names`, as much of the path as tells them apart.
+    """The predictions of each path by system name; without `names`, the shortest ends of the paths that differ.
 
-    Raises `DataError` with all that is wrong with any of them.
+    Raises `DataError` with every problem of every file.
     """
     found: list[tuple[str, list[Prediction]]] = []
     problems: list[str] = []
@@ -163,7 +163,7 @@ def read_systems(paths: Sequence[str], names: Sequence[str] = ()) -> dict[str, l
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """For each path its last parts, as few as tell all of them apart; the same path twice gets a number."""
+    """The last parts of each path, as few as make all names differ; a repeated path gets a number."""
     named = [Path(path.removesuffix(".jsonl")) for path in paths]
     parts = [path.parts or (path.resolve().name,) for path in named]  # "." has none
     longest = max(map(len, parts))
@@ -173,7 +173,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
 
 
 def _by_question(predictions: Sequence[Prediction]) -> dict[Hashable, Prediction]:
-    """A question that is asked twice is two questions: the first is paired with the first."""
+    """Predictions by question. A repeated question counts separately: first occurrences pair up, and so on."""
     seen: Counter[Hashable] = Counter()
     found: dict[Hashable, Prediction] = {}
     for prediction in predictions:

@@ -24,18 +24,19 @@ from groundtune.prompts.prompt import Prompt
 from groundtune.prompts.rows import Question, encode_questions
 from groundtune.schema import Document, Example, Hit, Prediction, Reply
 from groundtune.system.processes import in_shares, run_on_main
+from groundtune.system.text import after_thoughts
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class EndToEndEvaluator:
-    """Answers the examples' questions from retrieved passages with the model it is called with, and scores them.
+    """Answers the examples' questions from retrieved passages with the model it is called with, and scores the answers.
 
-    What does not depend on the model is done once, here: `hits` are the retriever's (it is frozen), and the prompts are
-    written when the evaluator is made. Gold passages are used for scoring only, unless another `context` of
-    `passages.CONTEXTS` is asked for. Raises `DataError` for a question that leaves no room for an answer of
-    `max_new_tokens` within `max_length`.
+    Work that does not depend on the model is done once: the retriever is frozen, so `hits` are passed in, and the
+    prompts are written on construction. Gold passages are used only for scoring, unless `context` is another of
+    `passages.CONTEXTS`. Raises `DataError` for a question that leaves no room for an answer of `max_new_tokens` within
+    `max_length` (tokens).
     """
 
     name: str
@@ -72,10 +73,10 @@ class EndToEndEvaluator:
     def __call__(
         self, model: Model, on_answer: Callable[[int], None] = lambda done: None, in_step: bool = False
     ) -> Evaluation:
-        """Evaluate `model`; `on_answer` is told how many more questions were answered.
+        """Evaluate `model`; `on_answer` gets the number of questions answered since its last call.
 
-        Of several processes each answers its share of the questions, and all get the whole evaluation; `in_step`: each
-        has a part of the model only, so they answer every question together.
+        Each of several processes answers its share of the questions, and all get the full evaluation. `in_step`: each
+        process holds only a part of the model, so all answer every question together.
         """
         begin = time.perf_counter()
         answer, n = partial(self._answer, model, on_answer), len(self.questions)
@@ -97,23 +98,24 @@ class EndToEndEvaluator:
         )
 
     def score(self, replies: Sequence[Reply], seconds: float) -> Evaluation:
-        """The evaluation of replies to the evaluator's questions, in their order, that took `seconds` in all."""
+        """The evaluation of replies to the evaluator's questions, in order; generating them took `seconds` in all."""
         return evaluation_of(self.predictions(replies, seconds), self.bootstrap_samples)
 
     def predictions(self, replies: Sequence[Reply], seconds: float) -> list[Prediction]:
-        """The same, each question by itself."""
+        """The scored predictions behind `score`, one per question."""
         read = [question.read for question in self.questions]
         return score_replies(
             self.examples, self.hits, read, replies, self.context, self.retrieval_seconds, generation_seconds=seconds
         )
 
     def _reply(self, question: Question, generated: Generated) -> Reply:
-        text = self.prompt.answer_text(generated.ids)
-        return Reply(text, generated.finished, len(question.prompt_ids), len(generated.ids))
+        text, inside_thoughts = after_thoughts(self.prompt.answer_text(generated.ids))
+        finished = generated.finished and not inside_thoughts
+        return Reply(text, finished, len(question.prompt_ids), len(generated.ids))
 
 
 def passages_of(context: str, examples: Sequence[Example], hits: Sequence[Sequence[Hit]]) -> list[Passages]:
-    """What each example's question is answered from in a context of `passages.CONTEXTS`."""
+    """The passages that each example's question is answered from, in a context of `passages.CONTEXTS`."""
     return [
         CONTEXTS[context](example, found, draw(0, 0, i))
         for i, (example, found) in enumerate(zip(examples, hits, strict=True))
@@ -129,10 +131,10 @@ def score_replies(
     retrieval_seconds: float,
     generation_seconds: float,
 ) -> list[Prediction]:
-    """Predictions with their scores, whoever wrote the replies; all sequences are in the order of the examples.
+    """Scored predictions, whatever generated the replies; all sequences are in the order of the examples.
 
-    A reply that failed has no scores but the retriever's. Questions are searched and answered many at once: the time of
-    one is its share of `retrieval_seconds` and `generation_seconds`.
+    A failed reply gets retrieval scores only. Questions are searched and answered in batches, so the time of one is its
+    share of `retrieval_seconds` and `generation_seconds`.
     """
     n, unknown = len(examples), unknown_texts(examples)
     return [
@@ -158,7 +160,7 @@ def score_replies(
 
 def _retrieval(example: Example, hits: Sequence[Hit], seconds: float) -> dict[str, float]:
     seconds_of_one = {"latency/retrieval_s": seconds}
-    if not example.answerable:  # no passage holds what is asked: there is nothing to find
+    if not example.answerable:  # no passage holds the answer, so there is nothing to find
         return seconds_of_one
     ranked, gold = [hit.document.id for hit in hits], {document.id for document in example.gold_documents}
     return {**retrieval_scores(ranked, gold, ks=(1, len(hits))), **seconds_of_one}
@@ -179,9 +181,9 @@ def _generation(
 
 
 def read_evaluation(path: str | os.PathLike[str], evaluator: EndToEndEvaluator) -> Evaluation | None:
-    """The evaluation that `write_predictions` wrote, None if its questions are not those of `evaluator`.
+    """The evaluation that `write_predictions` wrote; None if its questions are not those of `evaluator`.
 
-    Raises OSError, ValueError or KeyError if it is not such a file.
+    Raises OSError, ValueError or KeyError if the file is missing or not of that kind.
     """
     rows = [json.loads(line) for line in Path(path).read_text("utf-8").split("\n") if line]
     if [row["question"] for row in rows] != [example.question for example in evaluator.examples]:
@@ -203,7 +205,7 @@ def read_evaluation(path: str | os.PathLike[str], evaluator: EndToEndEvaluator) 
 
 
 def spread(examples: list[Example], at_most: int) -> list[Example]:
-    """At most so many examples, evenly over the file: neighbours in a file are often about one passage."""
+    """At most `at_most` examples, spread evenly over the file: neighbours are often about the same passage."""
     if not 0 < at_most < len(examples):
         return examples
     return [examples[i * len(examples) // at_most] for i in range(at_most)]

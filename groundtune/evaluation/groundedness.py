@@ -1,4 +1,4 @@
-"""How much of an answer stands in the passages that its writer read: measured on the texts, without a judge."""
+"""How much of an answer is found in the passages that the model read; measured on the texts, without a judge."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from groundtune.evaluation.metrics import token_precision
 from groundtune.schema import Document
 
-# Spans in quotation marks of one kind. Under three words it is a name or a term rather than a quotation.
+# Spans in matching quotation marks. Under three words, a span is a name or a term rather than a quotation.
 _QUOTED = re.compile(r'"([^"\n]+)"|“([^”\n]+)”|„([^“”\n]+)[“”]|«([^»\n]+)»')
 _LEAST_WORDS = 3
 
@@ -17,9 +17,9 @@ def groundedness_scores(answer: str, passages: Sequence[Document]) -> dict[str, 
     """`grounded/tokens` and, if the answer quotes something, `grounded/quotes`; both in [0, 1], named as in `METRICS`.
 
     `grounded/tokens` is the token precision of the answer against all passages together (K-precision, Adlakha et al.
-    2024, "Evaluating Correctness and Faithfulness of Instruction-Following Models for Question Answering"): a word that
-    no passage holds lowers it. It cannot see a true sentence in other words, nor a false one made of the passages'
-    words. An empty answer and one to no passages score as `token_precision` says.
+    2024, "Evaluating Correctness and Faithfulness of Instruction-Following Models for Question Answering"): each word
+    that is in no passage lowers it. It recognises neither a correct paraphrase nor a false statement made of the
+    passages' words. Empty answers and empty passages score as in `token_precision`.
     """
     texts = [document.text for document in passages]
     scores = {"grounded/tokens": token_precision(answer, "\n".join(texts))}
@@ -36,7 +36,7 @@ def quoted_spans(answer: str) -> list[str]:
 
 
 def missing_quotes(answer: str, passages: Sequence[Document]) -> list[str]:
-    """The quoted spans that stand in no passage; letter case, white space and the punctuation at their end aside."""
+    """The quoted spans found in no passage, ignoring case, whitespace and trailing punctuation."""
     texts = [_plain(document.text) for document in passages]
     return [span for span in quoted_spans(answer) if not any(_plain(span).rstrip(".,;:!? ") in text for text in texts)]
 

@@ -1,7 +1,7 @@
-"""Answers graded by a language model, here or on a server: every question is graded, or counted as failed.
+"""A language model, here or on a server, as a judge of answers: every answer is graded or counted as failed.
 
-The prompt is a text file with `$question`, `$answer`, `$gold_answer`, `$passages` and `$chat_history`, of which it must
-use `$answer`; it asks for a rating from 1 to 5 written as [[3]]. The score is (rating - 1) / 4.
+The judge prompt is a text file with the placeholders `$question`, `$answer` (required), `$gold_answer`, `$passages` and
+`$chat_history`; it asks for a rating from 1 to 5 in the form [[3]]. The score is (rating - 1) / 4.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Complete = Callable[..., list[Reply]]  # as `Endpoint.complete` and `LocalModel.
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """What a judge is asked; its scores are called `judge/<name>`."""
+    """The prompt of a judge; its scores are named `judge/<name>`."""
 
     name: str
     text: str
@@ -48,14 +48,14 @@ class JudgePrompt:
 
 
 def read_judge_prompts(names: Sequence[str]) -> list[JudgePrompt]:
-    """The shipped prompts, or text files; raises `DataError` with all that is wrong with any of them."""
+    """Read judge prompts, shipped ones or text files. Raises `DataError` with every problem of every prompt."""
     prompts, problems = [], []
     for name in names:
         shipped = SHIPPED / f"{name}.txt"
         path = shipped if os.path.isfile(shipped) else Path(name)
         try:
             text = path.read_text("utf-8")
-        except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a null character in the name
+        except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null character in the name
             known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.txt")))
             problems.append(f"--judge_prompt: {name} cannot be read ({error}); name a text file, or use one of {known}")
             continue
@@ -73,10 +73,10 @@ def judged(
     max_tokens: int,
     on_done: Callable[[int], None] = lambda done: None,
 ) -> list[Prediction]:
-    """The same predictions in their order, each with the score `judge/<name>` and what the judge wrote.
+    """The same predictions, in order, each with the score `judge/<name>` and the judge's text.
 
-    A prediction that failed is not graded. One whose judgement failed, or holds no rating, gets no score, and its
-    `judged` says why: `Evaluation.scored` then counts fewer than there are.
+    Failed predictions are not graded. If the judgement failed or contains no rating, the prediction gets no score, and
+    its `judged` says why; `Evaluation.scored` does not count it.
     """
     to_judge = [i for i, prediction in enumerate(predictions) if not prediction.failure]
     replies = complete([prompt.messages(predictions[i]) for i in to_judge], max_tokens, on_done=on_done)
@@ -90,13 +90,13 @@ def judged(
 
 
 def rating_of(text: str) -> int | None:
-    """The last rating in a judgement, for it may speak of others before; None if there is none."""
+    """The last rating in a judgement, because it may mention others first; None if there is none."""
     ratings = _RATING.findall(text)
     return int(ratings[-1]) if ratings else None
 
 
 def _problems(text: str) -> list[str]:
-    # `Template.get_identifiers` came with Python 3.11.
+    # `Template.get_identifiers` needs Python 3.11.
     found: list[Any] = [match.groupdict() for match in Template.pattern.finditer(text)]
     named = {match["named"] or match["braced"] for match in found} - {None}
     problems = [f"${name} is unknown; use {', '.join('$' + n for n in _FIELDS)}" for name in sorted(named - {*_FIELDS})]
@@ -110,16 +110,16 @@ def _problems(text: str) -> list[str]:
 
 
 def open_judge(arguments: InferenceArguments) -> Complete:
-    """`complete` of the server or model that grades; raises `ModelError`."""
+    """`complete` of the server or model that grades. Raises `ModelError`."""
     judge = arguments.judge
     limits = arguments.generator.limits
     return open_writer(judge.judge, judge.judge_model, judge.judge_options, bf16=arguments.bf16, **limits).complete
 
 
 def probe_judge(arguments: InferenceArguments) -> None:
-    """Ask a server for a word, find a model's tokenizer: a wrong name is said before hours of work, and not after.
+    """Request a word from a server, or look up a model's tokenizer, to report a wrong name before hours of work.
 
-    Raises `ModelError` and `EndpointError`.
+    Raises `ModelError` or `EndpointError`.
     """
     if is_server(arguments.judge.judge):
         messages = [{"role": "user", "content": "Answer with one word: are you there?"}]
@@ -132,7 +132,7 @@ def probe_judge(arguments: InferenceArguments) -> None:
 
 def _way_out(arguments: InferenceArguments, failure: str) -> str:
     judge = arguments.judge
-    if "max_completion_tokens" in failure:  # what OpenAI's newer models want, and say so
+    if "max_completion_tokens" in failure:  # required by OpenAI's newer models, whose error names it
         options = {"max_tokens": None, "max_completion_tokens": judge.judge_max_new_tokens}
         return f"add --judge_options '{json.dumps(options)}'"
     return f"check the server log: does it have a model {judge.judge_model!r}, or does it need other --judge_options?"

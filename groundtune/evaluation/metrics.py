@@ -1,7 +1,7 @@
-"""Scores of one question, and what may be concluded from many: pure functions, no models and no files.
+"""Scores of single questions, and statistics over many: pure functions, no models and no files.
 
-Generation and retrieval scores lie in [0, 1]. One that failed is NaN, and taking a mean over it raises: no
-question drops out of a mean unseen.
+Generation and retrieval scores lie in [0, 1]. A failed score is NaN, and a mean over NaN raises, so that no question
+silently drops out of a mean.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ METRICS: dict[str, str] = {
     "loss": "cross-entropy on answer tokens in nats per token; lower is better",
     "loss_with_gold_passage": "the same with the gold passage in the prompt, so not end to end; lower is better",
 }
-TIE = 1e-9  # scores that differ by no more are equal on paper
+TIE = 1e-9  # scores that differ by no more are mathematically equal
 _FLIPS = 10_000  # random sign flips behind a p-value
-_CELLS = 1_000_000  # resampled values held at once: some dozen MB, however many questions there are
+_CELLS = 1_000_000  # resampled values in memory at once: a few dozen MB for any number of questions
 
 
 def greater_is_better(metric: str) -> bool:
-    """Direction of a metric by its name, which may begin with `eval_` or `test_`.
+    """Whether higher values of a metric are better, by its name, which may start with `eval_` or `test_`.
 
-    `@k` stands for any integer from 1, `judge/*` for any prompt of a judge. Any name under `latency/`, ending in `loss`
-    or with `loss_` in it will do; another name that is not in `METRICS` raises ValueError.
+    `@k` stands for any integer from 1, `judge/*` for any judge prompt. Names under `latency/`, ending in `loss` or
+    containing `loss_` are accepted; any other name that is not in `METRICS` raises ValueError.
     """
     name = re.sub(r"@[1-9][0-9]*$", "@k", re.sub(r"^(eval|test)_", "", metric))
     name = re.sub(r"^judge/\w+$", "judge/*", name)
@@ -72,12 +72,12 @@ def normalised(text: str) -> list[str]:
 
 
 def exact_match(answer: str, gold: str) -> float:
-    """1 if both are the same after SQuAD v1.1 normalisation, else 0 (Rajpurkar et al. 2016)."""
+    """1 if both texts are equal after SQuAD v1.1 normalisation, else 0 (Rajpurkar et al. 2016)."""
     return float(normalised(answer) == normalised(gold))
 
 
 def token_precision(answer: str, gold: str) -> float:
-    """Share of the answer's tokens that are in the gold answer, counted as bags; see `token_f1`."""
+    """Share of the answer's tokens that are in the gold answer, compared as multisets; see `token_f1`."""
     predicted, wanted = normalised(answer), normalised(gold)
     if not predicted or not wanted:
         return float(predicted == wanted)
@@ -85,20 +85,20 @@ def token_precision(answer: str, gold: str) -> float:
 
 
 def token_recall(answer: str, gold: str) -> float:
-    """Share of the gold answer's tokens that are in the answer, counted as bags; see `token_f1`."""
+    """Share of the gold answer's tokens that are in the answer, compared as multisets; see `token_f1`."""
     return token_precision(gold, answer)
 
 
 def token_f1(answer: str, gold: str) -> float:
     """Harmonic mean of token precision and recall (the SQuAD v1.1 script of Rajpurkar et al. 2016).
 
-    Two texts that are empty after normalisation score 1, one that is empty against one that is not 0, as in
-    SQuAD 2.0 (Rajpurkar et al. 2018). A text without spaces, in Chinese say, is a single token.
+    Two texts that are empty after normalisation score 1, and an empty text against a non-empty one scores 0, as in
+    SQuAD 2.0 (Rajpurkar et al. 2018). A text without spaces, in Chinese for example, is a single token.
     """
     predicted, wanted = normalised(answer), normalised(gold)
     if not predicted or not wanted:
         return float(predicted == wanted)
-    # Not from precision and recall, which round: answers that share as many tokens must not differ in the last digit.
+    # Not from precision and recall, which are rounded: equal token overlap must give exactly equal scores.
     return 2 * (Counter(predicted) & Counter(wanted)).total() / (len(predicted) + len(wanted))
 
 
@@ -121,8 +121,8 @@ def rouge(answer: str, gold: str) -> dict[str, float]:
 def bleu(answer: str, gold: str) -> float:
     """Sentence BLEU (Papineni et al. 2002; sacrebleu, Post 2018) divided by 100; an empty text scores 0.
 
-    Effective order leaves out the n-grams that an answer under four words cannot have; it would score 0.
-    `min` is for rounding, which lifts sacrebleu's perfect score a little over 100.
+    Effective order skips the n-grams that an answer under four words cannot have; otherwise it would score 0.
+    `min` corrects rounding, which puts sacrebleu's perfect score slightly above 100.
     """
     return min(1.0, _scorers()[1].sentence_score(answer, [gold]).score / 100)
 
@@ -130,8 +130,8 @@ def bleu(answer: str, gold: str) -> float:
 def generation_scores(answer: str, gold: str | Sequence[str]) -> dict[str, float]:
     """All generation scores of one answer, named as in `METRICS`.
 
-    Of several acceptable answers each score takes the one that suits it best, as the SQuAD script does (Rajpurkar et
-    al. 2016); none at all raises ValueError.
+    With several acceptable answers, each score is the maximum over them, as in the SQuAD script (Rajpurkar et al.
+    2016); an empty list raises ValueError.
     """
     if isinstance(gold, str):
         return _scores_against(answer, gold)
@@ -153,10 +153,10 @@ def _scores_against(answer: str, gold: str) -> dict[str, float]:
 
 
 # Retrieval: (ranked document ids, relevant ids) -> [0, 1]
-# A repeated id counts once, at its first place; the repeat still takes up a place, as it does in a prompt.
-# With no relevant document no score is defined, and 0 or 1 would be made up: ValueError, as for k < 1.
+# A repeated id counts once, at its first rank; the repeat still occupies a rank, as it does in a prompt.
+# Without a relevant document, no score is defined (0 or 1 would be made up): ValueError, as for k < 1.
 def _found(ranked: Sequence[str], relevant: Collection[str], k: int | None = None) -> list[int]:
-    """Ranks, from 1, at which relevant documents first appear among the first `k`."""
+    """Ranks, from 1, at which relevant documents first occur among the first `k`."""
     if not relevant or (k is not None and k < 1):
         raise ValueError(f"need a relevant document and k >= 1; there are {len(relevant)} and k is {k}")
     first = {document: rank for rank, document in reversed(list(enumerate(ranked[:k], start=1)))}
@@ -177,7 +177,7 @@ def reciprocal_rank(ranked: Sequence[str], relevant: Collection[str]) -> float:
 def ndcg_at_k(ranked: Sequence[str], relevant: Collection[str], k: int) -> float:
     """Normalised discounted cumulative gain of the first `k` (Järvelin & Kekäläinen 2002), as in trec_eval.
 
-    A relevant document gains 1 / log2(1 + rank); the ideal has min(k, relevant) of them in front.
+    A relevant document gains 1 / log2(1 + rank); the ideal ranking starts with min(k, relevant) of them.
     """
     gain = math.fsum(1 / math.log2(1 + rank) for rank in _found(ranked, relevant, k))
     return gain / math.fsum(1 / math.log2(1 + rank) for rank in range(1, min(k, len(set(relevant))) + 1))
@@ -195,7 +195,7 @@ def retrieval_scores(ranked: Sequence[str], relevant: Collection[str], ks: Seque
 # Many questions: means, intervals and differences
 @dataclass(frozen=True)
 class Interval:
-    """A mean over questions and its confidence interval, in the unit of the values."""
+    """A mean over questions with its confidence interval, in the unit of the values."""
 
     value: float
     low: float
@@ -209,7 +209,7 @@ class Interval:
 class PairedDifference(Interval):
     """Two models on the same questions: mean of tuned - base, its 95 % interval and a two-sided test.
 
-    `value`, `low` and `high` keep the sign of tuned - base; a win is a question on which tuned is the better.
+    `value`, `low` and `high` keep the sign of tuned - base; a win is a question on which tuned is better.
     """
 
     wins: int
@@ -223,11 +223,11 @@ class PairedDifference(Interval):
     def verdict(self) -> str:
         """`better` or `worse` if the interval excludes 0 and the p-value is under 0.05, else `no clear difference`.
 
-        The latter always under 6 questions: chance gives 5 differences one sign in 2 of 2 ** 5 cases (6 %). On few
-        questions a bootstrap interval is too narrow: on 6 to 10 it excludes 0 in 11 to 16 of 100 cases without any
-        difference, and both together in 3 to 6 (measured on F1 scores of real runs).
+        Under 6 questions it is always the latter: 5 differences have the same sign by chance in 2 of 2 ** 5 cases
+        (6 %). With few questions a bootstrap interval is too narrow: with 6 to 10 and no true difference it excludes 0
+        in 11 to 16 % of cases, but both conditions hold in only 3 to 6 % (measured on F1 scores of real runs).
         """
-        slack = 1e-9 * (self.high - self.low)  # an end that is 0 on paper may be 1e-17
+        slack = 1e-9 * (self.high - self.low)  # an end that is mathematically 0 may be 1e-17
         if self.n < 6 or (self.low <= slack and self.high >= -slack) or self.p_value >= 0.05:
             return "no clear difference"
         return "better" if (self.low > 0) == self.greater_is_better else "worse"
@@ -239,7 +239,7 @@ class PairedDifference(Interval):
 def bootstrap_mean(values: Sequence[float], *, samples: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
     """Mean of one value per question; percentile bootstrap over questions (Efron & Tibshirani 1993, ch. 13).
 
-    Their order has no effect. Raises ValueError if there are no values or if one is NaN or infinite.
+    The order of the values has no effect. Raises ValueError if there are none or if one is NaN or infinite.
     """
     return aggregate([{"value": value} for value in values], samples=samples, seed=seed, level=level)["value"]
 
@@ -247,9 +247,9 @@ def bootstrap_mean(values: Sequence[float], *, samples: int = 2000, seed: int = 
 def aggregate(
     rows: Sequence[Mapping[str, float]], *, samples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> dict[str, Interval]:
-    """`bootstrap_mean` of every metric, all from one set of resamples; a row is the scores of one question.
+    """`bootstrap_mean` of every metric, from one set of resamples; each row holds the scores of one question.
 
-    Raises ValueError if there are no rows, if one has other metrics than the first, or for a NaN or infinity.
+    Raises ValueError if there are no rows, if their metrics differ, or if a score is NaN or infinite.
     """
     if not rows:
         raise ValueError("no values: there is no mean over 0 questions")
@@ -268,9 +268,9 @@ def paired_difference(
 ) -> PairedDifference:
     """Compare two models question by question: `base[i]` and `tuned[i]` belong to the same question.
 
-    The interval is that of `bootstrap_mean` over the differences, the p-value that of the randomisation test
-    that flips their signs (Fisher 1935; in retrieval Smucker, Allan & Carterette 2007): 10,000 random flips,
-    (b + 1) / (m + 1), so never 0 (Davison & Hinkley 1997, ch. 4). Raises ValueError as `bootstrap_mean` does
+    The interval is that of `bootstrap_mean` over the differences. The p-value is that of the randomisation test
+    with sign flips (Fisher 1935; for retrieval, Smucker, Allan & Carterette 2007): 10,000 random flips,
+    (b + 1) / (m + 1), so never 0 (Davison & Hinkley 1997, ch. 4). Raises ValueError as `bootstrap_mean` does,
     and if the lengths differ.
     """
     if len(base) != len(tuned):
@@ -284,15 +284,15 @@ def paired_difference(
 
 
 def _chunks(total: int, width: int) -> Iterator[int]:
-    """Cut `total` rows of `width` values into row counts of about `_CELLS` values each."""
+    """Split `total` rows of `width` values into chunks of about `_CELLS` values; yields their row counts."""
     step = 1 + _CELLS // (1 + width)
     return (min(step, total - start) for start in range(0, total, step))
 
 
 def _intervals(columns: np.ndarray, samples: int, seed: int, level: float) -> list[Interval]:
-    """Percentile bootstrap of the mean of each column; a row is a question."""
-    # No statistic joins two columns, so each may be sorted: the order of the questions then has no effect.
-    # Resampling what exceeds the smallest value keeps the mean of a constant column exact.
+    """Percentile bootstrap of the mean of each column; each row is a question."""
+    # No statistic combines columns, so each may be sorted, and the order of the questions has no effect.
+    # Resampling the excess over the smallest value keeps the mean of a constant column exact.
     n, smallest = len(columns), columns.min(axis=0)
     excess, means, generator = np.sort(columns, axis=0) - smallest, [], np.random.default_rng(seed)
     for rows in _chunks(samples, n):
@@ -304,9 +304,9 @@ def _intervals(columns: np.ndarray, samples: int, seed: int, level: float) -> li
 
 
 def _sign_flip_p_value(change: np.ndarray, seed: int) -> float:
-    size = np.sort(np.abs(change[change != 0]))  # a tie is the same with either sign
+    size = np.sort(np.abs(change[change != 0]))  # a sign flip does not change a tie
     generator, extreme = np.random.default_rng(seed), 0
-    least = abs(change.sum()) - 1e-9 * size.sum()  # sums equal on paper must not differ by rounding
+    least = abs(change.sum()) - 1e-9 * size.sum()  # rounding must not separate equal sums
     for rows in _chunks(_FLIPS, len(size)):
         positive = generator.integers(2, size=(rows, len(size)), dtype=np.int8).astype(float)
         extreme += int((np.abs(2 * positive @ size - size.sum()) >= least).sum())

@@ -1,4 +1,4 @@
-"""What became of each question: was the evidence found, and was the answer right?"""
+"""The outcome of each question: was the evidence found, and was the answer right?"""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OUTCOMES = {
     LUCKY: "no gold passage was read, and the answer counts as right: memorised, found in another passage, or right "
     "only in its words",
 }
-# Of questions without an answer, where there are any: there is no evidence to find.
+# For unanswerable questions, if there are any: they have no evidence to find.
 WITHOUT_ANSWER = {
     KNEW: "the passages contain no answer, and the model said that it does not know",
     INVENTED: "the passages contain no answer, but the model gave one",
@@ -42,9 +42,9 @@ class Rightness:
 
 
 def outcome(prediction: Prediction, right: Rightness) -> str:
-    """One of `OUTCOMES` or `WITHOUT_ANSWER`; empty without such a score, because the answer or its judge failed.
+    """One of `OUTCOMES` or `WITHOUT_ANSWER`; empty if the score is missing because the answer or its judge failed.
 
-    Of several gold passages one is enough to count as evidence.
+    One of several gold passages counts as evidence.
     """
     if right.metric not in prediction.scores:
         return ""
@@ -59,14 +59,14 @@ def outcome(prediction: Prediction, right: Rightness) -> str:
 
 
 def with_outcomes(predictions: Sequence[Prediction], right: Rightness) -> list[Prediction]:
-    """The same predictions, each with its outcome."""
+    """The same predictions with their outcomes."""
     return [replace(prediction, outcome=outcome(prediction, right)) for prediction in predictions]
 
 
 def outcome_counts(predictions: Sequence[Prediction]) -> dict[str, int]:
-    """How many questions had each outcome, in the order of `OUTCOMES`. They sum to n.
+    """Number of questions per outcome, in the order of `OUTCOMES`; they sum to n.
 
-    Those of `WITHOUT_ANSWER` are there if any example has no answer, and `failed` if any prediction has no outcome.
+    Includes those of `WITHOUT_ANSWER` if any example is unanswerable, and `failed` if any prediction has no outcome.
     """
     counts = Counter(prediction.outcome for prediction in predictions)
     unanswerable = any(not prediction.example.answerable for prediction in predictions)

@@ -1,4 +1,4 @@
-"""Answered questions: their means with intervals, and the file that they are kept in."""
+"""Answered questions: their mean scores with intervals, and the file that stores them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from groundtune.system.text import plain
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one evaluation found: every metric's mean with its 95 % interval, and each prediction behind it."""
+    """The result of an evaluation: the mean of every metric with its 95 % interval, and the predictions behind it."""
 
     metrics: dict[str, Interval]
     predictions: tuple[Prediction, ...] = field(repr=False)
@@ -30,19 +30,19 @@ class Evaluation:
 
     @property
     def failed(self) -> int:
-        """Questions without an answer to score; they are in no mean."""
+        """Number of questions whose answer failed; they are excluded from all means."""
         return sum(bool(prediction.failure) for prediction in self.predictions)
 
     def scored(self, metric: str) -> int:
-        """How many predictions the metric's mean is of."""
+        """Number of predictions in the metric's mean."""
         return sum(metric in prediction.scores for prediction in self.predictions)
 
     def values(self, metric: str) -> list[float]:
-        """The metric question by question, in the order of the examples that have it."""
+        """The metric's values in the order of the examples, for those that have it."""
         return [prediction.scores[metric] for prediction in self.predictions if metric in prediction.scores]
 
     def to_dict(self) -> dict[str, Any]:
-        """n, then every metric; one that is not the mean of all n says of how many it is."""
+        """n, then every metric; a mean over fewer than all n questions includes its own count."""
         counts = {"n": self.n, **({"failed": self.failed} if self.failed else {})}
         of = {name: self.scored(name) for name in self.metrics}
         return counts | {
@@ -54,8 +54,8 @@ class Evaluation:
 def evaluation_of(predictions: Sequence[Prediction], samples: int = 2000) -> Evaluation:
     """The mean of every metric over the predictions that have it.
 
-    All have the same, but for failed ones, for quotes (few answers quote), for judges that failed, and for what is not
-    measured on questions without an answer: `scored` counts.
+    All predictions have the same metrics except failed ones, quotes (few answers quote), failed judgements, and metrics
+    that unanswerable questions do not have; `scored` gives the count.
     """
     rows_with: dict[str, tuple[int, ...]] = {
         name: tuple(i for i, prediction in enumerate(predictions) if name in prediction.scores)
@@ -76,7 +76,7 @@ def write_predictions(path: str | os.PathLike[str], evaluation: Evaluation) -> N
 def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
     """Read what `write_predictions` wrote.
 
-    Raises `DataError` if the file is missing, empty, or holds a line that is no prediction.
+    Raises `DataError` if the file is missing or empty, or if a line is not a prediction.
     """
     try:
         lines = Path(path).read_text("utf-8").split("\n")
@@ -126,7 +126,7 @@ def _prediction(row: dict[str, Any]) -> Prediction:
 
 
 def _checked(prediction: Prediction) -> Prediction:
-    """Raises `TypeError` or `ValueError` for what would be noticed far from here."""
+    """Raise `TypeError` or `ValueError` for values that would otherwise cause an error much later."""
     example = prediction.example
     texts = [example.question, example.answer, *example.gold_answers, *(turn.message for turn in example.chat_history)]
     texts += [prediction.answer, prediction.context, prediction.failure, prediction.outcome]

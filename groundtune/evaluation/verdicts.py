@@ -1,4 +1,4 @@
-"""Base and tuned, question by question: differences, and the verdict in words."""
+"""Base against tuned model, question by question: differences, and the verdict in words."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def differences(base: Evaluation, tuned: Evaluation, samples: int = 2000) -> dict[str, PairedDifference]:
-    """tuned - base of every metric but the times, question by question.
+    """tuned - base for every metric except times, paired by question.
 
-    Questions are timed in batches, so their times are all alike and an interval of their difference would look certain.
-    A metric that the two do not have on the same questions (few answers quote) is left out. Raises ValueError if base
-    and tuned answered different examples.
+    Questions are timed in batches, so their times are nearly equal and the interval of a difference would be far too
+    narrow. Metrics that the two do not have on the same questions (few answers quote) are left out. Raises ValueError
+    if base and tuned answered different examples.
     """
     if [p.example for p in base.predictions] != [p.example for p in tuned.predictions]:
         raise ValueError("base and tuned answered different examples, or in another order; nothing can be paired")
@@ -47,9 +47,9 @@ def verdict(
     name: str = "Tuned",
     than: str = "",
 ) -> str:
-    """One honest sentence from token F1; with `base` and `tuned` it also says both means.
+    """One honest sentence based on token F1; with `base` and `tuned` it includes both means.
 
-    It is about `name`, and says `than` whom it is better or worse.
+    Its subject is `name`, compared with `than`.
     """
     f1 = differences[F1]
     questions = "1 question" if f1.n == 1 else f"{f1.n} questions"
@@ -68,7 +68,7 @@ def verdict(
     head = f"No clear difference{f' between {name} and {than}' if than else ''}"
     if f1.n < 6:
         return f"{head}: {found}; with fewer than 6 questions nothing can be concluded"
-    # A measured difference is called clear where it exceeds half the width of its interval.
+    # A measured difference counts as clear if it exceeds half the width of its interval.
     blind = f"a difference under about {(f1.high - f1.low) / 2:.{digits}f} could not be detected"
     return f"{head}: {found}; with this number of questions {blind}"
 
@@ -93,13 +93,13 @@ ABSTENTION = {"abstained/unanswerable": "Abstained, rightly", "abstained/answera
 
 
 def decimals(interval: Interval) -> int:
-    """As few decimals, from 2, as still show on which side of 0 the interval ends."""
+    """The fewest decimals, at least 2, that still show on which side of 0 the interval ends."""
     ends = [abs(end) for end in (interval.low, interval.high) if end]
     return next((digits for digits in (2, 3) if min(ends, default=1) >= 0.5 * 10**-digits), 4)
 
 
 def most_changed(pairs: Iterable[tuple[Prediction, Prediction]], most: int = MOST) -> tuple[list[Change], list[Change]]:
-    """`gained_and_lost` of pairs of predictions to the same question."""
+    """The largest gains and losses among pairs of predictions for the same question, as in `gained_and_lost`."""
     changes = sorted((Change(base, tuned) for base, tuned in pairs), key=lambda change: change.value)
     gained = [change for change in reversed(changes) if change.value > TIE]
     return gained[:most], [change for change in changes if change.value < -TIE][:most]
@@ -118,7 +118,7 @@ class Change:
 
     @property
     def gold_rank(self) -> str:
-        """Where the retriever put the gold documents, and whether the prompt had room for the first."""
+        """The ranks of the gold documents, and whether the prompt had room for the first one."""
         gold = {document.id for document in self.tuned.example.gold_documents}
         ranks = [rank for rank, hit in enumerate(self.tuned.hits, 1) if hit.document.id in gold]
         if not ranks:

@@ -1,4 +1,4 @@
-"""The training methods. A new one is one file here and one line below; commands, recipes and reports ask it."""
+"""The training methods. To add one, add a file here and a line below; commands, recipes and reports use `METHODS`."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ METHODS: dict[str, Method] = {method.name: method for method in (SFT, SWR)}
 
 
 def method_named_first(words: Sequence[str]) -> tuple[Method, list[str]]:
-    """The method that a command line begins with, plain SFT if with none, and its other words."""
+    """The method named by the first word of a command line (SFT if none is named), and the remaining words."""
     named = bool(words) and words[0] in METHODS
     return (METHODS[words[0]], list(words[1:])) if named else (SFT, list(words))
 
 
 def method_of(name: str) -> Method:
-    """The method of that name; of a model that no known method trained, plain SFT: it loads and answers as any does."""
+    """The method of that name. A model that no known method trained uses SFT, whose loading suits any decoder."""
     return METHODS.get(name, SFT)

@@ -1,6 +1,6 @@
-"""What a training method is: its words for people, and a few functions that recipes call in this order.
+"""The definition of a training method: its texts for people, and the functions that recipes call, in this order.
 
-Nothing here imports torch: what needs it is named as "module:function" and imported at its first call.
+Nothing here imports torch: functions that need it are named as "module:function" and imported at their first call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lazily:
-    """The function or class that `reference` ("module:name") names, imported when it is called."""
+    """The function or class at `reference` ("module:name"), imported when it is called."""
 
     reference: str
 
@@ -32,18 +32,18 @@ class Lazily:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train. The functions default to those of a decoder that reads its passages in the prompt.
+    """A training method. The default functions are for a decoder that reads its passages in the prompt.
 
-    `policy` says which passages a row reads (`prompts.policies`); `reads` says it in words. `retrieves`: the policy is
-    given what the frozen retriever finds, else no hits. `load` gives the model (`model.loading.load_model`), `encode`
-    the rows (`prompts.rows.encode_rows`), `collate` a batch of them (`training.batching.collate`), `loss` its loss
+    `policy` chooses the passages of a row (`prompts.policies`); `reads` describes them. `retrieves`: the policy gets
+    the frozen retriever's hits, else none. `load` returns the model (`model.loading.load_model`), `encode` the rows
+    (`prompts.rows.encode_rows`), `collate` a batch of rows (`training.batching.collate`), `loss` the loss of a batch
     (`training.loss.answer_loss`), `evaluator` the end-to-end evaluation (`evaluation.evaluator.EndToEndEvaluator`).
     """
 
     name: str  # the command
-    title: str  # what people call it, as in "SwR"
+    title: str  # name for people, such as "SwR"
     help: str  # the command's line in `groundtune -h`
-    reads: str  # what a row reads, as in "gold and retrieved passages"
+    reads: str  # the passages in a row, such as "gold and retrieved passages"
     retrieves: bool
     policy: Policy
     load: Callable[..., Model] = Lazily("groundtune.model.loading:load_model")

@@ -1,7 +1,7 @@
-"""Packed attention inside a `transformers` model: how it gets there, and the trial before it is used.
+"""Packed attention inside a `transformers` model, and the check that it is exact before it is used.
 
-`transformers` hands what a model is called with on to its attention function. That is how `layout` (a `Packed` or a
-`Decoding`) gets there, without a mask of tokens x tokens ever being built.
+`transformers` passes extra arguments of a model call on to its attention function. That is how `layout` (a `Packed` or
+a `Decoding`) reaches it, without a mask of tokens x tokens ever being built.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from groundtune.model.packing import Packed, Segment, model_inputs
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NAME = "groundtune"  # of this attention among those of transformers
-_DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")  # what configurations call it
+NAME = "groundtune"  # under which transformers registers this attention
+_DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")  # names used in configurations
 
 
 def attention(
     module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     attention_mask: torch.Tensor | None, layout: Packed | Decoding | None = None, **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """Attention for transformers' interface: by `layout` where the model was called with one, else PyTorch's own.
+    """Attention function for transformers: follows `layout` if the model was called with one, else uses PyTorch's SDPA.
 
     Raises `NotImplementedError` for attention that needs more than queries, keys, values and a window.
     """
@@ -43,10 +43,10 @@ def attention(
 
 
 def use_packed_attention(model: Model, to_train: bool = True) -> str | None:
-    """Let `model` attend by layouts if its outputs are those of separate rows then; else it stays as it is: why.
+    """Switch `model` to packed attention if its outputs then equal those of separate rows.
 
-    Call it on the device that the model is going to run on, under the autocast that it will compute in. A model that is
-    only to answer, and not `to_train`, needs no kernel that has a gradient.
+    Returns None, or why the model was left unchanged. Call this on the device and under the autocast that the model
+    will run with. A model that only answers (`to_train=False`) needs no kernel with a gradient.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -64,7 +64,7 @@ def use_packed_attention(model: Model, to_train: bool = True) -> str | None:
         problem = _static_problem(base.config.get_text_config(), to_train) or _difference(base, to_train)
         if not problem and to_train and base.device.type == "cuda":
             problem = _kernel_problem(base.config.get_text_config(), base.dtype, base.device)
-    except Exception as error:  # whatever a model does with a layout that it does not know
+    except Exception as error:  # a model may do anything with an argument that it does not know
         problem = f"{type(error).__name__}: {error}"
     finally:
         base.train(was_training)
@@ -80,12 +80,12 @@ def inside_adapter(model: Model) -> PreTrainedModel:
 
 
 def attends_by_layout(model: Model) -> bool:
-    """Whether `model` (or the model inside an adapter) may be called with a layout."""
+    """Whether `model` (or the base model inside an adapter) can be called with a layout."""
     return model.config._attn_implementation == NAME
 
 
 def _static_problem(config: Config, to_train: bool) -> str | None:
-    """What the trial below cannot see: a few tokens are in one chunk of attention, and it does not drop out."""
+    """Problems that the trial below cannot show: its few tokens fit into one attention chunk, and dropout is off."""
     unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if unknown:
         return f"the model has layers of type {', '.join(sorted(unknown))}"
@@ -94,7 +94,7 @@ def _static_problem(config: Config, to_train: bool) -> str | None:
 
 
 def _window(config: Config) -> int | None:
-    """The sliding window of any layer, which sequences as short as those of the trial do not show."""
+    """The sliding window of any layer; the trial's sequences are too short to show it."""
     types = getattr(config, "layer_types", None)
     slides = "sliding_attention" in types if types else getattr(config, "use_sliding_window", True)
     return getattr(config, "sliding_window", None) if slides else None
@@ -102,13 +102,13 @@ def _window(config: Config) -> int | None:
 
 @torch.no_grad()
 def _difference(model: Model, to_train: bool) -> str | None:
-    """Why a packed row would not be what its sequences are alone, found by trying; None if it is.
+    """Compare a packed row with its sequences computed separately; how they differ, or None if they agree.
 
-    State-space layers, or a model that drops what it is called with, show here.
+    This finds state-space layers, and models that drop unknown arguments.
     """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.get_text_config().vocab_size, (26,), generator=generator).to(model.device)
-    # Two sequences behind one prefix of 8 tokens, and a third by itself; then one more token for the first two.
+    # Two sequences that share a prefix of 8 tokens, and a third by itself; then one more token for the first two.
     segments = [Segment(0, 8), Segment(8, 13, (0,)), Segment(13, 18, (0,)), Segment(18, 24)]
     cache = KVCache(2, 14)
     together = []
@@ -130,9 +130,9 @@ def _difference(model: Model, to_train: bool) -> str | None:
 
 
 def error_of_logits(model: Model, found: torch.Tensor, expected: torch.Tensor) -> float | None:
-    """By how much of their variation logits [rows, vocabulary] are wrong at worst; None where rounding explains it."""
+    """Largest error of logits [rows, vocabulary] relative to their spread; None if rounding explains it."""
     found, expected = found.float(), expected.float()
-    # A leak moves logits by as much as they vary; rounding in bfloat16 by a few hundredths of that.
+    # A leak between sequences changes logits by about their spread; bfloat16 rounding by a few hundredths of it.
     exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
     tolerance = 1e-3 if exact else 0.1
     variation = (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
@@ -142,9 +142,9 @@ def error_of_logits(model: Model, found: torch.Tensor, expected: torch.Tensor) -
 
 @torch.enable_grad()
 def _kernel_problem(config: Config, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why FlexAttention's gradients would not be those of the loop over segments; None if they are.
+    """Why FlexAttention's gradients differ from those of the loop over segments; None if they agree.
 
-    Its kernels are compiled for the heads of the model and for the GPU, and some need more than a GPU has.
+    Its kernels are compiled for the model's head sizes and the GPU, and some need more than the GPU has.
     """
     layout = Packed([Segment(0, 200), Segment(200, 330, (0,)), Segment(330, 450, (0,)), Segment(450, 500)])
     heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)

@@ -1,7 +1,7 @@
-"""How a model goes on from what it has read: from its cache if a trial shows that this is exact, else from the start.
+"""How a model continues a sequence: from its cache if a trial shows that this is exact, else by rereading everything.
 
-Models keep keys and values, states, or both, and take them back under a name of their own. One that is given them under
-another name ignores them without a word and answers from its last token alone.
+Models cache keys and values, states, or both, and expect them back under different argument names. A model that gets
+its cache under the wrong name silently ignores it and answers from the last token alone.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from groundtune.system.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
-# Today's name and those before transformers 5.24, which a model's own code goes on using.
+# The current name, and those before transformers 5.24, which models with custom code still use.
 _NAMES = ("cache", "past_key_values", "cache_params")
-_LENGTHS = (7, 5, 9)  # of the rows of the trial
+_LENGTHS = (7, 5, 9)  # of the rows in the trial, in tokens
 
 
 @dataclass(frozen=True)
 class ByCache:
-    """The argument that takes the cache back, whether later steps have a mask too, and whether rows may be padded.
+    """The argument that takes the cache, whether later steps get a mask as well, and whether rows may be padded.
 
-    State-space models want the mask for the padding before a prompt, and none after it.
+    State-space models need the mask for the padding before a prompt, and none in later steps.
     """
 
     name: str
@@ -40,20 +40,20 @@ class ByCache:
 
 
 class FromCache:
-    """Rows, padded on the left, of which each step reads the last token only."""
+    """Left-padded rows; each step reads only the last token of each row."""
 
     def __init__(self, model: Model, rows: Sequence[Sequence[int]], pad_id: int, how: ByCache) -> None:
         self.model, self.how = model, how
         self.cache: Any = None
         self.ids, self.mask = _left_padded(rows, pad_id, model.device)
         self.positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
-        # The last position, as an index and not as 1: an index copies, where a slice would leave the head a view with
-        # gaps, for which PyTorch multiplies row by row and copies the frozen head for each (45 s instead of 9 s for 16
+        # The last position as an index tensor, not as 1: indexing copies, whereas a slice would give the head a strided
+        # view, which PyTorch multiplies row by row, copying the frozen head each time (45 s instead of 9 s for 16
         # prompts of 600 tokens on two cores).
         self.last = torch.tensor([-1], device=model.device)
 
     def logits(self) -> torch.Tensor:
-        """What the model says after each row, [rows, vocabulary]."""
+        """Next-token logits of each row, [rows, vocabulary]."""
         mask = self.mask if self.cache is None or self.how.masked else None
         output = self.model(
             input_ids=self.ids, attention_mask=mask, position_ids=self.positions, use_cache=True,
@@ -63,19 +63,19 @@ class FromCache:
         return output.logits[:, -1]
 
     def go_on(self, rows: Sequence[int], ids: Sequence[int]) -> None:
-        """Only these rows go on, each by one id: finished rows leave, and the rest costs as much as a smaller batch."""
+        """Keep only `rows` and append one id to each: without the finished rows, the batch is smaller and cheaper."""
         kept = torch.tensor(rows, device=self.mask.device)
         if len(rows) < len(self.mask):
-            self.cache.reorder_cache(kept)  # which every kind of layer can
+            self.cache.reorder_cache(kept)  # supported by every kind of cache layer
         self.ids = torch.tensor(ids, device=self.mask.device)[:, None]
         self.positions = self.positions[kept, -1:] + 1
         self.mask = torch.nn.functional.pad(self.mask[kept], (0, 1), value=1)
 
 
 class FromStart:
-    """Rows that are read again for each token: slow, and exact for every causal model.
+    """Rows that are reread for each new token: slow, but exact for every causal model.
 
-    They are padded on the right, where no token looks.
+    They are padded on the right, where no token attends.
     """
 
     def __init__(self, model: Model, rows: Sequence[Sequence[int]], pad_id: int) -> None:
@@ -93,23 +93,23 @@ class FromStart:
         self.rows = [[*self.rows[i], id] for i, id in zip(rows, ids)]
 
 
-_FOUND: WeakKeyDictionary[Model, ByCache | None] = WeakKeyDictionary()  # by model: the trial is made once
+_FOUND: WeakKeyDictionary[Model, ByCache | None] = WeakKeyDictionary()  # by model: the trial runs once for each
 
 
 def read(model: Model, rows: Sequence[Sequence[int]], pad_id: int) -> FromCache | FromStart:
-    """The rows, ready for what comes after each. The model must be in evaluation mode, and no gradient is wanted."""
+    """Read the rows, ready to continue each. The model must be in evaluation mode, and gradients must be off."""
     how = way_of(model)
     return FromCache(model, rows, pad_id, how) if how else FromStart(model, rows, pad_id)
 
 
 def exact_batch_size(model: Model, wanted: int) -> int:
-    """The wanted number of rows, or one where padding would change what follows."""
+    """`wanted` rows, or 1 if padding would change the continuations."""
     how = way_of(model)
     return wanted if how is None or how.padded else 1
 
 
 def way_of(model: Model) -> ByCache | None:
-    """The fastest way to go on that gives the logits of reading all again; None if only that does."""
+    """The fastest way to continue that gives the same logits as rereading everything; None if none does."""
     base = inside_adapter(model)
     if base not in _FOUND:
         _FOUND[base], problem = _tried(model, inspect.signature(type(base).forward).parameters)
@@ -121,7 +121,7 @@ def way_of(model: Model) -> ByCache | None:
 
 
 def _tried(model: Model, parameters: Collection[str]) -> tuple[ByCache | None, str]:
-    """The first way that is exact, or None and what was wrong with the first."""
+    """The first way that is exact; else None, and the problem with the first one tried."""
     ways = [
         ByCache(name, masked, padded)
         for padded in (True, False) for masked in (True, False) for name in _NAMES if name in parameters
@@ -137,9 +137,9 @@ def _tried(model: Model, parameters: Collection[str]) -> tuple[ByCache | None, s
 
 @torch.no_grad()
 def _difference(model: Model, how: ByCache) -> str | None:
-    """Why steps from the cache are not what reading all again says, found by trying; None if they are.
+    """Compare steps from the cache with rereading everything; how they differ, or None if they agree.
 
-    One row leaves before the last step, as rows do.
+    One row leaves before the last step, as finished rows do.
     """
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.config.get_text_config().vocab_size
@@ -154,7 +154,7 @@ def _difference(model: Model, how: ByCache) -> str | None:
         cached.go_on(stay, [rows[i][-1] for i in stay])
         found.append(cached.logits())
         alone = [model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0] for row in rows]
-    except Exception as error:  # whatever a model does with a cache that is not handed back as it likes
+    except Exception as error:  # a model may do anything with a cache under a name that it does not expect
         if is_out_of_memory(error):
             raise
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -164,14 +164,14 @@ def _difference(model: Model, how: ByCache) -> str | None:
 
 
 def _cache_of(output: Any) -> Any:
-    there = [name for name in _NAMES if name in [*output]]  # and not `in output`, which knows names of earlier days
+    there = [name for name in _NAMES if name in [*output]]  # `in output` would accept deprecated names as well
     if not there:
         raise ValueError("the model returns no cache")
     return output[there[0]]
 
 
 def _left_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """ids and attention mask, both [rows, longest]; padding on the left, so that all answers begin together."""
+    """ids and attention mask, both [rows, longest], padded on the left so that all answers start at one position."""
     longest = max(len(ids) for ids in rows)
     ids = torch.tensor([[pad_id] * (longest - len(ids)) + list(ids) for ids in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in rows], device=device)

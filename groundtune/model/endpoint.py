@@ -1,8 +1,8 @@
-"""An OpenAI-compatible server that answers prompts: many at once, each answered or counted as failed, none lost.
+"""Client of an OpenAI-compatible server: concurrent requests, each of which is answered or counted as failed.
 
-Requests, retries with growing waits and the server's own Retry-After are the openai package's. The key is read from the
-environment when a request is made, and is kept nowhere. What is asked goes to the address that was named and, whatever
-the server says, to no other: redirects are not followed.
+The openai package makes the requests, retries them with exponential backoff, and honours Retry-After. The key is read
+from the environment when a request is made, and is never stored. Requests go only to the address that the user named:
+redirects are not followed.
 """
 
 from __future__ import annotations
@@ -15,36 +15,37 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from groundtune.errors import DataError
+from groundtune.model.replies import no_answer, reply_of, text_of
 from groundtune.schema import Reply
 from groundtune.system.text import hide_secrets, one_line
 
-KEYS = ("GROUNDTUNE_API_KEY", "OPENAI_API_KEY")  # the first that is set; servers on one's own machine need none
+KEYS = ("GROUNDTUNE_API_KEY", "OPENAI_API_KEY")  # the first that is set is used; local servers usually need none
 
 Messages = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "..."}, ...]
 
 T = TypeVar("T")
 P = TypeVar("P")
 
-# What reading it raises where status 200 comes with a page of HTML, say, or with half of a JSON object.
+# What reading a reply raises if status 200 comes with an HTML page, say, or with a truncated JSON object.
 _NO_REPLY = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
 
 
-SERVER = "openai:"  # before the address of a server, where a model's name may stand too
+SERVER = "openai:"  # prefix of a server's address in flags that also accept a model name
 
 
 def is_server(name: str) -> bool:
-    """Whether `name` is a server's ("openai:http://localhost:8000/v1") and no model's."""
+    """Whether `name` is a server's address ("openai:http://localhost:8000/v1") rather than a model name."""
     return name.startswith(SERVER)
 
 
 def endpoint_at(name: str, model: str, options: str = "", **limits: Any) -> Endpoint:
-    """The endpoint that `name` ("openai:URL") stands for. `options` is JSON; `limits` are further fields of `Endpoint`.
+    """The endpoint for `name` ("openai:URL"); `options` is JSON, `limits` are further fields of `Endpoint`.
 
     Call `server_problems` first.
     """
@@ -52,7 +53,7 @@ def endpoint_at(name: str, model: str, options: str = "", **limits: Any) -> Endp
 
 
 def server_problems(flag: str, name: str, model: str, options: str = "") -> list[str]:
-    """What is wrong with a server as `--flag`, `--flag_model` and `--flag_options` name it, without asking it."""
+    """What is wrong with the server given by `--flag`, `--flag_model` and `--flag_options`; sends no request."""
     problems = []
     if not is_server(name):
         problems.append(
@@ -67,7 +68,7 @@ def server_problems(flag: str, name: str, model: str, options: str = "") -> list
 
 
 class EndpointError(DataError):
-    """The server cannot be used as asked for; the message says why and what to do."""
+    """The server cannot be used; the message says why and what to do."""
 
     def __init__(self, problem: str) -> None:
         super().__init__([problem])
@@ -77,8 +78,8 @@ class EndpointError(DataError):
 class Endpoint:
     """A model on an OpenAI-compatible server (vLLM, SGLang, llama.cpp, Ollama, OpenAI ...).
 
-    `url` ends where the paths of the API begin, usually in `/v1`. `options` go into every request and win over our own
-    fields; a value of None takes a field out. A request that fails is sent again up to `retries` times if that may help
+    `url` is the base of the API's paths and usually ends in `/v1`. `options` are added to every request and override
+    our own fields; a value of None removes a field. A failed request is retried up to `retries` times if that may help
     (no connection, timeout, status 408, 409, 429 or 5xx).
     """
 
@@ -88,10 +89,10 @@ class Endpoint:
     concurrency: int = 8
     retries: int = 5
     timeout: float = 120.0  # seconds for one request
-    requests_per_minute: float = 0.0  # at most so many; 0: no limit
+    requests_per_minute: float = 0.0  # 0: no limit
 
     def check(self, flag: str) -> list[str]:
-        """What is wrong with it as given by `flag` ("generator"), without asking the server."""
+        """What is wrong with this endpoint as given by `flag` ("generator"); sends no request."""
         problems = []
         if not self.url.startswith(("http://", "https://")):
             problems.append(
@@ -111,11 +112,11 @@ class Endpoint:
         temperature: float = 0.0,
         on_done: Callable[[int], None] = lambda done: None,
     ) -> list[Reply]:
-        """What the model says to each conversation, in their order, by `/chat/completions`.
+        """The model's reply to each conversation, in order, by `/chat/completions`.
 
-        The server writes the prompt from the messages with its model's own chat template. Raises `EndpointError` if the
-        first request shows that none can succeed: no server there, a wrong key, an unknown model. Any other request
-        that fails is a `Reply` that says so.
+        The server builds the prompt from the messages with its model's chat template. Raises `EndpointError` if the
+        first request shows that none can succeed: no server there, a wrong key, an unknown model. Any other failed
+        request becomes a `Reply` with its `failure`.
         """
         body = self._body(max_tokens, temperature)
         create = self._client.chat.completions.create
@@ -123,7 +124,7 @@ class Endpoint:
         def ask(messages: Messages) -> Any:
             return create(model=self.model, messages=list(messages), extra_body=body)
 
-        return self._replies(ask, messages_list, lambda choice: choice.message.content, on_done)
+        return self._replies(ask, messages_list, on_done)
 
     def continue_prompts(
         self,
@@ -133,10 +134,10 @@ class Endpoint:
         stop: Sequence[str] = (),
         on_done: Callable[[int], None] = lambda done: None,
     ) -> list[Reply]:
-        """The model's continuation of each prompt, in their order, by `/completions`; raises as `complete` does.
+        """The model's completion of each prompt, in order, by `/completions`; raises as `complete` does.
 
-        Prompts are token ids and not text: a server puts its own beginning-of-sequence token before a text that has one
-        already, but reads ids as they are.
+        Prompts are token ids, not text: a server adds its own beginning-of-sequence token to a text that already has
+        one, but leaves ids unchanged.
         """
         body = self._body(max_tokens, 0.0) | ({"stop": list(stop)[:4]} if stop else {})  # the API takes four at most
         create = self._client.completions.create
@@ -144,33 +145,38 @@ class Endpoint:
         def ask(ids: Sequence[int]) -> Any:
             return create(model=self.model, prompt=list(ids), extra_body=body)
 
-        return self._replies(ask, prompts, lambda choice: choice.text, on_done)
+        return self._replies(ask, prompts, on_done)
 
     def stream(self, messages: Messages, max_tokens: int) -> Iterator[str]:
-        """`complete` for one conversation, its words as they come. Raises `EndpointError` if the request fails."""
+        """Stream the reply to one conversation. Raises `EndpointError` if the request fails."""
         create = self._client.chat.completions.create
         body = self._body(max_tokens, 0.0)
         yield from self._words(
             lambda: create(model=self.model, messages=list(messages), stream=True, extra_body=body),
-            lambda choice: choice.delta.content,
+            lambda choice: choice.delta,
         )
 
     def stream_prompt(self, ids: Sequence[int], max_tokens: int, *, stop: Sequence[str] = ()) -> Iterator[str]:
-        """`continue_prompts` for one prompt, its words as they come. Raises `EndpointError` if the request fails."""
+        """Stream the completion of one prompt. Raises `EndpointError` if the request fails."""
         create = self._client.completions.create
         body = self._body(max_tokens, 0.0) | ({"stop": list(stop)[:4]} if stop else {})
         yield from self._words(
-            lambda: create(model=self.model, prompt=list(ids), stream=True, extra_body=body), lambda choice: choice.text
+            lambda: create(model=self.model, prompt=list(ids), stream=True, extra_body=body), lambda choice: choice
         )
 
-    def _words(self, ask: Callable[[], Any], text_of: Callable[[Any], str | None]) -> Iterator[str]:
+    def _words(self, ask: Callable[[], Any], piece_of: Callable[[Any], Any]) -> Iterator[str]:
         from openai import OpenAIError
 
-        streamed = False
+        streamed, said, why = False, False, ""
         try:
             for chunk in ask():
                 streamed = True
-                if chunk.choices and (text := text_of(chunk.choices[0])):
+                if not chunk.choices:
+                    continue
+                piece = piece_of(chunk.choices[0])
+                why = no_answer(piece) or why
+                if text := text_of(piece.text if hasattr(piece, "text") else piece.content):
+                    said = said or bool(text.strip())
                     yield _words_of(text)
         except OpenAIError as error:
             raise EndpointError(self._problem(error)) from error
@@ -179,6 +185,8 @@ class Endpoint:
         if not streamed:
             problem = 'answered without a stream; it must support "stream": true'
             raise EndpointError(f"{hide_secrets(self.url)}: {problem}")
+        if why and not said:
+            raise EndpointError(f"{hide_secrets(self.url)}: {_shown(_words_of(why), at_most=300)}")
 
     @cached_property
     def _client(self) -> Any:
@@ -189,7 +197,7 @@ class Endpoint:
         limits: dict[str, Any] = {"timeout": self.timeout, "max_retries": self.retries}
         client = OpenAI(base_url=self.url, api_key=key, http_client=stays, **limits)
         if not f".{urlsplit(self.url).hostname or ''}".endswith(".openai.com"):
-            client.organization = client.project = None  # OPENAI_ORG_ID and OPENAI_PROJECT_ID, which go nowhere else
+            client.organization = client.project = None  # never send OPENAI_ORG_ID or OPENAI_PROJECT_ID elsewhere
         return client
 
     @cached_property
@@ -200,36 +208,27 @@ class Endpoint:
         fields = {"max_tokens": max_tokens, "temperature": temperature, **self.options}
         return {name: value for name, value in fields.items() if value is not None}
 
-    def _replies(
-        self,
-        ask: Callable[[P], Any],
-        prompts: Sequence[P],
-        text_of: Callable[[Any], str | None],
-        on_done: Callable[[int], None],
-    ) -> list[Reply]:
+    def _replies(self, ask: Callable[[P], Any], prompts: Sequence[P], on_done: Callable[[int], None]) -> list[Reply]:
         def reply(prompt: P, first: bool = False) -> Reply:
             self._pace()
-            answered = self._reply(ask, prompt, text_of, first)
+            answered = self._reply(ask, prompt, first)
             on_done(1)
             return answered
 
         if not prompts:
             return []
-        # The first goes alone: a wrong address or key is said at once, and not once for each prompt.
+        # The first goes alone, so that a wrong address or key is reported immediately and only once.
         return [reply(prompts[0], first=True), *_in_threads(reply, prompts[1:], self.concurrency)]
 
-    def _reply(self, ask: Callable[[P], Any], prompt: P, text_of: Callable[[Any], str | None], first: bool) -> Reply:
+    def _reply(self, ask: Callable[[P], Any], prompt: P, first: bool) -> Reply:
         from openai import APIConnectionError, AuthenticationError, NotFoundError, OpenAIError, PermissionDeniedError
 
         try:
             answered = ask(prompt)
             choice, usage = answered.choices[0], getattr(answered, "usage", None)
-            return Reply(
-                text=_words_of(text_of(choice) or "").strip(),
-                finished=choice.finish_reason != "length",
-                prompt_tokens=_count(getattr(usage, "prompt_tokens", None)),
-                new_tokens=_count(getattr(usage, "completion_tokens", None)),
-            )
+            read, written = (_count(getattr(usage, f"{name}_tokens", None)) for name in ("prompt", "completion"))
+            reply = reply_of(choice, read, written)
+            return replace(reply, text=_words_of(reply.text), failure=_shown(_words_of(reply.failure), at_most=300))
         except OpenAIError as error:
             hopeless = (APIConnectionError, AuthenticationError, NotFoundError, PermissionDeniedError)
             redirects = _redirect(error) is not None
@@ -254,14 +253,14 @@ class Endpoint:
 
 
 def failing(why: str) -> Callable[..., list[Reply]]:
-    """In place of `complete` or `continue_prompts`: whatever is asked has failed, and this is why."""
+    """A stand-in for `complete` or `continue_prompts` whose every reply has failed, for the reason `why`."""
     return lambda prompts, *args, **options: [Reply(failure=why) for _ in prompts]
 
 
 def lasting(ask: Callable[..., list[Reply]], met: bool = False) -> Callable[..., list[Reply]]:
-    """`ask` (`complete`, `continue_prompts`) of a server that was `met`, or has to answer once.
+    """`ask` (`complete` or `continue_prompts`) that survives the loss of a server which has answered before.
 
-    Where it goes away after that, what it is asked has failed, and nothing is lost that was answered before.
+    `met`: it already has. If the server then goes away, later requests count as failed, and earlier replies are kept.
     """
 
     def asked(prompts: Sequence[Any], *args: Any, **options: Any) -> list[Reply]:
@@ -279,10 +278,9 @@ def lasting(ask: Callable[..., list[Reply]], met: bool = False) -> Callable[...,
 
 
 def _in_threads(function: Callable[[P], T], items: Sequence[P], threads: int) -> list[T]:
-    """What the function gives for each item, in their order.
+    """Call `function` on each item in `threads` daemon threads; the results are in the order of the items.
 
-    Python waits for the threads of a ThreadPoolExecutor, even to exit: Ctrl-C would wait for a server that hangs. These
-    are left to themselves.
+    Python waits for the threads of a ThreadPoolExecutor even at exit, so Ctrl-C would wait for a server that hangs.
     """
     futures: list[Future[T]] = [Future() for _ in items]
     waiting = deque(zip(futures, items))
@@ -291,7 +289,7 @@ def _in_threads(function: Callable[[P], T], items: Sequence[P], threads: int) ->
         while True:
             try:
                 future, item = waiting.popleft()
-            except IndexError:  # no more
+            except IndexError:  # none left
                 return
             try:
                 future.set_result(function(item))
@@ -303,11 +301,11 @@ def _in_threads(function: Callable[[P], T], items: Sequence[P], threads: int) ->
             threading.Thread(target=work, daemon=True).start()
         return [future.result() for future in futures]
     finally:
-        waiting.clear()  # after Ctrl-C nothing more begins
+        waiting.clear()  # after Ctrl-C, start nothing more
 
 
 class _Pace:
-    """Lets callers through at most so many times a minute, from any thread."""
+    """A rate limit in calls per minute, shared by all threads."""
 
     def __init__(self, per_minute: float) -> None:
         self.seconds, self.next, self.lock = (60 / per_minute if per_minute else 0.0), 0.0, threading.Lock()
@@ -321,12 +319,12 @@ class _Pace:
 
 
 def _words_of(text: str) -> str:
-    """Without halves of surrogate pairs, which JSON can spell and no file can hold: one would lose all answers."""
+    """`text` without lone surrogates: JSON can contain them, but writing one to a file fails and loses all answers."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _count(value: Any) -> int | None:
-    """Tokens as a server counts them; None for what is no number of tokens."""
+    """A token count reported by a server; None if the value is not a valid count."""
     return value if type(value) is int and 0 <= value < 2**53 else None
 
 
@@ -335,7 +333,7 @@ def _no_reply(error: Exception) -> str:
 
 
 def _redirect(error: Exception) -> str | None:
-    """In words, if the server names another address in place of an answer; nothing is shown of that one's query."""
+    """A message if the server redirects to another address, shown without its query; else None."""
     response = getattr(error, "response", None)
     if response is None or not response.has_redirect_location:
         return None
@@ -348,7 +346,7 @@ def _redirect(error: Exception) -> str | None:
 
 
 def _with_its_cause(error: Exception) -> str:
-    """The error's words and those of its cause, for "Connection error." alone says nothing; never the key."""
+    """The error's message and that of its cause ("Connection error." alone says nothing), without the key."""
     cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
     return _shown(f"{error}{cause}", at_most=300)
 

@@ -1,4 +1,4 @@
-"""Batched greedy answers that stop row by row, each slot refilled as it gets free."""
+"""Greedy generation with continuous batching: a finished row's slot is refilled with the next prompt."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from groundtune.model.lookup import Lookup
 from groundtune.model.packing import model_inputs, pack, prefix_groups
 from groundtune.system.out_of_memory import MicroBatch, halve_on_oom
 
-_PREFILL_TOKENS = 8192  # prompts read in one forward pass; more gains nothing and takes memory
-_GUESSED = 5  # tokens; with more, what is guessed in vain costs what is guessed right saves
+_PREFILL_TOKENS = 8192  # prompt tokens per forward pass; more only takes more memory
+_GUESSED = 5  # tokens; with more, wrong guesses cost as much as right ones save
 
 
 @dataclass(frozen=True)
 class Generated:
-    """New ids of one prompt (the stop token included), and whether the model stopped by itself."""
+    """New ids for one prompt (including the stop token), and whether the model stopped by itself."""
 
     ids: list[int]
     finished: bool
@@ -42,12 +42,12 @@ def generate_greedy(
     on_fewer: Callable[[int], None] = lambda batch_size: None,
     sources: Sequence[str] = (),
 ) -> list[Generated]:
-    """Greedy continuation of each prompt, in the order given; up to `batch_size` are answered at the same time.
+    """Greedy completion of each prompt, in the order given; up to `batch_size` are generated at the same time.
 
-    The model's own generation settings (sampling, penalties) are not consulted: an evaluation must be repeatable.
-    `on_answer` is called with the number of prompts that were finished since it was last called. When memory runs out,
-    those that are left are answered with half as many at the same time, and `on_fewer` is told of how many; `sources`
-    names the prompts in the `OutOfMemory` that is raised where one by itself does not fit.
+    The model's own generation settings (sampling, penalties) are ignored: an evaluation must be repeatable.
+    `on_answer` is called with the number of prompts finished since its last call. When memory runs out, the remaining
+    prompts run at half the batch size, and `on_fewer` gets the new size. Raises `OutOfMemory` if a single prompt does
+    not fit; `sources` names the prompts in its message.
     """
     was_training = model.training
     model.eval()
@@ -85,7 +85,7 @@ def generate_greedy(
 def stream_greedy(
     model: Model, prompt: Sequence[int], *, stop_ids: Sequence[int], max_new_tokens: int
 ) -> Iterator[int]:
-    """The ids of `generate_greedy` for one prompt, as they come. The model must be in evaluation mode."""
+    """Stream the ids that `generate_greedy` gives for one prompt. The model must be in evaluation mode."""
     if not attends_by_layout(model):
         yield from _stream_by_rows(model, prompt, set(stop_ids), max_new_tokens)
         return
@@ -111,11 +111,11 @@ class _Sequence:
         self.add([first])
 
     def guess(self) -> Sequence[int]:
-        """What may come after the last token, as far as there is room for it and for one more."""
+        """Guessed next tokens, at most as many as leave room for one more."""
         return self.lookup.guess(min(_GUESSED, self.max_new_tokens - len(self.new) - 1))
 
     def add(self, ids: Sequence[int]) -> None:
-        """As many of `ids` as come before the answer stops."""
+        """Append `ids` until the answer stops."""
         end = next((j + 1 for j, id in enumerate(ids) if id in self.stop_ids), len(ids))
         self.new += ids[:end]
         self.lookup.extend(ids[:end])
@@ -132,17 +132,17 @@ class _Sequence:
 def _generate_packed(
     model: Model, prompts: Sequence[list[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int, batch_size: int
 ) -> Iterator[tuple[int, Generated]]:
-    """Number and answer of each prompt as it is finished; its slot goes to the next prompt.
+    """Yield the number and answer of each prompt as it finishes; its slot goes to the next prompt.
 
-    Prompts are read without padding, what they have in common once; then all sequences grow side by side, each by a
-    token and by those after it that were guessed right.
+    Prompts are read without padding, and shared prefixes once. Then all sequences grow side by side: each step adds the
+    guessed tokens that were right and one more.
     """
     waiting = deque(_in_order(prompts))
     slots = min(batch_size, len(prompts))
     cache = KVCache(slots, max(map(len, prompts), default=0) + max_new_tokens)
-    running: list[tuple[int, _Sequence]] = []  # the number of the prompt in each slot, and what became of it
+    running: list[tuple[int, _Sequence]] = []  # prompt number and sequence of each slot
     while waiting or running:
-        # One prompt is read as fast as several on a CPU; waiting for a quarter of the slots spares a GPU small steps.
+        # A CPU gains nothing from several prompts; waiting for a quarter of the slots spares a GPU small steps.
         if waiting and len(running) <= slots * 3 // 4:
             new = [waiting.popleft() for _ in range(min(slots - len(running), len(waiting)))]
             for part in _up_to_tokens(new, prompts, _PREFILL_TOKENS):
@@ -154,7 +154,7 @@ def _generate_packed(
             i, sequence = running[slot]
             if sequence.done:
                 yield i, Generated(sequence.new, sequence.finished)
-                # The last sequence moves into the gap, so that those that run are always the first slots.
+                # Move the last sequence into the gap, so that the running ones always occupy the first slots.
                 last = running.pop()
                 if slot < len(running):
                     cache.move(len(running), slot)
@@ -162,13 +162,13 @@ def _generate_packed(
 
 
 def _in_order(prompts: Sequence[list[int]]) -> list[int]:
-    """Longest first, so that memory runs out at once or not at all; prompts with a common prefix side by side."""
+    """Longest first, so that memory runs out immediately or not at all; prompts with a common prefix side by side."""
     groups = [sorted(group, key=lambda i: -len(prompts[i])) for group in prefix_groups(prompts)]
     return [i for group in sorted(groups, key=lambda group: -len(prompts[group[0]])) for i in group]
 
 
 def _up_to_tokens(members: Sequence[int], prompts: Sequence[Sequence[int]], at_most: int) -> Iterator[list[int]]:
-    """`members` in parts of at most so many tokens, a longer prompt by itself."""
+    """Split `members` into parts of at most `at_most` tokens; a longer prompt forms its own part."""
     part: list[int] = []
     for i in members:
         if part and sum(len(prompts[j]) for j in [*part, i]) > at_most:
@@ -179,7 +179,7 @@ def _up_to_tokens(members: Sequence[int], prompts: Sequence[Sequence[int]], at_m
 
 
 def _read(model: Model, prompts: Sequence[Sequence[int]], cache: KVCache, slot: int) -> list[int]:
-    """The first token of each answer; the prompts' keys and values go into the slots from `slot` on."""
+    """Prefill the slots from `slot` with the prompts' keys and values; the first token of each answer."""
     packing = pack(prompts, [len(prompt) - 1 for prompt in prompts])
     slots: list[int | None] = [None] * len(packing.segments)
     for i, end in enumerate(packing.ends):
@@ -189,14 +189,14 @@ def _read(model: Model, prompts: Sequence[Sequence[int]], cache: KVCache, slot: 
     keep[0, packing.last] = True
     with head_reads_only(keep, model.get_output_embeddings()):
         logits = model(**inputs, use_cache=False).logits
-    # The head saw them in the order of the row, which is not that of the prompts.
+    # The head's outputs are in the order of the packed row, not of the prompts.
     row_order = sorted(range(len(prompts)), key=packing.last.__getitem__)
     ids = dict(zip(row_order, logits.argmax(dim=-1).tolist()))
     return [ids[i] for i in range(len(prompts))]
 
 
 def _step(model: Model, sequences: Sequence[_Sequence], cache: KVCache) -> None:
-    """Each sequence, the i-th in slot i, grows by what of its guess the model would have chosen, and by one more."""
+    """Extend each sequence (the i-th is in slot i) by the guessed tokens that the model confirms, and by one more."""
     guesses = [sequence.guess() for sequence in sequences]
     new = [[sequence.new[-1], *guess] for sequence, guess in zip(sequences, guesses)]
     lengths = [len(sequence.lookup.ids) - 1 for sequence in sequences]
@@ -205,7 +205,7 @@ def _step(model: Model, sequences: Sequence[_Sequence], cache: KVCache) -> None:
     logits = model(**model_inputs(row, layout.positions[None], layout), use_cache=False).logits
     chosen = logits[0].argmax(dim=-1).cpu().split(layout.counts)
     for sequence, guess, after in zip(sequences, guesses, map(torch.Tensor.tolist, chosen)):
-        # after[j] is what the model says after guess[:j]
+        # after[j] is the model's choice after guess[:j]
         right = next((j for j, id in enumerate(guess) if id != after[j]), len(guess))
         sequence.add(after[: right + 1])
 
@@ -213,7 +213,7 @@ def _step(model: Model, sequences: Sequence[_Sequence], cache: KVCache) -> None:
 def _generate_by_rows(
     model: Model, prompts: Sequence[list[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int, batch_size: int
 ) -> Iterator[tuple[int, Generated]]:
-    """The same for a model that cannot attend by layout: batches that shrink as rows finish."""
+    """As `_generate_packed`, for a model without packed attention: batches that shrink as rows finish."""
     size = exact_batch_size(model, batch_size)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     for start in range(0, len(order), size):
@@ -227,7 +227,7 @@ def _generate_batch(
 ) -> list[Generated]:
     answers: list[list[int]] = [[] for _ in prompts]
     rows = read(model, prompts, pad_id)
-    alive = list(range(len(prompts)))  # the prompt behind each row of the shrinking batch
+    alive = list(range(len(prompts)))  # prompt number of each remaining row
     for _ in range(max_new_tokens):
         next_ids = rows.logits().argmax(dim=-1).tolist()
         for row, id in zip(alive, next_ids):

@@ -1,4 +1,4 @@
-"""Who writes a text: a model in this process, or one on an OpenAI-compatible server."""
+"""Text generators: a model in this process, or one on an OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ import torch
 from groundtune.aliases import Model, Tokenizer
 from groundtune.arguments import PromptArguments
 from groundtune.model.endpoint import Messages
-from groundtune.model.generation import generate_greedy, stream_greedy
+from groundtune.model.generation import Generated, generate_greedy, stream_greedy
+from groundtune.model.replies import ONLY_THOUGHTS
 from groundtune.prompts.prompt import Prompt, make_prompt, request_ids
 from groundtune.schema import ASSISTANT, USER, Reply, Turn
+from groundtune.system.text import after_thoughts
 
 OnDone = Callable[[int], None]
 
 
 class Writer(Protocol):
-    """Anything that completes conversations: an `Endpoint`, or a `LocalModel`."""
+    """Anything that completes conversations: an `Endpoint` or a `LocalModel`."""
 
     def complete(
         self, messages_list: Sequence[Messages], max_tokens: int, *, on_done: OnDone = lambda done: None
     ) -> list[Reply]:
-        """One reply for each conversation, in their order; a request that failed is a reply with its `failure`."""
+        """One reply per conversation, in order; a failed request gives a reply with its `failure`."""
 
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
@@ -34,7 +36,7 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model in this process with its tokenizer, as something to talk to."""
+    """A model in this process with its tokenizer, ready for conversations."""
 
     model: Model
     tokenizer: Tokenizer
@@ -49,7 +51,7 @@ class LocalModel:
         temperature: float = 0.0,
         on_done: OnDone = lambda done: None,
     ) -> list[Reply]:
-        """`Endpoint.complete`, by this model and its chat template; always greedy. No request can fail."""
+        """As `Endpoint.complete`, with this model's chat template; always greedy. No request can fail."""
         prompt = make_prompt(self.tokenizer, PromptArguments(instruction=""))
         prompts = [request_ids(prompt, _turns(messages)) for messages in messages_list]
         with computing(self.model, self.bf16):
@@ -57,24 +59,22 @@ class LocalModel:
                 self.model, prompts, stop_ids=prompt.stop_ids, pad_id=self.tokenizer.pad_token_id,
                 max_new_tokens=max_tokens, batch_size=self.batch_size, on_answer=on_done,
             )  # fmt: skip
-        return [
-            Reply(prompt.answer_text(g.ids), g.finished, len(ids), len(g.ids)) for ids, g in zip(prompts, generated)
-        ]
+        return [_reply(prompt, ids, written) for ids, written in zip(prompts, generated)]
 
     def stream(self, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> Iterator[str]:
-        """The words of the greedy answer to `ids` as they come; together they are what an evaluation would give."""
+        """Stream the text of the greedy answer to `ids`; joined, it is the answer that an evaluation would give."""
         new: list[int] = []
         shown = ""
         stream = stream_greedy(self.model, ids, stop_ids=prompt.stop_ids, max_new_tokens=max_new_tokens)
         while True:
-            with computing(self.model, self.bf16):  # and not what the caller does between two words
+            with computing(self.model, self.bf16):  # left before the yield: it must not affect the caller
                 id = next(stream, None)
             if id is None:
                 break
             new.append(id)
             text = prompt.answer_text(new)
-            # What the next token may still change waits for it: half of a character of several bytes, a run of the
-            # byte tokens that SentencePiece falls back to, a separator that is cut off.
+            # Hold back text that the next token may change: part of a multi-byte character, a run of SentencePiece's
+            # fallback byte tokens, a separator that gets stripped.
             is_byte = _BYTE_TOKEN.fullmatch(cast(str, self.tokenizer.convert_ids_to_tokens(id)) or "")
             if text.startswith(shown) and not is_byte and not text.endswith("\N{REPLACEMENT CHARACTER}"):
                 yield text[len(shown) :]
@@ -83,20 +83,27 @@ class LocalModel:
             yield text[len(shown) :]
 
 
+def _reply(prompt: Prompt, ids: Sequence[int], written: Generated) -> Reply:
+    """What was said after the thoughts; a reply that ends inside them has failed."""
+    text, inside = after_thoughts(prompt.answer_text(written.ids))
+    failure = ONLY_THOUGHTS if inside else ""
+    return Reply(text, written.finished and not inside, len(ids), len(written.ids), failure)
+
+
 def _turns(messages: Messages) -> list[Turn]:
-    """A system message is the beginning of the user's first turn."""
+    """The messages as turns; a system message counts as the start of the user's first turn."""
     return [Turn(ASSISTANT if m["role"] == "assistant" else USER, m["content"]) for m in messages]
 
 
 @contextmanager
 def computing(model: Model, bf16: bool) -> Iterator[None]:
-    """On the device and in the precision that training evaluates with."""
+    """Move the model to its device and enter the precision that training evaluates with."""
     with torch.autocast(to_device(model), dtype=torch.bfloat16, enabled=bf16):
         yield
 
 
 def to_device(model: Model) -> str:
-    """Move the model to this machine's GPU if it has one; the type of the device that it is on then."""
+    """Move the model to the GPU if there is one; the type of the device that it is on afterwards."""
     kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if model.device.type != kind:
         cast(Any, model).to(kind)  # transformers' wrapper of it loses its type

@@ -1,4 +1,4 @@
-"""Keys and values of the sequences that are being written, and how the next tokens read them."""
+"""The KV cache of the sequences being generated, and how new tokens attend to it."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 class KVCache:
-    """Keys and values of up to `slots` sequences of up to `capacity` tokens, one pair of tensors a layer."""
+    """Keys and values of up to `slots` sequences of up to `capacity` tokens: one pair of tensors per layer."""
 
     def __init__(self, slots: int, capacity: int):
         self.shape = (slots, capacity)
         self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def write(self, layer: int, slot: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        """A whole sequence; `key` and `value` are [1, kv heads, length, size]."""
+        """Write a whole sequence into a slot; `key` and `value` are [1, kv heads, length, size]."""
         for stored, new in zip(self._of(layer, key, value), (key, value)):
             stored[slot, :, : new.shape[2]] = new[0]
 
     def move(self, source: int, target: int) -> None:
-        """The sequence in slot `source` to slot `target`, in place of what is there."""
+        """Move the sequence in slot `source` to slot `target`, overwriting it."""
         for stored in (tensor for pair in self.layers.values() for tensor in pair):
             stored[target] = stored[source]
 
     def append(
         self, layer: int, slots: torch.Tensor, positions: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Puts the i-th of [1, kv heads, tokens, size] at `positions[i]` of slot `slots[i]`; returns all slots."""
+        """Write token i of [1, kv heads, tokens, size] to position `positions[i]` of slot `slots[i]`; all slots."""
         stored = self._of(layer, key, value)
         for of_layer, new in zip(stored, (key, value)):
             of_layer[slots, :, positions] = new[0].transpose(0, 1)
@@ -38,21 +38,21 @@ class KVCache:
     def _of(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if layer not in self.layers:
             slots, capacity = self.shape
-            # Zeros: what is masked still enters a product, and what the memory held before may be NaN.
+            # Zeros, because masked values still enter a product, and uninitialised memory may hold NaN.
             keys, values = (x.new_zeros(slots, x.shape[1], capacity, x.shape[3]) for x in (key, value))
             self.layers[layer] = keys, values
         return self.layers[layer]
 
 
 class Decoding:
-    """The layout of the next tokens of the sequences in slots 0 to n - 1 of `cache`, side by side in one row.
+    """The layout of new tokens for the sequences in slots 0 to n - 1 of `cache`, side by side in one row.
 
-    `lengths[i]` is how many tokens sequence i has so far, `counts[i]` how many come now: one at least.
+    `lengths[i]` is the number of tokens that sequence i has so far, `counts[i]` (at least 1) the number of new ones.
     """
 
     def __init__(self, cache: KVCache, lengths: Sequence[int], counts: Sequence[int], device: torch.device):
         self.cache, self.lengths, self.counts, self.device = cache, lengths, counts, device
-        # Of each new token: its slot, and how many of the new ones come before it there.
+        # For each new token: its slot, and how many new tokens precede it there.
         slots = [slot for slot, count in enumerate(counts) for _ in range(count)]
         self.slots = torch.tensor(slots, device=device)
         self.offsets = torch.tensor([offset for count in counts for offset in range(count)], device=device)
@@ -68,8 +68,8 @@ class Decoding:
         heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
         first, mask = self._mask(window, heads // kv_heads)
         n, most, read = len(self.counts), max(self.counts), slice(first, first + mask.shape[-1])
-        # As many rows for each sequence as the one with the most new tokens has. The heads of a group read the same
-        # keys: as rows of one small product they read them once.
+        # Every sequence is padded to the largest number of new tokens. The heads of a group share their keys: as rows
+        # of one product they read them only once.
         rows = query.new_zeros(n, most, heads, size)
         rows[self.slots, self.offsets] = query[0].transpose(0, 1)
         rows = rows.unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
@@ -78,9 +78,9 @@ class Decoding:
         return output[self.slots, self.offsets][None]
 
     def _mask(self, window: int | None, group: int) -> tuple[int, torch.Tensor]:
-        """First position that any token reads, and [n, 1, group * most, positions from there], true where it is read.
+        """First position that any token attends to, and the mask [n, 1, group * most, positions from there].
 
-        `group` heads read the same keys.
+        The mask is true where a token attends; `group` heads share their keys.
         """
         if (window, group) not in self._masks:
             first = 0 if window is None else max(0, min(self.lengths) - window + 1)

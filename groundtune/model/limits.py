@@ -1,4 +1,4 @@
-"""What a model cannot read: token ids without an embedding, positions beyond its last."""
+"""Inputs that a model cannot read: token ids without an embedding, positions beyond its limit."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from groundtune.errors import ModelError
 logger = logging.getLogger(__name__)
 
 
-_TABLES = ("wpe", "embed_positions", "position_embeddings")  # what models call a table of positions
+_TABLES = ("wpe", "embed_positions", "position_embeddings")  # names of learned position tables
 
 
 def check_vocabulary(texts: Iterable[Sequence[int]], model: Model, name: str) -> None:
-    """Raises `ModelError` if some ids have no embedding in the model: tokens were added to its tokenizer."""
+    """Raise `ModelError` if some ids have no embedding in the model, as when tokens were added to its tokenizer."""
     largest = max(max(ids, default=0) for ids in texts)
     known = model.config.get_text_config().vocab_size
     if largest >= known:
@@ -30,9 +30,9 @@ def check_vocabulary(texts: Iterable[Sequence[int]], model: Model, name: str) ->
 
 
 def check_positions(longest: int, model: Model, name: str) -> list[str]:
-    """What a reader of the numbers must know if rows, or prompts with their answers, of `longest` tokens are too long.
+    """Notes for the report if rows, or prompts with their answers, of `longest` tokens exceed the model's positions.
 
-    Raises `ModelError` if the model has no positions for them.
+    Raises `ModelError` if the model cannot compute such positions at all.
     """
     config = model.config.get_text_config()
     known, rope = _positions(config), getattr(config, "rope_parameters", None) or {}
@@ -54,23 +54,23 @@ def check_positions(longest: int, model: Model, name: str) -> list[str]:
 
 
 def _positions(config: Config) -> float:
-    """How many positions the model was made for; infinitely many if its configuration does not say."""
+    """The number of positions that the model was made for; infinity if its configuration does not say."""
     known = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 0
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "yarn":  # some model cards leave the number of positions at the original's
+    if rope.get("rope_type") == "yarn":  # some configurations keep the original number of positions
         known = max(known, int(rope.get("factor", 1) * (rope.get("original_max_position_embeddings") or known)))
     return known if known > 0 else math.inf
 
 
 def _reads_a_table(model: Model) -> bool:
-    """Whether positions are looked up (GPT-2, OPT, GPT-J, MPT), so that there is nothing beyond the last."""
+    """Whether positions come from a table (GPT-2, OPT, GPT-J, MPT), which ends at the last one."""
     tables = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)]
     tables += [name for name, _ in model.named_buffers()]
     return hasattr(model.config, "max_seq_len") or any(name.endswith(_TABLES) for name in tables)
 
 
 def _changing_ropes(rope: Mapping[str, Any], config: Config) -> Iterator[tuple[str, int]]:
-    """Kind and limit of the rotary positions that depend on the longest row; `rope` may be one for each layer type."""
+    """Kind and limit of rotary embeddings that change with the longest row; `rope` may hold one per layer type."""
     for parameters in (rope, *(part for part in rope.values() if isinstance(part, Mapping))):
         if (kind := parameters.get("rope_type")) in ("longrope", "dynamic"):
             own = parameters.get("original_max_position_embeddings")

@@ -1,8 +1,9 @@
-"""The decoder and its tokenizer: dtype, attention, LoRA, GGUF."""
+"""Loading the decoder and its tokenizer: dtype, attention, LoRA, GGUF."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Before a chat template that writes today's date (Llama 3.2, gpt-oss), it makes every day the one that Llama's falls
-# back on: rows of tomorrow would be others than those of today, and a run could not go on.
+# Put before a chat template that writes today's date (Llama 3.2, gpt-oss), this fixes the date to Llama's fallback:
+# otherwise the rows would change from day to day, and a run could not resume.
 _SAME_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
 
 def load_tokenizer(arguments: ModelArguments) -> Tokenizer:
-    """The model's tokenizer; one without a padding token pads with its end token (labels never depend on it).
+    """The model's tokenizer; without a padding token it pads with its end token (labels never depend on it).
 
-    Raises `ModelError` when it cannot be loaded or has no end-of-sequence token.
+    Raises `ModelError` if it cannot be loaded or has no end-of-sequence token.
     """
     from transformers import AutoTokenizer
 
@@ -47,15 +48,45 @@ def load_tokenizer(arguments: ModelArguments) -> Tokenizer:
         tokenizer.pad_token = tokenizer.eos_token
     template = tokenizer.chat_template
     if isinstance(template, str) and "strftime_now" in template and not template.startswith(_SAME_DAY):
-        tokenizer.chat_template = _SAME_DAY + template  # it is saved with the model: a server writes the prompt so too
+        tokenizer.chat_template = _SAME_DAY + template  # saved with the model, so a server builds the same prompt
+    tokenizer.model_end_ids = tuple(id for id in end_ids(arguments) if id < len(tokenizer))
     return tokenizer
 
 
-def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ...], pad_id: int) -> Model:
-    """The model ready to train, with a fresh adapter if asked for, and generation settings that stop at `stop_ids`.
+def end_ids(arguments: ModelArguments) -> list[int]:
+    """Every end token that generation_config.json and config.json of a model name, each once.
 
-    Weights come from safetensors or GGUF files and never from a `.bin` file, which is a pickle.
-    Raises `ModelError` when the model cannot be loaded, or lacks weights, which would be random then.
+    A chat model often has several, and its template writes none of them: its own `generate` stops at each.
+    """
+    found: dict[int, None] = {}
+    for name in ("generation_config.json", "config.json"):
+        config = _json_of(arguments, name)
+        text = config.get("text_config")
+        for part in (config, text if isinstance(text, dict) else {}):
+            named = part.get("eos_token_id")
+            ids = named if isinstance(named, list) else [named]
+            found |= {id: None for id in ids if type(id) is int and id >= 0}
+    return list(found)
+
+
+def _json_of(arguments: ModelArguments, name: str) -> dict[str, Any]:
+    """A JSON file of a model, here or on the hub; empty if there is none, or it holds something else."""
+    from transformers.utils import cached_file
+
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    try:
+        path = cached_file(arguments.model_name_or_path, name, revision=arguments.model_revision, **quiet)
+        content = json.loads(Path(path).read_text("utf-8")) if path else {}
+    except (OSError, ValueError, RecursionError):  # the model itself is loaded later, and says so
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ...], pad_id: int) -> Model:
+    """The model ready to train, with a new adapter if requested, and generation settings that stop at `stop_ids`.
+
+    Weights are read from safetensors or GGUF files, never from a `.bin` file, which is a pickle. Raises `ModelError` if
+    the model cannot be loaded, or if weights are missing, which would be initialised at random.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -65,7 +96,7 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
     if arguments.gguf_file:
         from transformers import GgufConfig
 
-        # Without it the weights stay in GGUF blocks, which neither train nor save.
+        # Otherwise the weights stay in GGUF blocks, which can be neither trained nor saved.
         options["quantization_config"] = GgufConfig(dequantize=True)
     else:
         options["use_safetensors"] = True
@@ -74,7 +105,7 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
     try:
         with loading(arguments.model_name_or_path):
             model, found = _with_attention(AutoModelForCausalLM, arguments.model_name_or_path, options)
-    except Exception as error:  # libraries trust the settings of a model to be right
+    except Exception as error:  # libraries assume that a model's configuration is valid
         if is_out_of_memory(error):
             raise
         raise ModelError(_cannot_load("model", arguments, error)) from error
@@ -85,9 +116,9 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
         )
     if arguments.gguf_file:
         model.config.quantization_config = None
-    # A fresh one: sampling and penalties that came with the model would make plain `generate` differ from what was
-    # evaluated, and its end tokens may not be the prompt's.
-    bos = model.config.get_text_config().bos_token_id  # of a model that also sees, the whole knows none
+    # A new one: the model's own sampling and penalties would make plain `generate` differ from what was evaluated, and
+    # its end tokens may not be the prompt's.
+    bos = model.config.get_text_config().bos_token_id  # a multimodal model has it in its text configuration only
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=list(stop_ids), pad_token_id=pad_id, bos_token_id=bos
     )
@@ -95,8 +126,8 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
 
 
 def _with_attention(auto_class: Any, name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The model and what was found of it, with plain attention where SDPA would not do (gpt-oss) or compute something
-    else: before transformers 5.23, Gemma 2 lost the cap on its scores by it."""
+    """The model and its loading info, with eager attention where SDPA is unsupported (gpt-oss) or wrong: before
+    transformers 5.23, Gemma 2 lost its score cap with SDPA."""
     try:
         model, found = auto_class.from_pretrained(name, output_loading_info=True, **options)
     except ValueError as error:
@@ -110,9 +141,9 @@ def _with_attention(auto_class: Any, name: str, options: dict[str, Any]) -> tupl
 
 
 def add_lora(model: PreTrainedModel, arguments: ModelArguments) -> PeftModel:
-    """A LoRA adapter (Hu et al. 2021) on the named linear layers; its weights are float32 whatever the model's are.
+    """Add a LoRA adapter (Hu et al. 2021) to the named linear layers; its weights are float32 whatever the model's are.
 
-    Raises `ModelError` when no layer has such a name.
+    Raises `ModelError` if no layer has such a name.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -137,7 +168,7 @@ def add_lora(model: PreTrainedModel, arguments: ModelArguments) -> PeftModel:
 
 
 def _beside_the_text(model: Model) -> str | None:
-    """A pattern of the modules that text does not go through, as Gemma 3's vision tower; None if there are none.
+    """A pattern for modules that text does not pass through, such as Gemma 3's vision tower; None if there are none.
 
     An adapter there would cost memory and learn nothing.
     """
@@ -149,7 +180,7 @@ def _beside_the_text(model: Model) -> str | None:
 
 
 def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """QLoRA's frozen weights (Dettmers et al. 2023): NF4, its constants quantised once more, computed in `dtype`."""
+    """QLoRA's quantisation of frozen weights (Dettmers et al. 2023): NF4, double quantisation, computed in `dtype`."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -158,7 +189,7 @@ def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def flash_attention_problems(arguments: ModelArguments) -> list[str]:
-    """Why FlashAttention, if asked for, cannot be used here; empty if it can."""
+    """Why FlashAttention, if requested, cannot be used here; empty if it can."""
     if not arguments.use_flash_attention:
         return []
     missing = [] if importlib.util.find_spec("flash_attn") else ["the package flash-attn is not installed"]
@@ -172,34 +203,35 @@ def flash_attention_problems(arguments: ModelArguments) -> list[str]:
 
 
 def computes_bf16() -> bool:
-    """Whether bfloat16 is computed by the hardware here and not emulated."""
+    """Whether this hardware computes bfloat16 natively rather than emulating it."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if torch.backends.mps.is_available():
         return True
-    # On a CPU the answer is the instruction set: AVX512-BF16 or AMX. Asked by private names, so absence means no.
-    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    # A CPU needs the instruction set AVX512-BF16 or AMX. The names are private, so a missing one means no.
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    return amx or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
 
 
 def _dtype(arguments: ModelArguments, bf16: bool) -> torch.dtype:
-    """Weights that are trained are kept in float32, or small updates are lost to rounding; frozen ones need not be."""
+    """Dtype of the weights: trained ones need float32, or rounding would lose small updates; frozen ones do not."""
     if arguments.dtype != "auto":
         return getattr(torch, arguments.dtype)
     return torch.bfloat16 if arguments.use_peft and bf16 else torch.float32
 
 
 def _source(arguments: ModelArguments) -> dict[str, Any]:
-    # Where an adapter is opened on its base, only one of them has the revision that was given; the other runs no code.
+    # When an adapter is opened on its base model, the given revision belongs to one of them; the other runs no code.
     trusted = arguments.trust_remote_code and is_commit(arguments.model_revision)
     source: dict[str, Any] = {"revision": arguments.model_revision, "trust_remote_code": trusted}
     if trusted:
-        # A model may name another repository for its code, which `revision` does not pin: this refuses it there.
+        # A model may take its code from another repository, which `revision` does not pin: this refuses it there.
         source["code_revision"] = arguments.model_revision
     return {**source, "gguf_file": arguments.gguf_file} if arguments.gguf_file else source
 
 
 def _refuse(arguments: ModelArguments, weights: bool = True) -> None:
-    """Raises `ModelError` for a model that no library may read."""
+    """Raise `ModelError` for a model that no library may be allowed to read."""
     name = arguments.model_name_or_path
     problems = model_problems(name, arguments.gguf_file, weights, with_base=weights)
     if problems := problems or hub_problems(name, arguments.model_revision):

@@ -1,17 +1,17 @@
-"""Prompt lookup: after the same few words, an answer is likely to go on as its passages did, or as it did itself."""
+"""Prompt lookup: an answer is likely to repeat what followed the same few tokens in its passages or in itself."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-_TOKENS = (3, 2)  # that must be the same, more of them first; after a single one too much is found
+_TOKENS = (3, 2)  # length of a match, longer first; a single token matches too often
 
 
 class Lookup:
-    """A sequence as it grows, and what followed each few of its tokens when they were last seen.
+    """A growing sequence, and what followed each short run of its tokens when it last occurred.
 
     Prompt lookup decoding (Saxena, 2023, https://github.com/apoorvumang/prompt-lookup-decoding): a model reads several
-    tokens in about the time of one, so a guess costs little, and the model's own choice decides whether it stands.
+    tokens in about the time of one, so a guess costs little, and it is kept only if the model would choose the same.
     """
 
     def __init__(self, ids: Iterable[int]):
@@ -26,7 +26,7 @@ class Lookup:
             self.ids.append(id)
 
     def guess(self, at_most: int) -> Sequence[int]:
-        """Up to `at_most` tokens that may come next; none where the last ones were not there before."""
+        """Up to `at_most` tokens that may come next; none if the last tokens have not occurred before."""
         found = (self._next.get(tuple(self.ids[-n:])) for n in _TOKENS)
         start = next((start for start in found if start is not None), len(self.ids))
         return self.ids[start : start + at_most]

@@ -1,13 +1,19 @@
-"""LoRA layers of PEFT with one memory pass less per step: the low-rank product is added inside the matrix product."""
+"""PEFT's LoRA layers with fewer passes over memory: the low-rank product is added inside the matrix product."""
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import logging
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora.layer import Linear
 
 from groundtune.aliases import Model
+from groundtune.system.text import one_line
+
+logger = logging.getLogger(__name__)
 
 
 class _LoraProduct(torch.autograd.Function):
@@ -40,10 +46,10 @@ class _LoraProduct(torch.autograd.Function):
 
 
 class FusedLinear(Linear):
-    """PEFT's LoRA layer of a frozen linear layer; whatever is not plain LoRA in one type is left to PEFT.
+    """PEFT's LoRA layer over a frozen linear layer; anything but plain LoRA in one dtype is left to PEFT.
 
-    PEFT casts the input to the adapter's type, scales and adds in passes of their own over [tokens, outputs]: on a CPU
-    as much time as the products of the adapter.
+    PEFT casts the input to the adapter's type, scales, and adds in separate passes over [tokens, outputs], which on a
+    CPU take as long as the adapter's products.
     """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -72,8 +78,56 @@ class FusedLinear(Linear):
         )
 
 
-def fuse(model: Model) -> None:
-    """Let the LoRA layers of a PEFT model compute as `FusedLinear`; names, weights and saving stay PEFT's."""
-    for module in model.modules():
-        if type(module) is Linear:
-            module.__class__ = FusedLinear
+def fuse(model: Model) -> str | None:
+    """Make the LoRA layers of a PEFT model compute as `FusedLinear` if outputs and gradients then equal PEFT's.
+
+    Returns None, or why the layers were left unchanged. Names, weights and saving stay PEFT's either way.
+    """
+    layers = [module for module in model.modules() if type(module) is Linear]
+    try:
+        problem = next(filter(None, map(_difference, _smallest(layers))), None)
+    except Exception as error:  # a later PEFT may raise anything
+        problem = f"{type(error).__name__}: {one_line(error)}"
+    if problem:
+        logger.warning("LoRA layers are computed by PEFT, which is slower: %s", problem)
+        return problem
+    for layer in layers:
+        layer.__class__ = FusedLinear
+    return None
+
+
+def _smallest(layers: Iterable[Linear]) -> Iterable[Linear]:
+    """The smallest layer of each kind that is computed differently."""
+    kinds: dict[tuple[torch.dtype, bool], Linear] = {}
+    for layer in sorted(layers, key=lambda layer: _base(layer).weight.numel()):
+        kinds.setdefault((_base(layer).weight.dtype, _base(layer).bias is None), layer)
+    return kinds.values()
+
+
+def _base(layer: Linear) -> torch.nn.Linear:
+    return cast(torch.nn.Linear, layer.base_layer)
+
+
+@torch.enable_grad()
+def _difference(layer: Linear) -> str | None:
+    """Compare outputs and gradients of a fused layer with PEFT's; how they differ, or None if they agree."""
+    generator = torch.Generator().manual_seed(0)
+    weight = _base(layer).weight
+    if hasattr(weight, "ds_id"):  # a split weight, which `FusedLinear` leaves to PEFT
+        return None
+    trial = copy.deepcopy(layer).eval()  # no dropout: with it, PEFT computes the layer anyway
+    trained: list[Any] = [lora[trial.active_adapters[0]].weight for lora in (trial.lora_A, trial.lora_B)]
+    with torch.no_grad():
+        for matrix in trained:  # B starts at zero, which would hide any error
+            matrix.copy_(torch.randn(matrix.shape, generator=generator) / matrix.shape[1] ** 0.5).requires_grad_()
+    x = torch.randn(5, weight.shape[1], generator=generator).to(weight.device, weight.dtype).requires_grad_()
+    towards = torch.randn(5, weight.shape[0], generator=generator).to(weight.device, weight.dtype)
+    found = []
+    for kind in (FusedLinear, Linear):
+        trial.__class__ = kind
+        output = trial(x)
+        found.append([output, *torch.autograd.grad(output, [x, *trained], towards)])
+    errors = [((a - b).float().norm() / b.float().norm()).item() for a, b in zip(*found)]
+    tolerance = 1e-4 if weight.dtype == torch.float32 else 0.05
+    wrong = [f"{name} by {e:.2g}" for name, e in zip(("output", "dx", "dA", "dB"), errors) if not e < tolerance]
+    return f"the fused product differs from PEFT's in {', '.join(wrong)}" if wrong else None

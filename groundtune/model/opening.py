@@ -1,4 +1,4 @@
-"""A folder, an adapter or a hub name -> a model that is ready to answer."""
+"""Opens a folder, an adapter or a hub name as a model that is ready to answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from groundtune.errors import ModelError
 from groundtune.model.attention import use_packed_attention
 from groundtune.model.endpoint import endpoint_at, is_server
 from groundtune.model.generators import LocalModel, Writer, to_device
-from groundtune.model.loading import computes_bf16, load_model, load_tokenizer
+from groundtune.model.loading import computes_bf16, end_ids, load_model, load_tokenizer
 from groundtune.prompts.prompt import Prompt, make_prompt
 from groundtune.system.model_folders import (
     adapter_base_of,
@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AnsweringModel:
-    """A model to be opened: `arguments` name it, and `base` what its adapter stands on (empty: it is no adapter).
+    """A model to be opened: `arguments` name it, `base` is the base model of an adapter (empty: not an adapter).
 
-    `bf16`: it computes in bfloat16. `by_run`: a run saved it whole. `trained_whole`: all its weights were trained, so
-    that they are float32. `load` is the function of the run's method that loads a model.
+    `bf16`: compute in bfloat16. `by_run`: a run saved the full model. `trained_whole`: all weights were trained, so
+    they are float32. `load` is the model-loading function of the run's method.
     """
 
     arguments: ModelArguments
@@ -51,20 +51,24 @@ class AnsweringModel:
     load: Callable[..., Model] = load_model
 
     def open_tokenizer(self) -> Tokenizer:
-        """Its tokenizer; an adapter that was saved without one has its base's. Raises `ModelError`."""
+        """The model's tokenizer; an adapter saved without one uses its base model's. Raises `ModelError`."""
         if not self.base:
             return load_tokenizer(self._as_saved())
         of_adapter, of_base = self._revisions()
+        base = replace(self.arguments, model_name_or_path=self.base, model_revision=of_base)
         try:
-            return load_tokenizer(replace(self.arguments, gguf_file=None, model_revision=of_adapter))
+            tokenizer = load_tokenizer(replace(self.arguments, gguf_file=None, model_revision=of_adapter))
         except ModelError:
-            return load_tokenizer(replace(self.arguments, model_name_or_path=self.base, model_revision=of_base))
+            return load_tokenizer(base)
+        known = [*tokenizer.model_end_ids, *(id for id in end_ids(base) if id < len(tokenizer))]
+        tokenizer.model_end_ids = tuple(dict.fromkeys(known))
+        return tokenizer
 
     def open(self, prompt: Prompt, pad_id: int) -> Model:
-        """The model ready to answer: an adapter comes on its base.
+        """The model ready to answer, an adapter on its base model.
 
-        Its weights have the type in which training evaluated them, else the smallest that is computed here. Raises
-        `ModelError` if anything cannot be loaded, or any weight is missing.
+        Weights have the dtype in which training evaluated them, else the smallest that the hardware supports. Raises
+        `ModelError` if anything cannot be loaded, or if any weight is missing.
         """
         settings = {"bf16": self.bf16, "stop_ids": prompt.stop_ids, "pad_id": pad_id}
         if not self.base:
@@ -76,9 +80,9 @@ class AnsweringModel:
         return _ready(_with_adapter(self.load(base, **settings), self.arguments.model_name_or_path, of_adapter))
 
     def _as_saved(self) -> ModelArguments:
-        """What a run saves whole is no GGUF file, and no revision of a hub model, whatever it began with.
+        """The arguments for a full model saved by a run: no GGUF file or hub revision, whatever the run began with.
 
-        Its code, if it runs any, is still that of the commit.
+        Its custom code, if any, is still that of the pinned commit.
         """
         if not self.by_run:
             return self.arguments
@@ -91,14 +95,14 @@ class AnsweringModel:
         return "bfloat16" if self.bf16 and not self.trained_whole else "float32"
 
     def _revisions(self) -> tuple[str | None, str | None]:
-        """Of the adapter and of its base: a local adapter has none, so what is given is its base's."""
+        """Revisions of the adapter and its base model: a local adapter has none, so a given one is the base's."""
         if os.path.isdir(self.arguments.model_name_or_path):
             return None, self.arguments.model_revision
         return self.arguments.model_revision, None
 
 
 def writing_model(name: str, bf16: bool) -> AnsweringModel:
-    """A model (folder, adapter or hub name) that is talked to: a judge, or whoever writes questions."""
+    """A model (folder, adapter or hub name) for conversations: a judge, or a question generator."""
     model = ModelArguments(model_name_or_path=name)
     return AnsweringModel(model, bf16, adapter_base(model))
 
@@ -106,8 +110,8 @@ def writing_model(name: str, bf16: bool) -> AnsweringModel:
 def open_writer(
     name: str, model: str = "", options: str = "", *, bf16: bool | None = None, batch_size: int = 4, **limits: Any
 ) -> Writer:
-    """Who writes texts: the server that `name` ("openai:URL") names, with its `model`, `options` (JSON) and `limits`
-    (fields of `Endpoint`); or the model of that name, loaded here, for `batch_size` conversations together.
+    """A text generator: the server at `name` ("openai:URL") with its `model`, `options` (JSON) and `limits` (fields of
+    `Endpoint`); or else the model `name`, loaded here, with `batch_size` conversations per batch.
 
     Raises `ModelError`.
     """
@@ -124,10 +128,10 @@ def _local_writer(name: str, bf16: bool, batch_size: int) -> LocalModel:
 
 
 def adapter_base(model: ModelArguments) -> str:
-    """The base model of an adapter (folder or hub name) as its configuration names it; empty if it is no adapter.
+    """The base model that an adapter's configuration names (folder or hub name); empty if `model` is not an adapter.
 
-    Raises `DataError` for a configuration that cannot be read, and `ModelError` where an adapter from the hub names a
-    folder of this machine.
+    Raises `DataError` for a configuration that cannot be read, and `ModelError` if an adapter from the hub names a
+    folder on this machine.
     """
     from transformers.utils import find_adapter_config_file
 
@@ -136,7 +140,7 @@ def adapter_base(model: ModelArguments) -> str:
         return adapter_base_of(Path(name))
     try:
         path = find_adapter_config_file(name, revision=model.model_revision)
-    except (OSError, ValueError):  # no such model: loading it says so, with the ways out
+    except (OSError, ValueError):  # no such model: loading it gives the full error message
         return ""
     base = base_named_in(Path(path)) if path else ""
     if os.path.exists(base) or check_model_name("base_model", base):
@@ -145,7 +149,7 @@ def adapter_base(model: ModelArguments) -> str:
 
 
 def _ready(model: Model) -> Model:
-    """On its device, and attending as in training: nothing is padded, and rounding is the same."""
+    """Move the model to its device and use training's attention: no padding, and the same rounding."""
     model.eval().requires_grad_(False)
     to_device(model)
     if why := use_packed_attention(model, to_train=False):
@@ -157,7 +161,7 @@ def _with_adapter(model: Model, adapter: str, revision: str | None) -> PeftModel
     from peft import PeftModel
     from peft.utils import get_peft_model_state_dict, load_peft_weights
 
-    from groundtune.model.lora import fuse  # here, for it takes PEFT, and most models are no adapters
+    from groundtune.model.lora import fuse  # here, because it imports PEFT, and most models are not adapters
 
     if problems := model_problems(adapter, with_base=False) or hub_problems(adapter, revision):
         raise ModelError(problems[0])
@@ -166,12 +170,12 @@ def _with_adapter(model: Model, adapter: str, revision: str | None) -> PeftModel
         with loading(adapter):
             saved = load_peft_weights(adapter, device="cpu", **where)
             adapted = PeftModel.from_pretrained(model, adapter, **where)
-    except Exception as error:  # PEFT trusts the settings of an adapter to be right
+    except Exception as error:  # PEFT assumes that an adapter's configuration is valid
         if is_out_of_memory(error):
             raise
         reason = why_not_loaded(error)
         raise ModelError(f"{adapter}: cannot load the adapter on {model.config.name_or_path}: {reason}") from error
-    # PEFT only warns, and an adapter of which half is missing answers nearly like the base model.
+    # PEFT only warns about missing weights, and an adapter without half of its own answers nearly like the base model.
     loaded = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     missing = sorted(set(loaded) - set(saved))
     if missing:
@@ -185,5 +189,5 @@ def _with_adapter(model: Model, adapter: str, revision: str | None) -> PeftModel
             f"{adapter}: {len(other)} of the adapter's weights are not those of its file: {', '.join(other[:3])} ...; "
             "PEFT did not load them: update it"
         )
-    fuse(adapted)  # as in training, or rounding differs
+    fuse(adapted)  # as in training, so that rounding is the same
     return adapted

@@ -1,12 +1,12 @@
-"""Sequences laid end to end: each token reads its own sequence, and a shared prefix is there once.
+"""Sequences packed end to end: each token attends to its own sequence only, and a shared prefix is stored once.
 
-Padding and repeated prefixes cost as much as any token. Here rows of one batch form a single row of segments, in
-pre-order of the tree that their common prefixes span:
+Padding and repeated prefixes cost as much as any other token. Here the rows of a batch become a single row of segments,
+in pre-order of the tree (trie) that their common prefixes form:
 
     header  passage A  question 1 answer 1  question 2 answer 2  passage B  question 3 answer 3
 
-A token reads the segments on its path from the root and, in its own, what comes before it. That is exactly what it
-would read in a row of its own, so no output and no gradient changes.
+A token attends to the segments on its path from the root and to the earlier tokens of its own segment. That is exactly
+what it would see in a row of its own, so outputs and gradients stay the same.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 _LEAST_SHARED = 16  # tokens; a shorter common prefix costs more in small attention calls than it saves
-_BLOCK = 128  # tokens of each side of a block of FlexAttention: its default
+_BLOCK = 128  # tokens per side of a FlexAttention block: its default
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens [start, stop) of a packed row, which follow those of `path` (numbers of segments, root first)."""
+    """Tokens [start, stop) of a packed row; they continue the segments of `path` (segment numbers, root first)."""
 
     start: int
     stop: int
@@ -46,17 +46,17 @@ class Segment:
 class Packed:
     """The layout of one packed row: segments in pre-order that cover it without a gap.
 
-    `cache`, if given, receives keys and values of every sequence, so that `Decoding` can go on from them; `slots[i]`
-    is the slot of segment i, None where it is not the end of a sequence.
+    `cache`, if given, receives the keys and values of every sequence, which `Decoding` then continues; `slots[i]` is
+    the slot of segment i, or None if no sequence ends there.
     """
 
     segments: Sequence[Segment]
     cache: KVCache | None = None
     slots: Sequence[int | None] = ()
-    windows: set[int | None] = field(default_factory=set, repr=False)  # those of the layers that attended so far
+    windows: set[int | None] = field(default_factory=set, repr=False)  # of the layers that have attended so far
     _masks: dict[Any, Any] = field(default_factory=dict, repr=False)
 
-    @torch.compiler.disable  # its shapes are new with every batch
+    @torch.compiler.disable  # shapes change with every batch
     def attend(
         self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None,
         window: int | None,
@@ -83,8 +83,8 @@ class Packed:
             mask = self._mask(len(segment), k.shape[2], window, query.device)
             if self.cache is not None and (slot := self.slots[i]) is not None:
                 self.cache.write(layer.layer_idx, slot, k, v)
-            # Each head gets a copy where sharing keys is slow: PyTorch's backward on a CPU is a fifth slower then, and
-            # with a mask other devices have no kernel for it but the one that writes all scores to memory.
+            # Copy keys and values per head where sharing them is slow: PyTorch's backward on a CPU takes a fifth
+            # longer, and with a mask other devices only have the kernel that writes all scores to memory.
             if query.requires_grad or (mask is not None and query.device.type != "cpu"):
                 k, v = (x.repeat_interleave(heads_of_a_key, dim=1) for x in (k, v))
             shared = k.shape[1] < query.shape[1]
@@ -96,7 +96,7 @@ class Packed:
         return torch.cat(outputs, dim=2).transpose(1, 2)
 
     def _mask(self, tokens: int, read: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-        """[tokens, read], true where the last `tokens` of `read` positions may look; None where plain causal does."""
+        """[tokens, read], true where the last `tokens` of `read` positions attend; None if a causal mask suffices."""
         reaches = window is None or window >= read
         if tokens == read and reaches:
             return None
@@ -109,9 +109,9 @@ class Packed:
     def _attend_in_blocks(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
     ) -> torch.Tensor:
-        """All segments in one FlexAttention kernel, which skips the blocks that nothing reads."""
+        """Attend with one FlexAttention kernel for all segments; it skips empty blocks."""
         if torch.is_autocast_enabled(query.device.type):
-            # Autocast does not know this kernel, and the norm of a float32 model makes float32 of queries and keys.
+            # Autocast does not cover this kernel, and norms in a float32 model return float32 queries and keys.
             dtype = torch.get_autocast_dtype(query.device.type)
             query, key, value = (x.to(dtype) for x in (query, key, value))
         if window not in self._masks:
@@ -122,10 +122,10 @@ class Packed:
         return output[:, :, :tokens].transpose(1, 2)
 
     def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
-        """FlexAttention's mask, made from blocks: one of tokens x tokens is never there.
+        """FlexAttention's mask, built from blocks: a mask of tokens x tokens never exists.
 
-        In pre-order, a segment is read by what follows it up to the end of its subtree. The mask is for as many tokens
-        as the next power of two, for the kernel is compiled anew for each length. Padding reads itself, within a block.
+        In pre-order, a segment is read by everything after it up to the end of its subtree. The length is rounded up to
+        a power of two, because the kernel is recompiled for each length. Padding attends to itself, within a block.
         """
         from torch.nn.attention.flex_attention import BlockMask
 
@@ -150,28 +150,28 @@ class Packed:
     def _blocks(
         self, ends: torch.Tensor, positions: torch.Tensor, window: int | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of which blocks of keys each block of queries reads anything, and of which all; both [blocks, blocks].
+        """Which key blocks each query block attends to in part or whole, and which in whole; both [blocks, blocks].
 
         `ends` and `positions` are `subtree_ends` and `positions`, [tokens].
         """
         borders = sorted({*range(0, len(ends), _BLOCK), *(segment.start for segment in self.segments), len(ends)})
         first, last = torch.tensor(borders[:-1]), torch.tensor(borders[1:]) - 1
-        # Pieces, each in one block and one segment: all its tokens are read up to the same end.
+        # Pieces that lie in one block and one segment: all tokens of a piece are read up to the same end.
         end, position = ends[first], positions[first]
         some = (first <= last[:, None]) & (end > first[:, None])
         whole = (last <= first[:, None]) & (end > last[:, None])
         if window is not None:
-            apart = position[:, None] - position  # of the first tokens of two pieces
+            apart = position[:, None] - position  # distance between the first tokens of two pieces
             length = last - first
             some &= (apart - length < window) | torch.eye(len(first), dtype=torch.bool)
             whole &= apart + length[:, None] < window
         in_block = one_hot(first // _BLOCK).float()
         some, whole = in_block.T @ some.float() @ in_block > 0, in_block.T @ (~whole).float() @ in_block == 0
-        whole[len(ends) // _BLOCK :] = False  # what the last block is short of is masked
+        whole[len(ends) // _BLOCK :] = False  # the missing part of the last block is masked
         return some, whole
 
     def subtree_ends(self) -> list[int]:
-        """For each token the end of the last segment that continues its segment."""
+        """For each token, the end of the last segment that continues its own."""
         ends = [segment.stop for segment in self.segments]
         for segment in self.segments:
             for ancestor in segment.path:
@@ -179,7 +179,7 @@ class Packed:
         return [end for segment, end in zip(self.segments, ends) for _ in range(len(segment))]
 
     def positions(self) -> list[int]:
-        """For each token its position in its own sequence."""
+        """For each token, its position in its own sequence."""
         return [
             position
             for segment in self.segments
@@ -192,30 +192,30 @@ class Packed:
 def _flex_attention() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    # A kernel for each power of two, with and without a gradient. What is beyond the limit, 8 by default, would run
-    # without a kernel, and nobody would know.
+    # One kernel per power of two, with and without a gradient. Beyond the limit (8 by default) PyTorch would silently
+    # run uncompiled.
     torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
     return torch.compile(flex_attention, dynamic=False)
 
 
 def _numbers_first(these: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many are true in a row, [1, 1, rows], and the numbers of its columns, those first, [1, 1, rows, columns]."""
+    """Number of true values per row, [1, 1, rows], and column numbers, true ones first, [1, 1, rows, columns]."""
     these = these.to(torch.int32)
     counts, numbers = these.sum(dim=-1), these.argsort(dim=-1, descending=True, stable=True)
     return counts[None, None].to(torch.int32), numbers[None, None].to(torch.int32)
 
 
 def model_inputs(input_ids: torch.Tensor, position_ids: torch.Tensor, layout: Packed | Decoding) -> Batch:
-    """What a model is called with: ids and positions [1, tokens] and their layout."""
-    # A mask that is 4-D already is passed on as it is, whatever it says; without one, transformers would look for
-    # jumps in the positions and build a mask that cuts every sequence off from its prefix.
+    """Keyword arguments for a model call: ids and positions, [1, tokens], and their layout."""
+    # transformers passes a 4-D mask on unchanged, whatever it contains; without one, it would look for jumps in the
+    # positions and build a mask that cuts every sequence off from its prefix.
     as_it_is = torch.zeros(1, 1, 1, 1, device=input_ids.device)
     return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": as_it_is, "layout": layout}
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Sequences as one row: its token ids, its segments, and for each sequence its last token and its segment."""
+    """Sequences as one row: token ids, segments, and for each sequence its last token and its last segment."""
 
     ids: list[int]
     segments: list[Segment]
@@ -223,17 +223,17 @@ class Packing:
     ends: list[int]
 
     def inputs(self, device: torch.device | None = None, **written: Any) -> Batch:
-        """What a model that attends by layout is called with; `cache` and `slots` as in `Packed`."""
+        """Keyword arguments for a model with packed attention; `cache` and `slots` as in `Packed`."""
         layout = Packed(self.segments, **written)
         ids, positions = (torch.tensor([x], device=device) for x in (self.ids, layout.positions()))
         return model_inputs(ids, positions, layout)
 
 
 def pack(sequences: Sequence[Sequence[int]], shareable: Sequence[int]) -> Packing:
-    """One row in which a common prefix of several sequences is there once.
+    """Pack sequences into one row that stores each common prefix once.
 
-    `shareable[i]` is how many leading tokens of sequence i may be shared. The segments are the tree of the sequences,
-    in pre-order; branches of fewer than 16 common tokens stay apart.
+    `shareable[i]` is the number of leading tokens of sequence i that may be shared. The segments are the prefix tree of
+    the sequences in pre-order; prefixes of fewer than 16 tokens are not shared.
     """
     packing = Packing([], [], [0] * len(sequences), [0] * len(sequences))
 
@@ -262,7 +262,7 @@ def pack(sequences: Sequence[Sequence[int]], shareable: Sequence[int]) -> Packin
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int], at_most: int) -> int:
-    """How many leading tokens two sequences share, by bisection: slices compare fast, single tokens do not."""
+    """Length of the common prefix of two sequences, by bisection: comparing slices is fast, single tokens is not."""
     low, high = 0, min(len(a), len(b), at_most)
     while low < high:
         middle = (low + high + 1) // 2
@@ -271,12 +271,15 @@ def common_prefix(a: Sequence[int], b: Sequence[int], at_most: int) -> int:
 
 
 def prefix_groups(prompts: Sequence[list[int]]) -> list[list[int]]:
-    """Prompts (by number) that share more than all do, at least a tenth of the shorter one: those on one passage."""
+    """Groups of prompt numbers that share more than the common header, at least a tenth of the shorter prompt.
+
+    In practice, these are the questions on one passage.
+    """
     if not prompts:
         return []
     order = sorted(range(len(prompts)), key=lambda i: prompts[i])
     shortest = min(len(prompt) for prompt in prompts)
-    header = common_prefix(prompts[order[0]], prompts[order[-1]], shortest)  # sorted, so all between share it too
+    header = common_prefix(prompts[order[0]], prompts[order[-1]], shortest)  # sorted, so all in between share it too
     groups = [[order[0]]]
     for i, j in pairwise(order):
         shorter = min(len(prompts[i]), len(prompts[j]))

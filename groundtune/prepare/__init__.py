@@ -1,1 +1,1 @@
-"""From what people have to examples and documents: folders of files, published data, questions by an LLM."""
+"""Preparing documents and examples: from folders of files, from published data, and with questions by an LLM."""

@@ -1,4 +1,4 @@
-"""Pages -> passages of so many tokens, along headings, paragraphs and sentences (semantic-text-splitter)."""
+"""Pages -> passages of limited size, cut at headings, paragraphs and sentences (semantic-text-splitter)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from groundtune.data.passages import format_passage, header_of
 from groundtune.errors import DataError
 from groundtune.prepare.pages import Page
 from groundtune.schema import Document
+from groundtune.system.model_folders import model_problems
 from groundtune.system.text import one_line
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _HEADINGS = re.compile(r"^#{1,6} .*$", re.MULTILINE)
-_LOOK_BACK = 20_000  # characters; the splitter asks about texts near the one that it asked about before
+_LOOK_BACK = 20_000  # characters; the splitter asks about texts near its previous one
 
 
 def load_counter(name: str) -> Tokenizer:
@@ -33,30 +34,32 @@ def load_counter(name: str) -> Tokenizer:
     """
     from tokenizers import Tokenizer
 
+    if problems := model_problems(name, weights=False):
+        raise DataError([f"--tokenizer: {problems[0]}"])
     path = Path(name) / "tokenizer.json"
     if not os.path.isdir(name):
         from huggingface_hub import hf_hub_download
 
         try:
             path = Path(hf_hub_download(name, "tokenizer.json"))
-        except Exception as error:  # the hub's client has a dozen kinds, and a bad name raises another one
+        except Exception as error:  # the hub client raises a dozen types, and another for a bad name
             problem = f"--tokenizer: cannot load {name}: {str(error).strip().splitlines()[0]}"
             raise DataError([f"{problem}; name a local folder or a model of the hub"]) from error
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise DataError([f"--tokenizer: {path}: {error}; name a folder that holds a tokenizer.json"]) from error
-    tokenizer.no_truncation()  # or no text would ever count more than the model reads
+    tokenizer.no_truncation()  # otherwise no count would exceed the model's limit
     tokenizer.no_padding()
     return tokenizer
 
 
 @dataclass(frozen=True)
 class Chunker:
-    """Cuts pages into passages of at most `size` tokens of `tokenizer`, the lines with source and title included.
+    """Cuts pages into passages of at most `size` tokens of `tokenizer`, including the lines with source and title.
 
-    Neighbours share up to `overlap` tokens, in whole sentences where that is possible. A header that would take more
-    than half of a passage is let to make it longer.
+    Adjacent passages share up to `overlap` tokens, in whole sentences if possible. A header longer than half of `size`
+    may make a passage longer than `size`.
     """
 
     tokenizer: Tokenizer
@@ -72,8 +75,8 @@ class Chunker:
         end, number = 0, 0
         for start, text in self._splitter(page.markdown, count, capacity).chunk_indices(page.text):
             if not _HEADINGS.sub("", text).strip() if page.markdown else not text.strip():
-                continue  # headings alone: those below carry them
-            # Where its own text begins: what it shares with its predecessor may belong to the section before.
+                continue  # only headings; the passages below include them in their section
+            # Start of its own text: text shared with the previous passage may belong to the previous section.
             own = _next_character(page.text, max(start, end))
             end, number = start + len(text), number + 1
             place = {"sheet": bisect_right(page.sheets, own)} if page.sheets else {}
@@ -96,10 +99,10 @@ class Chunker:
 
 @dataclass
 class _SpanCounter:
-    """Tokens in a part of a text, which is tokenised only once.
+    """Counts the tokens in parts of a text, which is tokenised only once.
 
-    The splitter asks for the length of some ten overlapping parts to place one cut; tokenising each of them is what
-    takes nearly all of its time.
+    The splitter asks for the length of about ten overlapping parts per cut; tokenising each of them would take nearly
+    all of its time.
     """
 
     tokenizer: Tokenizer
@@ -108,7 +111,7 @@ class _SpanCounter:
 
     @cached_property
     def _starts(self) -> list[int]:
-        """Where each token begins, in characters."""
+        """The offset of each token, in characters."""
         return [start for start, _ in self.tokenizer.encode(self.text, add_special_tokens=False).offsets]
 
     def __call__(self, part: str) -> int:
@@ -121,7 +124,7 @@ class _SpanCounter:
 
 @dataclass(frozen=True)
 class _Places:
-    """Names, each valid from its offset to the next one's."""
+    """Names, each valid from its offset to the next offset."""
 
     offsets: Sequence[int]
     names: Sequence[str]
@@ -132,7 +135,7 @@ class _Places:
 
 
 def _sections(text: str, title: str) -> _Places:
-    """The headings above each part of a Markdown text, outermost first: `Install > On Windows`; the title left out."""
+    """The headings above each part of a Markdown text, outermost first, without the title: `Install > On Windows`."""
     from markdown_it import MarkdownIt
 
     lines = [0, *(match.end() for match in re.finditer("\n", text))]

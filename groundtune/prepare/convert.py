@@ -1,4 +1,4 @@
-"""`groundtune convert`: published layouts -> our examples and documents, and ours -> what other tools read."""
+"""`groundtune convert`: published formats -> examples and documents, and examples -> formats of other tools."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from groundtune.system.outputs import links_at
 if TYPE_CHECKING:
     from rich.table import Table
 
-_ENOUGH = 100  # problems after which a file is not read further: it is of another format
+_ENOUGH = 100  # problems after which reading stops: the file has another format
 
 EXPORTS = {
     "to_messages": 'examples -> lines of {"messages", "documents"}',
     "to_prompt_completion": 'examples -> lines of {"prompt", "completion", "documents"}, lists of messages',
     "to_beir": "examples -> a BEIR folder",
 }
-# Arguments that only some formats know.
+# Arguments that apply to some formats only.
 FLAGS = {
     "unanswerable": ("squad", "natural_questions", "ms_marco"),
     "evidence": ("triviaqa",),
@@ -41,12 +41,12 @@ FLAGS = {
 
 @dataclass
 class Summary:
-    """What was written: by file the examples and which of them are special; what was left out, with the reason."""
+    """What was written: counts of examples by file and kind; and what was left out, by reason."""
 
     files: dict[str, Counter[str]] = field(default_factory=dict)
     documents: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
-    dialogues: int = 0  # before questions, in a layout that has no place for them
+    dialogues: int = 0  # chat histories, in a format that has no place for them
 
     def count(self, name: str, example: Example) -> None:
         self.files.setdefault(name, Counter()).update(
@@ -60,7 +60,7 @@ class Summary:
 
 
 def check(name: str, inputs: Sequence[Path], folder: Path, given: Iterable[str]) -> list[str]:
-    """What is wrong with the arguments, all of it; `given` names the optional ones that were given."""
+    """All problems with the arguments; `given` names the optional ones that were given."""
     problems = [f"{path}: no such file or folder; check the path" for path in inputs if not os.path.exists(path)]
     if name == "beir":
         problems += [f"{path}: is a file; name the BEIR folder" for path in inputs if os.path.isfile(path)]
@@ -98,12 +98,12 @@ def convert(
     limit: int = 0,
     on_example: Callable[[int], None] = lambda done: None,
 ) -> Summary:
-    """Write `folder`/documents.jsonl and, for each input, a file of examples; at most `limit` of each input if not 0.
+    """Write `folder`/documents.jsonl and a file of examples for each input, with at most `limit` examples if not 0.
 
-    Inputs are streamed as far as their layout allows; of documents only the ids are kept.
+    Inputs are streamed as far as their format allows; only the ids of documents are kept in memory.
 
     Raises:
-        DataError: with everything that is wrong in all inputs, or when no example comes out; nothing is written then.
+        DataError: with all problems of all inputs, or if there are no examples; nothing is written then.
     """
     summary = Summary()
     problems: list[str] = []
@@ -129,7 +129,7 @@ def convert(
 
 
 class _Output:
-    """The files of a conversion; they take their places together when `stack` ends without an error."""
+    """The output files of a conversion; they replace existing files together when `stack` ends without an error."""
 
     def __init__(self, folder: Path, stack: ExitStack, summary: Summary) -> None:
         self._folder, self._stack, self._summary = folder, stack, summary
@@ -161,10 +161,10 @@ class _Output:
 
 
 def export(name: str, inputs: Sequence[Path], folder: Path, instruction: str, documents: Path | None) -> Summary:
-    """Write our examples for other tools: `name` is one of `EXPORTS`.
+    """Write examples for other tools; `name` is one of `EXPORTS`.
 
     Raises:
-        DataError: with everything that is wrong in the inputs; nothing is written then.
+        DataError: with all problems of the inputs; nothing is written then.
     """
     summary = Summary()
     splits = {stem_of(path): read_examples(path) for path in inputs}
@@ -190,7 +190,7 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def summary_table(summary: Summary) -> Table:
-    """The examples of each file, as a table of rich."""
+    """The number of examples in each file, as a rich table."""
     from rich.table import Table
 
     columns = ["examples", *(n for n in ("unanswerable", "several answers", "no answer") if summary_has(summary, n))]
@@ -207,7 +207,7 @@ def summary_has(summary: Summary, column: str) -> bool:
 
 
 def notes(summary: Summary) -> list[str]:
-    """What the table does not say."""
+    """Notes beside the table: questions left out, dialogues, and examples without an answer."""
     lines = [f"left out: {n:,} questions {reason}" for reason, n in summary.left_out.most_common()]
     if summary.dialogues:
         where = "it is stored in the metadata of the queries (chat_history), which BEIR retrievers do not read"

@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
 @dataclass
 class Summary:
-    """What became of the files: by kind (`.pdf`), and what was left out with the reason."""
+    """Counts by kind of file (`.pdf`), and what was left out, with the reason."""
 
     files: Counter[str] = field(default_factory=Counter)
     pages: Counter[str] = field(default_factory=Counter)
     passages: Counter[str] = field(default_factory=Counter)
     duplicates: Counter[str] = field(default_factory=Counter)
     blank: int = 0  # pages without any text
-    other_kinds: Counter[str] = field(default_factory=Counter)  # files of folders that are of no known kind
+    other_kinds: Counter[str] = field(default_factory=Counter)  # files of unsupported types in folders
     problems: list[str] = field(default_factory=list)  # a line for each file or folder that could not be read
     unread: int = 0
 
 
 @dataclass(frozen=True)
 class Found:
-    """A file to read, and the name that its passages carry: the same wherever the folder lies."""
+    """A file to read, and its source name in the passages, which does not depend on where the folder is."""
 
     path: Path
     source: str
@@ -55,13 +55,13 @@ def write_corpus(
     options: ReadOptions,
     on_file: Callable[[Found, int, int], None] = lambda file, number, total: None,
 ) -> Summary:
-    """Write the passages of all files into `output` (.jsonl or .parquet), in the order of the files' names.
+    """Write the passages of all files to `output` (.jsonl or .parquet), in the order of the file names.
 
-    Passages of the same title and text are written once, wherever they come from: a retriever could not tell them
-    apart. Only their hashes are kept in memory. `on_file` is told each file, its number and the total.
+    Passages with the same title and text are written once, because a retriever could not tell them apart. Only their
+    hashes are kept in memory. `on_file` is called with each file, its number and the total.
 
     Raises:
-        DataError: an input is missing or of an unknown kind, or no passage at all came out; nothing is written.
+        DataError: an input is missing or has an unsupported type, or there is no passage at all; nothing is written.
     """
     summary = Summary()
     found = find_files(inputs, output, summary)
@@ -72,7 +72,7 @@ def write_corpus(
 
 
 def check(inputs: Sequence[str], output: Path, options: ReadOptions, size: int, overlap: int) -> list[str]:
-    """What is wrong with the arguments, all of it; empty if nothing is."""
+    """All problems with the arguments; empty if there are none."""
     problems = [f"{name}: no such file or folder; check the path" for name in inputs if not os.path.exists(name)]
     for path in map(Path, inputs):
         if os.path.isfile(path) and path.suffix.lower() not in READERS:
@@ -92,14 +92,15 @@ def check(inputs: Sequence[str], output: Path, options: ReadOptions, size: int, 
 
 
 def find_files(inputs: Sequence[str], output: Path, summary: Summary) -> list[Found]:
-    """The files to read, sorted within each folder, each once; hidden ones and `output` itself are left out.
+    """The files to read, sorted within each folder, each once; hidden files and `output` itself are left out.
 
-    A file in a folder is named from that folder on (`docs/install/linux.md`), a file given by itself from the current
-    folder on, or by its name alone if it lies elsewhere. A link in a folder is followed to what was named, and nowhere
-    else: a folder from somebody else may lead to any file of this machine. The summary says what is left out.
+    The source name of a file in a folder begins with that folder (`docs/install/linux.md`); a file given directly is
+    named relative to the current folder, or by its file name if it lies elsewhere. Links are followed only to paths
+    inside the inputs: in somebody else's folder they could lead to any file on this machine. The summary says what is
+    left out.
 
     Raises:
-        DataError: there is none.
+        DataError: there are no files.
     """
     found: dict[Path, Found] = {}
     entered: set[Path] = set()
@@ -123,7 +124,7 @@ def find_files(inputs: Sequence[str], output: Path, summary: Summary) -> list[Fo
 
 
 def _leads_out(path: Path, named: Sequence[Path]) -> str:
-    """That a link leads out of all that was named; empty if it does not."""
+    """A message if a link leads out of all inputs; empty if it does not."""
     real = path.resolve()
     if any(real.is_relative_to(one) for one in named):
         return ""
@@ -131,7 +132,7 @@ def _leads_out(path: Path, named: Sequence[Path]) -> str:
 
 
 def _walk(folder: Path, named: Sequence[Path], entered: set[Path], problems: list[str]) -> Iterator[Path]:
-    """The files below a folder, those of linked folders last; no folder is entered twice, so that circles end."""
+    """The files below a folder, those of linked folders last. No folder is entered twice, so cycles end."""
 
     def note(error: OSError) -> None:
         problems.append(f"{error.filename}: cannot be entered ({error.strerror}); check its permissions")
@@ -141,7 +142,7 @@ def _walk(folder: Path, named: Sequence[Path], entered: set[Path], problems: lis
         entered.add(Path(root).resolve())
         folders = [Path(root) / name for name in sorted(names) if not name.startswith(".")]
         linked += filter(Path.is_symlink, folders)
-        names[:] = [path.name for path in folders if path.resolve() not in entered]  # os.walk itself follows no link
+        names[:] = [path.name for path in folders if path.resolve() not in entered]  # os.walk does not follow links
         yield from (Path(root) / name for name in sorted(files) if not name.startswith("."))
     for link in linked:
         if problem := _leads_out(link, named):
@@ -197,7 +198,7 @@ def _digest(passage: Document) -> bytes:
 
 
 def summary_table(summary: Summary) -> Table:
-    """The counts by kind of file, as a table of rich."""
+    """The counts by kind of file, as a rich table."""
     from rich.table import Table
 
     table = Table("kind", "files", "texts", "passages", "duplicates dropped")
@@ -212,7 +213,7 @@ def summary_table(summary: Summary) -> Table:
 
 
 def notes(summary: Summary) -> list[str]:
-    """What the table does not say: what was left out, and why."""
+    """Notes beside the table: what was left out, and why."""
     lines = [f"not read: {problem}" for problem in summary.problems]
     if summary.blank:
         lines.append(f"skipped: {summary.blank:,} blank texts")

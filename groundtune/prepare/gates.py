@@ -1,4 +1,4 @@
-"""Which generated questions are good enough, and which file each goes to."""
+"""Quality gates: which generated questions are good enough, and which file each goes to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _MENTIONS = re.compile(r"\b(?:the|this|above) (?:passage|text|excerpt|paragraph|context)\b", re.IGNORECASE)
-# Why a question was left out, in the order in which the gates are passed.
+# Reasons to leave a question out, in the order of the gates.
 MENTIONS = "mentions the passage"
 REPEATS = "repeats another question"
 NO_ANSWER = "not answered by its passage"
@@ -45,7 +45,7 @@ def gates_of(settings: Settings) -> tuple[str, ...]:
 
 @dataclass
 class GateResult:
-    """What came out: the examples of each split, and of everything else how much and why."""
+    """The examples of each split, the rejected pairs with the reason, and counts."""
 
     splits: dict[str, list[Example]] = field(default_factory=lambda: {"train": [], "eval": [], "test": []})
     rejected: list[dict[str, Any]] = field(default_factory=list)
@@ -54,7 +54,8 @@ class GateResult:
 
 @dataclass(frozen=True)
 class _Pair:
-    """`verdict` has `supported` (None if that was not understood) and `said`; None if the LLM gave none."""
+    """A generated question with its answer. `verdict` has `supported` (None if it was not understood) and `said`; it is
+    None if the LLM gave no verdict."""
 
     passage: Document
     question: str
@@ -68,7 +69,7 @@ class _Pair:
 
 
 def judge(passages: Sequence[Document], settings: Settings, journal: Journal, retriever: Retriever) -> GateResult:
-    """Pass every question and answer of the journal through the gates, and share them out by passage."""
+    """Pass every question and answer in the journal through the gates, and split those that pass by passage."""
     result = GateResult()
     by_id = {passage.id: passage for passage in passages}
     answers, cut, verdicts = answers_of(journal), cut_answers_of(journal), verdicts_of(journal, settings)
@@ -98,7 +99,7 @@ def judge(passages: Sequence[Document], settings: Settings, journal: Journal, re
 
 
 def write(result: GateResult, folder: Path) -> list[str]:
-    """Write train, eval and test.jsonl but for empty ones, whose names are returned, and rejected.jsonl."""
+    """Write train, eval and test.jsonl, and rejected.jsonl; empty splits are not written, and their names returned."""
     for name, examples in result.splits.items():
         if examples:
             write_jsonl(folder / f"{name}.jsonl", (example.to_dict() for example in examples))
@@ -109,7 +110,7 @@ def write(result: GateResult, folder: Path) -> list[str]:
 
 
 def _stopped_by(pair: _Pair, found: Sequence[Hit], seen: set[frozenset[str]], settings: Settings) -> str:
-    """The first gate that the pair does not pass, or ""."""
+    """The first gate that the pair fails, or ""."""
     ranked = [hit.document.id for hit in found[: settings.retrieved_within]]
     verdict = pair.verdict
     stops = {
@@ -127,19 +128,19 @@ def _stopped_by(pair: _Pair, found: Sequence[Hit], seen: set[frozenset[str]], se
 
 
 def _key(question: str) -> frozenset[str]:
-    """Two questions of the same words are one, in whatever order and inflection."""
+    """Key of a question: questions with the same word stems, in any order, count as repeated."""
     return frozenset(map(stem, telling_words(question))) or frozenset(words(question))
 
 
 def _hard_negatives(pair: _Pair, found: Sequence[Hit], settings: Settings) -> tuple[Document, ...]:
-    """The best hits that are not the passage and do not hold the answer as well."""
+    """The best hits other than the passage that do not support the answer."""
     others = (hit.document for hit in found if hit.document.id != pair.passage.id)
     wrong = (d for d in others if support(pair.answer, pair.question, d.text) < settings.min_support)
     return tuple(islice(wrong, settings.hard_negatives))
 
 
 def _split(passage: Document, settings: Settings) -> str:
-    """By the passage alone, so that all its questions stay together and no later run moves them."""
+    """The split, chosen by the passage alone, so that its questions stay together and later runs do not move them."""
     drawn = chance(settings.seed + 1, passage)
     if drawn < settings.test_share:
         return "test"
@@ -159,7 +160,7 @@ def why_none(result: GateResult, failures: Sequence[str]) -> list[str]:
 
 
 def summary_table(result: GateResult) -> Table:
-    """What was asked, what each gate stopped and what was kept, as a table of rich."""
+    """Counts of what was asked, what each gate rejected and what was kept, as a rich table."""
     from rich.table import Table
 
     table = Table("", "number")
@@ -176,7 +177,7 @@ def summary_table(result: GateResult) -> Table:
 
 
 def notes(result: GateResult, failures: Sequence[str], empty: Sequence[str]) -> list[str]:
-    """What the table does not say."""
+    """Notes beside the table: failed requests and empty splits."""
     lines = []
     if failures:
         lines.append(f"{len(failures):,} requests failed ({failures[0]}); the same command asks for them again")

@@ -1,4 +1,4 @@
-"""A file to which every finished piece of work is appended, so that a run that was stopped goes on where it was."""
+"""A file to which every finished piece of work is appended, so that a stopped run can resume."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from groundtune.system.outputs import inside, no_follow
 
 
 class Journal:
-    """Rows in the order in which they were finished; the first line holds the settings that they were made with.
+    """Rows in the order in which they were finished; the first line contains the settings that they were made with.
 
-    Raises `DataError` when the file was made with other settings, a line of it is damaged, or it is a link; a last line
-    without its end, which a killed run leaves behind, is dropped.
+    An incomplete last line, left by a killed run, is dropped. Raises `DataError` if the file was made with other
+    settings, contains a damaged line, or is a link.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path = inside(path.parent, path.name)
         self.rows: list[dict[str, Any]] = []
-        self._unwritten = [{"settings": settings}]  # nothing is made before there is something to keep
+        self._unwritten = [{"settings": settings}]  # the file is created with the first row
         if path.exists():
             self._read(settings)
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Keep rows; they are on the disk when this returns. Raises `DiskError`."""
+        """Append rows; they are synced to disk when this returns. Raises `DiskError`."""
         rows = list(rows)
         if rows:
             with disk_errors(self.path, hint="; its contents are kept: free some space and run the same command again"):

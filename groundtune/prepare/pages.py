@@ -1,6 +1,6 @@
-"""Files of many kinds -> pages of text: plain text, Markdown, HTML, PDF, Word, CSV and JSONL.
+"""Files -> pages of text: from plain text, Markdown, HTML, PDF, Word, CSV and JSONL.
 
-HTML and Word become Markdown, so that their headings and lists are seen when they are cut into passages.
+HTML and Word are converted to Markdown, so that cutting into passages can use their headings and lists.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from groundtune.system.text import one_line
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup, Tag
 
-# What surrounds the text of a web page and is no part of it.
+# Elements of a web page that are not part of its text.
 _FURNITURE = ("script", "style", "noscript", "template", "nav", "footer", "svg", "iframe",
               "button", "input", "select", "textarea")  # fmt: skip
-# markdownify would run their text into that around them. Some pages are one form from top to bottom.
+# markdownify would join their text with the text around them. Some pages consist of a single form.
 _BLOCKS = ("address", "aside", "details", "fieldset", "figure", "form", "header", "legend", "summary")
 _PERMALINKS = "a.headerlink, a.anchor, a.anchor-link"
 _CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
-# No text, and what makes a parser stop before it; comments and scripts first, which may hold all the others.
+# Markup without text, and markup that makes a parser stop early; comments and scripts first, as they may contain both.
 _NO_TEXT = re.compile(r"<!--.*?-->|<script\b.*?</script\s*>|</(?:body|html)\s*>|<\?[^>]*>", re.IGNORECASE | re.DOTALL)
 _HALF = re.compile(r"&#(?:x0*(d[89a-f][0-9a-f]{2})|0*(5[5-7][0-9]{3}));", re.IGNORECASE)  # "&#55357;", "&#xd83d;"
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -40,9 +40,9 @@ _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM
 
 @dataclass(frozen=True)
 class Page:
-    """One text and where it comes from: a file, or a row of a table; `markdown` says whether it has Markdown's marks.
+    """One text with its origin: a file, or a row of a table. `markdown` says whether the text is Markdown.
 
-    `sheets` are the offsets in `text` at which the sheets of a PDF begin.
+    `sheets` are the offsets in `text` at which the pages of a PDF begin.
     """
 
     text: str
@@ -54,7 +54,7 @@ class Page:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How to read: the encoding of text files, and the fields of JSONL and columns of CSV; "" means the usual ones."""
+    """The encoding of text files, and the fields of JSONL or columns of CSV; "" means the default names."""
 
     encoding: str = "utf-8"
     text_field: str = ""
@@ -63,15 +63,15 @@ class ReadOptions:
 
 
 def read_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
-    """The pages of one file; `source` names it in the passages.
+    """The pages of one file; `source` is its name in the passages.
 
     Raises:
-        DataError: the file cannot be read. It is raised before the first page: no file is half used.
+        DataError: the file cannot be read. It is raised before the first page, so no file is used in part.
     """
     reader = READERS[path.suffix.lower()]
     try:
         if reader in (_csv_pages, _json_pages):
-            for _ in reader(path, source, options):  # one that breaks off in the middle must show it before it is used
+            for _ in reader(path, source, options):  # a dry run: a file broken in the middle fails before it is used
                 pass
         yield from reader(path, source, options)
     except OSError as error:
@@ -79,7 +79,7 @@ def read_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
 
 
 def missing_libraries(suffixes: Iterable[str]) -> list[str]:
-    """What must be installed to read files of these kinds, one line; empty if nothing is missing."""
+    """One line with the packages to install for these types of files; empty if nothing is missing."""
     needed = {name for suffix in suffixes for name in _LIBRARIES.get(suffix, ())}
     missing = sorted(name for name in needed if importlib.util.find_spec(name) is None)
     return [f'{", ".join(missing)}: not installed; pip install "groundtune[documents]"'] if missing else []
@@ -90,7 +90,7 @@ def _unreadable(path: Path, why: str, way_out: str) -> DataError:
 
 
 def _clean(text: str) -> str:
-    """Without null characters and single halves of surrogate pairs, which broken fonts and programs leave behind."""
+    """The text without null characters and unpaired surrogates, which broken fonts and programs produce."""
     return text.replace("\0", "").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore").strip()
 
 
@@ -124,14 +124,14 @@ def _not_in(path: Path, encoding: str, error: UnicodeDecodeError) -> DataError:
 
 
 def _without_front_matter(text: str) -> tuple[str, str]:
-    """The text without the YAML block that site generators put first, and the title in that block."""
+    """The text without the YAML block that site generators put at the top, and the title in that block."""
     match = re.match(r"---\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
     if not match:
         return text, ""
     import yaml
 
     try:
-        fields = yaml.load(match[1], yaml.BaseLoader)  # as it is written: 007, and dates that no calendar has
+        fields = yaml.load(match[1], yaml.BaseLoader)  # values as written, such as 007 and impossible dates
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
         return text, ""
     if not isinstance(fields, dict):  # a text between two rules
@@ -151,7 +151,7 @@ def _first_heading(text: str) -> str:
 def _html_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
     from bs4 import UnicodeDammit
 
-    # From bytes: a page says itself how it is encoded.
+    # From bytes, because a page declares its own encoding.
     soup = _parsed(UnicodeDammit(path.read_bytes(), is_html=True).unicode_markup or "")
     title = one_line(soup.title.get_text()) if soup.title else ""
     text = _markdown_of(_main_part(soup), path)
@@ -166,7 +166,7 @@ def _docx_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]
             html = mammoth.convert_to_html(file, convert_image=mammoth.images.img_element(lambda image: {})).value
     except OSError:
         raise
-    except Exception as error:  # a broken archive or XML: the parsers below raise whatever they like
+    except Exception as error:  # a broken archive or XML: the parsers raise exceptions of any type
         reason = f"is not a readable Word file ({type(error).__name__}: {error})"
         raise _unreadable(path, reason, "save it again as .docx") from error
     text = _markdown_of(_parsed(html), path)
@@ -174,17 +174,17 @@ def _docx_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]
 
 
 def _parsed(html: str) -> BeautifulSoup:
-    """The page as a tree; lxml knows which end tags HTML lets authors leave out."""
+    """The page as a tree; lxml, because it knows which end tags HTML allows authors to omit."""
     from bs4 import BeautifulSoup
 
-    html = _CDATA.sub(lambda found: escape(found[1]), html)  # text in XHTML, which an HTML parser takes for a comment
-    html = _NO_TEXT.sub("", html)  # some pages go on after them, and some have two; and what is for XML and PHP
+    html = _CDATA.sub(lambda found: escape(found[1]), html)  # text in XHTML, which an HTML parser treats as a comment
+    html = _NO_TEXT.sub("", html)  # some pages continue after </body>, or have two; also XML and PHP instructions
     html = _HALF.sub(lambda found: chr(int(found[1], 16) if found[1] else int(found[2])), html)
     return BeautifulSoup(_clean(html), "lxml")
 
 
 def _main_part(soup: BeautifulSoup) -> Tag:
-    """The part of a web page that it marks as its content, without navigation and scripts."""
+    """The part of a web page that is marked as its main content, without navigation and scripts."""
     articles = soup.find_all("article")
     main = soup.find("main") or soup.find(role="main") or (articles[0] if len(articles) == 1 else None)
     main = main or soup.body or soup
@@ -205,7 +205,7 @@ def _markdown_of(soup: Tag, path: Path) -> str:
         text = converter.convert_soup(soup)
     except RecursionError as error:
         raise _unreadable(path, "is nested too deeply to be read", "save it again, or remove it") from error
-    text = text.replace("\N{NO-BREAK SPACE}", " ")  # layout, which no word is found behind
+    text = text.replace("\N{NO-BREAK SPACE}", " ")  # layout only; a search would miss words next to it
     text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
@@ -216,7 +216,7 @@ def _markdown_of(soup: Tag, path: Path) -> str:
 def _pdf_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
     import pypdf
 
-    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it reports every irregularity that it gets over
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it reports every irregularity that it can handle
     try:
         reader = pypdf.PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):
@@ -225,7 +225,7 @@ def _pdf_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
         title = _clean(str((reader.metadata and reader.metadata.get("/Title")) or ""))
     except (OSError, DataError):
         raise
-    except Exception as error:  # a broken file: the parser raises whatever it likes
+    except Exception as error:  # a broken file: the parser raises exceptions of any type
         reason = f"is not a readable PDF ({type(error).__name__}: {error})"
         raise _unreadable(path, reason, "print it to PDF again, or remove it") from error
     if not any(texts):
@@ -254,7 +254,7 @@ def _json_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]
 
 
 def _csv_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
-    """A row is a page: its text column or, where there is none, all of its columns as `name: value` lines."""
+    """One page per row: its text column or, if there is none, all of its columns as `name: value` lines."""
     csv.field_size_limit(2**31 - 1)  # the default refuses a cell of more than 131,072 characters
     file = io.StringIO(_decoded(path, options.encoding), newline="")
     header = file.readline()
@@ -278,7 +278,7 @@ def _csv_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
 
 
 def _told_apart(columns: Iterable[str]) -> list[str]:
-    """The names of columns, the second of one name as `name (2)`: a row would hold the last of them only."""
+    """Column names with duplicates renamed to `name (2)`; otherwise a row would contain only the last of them."""
     names: list[str] = []
     for column in columns:
         name, number = column, 2

@@ -1,4 +1,4 @@
-"""`groundtune questions`: passages -> questions and answers by an LLM, each kept in the journal when it is there."""
+"""`groundtune questions`: passages -> questions and answers by an LLM, each saved in the journal as it arrives."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from groundtune.data.words import words
 from groundtune.errors import DataError
 from groundtune.prepare.journal import Journal
 from groundtune.schema import Document, Reply
+from groundtune.system.text import after_thoughts
 
 if TYPE_CHECKING:
     from groundtune.model.generators import Writer
@@ -28,25 +29,25 @@ PLACEHOLDERS = {
     "answer.txt": ("{passage}", "{question}"),
     "support.txt": ("{passage}", "{answer}"),
 }
-# No digit follows a number of a list: "3.5 mm" and "10:30" are no such numbers.
+# A list number is not followed by a digit: "3.5 mm" and "10:30" do not begin with one.
 _NUMBERING = re.compile(r"^\W*(?:(?:question|q)?\s*\d+\s*[.):](?!\d)|question:|q:|[-*•])\s*", re.IGNORECASE)
-# At the end; a semicolon is one after a Greek letter, and the Armenian mark stands within the word that asks.
+# At the end of a line; after a Greek letter a semicolon counts, and the Armenian mark is inside the questioning word.
 _QUESTION_MARK = re.compile(r"[?？؟]$|[\u0370-\u03ff\u1f00-\u1fff][;\u037e]$|՞")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How many, by which prompts, and how strict the gates are."""
+    """Numbers, prompts, and the strictness of the gates."""
 
     question_prompt: str
     answer_prompt: str
     support_prompt: str
-    support: str = "lexical"  # or "llm", or "both": how it is found out whether a passage holds an answer
-    checker: str = ""  # the LLM that is asked then, if it is not the generator
+    support: str = "lexical"  # or "llm", or "both": how to check that a passage supports an answer
+    checker: str = ""  # the LLM that checks, if it is not the generator
     passages: int = 200
     questions_per_passage: int = 2
     min_words: int = 30  # of a passage
-    min_support: float = 0.6  # share of an answer's words that its passage holds
+    min_support: float = 0.6  # share of an answer's words that its passage contains
     retrieved_within: int = 20  # ranks within which a question must find its passage
     hard_negatives: int = 2
     eval_share: float = 0.1
@@ -73,9 +74,9 @@ def read_prompt(path: Path | None, packaged: str) -> str:
 
 
 def sample_passages(documents: Iterable[Document], settings: Settings) -> list[Document]:
-    """At random, but the same on every run: those that can carry a question, neither short nor mostly figures.
+    """A random but reproducible sample of suitable passages: neither short nor mostly figures.
 
-    A larger sample holds the smaller one, so that `passages` may be raised and the work goes on.
+    A larger sample contains every smaller one, so `passages` can be raised to continue earlier work.
     """
     suitable = (document for document in documents if _suitable(document.page_content or document.text, settings))
     return sorted(suitable, key=lambda document: chance(settings.seed, document))[: settings.passages]
@@ -83,10 +84,10 @@ def sample_passages(documents: Iterable[Document], settings: Settings) -> list[D
 
 @dataclass
 class Asker:
-    """Puts prompts to a generator, some at a time, and keeps each reply in the journal when it is there.
+    """Sends prompts to a generator in batches, and saves each reply in the journal as it arrives.
 
-    `load` is called when there is something to ask. What failed is in `failures` and not in the journal, and so is
-    asked for again by the next run.
+    `load` is called only if there is something to ask. Failed requests are in `failures` but not in the journal, so
+    the next run repeats them.
     """
 
     load: Callable[[], Writer]
@@ -99,7 +100,7 @@ class Asker:
     def __call__(
         self, stage: str, jobs: Sequence[JournalRow], prompts: Sequence[str], row_of: Callable[[Reply], JournalRow]
     ) -> None:
-        """Keep `{**job, **row_of(reply)}` for each job whose prompt got a reply."""
+        """Save `{**job, **row_of(reply)}` for each job whose prompt got a reply."""
         for start in range(0, len(jobs), self.batch):
             self.report(stage, start, len(jobs))
             generator = self.load()
@@ -112,7 +113,7 @@ class Asker:
 
 
 def generate(passages: Sequence[Document], settings: Settings, ask: Asker) -> None:
-    """Ask for the questions and answers that the journal does not hold yet."""
+    """Ask for the questions and answers that are not in the journal yet."""
     journal = ask.journal
     asked = {row["passage"] for row in journal.rows if "questions" in row}
     new = [passage for passage in passages if passage.id not in asked]
@@ -134,7 +135,7 @@ def generate(passages: Sequence[Document], settings: Settings, ask: Asker) -> No
 
 
 def what_decides_a_reply(settings: Settings, generator: str) -> dict[str, Any]:
-    """The settings that replies depend on; a journal may be continued only where they are the same."""
+    """The settings that replies depend on; a journal can be continued only if they are the same."""
     prompts = {"question prompt": settings.question_prompt, "answer prompt": settings.answer_prompt}
     hashes = {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in prompts.items()}
     numbers = {"questions per passage": settings.questions_per_passage, "max new tokens": settings.max_new_tokens}
@@ -150,27 +151,26 @@ def answer_prompt(settings: Settings, passage: Document, question: str) -> str:
 
 
 def fill(prompt: str, **texts: str) -> str:
-    """The prompt with each `{name}` of `texts` replaced by its text; braces within the texts stay as they are."""
+    """The prompt with each `{name}` of `texts` replaced by its text; braces in the texts are not replaced."""
     return re.sub("|".join(f"{{{name}}}" for name in texts), lambda found: texts[found[0][1:-1]], prompt)
 
 
 def without_thoughts(reply: Reply) -> Reply:
-    """What a reply says after its thoughts, if it has any; one that ends before they do has failed."""
-    spoken = reply.text.rpartition("</think>")[2]
-    failure = reply.failure or (STILL_THINKING if "<think>" in spoken else "")
-    return replace(reply, text=spoken.strip(), failure=failure)
+    """A reply without its reasoning; a reply that ends during the reasoning has failed."""
+    text, inside = after_thoughts(reply.text)
+    return replace(reply, text=text, failure=reply.failure or (STILL_THINKING if inside else ""))
 
 
 def parse_questions(text: str, at_most: int) -> list[str]:
-    """The questions in a reply: lines with a question mark of any script, without their numbers; repeated ones once."""
+    """The questions in a reply: lines with a question mark of any script, without list numbers or duplicates."""
     lines = (_NUMBERING.sub("", line.strip()).strip(" \"'*_") for line in text.splitlines())
     return list(dict.fromkeys(line for line in lines if _QUESTION_MARK.search(line) and len(line) > 8))[:at_most]
 
 
 def parse_answer(reply: Reply) -> tuple[str, bool]:
-    """The answer in a reply, empty if it says that there is none, and whether it was finished.
+    """The answer in a reply (empty if the reply says that there is none), and whether it was finished.
 
-    What a base model goes on with after its answer is cut off.
+    Text with which a base model continues after its answer is cut off.
     """
     first, *more = re.split(r"\n\s*(?:Question|Passage):", reply.text)
     answer = first.strip().removeprefix("Answer:").strip()
@@ -183,12 +183,12 @@ def _suitable(text: str, settings: Settings) -> bool:
 
 
 def questions_of(journal: Journal, by_id: Mapping[str, Document]) -> Iterator[tuple[str, str]]:
-    """Passage id and question, in the order of the sample, so that resuming changes nothing."""
+    """Passage ids and questions in the order of the sample, so that resuming changes nothing."""
     asked = {row["passage"]: row["questions"] for row in journal.rows if "questions" in row}
     return ((id, question) for id in by_id for question in asked.get(id, []))
 
 
 def chance(seed: int, passage: Document) -> float:
-    """A number in [0, 1) that depends on nothing but the seed and the passage's text."""
+    """A number in [0, 1) that depends only on the seed and the passage's text."""
     digest = hashlib.blake2b(f"{seed}:{passage.id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64

@@ -1,4 +1,4 @@
-"""Is an answer supported by its passage? By the words that both have, by an LLM that is asked, or by both."""
+"""Checks that a passage supports an answer: by shared words, by an LLM, or both."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from groundtune.prepare.journal import Journal
 from groundtune.prepare.questions import Asker, Settings, fill, questions_of
 from groundtune.schema import Document
 
-# At the end, for before it a model may speak of either.
+# Only at the end: a model may mention either verdict before.
 _VERDICT = re.compile(r"\[\[\s*(yes|no)\s*\]\][.\s]*\Z", re.IGNORECASE)
 
 
 def support(answer: str, question: str, passage: str) -> float:
-    """Share of the words that the answer adds to the question which the passage holds, compared by their stems.
+    """Of the words in the answer that are not in the question, the share that the passage contains, compared by stems.
 
-    Fillers do not count. 0 if the answer has a number that neither of the two has: a wrong figure makes any sentence
-    wrong.
+    Stop words do not count. 0 if the answer has a number that is in neither of the two: a wrong figure makes any
+    sentence wrong.
     """
     said = telling_words(answer)
     asked, held = set(words(question)), set(words(passage))
@@ -34,9 +34,9 @@ def support(answer: str, question: str, passage: str) -> float:
 
 
 def check_support(passages: Sequence[Document], settings: Settings, ask: Asker) -> None:
-    """Let the LLM say of every answer whether its passage supports it, where the journal does not hold that yet.
+    """Ask the LLM whether the passage supports each answer that has no verdict in the journal yet.
 
-    An answer that was cut, or that the lexical gate stops anyway, is not asked about.
+    Answers that were cut off, or that the lexical gate rejects anyway, are skipped.
     """
     by_id, check, journal = {passage.id: passage for passage in passages}, made_by(settings), ask.journal
     answers, known = answers_of(journal), verdicts_of(journal, settings).keys() | cut_answers_of(journal)
@@ -61,35 +61,35 @@ def support_prompt(settings: Settings, passage: Document, question: str, answer:
 
 
 def parse_verdict(text: str) -> bool | None:
-    """Whether a reply ends in [[yes]] or in [[no]]; None if it ends in neither."""
+    """True if a reply ends in [[yes]], False if in [[no]], None if in neither."""
     found = _VERDICT.search(text)
     return found[1].lower() == "yes" if found else None
 
 
 def answers_of(journal: Journal) -> dict[tuple[str, str], str]:
-    """Answer by passage id and question; empty where the model found none in the passage."""
+    """(passage id, question) -> answer; empty if the model found none in the passage."""
     return {(row["passage"], row["question"]): row["answer"] for row in journal.rows if "answer" in row}
 
 
 def cut_answers_of(journal: Journal) -> set[tuple[str, str]]:
-    """Passage id and question of the answers that ended at the token limit."""
+    """Passage id and question of the answers that were cut off at the token limit."""
     return {(row["passage"], row["question"]) for row in journal.rows if not row.get("finished", True)}
 
 
 def verdicts_of(journal: Journal, settings: Settings) -> Mapping[tuple[str, str], dict[str, Any]]:
-    """Rows with `supported` and `said` by passage id and question, of those that this prompt and model gave."""
+    """(passage id, question) -> row with `supported` and `said`, for verdicts of the current prompt and model."""
     check = made_by(settings)
     return {(row["passage"], row["question"]): row for row in journal.rows if row.get("check") == check}
 
 
 def made_by(settings: Settings) -> str:
-    """Who gave a verdict, by which prompt: those of others stay in the journal and do not count."""
+    """Hash of the checker and its prompt; verdicts of others stay in the journal but do not count."""
     return hashlib.sha256(f"{settings.checker}\n{settings.support_prompt}".encode()).hexdigest()[:12]
 
 
 @lru_cache(maxsize=100_000)
 def stem(word: str) -> str:
-    """By Porter (1980), made for English; most words of other languages stay as they are."""
+    """The stem of a word by Porter (1980), made for English; most words of other languages stay unchanged."""
     return _stemmer().stem(word)
 
 

@@ -1,4 +1,4 @@
-"""Which passages a prompt holds, how a prompt is written, and the rows of token ids that come of it.
+"""Choosing a prompt's passages, writing the prompt, and encoding it as rows of token ids.
 
 Training, evaluation and serving call the same functions.
 """

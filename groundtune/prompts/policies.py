@@ -1,7 +1,7 @@
-"""Which passages a training row reads, and which a question is answered from.
+"""Policies: which passages go into a training row, and which into the prompt of a question.
 
 A policy decides for one example: `policy(example, hits, rng)` returns passages in the order of the prompt, each
-droppable or not. Passages count as the same when their stripped texts are equal.
+droppable or not. Passages with equal stripped texts are the same passage.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from groundtune.schema import Document, Example, Hit
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage of one prompt. When the prompt is too long, the last `droppable` one goes first; others never go."""
+    """A passage of one prompt. If the prompt is too long, `droppable` passages are dropped, the last one first."""
 
     document: Document
     droppable: bool = False
@@ -26,19 +26,19 @@ Policy = Callable[[Example, Sequence[Hit], Random], Passages]
 
 
 def kept(passages: Sequence[Passage], dropped: int = 0) -> tuple[Document, ...]:
-    """The documents in the order of the prompt, without the last `dropped` of the droppable ones."""
+    """The documents in prompt order, without the last `dropped` of the droppable ones."""
     may_go = [i for i, passage in enumerate(passages) if passage.droppable]
     gone = set(may_go[len(may_go) - dropped :])
     return tuple(passage.document for i, passage in enumerate(passages) if i not in gone)
 
 
 def gold_passages(example: Example, hits: Sequence[Hit] = (), rng: Random | None = None) -> Passages:
-    """SFT: the gold passages, whatever was retrieved."""
+    """SFT: the gold passages only; hits are ignored."""
     return required_first(_distinct(example.gold_documents))
 
 
 def augmented_passages(example: Example, hits: Sequence[Hit], rng: Random | None = None) -> Passages:
-    """SwR: `passage_aug`, the gold passages, then retrieved ones that are not gold; k hits make at most k + 1."""
+    """SwR (`passage_aug`): gold passages, then retrieved ones that are not gold; with k hits at most k + 1 in total."""
     at_most = len(hits) + 1
     gold = _distinct(example.gold_documents)[:at_most]
     seen = {document.id for document in example.gold_documents}
@@ -47,20 +47,20 @@ def augmented_passages(example: Example, hits: Sequence[Hit], rng: Random | None
 
 
 def retrieved_passages(example: Example, hits: Sequence[Hit], rng: Random | None = None) -> Passages:
-    """Evaluation and serving: what was retrieved, best first. Gold passages never enter."""
+    """Evaluation and serving: the retrieved passages, best first. Gold passages are never added."""
     return required_first(droppable=_distinct(hit.document for hit in hits))
 
 
 def no_passages(example: Example, hits: Sequence[Hit], rng: Random | None = None) -> Passages:
-    """What the model knows by itself."""
+    """Closed book: no passages, so the model answers from memory."""
     return ()
 
 
 def gold_and_distractors(example: Example, hits: Sequence[Hit], rng: Random | None = None) -> Passages:
-    """The gold passages, then the example's hard negatives and what was retrieved; as many in all as were retrieved.
+    """Gold passages, then hard negatives and retrieved passages; in total as many as were retrieved.
 
-    Gold comes first, as in the rows that SwR trains on. Where this scores lower than gold passages alone, the
-    distractors are the cause.
+    Gold comes first, as in SwR's training rows. If this scores lower than gold passages alone, the distractors are
+    the cause.
     """
     gold = _distinct(example.gold_documents)
     seen = {document.id for document in gold}
@@ -69,7 +69,7 @@ def gold_and_distractors(example: Example, hits: Sequence[Hit], rng: Random | No
     return required_first(gold, distractors[: max(len(hits) - len(gold), 0)])
 
 
-# What a model may read when it is evaluated. Only `retrieved` is end to end; the others say what the retriever costs.
+# Contexts of an evaluation. Only `retrieved` is end to end; the others show how much the retriever costs.
 CONTEXTS: dict[str, Policy] = {
     "closed_book": no_passages,
     "retrieved": retrieved_passages,
@@ -79,12 +79,12 @@ CONTEXTS: dict[str, Policy] = {
 
 
 def draw(seed: int, epoch: int, number: int) -> Random:
-    """The random generator of one example in one epoch: the same whenever and wherever the row is made."""
+    """The random generator for one example in one epoch; equal arguments give equal draws, also after a resume."""
     return Random(f"{seed} {epoch} {number}")
 
 
 def required_first(required: Sequence[Document] = (), droppable: Sequence[Document] = ()) -> Passages:
-    """Passages that must stay, then those that may be dropped."""
+    """Required passages, then droppable ones."""
     return (*(Passage(d) for d in required), *(Passage(d, droppable=True) for d in droppable))
 
 

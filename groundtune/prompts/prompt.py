@@ -1,10 +1,10 @@
-"""The only place where a prompt is written: for training, evaluation and serving alike.
+"""The only place that writes prompts, for training, evaluation and serving.
 
     instruction, passages, chat history, question  ->  prompt ids   (the model reads them)
     answer                                         ->  answer ids   (the model learns them; the last one ends the turn)
 
-Prompt and answer are tokenised apart and their ids joined, so that the prompt of generation is, token for token, the
-beginning of the training row, whatever a tokenizer would have merged across the seam.
+Prompt and answer are tokenised separately and their ids concatenated, so that the prompt for generation is, token for
+token, the beginning of the training row, even if the tokenizer would merge tokens across the boundary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from groundtune.system.model_folders import why_not_loaded
 
 
 class Prompt(Protocol):
-    """A way of writing prompts for one tokenizer."""
+    """A prompt style for one tokenizer."""
 
     @property
     def style(self) -> str:
@@ -39,22 +39,23 @@ class Prompt(Protocol):
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
-        """The same for a server, which is told in words."""
+        """The same as text, for servers."""
 
     def prompt_ids(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> list[int]:
-        """Everything the model reads before its answer, with exactly one beginning-of-sequence token if it has one."""
+        """Everything the model reads before its answer, with exactly one BOS token if the tokenizer has one."""
 
     def answer_ids(self, answer: str) -> list[int]:
         """The answer's ids; the last one is in `stop_ids`."""
 
     def answer_text(self, ids: Sequence[int]) -> str:
-        """The answer that generated ids spell, without whatever ends the turn."""
+        """The text of generated ids, without the end of the turn."""
 
 
 def make_prompt(tokenizer: Tokenizer, arguments: PromptArguments) -> Prompt:
-    """Prefix style if any prefix flag is given; else the tokenizer's chat template; else USER / ASSISTANT."""
+    """Prefix style if any prefix flag is given; else the tokenizer's chat template; else prefixes USER / ASSISTANT."""
     given = (arguments.user_prefix, arguments.assistant_prefix, arguments.sep_user, arguments.sep_sys)
-    tokens = _Tokens(tokenizer)
+    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    tokens = _Tokens(tokenizer, template + "".join(filter(None, given)))
     if tokenizer.chat_template and all(value is None for value in given):
         return ChatPrompt(tokens, arguments.instruction)
     defaults = ("USER", "ASSISTANT", " ", tokenizer.eos_token or "")
@@ -62,9 +63,9 @@ def make_prompt(tokenizer: Tokenizer, arguments: PromptArguments) -> Prompt:
 
 
 def request_ids(prompt: Prompt, turns: Sequence[Turn]) -> list[int]:
-    """Ids of a conversation that asks for something by itself, the user's turn last: written by the chat template.
+    """Ids of a conversation without our instruction or passages, the user's turn last, written by the chat template.
 
-    Without one it is just the text: a base model goes on with what it reads, names of speakers included.
+    Without a template the ids are those of the plain text: a base model would also continue with speaker names.
     """
     if isinstance(prompt, ChatPrompt):
         return prompt.prompt_ids([], turns[:-1], turns[-1].message)
@@ -97,16 +98,18 @@ class PrefixPrompt:
     def answer_ids(self, answer: str) -> list[int]:
         text = f" {self.tokens.inert(answer.strip())}{self.sep_sys}"
         ids = self.tokens.encode_after(f"{self.assistant_prefix}:", text)
-        # A separator that is no end token of this tokenizer ("</s>" for most) cannot stop generation by itself.
-        return ids if ids[-1] in self.stop_ids else [*ids, *self.stop_ids]
+        # A separator that is not a control token of this tokenizer ("</s>" for most) cannot stop generation.
+        return ids if ids[-1] in self.stop_ids else [*ids, self.tokens.eos_id]
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        return (self.tokens.eos_id,)
+        ids = self.tokens.encode(self.sep_sys.strip())
+        separator = ids if len(ids) == 1 and ids[0] in self.tokens.special_ids else []
+        return tuple(dict.fromkeys([*separator, self.tokens.eos_id, *self.tokens.model_end_ids]))
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
-        spelt = [self.sep_sys.strip(), *(self.tokens.special_ids[id] for id in self.stop_ids)]
+        spelt = [self.sep_sys.strip(), *map(self.tokens.spelling, self.stop_ids)]
         return tuple(dict.fromkeys(filter(None, spelt)))
 
     def answer_text(self, ids: Sequence[int]) -> str:
@@ -132,25 +135,25 @@ class ChatPrompt:
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        # The template's end of turn often is not the tokenizer's eos; either must end an answer.
-        return tuple(dict.fromkeys([self._around_answer[2], self.tokens.eos_id]))
+        # The template's end-of-turn token is often not the tokenizer's EOS token, and a model may have more of them.
+        return tuple(dict.fromkeys([self._around_answer[2], self.tokens.eos_id, *self.tokens.model_end_ids]))
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
-        return tuple(self.tokens.special_ids[id] for id in self.stop_ids)
+        return tuple(dict.fromkeys(filter(None, map(self.tokens.spelling, self.stop_ids))))
 
     def answer_text(self, ids: Sequence[int]) -> str:
         return self.tokens.decode(ids, self.stop_ids)
 
     @cached_property
     def _around_answer(self) -> tuple[str, str, int]:
-        """End of the generation prompt, what the template writes from there to the answer, and the id that ends it."""
+        """End of the generation prompt, the template's text from there to the answer, and the answer's end token."""
         question, answer = "Question7Q", "Answer7A"
         asked = self._render([Turn(USER, question)], asks=True)
         whole = self._render([Turn(USER, question), Turn(ASSISTANT, answer)], asks=False)
         # Templates of reasoning models put an empty thought before an answer but not into the generation prompt (or
-        # the other way round); what the model will see is the generation prompt, so that is what training follows.
-        # Only space between the two is the answer's: it belongs to the answer's first token.
+        # the other way round). The model will see the generation prompt, so training uses it. Only white space
+        # between the two is kept, because it belongs to the answer's first token.
         lead = whole[len(asked) :].partition(answer)[0] if whole.startswith(asked) else ""
         lead = "" if lead.strip() else lead
         closing = self.tokens.encode(whole.rpartition(answer)[2])
@@ -173,7 +176,7 @@ class ChatPrompt:
 def chat_turns(
     instruction: str, passages: Sequence[Document], chat_history: Sequence[Turn], question: str
 ) -> list[Turn]:
-    """The turns that `ChatPrompt` gives to a chat template, roles alternating: for files that other tools train on."""
+    """The turns that `ChatPrompt` gives to a chat template, with alternating roles; used to export training files."""
     opening = _opening(str, instruction, passages)
     return _alternating(opening, [*chat_history, Turn(USER, question)])
 
@@ -181,24 +184,24 @@ def chat_turns(
 def chat_messages(
     instruction: str, passages: Sequence[Document], chat_history: Sequence[Turn], question: str
 ) -> list[dict[str, str]]:
-    """`chat_turns` as messages, for a server that writes the prompt with its model's own chat template.
+    """`chat_turns` as messages, for a server that applies its model's own chat template.
 
-    Its tokenizer is not known here: a text that spells one of its special tokens is left as it is.
+    The server's tokenizer is unknown here, so text that spells one of its special tokens is not changed.
     """
     turns = chat_turns(instruction, passages, chat_history, question)
     return [{"role": turn.speaker, "content": turn.message} for turn in turns]
 
 
 def _opening(inert: Callable[[str], str], instruction: str, passages: Sequence[Document]) -> str:
-    """What comes before the conversation: the same text for every question on the same passages."""
+    """The text before the conversation; the same for every question about the same passages, so prefixes are shared."""
     return "\n\n".join([instruction, *(inert(document.text) for document in passages)]).strip()
 
 
 def _alternating(opening: str, conversation: Sequence[Turn]) -> list[Turn]:
-    """Users and assistants in turn, a user first: many templates refuse anything else.
+    """Turns that alternate between user and assistant, a user first: many templates refuse anything else.
 
-    Consecutive messages of one speaker are joined by a blank line; to an assistant that begins, the opening is said
-    even where it is empty.
+    Consecutive messages of one speaker are joined by a blank line. If the assistant begins the conversation, the
+    opening becomes a user turn even if it is empty.
     """
     merged = [Turn(USER, opening)] if opening or conversation[0].speaker == ASSISTANT else []
     for turn in conversation:
@@ -214,37 +217,50 @@ class _Tokens:
     """A tokenizer, with the few rules that every prompt needs."""
 
     tokenizer: Tokenizer
+    written: str = ""  # what writes the turns: the chat template, or the prefixes
 
     @cached_property
     def eos_id(self) -> int:
         return self.tokenizer.eos_token_id
 
+    @property
+    def model_end_ids(self) -> tuple[int, ...]:
+        """The end tokens that the model's own configurations name, as `model.loading.load_tokenizer` found them."""
+        return getattr(self.tokenizer, "model_end_ids", ())
+
+    def spelling(self, id: int) -> str:
+        return self.special_ids.get(id) or cast(str, self.tokenizer.convert_ids_to_tokens(id)) or ""
+
     @cached_property
     def special_ids(self) -> dict[int, str]:
-        """Id and spelling of every special token."""
-        added = {id: token.content for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        """Id and text of every control token: special tokens, and other added tokens that mark turns or end answers."""
+        added = {
+            id: token.content
+            for id, token in self.tokenizer.added_tokens_decoder.items()
+            if token.special or id in self.model_end_ids or (token.content.strip() and token.content in self.written)
+        }
         return {**added, **dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))}
 
     @cached_property
     def _bos(self) -> list[int]:
-        """The beginning-of-sequence token, if this tokenizer puts one before a text."""
+        """The BOS token, if this tokenizer adds one before a text."""
         bos = self.tokenizer.bos_token_id
         return [bos] if bos is not None and self.tokenizer("a")["input_ids"][0] == bos else []
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text in which special tokens count; none is added."""
+        """Ids of a text; special tokens in it are recognised, and none is added."""
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a whole prompt, with exactly one beginning-of-sequence token where the tokenizer has one."""
+        """Ids of a whole prompt, with exactly one BOS token if the tokenizer has one."""
         ids = self.encode(text)
         return ids if ids[:1] == self._bos else [*self._bos, *ids]
 
     def encode_after(self, before: str, text: str) -> list[int]:
-        """Ids of `text` as they are when it follows `before`.
+        """Ids of `text` when it follows `before`.
 
-        SentencePiece tokenizers write a space before a text that stands alone; encoding it behind its predecessor and
-        cutting that off gives what a running text has. Where the two would merge, the text is encoded alone.
+        SentencePiece tokenizers add a space before a separate text. Encoding `before + text` and removing the ids of
+        `before` gives the ids of running text. If tokens would merge at the boundary, `text` is encoded separately.
         """
         first, both = self.encode(before), self.encode(before + text)
         return both[len(first) :] if both[: len(first)] == first else self.encode(text)
@@ -252,17 +268,17 @@ class _Tokens:
     def decode(self, ids: Sequence[int], stop_ids: Sequence[int]) -> str:
         """Text up to the first stop token, stripped."""
         end = next((i for i, id in enumerate(ids) if id in stop_ids), len(ids))
-        # Some tokenizers are set to delete spaces before punctuation when they decode: no answer is to be changed.
+        # Some tokenizers delete spaces before punctuation when they decode, which would change answers.
         kept = list(ids[:end])
         text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return cast(str, text).strip()  # of several lists of ids it would be several
 
     def spelt(self, text: str) -> str:
-        """A text as it comes back from its ids, special tokens made inert: some tokenizers write other forms."""
+        """A text after encoding and decoding, with inert special tokens: some tokenizers normalise text."""
         return self.decode(self.encode(self.inert(text.strip())), ())
 
     def inert(self, text: str) -> str:
-        """A text that spells no special token: a document or a user must not be able to end a turn or begin one."""
+        """A text that spells no special token, so that no document or user can end or begin a turn."""
         return self._special_spellings.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
     @cached_property

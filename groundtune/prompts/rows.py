@@ -1,4 +1,4 @@
-"""Passages + prompt -> token ids with the answer's span, within the length budget."""
+"""Passages and prompt -> rows of token ids, within the length limit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from groundtune.schema import Document, Example, Hit
 
 @dataclass(frozen=True)
 class Row:
-    """One training row: the model reads `prompt_ids + answer_ids` and learns the answer's, end of turn included."""
+    """One training row: the model reads `prompt_ids + answer_ids` and learns `answer_ids`, end of turn included."""
 
     prompt_ids: list[int]
     answer_ids: list[int]
@@ -27,7 +27,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Question:
-    """One question ready to be answered: the prompt's ids, and the passages that fitted into it."""
+    """One question ready to be answered: the prompt's ids, and the passages that fit into it."""
 
     prompt_ids: list[int]
     read: tuple[Document, ...]
@@ -38,7 +38,7 @@ def encode_rows(
 ) -> list[Row]:
     """Training rows of at most `max_length` tokens, in the order of the examples.
 
-    Raises `DataError` that names every example which does not fit even without retrieved passages.
+    Raises `DataError` that names every example that does not fit even without droppable passages.
     """
     rows, problems = [], []
     for example, these in zip(examples, passages, strict=True):
@@ -54,11 +54,11 @@ def encode_rows(
 
 
 class EpochRows(Sequence[Row]):
-    """The training rows of one epoch at a time, for a policy that may choose other passages in each.
+    """The training rows of one epoch at a time, for a policy that may choose different passages in each epoch.
 
-    A row is a function of (seed, epoch, example): a resumed run reads the rows that it would have read. A row whose
-    passages stay the same is encoded once. `encode` is a method's (`encode_rows`), `policy` its policy. `set_epoch`
-    raises `DataError` if passages that must stay do not fit.
+    A row is a function of (seed, epoch, example), so a resumed run reads the same rows as an uninterrupted one. Rows
+    are encoded again only if their passages change. `encode` (such as `encode_rows`) and `policy` are the method's.
+    The constructor and `set_epoch` raise `DataError` if required passages do not fit.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class EpochRows(Sequence[Row]):
         self.of_epoch = encode(examples, self._passages, prompt, max_length)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make `of_epoch`, the list that this sequence shows, that of `epoch`; where nothing changes it stays."""
+        """Set `of_epoch`, the list behind this sequence, to the rows of `epoch`; unchanged if no passages change."""
         passages = self._drawn(epoch)
         changed = [i for i, (old, new) in enumerate(zip(self._passages, passages)) if old != new]
         if changed:
@@ -108,9 +108,9 @@ class EpochRows(Sequence[Row]):
 def encode_questions(
     examples: Sequence[Example], passages: Sequence[Passages], prompt: Prompt, max_length: int
 ) -> list[Question]:
-    """Prompts of at most `max_length` tokens without an answer, in the order of the examples.
+    """Prompts without an answer, of at most `max_length` tokens, in the order of the examples.
 
-    Raises `DataError` that names every example whose chat history and question alone are longer than that.
+    Raises `DataError` that names every example that does not fit even without droppable passages.
     """
     questions, problems = [], []
     for example, these in zip(examples, passages, strict=True):
@@ -125,7 +125,7 @@ def encode_questions(
 
 
 def _fit(prompt: Prompt, example: Example, passages: Passages, room: int) -> tuple[list[int] | None, int]:
-    """The longest prompt within `room` tokens, and how many droppable passages it left out."""
+    """The longest prompt within `room` tokens, and the number of droppable passages left out; None if none fits."""
     droppable = sum(passage.droppable for passage in passages)
     for dropped in range(droppable + 1):
         ids = prompt.prompt_ids(kept(passages, dropped), example.chat_history, example.question)

@@ -1,1 +1,1 @@
-"""What a command does, each recipe one function that reads top to bottom."""
+"""What the commands do: each recipe is one function that reads from top to bottom."""

@@ -1,7 +1,7 @@
 """The recipe of `groundtune evaluate`: examples, documents, retriever, prompts, answers, judges, outcomes, page.
 
-Training and this recipe share the retriever, the prompts, the generation and the scores: a run's adapter gets the
-numbers here that its training reported.
+Training and this recipe share the retriever, prompts, generation and scores, so a run's adapter gets the same numbers
+here as its training reported.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from groundtune.system.durable import disk_errors
 from groundtune.system.outputs import inside
 from groundtune.system.text import as_json, hide_secrets
 
-MODEL = "model"  # the system that was asked about; in --with_base it is compared with:
+MODEL = "model"  # the system under evaluation; with --with_base it is compared with BASE
 BASE = "base"
-OnProgress = Callable[[str, int], Callable[[int], None]]  # (what, how many) -> a function told of each that is done
+OnProgress = Callable[[str, int], Callable[[int], None]]  # (what, total) -> a function called with the number done
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What `evaluate` found: the evaluations by context and system, and how they compare."""
+    """The results of `evaluate`: the evaluations by context and system, and their comparisons."""
 
     evaluations: dict[str, dict[str, Evaluation]]
     comparisons: list[Comparison]
@@ -58,7 +58,7 @@ class Evaluated:
 
     @property
     def failures(self) -> list[str]:
-        """How many answers and judgements failed, of how many, in words; empty if none did."""
+        """The number of failed answers and judgements, in words; empty if none failed."""
         return list(dict.fromkeys(line for comparison in self.comparisons for line in failures(comparison)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,9 +79,9 @@ class Evaluated:
 
 
 def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluated:
-    """Answer the examples in every context, score, judge, and write it all to `output_dir`.
+    """Answer the examples in every context, score and judge the answers, and write everything to `output_dir`.
 
-    Raises `DataError` with every problem of arguments and data before any model is loaded; `ModelError` if a model
+    Raises `DataError` with every problem of arguments and data before any model is loaded, `ModelError` if a model
     cannot be loaded, and `EndpointError` if a server cannot be used.
     """
     durations: dict[str, float] = {}
@@ -105,8 +105,8 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
                 one, on_progress(f"{name} answers, {one.context}", len(one.examples))
             )
             durations[f"{name}, {one.context}"] = round(time.perf_counter() - begin, 3)
-        del answer  # and with it the model, before the next one is loaded
-    with disk_errors(output_dir):  # before they are judged: should the judge fail, no answer is lost
+        del answer  # frees the model before the next one is loaded
+    with disk_errors(output_dir):  # before judging, so that no answer is lost if the judge fails
         _write_predictions(output_dir, evaluations)
     evaluations = _judge(arguments, judges, evaluations, on_progress, durations)
     evaluations = {context: _with_outcomes(by_system, right) for context, by_system in evaluations.items()}
@@ -118,7 +118,7 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
 
 
 def _answerers(arguments: InferenceArguments, asked: Sequence[Asked], notes: list[str]) -> Iterator[tuple[str, Answer]]:
-    """Each system's name and what answers for it; a model is loaded when its turn comes, and adds its `notes`."""
+    """Each system's name and answering function; a model is loaded when its turn comes, and its `notes` are added."""
     if arguments.api != "here":
         by = answer_by_chat if arguments.api == "chat" else answer_by_completions
         yield MODEL, by(arguments.generator_endpoint())
@@ -149,7 +149,7 @@ def _judge(
 ) -> dict[str, dict[str, Evaluation]]:
     """Every evaluation with the scores of every judge prompt; the judge is loaded once.
 
-    It was there when the answering began: where it has gone since, or cannot be loaded, its judgements have failed.
+    The judge was available when answering began: if it is not any more, its judgements count as failed.
     """
     if not prompts:
         return evaluations
@@ -177,9 +177,9 @@ def _check_right(right: Rightness, judges: Sequence[JudgePrompt]) -> None:
 
 
 def _read(arguments: InferenceArguments) -> tuple[list[Example], list[Document], list[str]]:
-    """Examples, documents where a context needs them, and the warnings about either, counted.
+    """Examples, documents if a context needs them, and the counted warnings about both.
 
-    Raises `DataError` with all that is wrong with both files.
+    Raises `DataError` with every problem of both files.
     """
     documents = arguments.data.full_dataset_file_path if arguments.searches else ""
     dataset = read_dataset(DataArguments(eval_file=arguments.data.eval_file, full_dataset_file_path=documents))
@@ -192,14 +192,14 @@ def _read(arguments: InferenceArguments) -> tuple[list[Example], list[Document],
 
 
 def _changed(arguments: InferenceArguments) -> list[str]:
-    """Files that this evaluation takes from the run, and that are no longer what the run had read."""
+    """Warnings about files named by the run that have changed since the run read them."""
     data, run = arguments.data, arguments.run
     read = {data.eval_file} | ({data.full_dataset_file_path} if arguments.searches else set())
     return changed_inputs(run, {name: path for name, path in run.names.items() if path in read}) if run else []
 
 
 def _questions_seen(arguments: InferenceArguments) -> list[str]:
-    """That the run chose its checkpoint by these very questions, if it did."""
+    """A warning if the run chose its checkpoint by these same questions."""
     asked, run = Path(arguments.data.eval_file), arguments.run
     if run is None or not run.settings.get("load_best_model_at_end"):
         return []
@@ -217,14 +217,14 @@ def _with_outcomes(by_system: dict[str, Evaluation], right: Rightness) -> dict[s
 
 
 def _comparisons(evaluations: dict[str, dict[str, Evaluation]], name: str) -> list[Comparison]:
-    """With a base, the model against it in each context; and where there are several contexts, they with each other."""
+    """Compare the model with the base model, if evaluated, in each context; and several contexts with each other."""
     comparisons = []
     for context, by_system in evaluations.items():
         if BASE in by_system:
             systems = {f"{name}, base": by_system[BASE], name: by_system[MODEL]}
             comparisons.append(compare(f"Context: {context}", {n: e.predictions for n, e in systems.items()}))
     if len(evaluations) > 1 or not comparisons:
-        first = sorted(evaluations, key=lambda context: context != "retrieved")  # what the others are measured against
+        first = sorted(evaluations, key=lambda context: context != "retrieved")  # the reference
         title = f"{name}: contexts" if len(evaluations) > 1 else f"{name}: {first[0]}"
         comparisons.append(compare(title, {context: evaluations[context][MODEL].predictions for context in first}))
     return comparisons
@@ -236,7 +236,7 @@ def _check_replaces_no_training(folder: Path) -> None:
 
 
 def _made(folder: Path) -> Path:
-    """The folder for the results, made now: one that cannot be made is said before hours of work, and not after."""
+    """Create the results folder now, so that a failure is reported before hours of work."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -254,7 +254,7 @@ def _write_predictions(folder: Path, evaluations: dict[str, dict[str, Evaluation
 def _write(
     found: Evaluated, arguments: InferenceArguments, judges: Sequence[JudgePrompt], durations: dict[str, float]
 ) -> None:
-    """predictions/CONTEXT.jsonl, the judges' prompts, metrics.json, run.json, and the page."""
+    """Write predictions/CONTEXT.jsonl, the judge prompts, metrics.json, run.json, and the HTML page."""
     folder = found.output_dir
     _write_predictions(folder, found.evaluations)
     for prompt in judges:
@@ -277,7 +277,7 @@ def _write(
 
 
 def facts(arguments: InferenceArguments, right: Rightness) -> dict[str, str]:
-    """What answered what, in a few words each."""
+    """Facts about the evaluation for the page: what answered which questions, a few words each."""
     retrieval, generator = arguments.retrieval, arguments.generator
     server = hide_secrets(generator.generator)
     how = {

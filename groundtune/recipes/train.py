@@ -1,4 +1,4 @@
-"""The recipe, read top to bottom: arguments, documents, examples, retriever, model, trainer, test, report."""
+"""The training recipe from top to bottom: arguments, documents, examples, retriever, model, trainer, test, report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from transformers import PrinterCallback, set_seed
 
-from groundtune.aliases import Model
+from groundtune.aliases import Model, Tokenizer
 from groundtune.arguments import DataArguments
 from groundtune.data.checks import counts
 from groundtune.data.files import in_the_way, sha256_of
@@ -59,12 +59,12 @@ logger = logging.getLogger(__name__)
 
 
 def train(arguments: RunArguments) -> Results:
-    """Train `arguments.method`, compare the result with the untouched model, and write it all to `output_dir`.
+    """Train `arguments.method`, compare the result with the base model, and write everything to `output_dir`.
 
-    A run that was interrupted goes on from its last complete checkpoint, to the weights that it would have had.
+    An interrupted run resumes from its last complete checkpoint and ends with the weights of an uninterrupted run.
 
     Raises `DataError` with every problem of arguments and data, and `ModelError`, before any model is loaded;
-    `AlreadyFinished` for a run that is done; and in the middle `Stopped`, `NonFiniteLoss` and `DiskError`.
+    `AlreadyFinished` for a finished run; and during training `Stopped`, `NonFiniteLoss` and `DiskError`.
     """
     _check(arguments)
     training = arguments.training
@@ -76,34 +76,24 @@ def train(arguments: RunArguments) -> Results:
 
 
 def _train(arguments: RunArguments, run: dict[str, Any], checkpoint: Checkpoint | None) -> Results:
-    """The recipe; `run` is this run's identity, `checkpoint` where it goes on."""
-    method, data, training = method_of(arguments.method), arguments.data, arguments.training
-    output_dir, notes = Path(training.output_dir), list[str]()
+    """The recipe; `run` is this run's identity, `checkpoint` the one to resume."""
+    method, training = method_of(arguments.method), arguments.training
     durations: dict[str, float] = {}
-    quiet = arguments.output.quiet or arguments.output.json
-    training.disable_tqdm = training.disable_tqdm or quiet
+    training.disable_tqdm = training.disable_tqdm or _is_quiet(arguments)
     set_seed(training.seed)
 
     with _timed("read and check", durations):
         diagnosis = diagnose(arguments)
         diagnosis.raise_errors()
-        repository = ""
-        if training.push_to_hub and is_main():
-            repository = Hub(training).create()  # a hub that cannot be used is said now, and not after the training
-        notes += _tell(diagnosis, arguments)
-        documents, examples = diagnosis.dataset.documents, _splits(diagnosis, arguments)
-        tokenizer, prompt = diagnosis.tokenizer_and_prompt()
+        # Now, so that a hub that cannot be used is reported before training.
+        repository = Hub(training).create() if training.push_to_hub and is_main() else ""
+        notes = _tell(diagnosis, arguments)
+        examples, (tokenizer, prompt) = _splits(diagnosis, arguments), diagnosis.tokenizer_and_prompt()
 
     with _timed("index and retrieve", durations):
-        hits, seconds = run_on_main(lambda: _retrieve(method, arguments, documents, examples))
+        hits, seconds = run_on_main(lambda: _retrieve(method, arguments, diagnosis.dataset.documents, examples))
 
-    rows = {
-        split: EpochRows(
-            method.encode, method.policy, examples[split], hits[f"{split} rows"], prompt, data.max_seq_length,
-            training.seed,
-        )
-        for split in ("train", "eval")
-    }  # fmt: skip
+    rows = _encoded(method, arguments, examples, hits, prompt)
     notes += _dropped_passages(rows)
     run = run | rows_identity(rows["train"])
     if checkpoint is not None:
@@ -112,68 +102,30 @@ def _train(arguments: RunArguments, run: dict[str, Any], checkpoint: Checkpoint 
     _check_metric(training, evaluators["eval"])
 
     with _timed("load model", durations):
-        model = method.load(
-            arguments.model, bf16=training.bf16, stop_ids=prompt.stop_ids, pad_id=tokenizer.pad_token_id
-        )
+        pad_id = prompt.tokens.tokenizer.pad_token_id
+        model = method.load(arguments.model, bf16=training.bf16, stop_ids=prompt.stop_ids, pad_id=pad_id)
         notes += _check_tokens(model, arguments, rows, evaluators)
 
-    def on_evaluation(step: int, evaluation: Evaluation) -> None:
-        if is_main():
-            write_predictions(inside(output_dir, "predictions", f"eval_step_{step:06d}.jsonl"), evaluation)
-
-    trainer = QATrainer(
-        model=model,
-        args=training,
-        train_dataset=rows["train"],
-        eval_dataset=rows["eval"],
-        processing_class=tokenizer,
-        method=method,
-        evaluator=evaluators["eval"],
-        pad_id=tokenizer.pad_token_id,
-        share_prefix=data.share_prefix,
-        on_evaluation=on_evaluation,
-        run=run,
-    )
-    if quiet:
-        trainer.remove_callback(PrinterCallback)  # it stands in for the bar
+    trainer = _trainer(method, arguments, model, rows, evaluators["eval"], tokenizer, run)
     with _timed("evaluate the base model on test", durations):
-        base = _untouched(trainer, evaluators["test"], inside(output_dir, "predictions", "test_base.jsonl"), checkpoint)
+        base = _base_model(trainer, evaluators["test"], checkpoint)
     with _timed("train and evaluate", durations):
         trainer.train(resume_from_checkpoint=checkpoint)
-    if problems := output_problems(output_dir):  # again, for it was long ago
-        raise DataError(problems)
-    trainer.save_model(_internal_call=True)  # otherwise it is pushed too, before there are results
-    trainer.save_state()
-    if is_main():
-        # An adapter is saved without them; whoever generates with it must stop where the evaluation did.
-        model.generation_config.save_pretrained(output_dir)
+    _save(trainer)
     with _timed("evaluate the tuned model on test", durations):
         tuned = trainer.run_evaluator(evaluators["test"])
 
-    results = Results(
-        method=method.name,
-        base=base,
-        tuned=tuned,
-        history=trainer.state.log_history,
-        best_step=_best_step(trainer),
-        selection_metric=training.metric_for_best_model,
-        selected_on_test=_tested_on_eval(data) and training.load_best_model_at_end,
-        notes=[
-            *notes,
-            *(note for micro_batch in trainer.micro_batch.values() for note in micro_batch.notes),
-            *trainer.tracker_failures,
-        ],
-        record={
-            **_record(arguments, durations, _rows(diagnosis)),
-            "prompt_style": prompt.style,
-            **({"hub_repository": repository} if repository else {}),
-            "identity": run,
-            "resumed_from_step": checkpoint and checkpoint.step,
-        },
-    )
+    record = {
+        **_record(arguments, durations, _row_counts(diagnosis)),
+        "prompt_style": prompt.style,
+        **({"hub_repository": repository} if repository else {}),
+        "identity": run,
+        "resumed_from_step": checkpoint and checkpoint.step,
+    }
+    results = _results(arguments, trainer, base, tuned, notes, record)
     if is_main():
-        write_results(output_dir, results)
-        record_own_run(output_dir, data.full_dataset_index_path)
+        write_results(Path(training.output_dir), results)
+        record_own_run(Path(training.output_dir), arguments.data.full_dataset_index_path)
     return results
 
 
@@ -220,7 +172,7 @@ def _evaluators(
 def _check_tokens(
     model: Model, arguments: RunArguments, rows: dict[str, EpochRows], evaluators: dict[str, EndToEndEvaluator]
 ) -> list[str]:
-    """That the model has an embedding for each token, and positions for all; what of that is to be noted."""
+    """Check that the model has embeddings and positions for all tokens; notes for the report."""
     name, new = arguments.model.model_name_or_path, arguments.evaluation.max_new_tokens
     read = [row.prompt_ids + row.answer_ids for these in rows.values() for row in these]
     asked = [question.prompt_ids for evaluator in evaluators.values() for question in evaluator.questions]
@@ -228,10 +180,62 @@ def _check_tokens(
     return check_positions(max([len(ids) for ids in read] + [len(ids) + new for ids in asked]), model, name)
 
 
-def _untouched(
-    trainer: QATrainer, evaluator: EndToEndEvaluator, path: Path, checkpoint: Checkpoint | None
-) -> Evaluation:
-    """The untouched model end to end on test; a run that goes on reads its own answers of the first time."""
+def _is_quiet(arguments: RunArguments) -> bool:
+    return arguments.output.quiet or arguments.output.json
+
+
+def _encoded(
+    method: Method,
+    arguments: RunArguments,
+    examples: dict[str, list[Example]],
+    hits: dict[str, list[tuple[Hit, ...]]],
+    prompt: Prompt,
+) -> dict[str, EpochRows]:
+    """The training and evaluation rows."""
+    max_length, seed = arguments.data.max_seq_length, arguments.training.seed
+    return {
+        split: EpochRows(method.encode, method.policy, examples[split], hits[f"{split} rows"], prompt, max_length, seed)
+        for split in ("train", "eval")
+    }
+
+
+def _trainer(
+    method: Method,
+    arguments: RunArguments,
+    model: Any,
+    rows: dict[str, EpochRows],
+    evaluator: EndToEndEvaluator,
+    tokenizer: Tokenizer,
+    run: dict[str, Any],
+) -> QATrainer:
+    """The trainer; it writes the answers of each evaluation to a file named after the step."""
+    folder = arguments.training.output_dir
+
+    def on_evaluation(step: int, evaluation: Evaluation) -> None:
+        if is_main():
+            write_predictions(inside(Path(folder), "predictions", f"eval_step_{step:06d}.jsonl"), evaluation)
+
+    trainer = QATrainer(
+        model=model,
+        args=arguments.training,
+        train_dataset=rows["train"],
+        eval_dataset=rows["eval"],
+        processing_class=tokenizer,
+        method=method,
+        evaluator=evaluator,
+        pad_id=tokenizer.pad_token_id,
+        share_prefix=arguments.data.share_prefix,
+        on_evaluation=on_evaluation,
+        run=run,
+    )
+    if _is_quiet(arguments):
+        trainer.remove_callback(PrinterCallback)  # Trainer adds it when the progress bar is off
+    return trainer
+
+
+def _base_model(trainer: QATrainer, evaluator: EndToEndEvaluator, checkpoint: Checkpoint | None) -> Evaluation:
+    """Evaluate the base model end to end on test; a resumed run reads the answers from its first start."""
+    path = inside(Path(trainer.args.output_dir), "predictions", "test_base.jsonl")
     run, key = trainer.run, "answers of the base model"
 
     def answered_before() -> Evaluation | None:
@@ -249,12 +253,50 @@ def _untouched(
     return base
 
 
+def _save(trainer: QATrainer) -> None:
+    """Save the tuned model, ready to be used, and the trainer's state with its log history."""
+    folder = Path(trainer.args.output_dir)
+    if problems := output_problems(folder):  # again, because the first check was long ago
+        raise DataError(problems)
+    trainer.save_model(_internal_call=True)  # so that nothing is pushed before there are results
+    trainer.save_state()
+    if is_main():
+        # Adapters are saved without them, but generation must stop where the evaluation did.
+        trainer.model.generation_config.save_pretrained(folder)
+
+
+def _results(
+    arguments: RunArguments,
+    trainer: QATrainer,
+    base: Evaluation,
+    tuned: Evaluation,
+    notes: list[str],
+    record: dict[str, Any],
+) -> Results:
+    training = arguments.training
+    return Results(
+        method=arguments.method,
+        base=base,
+        tuned=tuned,
+        history=trainer.state.log_history,
+        best_step=_best_step(trainer),
+        selection_metric=training.metric_for_best_model,
+        selected_on_test=_tested_on_eval(arguments.data) and training.load_best_model_at_end,
+        notes=[
+            *notes,
+            *(note for micro_batch in trainer.micro_batch.values() for note in micro_batch.notes),
+            *trainer.tracker_failures,
+        ],
+        record=record,
+    )
+
+
 def _check_metric(training: QATrainingArguments, evaluator: EndToEndEvaluator) -> None:
-    """The best checkpoint is chosen by a metric that these examples have; Trainer would notice halfway through."""
+    """Check that these examples have the metric that chooses the best checkpoint; Trainer would only fail halfway."""
     name = training.metric_for_best_model
     if not training.load_best_model_at_end or name.removeprefix("eval_") == GOLD_LOSS:
         return
-    some_answer = Reply('"One of its kind."', new_tokens=1)  # a quotation, which has scores of its own
+    some_answer = Reply('"One of its kind."', new_tokens=1)  # a quotation, so that quote metrics are included
     answered = evaluator.predictions([some_answer] * len(evaluator.questions), seconds=0.0)
     measured = dict.fromkeys([GOLD_LOSS, *(metric for prediction in answered for metric in prediction.scores)])
     if name.removeprefix("eval_") not in measured:
@@ -262,7 +304,7 @@ def _check_metric(training: QATrainingArguments, evaluator: EndToEndEvaluator) -
 
 
 def _tell(diagnosis: Diagnosis, arguments: RunArguments) -> list[str]:
-    """Warnings, counted by kind and file; they go into the report too."""
+    """Log warnings, counted by kind and file, and return them for the report."""
     logger.info("checked: %s", summary(diagnosis))
     notes = counts(diagnosis.warnings)
     for note in notes:
@@ -273,7 +315,7 @@ def _tell(diagnosis: Diagnosis, arguments: RunArguments) -> list[str]:
 
 
 def _splits(diagnosis: Diagnosis, arguments: RunArguments) -> dict[str, list[Example]]:
-    """The examples of train, eval and test. The test is never cut; without a file of its own it is all of eval."""
+    """The examples of train, eval and test. Test is never shortened; without its own file it is all of eval."""
     examples = dict(diagnosis.dataset.examples)
     examples.setdefault("test", examples["eval"])
     examples["eval"] = spread(examples["eval"], arguments.evaluation.eval_max_samples)
@@ -283,7 +325,7 @@ def _splits(diagnosis: Diagnosis, arguments: RunArguments) -> dict[str, list[Exa
 def _retrieve(
     method: Method, arguments: RunArguments, documents: list[Document], examples: dict[str, list[Example]]
 ) -> tuple[dict[str, list[tuple[Hit, ...]]], dict[str, float]]:
-    """The hits of every split, and the seconds each took; `train rows` and `eval rows` are those that rows hold.
+    """The hits of every split, and the seconds each search took; `train rows` and `eval rows` go into training rows.
 
     The retriever is frozen, so each split is searched once for the whole run.
     """
@@ -327,13 +369,13 @@ def _tested_on_eval(data: DataArguments) -> bool:
 
 
 def _best_step(trainer: QATrainer) -> int | None:
-    """The step whose checkpoint was loaded at the end, None if the last weights were kept."""
+    """The step of the checkpoint loaded at the end; None if the last weights were kept."""
     checkpoint = trainer.state.best_model_checkpoint
     return int(checkpoint.rpartition("-")[2]) if trainer.args.load_best_model_at_end and checkpoint else None
 
 
-def _rows(diagnosis: Diagnosis) -> dict[str, int]:
-    """How many examples or documents each file gave, by the name of its argument."""
+def _row_counts(diagnosis: Diagnosis) -> dict[str, int]:
+    """Number of examples or documents in each file, by the name of its argument."""
     examples = {f"{split}_file": len(these) for split, these in diagnosis.dataset.examples.items()}
     return {**examples, "full_dataset_file_path": len(diagnosis.dataset.documents)}
 
@@ -353,7 +395,7 @@ def _record(arguments: RunArguments, durations: dict[str, float], rows: dict[str
 
 @contextmanager
 def _timed(phase: str, durations: dict[str, float]) -> Iterator[None]:
-    """Seconds of a phase, for run.json."""
+    """Measure the seconds of a phase, for run.json."""
     logger.info("%s ...", phase)
     begin = time.perf_counter()
     yield

@@ -1,1 +1,1 @@
-"""What a run leaves for people: results, curves, and the report as Markdown and HTML."""
+"""The readable output of a run: results, curves, and the report as Markdown and HTML."""

@@ -1,7 +1,7 @@
-"""The model card, README.md beside the model: what it was made from, how good it is, how it is loaded and asked.
+"""The model card, README.md beside the model: what it was trained on, how good it is, how to load and ask it.
 
-It is made to be published, so it holds names of files and no folders. Its numbers are those of metrics.json, and
-everything else is from run.json.
+It is meant for publication, so it names files without their folders. Its numbers come from metrics.json, and
+everything else from run.json.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from groundtune.reporting.markdown import md, md_fence, md_list, md_table
 from groundtune.reporting.results import HOW_TO_READ, Results, comparison, flat, for_scale, notes, warning
 
 PREFIXES = ("user_prefix", "assistant_prefix", "sep_user", "sep_sys")
-# Metrics that the hub knows by a name of its own.
+# Metrics for which the hub has its own names.
 _ON_THE_HUB = {F1: ("f1", "Token F1"), "generation/rougeL": ("rouge", "ROUGE-L"),
                "generation/exact_match": ("exact_match", "Exact match")}  # fmt: skip
-# What serving needs beside the model, where it is not the default.
+# Settings that serving needs besides the model, if they differ from the default.
 _SERVING = (
     (DataArguments, ("max_seq_length",)),
     (RetrievalArguments, ("eval_num_to_retrieve", "retriever", "query_history", "query_prompt", "document_prompt")),
@@ -62,7 +62,7 @@ def model_card(results: Results) -> str:
 
 
 def published_as(name: str, card: str, record: Mapping[str, Any]) -> str:
-    """The card of a run that is pushed as `name`, where it was written before that was known; edits of it stay."""
+    """The card with its model name replaced by the hub name `name`, which was not known before; edits are kept."""
     now = {**record, "hub_repository": name}
     for part in (_title, _index_entry, ask_command, loading_code):
         card = card.replace(part(record), part(now), 1)
@@ -70,7 +70,7 @@ def published_as(name: str, card: str, record: Mapping[str, Any]) -> str:
 
 
 def ask_command(record: Mapping[str, Any]) -> str:
-    """`groundtune ask` with the retriever and prompt of the run, wherever the model lies."""
+    """A `groundtune ask` command with the retriever and prompt of the run, independent of the model's location."""
     arguments = flat(record.get("arguments", {}))
     values: dict[str, Any] = {}
     if arguments.get("retriever") != "bm25":
@@ -83,19 +83,19 @@ def ask_command(record: Mapping[str, Any]) -> str:
                 values[field.name] = arguments[field.name]
     words = ["groundtune", "ask", _name(record), "Your question?"]
     words += ["--full_dataset_file_path", "documents.jsonl"]
-    # One word, for a value may begin with dashes.
+    # As one word, because a value may begin with dashes.
     return shlex.join([*words, *(f"--{name}={value}" for name, value in values.items())])
 
 
 def _local_embedder(record: Mapping[str, Any]) -> str:
-    """That the command's embedding model was a folder, which others have elsewhere."""
+    """A note if the command's embedding model was a local folder, whose path differs on other machines."""
     names = [_known_as(record, flag) for flag in ("eval_embedding_model", "embedding_model")]
     name, on_hub = next((known for known in names if known[0]), ("", True))
     return "" if on_hub else f"; {md(name)} was a local folder: use your own"
 
 
 def loading_code(record: Mapping[str, Any]) -> str:
-    """Python that loads the model with transformers, and PEFT if it is an adapter, and answers a question."""
+    """Python code that loads the model with transformers (and PEFT for an adapter) and answers a question."""
     arguments = flat(record.get("arguments", {}))
     adapter = bool(arguments.get("use_peft"))
     loader = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
@@ -130,7 +130,7 @@ def loading_code(record: Mapping[str, Any]) -> str:
 
 
 def without_folders(text: str) -> str:
-    """A text with the names of files in place of absolute paths; addresses stay."""
+    """A text with absolute paths replaced by file names; URLs stay."""
     return re.sub(r"(?<![\w:/\\.])(?:[A-Za-z]:)?[\\/](?:[^\\/\s:;,'\"()]+[\\/])+", "", text)
 
 
@@ -156,7 +156,7 @@ def _front_matter(results: Results, arguments: Mapping[str, Any]) -> str:
         for metric, (kind, label) in _ON_THE_HUB.items()
         if metric in results.tuned.metrics
     ]
-    # No `datasets`: the files are local ones, whatever they are called, and a name on the hub would be a guess.
+    # No `datasets`: the files are local, and a dataset name on the hub would be a guess.
     return ModelCardData(
         **of_base,
         library_name="peft" if adapter else "transformers",
@@ -209,7 +209,7 @@ def _facts(results: Results, arguments: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _data(record: Mapping[str, Any]) -> list[list[str]]:
-    """A row for each input file: what it is, its name, rows that were used, and its hash."""
+    """A row per input file: its role, name, number of rows used, and hash."""
     labels = {"train_file": "Training", "eval_file": "Evaluation", "test_file": "Test",
               "full_dataset_file_path": "Documents"}  # fmt: skip
     return [
@@ -226,7 +226,7 @@ def _test_file(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _prompt_lines(record: Mapping[str, Any]) -> list[str]:
-    """Code that writes `prompt` from `opening` and `question`, as `prompt.py` does for a first question."""
+    """Code that builds `prompt` from `opening` and `question`, as `prompt.py` does for a first question."""
     if _style(record) == "chat template":
         return [
             'messages = [{"role": "user", "content": f"{opening}\\n\\n{question}"}]',
@@ -249,14 +249,14 @@ def _style(record: Mapping[str, Any]) -> str:
 
 
 def _name(record: Mapping[str, Any]) -> str:
-    """Where the model is published, as the hub calls that, else the name of its folder."""
+    """The model's name on the hub if it is published, else the name of its folder."""
     arguments = flat(record.get("arguments", {}))
     published = record.get("hub_repository") or arguments.get("hub_model_id")
     return published or _last(arguments.get("output_dir") or "") or "model"
 
 
 def _known_as(record: Mapping[str, Any], flag: str) -> tuple[str, bool]:
-    """A model's name, and whether that is one of the hub: a local folder is known by its last part."""
+    """A model's name, and whether it is a hub name; a local folder is named by its last part."""
     name = str(flat(record.get("arguments", {})).get(flag) or "")
     local = str(record.get("identity", {}).get(f"--{flag}", "")).startswith("sha256 ")
     on_hub = not local and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name))

@@ -1,4 +1,4 @@
-"""A comparison as a table for the terminal, and as one page of HTML that loads nothing."""
+"""A comparison as a table for the terminal, and as a single HTML page without external resources."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _MEANINGS = OUTCOMES | WITHOUT_ANSWER
-_IN_PLOTS = 8  # metrics; more could not be read
+_IN_PLOTS = 8  # metrics; more would be unreadable
 
 
 def write_comparisons(
@@ -32,7 +32,7 @@ def write_comparisons(
     notes: Sequence[str],
     record: Mapping[str, Any],
 ) -> None:
-    """Write the page, and the same numbers as JSON beside it, under the same name."""
+    """Write the page, and the same numbers as JSON beside it under the same name."""
     path = Path(path)
     content = {"facts": dict(facts), "notes": list(notes), "comparisons": [c.to_dict() for c in comparisons]}
     write_text(path.with_suffix(".json"), as_json(content))
@@ -44,7 +44,7 @@ def write_comparisons(
 
 
 def failures(comparison: Comparison) -> list[str]:
-    """How many answers and judgements failed, of how many, and what was left out; a line for each system."""
+    """A line per system with failed answers, failed judgements or questions left out."""
     lines = []
     for name, evaluation in comparison.evaluations.items():
         if evaluation.failed:
@@ -67,7 +67,7 @@ def failures(comparison: Comparison) -> list[str]:
 
 # Terminal
 def comparison_table(comparison: Comparison) -> Table:
-    """A block for each metric, in it a line for each system."""
+    """A block per metric with a line per system."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -83,7 +83,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def outcomes_table(comparison: Comparison) -> Table | None:
-    """How many questions had which outcome; None if that is not known."""
+    """Number of questions per outcome; None if outcomes are not known."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -98,7 +98,7 @@ def outcomes_table(comparison: Comparison) -> Table | None:
 
 
 def _rows(comparison: Comparison) -> dict[str, list[tuple[str, tuple[str, str], tuple[str, str], str]]]:
-    """By metric's label, for each system that has it: name, mean, difference to the reference, and a word on it."""
+    """By metric label, for each system with the metric: name, mean, difference from the reference, and its verdict."""
     rows: dict[str, list[tuple[str, tuple[str, str], tuple[str, str], str]]] = {}
     for metric, label in comparison.labels.items():
         for name, evaluation in comparison.evaluations.items():
@@ -114,7 +114,7 @@ def _rows(comparison: Comparison) -> dict[str, list[tuple[str, tuple[str, str], 
 
 
 def _kinds(outcomes: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """What is counted anywhere, in the order in which it is read."""
+    """The outcomes counted for any system, in display order."""
     return [kind for kind in (*_MEANINGS, "failed") if any(kind in counts for counts in outcomes.values())]
 
 

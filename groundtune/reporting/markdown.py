@@ -1,4 +1,4 @@
-"""Texts, lists and tables as Markdown that shows them and does nothing else."""
+"""Texts, lists and tables as Markdown, escaped so that they are shown literally."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 
 def md(text: str) -> str:
-    """Text that stays text in Markdown and in a table cell, on one line."""
+    """`text` escaped for Markdown and for table cells, on one line."""
 
     def harmless(match: re.Match[str]) -> str:
-        # Entities where renderers differ: tables are cut at pipes before or after backslashes are read.
+        # Entities where renderers differ: some split tables at pipes before they read backslashes, some after.
         character = match.group()
         return f"&#{ord(character)};" if character in "&<>\\|`]" else f"\\{character}"
 
@@ -19,7 +19,7 @@ def md(text: str) -> str:
 
 
 def md_list(pairs: Mapping[str, str]) -> str:
-    """An item for each pair, `name: value`."""
+    """A list with one item `name: value` per pair."""
     return "\n".join(f"- {md(name)}: {md(value)}" for name, value in pairs.items())
 
 
@@ -30,6 +30,6 @@ def md_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def md_fence(text: str, language: str = "") -> str:
-    """A block of code that nothing in it can end; empty for an empty text."""
+    """A code block with a fence that `text` cannot close; empty for an empty text."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}" if text else ""

@@ -1,4 +1,4 @@
-"""The report's figures: inline SVG in the page's colour variables, so that they follow light, dark and print."""
+"""The report's figures: inline SVG with the page's colour variables, so that they follow light, dark and print mode."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from groundtune.evaluation.metrics import Interval
 
 _COLOURS = dict(ink="#000001", muted="#000002", grid="#000003", tuned="#000004", base="#000005", paper="#000006")
-_MARKS = "osD^vPX*"  # systems are told apart by these, and not by colours, which mean better and worse elsewhere
+_MARKS = "osD^vPX*"  # they identify systems; colours mean better and worse elsewhere
 
 
 def dot_plot(results: Results) -> str:
-    """The scores of the answers of both models, with their intervals."""
+    """Answer scores of both models with their intervals."""
     labels = {metric: label for metric, label in SCORES.items() if metric in results.differences}
     pairs = [(results.base.metrics[metric], results.tuned.metrics[metric]) for metric in labels]
 
@@ -42,7 +42,7 @@ def dot_plot(results: Results) -> str:
 
 
 def systems_plot(title: str, names: Sequence[str], rows: Mapping[str, Sequence[Interval | None]]) -> str:
-    """A row for each metric's label, in it a dot for each system: the first grey, each other with a mark of its own."""
+    """A row per metric label with a dot per system: the first is grey, each of the others has its own marker."""
     spread = 0.56 / len(names)
 
     def draw(axes: Axes) -> None:
@@ -69,7 +69,7 @@ def systems_plot(title: str, names: Sequence[str], rows: Mapping[str, Sequence[I
 def differences_plot(
     title: str, names: Sequence[str], rows: Mapping[str, Sequence[Interval | None]], reference: str
 ) -> str:
-    """A row for each metric's label, in it each system's paired difference to the reference, around a line at 0."""
+    """A row per metric label with each system's paired difference from the reference, around a line at 0."""
     spread = 0.56 / len(names)
 
     def draw(axes: Axes) -> None:
@@ -98,12 +98,12 @@ def differences_plot(
 
 
 def _short(name: str) -> str:
-    """As much of a name as a legend has room for; its end tells paths apart."""
+    """A name shortened for the legend; keeps its end, where paths differ."""
     return name if len(name) <= 30 else f"…{name[-29:]}"
 
 
 def _columns(names: Sequence[str]) -> int:
-    """Of a legend: two where the names are short enough to stand beside each other."""
+    """Number of legend columns: two if the names are short enough."""
     return 2 if all(len(name) <= 14 for name in names) else 1
 
 
@@ -119,7 +119,7 @@ def _labelled_rows(axes: Axes, labels: Sequence[str]) -> None:
 
 
 def metric_plot(results: Results) -> str:
-    """The metric that chose the checkpoint, or token F1, by step, and a second one; empty if none was measured."""
+    """The metric that chose the checkpoint (or token F1) and a second one by step; empty if none was measured."""
     names = dict.fromkeys([(results.selection_metric or F1).removeprefix("eval_"), F1, "generation/rougeL"])
     curves = [(name, _points(results, f"eval_{name}")) for name in names if name in SCORES]
     curves = [(SCORES[name], rows) for name, rows in curves if rows][:2]
@@ -131,11 +131,11 @@ def metric_plot(results: Results) -> str:
         for (name, rows), colour in zip(reversed(curves), ("muted", "tuned")[-len(curves) :], strict=True):
             steps, values, lows, highs = zip(*rows, strict=True)
             main, colour = colour == "tuned", _COLOURS[colour]
-            if main:  # two bands on each other could not be told apart
+            if main:  # overlapping bands would be indistinguishable
                 axes.fill_between(steps, lows, highs, color=colour, alpha=0.15, linewidth=0)
                 axes.vlines(steps[:1], lows[:1], highs[:1], colour, linewidth=1, alpha=0.5)
             axes.plot(steps, values, "o-", color=colour, linewidth=1.8 if main else 1.1, markersize=4 if main else 3)
-            at = (7, 1 if values[-1] == highest else -8)  # points from the curve's end, away from the other's name
+            at = (7, 1 if values[-1] == highest else -8)  # in points from the curve's end, away from the other label
             axes.annotate(name, (steps[-1], values[-1]), at, textcoords="offset points", color=colour)
             if main and results.best_step in steps:
                 best = steps.index(results.best_step)
@@ -153,14 +153,14 @@ def metric_plot(results: Results) -> str:
 
 
 def _asked(results: Results) -> str:
-    """How many questions the curves are of, where that is not all of the file."""
+    """The number of questions behind the curves, if it is not the whole file."""
     most = flat(results.record.get("arguments", {})).get("eval_max_samples") or 0
     rows = results.record.get("inputs", {}).get("eval_file", {}).get("rows", 0)
     return f"{most} of the {rows} eval questions" if 0 < most < rows else "Eval questions"
 
 
 def loss_plot(results: Results) -> str:
-    """The loss of training and that with gold passages, by step; empty if neither was logged."""
+    """The training loss and the loss with gold passages by step; empty if neither was logged."""
     training, gold = _points(results, "loss"), _points(results, GOLD_LOSS)
     if not training and not gold:
         return ""
@@ -228,7 +228,7 @@ def _svg(figure: Figure, alt: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
     box = re.findall(r'viewBox="[^"]*"', svg)[0]
     svg = svg[svg.index(">", svg.index("<svg")) + 1 :]
-    # Most ids are the same in every figure, and a page may hold an id only once: keep what is referred to.
+    # Figures share most ids, and an id may occur only once per page: keep only those that are referenced.
     svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if f"#{found[1]}" in svg else "", svg)
     svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
     for name, colour in _COLOURS.items():

@@ -1,6 +1,6 @@
-"""What a run leaves behind to be judged: predictions, metrics, the run record, and the report as Markdown and HTML.
+"""Writes the results of a run: predictions, metrics, the run record, and the report as Markdown and HTML.
 
-Terminal, Markdown and HTML render the same rows. Everything shown is escaped, and the page loads nothing.
+Terminal, Markdown and HTML render the same rows. All text is escaped, and the page loads no external resources.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ from groundtune.system.text import plain
 if TYPE_CHECKING:
     from rich.table import Table
 
-# What metrics.json says of results beside their numbers, which are computed from the predictions.
+# Fields of the results in metrics.json besides the numbers, which are computed from the predictions.
 _ABOUT_RESULTS = {
     "history": list, "best_step": int | None, "selection_metric": str | None, "selected_on_test": bool,
 }  # fmt: skip
-_MOST_SAMPLES = 10**6  # of a bootstrap: a stranger's folder keeps nobody waiting for hours
+_MOST_SAMPLES = 10**6  # of a bootstrap, so that a stranger's folder cannot cost hours
 
 
 def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
-    """Write metrics.json, run.json, predictions/, the model card and the reports, each as a whole or not at all."""
+    """Write metrics.json, run.json, predictions/, the model card and the reports; each file is written atomically."""
     folder = Path(output_dir)
     metrics = {
         "verdict": results.verdict,
@@ -65,10 +65,10 @@ def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
         "selected_on_test": results.selected_on_test,
         "history": merged_history(results.history),
     }
-    # The data come first: should a plot fail, no number is lost.
+    # Data first, so that no number is lost if a plot fails.
     write_predictions(inside(folder, "predictions", "test_base.jsonl"), results.base)
     write_predictions(inside(folder, "predictions", "test_tuned.jsonl"), results.tuned)
-    # The notes name files: they stay out of metrics.json, which may be published.
+    # The notes name files, so they stay out of metrics.json, which may be published.
     record = {**results.record, "notes": list(results.notes)}
     for name, content in (("metrics.json", metrics), ("run.json", record)):
         write_text(folder / name, json.dumps(plain(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
@@ -78,7 +78,7 @@ def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
 
 
 def read_results(output_dir: str | os.PathLike[str]) -> Results:
-    """The results that `write_results` wrote. Raises `DataError` if they are not there as a whole."""
+    """The results that `write_results` wrote. Raises `DataError` if they are incomplete."""
     folder = Path(output_dir)
     record, metrics = (_read_json(folder / name) for name in ("run.json", "metrics.json"))
     about: dict[str, Any] = {name: metrics.get(name) for name in _ABOUT_RESULTS}
@@ -112,7 +112,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def summary_table(results: Results) -> Table:
-    """Before and after, for the terminal."""
+    """Scores before and after training, for the terminal."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -198,7 +198,7 @@ def _page(results: Results) -> str:
 
 
 def page(kind: str, title: str, body: str, record: Mapping[str, Any], more: str = "") -> str:
-    """A page: what all pages share around `body`, which is HTML, and how the run is repeated, with `more` of it."""
+    """A full HTML page around `body` (HTML), with how to repeat the run at its end; `more` (HTML) is added there."""
     return _filled(
         "page.html",
         style=resources.files("groundtune.reporting").joinpath("report.css").read_text(encoding="utf-8"),
@@ -226,7 +226,7 @@ def html_pairs(pairs: Mapping[str, Any]) -> str:
 
 
 def minus(text: str) -> str:
-    """Escaped, with a real minus before numbers."""
+    """`text` escaped, with a typographic minus sign before numbers."""
     return re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", escape(text))
 
 
@@ -270,7 +270,7 @@ def html_cells(row: Sequence[str]) -> str:
 
 
 def html_changes(changes: Sequence[Change], base: str = "Base", tuned: str = "Tuned") -> str:
-    """Question by question, what the two said."""
+    """The two answers to each question, as HTML."""
     return "".join(_html_answer(change, base, tuned) for change in changes) or '<p class="empty">None.</p>'
 
 

@@ -1,4 +1,4 @@
-"""What a run found: before, after and their paired differences, as rows that terminal, Markdown and HTML render."""
+"""Results of a run: before, after and paired differences, as rows that terminal, Markdown and HTML render."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ EVALUATION_COLUMNS = ("Step", "Training loss", "Loss with gold passage", "Token 
 
 @dataclass(frozen=True)
 class Results:
-    """What one run found. `base` and `tuned` answer the same examples in the same order."""
+    """The results of one run. `base` and `tuned` answer the same examples in the same order."""
 
     method: str  # its name
-    base: Evaluation  # the untouched model
-    tuned: Evaluation  # the chosen checkpoint
-    # transformers' TrainerState.log_history; step 0 is the untouched model
+    base: Evaluation  # of the base model
+    tuned: Evaluation  # of the chosen checkpoint
+    # transformers' TrainerState.log_history; step 0 is the base model
     history: Sequence[Mapping[str, Any]] = field(repr=False)
-    best_step: int | None  # step of the checkpoint that was chosen, None if the last weights were kept
-    selection_metric: str | None  # what chose it: "generation/f1"
-    selected_on_test: bool  # no test file was given: the numbers are of the questions that chose the checkpoint
-    notes: Sequence[str]  # warnings that a reader of the numbers must see
+    best_step: int | None  # step of the chosen checkpoint; None if the last weights were kept
+    selection_metric: str | None  # the metric that chose it, such as "generation/f1"
+    selected_on_test: bool  # no test file: the same questions chose the checkpoint and give the numbers
+    notes: Sequence[str]  # warnings for readers of the numbers
     record: Mapping[str, Any] = field(repr=False)  # of `run_record`: the content of run.json
 
     @cached_property
@@ -66,7 +66,7 @@ class Results:
 
     @cached_property
     def without_a_model(self) -> dict[str, float]:
-        """Mean token F1 of answers that anybody can give: the question itself, and the first retrieved passage."""
+        """Mean token F1 of trivial answers: the question itself, and the first retrieved passage."""
         known = [p for p in self.base.predictions if p.example.answerable and p.hits]
         answers = {
             "question": [(p.example.question, p.example) for p in known],
@@ -84,7 +84,7 @@ class Results:
 
 
 def merged_history(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per step, in order: Trainer logs the loss and the evaluation of a step apart."""
+    """One row per step, in order: Trainer logs the loss and the evaluation of a step separately."""
     steps: dict[int, dict[str, Any]] = {}
     for row in history:
         if row.get("step") is not None:
@@ -93,13 +93,13 @@ def merged_history(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 
 def gained_and_lost(results: Results, most: int = MOST) -> tuple[list[Change], list[Change]]:
-    """The answers whose token F1 rose most and fell most, the largest change first; a tie is in neither."""
+    """The answers whose token F1 rose most and fell most, largest change first; ties are in neither list."""
     return most_changed(zip(results.base.predictions, results.tuned.predictions, strict=True), most)
 
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric as it is shown: a cell is a value and its interval, either of which may be empty."""
+    """One metric for display: a cell is a value and its interval, either of which may be empty."""
 
     group: str
     label: str
@@ -110,7 +110,7 @@ class MetricRow:
 
 
 def comparison(results: Results) -> list[MetricRow]:
-    """A row per metric, in the order in which they are read."""
+    """A row per metric, in display order."""
     ks = sorted(int(name.split("@")[1]) for name in results.base.metrics if name.startswith("retrieval/recall@"))
     retrieval = {f"retrieval/recall@{k}": f"Recall@{k}" for k in ks[:1] + ks[-1:]} | {"retrieval/mrr": "MRR"}
     return [
@@ -139,18 +139,18 @@ def _row(results: Results, group: str, label: str, metric: str) -> MetricRow:
 
 
 def cells(interval: Interval, n: int, metric: str, sign: str = "") -> tuple[str, str]:
-    """A mean or a difference over n questions, and its interval, as they are shown."""
+    """A mean or a difference over n questions, and its interval, formatted for display."""
     digits = _digits(n, metric)
     return f"{interval.value:{sign}.{digits}f}", f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
 def _digits(n: int, metric: str) -> int:
-    """More decimals than the intervals allow would only be noise."""
+    """Number of decimals to show: more than n questions justify would only be noise."""
     return 1 if metric == "generation/new_tokens" else 2 if n < 1000 else 3
 
 
 def verdict_word(found: PairedDifference, metric: str) -> str:
-    """`better`, `worse`, `unclear` or `same`; of tokens `fewer` or `more`, for short answers are cheap, not good."""
+    """`better`, `worse`, `unclear` or `same`; for token counts `fewer` or `more`: short answers are cheap, not good."""
     if found.wins == found.losses == 0:
         return "same"
     word = "unclear" if found.verdict == "no clear difference" else found.verdict
@@ -158,7 +158,7 @@ def verdict_word(found: PairedDifference, metric: str) -> str:
 
 
 def evaluations(results: Results) -> list[list[str]]:
-    """A row per evaluation during training; the training loss is the mean of those logged since the one before."""
+    """A row per evaluation during training; its training loss is the mean of those logged since the previous row."""
     rows, losses = [], []
     for row in merged_history(results.history):
         losses += [row["loss"]] if finite(row.get("loss")) else []
@@ -173,11 +173,11 @@ def evaluations(results: Results) -> list[list[str]]:
 
 
 def facts(results: Results) -> dict[str, str]:
-    """What was compared, in a few words each."""
+    """Facts about the comparison, a few words each."""
     arguments = flat(results.record.get("arguments", {}))
     test = arguments.get("test_file") or arguments.get("eval_file")
     embedding = arguments.get("eval_embedding_model") or arguments.get("embedding_model")
-    if embedding and os.path.isabs(embedding):  # the whole path stands in the command
+    if embedding and os.path.isabs(embedding):  # the command shows the full path
         embedding = os.path.join(*Path(embedding).parts[-2:])
     retriever = arguments.get("retriever") or "dense"
     found_by = retriever if retriever == "bm25" or not embedding else f"{embedding} ({retriever})"
@@ -199,7 +199,7 @@ def facts(results: Results) -> dict[str, str]:
 
 
 def warning(results: Results) -> str:
-    """That no separate questions were kept for the test; empty if they were."""
+    """A warning if no separate questions were kept for the test; else empty."""
     if not results.selected_on_test:
         return ""
     chosen = "these questions were also used for evaluation during training"
@@ -209,7 +209,7 @@ def warning(results: Results) -> str:
 
 
 def for_scale(results: Results) -> str:
-    """What answers without a model score, in a sentence: an untouched model may be worse than either."""
+    """A sentence with the scores of answers without a model, for scale: a base model may be worse than both."""
     found = results.without_a_model
     if not found:
         return ""
@@ -220,7 +220,7 @@ def for_scale(results: Results) -> str:
 
 
 def notes(results: Results) -> list[str]:
-    """What else a reader of the numbers must see."""
+    """Further notes for readers of the numbers."""
     bad = [row["step"] for row in results.history if "loss" in row and not finite(row["loss"])]
     infinite = [f"The training loss was not finite at step {bad[0]}."] if bad else []
     unanswerable = note([prediction.example for prediction in results.base.predictions])
@@ -228,7 +228,7 @@ def notes(results: Results) -> list[str]:
 
 
 def flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments without their groups."""
+    """Arguments flattened, without their groups."""
     found: dict[str, Any] = {}
     for name, value in arguments.items():
         found.update(flat(value) if isinstance(value, Mapping) else {name: value})

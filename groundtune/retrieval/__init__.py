@@ -1,1 +1,1 @@
-"""A question -> ranked passages, by vectors, by words, or both. `opening` makes the retriever that arguments name."""
+"""Retrieval of ranked passages by vectors, words, or both. `opening` opens the retriever that the arguments select."""

@@ -1,4 +1,4 @@
-"""Texts -> vectors, the way the embedding model means it: its prompts, its pooling, its similarity."""
+"""Texts -> vectors, with the embedding model's own prompts, pooling and similarity."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ SoFar = Callable[[Sequence[int], np.ndarray], None]
 
 @dataclass
 class Embedder:
-    """A frozen embedding model of sentence-transformers.
+    """A frozen sentence-transformers embedding model.
 
-    Its code is the library's and its weights are safetensors, or it is not loaded: a model's folder runs nothing here.
-    Raises `OSError` or `ValueError` when the model cannot be loaded.
+    Only the library's own code and safetensors weights are loaded, so a model's folder cannot run code.
+    Raises `OSError` or `ValueError` if the model cannot be loaded.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Embedder:
     document_prompt: str | None = None
     batch_size: int = 64
     device: str | None = None
-    dtype: str = "auto"  # what it computes in: as it was saved, or the name of a type of torch
+    dtype: str = "auto"  # data type: "auto" (as saved), or the name of a torch dtype
     model: SentenceTransformer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -65,12 +65,12 @@ class Embedder:
 
     @cached_property
     def similarity(self) -> str:
-        """`cosine` or `dot`, as the model's configuration says; cosine where it is silent (the library's default)."""
+        """`cosine` or `dot`, from the model's configuration; cosine if it is not set (the library's default)."""
         return "dot" if self.model.similarity_fn_name == "dot" else "cosine"
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All that decides a document's vector apart from its text; vectors may be mixed only where this is equal."""
+        """Everything besides the text that determines a document's vector; mix vectors only if this is equal."""
         return {
             "weights": _sha256_of_weights(self.model),
             "config": _config_of_transformer(self.model),
@@ -83,13 +83,13 @@ class Embedder:
         }
 
     def embed_questions(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [n, dimensions]; the inner product with a document's vector is their similarity."""
+        """Vectors of questions, float32 [n, dimensions]; their inner product with a document's is the similarity."""
         return self._embed(texts, self.query_prompt, self._lengths(texts, self.query_prompt))
 
     def embed_documents(self, texts: Sequence[str], so_far: SoFar = lambda done, vectors: None) -> np.ndarray:
-        """float32 [n, dimensions]; warns of texts that are longer than the model reads.
+        """Vectors of documents, float32 [n, dimensions]; warns about texts that are longer than the model reads.
 
-        `so_far` is called now and then with the numbers of the texts that are done and the array that holds theirs.
+        `so_far` is called after each batch with the positions of the finished texts and the array of all vectors.
         """
         lengths = self._lengths(texts, self.document_prompt)
         self._warn_of_long(texts, lengths)
@@ -121,10 +121,10 @@ class Embedder:
         return vectors
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Numbers of the texts that are encoded together, the longest first: memory runs out at once or not at all.
+        """Positions of the texts of each batch, longest first, so that memory runs out in the first batch or never.
 
-        What is encoded at one time has no more tokens than `batch_size` of the longest texts. The library would sort by
-        characters, and pad a fifth of the tokens of a batch of questions.
+        All batches encoded at one time have at most as many tokens as `batch_size` of the longest texts. The library
+        would sort by characters, and a fifth of a batch of questions would be padding.
         """
         read = [max(1, int(min(length, self._max_tokens))) for length in lengths]
         order = sorted(range(len(read)), key=lambda i: -read[i])
@@ -136,7 +136,7 @@ class Embedder:
             start = stop
 
     def _encoded(self, batches: Sequence[list[str]], prompt: str | None) -> Generator[np.ndarray, None, None]:
-        """The vectors of each batch in turn; two at a time, each on half of the threads, where that is faster."""
+        """The vectors of each batch in turn; two batches at a time, each on half of the threads, if that is faster."""
         import torch
 
         if len(batches) < 2 or self._at_one_time < 2:
@@ -146,7 +146,7 @@ class Embedder:
 
         def begin() -> None:
             own.model = free.pop()
-            torch.get_num_threads()  # a new thread takes over the number of all on its first use
+            torch.get_num_threads()  # a new thread adopts the global number on its first use
             torch.set_num_threads(-(-threads // 2))
 
         pool = ThreadPoolExecutor(2, initializer=begin)
@@ -154,12 +154,12 @@ class Embedder:
             yield from pool.map(lambda texts: self._encode(texts, prompt, own.model), batches)
         finally:
             pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)  # also the number of threads that come later
+            torch.set_num_threads(threads)  # also for threads created later
 
     @property
     def _at_one_time(self) -> int:
-        """Batches: on a CPU two, for the products of an embedding model are too small to keep many cores busy, and its
-        tokenizer keeps none. What looks up static vectors gains nothing."""
+        """Number of batches encoded in parallel: two on a CPU, because an embedding model's matrix products are too
+        small to keep many cores busy, and tokenizing uses none of them. Static vectors gain nothing from it."""
         import torch
 
         static = math.isinf(self._max_tokens)
@@ -168,12 +168,12 @@ class Embedder:
 
     @cached_property
     def _twin(self) -> SentenceTransformer:
-        """The model with the same weights in memory, and a tokenizer of its own: no two threads may use one at once."""
+        """A copy of the model that shares its weights but has its own tokenizer, which is not thread-safe."""
         weights = [*self.model.parameters(), *self.model.buffers()]
         return copy.deepcopy(self.model, {id(weight): weight for weight in weights})
 
     def _lengths(self, texts: Sequence[str], prompt: str | None) -> Sequence[int]:
-        """In tokens; in characters for models that read texts of any length: their vectors are static."""
+        """Lengths in tokens; in characters for models with static vectors, which read texts of any length."""
         if math.isinf(self._max_tokens):
             return [len(text) for text in texts]
         return token_counts(self.model.tokenizer, prompt or "", texts)
@@ -184,7 +184,7 @@ class Embedder:
         return math.inf if limit is None else limit
 
     def _encode(self, texts: list[str], prompt: str | None, model: SentenceTransformer) -> np.ndarray:
-        # prompt="" and not None: None would let the library put its default prompt in front.
+        # prompt="" instead of None: with None the library would prepend its default prompt.
         vectors = model.encode(
             texts,
             prompt=prompt or "",
@@ -218,10 +218,10 @@ class Embedder:
 
 
 def _check_lengths(vectors: np.ndarray, name: str) -> None:
-    """Raises `DataError` unless the vectors have length 1, or 0 for a text of no known word: else their inner products
-    are no cosines, and the longest vectors are found whatever is asked."""
+    """Raise `DataError` unless each vector has length 1, or 0 for a text without known words. Otherwise inner products
+    are not cosines, and the longest vectors would be found for every question."""
     lengths = np.linalg.norm(vectors, axis=1)
-    wrong = lengths[(abs(lengths - 1) > 0.02) & (lengths > 1e-6)]  # 16-bit weights round
+    wrong = lengths[(abs(lengths - 1) > 0.02) & (lengths > 1e-6)]  # tolerance for 16-bit weights
     if len(wrong):
         raise DataError(
             [
@@ -233,21 +233,22 @@ def _check_lengths(vectors: np.ndarray, name: str) -> None:
 
 
 def _config_of_transformer(model: SentenceTransformer) -> dict[str, Any]:
-    """What differs from the architecture's defaults: the same weights compute other vectors with another activation."""
+    """Settings that differ from the architecture's defaults: with another activation the same weights give other
+    vectors."""
     transformer = getattr(model[0], "auto_model", None)
     settings = transformer.config.to_diff_dict() if transformer is not None else {}
     return {name: value for name, value in settings.items() if name not in _NOT_SETTINGS}
 
 
-# Where the model came from and by whom it was saved, and the type that `settings` has already.
+# The model's origin, the version that saved it, and the data type, which `settings` already contains.
 _NOT_SETTINGS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 
 
 def _sha256_of_tokenizer(tokenizer: Any) -> str:
-    """The same words as other tokens are another vector."""
+    """Hash of the tokenizer: the same words give another vector if they are tokenized differently."""
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if hasattr(backend, "to_str"):
-        # How the last call truncated and padded is noted in there too.
+        # The serialised state also contains the truncation and padding of the last call.
         state: Any = {**json.loads(backend.to_str()), "truncation": None, "padding": None}
     else:
         state = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else None
@@ -255,7 +256,7 @@ def _sha256_of_tokenizer(tokenizer: Any) -> str:
 
 
 def _config_of(module: Any) -> dict[str, Any]:
-    """Pooling mode and the like."""
+    """Configuration of a module, such as its pooling mode."""
     read = getattr(module, "get_config_dict", None)
     return read() if read else {}
 

@@ -1,12 +1,12 @@
-"""What embedding models ask for before a question and before a document."""
+"""The prompts that embedding models expect before a question and before a document."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-# Families that need a prompt but whose folders often do not carry it, by a part of the model's name; the first that
-# matches counts. Each pair is what the model's card asks for: (before a question, before a document).
+# Prompts of model families whose folders often lack them, by a part of the model's name; the first match is used.
+# Each pair is from the model card: (before a question, before a document).
 _BGE_EN = "Represent this sentence for searching relevant passages: "
 
 
@@ -34,9 +34,9 @@ KNOWN_PROMPTS: dict[str, tuple[str, str]] = {
 
 
 def prompts_for(name: str, own: Mapping[str, str | None]) -> tuple[str, str]:
-    """What goes before a question and before a document: the model's own prompts, else the table's, else nothing.
+    """The prompts before a question and before a document: the model's own, else from the table, else empty.
 
-    `name` is a hub name or folder; `own` the `prompts` of its sentence-transformers configuration.
+    `name` is a hub name or folder; `own` are the `prompts` of its sentence-transformers configuration.
     """
     query = own.get("query") or ""
     document = own.get("document") or own.get("passage") or ""

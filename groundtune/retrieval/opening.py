@@ -1,4 +1,4 @@
-"""Arguments -> the retriever over all documents: the one place where a retriever is made."""
+"""Arguments -> the retriever over all documents; the only place where retrievers are opened."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from groundtune.system.outputs import inside
 
 
 def open_retriever(retrieval: RetrievalArguments, documents: list[Document], index_folder: Path) -> Retriever:
-    """The retriever of `--retriever` for evaluation and answering; see `evaluation_model`.
+    """The retriever that `--retriever` selects, with the embedding model for evaluation (`evaluation_model`).
 
     Raises `ModelError` if the embedding model cannot be loaded.
     """
@@ -26,7 +26,10 @@ def open_retriever(retrieval: RetrievalArguments, documents: list[Document], ind
 def open_retriever_with(
     embedding_model: str, retrieval: RetrievalArguments, documents: list[Document], index_folder: Path
 ) -> Retriever:
-    """The same with another embedding model. Raises `ModelError` if it cannot be loaded."""
+    """The retriever that `--retriever` selects, with this embedding model.
+
+    Raises `ModelError` if the embedding model cannot be loaded.
+    """
     if retrieval.retriever == "bm25":
         return BM25Retriever(documents)
     try:
@@ -37,7 +40,7 @@ def open_retriever_with(
             batch_size=retrieval.embedding_batch_size,
             dtype=retrieval.embedding_dtype,
         )
-    except Exception as error:  # libraries trust the settings of a model to be right
+    except Exception as error:  # libraries do not validate a model's settings, so anything may be raised
         if is_out_of_memory(error):
             raise
         reason = why_not_loaded(error)
@@ -47,12 +50,12 @@ def open_retriever_with(
 
 
 def evaluation_model(retrieval: RetrievalArguments) -> str:
-    """The embedding model that retrieves for evaluation."""
+    """The embedding model used for evaluation."""
     return retrieval.eval_embedding_model or retrieval.embedding_model
 
 
 def index_folder(data: DataArguments) -> Path:
-    """Where the documents' vectors are cached: the folder that is named, else `index` beside the document database.
+    """The folder that caches the documents' vectors: the one given, else `index` next to the document database.
 
     Raises `DataError` if the latter is a link.
     """

@@ -1,4 +1,4 @@
-"""How much of a text an embedding model reads, found without loading its weights."""
+"""How many tokens of a text an embedding model reads, found without loading its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from groundtune.system.model_folders import loading, refuse_embedding_model
 
 @dataclass(frozen=True)
 class ReadingLimit:
-    """How much of a document an embedding model reads: what its tokenizer and configuration say, without weights."""
+    """How many tokens of a document an embedding model reads, from its tokenizer and configuration."""
 
     name: str
     tokenizer: Tokenizer
@@ -25,7 +25,7 @@ class ReadingLimit:
     document_prompt: str
 
     def too_long(self, texts: Sequence[str]) -> dict[int, int]:
-        """Position and length in tokens, document prompt included, of the texts whose end is not read."""
+        """Position -> length in tokens, document prompt included, of the texts that are longer than the limit."""
         counts = token_counts(self.tokenizer, self.document_prompt, texts)
         return {i: n for i, n in enumerate(counts) if n > self.max_tokens}
 
@@ -34,8 +34,8 @@ def reading_limit(name: str, document_prompt: str | None = None) -> ReadingLimit
     """The limit of the embedding model `name` (hub name or folder); None if it reads texts of any length.
 
     Follows sentence-transformers: `max_seq_length` of sentence_bert_config.json, else the smaller of the tokenizer's
-    and the transformer's limits. Raises whatever transformers does when there is no such tokenizer, and ValueError for
-    a folder that `Embedder` would not read.
+    and the transformer's limits. Raises the exception of transformers if there is no such tokenizer, and ValueError
+    for a model that `Embedder` would refuse.
     """
     refuse_embedding_model(name)
     with loading(name):
@@ -46,7 +46,7 @@ def _reading_limit(name: str, document_prompt: str | None) -> ReadingLimit | Non
     from transformers import AutoConfig, AutoTokenizer
 
     modules = _read_json(name, "modules.json") or [{"path": "", "type": "Transformer"}]
-    if modules[0]["type"].rpartition(".")[2] != "Transformer":  # static vectors, for one
+    if modules[0]["type"].rpartition(".")[2] != "Transformer":  # for example static vectors
         return None
     folder = modules[0]["path"]
     source = {"pretrained_model_name_or_path": name, "subfolder": folder, "trust_remote_code": False}
@@ -61,10 +61,10 @@ def _reading_limit(name: str, document_prompt: str | None) -> ReadingLimit | Non
 
 
 def longest_read(name: str) -> int | None:
-    """The tokens that an embedding model says it reads; None where its name leads nowhere, or it does not say."""
+    """The limit in tokens that an embedding model states; None if it states none or there is no such model."""
     try:
         return _stated_limit(name)
-    except (OSError, ValueError):  # no such model, no network, or a file that is no JSON: who loads it says so
+    except (OSError, ValueError):  # no such model, no network, or invalid JSON: loading the model reports it
         return None
 
 
@@ -73,7 +73,7 @@ def _stated_limit(name: str, folder: str = "") -> int | None:
 
 
 def _read_json(name: str, filename: str) -> Any:
-    """A file of a model, from its folder or the hub; None where it has none."""
+    """A JSON file of a model, from its folder or the hub; None if it has no such file."""
     path = Path(name) / filename
     if not os.path.isdir(name):
         from huggingface_hub import hf_hub_download
@@ -91,7 +91,7 @@ _COUNTED_AT_ONCE = 1000  # texts
 
 def token_counts(tokenizer: Tokenizer, prompt: str, texts: Sequence[str]) -> list[int]:
     counts: list[int] = []
-    for start in range(0, len(texts), _COUNTED_AT_ONCE):  # the ids of all would take more memory than all the vectors
+    for start in range(0, len(texts), _COUNTED_AT_ONCE):  # ids of all texts would take more memory than all vectors
         these = [prompt + text for text in texts[start : start + _COUNTED_AT_ONCE]]
         rows = tokenizer(these, truncation=False, padding=False, verbose=False)["input_ids"]
         counts += [len(ids) for ids in rows]

@@ -12,20 +12,20 @@ from groundtune.retrieval.embedder import Embedder
 from groundtune.retrieval.stores.local import Index
 from groundtune.schema import USER, Document, Example, Hit, Turn
 
-# How many results of each retriever the hybrid fuses, and the constant of the fusion.
+# Number of results per retriever that the hybrid fuses, and the constant of the fusion.
 _FUSION_DEPTH = 100
 _FUSION_K = 60
 
 
 class Retriever(Protocol):
-    """Anything that ranks documents for many queries at once."""
+    """An object that ranks documents for many queries at once."""
 
     def search(self, queries: Sequence[str], k: int) -> list[tuple[Hit, ...]]:
-        """For each query, in their order, the min(k, documents) best hits, best first.
+        """The min(k, documents) best hits of each query, best first, in the order of the queries.
 
-        A higher score is better. What it is depends on the retriever: dense, the inner product of the two vectors,
-        which is their cosine (-1 to 1) for all models that do not say otherwise; BM25, its sum over terms (0 or more);
-        hybrid, the sum of 1 / (60 + rank). Raises `TypeError` for a text in place of a list of texts.
+        Higher scores are better. Their meaning depends on the retriever: dense, the inner product of the two vectors,
+        which is their cosine (-1 to 1) unless the model specifies otherwise; BM25, its sum over terms (0 or more);
+        hybrid, the sum of 1 / (60 + rank). Raises `TypeError` for a text instead of a list of texts.
         """
 
 
@@ -53,7 +53,7 @@ class BM25Retriever:
     def _bm25(self) -> Any:
         import bm25s
 
-        logging.getLogger("bm25s").setLevel(logging.WARNING)  # importing it sets DEBUG
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # importing bm25s sets DEBUG
         bm25 = bm25s.BM25(k1=1.5, b=0.75)
         bm25.index(bm25s.tokenize([d.text for d in self.documents], show_progress=False), show_progress=False)
         return bm25
@@ -72,7 +72,7 @@ class BM25Retriever:
 class HybridRetriever:
     """Reciprocal rank fusion (Cormack et al. 2009) of several retrievers: score = sum of 1 / (60 + rank).
 
-    A retriever has no say on what it gives 0, which is the rest of the database to BM25, in no order.
+    Hits with score 0 add nothing: BM25 returns documents without a matching term in arbitrary order.
     """
 
     retrievers: Sequence[Retriever]
@@ -95,7 +95,7 @@ class HybridRetriever:
 
 
 def _hits(documents: Sequence[Document], positions: Any, scores: Any) -> list[tuple[Hit, ...]]:
-    """The hits of each query from positions and scores, both [queries, k]."""
+    """The hits of each query, from positions and scores, both [queries, k]."""
     return [
         tuple(Hit(documents[p], float(s)) for p, s in zip(of_query, their_scores))
         for of_query, their_scores in zip(positions, scores)
@@ -103,14 +103,14 @@ def _hits(documents: Sequence[Document], positions: Any, scores: Any) -> list[tu
 
 
 def _several(queries: Sequence[str]) -> Sequence[str]:
-    """The queries; a text is a sequence too, and its letters would be searched for one by one."""
+    """The queries. Refuses a text, which is a sequence too: each of its letters would be a query."""
     if isinstance(queries, str):
         raise TypeError("search: takes a list of questions, and not one text; write [question]")
     return queries
 
 
 def query_text(question: str, chat_history: Sequence[Turn], history: str) -> str:
-    """What is searched for: the question after what `history` (`none`, `user`, `all`) takes of the chat history.
+    """The search query: the part of the chat history that `history` (`none`, `user`, `all`) selects, then the question.
 
     A follow-up such as "and how do I undo it?" finds nothing by itself; the user's earlier messages name its subject.
     """
@@ -119,5 +119,5 @@ def query_text(question: str, chat_history: Sequence[Turn], history: str) -> str
 
 
 def retrieve(retriever: Retriever, examples: Sequence[Example], k: int, history: str) -> list[tuple[Hit, ...]]:
-    """The hits of each example's question, all searched at once."""
+    """The hits of each example's question, from a single search."""
     return retriever.search([query_text(e.question, e.chat_history, history) for e in examples], k)

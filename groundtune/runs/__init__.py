@@ -1,1 +1,1 @@
-"""What a run leaves on disk: its record, its checkpoints, what its folder remembers, and its place on the hub."""
+"""A run on disk and on the hub: its record, its checkpoints, its remembered settings, and what is published."""

@@ -1,7 +1,7 @@
-"""Checkpoints on disk: written beside and vouched for by a manifest, found again only if whole, read without pickle.
+"""Checkpoints on disk: written to a temporary folder, verified by a manifest, used only if complete, free of pickle.
 
 `checkpoint-12/` holds the model or adapter as transformers and PEFT save it, `trainer_state.json`, and other states as
-NAME.json with its tensors in NAME.safetensors. See `durable.py` for the manifest.
+NAME.json with their tensors in NAME.safetensors. See `durable.py` for the manifest.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from groundtune.system.outputs import is_link
 
 logger = logging.getLogger(__name__)
 
-_UNDER_WAY = ".writing-"  # no name that anything takes for a checkpoint
+_UNDER_WAY = ".writing-"  # a name that nothing mistakes for a checkpoint
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose every byte is as it was written; `about` is what its manifest says."""
+    """A checkpoint whose every byte is as it was written; `about` comes from its manifest."""
 
     folder: Path
     step: int
@@ -49,21 +49,24 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: Path, to_resume: bool = True) -> Checkpoint:
-    """Raises `Damaged` if it is incomplete or damaged, has weights in a pickle, or is `to_resume` and cannot be."""
+    """Read and verify a checkpoint.
+
+    Raises `Damaged` if it is incomplete or damaged, has weights in a pickle, or (if `to_resume`) cannot be resumed.
+    """
     about = read_manifest(folder)
     name = f"checkpoint-{about.get('step')}"
     if folder.name != name:
         raise Damaged(f"was written as {name}")
     if to_resume and about.get("resumable") is not True:
         raise Damaged("contains a model but no training state (--save_only_model)")
-    for path in (folder, *folder.iterdir()):  # PEFT keeps adapters in subfolders, too
+    for path in (folder, *folder.iterdir()):  # PEFT also keeps adapters in subfolders
         if found := pickles(path):
             raise Damaged(f"was not read: {found[0]}")
     return Checkpoint(folder, about["step"], about)
 
 
 def checkpoint_folders(output_dir: Path) -> list[Path]:
-    """The folders `checkpoint-N` of a run, earliest first, whole or not."""
+    """The `checkpoint-N` folders of a run, earliest first, complete or not."""
     found = [path for path in output_dir.glob("checkpoint-*") if path.is_dir()]
     return sorted((path for path in found if re.fullmatch(r"checkpoint-\d+", path.name)), key=step_of)
 
@@ -74,7 +77,7 @@ def step_of(folder: Path) -> int:
 
 
 def newest_checkpoint(output_dir: Path) -> Checkpoint | None:
-    """The latest that can be resumed from; each one that cannot is a warning. None if there is none."""
+    """The latest checkpoint that can be resumed, None if there is none; warns about each one that cannot be."""
     _finish_interrupted(output_dir)
     for folder in reversed(checkpoint_folders(output_dir)):
         try:
@@ -88,11 +91,12 @@ def newest_checkpoint(output_dir: Path) -> Checkpoint | None:
 def writing(
     target: Path, about: Mapping[str, Any], *, needed: int, writes: bool = True, wait: Callable[[], None] = lambda: None
 ) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `target` in one step when the block ends; `about` is told with it.
+    """A folder to fill, which replaces `target` in one step when the block ends; `about` goes into its manifest.
 
-    Every process of a run enters; those with `writes` (one on each disk) vouch for what all wrote, after `wait`.
-    Killed at any time, either `target` is as it was, or the new folder is whole and `newest_checkpoint` ends the work.
-    Raises `DiskError` when the disk is full or fails; `needed` is about what it takes, in bytes.
+    Every process of a run enters. After `wait`, those with `writes` (one per disk) write the manifest for all files.
+    If the run is killed at any time, either `target` is unchanged, or the new folder is complete and
+    `newest_checkpoint` finishes the replacement. Raises `DiskError` when the disk is full or fails; `needed` is the
+    approximate size in bytes.
     """
     folder = target.with_name(_UNDER_WAY + target.name)
     last = next((path for path in reversed(checkpoint_folders(target.parent)) if path != target), None)
@@ -110,16 +114,17 @@ def writing(
                 _publish(folder, target)
             wait()
         except Exception:
-            # Room for others. A folder that is whole stays: the one that it was to replace may be gone already.
+            # Free the space. A complete folder stays: the one that it was to replace may be gone already.
             if writes and not (folder / MANIFEST).exists():
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
 
 def remove_old(output_dir: Path, *, limit: int | None, keep: set[Path]) -> None:
-    """Keep the latest checkpoints, `limit` together with those in `keep`, or all of them if `limit` is None or 0.
+    """Keep the latest checkpoints, `limit` in all including those in `keep`; all of them if `limit` is None or 0.
 
-    The one just written is among `keep`, so a later step is damaged or from before someone went back: it goes first.
+    `keep` includes the one just written, so a checkpoint of a later step is damaged or was abandoned by resuming from
+    an earlier one: it is removed first.
     """
     if not limit or limit < 0:
         return
@@ -130,7 +135,7 @@ def remove_old(output_dir: Path, *, limit: int | None, keep: set[Path]) -> None:
     for folder in ahead + others[:too_many]:
         try:
             discard(folder)
-        except OSError as error:  # in use by another program, say; it is tried again at the next save
+        except OSError as error:  # in use by another program, say; the next save tries again
             logger.warning("%s could not be removed: %s", folder, error)
 
 
@@ -141,7 +146,7 @@ def _publish(folder: Path, target: Path) -> None:
 
 
 def _finish_interrupted(output_dir: Path) -> None:
-    """A run killed just before a complete checkpoint got its name is given it; what was half written is removed."""
+    """Rename complete checkpoints of a run that was killed just before doing so, and remove incomplete ones."""
     for folder in output_dir.glob(f"{_UNDER_WAY}*"):
         try:
             if is_link(folder):
@@ -159,7 +164,7 @@ def _finish_interrupted(output_dir: Path) -> None:
 def save_state(folder: Path, name: str, state: Any) -> None:
     """Write dictionaries, lists, tuples, numbers, text and tensors, however nested, as `name`.json and .safetensors.
 
-    Raises TypeError for anything else: it could be restored only by executing it.
+    Raises TypeError for anything else, which could be restored only by executing code.
     """
     tensors: dict[str, torch.Tensor] = {}
     described = _describe(state, name, tensors)
@@ -167,7 +172,7 @@ def save_state(folder: Path, name: str, state: Any) -> None:
     for path, tensor in tensors.items():
         memory = tensor.untyped_storage()
         if memory.data_ptr() in memories or memory.nbytes() != tensor.nbytes:
-            tensors[path] = tensor.clone()  # the format allows no shared memory
+            tensors[path] = tensor.clone()  # safetensors allows no shared memory
         memories.add(memory.data_ptr())
     if tensors:
         save_file(tensors, folder / f"{name}.safetensors")
@@ -179,13 +184,13 @@ def load_state(folder: Path, name: str) -> Any:
     """What `save_state` wrote, tensors on the CPU."""
     described = json.loads((folder / f"{name}.json").read_text("utf-8"))
     file = folder / f"{name}.safetensors"
-    # Copies: what is loaded is the file itself in memory, and the file may be removed while training goes on.
+    # Copies: loaded tensors are memory-mapped, and the file may be removed while training continues.
     tensors = {path: tensor.clone() for path, tensor in load_file(file).items()} if file.exists() else {}
     return _restore(described, tensors)
 
 
 def _describe(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """`value` as JSON, its tensors moved to `tensors`. What JSON has no word for is an object with one "$" key."""
+    """`value` as JSON, its tensors moved to `tensors`. Types unknown to JSON become an object with one "$" key."""
     if isinstance(value, torch.Tensor):
         tensors[path] = value.detach().cpu().contiguous()
         return {"$tensor": path}
@@ -219,7 +224,7 @@ def _restore(described: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 
 def randomness() -> dict[str, Any]:
-    """The state of every generator that training draws from: Python's, NumPy's, PyTorch's on each device."""
+    """The state of every random generator that training uses: Python's, NumPy's, PyTorch's on each device."""
     of_numpy: Any = np.random.get_state()  # a tuple, as long as nobody asks for a dictionary
     kind, keys, *rest = of_numpy
     state = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "cpu": torch.get_rng_state()}
@@ -231,7 +236,7 @@ def randomness() -> dict[str, Any]:
 
 
 def restore_randomness(state: Mapping[str, Any]) -> None:
-    """Let every generator go on from where `randomness` found it."""
+    """Restore every generator to the state that `randomness` returned."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["cpu"])
@@ -243,7 +248,7 @@ def restore_randomness(state: Mapping[str, Any]) -> None:
 
 
 def _cuda_devices() -> list[int]:
-    """Those that this process computes on; to ask the others would take memory on each."""
+    """The CUDA devices that this process computes on; querying the others would allocate memory on each."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return [torch.cuda.current_device()]
     return list(range(torch.cuda.device_count()))
@@ -251,7 +256,7 @@ def _cuda_devices() -> list[int]:
 
 @contextmanager
 def kept_randomness() -> Iterator[None]:
-    """Whatever is drawn inside, training goes on as if it had not been."""
+    """Restore the random state at the end of the block, so that draws inside it do not affect training."""
     state = randomness()
     try:
         yield

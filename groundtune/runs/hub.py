@@ -1,8 +1,8 @@
-"""A run on the model hub: which of its files go there, at the end and, if asked for, from every checkpoint.
+"""Publishing a run on the model hub: which of its files go there, at the end and, if requested, from every checkpoint.
 
-Trainer's flags mean what they mean to Trainer: --push_to_hub, --hub_model_id, --hub_strategy, --hub_private_repo ...
-But Trainer pushes all of the output folder, in which answers, passages and the paths of this machine lie: here it is
-the model, its tokenizer, the card and metrics.json.
+Trainer's flags keep their meaning: --push_to_hub, --hub_model_id, --hub_strategy, --hub_private_repo ... But Trainer
+pushes the whole output folder, including answers, passages and local paths; here only the model, its tokenizer, the
+card and metrics.json are pushed.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _STAGED = ".pushing-"
 
 
 class NotPushed(Exception):
-    """A run that is whole here is not on the hub; the message says why and what to do."""
+    """The run is complete on disk but not on the hub; the message says why and what to do."""
 
 
 class Hub:
-    """The repository of a run; `training` are its `TrainingArguments`."""
+    """The hub repository of a run; `training` holds its `TrainingArguments`."""
 
     def __init__(self, training: TrainingArguments) -> None:
         self.training = training
@@ -55,7 +55,7 @@ class Hub:
         self._pushing: list[Future] = []
 
     def create(self) -> str:
-        """Make the repository if it is not there; its full name. Raises `DataError` if that cannot be done."""
+        """Create the repository unless it exists; its full name. Raises `DataError` if that fails."""
         try:
             private = self.training.hub_private_repo
             self.name = self._api.create_repo(self.name, private=private, exist_ok=True).repo_id
@@ -66,13 +66,13 @@ class Hub:
         return self.name
 
     def push(self, folder: Path, report: bool = False, on_name: Callable[[str], None] = lambda name: None) -> str:
-        """Push what a finished run may show, with `report` its report and test predictions too; the address.
+        """Push the publishable files of a finished run, with `report` also its report and test predictions; the URL.
 
-        `on_name` is told the full name of the repository before anything is pushed. Waits for what is still under way.
+        `on_name` gets the full name of the repository before anything is pushed. Waits for pushes still under way.
         Raises `NotPushed`.
         """
         self.wait()
-        for left in folder.glob(f"{_STAGED}*"):  # by a push that was killed
+        for left in folder.glob(f"{_STAGED}*"):  # left by a push that was killed
             shutil.rmtree(left, ignore_errors=True)
         _tell_of_a_local_base(folder)
         files = (*MODEL, *RESULTS, *(REPORT if report else ()))
@@ -88,9 +88,9 @@ class Hub:
         return f"{self._api.endpoint}/{self.name}"
 
     def push_checkpoint(self, checkpoint: Path) -> None:
-        """Push the model of a checkpoint in the background and, where --hub_strategy says so, the whole of it.
+        """Push a checkpoint's model in the background and, depending on --hub_strategy, the whole checkpoint.
 
-        A failure is a warning: the next checkpoint, or the end of the run, is another try.
+        A failure is only a warning: the next checkpoint, or the end of the run, tries again.
         """
         strategy = self.training.hub_strategy
         under_way = any(not push.done() for push in self._pushing)
@@ -103,11 +103,11 @@ class Hub:
             self._push_later(checkpoint, ("*",), checkpoint.name)
 
     def wait(self) -> None:
-        """Until nothing is under way any more."""
+        """Wait until no push is under way."""
         wait(self._pushing)
 
     def _push_later(self, checkpoint: Path, files: Iterable[str], path_in_repo: str | None = None) -> None:
-        # The checkpoint may be removed, for newer ones, before it is pushed.
+        # A newer checkpoint may cause this one to be removed before it is pushed.
         staged = tempfile.mkdtemp(prefix=_STAGED, dir=checkpoint.parent)
         try:
             _stage(checkpoint, files, Path(staged))
@@ -130,10 +130,10 @@ class Hub:
 
 
 def _stage(folder: Path, patterns: Iterable[str], target: Path) -> None:
-    """Links, or copies where there are none, of the files that a pattern names; `*` stands for no slash here."""
+    """Link the files that match a pattern into `target`, or copy them if links fail; `*` does not match a slash."""
     for path in (path for pattern in patterns for path in folder.glob(pattern)):
         inside = target / path.relative_to(folder)
-        if not path.is_file() or inside.exists() or is_link(path):  # behind a link lies what the run did not write
+        if not path.is_file() or inside.exists() or is_link(path):  # a link leads to files that the run did not write
             continue
         inside.parent.mkdir(exist_ok=True)
         try:

@@ -1,4 +1,4 @@
-"""How a run is repeated: its command, arguments and versions, without secrets, and hashes of its inputs."""
+"""What is needed to repeat a run: its command, arguments and versions, without secrets, and hashes of its inputs."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def run_record(
     durations: Mapping[str, float],
     seed: int,
 ) -> dict[str, Any]:
-    """What it takes to run this again: command, where, arguments, versions, device, hashes of the input files.
+    """The record of a run: command, working folder, arguments, versions, device, hashes of the input files.
 
-    The value of an argument that sounds like a token, key, password or secret is "***". An input without a path is
-    left out. Raises DataError if an input cannot be read.
+    The value of an argument whose name suggests a token, key, password or secret becomes "***". Inputs without a path
+    are left out. Raises `DataError` if an input cannot be read.
     """
     return {
         **provenance(inputs),
@@ -44,7 +44,7 @@ def run_record(
 
 @contextmanager
 def recorded_as(call: str) -> Iterator[None]:
-    """Inside, what is run is recorded as this call in Python, and not as the command line of the program around it."""
+    """Inside the block, record runs as this Python call instead of the command line of the surrounding program."""
     token = _call.set(call)
     try:
         yield
@@ -53,7 +53,7 @@ def recorded_as(call: str) -> Iterator[None]:
 
 
 def provenance(inputs: Mapping[str, str | os.PathLike[str]]) -> dict[str, Any]:
-    """When, where and with what a command ran, and hashes of what it read; without secrets, and without torch."""
+    """When, where and with which versions a command ran, and hashes of its inputs; no secrets, no import of torch."""
     return {
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": _call.get() or _command(sys.argv),
@@ -69,7 +69,7 @@ def provenance(inputs: Mapping[str, str | os.PathLike[str]]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide what is computed."""
+    """Versions of Python and of the packages that affect results."""
     return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
 
 
@@ -100,14 +100,14 @@ def _device() -> str:
     if torch.backends.mps.is_available():
         return f"Apple GPU, {platform.machine()}"
     cpu = platform.processor() or platform.machine()
-    details = Path("/proc/cpuinfo")  # on Linux platform knows only "x86_64"
+    details = Path("/proc/cpuinfo")  # on Linux, `platform` only reports "x86_64"
     names = re.findall(r"model name\s*: (.+)", details.read_text(errors="replace")) if details.exists() else []
     cpu = names[0] if names else cpu
     return f"{cpu}, {torch.get_num_threads()} threads"
 
 
 def run_facts(record: Mapping[str, Any]) -> dict[str, str]:
-    """Where, with what and how long it ran."""
+    """Where, with which versions and for how long the run ran."""
     shown = {
         "Versions": ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items()),
         "Platform": record.get("platform"),

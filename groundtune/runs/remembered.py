@@ -1,8 +1,8 @@
-"""What a run's folder remembers: the model, retriever and prompt that it was trained and measured with.
+"""Settings that a run's folder remembers: the model, retriever and prompt that it was trained and evaluated with.
 
-The folder may be a stranger's, so run.json is read through an allow-list. Settings can change numbers and nothing else.
-Names lead to models and files; one that leads out of the folder is followed only where this machine made the run. It
-keeps a record of its own runs in the user's cache, where no folder can write.
+The folder may come from a stranger, so run.json is read through an allow-list. Settings can only change numbers. Names
+point to models and files; one that points outside the folder is followed only if this machine made the run. Each
+machine records its own runs in the user's cache, where no folder can write.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 RUN = "run.json"
 BASE_MODEL = "model_name_or_path"
-# By the group that run.json keeps them in. Never: code to run, servers, keys, judges, trackers, hub, paths to write to.
+# By their group in run.json. Never: code to run, servers, keys, judges, trackers, hub, paths to write to.
 _SETTINGS: dict[str, tuple[type[Group] | None, tuple[str, ...]]] = {
     "data": (DataArguments, ("max_seq_length",)),
     "retrieval": (
@@ -54,18 +54,18 @@ _NAMES = {
     "retrieval": ("embedding_model", "eval_embedding_model"),
     "data": ("full_dataset_file_path", "eval_file", "test_file"),
 }
-_OF_TRAINING = {"bf16": "bool | None", "load_best_model_at_end": "bool"}  # transformers' own, so their types are here
-_LARGEST = 16 * 2**20  # bytes of a run.json; real ones have some thousand
-_LONGEST_NAME = 4096  # characters, the longest path of Linux
+_OF_TRAINING = {"bf16": "bool | None", "load_best_model_at_end": "bool"}  # types of transformers' flags
+_LARGEST = 16 * 2**20  # bytes of a run.json; real ones have a few thousand
+_LONGEST_NAME = 4096  # characters: the longest path on Linux
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """What run.json says, as far as it may be used; `settings` and `names` by the names of their flags.
+    """The usable content of run.json; the keys of `settings` and `names` are names of flags.
 
-    `own`: this machine made the run. `outside` are the names that lead out of the folder of any other: they are shown
-    and not used. `revision` and `gguf_file` belong to the base model. `inputs` are the SHA-256 of the files that the
-    run read, `index_path` is where an own run keeps its index.
+    `own`: this machine made the run. `outside`: names that point outside the folder of somebody else's run; they are
+    shown but not used. `revision` and `gguf_file` belong to the base model. `inputs` holds the SHA-256 of the files
+    that the run read; `index_path` is where an own run keeps its index.
     """
 
     folder: Path
@@ -83,8 +83,8 @@ class Remembered:
 def remembered(folder: str) -> Remembered | None:
     """The run that made `folder`; None if no run did.
 
-    A relative path that leads nowhere from here is looked for where the run was started. Raises `DataError` with all
-    that is wrong with run.json.
+    A relative path that does not exist here is looked up in the folder where the run was started. Raises `DataError`
+    with every problem of run.json.
     """
     path = Path(folder) / RUN
     if not folder or not os.path.isfile(path):
@@ -127,15 +127,15 @@ def remembered(folder: str) -> Remembered | None:
 def record_own_run(folder: Path, index_path: str = "") -> None:
     """Note in the user's cache that this machine made the run, by the SHA-256 of its run.json.
 
-    A folder may be moved and still be known; a run.json of somebody else's, put in its place, is not. `index_path` is
-    used when the run is evaluated here. A cache that cannot be written to costs only that: it is a warning.
+    So a moved folder is still recognised, but not somebody else's run.json put in its place. `index_path` is used when
+    the run is evaluated here. Failing to write the cache is only a warning.
     """
     record = {"folder": str(folder.absolute()), "index_path": os.path.abspath(index_path) if index_path else ""}
     try:
         runs = _own_runs()
         runs.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_text(runs / f"{sha256_of(folder / RUN)}.json", json.dumps(record) + "\n")
-    except (OSError, DataError) as error:  # the latter for a link
+    except (OSError, DataError) as error:  # `DataError`: it is a link
         reason = getattr(error, "strerror", None) or error
         logger.warning(
             "cannot write to %s (%s): models and files outside %s must be named again for an evaluation",
@@ -144,7 +144,7 @@ def record_own_run(folder: Path, index_path: str = "") -> None:
 
 
 def changed_inputs(run: Remembered, paths: Mapping[str, str]) -> list[str]:
-    """Which of the files, by the name of their argument, are not what the run had read; in words."""
+    """A sentence for each file that differs from what the run read; `paths` are keyed by argument name."""
     return [
         f"{path} has changed since the run of {run.folder}"
         for name, path in paths.items()
@@ -153,12 +153,12 @@ def changed_inputs(run: Remembered, paths: Mapping[str, str]) -> list[str]:
 
 
 def leads_out_of(folder: str, name: str) -> bool:
-    """Whether the model `name` that a model folder speaks of is outside it: another folder, or one on the hub."""
+    """Whether the model `name`, given by a model folder, is outside it: another folder, or a model on the hub."""
     return not _lies_in(Path(folder), name)
 
 
 def base_not_followed(flag: str, name: str) -> list[str]:
-    """That `--flag` names an adapter's folder whose base is outside of it, unless this machine made that run.
+    """A problem if `--flag` is an adapter's folder whose base model is outside it, unless this machine made that run.
 
     Raises `DataError` if the adapter's configuration cannot be read.
     """
@@ -177,7 +177,7 @@ def _own_runs() -> Path:
 
 
 def _own_run(digest: str) -> dict[str, Any] | None:
-    """This machine's record of the run, None if it made no such run."""
+    """This machine's record of the run; None if it did not make the run."""
     try:
         record = json.loads((_own_runs() / f"{digest}.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -219,7 +219,7 @@ def _settings(groups: Mapping[str, Any], path: str, problems: list[str]) -> dict
 
 
 def _wrong(value: object, kind: str, choices: list[str] | None) -> str:
-    """What is wrong with a setting, in words; empty if nothing is."""
+    """The problem with a setting, in words; empty if there is none."""
     if choices and value not in choices:
         return f"{_shown(value)} is not one of {', '.join(choices)}"
     kinds: dict[str, Callable[[Any], bool]] = {
@@ -262,7 +262,7 @@ def _hashes(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _lies_in(folder: Path, name: str) -> bool:
-    """Whether a name is a path that lies in the folder, by its words and through links; nothing else is looked at."""
+    """Whether a name is a path inside the folder, literally and after resolving links; accesses nothing outside it."""
     there = os.path.abspath(name)
     if not Path(there).is_relative_to(os.path.abspath(folder)):
         return False

@@ -1,4 +1,4 @@
-"""Which run an output folder holds: whether it is this one, how far it came, and whether a process is at it."""
+"""Which run an output folder holds: whether it is this one, how far it got, and whether a process is using it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Whatever is not listed here may change the weights, so that a flag that is new counts until it is known not to.
+# Anything not listed here may change the weights, so a new flag counts until it is listed.
 _WITHOUT_INFLUENCE = {
     "output_dir", "resume_from_checkpoint", "resume_anyway", "overwrite_output_dir", "run_name", "project",
     "trackio_space_id", "report_to", "disable_tqdm", "log_level", "log_level_replica", "log_on_each_node",
@@ -48,7 +48,7 @@ _WITHOUT_INFLUENCE = {
 _FILES = ("train_file", "eval_file", "test_file", "full_dataset_file_path")
 _MODELS = ("model_name_or_path", "embedding_model", "eval_embedding_model")
 _MODEL_FILES = {".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".jinja", ".py"}
-_WHOLE = 64 * 2**20  # bytes up to which a model's file is read whole
+_WHOLE = 64 * 2**20  # bytes up to which a model's file is hashed in full
 _RESULTS = (
     "report.html",
     "report.md",
@@ -56,7 +56,7 @@ _RESULTS = (
     "run.json",
     "metrics.json",
     "trainer_state.json",
-)  # report.html is made last
+)  # report.html is written last
 # The subfolders that a run writes into; `runs` is TensorBoard's.
 _WRITTEN = ("predictions", "checkpoint-*", ".writing-*", ".pushing-*", "additional_chat_templates", "runs")
 _WAYS_OUT = "name another --output_dir, or give --overwrite_output_dir to start over"
@@ -72,13 +72,14 @@ class Resuming(Protocol):
 
 
 class AlreadyFinished(Exception):
-    """The very run that was asked for is done, and its results are in the output folder."""
+    """This exact run is finished, and its results are in the output folder."""
 
 
 def identity(arguments: Arguments[TrainingArguments]) -> dict[str, Any]:
-    """All that decides the weights, by the name of its flag: values, contents of files and models, versions.
+    """Everything that determines the weights, by flag name: values, contents of files and models, versions.
 
-    Two starts with one identity are the same run, wherever its files lie. Raises `DataError` if a file cannot be read.
+    Two starts with the same identity are the same run, wherever its files are. Raises `DataError` if a file cannot be
+    read.
     """
     groups = (arguments.data, arguments.retrieval, arguments.prompt, arguments.model, arguments.evaluation)
     values: dict[str, Any] = {"method": arguments.method}
@@ -91,13 +92,13 @@ def identity(arguments: Arguments[TrainingArguments]) -> dict[str, Any]:
     for flag in (f"--{name}" for name in _MODELS):
         values[flag] = _model_identity(values[flag])
     values["number of processes"] = arguments.training.world_size
-    # As JSON gives it back, or equal values would compare as different.
+    # Converted through JSON, as it will be read back; otherwise equal values would compare as different.
     return json.loads(json.dumps({**plain(without_secrets(values)), "versions": versions()}))
 
 
 def rows_identity(rows: EpochRows) -> dict[str, str]:
-    """What decides the rows of every epoch: those of the first as token ids, which tokenizer, prompt and retriever make
-    of the files; what each example could read, and the policy that chooses."""
+    """What determines the rows of every epoch: the first epoch's rows as token ids (which depend on files, tokenizer,
+    prompt and retriever), the passages that each example could read, and the policy that chooses them."""
     token_ids, passages = hashlib.sha256(), hashlib.sha256()
     for row in rows:
         for ids in (row.prompt_ids, row.answer_ids):
@@ -113,14 +114,14 @@ def rows_identity(rows: EpochRows) -> dict[str, str]:
 
 
 def output_problems(output_dir: Path) -> list[str]:
-    """The links in an output folder that a run would write through. Libraries write models with a plain `open`."""
+    """The links in an output folder that a run would write through: libraries write models with a plain `open`."""
     return links_in(output_dir, *_WRITTEN, flag="output_dir")
 
 
 def checkpoint_to_resume(training: Resuming, run: Mapping[str, Any]) -> Checkpoint | None:
-    """Where the run goes on, None if it begins; `run` is its `identity`.
+    """The checkpoint to resume, None to start; `run` is the run's `identity`.
 
-    Raises `AlreadyFinished`, or `DataError` that names each difference to the run that the folder holds.
+    Raises `AlreadyFinished`, or `DataError` that names each difference from the run in the folder.
     """
     output_dir, asked = Path(training.output_dir), str(training.resume_from_checkpoint or "no").lower()
     if training.overwrite_output_dir:
@@ -143,12 +144,12 @@ def checkpoint_to_resume(training: Resuming, run: Mapping[str, Any]) -> Checkpoi
     if checkpoint is not None:
         check_same_run(checkpoint, run, training.resume_anyway)
         logger.info("resuming from %s", checkpoint.folder)
-    (output_dir / _RESULTS[0]).unlink(missing_ok=True)  # or a run killed beside an old report would seem finished
+    (output_dir / _RESULTS[0]).unlink(missing_ok=True)  # or a killed run with an old report would seem finished
     return checkpoint
 
 
 def check_same_run(checkpoint: Checkpoint, run: Mapping[str, Any], anyway: bool) -> None:
-    """Raises `DataError` with each difference to the run that wrote the checkpoint, which are warnings if `anyway`."""
+    """Raise `DataError` with each difference from the run that wrote the checkpoint; if `anyway`, warn instead."""
     changed = _differences(checkpoint.about["run"], run, f"when {checkpoint.folder.name} was saved")
     if changed and not anyway:
         ways_out = (
@@ -163,8 +164,8 @@ def check_same_run(checkpoint: Checkpoint, run: Mapping[str, Any], anyway: bool)
 
 @contextmanager
 def locked(output_dir: Path, patience: float = 10.0) -> Iterator[None]:
-    """Make the folder and hold it; others get a `DataError` with the holder's name after `patience` seconds, which are
-    for workers of a process just killed: they take some to notice."""
+    """Create the folder and lock it. Others get a `DataError` that names the holder after `patience` seconds: workers
+    of a process that was just killed take a while to notice."""
     holder = inside(output_dir, ".run.holder")
 
     def in_use() -> None:
@@ -186,7 +187,7 @@ def locked(output_dir: Path, patience: float = 10.0) -> Iterator[None]:
 def _read(holder: Path) -> str:
     try:
         return holder.read_text("utf-8") or "another process"
-    except OSError:  # it has just been made, or has just gone
+    except OSError:  # it was just created or just removed
         return "another process"
 
 
@@ -214,7 +215,7 @@ def _named(folder: Path) -> Checkpoint:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], when: str) -> list[str]:
-    """One line for each value that changed. What only one of them knows is of another version of the program."""
+    """One line for each changed value. Keys of only one side are skipped: they come from another version."""
     names = [name for name in now if name != "versions" and name in before and before[name] != now[name]]
     return [f"{name}: {_shown(before[name])} {when}, {_shown(now[name])} now" for name in names]
 
@@ -225,8 +226,8 @@ def _shown(value: object) -> str:
 
 
 def _model_identity(name: str) -> str:
-    """The contents of a local folder, the name of a hub model. Of large files some blocks are read: this tells models
-    apart, and does not look for damage."""
+    """The contents of a local folder, or the name of a hub model. Large files are sampled: this tells models apart, it
+    does not detect damage."""
     folder = Path(name)
     if not os.path.isdir(name):
         return name
@@ -243,7 +244,7 @@ def _model_identity(name: str) -> str:
 
 
 def _remove_run(output_dir: Path) -> None:
-    """What a run leaves, and nothing else that may lie in the folder. Results first: they say that it is whole."""
+    """Remove what a run writes and nothing else in the folder; results first, because they mark it as finished."""
     for name in _RESULTS:
         (output_dir / name).unlink(missing_ok=True)
     for folder in (*checkpoint_folders(output_dir), *output_dir.glob(".writing-*")):

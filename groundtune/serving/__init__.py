@@ -1,1 +1,1 @@
-"""A trained model, asked by people: a dialogue over the documents."""
+"""Serving: a dialogue with a model about the documents."""

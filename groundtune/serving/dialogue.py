@@ -1,4 +1,4 @@
-"""A dialogue about the documents: question -> passages and answer, by the retriever and the prompt of evaluation."""
+"""A dialogue about the documents: question -> passages and answer, with the same retriever and prompt as evaluation."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
 from groundtune.system.text import one_line
 
 Write = Callable[[Example, Passages], tuple[Sequence[Document], Iterator[str]]]
-_NAMES = ("title", "source", "url", "id")  # of metadata, the first that is there
+_NAMES = ("title", "source", "url", "id")  # metadata keys; the first one present is used
 _UNITS = {"sheet": "sheet", "number": "passage"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A passage that the answer was written from; `score` is the retriever's."""
+    """A passage that the answer is based on; `score` is the retriever's."""
 
     document: Document
     score: float
 
     @property
     def title(self) -> str:
-        """What the metadata call it, with its section; else how it begins."""
+        """The title from the metadata, with the section; else the beginning of the text."""
         metadata = self.document.metadata
         name = next((metadata[key] for key in _NAMES if metadata.get(key)), "")
         parts = [name or self.document.text[:70], metadata.get("section")]
@@ -39,7 +39,7 @@ class Source:
 
     @property
     def place(self) -> str:
-        """Where it comes from, as far as the title does not say so: file, and sheet or number of the passage."""
+        """Where the passage comes from, if not part of the title: file, and PDF sheet or passage number."""
         metadata = self.document.metadata
         source = metadata.get("source") if metadata.get("title") else ""
         number = next((f"{unit} {metadata[key]}" for key, unit in _UNITS.items() if metadata.get(key)), "")
@@ -48,10 +48,10 @@ class Source:
 
 @dataclass
 class Dialogue:
-    """Questions and answers so far; each question is asked with those before it.
+    """A dialogue; each question is asked with the earlier turns.
 
-    `write` streams the answer to an example from what was retrieved; it gives the passages that were read, and the
-    words.
+    `write` answers an example from retrieved passages: it returns the passages in the prompt, and an iterator over
+    the words.
     """
 
     retriever: Retriever
@@ -61,13 +61,13 @@ class Dialogue:
     turns: list[Turn] = field(default_factory=list)
 
     def ask(self, question: str) -> tuple[list[Source], Iterator[str]]:
-        """The sources, and the words of the answer as they come; both turns are kept when the words have ended.
+        """The sources, and the answer's words as they arrive; both turns are recorded after the last word.
 
-        Raises `DataError` if the question and what was said before leave no room for an answer.
+        Raises `DataError` if the question and the earlier turns leave no room for an answer.
         """
         example = Example(question, "", (), tuple(self.turns), source="your question")
         hits = retrieve(self.retriever, [example], self.k, self.query_history)[0]
-        scores = {hit.document.id: hit.score for hit in reversed(hits)}  # of a text found twice, the better one's
+        scores = {hit.document.id: hit.score for hit in reversed(hits)}  # if a text was found twice, the better score
         read, words = self.write(example, retrieved_passages(example, hits))
         return [Source(document, scores[document.id]) for document in read], self._kept(question, words)
 
@@ -80,9 +80,9 @@ class Dialogue:
 
 
 def open_dialogue(arguments: InferenceArguments) -> Dialogue:
-    """Documents, retriever and model, ready to be asked.
+    """Open documents, retriever and model for a dialogue.
 
-    Raises `DataError`, `ModelError` or `EndpointError` for what the user can solve.
+    Raises `DataError`, `ModelError` or `EndpointError` for problems that the user can fix.
     """
     retriever = open_retriever(
         arguments.retrieval, read_documents(arguments.data.full_dataset_file_path), index_folder(arguments.data)
@@ -102,7 +102,7 @@ def _writer(arguments: InferenceArguments) -> Write:
     if arguments.api == "completions":
         endpoint = arguments.generator_endpoint()
         return _by_prompt(prompt, room, lambda ids: endpoint.stream_prompt(ids, new, stop=prompt.stop_texts))
-    from groundtune.model.generators import LocalModel  # here, for it takes torch, and a server answers without
+    from groundtune.model.generators import LocalModel  # here, because it imports torch, which a server does not need
 
     local = LocalModel(opening.open(prompt, tokenizer.pad_token_id), tokenizer, opening.bf16)
     return _by_prompt(prompt, room, lambda ids: local.stream(prompt, ids, new))
@@ -126,7 +126,7 @@ def _by_chat(endpoint: Endpoint, instruction: str, new: int) -> Write:
 
 
 def _shortened(example: Example, prompt: Prompt, room: int) -> Example:
-    """A long dialogue forgets its oldest questions with their answers: half the room is left to passages."""
+    """Drop the oldest questions and answers of a long dialogue, to leave half of the room for passages."""
     history = example.chat_history
     while history and len(prompt.prompt_ids([], history, example.question)) > room // 2:
         history = history[2:]

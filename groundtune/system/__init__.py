@@ -1,4 +1,4 @@
 """The machine: files on disk, signals, memory, processes, and text that is safe to print.
 
-Nothing here knows of questions or models.
+Nothing here knows about questions or answers.
 """

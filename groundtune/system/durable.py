@@ -1,7 +1,7 @@
-"""Folders that can be believed: every file on the disk, then a manifest that vouches for all of them.
+"""Folders whose completeness can be checked: all files are synced to disk, then a manifest that lists them.
 
-A manifest holds the size and SHA-256 of each file of its folder and of itself. It is written last, so a folder that
-was left half written, or was damaged since, is told from a complete one by reading it.
+A manifest contains the size and SHA-256 of each file in its folder, and its own checksum. It is written last, so
+reading it tells a complete folder from one that is half written or was damaged later.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _DISK = {errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EROFS, *filter(None, [getat
 
 
 class Damaged(Exception):
-    """A folder is not what its manifest says, or has none; the message says why."""
+    """A folder does not match its manifest, or has none; the message says why."""
 
 
 class DiskError(Exception):
-    """The disk is full or fails; one line with the bytes that were needed, where known, and the bytes that are free."""
+    """The disk is full or fails; the message is one line with the bytes needed (if known) and the bytes free."""
 
 
 def cache_folder() -> Path:
-    """What is kept for all runs, as unpacked models: $GROUNDTUNE_CACHE, else ~/.cache/groundtune."""
+    """Folder for data that all runs share, such as unpacked models: $GROUNDTUNE_CACHE, else ~/.cache/groundtune."""
     return Path(os.environ.get("GROUNDTUNE_CACHE") or Path.home() / ".cache" / "groundtune")
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    """Bring every file of `folder` to the disk, then the manifest with `content` and each file's size and SHA-256.
+    """Sync every file of `folder` to disk, then write the manifest: `content` and each file's size and SHA-256.
 
-    `content` is JSON; what JSON does not know is written as text. Raises OSError.
+    `content` is written as JSON; values of other types become text. Raises OSError.
     """
     (folder / MANIFEST).unlink(missing_ok=True)
     files = {name: _synced(folder / name) for name in _files(folder)}
@@ -52,9 +52,9 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What the manifest says, once every file of `folder` was found to be as it says.
+    """The content of the manifest, after checking every file of `folder` against it.
 
-    Hidden files are not looked at, and no link is believed. Raises `Damaged` with what is wrong.
+    Hidden files are ignored, and links are refused. Raises `Damaged` with what is wrong.
     """
     try:
         _refuse_links(folder)
@@ -78,7 +78,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder; killed halfway, what is left is no complete folder. Of a link, only the link. Raises OSError."""
+    """Remove a folder, the manifest first, so that a kill leaves no folder that looks complete.
+
+    If `folder` is a link, only the link is removed. Raises OSError.
+    """
     if is_link(folder):
         folder.unlink()
         return
@@ -88,7 +91,7 @@ def discard(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's list of names to the disk; on Windows that is not a thing one can ask for."""
+    """Sync a folder's list of names to disk; Windows has no such operation."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -100,15 +103,15 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def disk_errors(target: str | os.PathLike[str], needed: int | None = None, hint: str = "") -> Iterator[None]:
-    """Turn whatever a full or failing disk raises inside into `DiskError`, also where a library wrapped it.
+    """Turn errors of a full or failing disk inside into `DiskError`, even if a library wrapped them.
 
-    `needed` is what writing `target` takes, in bytes; where less is free, it is raised before anything is written.
+    `needed` is the number of bytes that writing `target` takes; if fewer are free, the error comes before any write.
     """
     if needed is not None and needed > _free(target):
         raise DiskError(_line(target, os.strerror(errno.ENOSPC), needed, hint))
     try:
         yield
-    except DiskError:  # told already, nearer to where it happened
+    except DiskError:  # already reported by an inner block
         raise
     except Exception as error:
         number = _disk_error(error)
@@ -128,7 +131,7 @@ def _free(target: str | os.PathLike[str]) -> int:
 
 
 def _disk_error(error: BaseException | None) -> int | None:
-    """The error number if a disk is behind `error`. Libraries written in Rust hide it in their text."""
+    """The error number if the disk caused `error`. Libraries written in Rust give it only in their message."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK:
             return error.errno
@@ -140,20 +143,20 @@ def _disk_error(error: BaseException | None) -> int | None:
 
 
 def _files(folder: Path) -> list[str]:
-    """Names of the files below a folder, without its manifest and without hidden ones."""
+    """Names of the files below a folder, except its manifest and hidden files."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(name for name in names if name != MANIFEST and not name.rpartition("/")[2].startswith("."))
 
 
 def _refuse_links(folder: Path) -> None:
-    """A file behind a link can be another one tomorrow, and may lie anywhere. Raises `Damaged`."""
+    """Raise `Damaged` for any link: its target may change later and may be anywhere."""
     for path in folder.rglob("*"):
         if is_link(path):
             raise Damaged(f"{path.relative_to(folder).as_posix()} is a link")
 
 
 def _synced(path: Path) -> dict[str, Any]:
-    with open(path, "r+b") as file:  # Windows syncs only what it may write
+    with open(path, "r+b") as file:  # "r+": Windows syncs only files that are open for writing
         os.fsync(file.fileno())
     return _read_through(path)
 
@@ -168,7 +171,7 @@ def _read_through(path: Path) -> dict[str, Any]:
 
 
 def _sealed(content: Mapping[str, Any]) -> str:
-    """JSON with its own checksum; for one content there is exactly one text."""
+    """JSON with its own checksum; equal contents give identical text."""
     plain = json.loads(json.dumps(content, default=str))
     seal = hashlib.sha256(_json(plain).encode()).hexdigest()
     return _json({**plain, "sha256": seal})

@@ -1,4 +1,4 @@
-"""One process at a time in a folder. The operating system holds the lock, so it ends with the process."""
+"""A lock that admits one process at a time to a folder. The operating system releases it when the process ends."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _WITHOUT_LOCKS = (None, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENO
 
 @contextmanager
 def held(folder: Path, file: str, flag: str, patience: float, busy: Callable[[], None]) -> Iterator[bool]:
-    """Make `folder` and hold the lock `file` in it; gives False, with a warning, where its file system has no locks.
+    """Create `folder` and hold the lock `file` in it; yields False, with a warning, if the file system has no locks.
 
-    After `patience` seconds `busy` is called, which raises or says that this process waits for the other one. Raises
-    `DataError` that names `flag` if the folder cannot be written to.
+    After `patience` seconds `busy` is called: it raises, or reports that this process is waiting for another one.
+    Raises `DataError` that names `flag` if the folder cannot be written to.
     """
     lock = FileLock(inside(folder, file))
     try:
@@ -34,7 +34,7 @@ def held(folder: Path, file: str, flag: str, patience: float, busy: Callable[[],
         except Timeout:
             busy()
             lock.acquire()
-    except (OSError, NotImplementedError) as error:  # the latter: earlier filelocks, on Lustre for one
+    except (OSError, NotImplementedError) as error:  # the latter: older filelock versions, for example on Lustre
         number = getattr(error, "errno", None)
         if isinstance(error, OSError) and number in _NOT_WRITABLE:
             problem = f"--{flag}: {folder} cannot be written to ({error.strerror}); name another folder"

@@ -1,8 +1,8 @@
-"""A model, looked at before any library reads it: weights are safetensors or GGUF, and all of it lies inside.
+"""Checks of a model before any library reads it: weights are safetensors or GGUF, and no file lies outside the model.
 
-A `.bin` file is a pickle, and a pickle is a program. Libraries that are asked for safetensors read one all the same: an
-adapter's, one that an index lists as a shard, one of an embedding model's later layers. Of a model on the hub only the
-settings are looked at, which are downloaded first.
+A `.bin` file is a pickle, and a pickle is a program. Libraries that are asked for safetensors still read some pickles:
+an adapter's weights, a shard that an index lists, later modules of an embedding model. For a model on the hub, only its
+settings are checked; they are downloaded first.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from groundtune.system.model_settings import ADAPTER, PATTERNS, read_json, setti
 from groundtune.system.outputs import is_link
 from groundtune.system.text import one_line
 
-# Pickles by name, each with the files that libraries prefer to it.
+# Pickles by name, each with the files that libraries prefer over it.
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES = {
     "pytorch_model.bin": _SAFE,
     "pytorch_model.bin.index.json": _SAFE,
     "adapter_model.bin": ("adapter_model.safetensors",),
 }
-# What libraries read from a model's folder; other files in it are nobody's business here.
+# Types of files that libraries read from a model's folder; other files are not checked.
 _READ = {
     ".json", ".safetensors", ".gguf", ".bin", ".pt", ".pth", ".model", ".txt", ".jinja", ".tiktoken", ".py",
 }  # fmt: skip
-# Folders that a run may leave beside its model, and hidden ones.
+# Folders that a run may leave next to its model, and hidden folders.
 _NOT_READ = re.compile(r"\..*|checkpoint-.*|predictions|evaluation|index|runs")
-# Modules and functions begin with a small letter: only classes of the library itself are let through.
+# Only the library's own classes are allowed; names of modules and functions begin with a lower-case letter.
 _MODULE = re.compile(r"sentence_transformers\.(?:\w+\.)*[A-Z]\w*")
 _CONVERT = "weights are read from safetensors only; save it as safetensors where you trust it"
 
 
 def adapter_base_of(folder: Path) -> str:
-    """The base model that a local adapter names; empty if the folder holds no adapter. Raises `DataError`."""
+    """Name of a local adapter's base model; empty if the folder contains no adapter. Raises `DataError`."""
     if os.path.isfile(folder / "config.json") or not os.path.isfile(folder / ADAPTER):
         return ""
     return base_named_in(folder / ADAPTER)
@@ -60,7 +60,7 @@ def base_named_in(path: Path) -> str:
 
 
 def why_not_loaded(error: Exception) -> str:
-    """A library's error about a model on one line, named where its text alone says little: KeyError('types')."""
+    """A library's error about a model on one line, with its class if the text alone says little: KeyError('types')."""
     named = isinstance(error, (LookupError, TypeError, AttributeError))
     reason = one_line(repr(error) if named else error)
     if "safetensors" in reason:
@@ -69,16 +69,16 @@ def why_not_loaded(error: Exception) -> str:
 
 
 def model_problems(name: str, gguf_file: str | None = None, weights: bool = True, with_base: bool = True) -> list[str]:
-    """Why the folder of a decoder or adapter is not read; empty for a name on the hub.
+    """Reasons to refuse the folder of a decoder or adapter; empty for a name on the hub.
 
-    `weights`: whether they are read, too, and not only tokenizer and configuration. `with_base`: whether a library is
-    to follow an adapter to the base that it names.
+    `weights`: whether the weights will be read, not only tokenizer and configuration. `with_base`: whether a library
+    will load the base model that an adapter names.
     """
     return _problems([Path(name)], gguf_file, weights, with_base) if os.path.isdir(name) else []
 
 
 def embedding_problems(name: str) -> list[str]:
-    """Why the folder of a sentence-transformers model is not read; empty for a name on the hub."""
+    """Reasons to refuse the folder of a sentence-transformers model; empty for a name on the hub."""
     if not os.path.isdir(name):
         return []
     root = Path(name)
@@ -90,27 +90,27 @@ def embedding_problems(name: str) -> list[str]:
 
 
 def refuse_embedding_model(name: str) -> None:
-    """Raises `ValueError` for an embedding model that no library may read."""
+    """Raise `ValueError` for an embedding model that is not safe to load."""
     if problems := embedding_problems(name) or hub_problems(name):
         raise ValueError(problems[0])
 
 
 def hub_problems(name: str, revision: str | None = None) -> list[str]:
-    """Why a model of the hub is not read, by its settings, which are downloaded; empty for a folder."""
+    """Reasons to refuse a hub model, from its settings, which are downloaded; empty for a folder."""
     if not name or os.path.isdir(name):
         return []
     from huggingface_hub import snapshot_download
 
     try:
         root = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
-    except Exception:  # no such model, no network: loading it says so
+    except Exception:  # no such model, or no network: loading the model reports it
         return []
     folders = [Path(at) for at, _, _ in os.walk(root)]
     return [problem.replace(str(root), name) for folder in folders for problem in _settings(folder, root)]
 
 
 def pickles(folder: Path) -> list[str]:
-    """A line for each pickle in `folder` that a library would take the weights from."""
+    """A line for each pickle in `folder` from which a library would read weights."""
     return [
         f"{folder / name} is a pickle, which can run code, and {_CONVERT}"
         for name, preferred in _PICKLES.items()
@@ -120,14 +120,14 @@ def pickles(folder: Path) -> list[str]:
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
-    """While a library loads the model `name`: nothing is unpickled and, for a folder, no hub is asked for more."""
+    """For use while a library loads the model `name`: nothing is unpickled and, for a folder, the hub is not used."""
     with nothing_unpickled(), _without_hub(name) if os.path.isdir(name) else nullcontext():
         yield
 
 
 @contextmanager
 def _without_hub(name: str) -> Iterator[None]:
-    """The hub out of reach. Raises `ValueError` in place of an error that comes of that."""
+    """Set the hub client offline inside. Raises `ValueError` in place of errors that this causes."""
     from huggingface_hub import constants
 
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
@@ -152,9 +152,9 @@ def _comes_of_being_offline(error: BaseException | None) -> bool:
 
 @contextmanager
 def nothing_unpickled() -> Iterator[None]:
-    """While a library loads weights, `torch.load` raises ValueError.
+    """Make `torch.load` raise ValueError while a library loads weights.
 
-    Of a model on the hub nobody knows, before it is downloaded, which of its files a library will read.
+    For a hub model, the files that a library will read are not known before the download.
     """
     import torch
 
@@ -169,7 +169,7 @@ def nothing_unpickled() -> Iterator[None]:
 
 
 def _problems(folders: list[Path], gguf_file: str | None, weights: bool, with_base: bool) -> list[str]:
-    """What is wrong with the folders of one model, the first of which holds the others, and with an adapter's base."""
+    """Problems in the folders of one model (the first contains the others), and in an adapter's base model."""
     root, seen, problems = folders[0], set(), []
     while folders:
         folder = folders.pop(0)
@@ -186,7 +186,7 @@ def _problems(folders: list[Path], gguf_file: str | None, weights: bool, with_ba
 
 
 def _settings(folder: Path, root: Path) -> Iterator[str]:
-    """What the settings in a folder of the model in `root` say that leads out of it, or is said of two models."""
+    """Settings in `folder` that lead out of the model in `root`, or that belong to two kinds of models."""
     yield from settings_problems(folder, lambda path: _belongs(path, root))
     if all((folder / name).exists() for name in ("config.json", ADAPTER)):
         what_to_do = "keep the first for a model, the second for an adapter"
@@ -194,7 +194,7 @@ def _settings(folder: Path, root: Path) -> Iterator[str]:
 
 
 def _read_from(folder: Path) -> Iterator[Path]:
-    """What libraries may read of a folder: files of certain kinds, templates in subfolders, and links to folders."""
+    """Paths in a folder that libraries may read: files of certain types, also in subfolders, and links to folders."""
     for at, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not _NOT_READ.fullmatch(name)]
         yield from (path for path in (Path(at, name) for name in sorted(folders)) if is_link(path))
@@ -204,7 +204,7 @@ def _read_from(folder: Path) -> Iterator[Path]:
 def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
-    except OSError:  # who reads it says so
+    except OSError:  # reported when the folder is read
         return []
 
 
@@ -217,7 +217,7 @@ def _links_outside(paths: Iterator[Path], root: Path) -> list[str]:
 
 
 def _belongs(path: Path, root: Path) -> bool:
-    """Whether a file is of the model in `root`: inside, or where the hub's cache keeps what its snapshots link to."""
+    """Whether a file belongs to the model in `root`: inside it, or in the hub cache's `blobs`, where snapshots link."""
     real, folder = Path(os.path.realpath(path)), Path(os.path.realpath(root))
     if real.is_relative_to(folder):
         return True
@@ -232,7 +232,7 @@ def _belongs(path: Path, root: Path) -> bool:
 
 
 def _indexes(folder: Path, root: Path) -> Iterator[str]:
-    """What the lists of weights in a folder name besides safetensors of that model."""
+    """A line for each weight index in a folder that names anything but safetensors files of the model."""
     config = read_json(folder / "config.json")
     named = config.get("transformers_weights") if isinstance(config, dict) else None
     if named is not None and not (_is_safetensors(named, folder, root) or _is_index(named, folder, root)):
@@ -260,12 +260,12 @@ def _is_index(name: object, folder: Path, root: Path) -> TypeGuard[str]:
 
 
 def _is_below(name: str, folder: Path, root: Path) -> bool:
-    # What lies in the folder itself was looked at: a link there has a line of its own.
+    # Links in the folder itself are already reported.
     return Path(name).name == name or _belongs(folder / name, root)
 
 
 def _no_adapter(folder: Path) -> list[str]:
-    """An adapter's folder without its weights, which PEFT would then look for on the hub, under the folder's name."""
+    """A line if an adapter's weights are missing: PEFT would look for them on the hub, under the folder's name."""
     alone = (folder / ADAPTER).exists() and not (folder / "config.json").exists()
     there = any((folder / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin"))
     return [f"{folder}: contains no adapter_model.safetensors; is the adapter complete?"] if alone and not there else []
@@ -276,14 +276,14 @@ def _gguf(folder: Path, gguf_file: str) -> list[str]:
 
 
 def _base(folder: Path) -> list[Path]:
-    """The folder of the base that an adapter alone names, which libraries read in its place."""
+    """The base model's folder if `folder` contains only an adapter; libraries load the base model with it."""
     adapter = None if (folder / "config.json").exists() else read_json(folder / "adapter_config.json")
     name = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
     return [Path(name)] if isinstance(name, str) and name and os.path.isdir(name) else []
 
 
 def _base_outside(folder: Path, root: Path) -> Iterator[str]:
-    """An embedding model's adapter may stand on a base in its own folder only: nobody else can name another."""
+    """A line if an embedding model's adapter has its base model outside `root`: no flag can name another one."""
     adapter = read_json(folder / ADAPTER)
     name = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
     if adapter is not None and not (isinstance(name, str) and os.path.isdir(name) and _belongs(Path(name), root)):
@@ -295,7 +295,7 @@ def _is_module(module: object) -> bool:
 
 
 def _modules(root: Path) -> Iterator[str]:
-    """What the lists of an embedding model's modules name besides classes of sentence-transformers, and its folders."""
+    """A line for each module of an embedding model that is not a sentence-transformers class or lies outside `root`."""
     listed = read_json(root / "modules.json")
     modules = [module for module in listed if _is_module(module)] if isinstance(listed, list) else []
     if listed is not None and (not modules or len(modules) != len(listed)):
@@ -303,7 +303,7 @@ def _modules(root: Path) -> Iterator[str]:
         yield f"{root / 'modules.json'}: {why}; download the model again"
     types = [(root / "modules.json", module.get("type")) for module in modules]
     for folder in (Path(at) for at, _, _ in os.walk(root)):
-        for path in (folder / "router_config.json", folder / "config.json"):  # the latter of earlier versions
+        for path in (folder / "router_config.json", folder / "config.json"):  # the latter in older versions
             routes = read_json(path)
             routes = routes.get("types") if isinstance(routes, dict) else None
             types += [(path, value) for value in routes.values()] if isinstance(routes, dict) else []

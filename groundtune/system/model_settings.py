@@ -1,7 +1,7 @@
-"""What the JSON files of a model may say to the libraries that read them.
+"""Checks of a model's JSON files before libraries read them.
 
-Libraries take much of these files as arguments. Some would fetch code from a hub and run it, open or write a file
-anywhere, or load a second model: whatever leads out of the model is refused before a library sees it.
+Libraries use much of these files as arguments. Some values make them download code from a hub and run it, open or write
+files anywhere, or load a second model. Every value that leads out of the model is refused before a library sees it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 ADAPTER = "adapter_config.json"
 _OF_SENTENCES = re.compile(r"sentence_\w[\w-]*_config\.json")  # bert, roberta, xlm-roberta ...
-# The small ones that libraries take arguments from; sentence-transformers has some more by another name.
+# Small files from which libraries take arguments; sentence-transformers has more, matched by the pattern above.
 _SETTINGS = {
     "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", ADAPTER,
     "processor_config.json", "preprocessor_config.json", "config_sentence_transformers.json",
@@ -24,13 +24,14 @@ PATTERNS = [pattern for name in (*sorted(_SETTINGS), "modules.json", "router_con
             for pattern in (name, f"*/{name}")]  # fmt: skip
 
 _ATTENTION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
-# Where a model came from, which nobody follows; a base model has checks of its own; and what is text.
+_TYPE = re.compile(r"(torch\.)?(auto|half|double|(b?float|u?int)\d\w*)")  # libraries take any attribute of torch
+# Keys that record a model's origin, which libraries do not open; the base model, which has its own checks; and texts.
 _NOT_FOLLOWED = {
     "_name_or_path", "name_or_path", "base_model_name_or_path", "special_tokens_map_file", "chat_template", "content",
     "prompts",
 }  # fmt: skip
 _A_FILE = re.compile(r"\w+_(file|files|path)|vocab|merges|init_inputs")
-# sentence-transformers: what may be handed on to transformers, of all that a folder can ask for.
+# sentence-transformers: the only arguments that a folder may pass on to transformers.
 _HANDED_ON = re.compile(r"(model|tokenizer|processor|config)_(args|kwargs)")
 _HARMLESS_ARGUMENTS = {
     "add_bos_token", "add_eos_token", "add_pooling_layer", "attn_implementation", "do_lower_case", "dtype",
@@ -42,9 +43,9 @@ _METHOD = re.compile(r"forward|encode|get_\w+_features")
 
 
 def settings_problems(folder: Path, is_inside: Callable[[Path], bool]) -> Iterator[str]:
-    """A line for whatever the JSON files of `folder` say that leads out of their model.
+    """A line for each value in the JSON files of `folder` that leads out of the model.
 
-    `is_inside` tells whether a path is a part of it.
+    `is_inside` tells whether a path is part of the model.
     """
     for path in _named(folder):
         content = read_json(path)
@@ -58,7 +59,7 @@ def settings_problems(folder: Path, is_inside: Callable[[Path], bool]) -> Iterat
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; None if it cannot be read, which is for the library to complain about."""
+    """The content of a JSON file; None if it cannot be read, which the library will report."""
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -77,12 +78,14 @@ def _leads_out(path: Path, content: Any, is_inside: Callable[[Path], bool]) -> I
     for keys, text in _texts(content):
         if any(_ATTENTION.fullmatch(key) for key in keys) and "/" in text:
             yield f"{path}: {keys[-1]} names {_shown(text)}, code on a hub, which is not run; use sdpa or eager"
+        elif keys[-1:] in (("dtype",), ("torch_dtype",)) and not _TYPE.fullmatch(text):
+            yield f"{path}: {keys[-1]} is {_shown(text)}, not a data type; use bfloat16 or float32"
         elif not _NOT_FOLLOWED & set(keys) and _is_elsewhere(keys[-1] if keys else "", text, is_inside):
             yield f"{path}: {'.'.join(keys)}: {_shown(text)} is outside the model and is not used; remove the entry"
 
 
 def _texts(content: Any) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every text in a JSON value with the keys that lead to it; without recursion, for it may nest deeply."""
+    """Every text in a JSON value, with the keys that lead to it. Not recursive, because values may nest deeply."""
     waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
     while waiting:
         keys, value = waiting.pop()
@@ -95,20 +98,20 @@ def _texts(content: Any) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _is_elsewhere(key: str, text: str, is_inside: Callable[[Path], bool]) -> bool:
-    """Whether a text names something of this machine, or of a network, that is no part of the model."""
+    """Whether a text names a file on this machine or a network that is not part of the model."""
     names_a_file = bool(_A_FILE.fullmatch(key))
-    if text.startswith("\\\\") or (names_a_file and "://" in text):  # on Windows, asking for a share connects to it
+    if text.startswith("\\\\") or (names_a_file and "://" in text):  # on Windows, checking a share would connect to it
         return True
     if not names_a_file and not (re.search(r"[/\\]", text) and len(text) < 4096 and text.isprintable()):
         return False
     try:
         return os.path.lexists(text) and not is_inside(Path(text))
-    except (OSError, ValueError):  # no name that a file can have
+    except (OSError, ValueError):  # not a valid file name
         return False
 
 
 def _adapter(path: Path, content: Mapping[str, Any]) -> Iterator[str]:
-    if content.get("peft_type") != "LORA":  # others load a second model, or their weights from anywhere
+    if content.get("peft_type") != "LORA":  # other types load a second model, or weights from anywhere
         kind = _shown(content.get("peft_type"))
         yield f"{path}: peft_type is {kind}, and only LoRA adapters are read; merge it into its base model"
     if content.get("megatron_config") is not None:

@@ -1,4 +1,4 @@
-"""Out of memory: the same again with smaller micro-batches, or a line that says what does not fit and what to do."""
+"""Out of memory: repeat the work with smaller micro-batches, or report what does not fit and what to do."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from groundtune.system.text import one_line
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# How the allocators of CUDA, ROCm, MPS and the CPU say it (Linux, Windows), and what cuBLAS makes of it.
+# Messages of the allocators of CUDA, ROCm, MPS and the CPU (Linux, Windows), and of cuBLAS.
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class OutOfMemory(Exception):
-    """Memory runs out even with a single row; one line with what does not fit and the ways out."""
+    """Memory runs out even with a single row; the message is one line: what does not fit, and what to do."""
 
 
 @dataclass
 class MicroBatch:
-    """How many rows are computed in one pass: the `wanted` number of `flag`, and fewer once memory has run out.
+    """Number of rows computed in one pass: the `wanted` value of `flag`, or fewer after memory has run out.
 
-    `unchanged` says what a smaller `size` does not change; `now` is the part that was begun last.
+    `unchanged` names the results that a smaller `size` does not change; `now` is the part that was started last.
     """
 
     flag: str
@@ -46,7 +46,7 @@ class MicroBatch:
 
     @property
     def notes(self) -> list[str]:
-        """What a run says about it at its end."""
+        """Notes for the end of a run, if the size was reduced."""
         if self.size == self.wanted:
             return []
         rows = f"{self.size} row{'' if self.size == 1 else 's'} per pass"
@@ -54,14 +54,14 @@ class MicroBatch:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator found no memory: of Python, of PyTorch on any device, or of cuBLAS."""
+    """Whether `error` means out of memory: from Python, from PyTorch on any device, or from cuBLAS."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
     )
 
 
 def reason(error: BaseException) -> str:
-    """The first sentence of what an allocator says; the rest is about the allocator."""
+    """The first sentence of an allocator's message; the rest is about the allocator itself."""
     return one_line(error).partition(". GPU ")[0][:200]
 
 
@@ -71,9 +71,10 @@ def halve_on_oom(
     too_much: Callable[[MicroBatch], str],
     undo: Callable[[], None] = lambda: None,
 ) -> T:
-    """What `compute` returns. Each time memory runs out, `micro_batch` is halved for good, and `compute` called again.
+    """Return `compute()`. Each time memory runs out, halve `micro_batch` permanently and call `compute` again.
 
-    `undo` undoes what the failed call did. Raises `OutOfMemory` with `too_much(micro_batch)` if one row is too much.
+    `undo` reverts the effects of the failed call. Raises `OutOfMemory` with `too_much(micro_batch)` if one row does
+    not fit.
     """
     failed = False
     while True:
@@ -87,7 +88,7 @@ def halve_on_oom(
             why = reason(error)
             if micro_batch.size == 1:
                 raise OutOfMemory(f"{too_much(micro_batch)} ({why})") from error
-        # Not inside `except`: the error holds, by its traceback, all that the failed pass had in memory.
+        # Not inside `except`: the error's traceback keeps the failed pass's tensors in memory.
         failed = True
         release()
         before, micro_batch.size = micro_batch.size, (micro_batch.size + 1) // 2
@@ -101,7 +102,7 @@ def halve_on_oom(
 
 
 def release() -> None:
-    """Give back what nothing refers to any more, also what PyTorch keeps for the next tensor."""
+    """Free unreferenced memory, including PyTorch's cached blocks."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

@@ -1,8 +1,8 @@
-"""The one door through which files are written: nothing goes through a link that lies in a folder.
+"""All files are written through this module, which never writes through a link inside a folder.
 
-The path of a folder that somebody types may lead through links, to a larger disk for one. What is inside the folder may
-have come with it, and whoever made a link there would choose which file of this machine is overwritten. So a link is
-refused wherever a file or a subfolder is to be written, and it is named before the work begins.
+The folder path that a user types may lead through links, for example to a larger disk. Links inside the folder may have
+come from somebody else, who would then choose which file on this machine is overwritten. So links are refused wherever
+a file or subfolder is to be written, and they are reported before the work begins.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from groundtune.errors import DataError
 
 
 def is_link(path: str | os.PathLike[str]) -> bool:
-    """Whether the last part of `path` is a link, whatever it leads to; on Windows a junction is one, too."""
+    """Whether the last part of `path` is a link, whatever its target; Windows junctions count as links."""
     isjunction = getattr(os.path, "isjunction", None)  # since Python 3.12
     return os.path.islink(path) or bool(isjunction and isjunction(path))
 
@@ -30,9 +30,9 @@ def links_at(paths: Iterable[str | os.PathLike[str]], flag: str = "") -> list[st
 
 
 def links_in(folder: Path, *below: str, flag: str = "") -> list[str]:
-    """A line for each link among the entries of `folder`, and anywhere below its subfolders that a pattern matches."""
+    """A line for each link among the entries of `folder`, or anywhere in subfolders that match one of `below`."""
     entries, found = [], []
-    with suppress(OSError):  # not there, or not to be read: whoever writes there says so
+    with suppress(OSError):  # missing or unreadable: reported when it is written
         entries = sorted(folder.iterdir())
     for entry in entries:
         if is_link(entry):
@@ -44,7 +44,7 @@ def links_in(folder: Path, *below: str, flag: str = "") -> list[str]:
 
 
 def refuse_links(folder: Path, *below: str) -> None:
-    """Raises `DataError` with what `links_in` finds."""
+    """Raise `DataError` with the links that `links_in` finds, if any."""
     if problems := links_in(folder, *below):
         raise DataError(problems)
 
@@ -61,9 +61,10 @@ def inside(folder: Path, *names: str) -> Path:
 
 @contextmanager
 def in_place_of(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` in one step when the block ends, and vanishes if it raises.
+    """A new file that atomically replaces `path` when the block ends, and is deleted if the block raises.
 
-    Made by `open` and not by `tempfile`, whose files nobody else may read. Raises `DataError` if `path` is a link.
+    Created with `open`, because files made by `tempfile` are readable by their owner only. Raises `DataError` if `path`
+    is a link.
     """
     target = inside(Path(path).parent, Path(path).name)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
@@ -79,7 +80,7 @@ def in_place_of(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def no_follow(path: str, flags: int) -> int:
-    """An `opener` for files that are changed in place: a link is no such file."""
+    """An `opener` for files that are changed in place; it refuses links."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
@@ -90,4 +91,4 @@ def _new_file(path: str, flags: int) -> int:
 def _refusal(path: str | os.PathLike[str], flag: str = "") -> str:
     what = f"{f'--{flag}: ' if flag else ''}{path} is a link to {os.path.realpath(path)}"
     line = f"{what}, and output is never written through a link; remove it, or name another output"
-    return line if line.isprintable() else repr(line)[1:-1]  # names may hold what rewrites a screen
+    return line if line.isprintable() else repr(line)[1:-1]  # names may contain terminal escape sequences

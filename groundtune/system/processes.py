@@ -1,4 +1,4 @@
-"""Several processes of one run (`torchrun`, `accelerate launch`): what one does for all, what each does a share of."""
+"""Distributed runs (`torchrun`, `accelerate launch`): work that one process does for all, and work that is shared."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ T = TypeVar("T")
 
 
 def _state() -> PartialState:
-    from accelerate import PartialState  # here, for it takes torch
+    from accelerate import PartialState  # here, because it imports torch
 
     return PartialState()
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes, or the only one."""
+    """Whether this is the main process, which writes files, or the only one."""
     return _state().is_main_process
 
 
 def run_on_main(compute: Callable[[], T]) -> T:
-    """What `compute` returns in the main process, in every process: so that they agree on it, and it is made once."""
+    """Call `compute` in the main process only, and return its result in every process."""
     found: list[Any] = [compute() if is_main() else None]
     if _state().num_processes > 1:
         from accelerate.utils import broadcast_object_list
@@ -34,16 +34,16 @@ def run_on_main(compute: Callable[[], T]) -> T:
 
 
 def share(n: int) -> range:
-    """Which of 0 to n - 1 this process does.
+    """The numbers from 0 to n - 1 that this process handles.
 
-    Every so many-th, so that neighbours, which are often alike, are spread.
+    Strided, so that similar neighbours go to different processes.
     """
     state = _state()
     return range(state.process_index, n, state.num_processes)
 
 
 def in_shares(n: int, compute: Callable[[Sequence[int]], Sequence[T]]) -> list[T]:
-    """Results 0 to n - 1 in every process; each computes its `share`, of which `compute(numbers)` gives the results."""
+    """Results 0 to n - 1, in every process; each process computes its `share` with `compute(numbers)`."""
     mine = share(n)
     done = list(zip(mine, compute(mine)))
     if _state().num_processes > 1:

@@ -1,4 +1,4 @@
-"""Whether progress is shown. Commands set the level of the package's log (`--quiet`); the Python API uses `bars`."""
+"""Whether progress is shown. Commands set the package's log level (`--quiet`); the Python API uses `bars`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _shown: ContextVar[bool | None] = ContextVar("whether progress is shown", defaul
 
 @contextmanager
 def bars(shown: bool) -> Iterator[None]:
-    """Inside, progress is shown or not, whatever is logged."""
+    """Show or hide progress inside, independently of the log level."""
     token = _shown.set(shown)
     try:
         yield
@@ -21,6 +21,6 @@ def bars(shown: bool) -> Iterator[None]:
 
 
 def bars_shown() -> bool:
-    """Whether whatever takes long is to show how far it is."""
+    """Whether long operations should show their progress."""
     shown = _shown.get()
     return logging.getLogger("groundtune").isEnabledFor(logging.INFO) if shown is None else shown

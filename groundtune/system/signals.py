@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT: a run stops where nothing is lost. A second signal leaves at once.
+"""SIGTERM and SIGINT: a run stops where nothing is lost. A second signal exits immediately.
 
-Python runs handlers in the main thread alone. A run in another thread is never stopped by a signal, and does not touch
-the state here: it belongs to the process, and the main thread may be in a run of its own.
+Python runs signal handlers only in the main thread. A run in another thread is never stopped by a signal and does not
+touch the state here: it belongs to the process, and the main thread may be in a run of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """The run was asked to stop. No `Exception`, so that nothing on the way takes it for an error and goes on."""
+    """The run was asked to stop. Not an `Exception`, so that no `except Exception` swallows it."""
 
     def __init__(self, signum: int, where: str = ""):
         self.signum, self.where = signum, where
@@ -28,7 +28,7 @@ class Stopped(BaseException):
 
     @property
     def exit_status(self) -> int:
-        """As the shell counts: 143 for SIGTERM, 130 for SIGINT."""
+        """The shell's convention: 143 for SIGTERM, 130 for SIGINT."""
         return 128 + self.signum
 
     def __str__(self) -> str:
@@ -37,28 +37,28 @@ class Stopped(BaseException):
 
 @dataclass
 class _State:
-    signal: int | None = None  # the one that came
-    deferred: bool = False  # it is only noted; whoever deferred it looks with `stop_signal`
-    everywhere: bool = False  # in `interruptible` parts, too
-    heard: bool = False  # whether a thread listens
-    next: Mapping[Any, Any] = field(default_factory=dict)  # who handles a second signal; nobody: the process ends
+    signal: int | None = None  # the signal that arrived
+    deferred: bool = False  # a signal is only recorded; `stop_signal` returns it
+    everywhere: bool = False  # deferred in `interruptible` parts, too
+    heard: bool = False  # whether a thread is listening
+    next: Mapping[Any, Any] = field(default_factory=dict)  # handlers of a second signal; empty: the process ends
 
 
 _state = _State()  # signals belong to the process, so there is one
 
 
 def stop_signal() -> int | None:
-    """The signal that asked the run of this thread to stop, if one did."""
+    """The signal that asked this thread's run to stop, if any."""
     return _state.signal if _in_main_thread() else None
 
 
 @contextmanager
 def watched(second_ends: bool = True) -> Iterator[None]:
-    """Inside, the first SIGTERM or SIGINT raises `Stopped`, or is noted where stopping is `deferred`.
+    """Inside, the first SIGTERM or SIGINT raises `Stopped`, or is recorded if stopping is `deferred`.
 
-    The second one ends the process or, unless `second_ends`, is handled as it was before: in a notebook, say, there is
-    more to lose than the run. A signal that the parent process had ignored (`nohup`, a shell's `&`) stays ignored. In
-    another thread than the main one Python allows no handlers, and nothing changes.
+    The second one ends the process or, without `second_ends`, goes to the previous handler: in a notebook, for example,
+    there is more to lose than the run. A signal that the parent process ignores (`nohup`, a shell's `&`) stays ignored.
+    Outside the main thread Python allows no handlers, and nothing changes.
     """
     if not _in_main_thread():
         yield
@@ -74,13 +74,13 @@ def watched(second_ends: bool = True) -> Iterator[None]:
         finally:
             _state.signal = None
             for signum, handler in before.items():
-                signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # None: set by other than Python
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
             _state.next = {}
 
 
 @contextmanager
 def deferred(everywhere: bool = False) -> Iterator[None]:
-    """Inside, a signal is only noted (in `interruptible` parts only if `everywhere`); at the end it counts."""
+    """Inside, a signal is only recorded (in `interruptible` parts only if `everywhere`); it takes effect at the end."""
     if not _in_main_thread():
         yield
         return
@@ -96,7 +96,7 @@ def deferred(everywhere: bool = False) -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within `deferred`, a part that may be torn: a signal raises `Stopped` again, as does one noted before."""
+    """A part of a `deferred` block that may be interrupted: a signal, even one recorded earlier, raises `Stopped`."""
     if not _in_main_thread() or _state.everywhere:
         yield
         return
@@ -116,7 +116,7 @@ def _handle(signum: int, frame: FrameType | None) -> None:
             signal.signal(each, _state.next.get(each) or signal.SIG_DFL)
     if not _state.deferred:
         raise Stopped(signum)
-    if _state.next:  # else the thread that listens says so
+    if _state.next:  # otherwise the listening thread reports it
         _say(signum, "a second signal does not wait for it")
 
 
@@ -125,16 +125,16 @@ def _in_main_thread() -> bool:
 
 
 def _say(signum: int, then: str) -> None:
-    """Not by print or a logger: what the signal interrupted may be writing there."""
+    """Write directly, not with print or a logger, which the signal may have interrupted."""
     os.write(2, f"{signal.Signals(signum).name}: finishing the step; {then}\n".encode())
 
 
 @contextmanager
 def _listening() -> Iterator[None]:
-    """A thread that hears a signal when it comes, and leaves at the second.
+    """Run a thread that notices each signal when it arrives, and exits the process at the second.
 
-    `_handle` has to wait until a library gives the main thread back, after a whole backward pass for one. Two signals
-    in that time would be one to it.
+    `_handle` runs only when a library returns to Python, for example after a whole backward pass, and would count two
+    signals in that time as one.
     """
     ear, mouth = socket.socketpair()
     mouth.setblocking(False)
@@ -164,7 +164,7 @@ def _listen(ear: socket.socket) -> None:
 
 
 def _deaf() -> None:
-    """A forked process is told of Ctrl-C too; its parent must not take that for a second one."""
+    """Stop listening in a forked process: it also receives Ctrl-C, which its parent must not count as a second one."""
     if _state.heard:
         signal.set_wakeup_fd(-1)
         _state.heard = False

@@ -1,4 +1,4 @@
-"""Texts that are safe to print and to write: no secrets, no control characters, JSON without NaN."""
+"""Text that is safe to print and to write: no secrets, no control characters, JSON without NaN."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import Any
 
 _encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
 _SECRETS = (
-    (re.compile(r"://[^/\s]*@"), "://***@"),  # user and password, which may hold an @ of its own
+    (re.compile(r"://[^/\s]*@"), "://***@"),  # user and password, which may contain an @
     (re.compile(r"([?&;][^=&\s]*(?:token|key|secret|passw|sig|auth)[^=&\s]*=)[^&\s#]+", re.IGNORECASE), r"\1***"),
-    # The spellings of known services: a token is one wherever it stands.
+    # Token formats of known services, recognised anywhere.
     (re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abp]-|AKIA)[\w-]{16,}"), "***"),
 )
 
 
 def without_secrets(value: Any, name: str = "") -> Any:
-    """`value` with "***" for whatever has a name that sounds like a secret, at any depth, and in addresses."""
+    """`value` with "***" for every entry whose name suggests a secret, at any depth, and for secrets in URLs."""
     if isinstance(value, Mapping):
         return {key: without_secrets(item, str(key)) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [without_secrets(item, name) for item in value]
-    # --max_new_tokens is a count and no token
+    # --max_new_tokens is a count, not a secret
     count = "tokens" in name and re.fullmatch(r"[\d.]+|true|false|no", str(value), re.IGNORECASE)
     if re.search("token|key|passw|secret|credential|authori", name, re.I) and value not in (None, "") and not count:
         return "***"
@@ -35,7 +35,7 @@ def without_secrets(value: Any, name: str = "") -> Any:
 
 
 def _without_secrets_in_text(text: str) -> str:
-    """A text may be JSON, as the options of a request are on a command line."""
+    """The text without secrets; it may be JSON, as request options on a command line are."""
     if text.lstrip().startswith("{"):
         with suppress(ValueError, RecursionError):
             told, hidden = json.loads(text), without_secrets(json.loads(text))
@@ -44,34 +44,43 @@ def _without_secrets_in_text(text: str) -> str:
 
 
 def hide_secrets(text: str) -> str:
-    """A text with "***" for passwords and tokens in addresses, and for whatever is spelt like a known service's."""
+    """A text with "***" for passwords and tokens in URLs, and for tokens in the format of known services."""
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
 
 
 def harmless(text: str) -> str:
-    """A text that a terminal only shows: files can hold the sequences that rewrite a screen."""
+    """A text with control characters escaped: files may contain escape sequences that rewrite a terminal's screen."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def harmless_line(text: str) -> str:
-    """The same on one line."""
+    """`harmless` on one line."""
     return harmless(text).replace("\n", "\\n")
 
 
 def one_line(text: object, at_most: int = 0) -> str:
-    """A text or an error on one line, cut to `at_most` characters where that is not 0. An error without words is named
-    by its class."""
+    """A text or an error on one line, cut to `at_most` characters if that is not 0. An error without a message gives
+    its class name."""
     line = " ".join(str(text).split()) or (type(text).__name__ if isinstance(text, BaseException) else "")
     return line if not at_most or len(line) <= at_most else f"{line[: at_most - 3]}..."
+
+
+def after_thoughts(text: str) -> tuple[str, bool]:
+    """What a text says after its last thought, stripped, and whether it ends inside one: nothing is said then.
+
+    Models that think first put it between `<think>` and `</think>`; the opening tag may stand in the prompt.
+    """
+    said = text.rpartition("</think>")[2]
+    return ("", True) if "<think>" in said else (said.strip(), False)
 
 
 HALF_A_CHARACTER = "contains half of a surrogate pair, which UTF-8 cannot encode; write the complete character"
 
 
 def encodable(value: object) -> bool:
-    """Whether UTF-8 can hold it: JSON can spell half of a surrogate pair, which no file and no terminal can show."""
+    """Whether UTF-8 can encode it: JSON can contain half of a surrogate pair, which cannot be written or printed."""
     try:
         _encode(value).encode("utf-8")
     except UnicodeEncodeError:
@@ -80,24 +89,24 @@ def encodable(value: object) -> bool:
 
 
 def harmless_lines(texts: Iterable[object]) -> str:
-    """Each on a line of its own."""
+    """`harmless_line` of each text, one per line."""
     return "\n".join(harmless_line(str(text)) for text in texts)
 
 
 def harmless_code(text: str) -> str:
-    """`harmless` with its tabs, by which code is indented."""
+    """`harmless`, but keeping tabs, which indent code."""
     return "\t".join(map(harmless, text.split("\t")))
 
 
 class HarmlessRecord(logging.LogRecord):
-    """A record of the log that a terminal only shows, in black and white: libraries quote what they read."""
+    """A log record without colours or control characters: libraries quote text from files."""
 
     def getMessage(self) -> str:
         return harmless_code(re.sub(r"\x1b\[[\d;]*m", "", super().getMessage()))
 
 
 def plain(value: Any) -> Any:
-    """What JSON can say: NaN and infinity become null, objects that it does not know become text."""
+    """`value` in JSON types: NaN and infinity become null, other objects become text."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):

@@ -1,1 +1,1 @@
-"""Rows -> gradients and checkpoints: arguments, batches, labels, loss, trainers, and the doctor of the data."""
+"""From rows to gradients and checkpoints: arguments, batches, labels, loss, trainers, and the data checks (doctor)."""

@@ -32,10 +32,10 @@ _LATER: Any = None  # of a field that has its value once all are known; nobody s
 
 @dataclass
 class QATrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with the defaults of this kind of training; every flag of it is accepted.
+    """`transformers.TrainingArguments` with defaults for this kind of training; all of its flags are accepted.
 
-    A save strategy that is not given follows the evaluation strategy, and the best checkpoint is loaded at the end
-    wherever both allow it.
+    The save strategy defaults to the evaluation strategy, and the best checkpoint is loaded at the end if both allow
+    it.
     """
 
     _argument_group_name = "training (transformers.TrainingArguments)"
@@ -168,11 +168,11 @@ class QATrainingArguments(TrainingArguments):
 
     @property
     def n_gpu(self) -> int:
-        """At most one: for several in one process Trainer takes `DataParallel`, which the loss knows nothing of."""
+        """At most 1: with several GPUs in one process Trainer uses `DataParallel`, which the loss does not support."""
         return min(super().n_gpu, 1)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Trainer pickles its arguments beside every model, in a file that people share: tokens stay out of it."""
+        """The state without tokens: Trainer pickles its arguments beside every model, in a file that people share."""
         hidden = {name: hide_secrets(value) for name, value in vars(self).items() if isinstance(value, str)}
         return vars(self) | hidden | {name: None for name in vars(self) if name.endswith("_token")}
 
@@ -181,7 +181,7 @@ RunArguments: TypeAlias = Arguments[QATrainingArguments]
 
 
 def compile_problems(training: QATrainingArguments) -> list[str]:
-    """Why layers, if they are to be compiled, cannot be; empty if they can."""
+    """Why layers cannot be compiled, if that was requested; empty if they can."""
     compilers = [os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl"]
     if not training.compile_layers or torch.cuda.is_available() or any(map(shutil.which, filter(None, compilers))):
         return []
@@ -189,7 +189,7 @@ def compile_problems(training: QATrainingArguments) -> list[str]:
 
 
 def metric_problems(training: QATrainingArguments) -> list[str]:
-    """A direction that was given, and is not that of the metric: the worst checkpoint would be taken for the best."""
+    """A problem if the given direction contradicts the metric: the worst checkpoint would be chosen as the best."""
     name, given = training.metric_for_best_model, training.greater_is_better
     if not name or given == greater_is_better(name):
         return []
@@ -198,7 +198,7 @@ def metric_problems(training: QATrainingArguments) -> list[str]:
 
 
 def loss_problems(training: QATrainingArguments) -> list[str]:
-    """What was asked for, and the answers' cross-entropy on packed rows does not do."""
+    """Requested options that the cross-entropy of answers on packed rows does not support."""
     problems = []
     if training.label_smoothing_factor:
         problems.append("--label_smoothing_factor: not supported, the loss is plain cross-entropy; remove the flag")
@@ -210,7 +210,7 @@ def loss_problems(training: QATrainingArguments) -> list[str]:
 
 
 def tracker_problems(names: Sequence[str]) -> list[str]:
-    """Why trackers of --report_to cannot be used, one line each."""
+    """Why trackers given by --report_to cannot be used, one line each."""
     problems = []
     for name in names:
         try:
@@ -219,6 +219,6 @@ def tracker_problems(names: Sequence[str]) -> list[str]:
             problems.append(
                 f"--report_to: no tracker is called {name}; use one of {', '.join(INTEGRATION_TO_CALLBACK)}"
             )
-        except Exception as error:  # each has its own for a package that is missing
+        except Exception as error:  # trackers raise different errors for a missing package
             problems.append(f"--report_to: {name} cannot be used: {one_line(error)}")
     return problems

@@ -1,4 +1,4 @@
-"""Rows -> batches: which rows go together, and how they become tensors."""
+"""From rows to batches: which rows share a batch, and how they become tensors."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from groundtune.prompts.rows import EpochRows, Row
 
 T = TypeVar("T")
 
-IGNORED = -100  # the label of a position that is not learnt, as everywhere in transformers
-WORTH_GROUPING = 0.02  # share of all tokens saved below which questions on one passage need not share a batch
+IGNORED = -100  # the label of positions without a loss, as everywhere in transformers
+WORTH_GROUPING = 0.02  # least share of all tokens saved for which questions on one passage share a batch
 
 
 def collate(rows: Sequence[Row], pad_id: int, *, packed: bool = False, share_prefix: bool = False) -> Batch:
-    """The inputs of a model, and labels of the same shape that are set from the answers' spans and nothing else.
+    """Model inputs, and labels of the same shape that are set from the answers' spans only.
 
-    Labels stand at their own position (the model's output one position earlier is what predicts them). `packed`: one
-    row that holds all, as long as its tokens are many, for a model that attends by layout; `share_prefix`: what
-    prompts have in common is there once. Else right-padded rows [rows, longest row].
+    Each label is at its token's own position (the output one position earlier predicts it). `packed`: a single row
+    [1, tokens] for a model with packed attention; with `share_prefix`, common prefixes of prompts are stored once.
+    Otherwise right-padded rows, [rows, longest row].
     """
     return _pack_rows(rows, share_prefix) if packed else _pad_rows(rows, pad_id)
 
@@ -31,7 +31,7 @@ def collate(rows: Sequence[Row], pad_id: int, *, packed: bool = False, share_pre
 def _pad_rows(rows: Sequence[Row], pad_id: int) -> Batch:
     shape = (len(rows), max(len(row) for row in rows))
     input_ids = torch.full(shape, pad_id)
-    # By the row's length, never by comparing ids: a padding token may be the end token that must be learnt.
+    # By the row's length, never by comparing ids: the padding token may be the end token, which must be learnt.
     attention_mask = torch.zeros(shape, dtype=torch.long)
     labels = torch.full(shape, IGNORED)
     for i, row in enumerate(rows):
@@ -54,7 +54,7 @@ def _pack_rows(rows: Sequence[Row], share_prefix: bool) -> Batch:
 
 
 def share_saved(rows: Sequence[Row], groups: Sequence[Sequence[int]]) -> float:
-    """The share of all tokens that need not be computed if every group is one batch."""
+    """The share of all tokens that need not be computed if every group forms one batch."""
     packed = 0
     for group in groups:
         members = [rows[i] for i in group]
@@ -63,21 +63,21 @@ def share_saved(rows: Sequence[Row], groups: Sequence[Sequence[int]]) -> float:
     return 1 - packed / sum(len(row) for row in rows)
 
 
-Order = Callable[[Sequence[Row], torch.Generator], list[int]]  # numbers of the rows, in the order of training
+Order = Callable[[Sequence[Row], torch.Generator], list[int]]  # row numbers in training order
 
 
 def rows_of_epoch(rows: Sequence[Row]) -> Sequence[Row]:
-    """The rows of the epoch that is set, where epochs have rows of their own."""
+    """The rows of the current epoch, if epochs have different rows; else all rows."""
     return rows.of_epoch if isinstance(rows, EpochRows) else rows
 
 
 def length_order(batch_size: int) -> Order:
-    """Rows of about the same length share a batch, which is padded then."""
+    """An order in which rows of similar length share a (padded) batch."""
     return lambda rows, generator: by_length([len(row) for row in rows], batch_size, generator)
 
 
 def prefix_order(batch_size: int, apart: bool = False) -> Order:
-    """Rows whose prompts begin alike share a batch; `apart`: no two need to."""
+    """An order in which rows with a common prompt prefix share a batch; with `apart`, rows are shuffled singly."""
     known: Sequence[Row] | None = None
     groups: list[list[int]] = []
 
@@ -92,9 +92,9 @@ def prefix_order(batch_size: int, apart: bool = False) -> Order:
 
 
 class EpochOrder(Sampler[int]):
-    """Rows in the order that `order` makes of them and a random generator: a function of (seed, epoch) alone.
+    """Row numbers in the order given by `order` and a random generator: a function of (seed, epoch) alone.
 
-    `rows` are those of all epochs or, as `EpochRows`, of the epoch that is set here.
+    `rows` are the same in all epochs, or an `EpochRows`, whose epoch is set here.
     """
 
     def __init__(self, rows: Sequence[Row], order: Order, seed: int):
@@ -114,28 +114,28 @@ class EpochOrder(Sampler[int]):
 
 
 def by_length(lengths: Sequence[int], batch_size: int, generator: torch.Generator, window: int = 16) -> list[int]:
-    """An order in which neighbours have about the same length, so that a padded batch is hardly padded.
+    """An order in which neighbours have similar lengths, so that batches need little padding.
 
-    Rows are shuffled, cut into windows of `window` batches, sorted within a window, and the batches shuffled again.
+    Rows are shuffled, cut into windows of `window` batches and sorted within each window; then batches are shuffled.
     """
     order = _shuffled(range(len(lengths)), generator)
     batches: list[list[int]] = []
     for start in range(0, len(order), batch_size * window):
         part = sorted(order[start : start + batch_size * window], key=lengths.__getitem__)
         batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
-    # Only full batches may change places: a short one in the middle would shift the borders of all that follow.
+    # Only full batches are shuffled: a short one in the middle would shift the boundaries of all that follow.
     full = _shuffled([batch for batch in batches if len(batch) == batch_size], generator)
     return [i for batch in [*full, *(b for b in batches if len(b) < batch_size)] for i in batch]
 
 
 def by_prefix(groups: Sequence[Sequence[int]], batch_size: int, generator: torch.Generator) -> list[int]:
-    """An order in which the rows of a group fall into one batch, as far as they fit, and the groups are shuffled."""
+    """An order in which the rows of a group share a batch, as far as they fit, and the groups are shuffled."""
     parts = []
     for group in groups:
         members = _shuffled(group, generator)
         parts += [members[i : i + batch_size] for i in range(0, len(members), batch_size)]
     order: list[int] = []
-    waiting: list[list[int]] = []  # batches with room
+    waiting: list[list[int]] = []  # batches with free places
     for part in _shuffled(parts, generator):
         batch = next((b for b in waiting if len(b) + len(part) <= batch_size), None)
         if batch is None:
@@ -145,7 +145,7 @@ def by_prefix(groups: Sequence[Sequence[int]], batch_size: int, generator: torch
             waiting.remove(batch)
             order += batch
         elif len(waiting) > 32:
-            # No two fit into one: cut, or a long file of groups of five would never fill a batch of eight.
+            # No two of them fit together: split them, or groups of five would never fill a batch of eight.
             rest = [i for b in waiting for i in b]
             full = len(rest) - len(rest) % batch_size
             order += rest[:full]

@@ -1,7 +1,7 @@
-"""What a run would train on and be judged by, examined before anything slow: `groundtune doctor` and every run do it.
+"""Checks the data of a run before anything slow; used by `groundtune doctor` and at the start of every run.
 
-Text first (`checks.py`), then, where tokenizers are named, tokens: what is over the length budget, what the embedding
-model does not read, how long rows are and how they end. No weights are loaded and nothing is searched.
+Texts are checked first (`checks.py`); then, if tokenizers are given, tokens: rows over the length budget, passages that
+the embedding model truncates, the lengths and ends of rows. No weights are loaded and nothing is searched.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from groundtune.training.labels import what_else_is_learnt
 
 @dataclass(frozen=True)
 class RowCounts:
-    """One column of the token table: the training rows of a split. Lengths are in tokens, at the named quantiles."""
+    """One column of the token table: the training rows of a split. Lengths are quantiles, in tokens."""
 
     rows: int
     rows_shortened: int
@@ -42,10 +42,10 @@ class RowCounts:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that was found, errors first, and what was read and loaded for it.
+    """All findings, errors first, and the data and tokenizer that were loaded for the checks.
 
-    `table` has the splits that training computes a loss on, and `row` is the first row of the first of them. Where a
-    method retrieves, they are an estimate: documents spread evenly over the database stand in for what it will find.
+    `table` holds the splits that training computes a loss on; `row` is the first row of the first of them. If the
+    method retrieves, rows are estimates: documents spread evenly over the database stand in for retrieved ones.
     """
 
     dataset: Dataset
@@ -65,7 +65,7 @@ class Diagnosis:
         return [finding for finding in self.findings if finding.severity == WARNING]
 
     def raise_errors(self) -> None:
-        """Raises `DataError` with every error, if there is one."""
+        """Raise `DataError` with every error, if there is any."""
         if self.errors:
             raise DataError([str(finding) for finding in self.errors])
 
@@ -89,7 +89,7 @@ class Diagnosis:
         }
 
     def shown_row(self) -> tuple[str, str, str] | None:
-        """Source, prompt and learnt text of the first row, special tokens spelt out; None without a tokenizer."""
+        """Source, prompt and learnt text of the first row, with special tokens shown; None without a tokenizer."""
         row, tokenizer = self.row, self.tokenizer
         if row is None or tokenizer is None:
             return None
@@ -98,13 +98,13 @@ class Diagnosis:
             return cast(str, tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
         before, whole = spelt(row.prompt_ids), spelt([*row.prompt_ids, *row.answer_ids])
-        # Alone, the first token of the answer would lose the space before it.
+        # Decoded by itself, the first token of the answer would lose the space before it.
         answer = whole[len(before) :] if whole.startswith(before) else spelt(row.answer_ids)
         return row.source, before, answer
 
 
 def diagnose(arguments: Arguments) -> Diagnosis:
-    """Read the data that `arguments` name, whichever they are, and find all that is wrong with it."""
+    """Read all data files that `arguments` name, and find every problem in them."""
     dataset = read_dataset(arguments.data)
     findings = check_texts(dataset)
     findings += _passages_not_read(arguments, dataset)
@@ -131,7 +131,7 @@ def diagnose(arguments: Arguments) -> Diagnosis:
 
 
 def row_counts(rows: Iterable[Row], prompt: Prompt, tokenizer: Tokenizer) -> RowCounts | None:
-    """The token table's column for the rows of one split, which are looked at one by one; None if there are none."""
+    """The token table's column for the rows of one split, which are read as a stream; None if there are none."""
     bos = tokenizer.bos_token_id
     lengths, answers, dropped, finished, doubled = [], [], [], 0, 0
     for row in rows:
@@ -160,7 +160,7 @@ def _quantiles(values: Sequence[int]) -> dict[str, int]:
 
 
 def _rows(arguments: Arguments, dataset: Dataset, split: str, prompt: Prompt, findings: list[Finding]) -> Iterator[Row]:
-    """The rows of the examples that fit into the length budget; the others become findings."""
+    """The rows that fit into the length budget; the others become findings."""
     method, k = METHODS[arguments.method], arguments.retrieval.embedding_max_num_to_retrieve
     for i, example in enumerate(dataset.examples.get(split, [])):
         hits = _stand_ins(dataset.documents, i, k) if method.retrieves else ()
@@ -177,7 +177,7 @@ def _rows(arguments: Arguments, dataset: Dataset, split: str, prompt: Prompt, fi
 
 
 def _stand_ins(documents: Sequence[Document], i: int, k: int) -> tuple[Hit, ...]:
-    """As many documents as would be retrieved, spread over the database: their lengths are what matters here."""
+    """`k` documents spread over the database in place of the retrieved ones: only their lengths matter here."""
     n = len(documents)
     return tuple(Hit(documents[(i + j * n // k) % n], 0.0) for j in range(k if n else 0))
 
@@ -190,7 +190,7 @@ def _too_long(error: DataError, example: Example, name: str) -> list[Finding]:
 
 
 def _questions_over_budget(arguments: Arguments, dataset: Dataset, prompt: Prompt) -> Iterator[Finding]:
-    """What end-to-end evaluation could not ask, or could not answer in full."""
+    """Findings for questions that are too long, and for gold answers that are longer than generated ones can be."""
     limit = arguments.evaluation.max_new_tokens
     room = room_for_prompt(arguments.data.max_seq_length, limit)
     for split in ("eval", "test"):
@@ -207,7 +207,7 @@ def _questions_over_budget(arguments: Arguments, dataset: Dataset, prompt: Promp
 
 
 def _wrong_rows(path: str, column: RowCounts) -> Iterator[Finding]:
-    """What no prompt may do to a row; the first would be a model that never learns to stop."""
+    """Findings for rows that the chat template spoils: without an end token, the model never learns to stop."""
     unfinished = round((1 - column.ends_on_stop_token) * column.rows)
     if unfinished:
         message = f"{unfinished} of {column.rows} rows do not end with an end token; correct the chat template"
@@ -221,7 +221,7 @@ def _wrong_rows(path: str, column: RowCounts) -> Iterator[Finding]:
 
 
 def _passages_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Finding]:
-    """Documents whose end no embedding model of this run would see."""
+    """Findings for documents that every embedding model of this run would truncate."""
     retrieval = arguments.retrieval
     if retrieval.retriever == "bm25":
         return
@@ -231,7 +231,7 @@ def _passages_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Findi
             continue
         try:
             limit = reading_limit(name, retrieval.document_prompt)
-        except Exception as error:  # the libraries' own, among them bare ones on a damaged file
+        except Exception as error:  # libraries raise many types, even bare exceptions for a damaged file
             message = f"cannot load {name}: {why_not_loaded(error)}"
             yield Finding(ERROR, "model", f"--{flag}", "", message)
             continue
@@ -246,13 +246,13 @@ def _passages_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Findi
             yield Finding(WARNING, "long-passage", dataset.document_places[i], name_of_field, message, tokens)
 
 
-# What people see
+# Display
 
 
 def shown(diagnosis: Diagnosis, brief: bool = False) -> str:
-    """The token table, one row with what is learnt marked, every finding, and how many there are; `brief`: findings.
+    """The token table, one row with the learnt text marked, all findings and their number; `brief`: findings only.
 
-    Warnings that a file is full of are one line for each kind.
+    Frequent warnings of one kind become a single line per file.
     """
     lines = condensed(diagnosis.findings, diagnosis.dataset)
     told = summary(diagnosis)
@@ -263,7 +263,7 @@ def shown(diagnosis: Diagnosis, brief: bool = False) -> str:
 
 
 def summary(diagnosis: Diagnosis) -> str:
-    """How many errors and warnings, in what."""
+    """The number of errors and warnings, and the data that was checked."""
     documents = len(diagnosis.dataset.documents)
     read = [f"{documents:,} documents"] if documents else []
     read += [f"{len(examples):,} {split} examples" for split, examples in diagnosis.dataset.examples.items()]
@@ -273,7 +273,7 @@ def summary(diagnosis: Diagnosis) -> str:
 
 
 def _token_table(diagnosis: Diagnosis) -> str:
-    """One column for each split; empty without rows."""
+    """The token table with a column per split; empty without rows."""
     columns = diagnosis.table.values()
     if not columns:
         return ""
@@ -299,7 +299,7 @@ def _marked(row: tuple[str, str, str] | None) -> str:
 
 
 def doctor_command(arguments: Arguments) -> str:
-    """The command that shows all findings of these arguments: every flag that is not at its default."""
+    """The `groundtune doctor` command for these arguments, with every flag that is not at its default."""
     words = ["groundtune", "doctor", arguments.method]
     for group in (arguments.data, arguments.retrieval, arguments.prompt, arguments.model, arguments.evaluation):
         for one in fields(group):

@@ -1,6 +1,6 @@
-"""What is taught: the answers of the rows, each with the token that ends it, and nothing else. Checked, not assumed.
+"""Checks that labels are exactly the answers of the rows, each with its end token.
 
-A template, a tokenizer or a new method can get this wrong without a word, and the loss falls all the same.
+A chat template, a tokenizer or a new method can silently get this wrong, and the loss falls all the same.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 class WrongLabels(Exception):
-    """The labels of a batch are not the answers of its rows: a fault of the method that made the batch."""
+    """The labels of a batch are not the answers of its rows: a bug in the method that made the batch."""
 
 
 def check_labels(batch: dict[str, Any], rows: Sequence[Row]) -> None:
-    """Raises `WrongLabels` unless the labels of `batch` are the answers of its rows, in whatever order they stand."""
+    """Raise `WrongLabels` unless the labels of `batch` are the answers of its rows, in any order."""
     learnt = batch["labels"][batch["labels"] != IGNORED]
     answers = torch.tensor([id for row in rows for id in row.answer_ids], dtype=learnt.dtype)
     if len(learnt) != len(answers) or not torch.equal(learnt.sort().values, answers.sort().values):
@@ -34,9 +34,10 @@ def check_labels(batch: dict[str, Any], rows: Sequence[Row]) -> None:
 
 
 def what_else_is_learnt(row: Row, answer: str, prompt: Prompt) -> str | None:
-    """What the row would teach in place of `answer`; None if it teaches that.
+    """The text that the row would teach instead of `answer`; None if it teaches `answer`.
 
-    Compared without space, and as the tokenizer spells the answer alone: one may write letters in another form.
+    The comparison ignores whitespace and uses `answer` as encoded and decoded by itself, because a tokenizer may
+    normalise characters.
     """
     learnt, alone = prompt.answer_text(row.answer_ids), prompt.tokens.spelt(answer)
     return None if "".join(learnt.split()) == "".join(alone.split()) else learnt

@@ -1,4 +1,4 @@
-"""Cross-entropy at answer positions; logits are computed there and nowhere else."""
+"""Cross-entropy at answer positions; logits are computed only there."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from groundtune.training.batching import IGNORED
 def answer_loss(
     model: Model, batch: Batch, answer_tokens: torch.Tensor | int | None = None, head: torch.nn.Module | None = None
 ) -> torch.Tensor:
-    """Sum of the answer tokens' cross-entropy over `answer_tokens`.
+    """Sum of the answer tokens' cross-entropy, divided by `answer_tokens`.
 
-    `batch` holds labels, [rows, length], and whatever the model is to be called with. `answer_tokens` is the number of
-    answer tokens of the whole optimizer step, so that accumulation and data parallelism change no gradient; default:
+    `batch` holds the labels, [rows, length], and the arguments of the model. `answer_tokens` is the number of answer
+    tokens in the whole optimizer step, so that accumulation and data parallelism do not change the gradient; default:
     those of this batch. `head` is the output embedding of the unwrapped model; default:
     `model.get_output_embeddings()`.
     """
@@ -35,14 +35,14 @@ def answer_loss(
 class _SumOfCrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropy of logits [tokens, vocabulary] with targets [tokens], in float32, a few rows at a time.
 
-    The gradient takes the place of the logits, in their type: nobody needs them any more, and the whole in float32,
-    with softmax and gradient beside it, would be several times as much memory as the rest of a step where the
-    vocabulary is large. (Had an operation before saved the logits for its own gradient, autograd would raise.)
+    The gradient overwrites the logits, in their dtype: they are not needed any more, and with a large vocabulary
+    float32 logits, softmax and gradient side by side would take several times the memory of the rest of a step. (If an
+    earlier operation had saved the logits for its own gradient, autograd would raise.)
     """
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        # On a CPU as many as the cache of a core holds: the passes below read and write them over and over.
+        # On a CPU, as many rows as fit into a core's cache: the passes below read and write them repeatedly.
         rows = max(1, (2**26 if logits.is_cuda else 2**20) // logits.shape[-1])
         total = logits.new_zeros((), dtype=torch.float32)
         scratch = torch.empty_like(logits[:rows], dtype=torch.float32)

@@ -1,9 +1,9 @@
-"""SafeTrainer: `transformers.Trainer` that resumes bit for bit, stops when asked to, and stops at nonsense.
+"""SafeTrainer: a `transformers.Trainer` that resumes bit for bit, stops on request, and stops at NaN or infinity.
 
-It does not know what is trained. `class RetrieverTrainer(SafeTrainer, SentenceTransformerTrainer)` gives the same to
-another library's trainer; the methods from `rows_of` to `weights_to_save` are there to be overridden. What it needs of
-`Trainer` is listed in system/guarded.py. Under FSDP and DeepSpeed the optimizer's state is in their own formats, which
-are vouched for by the manifest but do use pickle.
+It does not depend on what is trained. `class RetrieverTrainer(SafeTrainer, SentenceTransformerTrainer)` adds the same
+to another library's trainer; the methods from `rows_of` to `weights_to_save` can be overridden. The parts of `Trainer`
+that it needs are listed in system/guarded.py. Under FSDP and DeepSpeed the optimizer's state is in their own formats,
+which the manifest covers but which use pickle.
 """
 
 from __future__ import annotations
@@ -40,22 +40,25 @@ from groundtune.runs.checkpoints import (
 )
 from groundtune.system import signals
 from groundtune.system.durable import Damaged
+from groundtune.system.guarded import require
 from groundtune.system.model_folders import nothing_unpickled
 from groundtune.system.out_of_memory import MicroBatch, OutOfMemory, halve_on_oom, is_out_of_memory, reason
 from groundtune.training.trackers import never_stop_the_run
 
 logger = logging.getLogger(__name__)
 
+require("transformers", "accelerate")
+
 TRAINER_STATE_NAME, TRAINING_ARGS_NAME = "trainer_state.json", "training_args.bin"
 BESIDE = "beside_the_model"
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A training loss that is NaN or infinite: going on would train nothing and say nothing."""
+    """The training loss or gradient is NaN or infinite: continuing would silently train nothing."""
 
 
 class SafeTrainer(Trainer):
-    """`run` says which run this is; it is written into every checkpoint, and `resume.py` compares it."""
+    """A `Trainer` with exact resume. `run` identifies the run: checkpoints contain it, and `resume.py` compares it."""
 
     model: torch.nn.Module  # all three are there whenever something here is called
     optimizer: torch.optim.Optimizer
@@ -67,7 +70,7 @@ class SafeTrainer(Trainer):
         self._resumed: Checkpoint | None = None
         rows, unchanged = self.args.train_batch_size, "a step's batch and gradient stay"
         self.micro_batch = {"train": MicroBatch("--per_device_train_batch_size", rows, unchanged)}
-        self._rows_of_step: list[Sequence[Any]] = []  # micro-batch by micro-batch
+        self._rows_of_step: list[Sequence[Any]] = []  # one entry per micro-batch
         self._randomness_of_step = randomness()
         self._epoch_ended = False
         self._saved_step: int | None = None
@@ -76,10 +79,10 @@ class SafeTrainer(Trainer):
         self.add_callback(_Watch(self))
 
     def train(self, resume_from_checkpoint: Checkpoint | str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.train`; a folder to resume from must be complete and undamaged (`Damaged`), True is the latest.
+        """As `Trainer.train`; True resumes from the latest complete checkpoint.
 
-        Raises `Stopped` after a signal, with the step finished and saved, and `NonFiniteLoss` before a step that would
-        spoil the weights.
+        Raises `Damaged` if the given checkpoint is incomplete or damaged, `Stopped` after a signal, once the step is
+        finished and saved, and `NonFiniteLoss` before a step that would spoil the weights.
         """
         checkpoint = resume_from_checkpoint or None
         if checkpoint is True:
@@ -97,11 +100,11 @@ class SafeTrainer(Trainer):
             return super().train(checkpoint and str(checkpoint.folder), *args, **kwargs)
 
     def _run_epoch(self, *args: Any, **of_epoch: Any) -> None:
-        # Resumed from its last step in the middle of an epoch, Trainer would train one more.
+        # If resumed from the run's last step in the middle of an epoch, Trainer would train one step more.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        # Earlier Trainers tell a sampler of batches of no epoch where they skip the first ones.
+        # Earlier Trainers do not set the epoch of a batch sampler when they skip the first batches.
         sampler = getattr(of_epoch["train_dataloader"], "batch_sampler", None)
         while sampler is not None:
             if hasattr(sampler, "set_epoch"):
@@ -110,47 +113,46 @@ class SafeTrainer(Trainer):
         super()._run_epoch(*args, **of_epoch)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As `Trainer.evaluate`, without drawing from the generators of training: even a data loader does so."""
+        """As `Trainer.evaluate`, without advancing training's random generators, which even a data loader does."""
         with kept_randomness():
             return super().evaluate(*args, **kwargs)
 
     @signals.interruptible()
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """As `Trainer.evaluation_loop`; a signal stops it, and it is made up for when the run goes on."""
+        """As `Trainer.evaluation_loop`; a signal stops it, and a resumed run repeats it."""
         return super().evaluation_loop(*args, **kwargs)
 
     # What a subclass may know of its batches and its model
 
     def rows_of(self, inputs: dict[str, Any]) -> Sequence[Any] | None:
-        """The rows that a batch was made from, taken out of it: it can be computed in smaller parts then. None: it
-        cannot.
+        """Remove and return the rows that a batch was made from, so that it can be computed in smaller parts.
 
-        That is exact only where the loss of a batch is a sum over its rows. A contrastive loss compares each row with
-        all others, so that its batch must stay whole.
+        None means that it cannot be split. Splitting is exact only if the loss of a batch is a sum over its rows; a
+        contrastive loss compares each row with all others, so its batch must stay whole.
         """
         return None
 
     def batch_of(self, rows: Sequence[Any]) -> dict[str, Any]:
-        """The batch of a part of what `rows_of` gave, without these rows."""
+        """The batch for some of the rows that `rows_of` returned; it does not contain the rows themselves."""
         return self.data_collator(list(rows))
 
     def name_of(self, row: Any) -> str:
-        """What a person knows a row by, as `train.jsonl:3`; empty if there is no such name."""
+        """A name by which people can find a row, such as `train.jsonl:3`; empty if there is none."""
         return ""
 
     def size_of(self, row: Any) -> str:
-        """What a row is said to be if it does not fit into memory, as "a row of 300 tokens"."""
+        """A description of a row that does not fit into memory, such as "a row of 300 tokens"."""
         return "a row"
 
     def ways_to_save_memory(self) -> tuple[list[str], list[str]]:
-        """Flags to lower if a row or a batch does not fit into memory, and flags to give."""
-        # The flag has another name in later releases of transformers 5.
+        """Flags to lower if a row or a batch does not fit into memory, and flags to add."""
+        # The flag was renamed in later releases of transformers 5.
         checkpointing = "activation" if hasattr(self.args, "activation_checkpointing") else "gradient"
         is_on = getattr(self.args, f"{checkpointing}_checkpointing")
         return [], [] if is_on else [f"--{checkpointing}_checkpointing true"]
 
     def weights_to_save(self) -> list[torch.Tensor]:
-        """What `save_model` writes, but for a few small files."""
+        """The tensors that `save_model` writes; a few small files are not counted."""
         return list(self.model.parameters())
 
     # Memory
@@ -158,10 +160,10 @@ class SafeTrainer(Trainer):
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """As `Trainer.training_step`. When memory runs out, the step begins again with half as many rows in a pass.
+        """As `Trainer.training_step`. When memory runs out, the step restarts with half as many rows per pass.
 
-        Its batch and its gradient stay the same; a batch that cannot be cut (see `rows_of`) is not. Raises
-        `OutOfMemory` for what does not fit then.
+        The batch and its gradient stay the same. A batch that cannot be split (see `rows_of`) is computed whole. Raises
+        `OutOfMemory` if a single row or a whole batch does not fit.
         """
         rows = self.rows_of(inputs)
         gradient = partial(self._add_gradient, model, num_items=num_items_in_batch)
@@ -172,8 +174,8 @@ class SafeTrainer(Trainer):
             return self._whole("the processes of a run stay in step", gradient, rows, inputs)
 
         def undo() -> None:
-            # What failed has left a part of its gradient. The draws of dropout are repeated as well, so that nothing
-            # tells the step from one that was cut into these parts at first.
+            # The failed pass left part of its gradient. Dropout's draws are repeated as well, so that the step equals
+            # one that was split into these parts from the start.
             model.zero_grad()
             self._zero_grad_beside_the_model()
             restore_randomness(self._randomness_of_step)
@@ -194,7 +196,7 @@ class SafeTrainer(Trainer):
     def _add_gradient(
         self, model: torch.nn.Module, rows: Sequence[Any] | None, inputs: Any = None, *, num_items: Any
     ) -> torch.Tensor:
-        """Forward and backward for a micro-batch, in parts of as many rows as fit; its loss."""
+        """Forward and backward pass of a micro-batch, in parts of as many rows as fit; its loss."""
         losses = []
         for part in [()] if rows is None else self.micro_batch["train"].parts(rows):
             is_whole = inputs is not None and len(part) == len(rows or ())
@@ -205,7 +207,7 @@ class SafeTrainer(Trainer):
         return cast(torch.Tensor, sum(losses))
 
     def _halves(self) -> bool:
-        """Whether fewer rows at once can be tried: processes that compute together must stay in step."""
+        """Whether a smaller micro-batch may be tried: processes that compute together must stay in step."""
         return self.args.world_size == 1 and not self._sharded()
 
     def _begin_step(self) -> None:
@@ -213,7 +215,7 @@ class SafeTrainer(Trainer):
         self._zero_grad_beside_the_model()
 
     def _zero_grad_beside_the_model(self) -> None:
-        """`model.zero_grad()` does not reach them, and before 6.2 sentence-transformers let their gradients grow."""
+        """Reset gradients outside the model, which `model.zero_grad()` and sentence-transformers before 6.2 do not."""
         for parameter in self._trained_beside_the_model():
             parameter.grad = None
 
@@ -230,12 +232,12 @@ class SafeTrainer(Trainer):
         said = f"{what}; step {self.state.global_step + 1} was not taken, {self._last_checkpoint()}"
         return f"{said}. {way_out[0].upper()}{way_out[1:]}" if way_out else said
 
-    # Nonsense
+    # NaN and infinity
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         rows = [row for micro_batch in self._rows_of_step for row in micro_batch]
-        # To fp16's loss scaler an infinite norm is nothing special: it leaves the step out and scales less.
+        # With fp16, an infinite norm is normal: the loss scaler skips the step and lowers the scale.
         if norm is not None and self.accelerator.scaler is None and not math.isfinite(norm):
             self._refuse(f"the norm of the gradient is {float(norm)}, stopped before the weights changed", rows)
         return norm
@@ -274,14 +276,14 @@ class SafeTrainer(Trainer):
             self._leave(evaluation_due=False)
 
     def _stop_requested(self) -> bool:
-        """Whether any process of the run was asked to: all must stop after the same step."""
+        """Whether any process of the run was asked to stop: all must stop after the same step."""
         stopped = signals.stop_signal() is not None
         if self.args.world_size == 1:
             return stopped
         return self.accelerator.reduce(torch.tensor(float(stopped), device=self.args.device)).item() > 0
 
     def _ends_an_epoch(self) -> bool:
-        """Whether what is done at the end of an epoch follows the step: it does after the last one of a run, too."""
+        """Whether end-of-epoch work follows this step, as it also does after the last step of a run."""
         return float(self.state.epoch).is_integer() or self.control.should_training_stop
 
     def _leave(self, evaluation_due: bool) -> NoReturn:
@@ -292,15 +294,15 @@ class SafeTrainer(Trainer):
         raise signals.Stopped(signals.stop_signal() or signal.SIGTERM, where)
 
     def _catch_up(self) -> None:
-        """After a resume, before the first step: the evaluation that a signal cut short, and what follows from it."""
+        """After a resume, before the first step, repeat an evaluation that a signal cut short, and save if due."""
         self._epoch_ended = True
         if self._resumed is None:
             return
         folder = self._resumed.folder
         best = json.loads((folder / TRAINER_STATE_NAME).read_text("utf-8"))["best_model_checkpoint"]
-        if best:  # its path is that of the process which wrote it
+        if best:  # its path is as seen by the process that wrote it
             self.state.best_model_checkpoint = str(folder.parent / Path(best).name)
-        self.state.compute_steps(self.args, self.state.max_steps)  # with --resume_anyway they may be others
+        self.state.compute_steps(self.args, self.state.max_steps)  # may differ with --resume_anyway
         unfinished = self._resumed.about["unfinished"]
         if unfinished.get("evaluate"):
             self._load_rng_state(str(folder))
@@ -311,12 +313,12 @@ class SafeTrainer(Trainer):
     # Saving
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        # Trainer evaluates at the end of an epoch after it saved the epoch's last step.
+        # Trainer saves the last step of an epoch before it evaluates at the end of the epoch.
         due = self.args.eval_strategy == "epoch" and self._ends_an_epoch() and not self._epoch_ended
         self._write_checkpoint(scheduled=True, unfinished={"evaluate": True, "save": False} if due else {})
 
     def _write_checkpoint(self, scheduled: bool, unfinished: dict[str, bool]) -> None:
-        """`scheduled`: as the arguments say and not because of a signal; only such a checkpoint may become the best."""
+        """`scheduled`: due by the arguments, not because of a signal; only then may the checkpoint become the best."""
         broken = [name for name, p in self._trained() if not torch.isfinite(p).all()]
         if broken:
             self._refuse(f"the previous step made {broken[0]} infinite or NaN, so it is not saved", [])
@@ -335,7 +337,7 @@ class SafeTrainer(Trainer):
         }
         wait, needed = self.accelerator.wait_for_everyone, self._bytes_to_save()
         files = writing(target, about, needed=needed, writes=self.args.should_save, wait=wait)
-        with kept_randomness(), files as folder:  # whoever writes a model card may draw examples for it
+        with kept_randomness(), files as folder:  # writing a model card may draw random examples
             if not self.args.save_only_model:
                 self._save_rng_state(str(folder))
                 self._save_optimizer_and_scheduler(str(folder))
@@ -363,7 +365,7 @@ class SafeTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        # A pickle that nobody needs: the arguments are in run.json.
+        # An unnecessary pickle: the arguments are in run.json.
         Path(output_dir or self._output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -386,18 +388,18 @@ class SafeTrainer(Trainer):
         return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
-        """The trained parameters by name; none where this process holds only a part of each."""
+        """Names and trained parameters; empty if this process holds only a part of each."""
         return [] if self._sharded() else [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
 
     def _trained_beside_the_model(self) -> list[torch.nn.Parameter]:
-        """What the optimizer trains that is not in the model, as the weights of a loss that has its own."""
+        """Parameters that the optimizer trains outside the model, such as the weights of a loss."""
         if self._sharded():
             return []
         inside = set(map(id, self.model.parameters()))
         return [p for group in self.optimizer.param_groups for p in group["params"] if id(p) not in inside]
 
     def _bytes_to_save(self) -> int:
-        """What a checkpoint takes but for a few small files."""
+        """The approximate size of a checkpoint, without a few small files."""
         optimized = {} if self.args.save_only_model else self.optimizer.state
         states = [value for state in optimized.values() for value in state.values()]
         tensors = [t for t in [*self.weights_to_save(), *states] if isinstance(t, torch.Tensor)]
@@ -408,7 +410,7 @@ class SafeTrainer(Trainer):
     def _load_from_checkpoint(self, folder: str, *args: Any) -> None:
         with nullcontext() if self._sharded() else nothing_unpickled():
             super()._load_from_checkpoint(folder, *args)
-        if self._resumed is not None and self._resumed.folder == Path(folder):  # or it is the best one, checked below
+        if self._resumed is not None and self._resumed.folder == Path(folder):  # the best one is checked below
             self._check_loaded(self._resumed)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -448,7 +450,7 @@ class SafeTrainer(Trainer):
         self._check_loaded(best)
 
     def _whole_best(self) -> Checkpoint | None:
-        """The best checkpoint, or if it is damaged the best of those that are whole."""
+        """The best checkpoint, or if it is damaged, the best intact one."""
         metric = f"eval_{cast(str, self.args.metric_for_best_model).removeprefix('eval_')}"
         sign = -1 if self.args.greater_is_better else 1
         values = {row["step"]: sign * row[metric] for row in self.state.log_history if metric in row}
@@ -464,18 +466,18 @@ class SafeTrainer(Trainer):
         return None
 
     def _check_loaded(self, checkpoint: Checkpoint) -> None:
-        """Names may be mapped between a model and its file; a parameter that kept its old value would go unnoticed."""
+        """Raise `Damaged` if a loaded parameter differs from the saved one: a name mismatch would keep an old value."""
         now, then = dict(self.model.named_parameters()), checkpoint.about["parameters"]
         wrong = [name for name in then if name not in now or _sum_of_bits(now[name]) != then[name]]
         if wrong:
             raise Damaged(f"{checkpoint.folder}: {len(wrong)} parameters differ from what was saved, first {wrong[0]}")
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Silent: tied weights count as missing there, and `_check_loaded` sees what is."""
+        """Silenced: it reports tied weights as missing, and `_check_loaded` finds what really is."""
 
 
 class _Watch(TrainerCallback):
-    """Tells the trainer where in the loop it is."""
+    """Tells the trainer where it is in the training loop."""
 
     def __init__(self, trainer: SafeTrainer):
         self.trainer = trainer
@@ -494,11 +496,11 @@ class _Watch(TrainerCallback):
 
 
 def _no_false_alarm(record: logging.LogRecord) -> bool:
-    """Trainer compares `--eval_steps 0.5` with the steps that it became; `resume.py` compares all arguments."""
+    """Drop a false warning: Trainer compares `--eval_steps 0.5` with its value in steps. `resume.py` checks flags."""
     return "do not match the ones in the `trainer_state.json`" not in record.getMessage()
 
 
 def _sum_of_bits(parameter: torch.Tensor) -> int:
-    """The same on every device, and another one after any training: enough to see what was not loaded."""
+    """A checksum that is equal on all devices and changes with training: enough to notice weights not loaded."""
     width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
     return int(parameter.detach().contiguous().view(width).sum(dtype=torch.int64))

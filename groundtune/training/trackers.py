@@ -1,4 +1,4 @@
-"""Trackers of a run (--report_to): refused at the beginning if they cannot be used, and never the end of a run."""
+"""Trackers of a run (--report_to): they never stop a run; those that cannot be used are reported at its start."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 
 
 def never_stop_the_run(callbacks: Iterable[TrainerCallback], failures: list[str]) -> None:
-    """Let whatever a tracker among the callbacks raises be a line in `failures` and the log, once, and go no further:
-    numbers can be sent again, weights cannot."""
+    """Catch whatever a tracker among the callbacks raises and record it once, in `failures` and the log: numbers can be
+    sent again later, weights cannot be recovered."""
     for callback in callbacks:
         if type(callback) in INTEGRATION_TO_CALLBACK.values():
             for name in dir(TrainerCallback):

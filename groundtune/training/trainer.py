@@ -43,15 +43,15 @@ from groundtune.training.safe_trainer import SafeTrainer
 
 logger = logging.getLogger(__name__)
 
-ROWS = "rows"  # key of a batch: the rows it was made from
+ROWS = "rows"  # key in a batch for the rows it was made from
 
 
 class QATrainer(SafeTrainer):
-    """Trains `method`'s rows; `evaluate` returns the end-to-end metrics of `evaluator` beside the gold-passage loss.
+    """Trains on `method`'s rows; `evaluate` returns the end-to-end metrics of `evaluator` and the gold-passage loss.
 
-    Rows are packed end to end where the model's attention can, and prompts that begin alike share their beginning
-    (`share_prefix`: auto, on, off; `ModelError` if it is on and cannot be exact). `on_evaluation(step, evaluation)`
-    receives every end-to-end evaluation with its predictions.
+    Rows are packed if the model's attention supports it, and prompts then share common prefixes (`share_prefix`: auto,
+    on, off; raises `ModelError` if it is on and cannot be exact). `on_evaluation(step, evaluation)` receives every
+    end-to-end evaluation with its predictions.
     """
 
     args: QATrainingArguments
@@ -76,23 +76,23 @@ class QATrainer(SafeTrainer):
         if self.args.compile_layers:
             compile_layers(self.model)
         self.method, self.evaluator, self.on_evaluation = method, evaluator, on_evaluation
-        # The loss is divided by the answer tokens of the whole step: Trainer is to count them, and not to divide again.
+        # The loss is divided by the answer tokens of the whole step: Trainer must count them and not divide again.
         self.model_accepts_loss_kwargs = True
-        self.accelerator.gradient_accumulation_steps = 1  # nor accelerate, as in early releases of transformers 5
+        self.accelerator.gradient_accumulation_steps = 1  # nor may accelerate, as in early releases of transformers 5
         self._own_autocast = self.args.bf16 and not self._sharded()
         if self._own_autocast:
-            # accelerate's would hand on the logits as float32, in twice their memory; the loss computes in that anyway.
+            # accelerate's autocast would return float32 logits, in twice the memory; the loss uses float32 anyway.
             self.accelerator.native_amp = False
         self.add_callback(_EvaluateAtTheEnd())
         if not self.args.disable_tqdm:
-            self.pop_callback(DEFAULT_PROGRESS_CALLBACK)  # in a notebook it is a table, of every metric
+            self.pop_callback(DEFAULT_PROGRESS_CALLBACK)  # in a notebook it is a table of every metric
             self.add_callback(_Progress())
 
     def _choose_batches(self, share_prefix: str) -> None:
-        """Packed or padded, and the order of the rows that suits it."""
+        """Choose packed or padded batches, and an order of rows that suits them."""
         with self._precision():
             not_packed = "the model is split over devices" if self._sharded() else use_packed_attention(self.model)
-        # Dropout draws once for a shared token where separate rows would draw for each.
+        # Dropout would draw once for a shared token, but separately for separate rows.
         not_shared = not_packed or ("dropout is on" if _drops_out(self.model) else None)
         if share_prefix == "on" and not_shared:
             raise ModelError(f"--share_prefix on: would not be exact: {not_shared}; use auto")
@@ -110,10 +110,10 @@ class QATrainer(SafeTrainer):
             logger.info("prompts with a common prefix share a batch: %.0f %% of the tokens saved", 100 * saved)
             self._order = prefix_order(batch_size)
 
-    # What SafeTrainer asks of rows and model
+    # SafeTrainer's questions about rows and model
 
     def rows_of(self, inputs: dict[str, Any]) -> Sequence[Row]:
-        """The loss is divided by the answer tokens of the whole step, so a batch may be cut between any rows."""
+        """The rows; the loss is divided by the answer tokens of the whole step, so any split of a batch is exact."""
         return inputs.pop(ROWS)
 
     def batch_of(self, rows: Sequence[Row]) -> dict[str, Any]:
@@ -142,21 +142,21 @@ class QATrainer(SafeTrainer):
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The method's loss over the answer tokens of the optimizer step, all micro-batches and devices."""
+        """The method's loss, divided by the answer tokens of the optimizer step over all micro-batches and devices."""
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         with self._precision() if self._own_autocast else nullcontext():
             loss = self.method.loss(model, inputs, answer_tokens=num_items_in_batch, head=head)
-        # Each device's gradient is averaged with the others'; the count is over all of them.
+        # Gradients are averaged over devices, whereas the token count is summed over them.
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
 
     def _precision(self) -> torch.autocast:
-        """What training computes in."""
+        """The autocast that training computes in."""
         dtype = torch.float16 if self.args.fp16 else torch.bfloat16
         return torch.autocast(self.args.device.type, dtype=dtype, enabled=self.args.bf16 or self.args.fp16)
 
     def run_evaluator(self, evaluator: EndToEndEvaluator) -> Evaluation:
-        """The current weights, end to end, in the precision that training computes in."""
-        # Compiled layers would be compiled again and again for steps of one token.
+        """Evaluate the current weights end to end, in training's precision."""
+        # Otherwise compiled layers would be recompiled repeatedly for steps of one token.
         as_it_is = torch.compiler.set_stance("force_eager" if self.args.compile_layers else "default")
         with as_it_is, self._precision():
             model = cast(Any, self.model).to(self.args.device)  # transformers' wrapper of it loses its type
@@ -175,7 +175,7 @@ class QATrainer(SafeTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """In place of Trainer's: the exact loss per answer token, then the end-to-end evaluation."""
+        """Replaces Trainer's loop: the exact loss per answer token, then the end-to-end evaluation."""
         metrics = {GOLD_LOSS: self._gold_loss(dataloader)}
         if self.evaluator is not None:
             evaluation = self.run_evaluator(self.evaluator)
@@ -186,9 +186,9 @@ class QATrainer(SafeTrainer):
         return EvalLoopOutput(cast(Any, None), None, metrics, num_samples=self.num_examples(dataloader))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Each row once: Trainer's would repeat rows until all processes have as many, and could leave some out.
+        """A data loader with each row once; Trainer's would pad processes with repeated rows, and could drop some.
 
-        What a process holds a part of the model for must be computed by all, so there the repeats stay.
+        If each process holds only a part of the model, all must compute every batch, so there the repeats stay.
         """
         even, drop = self.accelerator.even_batches, self.args.dataloader_drop_last
         self.accelerator.even_batches, self.args.dataloader_drop_last = self._sharded(), False
@@ -216,7 +216,7 @@ class QATrainer(SafeTrainer):
     def _sum_of_losses(
         self, model: torch.nn.Module, head: torch.nn.Module, rows: Sequence[Row], batch: dict[str, Any]
     ) -> tuple[float, int]:
-        """Of the answer tokens of a batch, and how many these are; in parts of as many rows as fit."""
+        """Summed loss and number of the answer tokens of a batch, computed in parts of as many rows as fit."""
         total, tokens = 0.0, 0
         for part in self.micro_batch["eval"].parts(rows):
             inputs = self._prepare_inputs(batch if len(part) == len(rows) else self.batch_of(part))
@@ -225,7 +225,7 @@ class QATrainer(SafeTrainer):
             tokens += int((inputs["labels"][:, 1:] != IGNORED).sum())
         return total, tokens
 
-    # The hub: what goes there, and when, is in hub.py
+    # The hub; hub.py decides what is pushed, and when
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         if self.is_world_process_zero():
@@ -233,7 +233,7 @@ class QATrainer(SafeTrainer):
             self.hub_model_id = cast(Any, self.hub.create())
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """Push what `output_dir` holds of model, tokenizer, card and metrics; the address. Raises `NotPushed`."""
+        """Push the model, tokenizer, card and metrics in `output_dir`; the URL. Raises `NotPushed`."""
         return self.hub.push(Path(self.args.output_dir)) if self.is_world_process_zero() else None
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -251,7 +251,7 @@ class QATrainer(SafeTrainer):
 
 
 def compile_layers(model: Model, **options: Any) -> None:
-    """Let `torch.compile` (and its `options`) fuse the small operations of each layer, in place."""
+    """Compile each layer in place with `torch.compile` and `options`, which fuses small operations."""
     for module in model.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == model.config.get_text_config().num_hidden_layers:
             for layer in module:
@@ -269,7 +269,7 @@ def _collate(method: Method, pad_id: int, rows: Sequence[Row], **how: Any) -> di
 
 
 class _EvaluateAtTheEnd(TrainerCallback):
-    """The last step is evaluated and saved even where it is no multiple of `eval_steps`: it may be the best."""
+    """Evaluates and saves the last step even if it is not a multiple of `eval_steps`: it may be the best."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps and args.eval_strategy == "steps":
@@ -278,7 +278,7 @@ class _EvaluateAtTheEnd(TrainerCallback):
 
 
 class _Progress(ProgressCallback):
-    """Transformers' progress bar, with a line for what a person follows and not for all that is logged."""
+    """Transformers' progress bar, with only the values that people follow instead of everything that is logged."""
 
     _shown = ("loss", f"eval_{GOLD_LOSS}", "eval_generation/f1", "eval_generation/rougeL", "eval_generation/unfinished")
 

@@ -680,6 +680,14 @@ def write_docx_by_hand(path: Path, entity: str, text: str, target: str) -> None:
         archive.writestr("word/document.xml", document)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="not everybody may make links on Windows")
+def test_no_tokenizer_that_counts_is_a_link_that_leads_out_of_its_folder(folder, tokenizer_folder, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tokenizer.json").symlink_to(tokenizer_folder / "tokenizer.json")
+    assert run("documents", folder, "-o", tmp_path / "d.jsonl", "--tokenizer", tmp_path / "model") == 2
+    assert "outside the model's folder" in capsys.readouterr().err
+
+
 def test_web_pages_and_word_files_open_no_other_file(tmp_path, monkeypatch):
     secret = tmp_path / "secret.txt"
     secret.write_text("seven")

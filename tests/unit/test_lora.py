@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import Linear
 
 from groundtune.arguments import ModelArguments
+from groundtune.model import lora
 from groundtune.model.loading import add_lora
-from groundtune.model.lora import FusedLinear
+from groundtune.model.lora import FusedLinear, fuse
 
 
 def layers(model) -> list:
@@ -111,6 +114,64 @@ def test_a_saved_adapter_is_one_that_plain_peft_loads(families, tmp_path):
     ids = torch.arange(5, 25)[None]
     loaded = PeftModel.from_pretrained(family.model(), tmp_path).eval()
     assert not any(isinstance(module, FusedLinear) for module in loaded.modules())
-    torch.testing.assert_close(loaded(input_ids=ids).logits, model(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+    expected = loaded(input_ids=ids).logits
+    torch.testing.assert_close(expected, model(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+    assert fuse(loaded) is None and all(type(module) is FusedLinear for module in layers(loaded))  # opened to answer
+    torch.testing.assert_close(loaded(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-5)
     merged = model.merge_and_unload()
     torch.testing.assert_close(merged(input_ids=ids).logits, loaded(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+
+
+# The trial before it is used
+
+
+def without_scaling(product):
+    def forward(ctx, x, weight, bias, a, b, scaling):
+        return product(ctx, x, weight, bias, a, b, 1.0)
+
+    return forward
+
+
+def half_a_gradient(product):
+    def backward(ctx, gradient):
+        to_x, *nothing, to_a, to_b, last = product(ctx, gradient)
+        return to_x, *nothing, to_a / 2, to_b, last
+
+    return backward
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "name, broken, said", [("forward", without_scaling, "output by 0"), ("backward", half_a_gradient, "dA by 0.5")]
+)
+def test_a_fused_product_that_is_wrong_is_left_to_peft_with_a_line(
+    families, monkeypatch, caplog, name, broken, said, dtype
+):
+    product = getattr(lora._LoraProduct, name)
+    monkeypatch.setattr(lora._LoraProduct, name, staticmethod(broken(product)))
+    base = families["llama"].model().to(getattr(torch, dtype))
+    with caplog.at_level(logging.WARNING, "groundtune"):
+        model = add_lora(base, ModelArguments(use_peft=True, lora_r=4))
+    assert all(type(module) is Linear for module in layers(model))
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("LoRA layers are computed by PEFT, which is slower: the fused product differs")
+    assert said in message
+    assert model(input_ids=torch.arange(5, 25)[None]).logits.requires_grad
+
+
+def test_a_peft_whose_layers_are_made_of_something_else_computes_them_itself(families, monkeypatch, caplog):
+    def gone(layer, x):
+        raise AttributeError("'Linear' object has no attribute 'lora_variant'")
+
+    monkeypatch.setattr(FusedLinear, "_is_plain", gone)
+    model = add_lora(families["llama"].model(), ModelArguments(use_peft=True, lora_r=4))
+    assert all(type(module) is Linear for module in layers(model))
+    assert "slower: AttributeError: 'Linear' object has no attribute 'lora_variant'" in caplog.text
+
+
+def test_the_trial_draws_nothing_and_changes_nothing(families):
+    model = add_lora(families["llama"].model(), ModelArguments(use_peft=True, lora_r=4))
+    before, state = {name: p.clone() for name, p in model.named_parameters()}, torch.get_rng_state()
+    assert fuse(as_peft_has_them(model)) is None
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())

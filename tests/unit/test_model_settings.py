@@ -271,6 +271,15 @@ def test_an_embedding_model_with_odd_modules_is_one_line(embedding, data_folder,
     assert str(embedding) in line
 
 
+@pytest.mark.parametrize("name", ["load", "hub", "nn.Linear", ""])
+def test_a_type_is_one(model, name):  # noqa: F811
+    changed(model / "config.json", dtype="torch.float8_e4m3fn", text_config={"torch_dtype": "bfloat16"})
+    assert model_problems(str(model)) == []
+    changed(model / "config.json", dtype=name)
+    with pytest.raises(ModelError, match="not a data type; use bfloat16 or float32"):
+        load(model)
+
+
 @pytest.mark.parametrize("prompts", [["a"], 17, {"query": 17}], ids=str)
 def test_prompts_that_are_no_texts_are_one_line(embedding, prompts):  # noqa: F811
     changed(embedding / "config_sentence_transformers.json", prompts=prompts)

@@ -1,1 +1,1 @@
-"""Where vectors are kept, and how they are searched."""
+"""Storing and searching vectors."""

@@ -38,21 +38,20 @@ class Index:
         import faiss
 
         if sys.platform == "darwin":
-            # PyTorch brings an OpenMP and FAISS another one, which crashes there as soon as it has threads.
+            # PyTorch and FAISS each bring their own OpenMP; on macOS that crashes as soon as FAISS uses threads.
             faiss.omp_set_num_threads(1)
-        # On the vectors as they are: an index of FAISS would hold a copy, and one that is read from a file has no
-        # checksum, and a hostile one corrupts memory.
+        # Searches the array directly: a FAISS index would hold a copy, and an index file has no checksum and, if
+        # hostile, corrupts memory.
         k = min(k, len(self.documents))
         return faiss.knn(queries, self.vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
 
 
 def load_or_build_index(folder: str | Path, documents: Sequence[Document], embedder: Embedder) -> Index:
-    """The documents' vectors, from the cache in `folder` where it matches, embedding only what is missing.
+    """The index of the documents, from the cache in `folder` if it matches; only missing documents are embedded.
 
-    Each fingerprint of the embedding model has a subfolder of its own, so that models do not evict each other. A file
-    that is damaged or does not match is a warning and is embedded anew, never searched. Of two runs that want the same
-    index at the same time, one embeds and the other waits. Raises `DiskError`, and `DataError` for a folder that cannot
-    be written to.
+    Each fingerprint of an embedding model has its own subfolder, so that models do not evict each other. A damaged or
+    mismatched cache gives a warning and is rebuilt, never searched. If two runs need the same index at the same time,
+    one embeds and the other waits. Raises `DiskError`, and `DataError` for a folder that cannot be written to.
     """
     store = Path(folder) / _fingerprint(embedder.settings)
     ids = [document.id for document in documents]
@@ -64,11 +63,11 @@ def load_or_build_index(folder: str | Path, documents: Sequence[Document], embed
 
 
 def _completed(store: Path, documents: Sequence[Document], embedder: Embedder) -> tuple[dict[str, int], np.ndarray]:
-    """Row by document id and the vectors in their rows, those that were missing embedded, and all of them written.
+    """Embed missing documents and write the index; returns the row of each document id, and the vectors.
 
-    What is embedded is written now and then: a process that is killed loses the last part of its work and not all.
+    Vectors are also written at intervals, so that a killed process loses only its most recent work.
     """
-    known, cached = _read(store, embedder.settings)  # again: another run may have written it meanwhile
+    known, cached = _read(store, embedder.settings)  # again, because another run may have written it
     texts = {document.id: document.text for document in documents}
     if known.keys() == texts.keys():
         return known, cached
@@ -93,15 +92,15 @@ def _completed(store: Path, documents: Sequence[Document], embedder: Embedder) -
 
 
 def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Without a copy where the first is empty."""
+    """The concatenated arrays, without a copy if the first is empty."""
     return np.concatenate([first, second]) if len(first) else second
 
 
 @contextmanager
 def _held(store: Path) -> Iterator[None]:
-    """The folder for one process: two would write into the same files, and a manifest would vouch for the mixture.
+    """Lock the folder: two processes would write the same files, and a manifest would certify the mixture.
 
-    What an earlier process, killed, had begun to write is removed.
+    Unfinished files of an earlier, killed process are removed.
     """
     refuse_links(inside(store.parent, store.name))
 
@@ -119,8 +118,8 @@ def _fingerprint(settings: dict[str, Any]) -> str:
 
 
 def _read(store: Path, settings: dict[str, Any], tell: bool = True) -> tuple[dict[str, int], np.ndarray]:
-    """Row by document id, and the vectors in their rows; none where there is no complete and undamaged cache, which it
-    can `tell`."""
+    """The row of each document id, and the vectors; both empty unless the cache is complete and intact. `tell` warns
+    if it is damaged."""
     nothing: tuple[dict[str, int], np.ndarray] = {}, np.empty((0, 0), dtype=np.float32)
     if not (store / MANIFEST).exists():
         return nothing
@@ -142,7 +141,7 @@ def _read(store: Path, settings: dict[str, Any], tell: bool = True) -> tuple[dic
 
 
 def _plain(settings: dict[str, Any]) -> Any:
-    """As JSON gives it back."""
+    """`settings` after a round trip through JSON, to compare with the manifest."""
     return json.loads(json.dumps(settings, default=str))
 
 
@@ -151,7 +150,7 @@ def _sha256_of_json(content: object) -> str:
 
 
 def _write(store: Path, ids: list[str], vectors: np.ndarray, embedder: Embedder) -> None:
-    """Vectors first, then the manifest that vouches for them: a run killed in between leaves no believable index."""
+    """Write vectors first, then the manifest, so that a run killed in between leaves no index that looks complete."""
     store.mkdir(parents=True, exist_ok=True)
     (store / MANIFEST).unlink(missing_ok=True)
     with in_place_of(store / "vectors.npy") as file:
