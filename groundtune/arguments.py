@@ -65,8 +65,8 @@ class DataArguments:
     )
     share_prefix: str = argument(
         "auto",
-        "Share one copy of a common passage among the questions about it; the gradient is the same. auto: where it is "
-        "exact, batching questions by passage if that saves tokens.",
+        "Share one copy of a common passage among the questions about it; the gradient is the same. auto: if that is "
+        "exact; questions about the same passage are then batched together if that saves tokens.",
         ["auto", "on", "off"],
     )
 

@@ -77,7 +77,7 @@ def compared(paths: Sequence[str], names: Sequence[str], output: str | None) -> 
 def parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
     made = light_parser("groundtune compare", "A B [C ...] [--names NAME ...] [-o FILE]", DESCRIPTION, EXAMPLES)
-    made.add_argument("systems", nargs="+", metavar="A B", help="Folders of runs, or prediction files.")
+    made.add_argument("systems", nargs="+", metavar="A B", help="Run folders, evaluation folders or prediction files.")
     made.add_argument("--names", nargs="+", metavar="NAME", help="Names of the systems, in the same order.")
     made.add_argument(
         "-o", "--output", default="comparison.html", metavar="FILE",

@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--raft_answer",
         choices=["final", "reasoning"],
-        help="raft: use the text after <ANSWER>: (default), or all of it",
+        help="raft: final: only the text after <ANSWER>: (default); reasoning: all of it",
     )
     made.add_argument("--instruction", help="to_messages, to_prompt_completion: instruction at the start of the prompt")
     made.add_argument("--documents", type=Path, metavar="FILE", help="to_beir: the documents for corpus.jsonl")

@@ -32,8 +32,8 @@ _NOT_HERE = {
 _HELPS = {
     "eval_file": "Examples (.jsonl) to answer and score. Default: the test file of MODEL's run.",
     "eval_max_samples": "Number of examples to answer, spread evenly over the file. (default: 0, all)",
-    "dtype": "Data type of the weights. auto: as in the evaluations of training, else bfloat16 if the hardware "
-    "supports it. (default: auto)",
+    "dtype": "Data type of the weights. auto: the type used when training evaluated the model, else bfloat16 "
+    "if the hardware supports it. (default: auto)",
     "load_in_4bit": "Store the weights of the linear layers in 4 bits (NF4); needs bitsandbytes. (default: false)",
     "embedding_model": "Embedding model (hub name or folder) for retrieval. Default: the one used in MODEL's run.",
     "gguf_file": "Name of a GGUF file in the model folder.",

@@ -35,7 +35,7 @@ _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
     ("questions_per_passage", "questions per passage", 2, int),
     ("min_words", "minimum number of words in a passage", 30, int),
     ("min_support", "lexical: minimum share of an answer's words that must be in its passage", 0.6, float),
-    ("retrieved_within", "a question must find its passage within this many search results", 20, int),
+    ("retrieved_within", "a question's passage must be among this many first search results", 20, int),
     ("hard_negatives", "hard negatives to keep per question: retrieved passages without the answer", 2, int),
     ("eval_share", "share of the passages for eval.jsonl", 0.1, float),
     ("test_share", "share of the passages for test.jsonl", 0.1, float),
@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help="a model folder or hub name, or openai:URL of a server; the API key is read from OPENAI_API_KEY",
     )
-    made.add_argument("--generator_model", default="", help="with openai:URL, the server's name for the model")
+    made.add_argument("--generator_model", default="", help="with openai:URL, the name of the model on the server")
     made.add_argument(
         "--generator_options",
         default="",
@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--checker", default="", help="the LLM that checks, in the form of --generator (default: the generator)"
     )
-    made.add_argument("--checker_model", default="", help="with openai:URL, the server's name for the checker")
+    made.add_argument("--checker_model", default="", help="with openai:URL, the name of the checker on the server")
     made.add_argument("--checker_options", default="", metavar="JSON", help="like --generator_options, for --checker")
     made.add_argument(
         "--support_prompt", type=Path, metavar="FILE", help="text file with {passage}, {question} and {answer}"

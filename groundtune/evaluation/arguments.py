@@ -55,7 +55,7 @@ class GeneratorArguments:
         "An OpenAI-compatible server that answers instead of a local model, such as openai:http://localhost:8000/v1. "
         "Its API key is read from the environment: GROUNDTUNE_API_KEY, else OPENAI_API_KEY.",
     )
-    generator_model: str = argument("", "The server's name for the model.")
+    generator_model: str = argument("", "Name of the model on the server.")
     generator_api: str = argument(
         "",
         "completions: the server receives the prompt as token ids of MODEL's tokenizer. chat: the server receives "
@@ -95,7 +95,7 @@ class JudgeArguments:
     judge: str = argument(
         "", "Model that grades the answers: openai:URL, or a model folder or hub name to load locally. Empty: none."
     )
-    judge_model: str = argument("", "The server's name for the judge.")
+    judge_model: str = argument("", "Name of the judge model on the server.")
     judge_prompt: list[str] = argument(
         ["correctness"],
         "What to grade: correctness (against the gold answer), faithfulness (to the passages), or your own text file. "

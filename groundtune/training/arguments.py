@@ -54,7 +54,7 @@ class QATrainingArguments(TrainingArguments):
     )
     warmup_steps: float = field(
         default=0.05,
-        metadata={"help": "Warm-up in steps, or below 1 as a share of all steps (--warmup_ratio maps to it)."},
+        metadata={"help": "Warm-up: a number of steps or, below 1, a share of all (--warmup_ratio maps to it)."},
     )
     logging_steps: float = field(default=5, metadata={"help": "Number of steps between logs of the loss."})
     bf16: bool = field(
@@ -64,7 +64,7 @@ class QATrainingArguments(TrainingArguments):
         default="steps", metadata={"help": "When to evaluate end to end: no, steps or epoch."}
     )
     eval_steps: float | None = field(
-        default=0.5, metadata={"help": "Steps between evaluations, or below 1 a share of the run."}
+        default=0.5, metadata={"help": "Steps between evaluations or, if below 1, a share of all steps."}
     )
     eval_on_start: bool = field(
         default=True, metadata={"help": "Evaluate the base model before the first step, as the baseline of the curves."}
@@ -86,8 +86,8 @@ class QATrainingArguments(TrainingArguments):
     metric_for_best_model: str = field(
         default=EndToEndEvaluator.primary_metric,
         metadata={
-            "help": "End-to-end metric that selects the best checkpoint; whether higher is better is known for "
-            "each metric."
+            "help": "End-to-end metric that selects the best checkpoint. Groundtune knows for each metric "
+            "whether higher is better."
         },
     )
     report_to: None | str | list[str] = field(
@@ -120,7 +120,7 @@ class QATrainingArguments(TrainingArguments):
         metadata={"help": "Seconds that processes wait for each other, for example while one builds the index."},
     )
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Hide NaN losses. Off, so that they are noticed."}
+        default=False, metadata={"help": "Hide NaN losses. Off by default, so that you notice them."}
     )
     auto_find_batch_size: bool = field(
         default=False,
