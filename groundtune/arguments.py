@@ -149,7 +149,9 @@ class ModelArguments:
         ["auto", "float32", "bfloat16", "float16"],
     )
     use_flash_attention: bool = argument(
-        False, "Use FlashAttention 2 instead of PyTorch's attention; needs flash-attn and CUDA."
+        False,
+        "Use FlashAttention 2, which needs CUDA and the package flash-attn. Without them, PyTorch's fastest exact "
+        "attention is used, and a line says so.",
     )
     use_peft: bool = argument(False, "Train a LoRA adapter instead of all weights.")
     load_in_4bit: bool = argument(

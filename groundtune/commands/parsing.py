@@ -10,6 +10,7 @@ import argparse
 import difflib
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import takewhile
@@ -111,8 +112,15 @@ def _why_refused(argv: Sequence[str], parser: HfArgumentParser) -> list[str]:
         try:
             parser.parse_args_into_dataclasses(argv[start:end], return_remaining_strings=True)
         except (ValueError, ImportError) as error:
-            problems.append(f"{argv[start].partition('=')[0]}: {one_line(error)}; -h describes it")
+            why = _missing_package(error) or f"{one_line(error)}; -h describes it"
+            problems.append(f"{argv[start].partition('=')[0]}: {why}")
     return problems
+
+
+def _missing_package(error: Exception) -> str:
+    """The package that transformers misses, with the command that installs it; empty for other errors."""
+    found = re.search(r"'([\w.-]+)[^']*' distribution was not found", str(error))
+    return f"needs the package {found[1]}: pip install {found[1]}" if found else ""
 
 
 def training_parser(method: str) -> HfArgumentParser:

@@ -93,7 +93,7 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
 
     _refuse(arguments)
     options: dict[str, Any] = {"dtype": _dtype(arguments, bf16), **_source(arguments)}
-    options["attn_implementation"] = "flash_attention_2" if arguments.use_flash_attention else "sdpa"
+    options["attn_implementation"] = attention_for(arguments)
     if arguments.gguf_file:
         from transformers import GgufConfig
 
@@ -189,18 +189,21 @@ def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def flash_attention_problems(arguments: ModelArguments) -> list[str]:
-    """Why FlashAttention, if requested, cannot be used here; empty if it can."""
+def attention_for(arguments: ModelArguments) -> str:
+    """The name of the attention to load the model with: FlashAttention 2 if it is asked for and can run here.
+
+    Otherwise PyTorch's own, which is exact and uses FlashAttention kernels of its own where there are any; a log line
+    says so. Either is replaced by packed attention where that is exact (`attention.use_packed_attention`).
+    """
     if not arguments.use_flash_attention:
-        return []
+        return "sdpa"
     missing = [] if importlib.util.find_spec("flash_attn") else ["the package flash-attn is not installed"]
     missing += [] if torch.cuda.is_available() else ["there is no CUDA device"]
     if not missing:
-        return []
-    return [
-        f"--use_flash_attention: {' and '.join(missing)}; pip install flash-attn on a CUDA machine, or remove the flag "
-        "to use PyTorch's own attention"
-    ]
+        return "flash_attention_2"
+    why = " and ".join(missing)
+    logger.warning("--use_flash_attention: %s; PyTorch's fastest exact attention is used instead", why)
+    return "sdpa"
 
 
 def computes_bf16() -> bool:

@@ -21,7 +21,6 @@ from groundtune.evaluation.evaluator import EndToEndEvaluator, Evaluation, read_
 from groundtune.evaluation.predictions import write_predictions
 from groundtune.methods import Method, method_of
 from groundtune.model.limits import check_positions, check_vocabulary
-from groundtune.model.loading import flash_attention_problems
 from groundtune.prompts.prompt import Prompt
 from groundtune.prompts.rows import EpochRows
 from groundtune.reporting.report import write_results
@@ -132,7 +131,7 @@ def _train(arguments: RunArguments, run: dict[str, Any], checkpoint: Checkpoint 
 def _check(arguments: RunArguments) -> None:
     method = method_of(arguments.method)
     problems = arguments.check(for_training=method.title if method.retrieves else "")
-    problems += flash_attention_problems(arguments.model) + compile_problems(arguments.training)
+    problems += compile_problems(arguments.training)
     problems += metric_problems(arguments.training) + loss_problems(arguments.training)
     problems += tracker_problems(cast("list[str]", arguments.training.report_to))
     problems += output_problems(Path(arguments.training.output_dir))

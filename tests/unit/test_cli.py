@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import logging
@@ -498,7 +499,7 @@ def test_all_that_can_be_seen_without_loading_a_model_is_said_at_once(tmp_path, 
     lines = captured.err.splitlines()
     assert [line.split(":")[0] for line in lines] == [
         "--eval_file", "--train_file", "--full_dataset_file_path", "--embedding_model", "--model_name_or_path",
-        "--lora_r", "--lora_dropout", "--max_new_tokens", "--use_flash_attention",
+        "--lora_r", "--lora_dropout", "--max_new_tokens",
     ]  # fmt: skip
     assert "missing.jsonl" in lines[1] and "none.pkl" in lines[2]
     assert not (tmp_path / "out").exists()
@@ -622,3 +623,13 @@ def test_a_pipe_that_cannot_hold_a_character_ends_no_command(monkeypatch, chosen
     assert run_command("say", []) == 0
     pipe.flush()
     assert written.getvalue().strip() == (b"\xe9 \\u65e5\\u672c" if chosen else "é 日本".encode())
+
+
+def test_the_deepspeed_configuration_is_there_and_a_missing_package_is_one_line_with_the_command(capsys):
+    path = Path(__file__).parents[2] / "scripts/train/ds_config.json"
+    assert json.loads(path.read_text("utf-8"))["zero_optimization"]["stage"] == 2
+    if importlib.util.find_spec("deepspeed"):
+        pytest.skip("deepspeed is installed")
+    assert run("sft", "--deepspeed", path, "--output_dir", "out") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("--deepspeed")]
+    assert "pip install deepspeed" in line

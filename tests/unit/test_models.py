@@ -218,3 +218,16 @@ def test_a_configuration_that_names_another_attention_does_not_choose_it(familie
     (tmp_path / "model/config.json").write_text(json.dumps({**config, "attn_implementation": "flash_attention_2"}))
     arguments = ModelArguments(model_name_or_path=str(tmp_path / "model"), use_peft=False)
     assert load_model(arguments, bf16=False, stop_ids=(1,), pad_id=0).config._attn_implementation == "sdpa"
+
+
+def test_flash_attention_that_is_not_there_is_a_line_and_the_fastest_exact_attention_runs(families, caplog):
+    """The commands that users have print the flag; without its package it must not end them."""
+    family = families["llama"]
+    settings = {"bf16": False, "stop_ids": (2,), "pad_id": 0}
+    plain = load_model(ModelArguments(str(family.folder)), **settings)
+    assert "flash" not in caplog.text
+    asked = load_model(ModelArguments(str(family.folder), use_flash_attention=True), **settings)
+    (record,) = [record for record in caplog.records if "--use_flash_attention" in record.getMessage()]
+    assert "the package flash-attn is not installed" in record.getMessage()
+    ids = torch.tensor([[1, 5, 9, 4]])
+    assert torch.equal(plain(ids).logits, asked(ids).logits)
