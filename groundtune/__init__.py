@@ -1,4 +1,4 @@
-"""Fine-tune a local decoder LLM to answer from your own documents, and prove end to end whether it got better."""
+"""Fine-tune a local decoder LLM to answer from your own documents, and measure end to end whether it got better."""
 
 # ruff: noqa: F401  what editors are told below is imported by nobody
 

@@ -33,7 +33,7 @@ COMMANDS = {
     "compare": ("compare runs side by side: paired intervals, wins and losses", "commands.compare:main"),
     "index": ("embed the documents in advance, or measure a retriever", "commands.index:main"),
     "ask": ("ask a model about the documents, once or in a dialogue", "commands.ask:main"),
-    "demo": ("train and compare a small embedded model; needs no hub", "commands.train:demo"),
+    "demo": ("train and compare a small bundled model; needs no hub", "commands.train:demo"),
 }
 
 
