@@ -69,7 +69,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--generator",
         required=True,
-        help="a model folder or hub name, or openai:URL of a server; the API key is read from GROUNDTUNE_API_KEY, else OPENAI_API_KEY",
+        help="a model folder or hub name, or openai:URL of a server; the API key is read from GROUNDTUNE_API_KEY, else "
+        "OPENAI_API_KEY",
     )
     made.add_argument("--generator_model", default="", help="with openai:URL, the name of the model on the server")
     made.add_argument(
