@@ -48,7 +48,7 @@ from groundtune.data.files import write_documents, write_jsonl
 from groundtune.evaluation import evaluator as evaluation
 from groundtune.evaluation.predictions import Evaluation
 from groundtune.methods import METHODS
-from groundtune.model import attention, generation
+from groundtune.model import attention
 from groundtune.model.limits import check_vocabulary
 from groundtune.model.loading import add_lora
 from groundtune.model.opening import _with_adapter
@@ -372,7 +372,7 @@ def padded_on_the_right(patch: Patch, world: World) -> None:
         mask = [[1] * len(p) + [0] * (longest - len(p)) for p in prompts]
         return torch.tensor(ids), torch.tensor(mask)
 
-    patch.setattr(generation, "_left_padded", right)
+    patch.setattr("groundtune.model.continuing._left_padded", right)
 
 
 def nan_behind_the_filter(patch: Patch, world: World) -> None:
