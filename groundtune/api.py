@@ -39,7 +39,7 @@ from groundtune.runs.remembered import remembered
 from groundtune.system.durable import disk_errors
 from groundtune.system.progress import bars
 from groundtune.system.signals import Stopped, watched
-from groundtune.system.text import without_secrets
+from groundtune.system.text import harmless_line, without_secrets
 
 if TYPE_CHECKING:
     import argparse
@@ -456,7 +456,8 @@ def _answering_bars(shown: bool) -> Iterator[OnProgress]:
 
         def begin(what: str, total: int) -> Callable[[int], Any]:
             stack.close()  # the previous bar is full
-            return stack.enter_context(tqdm(total=total, desc=what, leave=False, disable=not shown)).update
+            bar = tqdm(total=total, desc=harmless_line(what), leave=False, disable=not shown)
+            return stack.enter_context(bar).update
 
         yield begin
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
 from groundtune.errors import DataError
+from groundtune.system.locks import alone
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,12 +74,12 @@ def main(argv: Sequence[str]) -> int:
         problems.append(f"--limit: is {options['limit']}; give 1 or more, or remove the flag")
     if problems:
         raise DataError(problems)
-    if name in convert.EXPORTS:
-        instruction = options.get("instruction", PromptArguments().instruction)
-        summary = convert.export(name, inputs, folder, instruction, options.get("documents"))
-    else:
-        limit = options.pop("limit", 0)
-        with progress(arguments.quiet or arguments.json) as bars:
+    with alone(folder), progress(arguments.quiet or arguments.json) as bars:
+        if name in convert.EXPORTS:
+            instruction = options.get("instruction", PromptArguments().instruction)
+            summary = convert.export(name, inputs, folder, instruction, options.get("documents"))
+        else:
+            limit = options.pop("limit", 0)
             summary = convert.convert(
                 name, inputs, folder, Options(**options), limit, on_example=lambda done: bars.at("examples", done, None)
             )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from groundtune.commands.parsing import at_their_lines, parse_arguments
+from groundtune.commands.terminal import say_json, say_text
 from groundtune.errors import DataError
 from groundtune.methods import METHODS, method_named_first
 
@@ -35,7 +35,7 @@ example:
 def main(argv: Sequence[str]) -> int:
     """Print the token table, one row and every finding; returns 2 if there are errors, else 0."""
     if {"-h", "--help"} & set(argv):
-        print(USAGE.format(methods=" or ".join(METHODS)))
+        say_text(USAGE.format(methods=" or ".join(METHODS)))
         return 0
     method, flags = method_named_first(argv)
     try:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
 
     diagnosis = diagnose(arguments)
     if arguments.output.json:
-        print(json.dumps(diagnosis.to_dict(), indent=2))
+        say_json(diagnosis.to_dict())
     else:
-        print(shown(diagnosis, brief=arguments.output.quiet))
+        say_text(shown(diagnosis, brief=arguments.output.quiet))
     return 2 if diagnosis.errors else 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from groundtune.arguments import DataArguments, RetrievalArguments, check_retrieval, no_such_file, too_small
 from groundtune.commands.flags import add_group, filled
 from groundtune.commands.parsing import given, light_parser
-from groundtune.commands.terminal import add_output_flags, be_quiet
+from groundtune.commands.terminal import add_output_flags, be_quiet, say, say_json
 from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
 
@@ -66,11 +66,9 @@ def main(argv: Sequence[str]) -> int:
     if examples:
         found["retrieval"] = _measured(retriever, examples, retrieval)
     if words["json"]:
-        from groundtune.system.text import as_json
-
-        print(as_json(found), end="")
+        say_json(found)
     else:
-        print("{documents:,} documents, {dimensions} dimensions, in {folder} after {seconds} s".format(**found))
+        say("{documents:,} documents, {dimensions} dimensions, in {folder} after {seconds} s".format(**found))
         _show(found.get("retrieval"))
     return 0
 
@@ -111,10 +109,10 @@ def _show(measured: dict[str, Any] | None) -> None:
     for name, mean in measured.items():
         if isinstance(mean, dict):
             label, values = name.partition("/")[2], (mean["value"], mean["low"], mean["high"])
-            print(f"  {label:10} {{:.2f}} [{{:.2f}}, {{:.2f}}]".format(*values))
-    print(f"  on {measured['n']} questions, with 95 % bootstrap intervals")
+            say(f"  {label:10} {{:.2f}} [{{:.2f}}, {{:.2f}}]".format(*values))
+    say(f"  on {measured['n']} questions, with 95 % bootstrap intervals")
     if absent := measured["gold_not_among_documents"]:
-        print(f"  {absent} of them have no gold passage among the documents and count as misses")
+        say(f"  {absent} of them have no gold passage among the documents and count as misses")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ from typing import Any
 
 from groundtune.data.words import telling_words, words
 from groundtune.prepare.journal import Journal
-from groundtune.prepare.questions import Asker, Settings, fill, questions_of
+from groundtune.prepare.questions import Asker, Settings, fill, introduced, questions_of
 from groundtune.schema import Document
 
 # Only at the end: a model may mention either verdict before.
@@ -84,7 +84,7 @@ def verdicts_of(journal: Journal, settings: Settings) -> Mapping[tuple[str, str]
 
 def made_by(settings: Settings) -> str:
     """Hash of the checker and its prompt; verdicts of others stay in the journal but do not count."""
-    return hashlib.sha256(f"{settings.checker}\n{settings.support_prompt}".encode()).hexdigest()[:12]
+    return hashlib.sha256(f"{settings.checker}\n{introduced(settings.support_prompt)}".encode()).hexdigest()[:12]
 
 
 @lru_cache(maxsize=100_000)

@@ -22,6 +22,7 @@ from groundtune.retrieval.embedding_prompts import prompts_for
 from groundtune.retrieval.reading_limit import token_counts
 from groundtune.system.model_folders import loading, refuse_embedding_model
 from groundtune.system.progress import bars_shown
+from groundtune.system.text import to_json
 
 if TYPE_CHECKING:
     import torch
@@ -252,7 +253,7 @@ def _sha256_of_tokenizer(tokenizer: Any) -> str:
         state: Any = {**json.loads(backend.to_str()), "truncation": None, "padding": None}
     else:
         state = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else None
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(to_json(state, ensure_ascii=True, sort_keys=True).encode()).hexdigest()
 
 
 def _config_of(module: Any) -> dict[str, Any]:

@@ -210,11 +210,11 @@ def test_the_lock_of_a_run_is_no_link(home, tmp_path, name, target):
 @pytest.mark.parametrize("target", [".bashrc", "not there"])
 def test_a_journal_is_no_link(home, tmp_path, target):
     with pytest.raises(DataError, match="is a link"):
-        Journal(link(tmp_path / "generated.jsonl", home / target), {}).add([{"a": 1}])
+        Journal(link(tmp_path / "generated.jsonl", home / target), {}, lambda row: "").add([{"a": 1}])
 
 
 def test_a_link_planted_before_a_row_is_added_to_a_journal_is_not_followed(home, tmp_path):
-    journal = Journal(tmp_path / "generated.jsonl", {})
+    journal = Journal(tmp_path / "generated.jsonl", {}, lambda row: "")
     link(tmp_path / "generated.jsonl", home / ".bashrc")
     with pytest.raises((DataError, OSError)):
         journal.add([{"a": 1}])

@@ -19,6 +19,7 @@ from groundtune.schema import Document
 from groundtune.system.durable import MANIFEST, Damaged, disk_errors, read_manifest, write_manifest
 from groundtune.system.locks import held
 from groundtune.system.outputs import in_place_of, inside, refuse_links
+from groundtune.system.text import to_json
 
 logger = logging.getLogger(__name__)
 
@@ -142,11 +143,11 @@ def _read(store: Path, settings: dict[str, Any], tell: bool = True) -> tuple[dic
 
 def _plain(settings: dict[str, Any]) -> Any:
     """`settings` after a round trip through JSON, to compare with the manifest."""
-    return json.loads(json.dumps(settings, default=str))
+    return json.loads(to_json(settings, default=str))
 
 
 def _sha256_of_json(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(to_json(content, ensure_ascii=True, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _write(store: Path, ids: list[str], vectors: np.ndarray, embedder: Embedder) -> None:
