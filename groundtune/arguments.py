@@ -12,7 +12,7 @@ from dataclasses import Field, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
-from groundtune.system.model_folders import embedding_problems, model_problems
+from groundtune.system.model_folders import embedding_problems, may_not_read, model_problems
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -332,6 +332,8 @@ def check_model_name(flag: str, value: str) -> list[str]:
         return []
     if os.path.isfile(path):
         return [f"--{flag}: {value} is a file; name the folder of the model"]
+    if may_not_read(path):
+        return [f"--{flag}: {value}: permission denied; let its owner make it readable for this user, or name another"]
     beside_others = "/" in value and os.path.isdir(path.parent)
     if beside_others or path.is_absolute() or value.startswith((".", "~")) or value.count("/") > 1 or "\\" in value:
         return [f"--{flag}: no such folder: {value}; give an existing folder or a hub name such as owner/model"]
@@ -365,7 +367,9 @@ def _check_numbers(arguments: Arguments) -> list[str]:
 def no_such_file(data: DataArguments, names: Sequence[str]) -> list[str]:
     """A line for each of these fields that names a missing file."""
     return [
-        f"--{name}: no such file: {path}; give the path of an existing file"
+        f"--{name}: {path}: permission denied; let its owner make it readable for this user, or name another"
+        if may_not_read(Path(path))
+        else f"--{name}: no such file: {path}; give the path of an existing file"
         for name in names
         if (path := getattr(data, name)) and not os.path.isfile(path)
     ]

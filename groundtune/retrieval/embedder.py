@@ -227,7 +227,7 @@ def _check_lengths(vectors: np.ndarray, name: str) -> None:
         raise DataError(
             [
                 f"{name}: its similarity is the cosine, but {len(wrong)} of {len(vectors)} vectors do not have length "
-                f"1 (one is {wrong[0]:.3g}); update sentence-transformers, or set similarity_fn_name to dot in its "
+                f"1 (one is {wrong[0]:.3g}); upgrade sentence-transformers, or set similarity_fn_name to dot in its "
                 "config_sentence_transformers.json"
             ]
         )
