@@ -115,6 +115,17 @@ def test_several_answers_and_the_lack_of_any_are_read_and_written_back(folder):
 
 
 @pytest.mark.parametrize("none", ["", None, [], ...])
+def test_only_an_unanswerable_question_needs_no_gold_passages(folder, none):
+    write_lines(row(gold_docs=none, answerable=False))
+    (example,) = read_examples("train.jsonl")
+    assert example.gold_documents == () and not example.answerable
+    for answerable in (True, None, ...):
+        write_lines(row(gold_docs=none, answerable=answerable))
+        (problem,) = problems_of(read_examples, "train.jsonl")
+        assert problem.startswith("train.jsonl:1: gold_docs: ") and '"answerable": false' in problem
+
+
+@pytest.mark.parametrize("none", ["", None, [], ...])
 def test_no_history_and_no_negatives_can_be_said_in_four_ways(folder, none):
     write_lines(row(chat_history=none, hard_neg_docs=none))
     example = read_examples("train.jsonl")[0]
