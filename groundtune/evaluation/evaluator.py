@@ -158,7 +158,7 @@ def score_replies(
 
 def _retrieval(example: Example, hits: Sequence[Hit], seconds: float) -> dict[str, float]:
     seconds_of_one = {"latency/retrieval_s": seconds}
-    if not example.answerable:  # no passage holds the answer, so there is nothing to find
+    if not example.has_evidence:  # there is nothing to find
         return seconds_of_one
     ranked, gold = [hit.document.id for hit in hits], {document.id for document in example.gold_documents}
     return {**retrieval_scores(ranked, gold, ks=(1, len(hits))), **seconds_of_one}

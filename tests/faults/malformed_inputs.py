@@ -137,7 +137,7 @@ EXAMPLE_FIELDS: dict[str, tuple[Callable[[dict], None], str]] = {
     "an object as answer": (put("gold_answer", value={"text": "nine"}), "gold_answer"),
     "true as answer": (put("gold_answer", value=True), "gold_answer"),
     "no gold": (drop("gold_docs"), "gold_docs"),
-    "empty gold": (put("gold_docs", value=[]), "gold_docs"),
+    "empty gold": (put("gold_docs", value=""), "gold_docs"),
     "an object as gold": (put("gold_docs", value=document(2)), "gold_docs"),
     "text in gold": (put("gold_docs", 0, value="Room 2"), "gold_docs[0]"),
     "null in gold": (put("gold_docs", 0, value=None), "gold_docs[0]"),
