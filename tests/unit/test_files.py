@@ -193,7 +193,7 @@ LINES = {  # a line, and what its one problem starts with after "train.jsonl:2: 
     ),
     "a name in the plural": (
         {**row(gold_docs=...), "gold_doc": []},
-        "gold_docs: missing (there is 'gold_doc'); every line needs",
+        "gold_docs: missing (there is 'gold_doc'); give the passages",
     ),
     "no question": (row(question=...), 'question: missing; every line needs a "question" with the text of'),
     "null question": (row(question=None), "question: missing; "),
