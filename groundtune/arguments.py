@@ -73,6 +73,9 @@ class DataArguments:
         "first, and leave out an example that is still too long. Both are counted and named.",
         list(TOO_LONG),
     )
+    max_train_samples: int = argument(
+        0, "Train on at most this many examples, spread evenly over the file. 0: on all of them."
+    )
     share_prefix: str = argument(
         "auto",
         "Share one copy of a common passage among the questions about it; the gradient is the same. auto: if that is "
@@ -356,6 +359,7 @@ def _check_numbers(arguments: Arguments) -> list[str]:
         (arguments.retrieval, "embedding_batch_size", 1),
         (arguments.model, "lora_r", 1),
         (arguments.model, "lora_alpha", 1),
+        (arguments.data, "max_train_samples", 0),
         (arguments.evaluation, "eval_max_samples", 0),
         (arguments.evaluation, "max_new_tokens", 1),
         (arguments.evaluation, "bootstrap_samples", 100),

@@ -23,7 +23,7 @@ ERROR, WARNING = "error", "warning"
 TITLES = {
     "format": "what cannot be read",
     "blank": "blank question or answer, skipped",
-    "misspelt": "ignored field",
+    "misspelt": "ignored field or turn",
     "encoding": "damaged characters",
     "repeated-document": "duplicate document",
     "same-file": "file used twice",

@@ -98,6 +98,19 @@ def test_the_sources_that_turns_of_the_historical_format_name_are_ignored(folder
     assert [example.chat_history for _, example in found.entries] == [(Turn(ASSISTANT, "Hi"),)]
 
 
+def test_an_instruction_at_the_start_of_a_dialogue_is_no_answer_of_the_assistant(folder):
+    def turns(*speakers):
+        return [{"speaker": speaker, "message": f"Said by {speaker}."} for speaker in speakers]
+
+    write_lines(row(chat_history=turns("System", "user", "system")), row(chat_history=turns("system", "assistant")))
+    found = scan_examples("train.jsonl")
+    assert [[turn.speaker for turn in example.chat_history] for _, example in found.entries] == [
+        [USER, ASSISTANT], [ASSISTANT, ASSISTANT]
+    ]  # fmt: skip
+    (suspicion,) = found.suspicions
+    assert suspicion.startswith("train.jsonl:1: chat_history[0].speaker: is 'system' before the first user turn")
+
+
 def test_several_answers_and_the_lack_of_any_are_read_and_written_back(folder):
     write_lines(row(gold_answers=["This.", "that", " "]), row(answerable=False), row())
     several, none, plain = read_examples("train.jsonl")
