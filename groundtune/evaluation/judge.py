@@ -19,7 +19,7 @@ from groundtune.errors import DataError
 from groundtune.evaluation.arguments import InferenceArguments
 from groundtune.model.endpoint import EndpointError, is_server
 from groundtune.model.opening import open_writer, writing_model
-from groundtune.prompts.fences import fenced, notice
+from groundtune.prompts.fences import fenced, introduced
 from groundtune.schema import Prediction, Reply
 from groundtune.system.text import to_json
 
@@ -47,7 +47,7 @@ class JudgePrompt:
             "passages": "\n\n".join(fenced("passage", document.text) for document in prediction.read) or "(none)",
             "chat_history": fenced("conversation", turns) if turns else "(none)",
         }
-        return [{"role": "user", "content": f"{notice('answer')}\n\n{Template(self.text).substitute(values)}"}]
+        return [{"role": "user", "content": Template(introduced(self.text, "answer")).substitute(values)}]
 
 
 def read_judge_prompts(names: Sequence[str]) -> list[JudgePrompt]:

@@ -14,7 +14,7 @@ from groundtune.data.entries import shown
 from groundtune.data.words import words
 from groundtune.errors import DataError
 from groundtune.prepare.journal import Journal
-from groundtune.prompts.fences import fenced, notice
+from groundtune.prompts.fences import fenced
 from groundtune.schema import Document, Reply
 from groundtune.system.text import encodable
 
@@ -81,7 +81,7 @@ def read_prompt(path: Path | None, packaged: str) -> str:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError([f"{path}: cannot be read ({error}); name a text file in UTF-8"]) from error
-    if missing := [name for name in PLACEHOLDERS[packaged] if name not in text]:
+    if missing := [name for name in PLACEHOLDERS[packaged] if name not in text.replace("{<", "{").replace(">}", "}")]:
         raise DataError([f"{path}: lacks {' and '.join(missing)}; put it where the text should be inserted"])
     return text
 
@@ -165,7 +165,7 @@ def _wrong_with(row: JournalRow) -> str:
 def what_decides_a_reply(settings: Settings, generator: str) -> dict[str, Any]:
     """The settings that replies depend on; a journal can be continued only if they are the same."""
     prompts = {"question prompt": settings.question_prompt, "answer prompt": settings.answer_prompt}
-    hashes = {name: hashlib.sha256(introduced(text).encode()).hexdigest()[:12] for name, text in prompts.items()}
+    hashes = {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in prompts.items()}
     numbers = {"questions per passage": settings.questions_per_passage, "max new tokens": settings.max_new_tokens}
     return {"generator": generator, **hashes, **numbers}
 
@@ -178,19 +178,16 @@ def answer_prompt(settings: Settings, passage: Document, question: str) -> str:
     return fill(settings.answer_prompt, passage=passage.text, question=question)
 
 
-def introduced(prompt: str) -> str:
-    """The prompt after what explains the fences in it."""
-    return f"{notice('passage')}\n\n{prompt}"
-
-
 def fill(prompt: str, number: int = 0, **texts: str) -> str:
-    """The prompt with `{number}` and each `{name}` of `texts` replaced; braces in the texts are not replaced.
+    """The prompt with each `{name}` replaced by its text, and each `{<name>}` by its text inside a fence.
 
-    Texts are fenced: a passage may contain something that reads like an instruction.
+    Braces in the texts are not replaced. The packaged prompts fence all texts, as a passage may contain something that
+    reads like an instruction; a prompt with examples for a base model needs the texts alone.
     """
-    values = {"number": str(number), **{name: fenced(name, text) for name, text in texts.items()}}
-    names = "|".join(f"{{{name}}}" for name in values)
-    return re.sub(names, lambda found: values[found[0][1:-1]], introduced(prompt))
+    values = {"{number}": str(number)}
+    for name, text in texts.items():
+        values |= {f"{{{name}}}": text, f"{{<{name}>}}": fenced(name, text)}
+    return re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], prompt)
 
 
 def parse_questions(text: str, at_most: int) -> list[str]:
