@@ -16,7 +16,7 @@ from typing import NoReturn
 import groundtune
 from groundtune.commands.parsing import parse_arguments
 from groundtune.commands.terminal import complain
-from groundtune.errors import DataError
+from groundtune.errors import DataError, gathered
 from groundtune.methods import METHODS
 from groundtune.system.durable import DiskError
 from groundtune.system.guarded import problems_of
@@ -130,7 +130,7 @@ def _run(work: Callable[[], int]) -> int:
 def _problems(error: Exception) -> tuple[Sequence[object], int]:
     """What to tell the user about an error, and the exit status; no lines for an error of our own making."""
     if isinstance(error, DataError):
-        return error.problems, 2
+        return gathered(error.problems), 2
     if isinstance(error, DiskError):
         return [error], 3
     if isinstance(error, OutOfMemory):
