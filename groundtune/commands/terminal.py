@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from groundtune.commands.parsing import light_parser
-from groundtune.system.text import harmless, harmless_code, harmless_line, json_to_print
+from groundtune.system.text import harmless_code, harmless_line, json_to_print
 
 if TYPE_CHECKING:
     from groundtune.evaluation.comparison import Comparison
@@ -50,7 +50,7 @@ def be_quiet() -> None:
 def say(*lines: object) -> None:
     """Print lines on standard output."""
     for line in lines:
-        print(harmless_line(str(line)))
+        print(harmless_line(str(line)), flush=True)
 
 
 def complain(*lines: object) -> None:
@@ -61,7 +61,7 @@ def complain(*lines: object) -> None:
 
 def say_text(text: str, end: str = "\n") -> None:
     """Print a text of several lines, or a part of one as it arrives."""
-    print((harmless if end else harmless_code)(text), end=end, flush=not end)
+    print(harmless_code(text), end=end, flush=True)
 
 
 def say_json(content: object, indent: int | None = 2) -> None:

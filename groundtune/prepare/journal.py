@@ -64,7 +64,8 @@ class Journal:
             problem = f"{self.path}: is not a journal of this command: its first line holds no settings"
             raise DataError([f"{problem}; {_WAYS_OUT}"])
         if changed := [name for name, value in settings.items() if made_with.get(name) != value]:
-            what = ", ".join(f"{name} was {made_with.get(name)}, now {settings[name]}" for name in changed)
+            was = {name: one_line(made_with.get(name), 80) for name in changed}
+            what = ", ".join(f"{name} was {was[name]}, now {settings[name]}" for name in changed)
             raise DataError([f"{self.path}: was made with other settings: {what}; {_WAYS_OUT}"])
         self.rows = [self._row(line, number, wrong_with) for number, line in enumerate(lines, 2)]
         self._end, self._unwritten = len(whole) + 1, []

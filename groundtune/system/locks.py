@@ -79,20 +79,20 @@ def held(folder: Path, file: str, flag: str, patience: float, busy: Callable[[],
     """
     lock = FileLock(inside(folder, file))
     try:
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=patience)
-            except Timeout:
-                busy()
-                lock.acquire()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            busy()
+            lock.acquire()
     except (OSError, NotImplementedError) as error:  # the latter: older filelock versions, for example on Lustre
         number = getattr(error, "errno", None)
         if isinstance(error, OSError) and number in _NOT_WRITABLE:
             problem = f"--{flag}: {folder} cannot be written to ({error.strerror}); name another folder"
             raise DataError([problem]) from error
         if number not in _WITHOUT_LOCKS:
-            raise
+            with disk_errors(folder):
+                raise
         logger.warning("%s is on a file system without locks: make sure that no other run writes there", folder)
     try:
         yield lock.is_locked

@@ -73,7 +73,7 @@ def in_place_of(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     try:
         with open(temporary, "xb", opener=_new_file) as file:
             if before is not None:
-                os.chmod(temporary, before)  # while it is empty: what is private is at no time readable
+                _set_mode(temporary, before)  # while it is empty: what is private is at no time readable
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -97,7 +97,7 @@ def usual_modes(folder: Path) -> Iterator[None]:
     for path, mode in now.items():
         wanted = before.get(path, usual)
         if wanted is not None and wanted != mode:
-            os.chmod(path, wanted)
+            _set_mode(path, wanted)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -113,6 +113,11 @@ def _modes(paths: Iterable[Path]) -> dict[Path, int]:
             if stat.S_ISREG(mode):
                 found[path] = mode & 0o777
     return found
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    with suppress(OSError):  # some file systems have no modes
+        os.chmod(path, mode)
 
 
 def _mode_of_new_files(folder: Path) -> int:

@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -153,7 +153,8 @@ def _in_main_thread() -> bool:
 
 def _say(signum: int, then: str) -> None:
     """Write directly, not with print or a logger, which the signal may have interrupted."""
-    os.write(2, f"{signal.Signals(signum).name}: finishing the step; {then}\n".encode())
+    with suppress(OSError):  # the terminal may be gone
+        os.write(2, f"{signal.Signals(signum).name}: finishing the step; {then}\n".encode())
 
 
 @contextmanager

@@ -80,6 +80,8 @@ def _replaced(stream: TextIO | None, original: TextIO | None, kind: type[_Output
         return open(os.devnull, "w", encoding="utf-8")
     if stream is not original or not isinstance(stream, io.TextIOWrapper):
         return stream  # a test's, or a notebook's
+    if os.name == "nt" and stream.isatty():
+        return stream  # a console, to which Python writes characters, not bytes
     stream.flush()
     raw = kind(stream.fileno(), "w", closefd=False)
     return io.TextIOWrapper(
