@@ -363,6 +363,7 @@ class FakeEmbedder:
     dimensions: int = 32
     documents: list[str] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
+    limit: Any = None
 
     def embed_documents(self, texts: Sequence[str], so_far: Any = None) -> np.ndarray:
         self.documents += texts

@@ -41,6 +41,7 @@ TITLES = {
     "other-answer": "row that teaches something other than its gold answer",
     "doubled-bos": "row that begins with two BOS tokens",
     "long-passage": "document longer than the embedding model reads",
+    "long-query": "search query longer than the embedding model reads",
 }
 
 

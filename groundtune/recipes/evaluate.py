@@ -93,7 +93,7 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     _check_replaces_no_training(arguments.output_dir)
     examples, documents, notes = _read(arguments)
     notes += _questions_seen(arguments) + _changed(arguments)
-    asked = open_questions(arguments, examples, documents)
+    asked = open_questions(arguments, examples, documents, notes)
     probe_judge(arguments)
     output_dir = _made(arguments.output_dir)
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from groundtune.errors import DataError
 from groundtune.retrieval.embedding_prompts import prompts_for
-from groundtune.retrieval.reading_limit import token_counts
+from groundtune.retrieval.reading_limit import ReadingLimit, token_counts
 from groundtune.system.model_folders import loading, refuse_embedding_model
 from groundtune.system.progress import bars_shown
 
@@ -67,6 +67,18 @@ class Embedder:
     def similarity(self) -> str:
         """`cosine` or `dot`, from the model's configuration; cosine if it is not set (the library's default)."""
         return "dot" if self.model.similarity_fn_name == "dot" else "cosine"
+
+    @cached_property
+    def limit(self) -> ReadingLimit | None:
+        """How much of a text the model reads; None for models with static vectors, which read texts of any length.
+
+        It has its own tokenizer: each encoding sets truncation and padding on the model's.
+        """
+        if math.isinf(self._max_tokens):
+            return None
+        tokenizer = copy.deepcopy(self.model.tokenizer)
+        prompts = self.document_prompt or "", self.query_prompt or ""
+        return ReadingLimit(self.name, tokenizer, int(self._max_tokens), *prompts)
 
     @cached_property
     def settings(self) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from conftest import CORPUS, FakeEmbedder, tiny_documents, tiny_examples
 
-from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, HybridRetriever, query_text, retrieve
+from groundtune.retrieval.queries import queries_of
+from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, HybridRetriever, retrieve
 from groundtune.retrieval.stores.local import Index
-from groundtune.schema import ASSISTANT, USER, Document, Hit, Turn
+from groundtune.schema import Document, Hit
 
 WORDS = sorted({word.strip(".,;?:[]").lower() for text in CORPUS for word in text.split()})
 
@@ -144,18 +145,6 @@ def test_a_query_finds_the_same_alone_and_among_others(kind):
         assert [hit.document for hit in alone] == [hit.document for hit in hits]
 
 
-HISTORY = (Turn(USER, "first"), Turn(ASSISTANT, "reply"), Turn(USER, "second"))
-
-
-@pytest.mark.parametrize(
-    "policy, expected",
-    [("none", "and now?"), ("user", "first\nsecond\nand now?"), ("all", "first\nreply\nsecond\nand now?")],
-)
-def test_the_query_holds_what_its_policy_takes_of_the_history(policy, expected):
-    assert query_text("and now?", HISTORY, policy) == expected
-    assert query_text("and now?", (), policy) == "and now?"
-
-
 def test_examples_are_searched_by_the_policy_and_all_at_once():
     calls = []
 
@@ -167,5 +156,5 @@ def test_examples_are_searched_by_the_policy_and_all_at_once():
     examples = tiny_examples()
     assert retrieve(Noting(), examples, 3, "all") == [()] * len(examples)
     ((queries, k),) = calls
-    assert k == 3 and queries == [query_text(e.question, e.chat_history, "all") for e in examples]
-    assert queries[2] == "Hello there.\nGood day, how can I help?\nWhat does a card cost?"
+    assert k == 3 and queries == queries_of(examples, "all")
+    assert queries[2].text == "Hello there.\nGood day, how can I help?\nWhat does a card cost?"
