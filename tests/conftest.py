@@ -364,6 +364,7 @@ class FakeEmbedder:
     documents: list[str] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
     limit: Any = None
+    similarity: str = "cosine"
 
     def embed_documents(self, texts: Sequence[str], so_far: Any = None) -> np.ndarray:
         self.documents += texts

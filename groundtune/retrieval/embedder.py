@@ -65,8 +65,9 @@ class Embedder:
 
     @cached_property
     def similarity(self) -> str:
-        """`cosine` or `dot`, from the model's configuration; cosine if it is not set (the library's default)."""
-        return "dot" if self.model.similarity_fn_name == "dot" else "cosine"
+        """`cosine`, `dot`, `euclidean` or `manhattan`, from the model's configuration; cosine if it is not set (the
+        library's default)."""
+        return self.model.similarity_fn_name or "cosine"
 
     @cached_property
     def limit(self) -> ReadingLimit | None:
@@ -95,7 +96,7 @@ class Embedder:
         }
 
     def embed_questions(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of questions, float32 [n, dimensions]; their inner product with a document's is the similarity."""
+        """Vectors of questions, float32 [n, dimensions]; `similarity` says how they compare with documents."""
         return self._embed(texts, self.query_prompt, self._lengths(texts, self.query_prompt))
 
     def embed_documents(self, texts: Sequence[str], so_far: SoFar = lambda done, vectors: None) -> np.ndarray:

@@ -33,9 +33,10 @@ class Retriever(Protocol):
         """The min(k, documents) best hits of each query, best first, in the order of the queries.
 
         A query is a text, or a question with its history, which must not drown the question (`queries.py`).
-        Higher scores are better. Their meaning depends on the retriever: dense, the inner product of the two vectors,
-        which is their cosine (-1 to 1) unless the model specifies otherwise; BM25, its sum over terms (0 or more);
-        hybrid, the sum of 1 / (60 + rank). Raises `TypeError` for a text instead of a list of texts.
+        Higher scores are better. Their meaning depends on the retriever: dense, the similarity of the two vectors
+        that the model specifies: the cosine (-1 to 1), an inner product, or a distance with a minus sign; BM25, its sum
+        over terms (0 or more); hybrid, the sum of 1 / (60 + rank). Raises `TypeError` for a
+        text instead of a list of texts.
         """
 
 

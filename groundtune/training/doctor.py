@@ -18,7 +18,7 @@ from groundtune.errors import DataError, ModelError
 from groundtune.methods import METHODS
 from groundtune.model.loading import load_tokenizer
 from groundtune.prompts.policies import draw
-from groundtune.prompts.prompt import Prompt, make_prompt
+from groundtune.prompts.prompt import ChatPrompt, Prompt, make_prompt
 from groundtune.prompts.rows import Row, encode_questions
 from groundtune.retrieval.opening import evaluation_model
 from groundtune.retrieval.queries import queries_of, too_long
@@ -121,6 +121,7 @@ def diagnose(arguments: Arguments) -> Diagnosis:
             findings.append(Finding(ERROR, "model", where, "", message))
     if tokenizer is not None:
         prompt = make_prompt(tokenizer, arguments.prompt)
+        findings += _without_bos(prompt, tokenizer)
         for split in ("train", "eval"):
             if counted := row_counts(_rows(arguments, dataset, split, prompt, findings), prompt, tokenizer):
                 table[split] = counted
@@ -220,6 +221,17 @@ def _wrong_rows(path: str, column: RowCounts) -> Iterator[Finding]:
             "or from --instruction"
         )
         yield Finding(ERROR, "doubled-bos", path, "row", message)
+
+
+def _without_bos(prompt: Prompt, tokenizer: Tokenizer) -> Iterator[Finding]:
+    """A finding if rows lack a BOS token that the model may have been trained with."""
+    if isinstance(prompt, ChatPrompt) and prompt.lacks_bos:
+        message = (
+            f"the tokenizer begins a text with {tokenizer.bos_token}, but the chat template does not, so neither do "
+            "rows and prompts, here as in transformers and on servers; add {{ bos_token }} to the template if the "
+            "model was trained with it"
+        )
+        yield Finding(WARNING, "no-bos", "--model_name_or_path", "", message)
 
 
 def _texts_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Finding]:

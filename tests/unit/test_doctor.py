@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,6 +161,16 @@ def test_counts_of_rows_are_exact():
     assert (counted.ends_on_stop_token, counted.doubled_bos) == (0.5, 1)
     assert counted.row_tokens == {"10 %": 0, "median": 4, "90 %": 6, "longest": 6}
     assert row_counts([], prompt, tokenizer) is None
+
+
+def test_a_template_without_the_beginning_that_the_tokenizer_adds_is_a_warning(data, families, tmp_path):
+    family = families["gemma"]
+    shutil.copytree(family.folder, tmp_path / "model")
+    template = tmp_path / "model/chat_template.jinja"
+    template.write_text(template.read_text("utf-8").replace("{{ bos_token }}", ""), "utf-8")
+    assert diagnose(arguments_for(data, model_name_or_path=family.folder)).findings == []
+    (finding,) = diagnose(arguments_for(data, model_name_or_path=tmp_path / "model")).findings
+    assert (finding.severity, finding.check) == ("warning", "no-bos") and "begins a text with <bos>" in finding.message
 
 
 # The embedding model
