@@ -125,9 +125,12 @@ def example_of(record: Record) -> Example:
     record.suspect_misspelt(
         "chat_history", "hard_neg_docs", "gold_answers", "answerable", required=("question", "gold_docs", "gold_answer")
     )
-    if record.fields.get("gold_docs") in (None, "", []):
+    if record.fields.get("gold_docs") in (None, "") and record.fields.get("answerable") is not False:
         state = "empty" if "gold_docs" in record.fields else "missing" + record.other_spelling("gold_docs")
-        record.note("gold_docs", f'{state}; every line needs "gold_docs", the documents that contain the answer')
+        need = (
+            'give the passages that contain the answer, or [] if none is known, or "answerable": false if none exists'
+        )
+        record.note("gold_docs", f"{state}; {need}")
     return Example(
         question=record.text(
             "question", 'every line needs a "question" with the text of the question', may_be_blank=True

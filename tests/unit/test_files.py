@@ -115,6 +115,23 @@ def test_several_answers_and_the_lack_of_any_are_read_and_written_back(folder):
 
 
 @pytest.mark.parametrize("none", ["", None, [], ...])
+def test_an_unanswerable_question_needs_no_gold_passages(folder, none):
+    write_lines(row(gold_docs=none, answerable=False))
+    (example,) = read_examples("train.jsonl")
+    assert example.gold_documents == () and not example.answerable and not example.has_evidence
+
+
+@pytest.mark.parametrize("none", ["", None, ...])
+def test_only_an_empty_list_says_that_an_answerable_question_has_no_gold_passages(folder, none):
+    write_lines(row(gold_docs=none))
+    (problem,) = problems_of(read_examples, "train.jsonl")
+    assert problem.startswith("train.jsonl:1: gold_docs: ") and '"answerable": false' in problem
+    write_lines(row(gold_docs=[]))
+    (example,) = read_examples("train.jsonl")
+    assert example.gold_documents == () and example.answerable and not example.has_evidence
+
+
+@pytest.mark.parametrize("none", ["", None, [], ...])
 def test_no_history_and_no_negatives_can_be_said_in_four_ways(folder, none):
     write_lines(row(chat_history=none, hard_neg_docs=none))
     example = read_examples("train.jsonl")[0]
@@ -176,7 +193,7 @@ LINES = {  # a line, and what its one problem starts with after "train.jsonl:2: 
     ),
     "a name in the plural": (
         {**row(gold_docs=...), "gold_doc": []},
-        "gold_docs: missing (there is 'gold_doc'); every line needs",
+        "gold_docs: missing (there is 'gold_doc'); give the passages",
     ),
     "no question": (row(question=...), 'question: missing; every line needs a "question" with the text of'),
     "null question": (row(question=None), "question: missing; "),
@@ -184,8 +201,8 @@ LINES = {  # a line, and what its one problem starts with after "train.jsonl:2: 
     "half a character": (row(question="a\ud800"), r"question: 'a\ud800' contains half of a surrogate pair, "),
     "no answer": (row(gold_answer=...), 'gold_answer: missing; every line needs a "gold_answer"'),
     "list as answer": (row(gold_answer=["This."]), "gold_answer: is ['This.'], not text; "),
-    "no gold": (row(gold_docs=...), 'gold_docs: missing; every line needs "gold_docs"'),
-    "empty gold": (row(gold_docs=[]), 'gold_docs: empty; every line needs "gold_docs"'),
+    "no gold": (row(gold_docs=...), "gold_docs: missing; give the passages"),
+    "empty gold": (row(gold_docs=""), "gold_docs: empty; give the passages"),
     "object as gold": (row(gold_docs={"page_content": "a"}), "gold_docs: is {'page_content': 'a'}, not a list; "),
     "text as a document": (row(gold_docs=["This."]), "gold_docs[0]: is 'This.', not an object; a document is"),
     "no text": (row(gold_docs=[{"text": "a"}]), "gold_docs[0].page_content: missing; a document is"),
