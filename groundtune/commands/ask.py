@@ -110,7 +110,7 @@ def _converse(dialogue: Dialogue) -> None:
 def _show(dialogue: Dialogue, question: str) -> list[Source]:
     sources = _show_answer(dialogue, question)
     read = f"{len(sources)} passage{'' if len(sources) == 1 else 's'}"
-    print(f"\nbased on {read}:" if sources else "\nno passage fits into the prompt")
+    print(f"\nbased on {read}:" if sources else "\nno passage was found, or none fits into the prompt")
     for i, source in enumerate(sources, 1):
         print(f"  [{i}] {source.score:.3f}  {harmless_code(', '.join(filter(None, (source.title, source.place))))}")
     return sources

@@ -18,23 +18,35 @@ _PIECE = re.compile(r"\S{1,20}\s*")  # a word; in scripts without spaces, twenty
 
 @dataclass(frozen=True)
 class Query:
-    """A question, and the messages of its chat history that belong to its query, oldest first."""
+    """A question, and the messages of its chat history that belong to its query, oldest first.
+
+    `fused`: it is searched twice, without and with its history, and a document's two scores count half each.
+    """
 
     question: str
     history: str = ""
+    fused: bool = False
 
     @property
     def text(self) -> str:
         return f"{self.history}\n{self.question}" if self.history else self.question
 
+    @property
+    def parts(self) -> tuple[Query, ...]:
+        """The queries that are searched for it: two if it is fused, else one."""
+        together = Query(self.question, self.history)
+        return (Query(self.question), together) if self.fused and self.history else (together,)
+
 
 def query_of(question: str, chat_history: Sequence[Turn], history: str) -> Query:
-    """The query with the part of the chat history that `history` selects: `none`, `user` or `all`.
+    """The query with the part of the chat history that `history` selects: `none`, `last` (the user's last message),
+    `user` (all of the user's), `all`, or `fused` (the user's, fused with the question alone).
 
     A follow-up such as "and how do I undo it?" finds nothing by itself; the user's earlier messages name its subject.
     """
-    turns = {"none": [], "user": [t for t in chat_history if t.speaker == USER], "all": chat_history}[history]
-    return Query(question, "\n".join(turn.message for turn in turns))
+    of_user = [turn for turn in chat_history if turn.speaker == USER]
+    turns = {"none": [], "last": of_user[-1:], "user": of_user, "all": chat_history, "fused": of_user}[history]
+    return Query(question, "\n".join(turn.message for turn in turns), fused=history == "fused")
 
 
 def queries_of(examples: Sequence[Example], history: str) -> list[Query]:

@@ -92,11 +92,23 @@ HISTORY = (Turn(USER, "first"), Turn(ASSISTANT, "reply"), Turn(USER, "second"))
 
 @pytest.mark.parametrize(
     "policy, expected",
-    [("none", "and now?"), ("user", "first\nsecond\nand now?"), ("all", "first\nreply\nsecond\nand now?")],
+    [
+        ("none", "and now?"),
+        ("last", "second\nand now?"),
+        ("user", "first\nsecond\nand now?"),
+        ("all", "first\nreply\nsecond\nand now?"),
+    ],
 )
 def test_the_query_holds_what_its_policy_takes_of_the_history(policy, expected):
     assert query_of("and now?", HISTORY, policy).text == expected
     assert query_of("and now?", (), policy).text == "and now?"
+
+
+def test_a_fused_query_is_searched_without_and_with_the_user_s_messages():
+    parts = query_of("and now?", HISTORY, "fused").parts
+    assert [part.text for part in parts] == ["and now?", "first\nsecond\nand now?"]
+    assert [part.text for part in query_of("and now?", (), "fused").parts] == ["and now?"]
+    assert query_of("and now?", HISTORY, "user").parts == (query_of("and now?", HISTORY, "user"),)
 
 
 # BM25

@@ -54,6 +54,14 @@ class Index:
         distances, positions = faiss.knn(queries, self.vectors, k, metric=metric)
         return -(np.sqrt(distances) if self.similarity == "euclidean" else distances), positions
 
+    def scores(self, queries: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
+        """The similarity of each query to each document, or to those at the positions `among`: [queries, documents]."""
+        vectors = self.vectors if among is None or len(among) == len(self.vectors) else self.vectors[among]
+        if self.similarity in ("cosine", "dot"):
+            return queries @ vectors.T
+        order = 2 if self.similarity == "euclidean" else 1
+        return -np.stack([np.linalg.norm(vectors - query, ord=order, axis=1) for query in queries])
+
 
 def load_or_build_index(folder: str | Path, documents: Sequence[Document], embedder: Embedder) -> Index:
     """The index of the documents, from the cache in `folder` if it matches; only missing documents are embedded.
