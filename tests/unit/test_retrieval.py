@@ -127,14 +127,14 @@ def scaled(values: np.ndarray) -> np.ndarray:
     return (values - values.min()) / spread if spread else 0 * values
 
 
-def mixed_by_hand(documents: list[Document], text: str, weight: float = 0.6) -> tuple[np.ndarray, np.ndarray]:
-    """The mixed scores of all documents, and the vectors' alone."""
+def mixed_by_hand(documents: list[Document], query: Query, weight: float = 0.6) -> np.ndarray:
+    """The mixed scores of all documents."""
     embedder = FakeEmbedder()
-    vectors = embedder.embed_documents([d.text for d in documents]) @ embedder.embed_questions([text])[0]
-    hits = BM25Retriever(documents).search([text], len(documents))[0]
+    vectors = embedder.embed_documents([d.text for d in documents]) @ embedder.embed_questions([query.text])[0]
+    hits = BM25Retriever(documents).search([query], len(documents))[0]
     found = {hit.document.id: hit.score for hit in hits}
     words = np.array([found.get(document.id, 0.0) for document in documents])
-    return weight * scaled(vectors) + (1 - weight) * scaled(words), vectors
+    return weight * scaled(vectors) + (1 - weight) * scaled(words)
 
 
 def test_the_mix_adds_both_scores_each_scaled_over_all_documents():
@@ -142,7 +142,7 @@ def test_the_mix_adds_both_scores_each_scaled_over_all_documents():
     retriever = retrievers(documents)["mix"]
     for query in [*random_queries(), "zebra quagga", ""]:
         (hits,) = retriever.search([query], 60)
-        expected, _ = mixed_by_hand(documents, query)
+        expected = mixed_by_hand(documents, Query(query))
         np.testing.assert_allclose([hit.score for hit in hits], np.sort(expected)[::-1], atol=1e-5)
         np.testing.assert_allclose(
             [expected[documents.index(h.document)] for h in hits], [h.score for h in hits], atol=1e-5
@@ -193,7 +193,7 @@ def test_a_fused_query_of_the_mix_is_the_mean_of_the_two_mixes():
     documents = random_documents()
     for question, history in itertools.pairwise(random_queries()):
         (hits,) = retrievers(documents)["mix"].search([Query(question, history, fused=True)], 60)
-        alone, together = (mixed_by_hand(documents, text)[0] for text in (question, f"{history}\n{question}"))
+        alone, together = (mixed_by_hand(documents, query) for query in (Query(question), Query(question, history)))
         expected = (alone + together) / 2
         np.testing.assert_allclose([hit.score for hit in hits], np.sort(expected)[::-1], atol=1e-5)
 
