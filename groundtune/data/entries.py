@@ -148,8 +148,21 @@ def example_of(record: Record) -> Example:
 
 
 def turns_of(record: Record) -> Iterator[Turn]:
-    """The turns before the question: the record's `chat_history`, if there is one."""
-    return map(_turn, record.records("chat_history", _A_TURN))
+    """The turns before the question: the record's `chat_history`, if there is one.
+
+    A turn of "system" before the first one of the user is an instruction and left out, with a suspicion; elsewhere it
+    is the assistant's, as LocalRQA writes it.
+    """
+    turns = list(record.records("chat_history", _A_TURN))
+    if len(turns) > 1 and _speaker(turns[0]) == "system" and _SPEAKERS.get(_speaker(turns[1])) == USER:
+        problem = "is 'system' before the first user turn: an instruction, so it is left out; use --instruction"
+        record.suspicions.append(f"{turns[0].where}: {turns[0].prefix}speaker: {problem}")
+        turns = turns[1:]
+    return map(_turn, turns)
+
+
+def _speaker(turn: Record) -> str:
+    return str(turn.fields.get("speaker")).strip().lower()
 
 
 def _turn(record: Record) -> Turn:

@@ -329,6 +329,7 @@ def _splits(diagnosis: Diagnosis, arguments: RunArguments) -> dict[str, list[Exa
     if empty := [split for split, these in examples.items() if not these]:
         raise DataError([f"--{split}_file: every example is too long; raise --max_seq_length" for split in empty])
     examples.setdefault("test", examples["eval"])
+    examples["train"] = spread(examples["train"], arguments.data.max_train_samples)
     examples["eval"] = spread(examples["eval"], arguments.evaluation.eval_max_samples)
     return examples
 

@@ -15,6 +15,7 @@ from groundtune.aliases import Tokenizer
 from groundtune.arguments import Arguments, room_for_prompt
 from groundtune.data.checks import ERROR, WARNING, Dataset, Finding, check_texts, condensed, in_order, read_dataset
 from groundtune.errors import DataError, ModelError
+from groundtune.evaluation.abstention import abstains
 from groundtune.methods import METHODS
 from groundtune.model.loading import load_tokenizer
 from groundtune.prompts.policies import draw
@@ -119,6 +120,7 @@ def diagnose(arguments: Arguments) -> Diagnosis:
     dataset = read_dataset(arguments.data)
     findings = check_texts(dataset)
     findings += _texts_not_read(arguments, dataset)
+    findings += _declining_answers(dataset)
     tokenizer, prompt = None, None
     table: dict[str, RowCounts] = {}
     rows: Iterator[Row] = iter(())
@@ -140,6 +142,15 @@ def diagnose(arguments: Arguments) -> Diagnosis:
     findings = in_order(dict.fromkeys(findings), dataset)
     estimated = METHODS[arguments.method].retrieves and bool(dataset.documents)
     return Diagnosis(dataset, findings, tokenizer, prompt, next(rows, None), table, estimated)
+
+
+def _declining_answers(dataset: Dataset) -> Iterator[Finding]:
+    """Findings for answers that teach a model to abstain although the question has an answer."""
+    for examples in dataset.examples.values():
+        for example in examples:
+            if example.answerable and abstains(example.answer, ()):
+                message = 'declines to answer; write "answerable": false if the documents lack the answer, or answer it'
+                yield Finding(WARNING, "declining-answer", example.source, "gold_answer", message)
 
 
 def row_counts(rows: Iterable[Row], prompt: Prompt, tokenizer: Tokenizer) -> RowCounts | None:

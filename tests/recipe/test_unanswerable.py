@@ -39,7 +39,8 @@ def test_questions_without_gold_passages_and_rows_that_are_too_long_stop_no_run(
     for too_long, left_out in (("error", ()), ("drop", (2, 3)), ("shorten", (3,))):
         folder = tmp_path / f"{method} {too_long}"
         words = flags(families["mistral"], static_embedding_folder, data, folder, max_steps=1, train_file=path,
-                      eval_file=path, test_file=path, max_seq_length=300, too_long=too_long)  # fmt: skip
+                      eval_file=path, test_file=path, max_seq_length=300, too_long=too_long,
+                      max_train_samples=4)  # fmt: skip
         status = main([method, *words, "--json"])
         said = capsys.readouterr()
         if too_long == "error":
@@ -50,6 +51,8 @@ def test_questions_without_gold_passages_and_rows_that_are_too_long_stop_no_run(
         for system in ("base", "tuned"):
             assert metrics[system]["n"] == len(rows) - len(left_out)
             assert metrics[system]["retrieval/recall@1"]["scored"] == len(rows) - len(left_out) - 1
+        log = json.loads((folder / "run.json").read_text("utf-8"))
+        assert log["arguments"]["data"]["max_train_samples"] == 4
         notes = (folder / "report.md").read_text("utf-8")
         assert all(f"rows.jsonl:{line}" in notes for line in (2, 3))
         assert ("2 chat turns" in notes) == (too_long == "shorten")

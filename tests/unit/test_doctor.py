@@ -173,6 +173,15 @@ def test_a_template_without_the_beginning_that_the_tokenizer_adds_is_a_warning(d
     assert (finding.severity, finding.check) == ("warning", "no-bos") and "begins a text with <bos>" in finding.message
 
 
+def test_a_gold_answer_that_declines_is_named_unless_the_question_has_no_answer(data):
+    rows = [example.to_dict() for example in tiny_examples()[:3]]
+    rows[0]["gold_answer"] = rows[1]["gold_answer"] = "The passages do not mention the opening hours."
+    rows[1]["answerable"] = False
+    write_jsonl(data / "train.jsonl", rows)
+    found = [f for f in diagnose(arguments_for(data)).findings if f.check == "declining-answer"]
+    assert [(f.where, f.field) for f in found] == [(f"{data / 'train.jsonl'}:1", "gold_answer")]
+
+
 # The embedding model
 
 
@@ -187,7 +196,8 @@ def test_documents_longer_than_the_embedding_model_reads_are_named(data, bert_em
     assert long[-1].where.endswith("documents.jsonl:8") and long[-1].field == "page_content"
     assert "has 25 tokens" in long[-1].message and "reads only 24; " in long[-1].message
     assert not any(f.where.endswith(":7") for f in long)  # 24 tokens with the two that the model adds
-    assert diagnose(arguments_for(data, embedding_model=bert_embedding_folder, retriever="bm25")).findings == []
+    without = diagnose(arguments_for(data, embedding_model=bert_embedding_folder, retriever="bm25"))
+    assert {finding.check for finding in without.findings} == {"contained-passage"}
 
 
 @pytest.mark.parametrize(
@@ -233,6 +243,8 @@ def test_many_documents_that_are_too_long_are_one_line_with_the_longest_and_each
     assert doctor(data, *flags) == 0
     lines = capsys.readouterr().out.splitlines()
     (line,) = [line for line in lines if line.startswith(f"warning: {file}")]
+
+    (line,) = [line for line in lines if " x document longer" in line]
     assert line == (
         f"warning: {file}: {len(found)} x document longer than the embedding model reads "
         f"({100 * len(found) / 13:.0f} % of 13 documents); the longest: {file}:11: page_content: has 102 tokens, but "
@@ -241,6 +253,7 @@ def test_many_documents_that_are_too_long_are_one_line_with_the_longest_and_each
     )
     assert lines[-2:] == [
         f"{len(every)} warnings in 13 documents, 3 train examples, 2 eval examples, 1 test examples",
+        f"{len(found) + 7} warnings in 13 documents, 3 train examples, 2 eval examples, 1 test examples",
         "--json lists every warning that is summarised here",
     ]
 

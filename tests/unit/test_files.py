@@ -98,6 +98,19 @@ def test_the_sources_that_turns_of_the_historical_format_name_are_ignored(folder
     assert [example.chat_history for _, example in found.entries] == [(Turn(ASSISTANT, "Hi"),)]
 
 
+def test_an_instruction_at_the_start_of_a_dialogue_is_no_answer_of_the_assistant(folder):
+    def turns(*speakers):
+        return [{"speaker": speaker, "message": f"Said by {speaker}."} for speaker in speakers]
+
+    write_lines(row(chat_history=turns("System", "user", "system")), row(chat_history=turns("system", "assistant")))
+    found = scan_examples("train.jsonl")
+    assert [[turn.speaker for turn in example.chat_history] for _, example in found.entries] == [
+        [USER, ASSISTANT], [ASSISTANT, ASSISTANT]
+    ]  # fmt: skip
+    (suspicion,) = found.suspicions
+    assert suspicion.startswith("train.jsonl:1: chat_history[0].speaker: is 'system' before the first user turn")
+
+
 def test_several_answers_and_the_lack_of_any_are_read_and_written_back(folder):
     write_lines(row(gold_answers=["This.", "that", " "]), row(answerable=False), row())
     several, none, plain = read_examples("train.jsonl")
@@ -317,16 +330,18 @@ def test_all_problems_of_one_line_are_named_at_once(folder):
     ]  # fmt: skip
 
 
-def test_twenty_problems_are_shown_and_the_rest_counted(folder):
-    write_lines(*[row(question=3)] * 20)
+def test_many_problems_of_one_kind_are_shown_as_one_and_all_are_kept(folder):
+    write_lines(*[row(question=3)] * 23, row(gold_answer=3))
     with pytest.raises(DataError) as caught:
         read_examples("train.jsonl")
-    assert str(caught.value) == "\n".join(caught.value.problems)
-    write_lines(*[row(question=3)] * 23)
-    with pytest.raises(DataError) as caught:
-        read_examples("train.jsonl")
-    assert len(caught.value.problems) == 23
-    assert str(caught.value).splitlines()[19:] == [caught.value.problems[19], "... and 3 more"]
+    first, *_, other = caught.value.problems
+    shown = f"{first} (23 such problems, the last in train.jsonl:23)"
+    assert len(caught.value.problems) == 24 and str(caught.value) == f"{shown}\n{other}"
+
+
+def test_twenty_kinds_of_problems_are_shown_and_the_rest_counted():
+    problems = [f"train.jsonl:1: {letter}: missing" for letter in "abcdefghijklmnopqrstuvw"]
+    assert str(DataError(problems)).splitlines() == [*problems[:20], "... and 3 more"]
 
 
 @pytest.mark.parametrize("value", [["x" * 10_000], {"k" * 1000: "v" * 1000}, list(range(10_000)), 10**4000])
@@ -525,8 +540,8 @@ def test_a_damaged_parquet_file_is_a_problem(folder, keep):
 def test_without_pyarrow_the_error_names_the_extra(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     Path("d.parquet").touch()
-    assert 'pip install "groundtune[parquet]"' in problems_of(read_documents, "d.parquet")[0]
-    assert 'pip install "groundtune[parquet]"' in problems_of(write_documents, "d.parquet", DOCUMENTS)[0]
+    assert '; pip install "pyarrow>=' in problems_of(read_documents, "d.parquet")[0]
+    assert '; pip install "pyarrow>=' in problems_of(write_documents, "d.parquet", DOCUMENTS)[0]
 
 
 # Writing
