@@ -323,13 +323,14 @@ def open_retriever(
     Args:
         full_dataset_file_path: The document database (.jsonl, .parquet, or a LocalRQA .pkl).
         config: A YAML or JSON file of arguments; keywords override it.
-        arguments: `embedding_model`, `retriever` ("dense", "bm25" or "hybrid"), `full_dataset_index_path`,
+        arguments: `embedding_model`, `retriever` ("mix", "dense", "bm25" or "hybrid"), `full_dataset_index_path`,
             `embedding_batch_size`, `embedding_dtype`, `query_prompt`, `document_prompt`; see `groundtune index`.
             `quiet=True` shows no progress.
 
     Returns:
         An object with `search(questions, k)`: for each question a tuple of the min(k, documents) best `Hit`s, best
-        first. A `Hit` has a `document` and a `score`; see `Retriever` for what the score means.
+        first; "bm25" finds fewer if fewer share a word with the question. A `Hit` has a `document` and a `score`; see
+        `Retriever` for what the score means.
 
     Raises:
         DataError: arguments or documents are wrong; `problems` lists everything.

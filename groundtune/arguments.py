@@ -101,13 +101,16 @@ class RetrievalArguments:
     )
     eval_num_to_retrieve: int = argument(4, "Passages retrieved per question in end-to-end evaluation.")
     retriever: str = argument(
-        "dense", "Retrieval method. bm25 and hybrid need the extra [bm25].", ["dense", "bm25", "hybrid"]
+        "mix",
+        "Retrieval method: dense compares vectors, bm25 words; mix adds both scores, hybrid both ranks.",
+        ["mix", "dense", "bm25", "hybrid"],
     )
     query_history: str = argument(
-        "user",
+        "fused",
         "Part of the chat history that is added to the search query, in training, evaluation and serving: nothing, "
-        "the user's messages, or all messages.",
-        ["none", "user", "all"],
+        "the user's last message, all of the user's messages, or all messages. fused: search without and with the "
+        "user's messages, and add both scores.",
+        ["none", "last", "user", "all", "fused"],
     )
     embedding_batch_size: int = argument(
         64, "Texts embedded per batch; on a CPU up to twice as many if they are short."
@@ -290,8 +293,6 @@ def check_retrieval(
     """What is missing to open the retriever. Messages suggest `flag` if no embedding model is named; `for_training` is
     the title of the method if it retrieves training passages, else empty."""
     problems = []
-    if retrieval.retriever != "dense" and importlib.util.find_spec("bm25s") is None:
-        problems.append(f'--retriever: {retrieval.retriever} needs bm25s; pip install "groundtune[bm25]"')
     dense = complete and retrieval.retriever != "bm25"
     if dense and not (retrieval.embedding_model or retrieval.eval_embedding_model):
         problems.append(

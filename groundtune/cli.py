@@ -91,9 +91,9 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(status)
 
 
-def run_command(name: str, argv: Sequence[str]) -> int:
-    """Run one command; problems go to standard error, one per line."""
-    module, _, function = all_commands()[name][1].partition(":")
+def run_command(name: str, argv: Sequence[str], reference: str = "") -> int:
+    """Run one command, or the function at `reference` in its place; problems go to standard error, one per line."""
+    module, _, function = (reference or all_commands()[name][1]).partition(":")
     words = [name, *argv] if name in METHODS else list(argv)
     return _run(lambda: getattr(import_module(f"groundtune.{module}"), function)(words))
 
@@ -145,8 +145,8 @@ def _problems(error: Exception) -> tuple[Sequence[object], int]:
 
 
 def train_command(method: str, argv: Sequence[str]) -> int:
-    """Run `groundtune sft` or `groundtune swr`; used by the LocalRQA scripts in scripts/train."""
-    return run_command(method, argv)
+    """Train as the LocalRQA scripts in scripts/train do: `groundtune sft` or `swr` with their own defaults."""
+    return run_command(method, argv, "commands.train:train_as_localrqa")
 
 
 def _set_up_output() -> None:

@@ -86,6 +86,8 @@ def demo_flags(folder: Path, model: Path, embedding_model: Path) -> list[str]:
         "full_dataset_file_path": data / "documents.jsonl",
         "use_peft": "true",
         "learning_rate": 5e-4,
+        "retriever": "dense",  # as in the figures of README and docs/results.md
+        "query_history": "user",
         "embedding_max_num_to_retrieve": 2,
         "num_train_epochs": 1,
         "per_device_train_batch_size": 4,

@@ -365,6 +365,8 @@ class FakeEmbedder:
     dimensions: int = 32
     documents: list[str] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
+    limit: Any = None
+    similarity: str = "cosine"
 
     def embed_documents(self, texts: Sequence[str], so_far: Any = None) -> np.ndarray:
         self.documents += texts

@@ -108,7 +108,7 @@ def _converse(dialogue: Dialogue) -> None:
 def _show(dialogue: Dialogue, question: str) -> list[Source]:
     sources = _show_answer(dialogue, question)
     read = f"{len(sources)} passage{'' if len(sources) == 1 else 's'}"
-    say("", f"based on {read}:" if sources else "no passage fits into the prompt")
+    say("", f"based on {read}:" if sources else "no passage was found, or none fits into the prompt")
     for i, source in enumerate(sources, 1):
         say(f"  [{i}] {source.score:.3f}  {', '.join(filter(None, (source.title, source.place)))}")
     return sources

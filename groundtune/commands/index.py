@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Embed the documents into a folder that training, evaluate and ask read. Only new or changed documents
 are embedded. Each embedding model and prompt has its own subfolder, so they do not replace each other. With examples,
-the command also measures how well their questions find their gold passages (those that contain the answer), which
-compares embedding models without an LLM."""
+the command also measures how well their questions find their gold passages (those that contain the answer), by
+vectors alone, which compares embedding models without an LLM."""
 EXAMPLES = """examples:
   groundtune index --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2
   groundtune index --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2 \\
@@ -41,7 +41,7 @@ _HELPS = {
 def main(argv: Sequence[str]) -> int:
     """Embed the documents, and print what the index contains."""
     words = given(parser(), argv)
-    data, retrieval = filled(DataArguments, words), filled(RetrievalArguments, words)
+    data, retrieval = filled(DataArguments, words), filled(RetrievalArguments, {**words, "retriever": "dense"})
     _check(data, retrieval)
 
     from groundtune.data.files import read_documents

@@ -49,7 +49,7 @@ _RETRIEVAL = [
 ]  # fmt: skip
 _HELPS = {
     "embedding_model": "Embedding model (hub name or folder) for finding the passages of a question. Default: BM25.",
-    "retriever": "Retrieval method. (default: dense with an embedding model, else bm25)",
+    "retriever": "Retrieval method. (default: mix with an embedding model, else bm25)",
 }
 _AT_LEAST_ONE = ("passages", "questions_per_passage", "retrieved_within", "max_new_tokens", "batch_size")
 

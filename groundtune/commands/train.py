@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from groundtune.commands.parsing import at_their_lines, light_parser, parse_arguments
 from groundtune.commands.terminal import add_output_flags, be_quiet, complain, say, say_json, say_table, say_text
@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 def train_by(argv: Sequence[str]) -> int:
     """Train with the method named by the first word of `argv`."""
     return _train(argv[0], argv[1:])
+
+
+# Defaults of the two historical scripts: as in LocalRQA, whatever `groundtune sft` and `swr` learn to do better.
+LOCALRQA_DEFAULTS = {"retriever": "dense", "query_history": "none"}
+
+
+def train_as_localrqa(argv: Sequence[str]) -> int:
+    """Train with the method named by the first word of `argv`, with the defaults of the historical scripts."""
+    return _train(argv[0], argv[1:], LOCALRQA_DEFAULTS)
 
 
 def demo(argv: Sequence[str]) -> int:
@@ -60,14 +69,16 @@ def demo(argv: Sequence[str]) -> int:
     return _train(METHOD, [*flags, f"--quiet={arguments.quiet}", f"--json={arguments.json}"])
 
 
-def _train(method: str, argv: Sequence[str]) -> int:
+def _train(method: str, argv: Sequence[str], defaults: Mapping[str, Any] | None = None) -> int:
     """Train and print the table; returns 0, 1 if the training diverged, 143 after SIGTERM, or 130 after SIGINT."""
     if {"-h", "--help"} & set(argv):
         say_text(training_help(method))
+        if defaults:
+            say_text("\ndefaults of this script: " + ", ".join(f"--{name} {value}" for name, value in defaults.items()))
         return 0
     try:
         with watched():
-            return _run(method, argv)
+            return _run(method, argv, defaults)
     except DataError as error:
         raise DataError(at_their_lines(error.problems, argv)) from error
     except Stopped as stopped:
@@ -75,8 +86,8 @@ def _train(method: str, argv: Sequence[str]) -> int:
         return stopped.exit_status
 
 
-def _run(method: str, argv: Sequence[str]) -> int:
-    arguments = parse_arguments(method, argv)
+def _run(method: str, argv: Sequence[str], defaults: Mapping[str, Any] | None) -> int:
+    arguments = parse_arguments(method, argv, defaults=defaults)
     output = arguments.output
 
     from groundtune.recipes.train import train

@@ -102,7 +102,7 @@ def _evaluate(
     durations: dict[str, float] = {}
     examples, documents, notes = _read(arguments)
     notes += _questions_seen(arguments) + _changed(arguments)
-    asked = open_questions(arguments, examples, documents)
+    asked = open_questions(arguments, examples, documents, notes)
     notes += _too_long(examples, asked)
     probe_judge(arguments)
     output_dir = _made(arguments.output_dir)
