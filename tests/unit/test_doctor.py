@@ -242,8 +242,6 @@ def test_many_documents_that_are_too_long_are_one_line_with_the_longest_and_each
     assert [f["tokens"] for f in found][already:] == lengths
     assert doctor(data, *flags) == 0
     lines = capsys.readouterr().out.splitlines()
-    (line,) = [line for line in lines if line.startswith(f"warning: {file}")]
-
     (line,) = [line for line in lines if " x document longer" in line]
     assert line == (
         f"warning: {file}: {len(found)} x document longer than the embedding model reads "
@@ -253,7 +251,6 @@ def test_many_documents_that_are_too_long_are_one_line_with_the_longest_and_each
     )
     assert lines[-2:] == [
         f"{len(every)} warnings in 13 documents, 3 train examples, 2 eval examples, 1 test examples",
-        f"{len(found) + 7} warnings in 13 documents, 3 train examples, 2 eval examples, 1 test examples",
         "--json lists every warning that is summarised here",
     ]
 
