@@ -71,6 +71,8 @@ def print_comparison(comparison: Comparison) -> None:
         console.print(harmless_line(comparison.verdict(name)), highlight=False, markup=False, soft_wrap=True)
     if (outcomes := outcomes_table(comparison)) is not None:
         console.print(outcomes)
+    if comparison.alike:
+        console.print(harmless_line(comparison.alike), highlight=False, markup=False, soft_wrap=True)
     for line in failures(comparison):
         console.print(harmless_line(line), style="yellow", markup=False)
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from groundtune.data.files import write_text
 from groundtune.errors import DataError
-from groundtune.evaluation.metrics import PairedDifference
 from groundtune.evaluation.predictions import evaluation_of, read_predictions, write_predictions
+from groundtune.evaluation.statistics import PairedDifference
 from groundtune.evaluation.verdicts import F1, Change, decimals
 from groundtune.reporting.card import model_card
 from groundtune.reporting.markdown import md, md_fence, md_list, md_table
@@ -35,6 +35,7 @@ from groundtune.reporting.results import (
     gained_and_lost,
     merged_history,
     notes,
+    questions,
     warning,
 )
 from groundtune.runs.record import inputs, run_facts
@@ -117,7 +118,7 @@ def summary_table(results: Results) -> Table:
     from rich.table import Table
 
     # Without a frame it fits into 80 columns.
-    table = Table(f"{results.base.n} questions", box=None, padding=(0, 1, 0, 0))
+    table = Table(questions(results.base), box=None, padding=(0, 1, 0, 0))
     for heading in ("base [95 %]", "tuned [95 %]", "difference [95 %]", ""):
         table.add_column(escape(heading), no_wrap=True)
     colours = {"better": "green", "worse": "red"}
