@@ -270,6 +270,7 @@ class _Clustered:
         scores = ((self.columns >= least) & (self.columns <= most)).all(axis=0)
         low = np.where(scores, np.maximum(low, least), np.where(np.isinf(low), self.mean, low))
         high = np.where(scores, np.minimum(high, most), np.where(np.isinf(high), self.mean, high))
+        low, high = np.minimum(low, self.mean), np.maximum(high, self.mean)  # rounding may put them beyond it
         ends = zip(self.mean.tolist(), low.tolist(), high.tolist(), self.iccs(), strict=True)
         return [Interval(mean, *of_mean, icc=icc) for mean, *of_mean, icc in ends]
 
@@ -290,7 +291,7 @@ def _wilson(share: np.ndarray, n: np.ndarray, z: float) -> tuple[np.ndarray, np.
     """Wilson's score interval (1927) of a share."""
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     reach = z / (1 + z**2 / n) * np.sqrt(np.maximum(share * (1 - share), 0) / n + z**2 / (4 * n**2))
-    return np.minimum(middle - reach, share), np.maximum(middle + reach, share)
+    return middle - reach, middle + reach
 
 
 def _smoothed(found: _Clustered) -> tuple[np.ndarray, np.ndarray]:
