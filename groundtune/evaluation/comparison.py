@@ -119,7 +119,7 @@ class Comparison:
         }
 
 
-def compare(title: str, systems: Mapping[str, Sequence[Prediction]], samples: int = 2000) -> Comparison:
+def compare(title: str, systems: Mapping[str, Sequence[Prediction]], samples: int = 10_000) -> Comparison:
     """Pair the systems' answers by question, chat history and gold answer.
 
     Raises `DataError` if no question was answered by all of them.

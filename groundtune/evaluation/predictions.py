@@ -60,7 +60,7 @@ class Evaluation:
         }
 
 
-def evaluation_of(predictions: Sequence[Prediction], samples: int = 2000) -> Evaluation:
+def evaluation_of(predictions: Sequence[Prediction], samples: int = 10_000) -> Evaluation:
     """The mean of every metric over the predictions that have it.
 
     All predictions have the same metrics except failed ones, quotes (few answers quote), failed judgements, and metrics

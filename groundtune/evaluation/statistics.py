@@ -97,7 +97,7 @@ def clusters_of(examples: Sequence[Example]) -> list[int]:
 
 
 def mean_interval(
-    values: Sequence[float], clusters: Sequence[int] | None = None, *, samples: int = 2000, seed: int = 0,
+    values: Sequence[float], clusters: Sequence[int] | None = None, *, samples: int = 10_000, seed: int = 0,
     level: float = 0.95,
 ) -> Interval:  # fmt: skip
     """Mean of one value per question with its interval, as in `aggregate`."""
@@ -106,7 +106,7 @@ def mean_interval(
 
 
 def aggregate(
-    rows: Sequence[Mapping[str, float]], clusters: Sequence[int] | None = None, *, samples: int = 2000, seed: int = 0,
+    rows: Sequence[Mapping[str, float]], clusters: Sequence[int] | None = None, *, samples: int = 10_000, seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Interval]:  # fmt: skip
     """Mean and interval of every metric; each row holds the scores of one question.
@@ -129,7 +129,7 @@ def aggregate(
 
 
 def paired_difference(
-    base: Sequence[float], tuned: Sequence[float], clusters: Sequence[int] | None = None, *, samples: int = 2000,
+    base: Sequence[float], tuned: Sequence[float], clusters: Sequence[int] | None = None, *, samples: int = 10_000,
     seed: int = 0, greater_is_better: bool = True,
 ) -> PairedDifference:  # fmt: skip
     """Compare two models question by question: `base[i]` and `tuned[i]` belong to the same question.
@@ -159,7 +159,7 @@ def paired_difference(
 
 
 def mean_intervals(
-    columns: np.ndarray, clusters: np.ndarray, *, samples: int = 2000, seed: int = 0, level: float = 0.95
+    columns: np.ndarray, clusters: np.ndarray, *, samples: int = 10_000, seed: int = 0, level: float = 0.95
 ) -> list[Interval]:
     """The mean of each column, whose rows are questions, with its interval: Wilson's if all values are 0 or 1.
 
@@ -173,7 +173,7 @@ def mean_intervals(
 
 
 def difference_intervals(
-    columns: np.ndarray, clusters: np.ndarray, *, samples: int = 2000, seed: int = 0, level: float = 0.95
+    columns: np.ndarray, clusters: np.ndarray, *, samples: int = 10_000, seed: int = 0, level: float = 0.95
 ) -> tuple[list[Interval], np.ndarray]:
     """The mean of each column of differences, and its standard error.
 

@@ -20,7 +20,7 @@ HOW_MEASURED = (
 )
 
 
-def differences(base: Evaluation, tuned: Evaluation, samples: int = 2000) -> dict[str, PairedDifference]:
+def differences(base: Evaluation, tuned: Evaluation, samples: int = 10_000) -> dict[str, PairedDifference]:
     """tuned - base for every metric except times, paired by question.
 
     Questions are timed in batches, so their times are nearly equal and the interval of a difference would be far too

@@ -84,7 +84,7 @@ def read_results(output_dir: str | os.PathLike[str]) -> Results:
     record, metrics = (_read_json(folder / name) for name in ("run.json", "metrics.json"))
     about: dict[str, Any] = {name: metrics.get(name) for name in _ABOUT_RESULTS}
     arguments: dict[str, Any] = record["arguments"] if isinstance(record.get("arguments"), dict) else {}
-    samples = flat(arguments).get("bootstrap_samples", 2000)
+    samples = flat(arguments).get("bootstrap_samples", 10_000)
     wrong = [f"metrics.json: {name}" for name, kind in _ABOUT_RESULTS.items() if not isinstance(about[name], kind)]
     wrong += [] if isinstance(arguments.get("method"), str) else ["run.json: method"]
     wrong += [] if isinstance(record.get("notes", []), list) else ["run.json: notes"]

@@ -63,7 +63,7 @@ class Results:
 
     @cached_property
     def differences(self) -> dict[str, PairedDifference]:
-        samples = flat(self.record.get("arguments", {})).get("bootstrap_samples", 2000)
+        samples = flat(self.record.get("arguments", {})).get("bootstrap_samples", 10_000)
         return differences(self.base, self.tuned, samples=samples)
 
     @cached_property
