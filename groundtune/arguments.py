@@ -198,7 +198,7 @@ class EvaluationArguments:
         "always uses all examples.",
     )
     max_new_tokens: int = argument(256, "Maximum answer length in tokens.")
-    bootstrap_samples: int = argument(2000, "Number of bootstrap resamples for the 95 % intervals.")
+    bootstrap_samples: int = argument(10_000, "Number of bootstrap resamples for the 95 % intervals.")
 
 
 @dataclass

@@ -48,7 +48,7 @@ class EndToEndEvaluator:
     max_new_tokens: int
     batch_size: int
     retrieval_seconds: float = 0.0
-    bootstrap_samples: int = 2000
+    bootstrap_samples: int = 10_000
     context: str = "retrieved"
     shorten: bool = False
     passages: list[Passages] = field(init=False, repr=False)
