@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from groundtune.data.words import words
 from groundtune.errors import DataError
 from groundtune.prepare.journal import Journal
+from groundtune.prompts.thoughts import after_thoughts
 from groundtune.schema import Document, Reply
-from groundtune.system.text import after_thoughts
 
 if TYPE_CHECKING:
     from groundtune.model.generators import Writer

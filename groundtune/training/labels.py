@@ -13,6 +13,7 @@ import torch
 
 from groundtune.prompts.prompt import Prompt
 from groundtune.prompts.rows import Row
+from groundtune.prompts.thoughts import after_thoughts
 from groundtune.training.batching import IGNORED
 
 logger = logging.getLogger(__name__)
@@ -39,5 +40,6 @@ def what_else_is_learnt(row: Row, answer: str, prompt: Prompt) -> str | None:
     The comparison ignores whitespace and uses `answer` as encoded and decoded by itself, because a tokenizer may
     normalise characters.
     """
-    learnt, alone = prompt.answer_text(row.answer_ids), prompt.tokens.spelt(answer)
+    learnt = after_thoughts(prompt.answer_text(row.answer_ids))[0]
+    alone = after_thoughts(prompt.tokens.spelt(answer))[0]
     return None if "".join(learnt.split()) == "".join(alone.split()) else learnt

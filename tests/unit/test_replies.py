@@ -11,8 +11,8 @@ from fake_server import FakeServer
 from groundtune.evaluation.judge import JudgePrompt, judged
 from groundtune.model.endpoint import Endpoint, EndpointError
 from groundtune.model.generators import LocalModel
+from groundtune.prompts.thoughts import after_thoughts
 from groundtune.schema import Prediction, Reply
-from groundtune.system.text import after_thoughts
 
 ASKED = [[{"role": "user", "content": "How much?"}]]
 
