@@ -15,7 +15,7 @@ from typing import Any
 from groundtune.arguments import DataArguments
 from groundtune.data.files import FilePath, scan_documents, scan_examples
 from groundtune.data.words import telling_words
-from groundtune.schema import USER, Document, Example, Turn
+from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
 
 ERROR, WARNING = "error", "warning"
 
@@ -24,6 +24,8 @@ TITLES = {
     "format": "what cannot be read",
     "blank": "blank question or answer, skipped",
     "misspelt": "ignored field",
+    "system-turn": "chat history that begins with a system turn",
+    "thought": "thought in an answer",
     "encoding": "damaged characters",
     "repeated-document": "duplicate document",
     "same-file": "file used twice",
@@ -149,7 +151,8 @@ def _noticed_by_the_reader(path: FilePath, problems: Iterable[str], suspicions: 
             # A field is one word, so "documents.pkl: refused, nothing was executed: ..." has no field.
             parts = re.fullmatch(rf"({re.escape(str(path))}(?::\d+)?): (?:(\S+): )?(.*)", line, re.DOTALL)
             where, field, message = parts.groups("") if parts else ("", "", line)
-            yield Finding(severity, check, where, field, message)
+            kind = "system-turn" if check == "misspelt" and field == "chat_history[0].speaker" else check
+            yield Finding(severity, kind, where, field, message)
 
 
 def _warning(check: str, where: str, field: str, message: str) -> Finding:
@@ -172,6 +175,23 @@ def _damaged_characters(dataset: Dataset) -> Iterator[Finding]:
         for field, text in (("question", example.question), ("gold_answer", example.answer), *turns):
             if damage := _damage(text):
                 yield _warning("encoding", example.source, field, damage)
+
+
+# As models write them; other marks of thoughts are control tokens, which no file holds.
+_THOUGHT = re.compile(r"</?(?:think|thinking|thought|reasoning)>|\[/?THINK\]")
+
+
+def _thoughts(dataset: Dataset) -> Iterator[Finding]:
+    for example in _all_examples(dataset):
+        turns = [
+            (f"chat_history[{i}].message", turn.message)
+            for i, turn in enumerate(example.chat_history)
+            if turn.speaker == ASSISTANT
+        ]
+        for field, text in (("gold_answer", example.answer), *turns):
+            if found := _THOUGHT.search(text):
+                message = f"contains {found[0]}: thoughts are not part of an answer; keep only what follows them"
+                yield _warning("thought", example.source, field, message)
 
 
 # UTF-8 decoded as Latin-1 or Windows-1252: C2 or C3 with a continuation byte, and damaged quotation marks.
@@ -332,6 +352,7 @@ def _all_examples(dataset: Dataset) -> Iterator[Example]:
 
 CHECKS: tuple[Callable[[Dataset], Iterator[Finding]], ...] = (
     _damaged_characters,
+    _thoughts,
     _files_given_twice,
     _repeated_questions,
     _leaks,

@@ -146,7 +146,14 @@ def example_of(record: Record) -> Example:
 
 def turns_of(record: Record) -> Iterator[Turn]:
     """The turns before the question: the record's `chat_history`, if there is one."""
-    return map(_turn, record.records("chat_history", _A_TURN))
+    turns = list(record.records("chat_history", _A_TURN))
+    named = [str(turn.fields.get("speaker")).strip().lower() for turn in turns]
+    if named[:1] == ["system"] and "system" not in named[1:]:
+        record.suspicions.append(
+            f"{record.where}: chat_history[0].speaker: is 'system', read as an answer of the assistant; if it is an "
+            "instruction, put it into --instruction and delete the turn, else write 'assistant'"
+        )
+    return map(_turn, turns)
 
 
 def _turn(record: Record) -> Turn:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from groundtune.prompts.thoughts import after_thoughts
+from groundtune.prompts.thoughts import TEXT_PARTS, after_thoughts
 from groundtune.schema import Reply
 from groundtune.system.text import one_line
 
@@ -145,4 +145,4 @@ def _text_of_part(part: Any) -> str:
         part = {name: getattr(part, name, None) for name in ("type", "text")}
     text = part.get("text")
     text = text.get("value") if isinstance(text, Mapping) else text
-    return text if part.get("type", "text") in ("text", "output_text") and isinstance(text, str) else ""
+    return text if part.get("type", "text") in TEXT_PARTS and isinstance(text, str) else ""

@@ -55,6 +55,10 @@ class Prompt(Protocol):
     def opened(self) -> str:
         """The beginning of the thought that prompts end in; empty if they end outside of thoughts."""
 
+    @property
+    def tail(self) -> tuple[str, str]:
+        """What prompts lack at the end of a chat template's generation prompt, and what they have in its place."""
+
     def answer_text(self, ids: Sequence[int]) -> str:
         """The text of generated ids without the end of the turn, thoughts included, with their marks."""
 
@@ -98,6 +102,7 @@ class PrefixPrompt:
     sep_sys: str
     style = "prefix"
     opened = ""
+    tail = ("", "")
 
     def prompt_ids(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> list[int]:
         prefix = {USER: self.user_prefix, ASSISTANT: self.assistant_prefix}
@@ -184,7 +189,6 @@ class ChatPrompt:
 
     @cached_property
     def tail(self) -> tuple[str, str]:
-        """What a prompt lacks of the template's generation prompt at its end, and what it has in its place."""
         return self._frame.removed, self._frame.added
 
     @cached_property

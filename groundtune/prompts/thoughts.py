@@ -38,6 +38,9 @@ _MESSAGE_ENDS = re.compile(r"<\|(?:end|return|call|start)\|>")
 # The same from a server that leaves out control tokens.
 _FINAL_AS_TEXT, _ANALYSIS_AS_TEXT = "assistantfinal", re.compile(r"\s*analysis(?=[A-Z])")
 
+# Types of the parts of a message that are text; others are thoughts, images or calls of tools.
+TEXT_PARTS = ("text", "output_text", "input_text")
+
 # Control tokens with these spellings are marks; one mark can consist of several.
 MARKS = frozenset([
     *_ENDS, *_ENDS.values(), *_AROUND, *_AROUND.values(), "<|open|>", "<|close|>", "<|sep|>", _CHANNEL, "<|message|>",

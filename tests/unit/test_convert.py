@@ -338,6 +338,19 @@ def test_raft_has_an_oracle_and_distractors(tmp_path, words, answer):
     assert documents[0].metadata == {}  # "placeholder_title" is none
 
 
+def test_thoughts_are_no_part_of_a_gold_answer_or_of_the_history(tmp_path, capsys):
+    parts = [{"type": "thinking", "thinking": "a"}, {"type": "reasoning", "text": "b"}, {"type": "text", "text": "Ten."}]
+    in_channels = "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>No."
+    said = ["<think>\nHm.\n</think>\n\nYes.", parts, in_channels, "<think>It says ten"]
+    asked = {"role": "user", "content": "Why?"}
+    messages = [turn for answer in said for turn in (asked, {"role": "assistant", "content": answer})]
+    rows = [{"messages": messages, "documents": ["Text."]}]
+    examples, _ = converted(tmp_path, "messages", write(tmp_path / "in.jsonl", rows))
+    assert [example.answer for example in examples] == ["Yes.", "Ten.", "No."]
+    assert [turn.message for turn in examples[-1].chat_history] == ["Why?", "Yes.", "Why?", "Ten."]
+    assert "left out: 1 questions without an answer" in capsys.readouterr().out
+
+
 def test_every_answer_of_a_chat_is_an_example_with_what_came_before(tmp_path, capsys):
     rows = [CHAT, {"messages": CHAT["messages"]}, {"messages": [{"role": "user", "content": "Hello?"}]}]
     (first, second), documents = converted(tmp_path, "messages", write(tmp_path / "in.jsonl", rows))

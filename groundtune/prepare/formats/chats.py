@@ -11,6 +11,7 @@ from groundtune.data.entries import Record, shown
 from groundtune.data.passages import format_passage
 from groundtune.prepare.formats.format import Converted, Format, Options, children, converted, records
 from groundtune.prompts.prompt import chat_turns
+from groundtune.prompts.thoughts import TEXT_PARTS, after_thoughts
 from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
 
 _MESSAGES = 'a line is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
@@ -71,7 +72,8 @@ def _content(message: Record, need: str) -> str:
     """The text of a message, or the joined text parts of a list; empty for a message that calls a tool."""
     parts = message.fields.get("content")
     if isinstance(parts, list):
-        return "\n".join(part.text("text", need, required=False) for part in message.records("content", need))
+        spoken = [p for p in message.records("content", need) if p.fields.get("type", "text") in TEXT_PARTS]
+        return "\n".join(part.text("text", need, required=False) for part in spoken)
     return message.text("content", need, required=False)
 
 
@@ -90,7 +92,7 @@ def _examples(record: Record, dialogue: Sequence[Message], options: Options) -> 
             in_prompt, question = _search(options.prompt_pattern, f"{system}\n\n{said}".strip(), said)
             passages = in_prompt or passages
         yield converted(question, [answer], passages, history=history, source=record.where)
-        history += [Turn(USER, question), Turn(ASSISTANT, answer)]
+        history += [Turn(USER, question), Turn(ASSISTANT, after_thoughts(answer)[0])]
     if not found:
         yield Converted(left_out="without a question")
 
