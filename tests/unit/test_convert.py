@@ -339,7 +339,8 @@ def test_raft_has_an_oracle_and_distractors(tmp_path, words, answer):
 
 
 def test_thoughts_are_no_part_of_a_gold_answer_or_of_the_history(tmp_path, capsys):
-    parts = [{"type": "thinking", "thinking": "a"}, {"type": "reasoning", "text": "b"}, {"type": "text", "text": "Ten."}]
+    parts = [{"type": "thinking", "thinking": "a"}, {"type": "reasoning", "text": "b"}]
+    parts.append({"type": "text", "text": "Ten."})
     in_channels = "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>No."
     said = ["<think>\nHm.\n</think>\n\nYes.", parts, in_channels, "<think>It says ten"]
     asked = {"role": "user", "content": "Why?"}
