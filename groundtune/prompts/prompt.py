@@ -59,6 +59,10 @@ class Prompt(Protocol):
     def tail(self) -> tuple[str, str]:
         """What prompts lack at the end of a chat template's generation prompt, and what they have in its place."""
 
+    @property
+    def learnt_around(self) -> tuple[str, str]:
+        """The text before and after an answer in `answer_text(answer_ids(answer))`."""
+
     def answer_text(self, ids: Sequence[int]) -> str:
         """The text of generated ids without the end of the turn, thoughts included, with their marks."""
 
@@ -102,7 +106,7 @@ class PrefixPrompt:
     sep_sys: str
     style = "prefix"
     opened = ""
-    tail = ("", "")
+    tail = learnt_around = ("", "")
 
     def prompt_ids(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> list[int]:
         prefix = {USER: self.user_prefix, ASSISTANT: self.assistant_prefix}
@@ -190,6 +194,11 @@ class ChatPrompt:
     @cached_property
     def tail(self) -> tuple[str, str]:
         return self._frame.removed, self._frame.added
+
+    @property
+    def learnt_around(self) -> tuple[str, str]:
+        lead = self._frame.lead if self.thinking == "keep" else ""
+        return self.opened + self.tokens.spelt_out(lead), self.tokens.spelt_out(self._frame.closing)
 
     @cached_property
     def _frame(self) -> _Frame:
@@ -400,7 +409,11 @@ class _Tokens:
 
     def spelt(self, text: str) -> str:
         """A text after encoding and decoding, with inert special tokens: some tokenizers normalise text."""
-        return self.decode(self.encode(self.inert(text.strip())), ())
+        return self.spelt_out(self.inert(text.strip()))
+
+    def spelt_out(self, text: str) -> str:
+        """A text after encoding and decoding; of special tokens, only the marks of thoughts are left."""
+        return self.decode(self.encode(text), ())
 
     def inert(self, text: str) -> str:
         """A text that spells no special token, so that no document or user can end or begin a turn."""

@@ -13,7 +13,6 @@ import torch
 
 from groundtune.prompts.prompt import Prompt
 from groundtune.prompts.rows import Row
-from groundtune.prompts.thoughts import after_thoughts
 from groundtune.training.batching import IGNORED
 
 logger = logging.getLogger(__name__)
@@ -38,8 +37,8 @@ def what_else_is_learnt(row: Row, answer: str, prompt: Prompt) -> str | None:
     """The text that the row would teach instead of `answer`; None if it teaches `answer`.
 
     The comparison ignores whitespace and uses `answer` as encoded and decoded by itself, because a tokenizer may
-    normalise characters.
+    normalise characters. What the chat template itself writes around an answer is learnt with it.
     """
-    learnt = after_thoughts(prompt.answer_text(row.answer_ids))[0]
-    alone = after_thoughts(prompt.tokens.spelt(answer))[0]
-    return None if "".join(learnt.split()) == "".join(alone.split()) else learnt
+    learnt, before, after = prompt.answer_text(row.answer_ids), *prompt.learnt_around
+    bare = "".join(learnt.split()).removeprefix("".join(before.split())).removesuffix("".join(after.split()))
+    return None if bare == "".join(prompt.tokens.spelt(answer).split()) else learnt

@@ -308,6 +308,20 @@ def test_the_answer_is_what_follows_the_thought_and_a_thought_that_is_cut_is_non
         assert "".join(outside_thoughts(grown)) == ANSWER  # as `ask` streams it
 
 
+@pytest.mark.parametrize("name", LIKE)
+def test_every_end_of_the_model_stops_an_answer_and_no_document_can_spell_one(name):
+    """Those of the template, the tokenizer and the configurations, whether the token is special or not."""
+    tokenizer, like = tokenizer_like(name), LIKE[name]
+    ends = {like.end, tokenizer.eos_token, *like.ends}
+    for prompt in (prompt_like(name), prompt_like(name, "keep")):
+        assert {*prompt.stop_ids} == {*map(tokenizer.convert_tokens_to_ids, ends)} and {*prompt.stop_texts} == ends
+        said = f"a {' b '.join([*ends, *like.special, *like.plain])} c"
+        spelt = prompt.prompt_ids([Document(said)], [Turn(USER, said), Turn(ASSISTANT, said)], said)
+        plain = prompt.prompt_ids([Document("a")], [Turn(USER, "a"), Turn(ASSISTANT, "a")], "a")
+        control = [*prompt.tokens.special_ids]
+        assert [id for id in spelt if id in control] == [id for id in plain if id in control]
+
+
 def test_a_template_that_answers_inside_a_thought_stops_the_run_and_says_how_to_close_it():
     prompt = make_prompt(tokenizer_like(NO_THINK), PromptArguments())
     line = r"^like-nemotron nano: its chat template writes an answer inside a thought \('<think>.*give --user_prefix"
