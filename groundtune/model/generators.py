@@ -92,9 +92,9 @@ class LocalModel:
 
 
 def _reply(prompt: Prompt, ids: Sequence[int], written: Generated) -> Reply:
-    """What was said after the thoughts; a reply that ends inside them has failed."""
+    """What was said after the thoughts; a reply that ends inside them, or says nothing, has failed."""
     text, inside = after_thoughts(prompt.answer_text(written.ids))
-    failure = ONLY_THOUGHTS if inside else ""
+    failure = ONLY_THOUGHTS if inside else "" if text else "an empty reply"
     return Reply(text, written.finished and not inside, len(ids), len(written.ids), failure)
 
 

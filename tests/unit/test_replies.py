@@ -163,7 +163,7 @@ def test_a_text_counts_after_its_last_thought(text, expected):
 
 def test_a_model_here_that_ends_inside_its_thoughts_has_failed(family, monkeypatch):
     local = LocalModel(family.model(), family.tokenizer, bf16=False)
-    for text, expected in (("<think>hm", ("", True)), ("<think>hm</think> Ten.", ("Ten.", False))):
+    for text, expected in (("<think>hm", ("", True)), ("<think>hm</think> Ten.", ("Ten.", False)), ("", ("", True))):
         monkeypatch.setattr(type(family.prompt()), "answer_text", lambda self, ids, text=text: text)
         (reply,) = local.complete([[{"role": "user", "content": "How much?"}]], 2)
         assert (reply.text, bool(reply.failure)) == expected
