@@ -145,6 +145,13 @@ class PromptArguments:
         "Answer the user's question with the information in the passages below.",
         "Instruction at the start of every prompt.",
     )
+    thinking: str = argument(
+        "drop",
+        "Reasoning models, in training and when they answer. drop: the prompt ends as the chat template begins an "
+        "answer without thoughts. keep: the prompt ends as the template's generation prompt, and the model may think. "
+        "Thoughts are never part of an answer.",
+        ["drop", "keep"],
+    )
 
 
 @dataclass

@@ -18,7 +18,7 @@ from groundtune.data.overlap import HOLDS, share_held, twins
 from groundtune.data.passages import article_of
 from groundtune.data.words import telling_words
 from groundtune.errors import gathered
-from groundtune.schema import USER, Document, Example, Turn
+from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
 
 ERROR, WARNING = "error", "warning"
 
@@ -30,6 +30,7 @@ TITLES = {
     "format": "what cannot be read",
     "blank": "blank question or answer, skipped",
     "misspelt": "ignored field or turn",
+    "thought": "thought in an answer",
     "encoding": "damaged characters",
     "repeated-document": "duplicate document",
     "same-file": "file used twice",
@@ -188,6 +189,23 @@ def _damaged_characters(dataset: Dataset) -> Iterator[Finding]:
         for field, text in (("question", example.question), ("gold_answer", example.answer), *turns):
             if damage := _damage(text):
                 yield _warning("encoding", example.source, field, damage)
+
+
+# As models write them; other marks of thoughts are control tokens, which no file holds.
+_THOUGHT = re.compile(r"</?(?:think|thinking|thought|reasoning)>|\[/?THINK\]")
+
+
+def _thoughts(dataset: Dataset) -> Iterator[Finding]:
+    for example in _all_examples(dataset):
+        turns = [
+            (f"chat_history[{i}].message", turn.message)
+            for i, turn in enumerate(example.chat_history)
+            if turn.speaker == ASSISTANT
+        ]
+        for field, text in (("gold_answer", example.answer), *turns):
+            if found := _THOUGHT.search(text):
+                message = f"contains {found[0]}: thoughts are not part of an answer; keep only what follows them"
+                yield _warning("thought", example.source, field, message)
 
 
 # UTF-8 decoded as Latin-1 or Windows-1252: C2 or C3 with a continuation byte, and damaged quotation marks.
@@ -399,6 +417,7 @@ def _all_examples(dataset: Dataset) -> Iterator[Example]:
 
 CHECKS: tuple[Callable[[Dataset], Iterator[Finding]], ...] = (
     _damaged_characters,
+    _thoughts,
     _files_given_twice,
     _repeated_questions,
     _leaks,

@@ -20,7 +20,7 @@ from groundtune.evaluation.predictions import Evaluation, evaluation_of
 from groundtune.model.endpoint import Endpoint, lasting
 from groundtune.model.generators import computing
 from groundtune.prompts.policies import kept
-from groundtune.prompts.prompt import chat_messages, make_prompt
+from groundtune.prompts.prompt import chat_messages, make_prompt, to_continue
 from groundtune.prompts.rows import fits
 from groundtune.retrieval.opening import index_folder, open_retriever
 from groundtune.retrieval.queries import queries_of, too_long_note
@@ -76,7 +76,7 @@ def answer_by_completions(endpoint: Endpoint) -> Answer:
         replies = ask(
             [question.prompt_ids for question in evaluator.questions],
             asked.max_new_tokens,
-            stop=evaluator.prompt.stop_texts,
+            **to_continue(evaluator.prompt),
             on_done=on_done,
         )
         return evaluator.score(replies, time.perf_counter() - begin)

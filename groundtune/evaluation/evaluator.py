@@ -22,9 +22,9 @@ from groundtune.model.generation import Generated, generate_greedy
 from groundtune.prompts.policies import CONTEXTS, Passages, draw
 from groundtune.prompts.prompt import Prompt
 from groundtune.prompts.rows import Question, encode_questions, shortening_note
+from groundtune.prompts.thoughts import after_thoughts
 from groundtune.schema import Document, Example, Hit, Prediction, Reply
 from groundtune.system.processes import in_shares, run_on_main
-from groundtune.system.text import after_thoughts
 
 logger = logging.getLogger(__name__)
 

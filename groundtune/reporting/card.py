@@ -228,11 +228,15 @@ def _test_file(record: Mapping[str, Any]) -> dict[str, str]:
 def _prompt_lines(record: Mapping[str, Any]) -> list[str]:
     """Code that builds `prompt` from `opening` and `question`, as `prompt.py` does for a first question."""
     if _style(record) == "chat template":
+        removed, added = record.get("prompt_tail", ("", ""))
+        thinks = flat(record.get("arguments", {})).get("thinking") == "keep"
+        off = "" if thinks else ", enable_thinking=False, thinking=False"
         return [
             'messages = [{"role": "user", "content": f"{opening}\\n\\n{question}"}]',
             "prompt = tokenizer.apply_chat_template(",
-            "    messages, tokenize=False, add_generation_prompt=True, enable_thinking=False",
+            f"    messages, tokenize=False, add_generation_prompt=True{off}",
             ")",
+            *([f"prompt = prompt.removesuffix({removed!r}) + {added!r}"] if removed or added else []),
         ]
     arguments = flat(record.get("arguments", {}))
     defaults = {"user_prefix": "USER", "assistant_prefix": "ASSISTANT", "sep_user": " "}

@@ -254,12 +254,14 @@ def test_an_empty_thought_is_never_learnt(families):
     assert family.tokenizer.decode(prompt.answer_ids("So.")) == "So.<|im_end|>"
 
 
-def test_a_thought_that_is_not_in_the_generation_prompt_is_not_learnt_either(families, monkeypatch):
+def test_an_empty_thought_that_the_template_writes_before_an_answer_is_read_and_not_learnt(families, monkeypatch):
+    """Though it is not in the generation prompt."""
     tokenizer = families["qwen"].tokenizer
     thoughtless = tokenizer.chat_template.replace("enable_thinking is false", "enable_thinking is none")
     monkeypatch.setattr(tokenizer, "chat_template", thoughtless)
     prompt = make_prompt(tokenizer, PromptArguments())
-    assert tokenizer.decode(prompt.prompt_ids([], (), "Why?")).endswith("<|im_start|>assistant\n")
+    read = tokenizer.decode(prompt.prompt_ids([], (), "Why?"))
+    assert read.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert tokenizer.decode(prompt.answer_ids("So.")) == "So.<|im_end|>"
 
 
