@@ -26,6 +26,8 @@ HOW_TO_READ = (
     "differences are not corrected for multiple comparisons. Failed answers are counted and excluded from the means."
 )
 _OTHERS = {
+    "generation/numeric_match": "Exact, by number",
+    "generation/contradiction": "Contradicts gold",
     "grounded/tokens": "Found in passages",
     "grounded/quotes": "Quotes found",
     "generation/unfinished": "Unfinished",

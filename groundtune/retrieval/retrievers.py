@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+from groundtune.data.words import search_words
 from groundtune.retrieval.embedder import Embedder
 from groundtune.retrieval.stores.local import Index
-from groundtune.schema import USER, Document, Example, Hit, Turn
+from groundtune.schema import USER, Document, Example, Hit, Turn, nfc
 
 # Number of results per retriever that the hybrid fuses, and the constant of the fusion.
 _FUSION_DEPTH = 100
@@ -37,7 +38,7 @@ class DenseRetriever:
     index: Index
 
     def search(self, queries: Sequence[str], k: int) -> list[tuple[Hit, ...]]:
-        if not _several(queries):
+        if not (queries := _several(queries)):
             return []
         scores, positions = self.index.search(self.embedder.embed_questions(queries), k)
         return _hits(self.index.documents, positions, scores)
@@ -45,7 +46,7 @@ class DenseRetriever:
 
 @dataclass(frozen=True)
 class BM25Retriever:
-    """Term matching: BM25 (Robertson et al. 1994) as `bm25s` computes it, k1 = 1.5, b = 0.75."""
+    """Term matching: BM25 (Robertson et al. 1994) as `bm25s` computes it, k1 = 1.5, b = 0.75, on `search_words`."""
 
     documents: Sequence[Document]
 
@@ -55,15 +56,15 @@ class BM25Retriever:
 
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # importing bm25s sets DEBUG
         bm25 = bm25s.BM25(k1=1.5, b=0.75)
-        bm25.index(bm25s.tokenize([d.text for d in self.documents], show_progress=False), show_progress=False)
+        ids: dict[str, int] = {}  # as ids, the terms of all passages need little memory
+        terms = [[ids.setdefault(term, len(ids)) for term in search_words(d.text)] for d in self.documents]
+        bm25.index((terms, ids), show_progress=False)
         return bm25
 
     def search(self, queries: Sequence[str], k: int) -> list[tuple[Hit, ...]]:
         if not _several(queries):
             return []
-        import bm25s
-
-        tokens = bm25s.tokenize(list(queries), show_progress=False, return_ids=False)
+        tokens = [search_words(query) for query in queries]
         positions, scores = self._bm25.retrieve(tokens, k=min(k, len(self.documents)), show_progress=False)
         return _hits(self.documents, positions, scores)
 
@@ -103,10 +104,10 @@ def _hits(documents: Sequence[Document], positions: Any, scores: Any) -> list[tu
 
 
 def _several(queries: Sequence[str]) -> Sequence[str]:
-    """The queries. Refuses a text, which is a sequence too: each of its letters would be a query."""
+    """The queries, in NFC. Refuses a text, which is a sequence too: each of its letters would be a query."""
     if isinstance(queries, str):
         raise TypeError("search: takes a list of questions, and not one text; write [question]")
-    return queries
+    return [nfc(query) for query in queries]
 
 
 def query_text(question: str, chat_history: Sequence[Turn], history: str) -> str:
