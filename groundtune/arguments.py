@@ -370,7 +370,11 @@ def _check_numbers(arguments: Arguments) -> list[str]:
     problems = too_small(least)
     if not 0 <= arguments.model.lora_dropout < 1:
         problems.append(f"--lora_dropout: {arguments.model.lora_dropout} is not in [0, 1); use a value such as 0.1")
-    return [*problems, *no_room(arguments.data, arguments.evaluation), *no_such_file(arguments.evaluation, ("abstentions",))]
+    return [
+        *problems,
+        *no_room(arguments.data, arguments.evaluation),
+        *no_such_file(arguments.evaluation, ("abstentions",)),
+    ]
 
 
 def no_such_file(group: Group, names: Sequence[str]) -> list[str]:

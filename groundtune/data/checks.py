@@ -17,7 +17,7 @@ from groundtune.data.files import FilePath, scan_documents, scan_examples
 from groundtune.data.words import telling_words
 from groundtune.schema import USER, Document, Example, Turn
 
-ERROR, WARNING = "error", "warning"
+ERROR, WARNING, NOTE = "error", "warning", "note"  # a note needs no change to the data
 
 # Check name -> title used when its findings are counted.
 TITLES = {
@@ -25,6 +25,7 @@ TITLES = {
     "blank": "blank question or answer, skipped",
     "misspelt": "ignored field",
     "encoding": "damaged characters",
+    "language": "language in which not everything can be measured",
     "repeated-document": "duplicate document",
     "same-file": "file used twice",
     "repeated-question": "duplicate question in the file",

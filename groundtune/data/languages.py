@@ -48,6 +48,30 @@ DECIMAL_COMMA = frozenset(["de", "fr", "es", "it", "pt", "nl", "sv", "pl", "tr",
 UNSPACED = frozenset(["zh", "ja", "th", "lo", "km", "my"])
 
 
+RECOGNISED = frozenset(["en", "de", "fr", "es", "it", "pt", "zh", "ja"])  # for abstentions and contradictions
+
+
+def limits_of(language: str, term_search: bool, unanswerable: bool) -> list[str]:
+    """What cannot be measured, or is measured otherwise, in a language. `term_search`: BM25 is used."""
+    found = []
+    if language in UNSPACED or language == "ko":
+        found.append("F1, ROUGE and BLEU compare characters, not words, so do not compare them with other languages")
+    elif language != "en":
+        found.append("ROUGE does not join the forms of a word, as it does in English")
+    if language not in RECOGNISED:
+        found.append("contradictions are found in numbers, but not in yes and no")
+        if unanswerable:
+            found.append("an answer that says it does not know is recognised by the gold texts only; add --abstentions")
+    if term_search and language == "de":
+        found.append(
+            'BM25 does not take compounds apart, so "Versicherung" does not find "Haftpflichtversicherung"; use '
+            "--retriever hybrid or dense"
+        )
+    elif term_search and language in ("ru", "pl", "tr", "ar", "he"):
+        found.append("BM25 does not join the forms of a word; use --retriever hybrid or dense")
+    return found
+
+
 def language_of(text: str) -> str:
     """The code of a text's language; empty if its words decide nothing, as in "1.000" or a name."""
     if not text.isascii():

@@ -16,7 +16,7 @@ from groundtune.evaluation.abstention import note
 from groundtune.evaluation.metrics import PairedDifference, greater_is_better, paired_difference
 from groundtune.evaluation.outcomes import outcome_counts
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, read_predictions
-from groundtune.evaluation.verdicts import ABSTENTION, F1, SCORES, Change, most_changed, verdict
+from groundtune.evaluation.verdicts import ABSTENTION, CHECKS, F1, SCORES, Change, most_changed, verdict
 from groundtune.schema import Prediction
 from groundtune.system.text import harmless_line
 
@@ -26,8 +26,6 @@ HOW_TO_READ = (
     "differences are not corrected for multiple comparisons. Failed answers are counted and excluded from the means."
 )
 _OTHERS = {
-    "generation/numeric_match": "Exact, by number",
-    "generation/contradiction": "Contradicts gold",
     "grounded/tokens": "Found in passages",
     "grounded/quotes": "Quotes found",
     "generation/unfinished": "Unfinished",
@@ -64,7 +62,7 @@ class Comparison:
         judges = {name: f"Judge: {name.partition('/')[2]}" for name in measured if name.startswith("judge/")}
         recalls = sorted((n for n in measured if "/recall@" in n), key=lambda n: int(n.partition("@")[2]))
         retrieval = {name: name.partition("/")[2].capitalize() for name in recalls} | {"retrieval/mrr": "MRR"}
-        labels = SCORES | ABSTENTION | judges | _OTHERS | retrieval
+        labels = SCORES | CHECKS | ABSTENTION | judges | _OTHERS | retrieval
         return {name: label for name, label in labels.items() if name in measured}
 
     @cached_property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 from groundtune.data.languages import DECIMAL_COMMA, language_of
@@ -25,7 +26,9 @@ _NO = {
     "en": "no nope", "de": "nein", "fr": "non", "es": "no", "it": "no", "pt": "não", "ru": "нет",
     "zh": "不是 不可以 不能 不会 没有 不需要 不用 不行", "ja": "いいえ", "ko": "아니요 아니오",
 }  # fmt: skip
-_REGRET = r"(?:(?:unfortunately|sorry|i'?m afraid|leider|malheureusement|lamentablemente|purtroppo|infelizmente)[\s,]+)?"
+_REGRET = (
+    r"(?:(?:unfortunately|sorry|i'?m afraid|leider|malheureusement|lamentablemente|purtroppo|infelizmente)[\s,]+)?"
+)
 _UNSPACED = ("zh", "ja", "ko")
 
 
@@ -41,12 +44,14 @@ _LEADING_YES, _LEADING_NO = _leading(_YES), _leading(_NO)
 _TURNED = re.compile(r"\b(?:mind|object|not)\b|n['\u2019]t\b|\bnicht\b|\bpas\b", re.IGNORECASE)
 _LIMITED = re.compile(r"\b(?:never|without|only|ohne|sans|sin|senza|sem)\b", re.IGNORECASE)
 _NEGATION = re.compile(
-    r"\b(?:not|no|never|none|nothing|cannot|neither|nor|nicht|kein\w*|nie|ne|n'|aucune?|jamais|non|nunca|não|nenhum\w*|не|нельзя|"
-    r"нет)\b|n't\b|\bno longer\b|不|没|無|ません|ない(?:$|[。、])"
+    r"\b(?:not|no|never|none|nothing|cannot|neither|nor|nicht|kein\w*|nie|ne|n'|aucune?|jamais|non|nunca|não|"
+    r"nenhum\w*|\u043d\u0435|\u043d\u0435\u043b\u044c\u0437\u044f|\u043d\u0435\u0442)\b|n't\b|不|没|無|ません|ない(?:$|[。、])"
 )
 _SOURCE = re.compile(r"\binformation\b|\bdocuments\b|\bpassages?\b|\bcontext\b")
-# Words that limit a statement, or that deny with another word than "not": comparing negations would go wrong.
-_LIMITS = frozenset("only except unless without outside until before beyond other others otherwise than but nur außer ohne".split())
+# Words that limit a statement, or deny it without "not": comparing negations would go wrong.
+_LIMITS = frozenset(
+    words("only except unless without outside until before beyond other others otherwise than but nur außer ohne")
+)
 
 
 def contradicts(answer: str, gold: str, question: str = "") -> bool:
@@ -64,8 +69,8 @@ def contradicts(answer: str, gold: str, question: str = "") -> bool:
 
 
 def contradiction_scores(answer: str, example: Example) -> dict[str, float]:
-    """`generation/contradiction`: 1 if the answer contradicts all acceptable answers, else 0; none if there is no answer
-    to the question."""
+    """`generation/contradiction`: 1 if the answer contradicts every acceptable answer, else 0; none for a question
+    without an answer."""
     if not example.answerable:
         return {}
     found = (contradicts(answer, gold, example.question) for gold in example.acceptable_answers)
@@ -78,11 +83,11 @@ class _Text:
 
     raw: str
 
-    @property
+    @cached_property
     def plain(self) -> str:
         return folded(self.raw).replace("\u2019", "'").lower().strip(" \t\n*_\"'")
 
-    @property
+    @cached_property
     def first(self) -> str:
         """The first sentence, without the yes or no that opens it."""
         return re.split(r"(?<=[a-z)%\u3040-\u9fff])[.;!?\u3002](?:\s|$)|\n|\u3002", self.plain, maxsplit=1)[0]
@@ -111,8 +116,10 @@ def _stems(text: str) -> set[str]:
 
 
 _AUXILIARIES = frozenset(
-    "isn aren don doesn didn did won wouldn couldn shouldn t s should could would must need am had also even still longer just my "
-    "i we me our yes no".split()
+    words(
+        "isn aren don doesn didn did won wouldn couldn shouldn t s should could would must need am had also even still "
+        "longer just my i we me our yes no"
+    )
 )
 
 
@@ -144,14 +151,16 @@ def _negated(said: _Text, wanted: _Text) -> bool:
 
 
 _ASKS_AMOUNT = re.compile(
-    r"\bhow (?:many|much|long|old|far|large|big|often|heavy|wide|high|tall|fast|hot|late)\b|\bwhat (?:is|are|was) the\b|\bwhat "
-    r"(?:percentage|share|number|commission|fee|size|rate|does|memory|temperature)\b|\bby how\b|\bwie (?:viele?|lange|hoch|oft|weit|gross|groß)\b|"
-    r"\bwas kostet\b|\bcombien\b|\bcuánt\w+|\bquant\w+|几|多少|多久|何|いくら|いくつ|сколько",
+    r"\bhow (?:many|much|long|old|far|large|big|often|heavy|wide|high|tall|fast|hot|late)\b|"
+    r"\bwhat (?:is|are|was) the\b|"
+    r"\bwhat (?:percentage|share|number|commission|fee|size|rate|does|memory|temperature)\b|\bby how\b|"
+    r"\bwie (?:viele?|lange|hoch|oft|weit|gross|groß)\b|\bwas kostet\b|\bcombien\b|\bcuánt\w+|\bquant\w+|"
+    r"几|多少|多久|何|いくら|いくつ|сколько",
     re.IGNORECASE,
 )
 _ASKS_DATE = re.compile(
-    r"\bwhen\b|\bwhat (?:year|day|date|time|month)\b|\bwhich (?:year|day|date|month)\b|\bdeadline\b|\bin what month\b|\buntil what\b|"
-    r"\bwann\b|\bquand\b|\bcuándo\b|\bquando\b|\bquelle heure\b|什么时候|何时|いつ|何時|когда",
+    r"\bwhen\b|\bwhat (?:year|day|date|time|month)\b|\bwhich (?:year|day|date|month)\b|\bdeadline\b|\bin what month\b|"
+    r"\buntil what\b|\bwann\b|\bquand\b|\bcuándo\b|\bquando\b|\bquelle heure\b|什么时候|何时|いつ|何時|когда",
     re.IGNORECASE,
 )
 _SHORT = 25  # words up to which two statements are taken to be about one thing
@@ -189,8 +198,10 @@ def _same_things(mine: Sequence[Quantity], theirs: Sequence[Quantity], asks: boo
 def _other_currency(mine: Sequence[Quantity], theirs: Sequence[Quantity]) -> bool:
     """20 euros against 20 dollars; other amounts may be a conversion."""
     money = [{one.kind: one for one in side if one.kind.startswith("money")} for side in (mine, theirs)]
-    return all(len(side) == 1 for side in money) and not (money[0].keys() & money[1].keys()) and (
-        next(iter(money[0].values())).low == next(iter(money[1].values())).low
+    return (
+        all(len(side) == 1 for side in money)
+        and not (money[0].keys() & money[1].keys())
+        and (next(iter(money[0].values())).low == next(iter(money[1].values())).low)
     )
 
 

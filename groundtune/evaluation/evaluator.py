@@ -171,12 +171,7 @@ def _retrieval(example: Example, hits: Sequence[Hit], seconds: float) -> dict[st
 
 
 def _generation(
-    example: Example,
-    read: Sequence[Document],
-    reply: Reply,
-    seconds: float,
-    unknown: frozenset[str],
-    abstentions: str,
+    example: Example, read: Sequence[Document], reply: Reply, seconds: float, unknown: frozenset[str], abstentions: str
 ) -> dict[str, float]:
     if reply.failure:
         return {}

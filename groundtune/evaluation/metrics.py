@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from groundtune.data.quantities import has_decimal_comma, with_values
+from groundtune.data.numbers import has_decimal_comma, with_values
 from groundtune.data.words import folded, has_other_script, in_segments, other_words, spaced
 from groundtune.schema import nfc
 
@@ -31,8 +31,8 @@ METRICS: dict[str, str] = {
     "generation/rouge2": "ROUGE-2 F-measure: pairs of neighbouring words in common, stemmed",
     "generation/rougeL": "ROUGE-L F-measure: longest common subsequence of words, stemmed",
     "generation/bleu": "sentence BLEU with effective order, on a scale of 0 to 1",
-    "generation/contradiction": "share of answers that contradict the gold answer in yes or no, a number, date, unit or "
-    "negation, by rule; lower is better",
+    "generation/contradiction": "share of answers that contradict the gold answer, by rule: yes or no, a negation, "
+    "number, unit or date; lower is better",
     "generation/unfinished": "share of answers cut at the token limit; lower is better",
     "generation/new_tokens": "tokens generated for an answer; a cost, so lower counts as better",
     "abstained/unanswerable": "share of unanswerable questions on which the model said that it does not know",
@@ -166,7 +166,8 @@ def bleu(answer: str, gold: str) -> float:
     """Sentence BLEU (Papineni et al. 2002; sacrebleu, Post 2018) divided by 100; an empty text scores 0.
 
     Effective order skips the n-grams that an answer under four words cannot have; otherwise it would score 0.
-    Characters of scripts without spaces count as words. `min` corrects rounding, which puts sacrebleu's perfect score slightly above 100.
+    Characters of scripts without spaces count as words. `min` corrects rounding, which puts sacrebleu's perfect score
+    slightly above 100.
     """
     return min(1.0, _scorers()[1].sentence_score(spaced(nfc(answer)), [spaced(nfc(gold))]).score / 100)
 

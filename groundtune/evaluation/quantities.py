@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from datetime import date
-from decimal import Decimal
 
-from groundtune.data.quantities import value_of
+from groundtune.data.numbers import value_of
 
 _TOLERANCE = 0.05  # a month is 30 days or 31, a GB 1000 MB or 1024
 
@@ -44,9 +42,9 @@ class Quantity:
 
 
 _NUMBER_WORDS = {
-    **{w: i for i, w in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen twenty".split())},
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+    "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16,
+    "seventeen": 17, "eighteen": 18, "nineteen": 19, "twenty": 20,
     "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90, "hundred": 100,
     "dozen": 12, "once": 1, "twice": 2,
     "zwei": 2, "drei": 3, "vier": 4, "fünf": 5, "sechs": 6, "sieben": 7, "acht": 8, "neun": 9, "zehn": 10, "zwölf": 12,
@@ -66,11 +64,12 @@ def _units(kind: str, **sizes: float) -> None:
 
 _units("time", second_sekunde_seconde_segundo_secondo_sec=1, minute_min_minuto_分=60)
 _units("time", hour_hr_stunde_heure_hora_ora_小时_小時_時間=3600, day_tag_jour_día_dia_giorno_天_日_日間=_DAY)
-_units("time", week_woche_semaine_semana_settimana_周_週_週間_星期=7 * _DAY, year_jahr_an_ans_année_año_anno_anni_ano_年=365 * _DAY)
+_units("time", week_woche_semaine_semana_settimana_周_週_週間_星期=7 * _DAY)
 _units("time", month_monat_mois_mes_meses_mese_mesi_mês_个月_ヶ月_か月=365 * _DAY / 12)
+_units("time", year_jahr_an_ans_année_año_anno_anni_ano_年=365 * _DAY)
 _units("length", mm=1e-3, cm_centimeter_centimetre=1e-2, m_meter_metre=1, km_kilometer_kilometre=1e3)
-_units("length", inch_inches_in=0.0254, foot_feet_ft=0.3048, yard=0.9144, mile_mi=1609.344)
-_units("weight", mg=1e-3, g_gram_gramm=1, kg_kilo_kilogram=1e3, lb_lbs_pound=453.6, oz_ounce=28.35, ton_tonne=1e6)
+_units("length", inch_inches=0.0254, foot_feet_ft=0.3048, yard=0.9144, mile_mi=1609.344)
+_units("weight", mg=1e-3, g_gram_gramm=1, kg_kilo_kilogram=1e3, lb=453.6, oz_ounce=28.35, ton_tonne=1e6)
 _units("volume", ml=1e-3, l_liter_litre=1, gallon=3.785)
 _units("data", kb_kilobyte=1e3, mb_megabyte=1e6, gb_gigabyte=1e9, tb_terabyte=1e12)
 _units("frequency", hz_hertz=1, khz=1e3, mhz=1e6, ghz=1e9)
@@ -80,22 +79,20 @@ _units("money €", euro_eur=1)
 _units("money £", gbp=1)
 _units("money ¥", yuan_元_円_yen=1)
 _UNITS |= {"%": ("percent", 1), "$": ("money $", 1), "€": ("money €", 1), "£": ("money £", 1), "¥": ("money ¥", 1)}
-_DEGREES = {"c": lambda v: v, "celsius": lambda v: v, "f": lambda v: (v - 32) / 1.8, "fahrenheit": lambda v: (v - 32) / 1.8}
-
 _DIGITS = r"[0-9]+(?:[.,][0-9]+)*(?:[ \u00a0\u202f][0-9]{3}(?![0-9]))*"
 _WORDS = "|".join(sorted(_NUMBER_WORDS, key=len, reverse=True))
 _ONE = rf"(?:{_DIGITS}|(?:{_WORDS})(?:[ -](?:{_WORDS}))?(?![^\W\d_]))"
 _BETWEEN = r"\s*(?:to|-|\u2013|bis|à|a|or|and)\s*"
 _SCALE = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "millionen": 1e6, "millions": 1e6, "millones": 1e6}
 _CJK_UNIT = "个月|ヶ月|か月|小时|小時|時間|分|天|日間|日|週間|周|週|星期|年|人|元|円|位|次|回|个|名"
+_AT_LEAST = r"at least|more than|over|above|minimum of|mindestens|au moins|al menos|almeno"
+_AT_MOST = r"up to|at most|less than|under|below|within|maximum of|no more than|höchstens|bis zu|jusqu'à"
 _AMOUNT = re.compile(
-    rf"(?P<before>(?:\bat least|\bmore than|\bover|\babove|\bminimum of|\bmindestens|\bau moins|\bal menos|\balmeno)\s+(?:[$€£¥]\s*)?)?"
-    rf"(?P<limit>(?:\bup to|\bat most|\bless than|\bunder|\bbelow|\bwithin|\bmaximum of|\bno more than|\bhöchstens|\bbis zu|\bjusqu'à)\s+"
-    rf"(?:[$€£¥]\s*)?)?"
-    rf"(?P<currency>[$€£¥])?\s*(?<![a-zà-ÿ0-9_.,#/:-])(?P<first>{_ONE})(?:{_BETWEEN}[$€£¥]?(?P<second>{_ONE})(?![\w]))?"
+    rf"(?P<least>\b(?:{_AT_LEAST})\s+)?(?P<most>\b(?:{_AT_MOST})\s+)?(?P<currency>[$€£¥])?\s*"
+    rf"(?<![a-zà-ÿ0-9_.,#/:-])(?P<first>{_ONE})(?:{_BETWEEN}[$€£¥]?(?P<second>{_ONE})(?!\w))?"
     rf"(?:\s+(?P<scale>{'|'.join(_SCALE)})\b)?"
-    rf"(?:\s*(?P<degrees>°|degrees?)\s*(?P<degree>c|f|celsius|fahrenheit)\b|\s*(?P<sign>[%€$£])|\s*(?P<cjk>{_CJK_UNIT})|"
-    rf"\s?(?:business |working |calendar |full )?(?P<unit>[^\W\d_]+))?(?P<more>\s+or (?:more|older|over|later))?",
+    rf"(?:\s*(?:°|degrees?)\s*(?P<degree>c|f|celsius|fahrenheit)\b|\s*(?P<sign>[%€$£])|\s*(?P<cjk>{_CJK_UNIT})|"
+    r"\s?(?:(?:business|working|calendar|full) )?(?P<unit>[^\W\d_]+))?(?P<more>\s+or (?:more|older|over|later))?"
 )
 _CJK_NUMBER = re.compile(rf"[一二两三四五六七八九十百]+(?={_CJK_UNIT})")
 _CJK_DIGITS = {c: i for i, c in enumerate("〇一二三四五六七八九")} | {"两": 2}
@@ -106,7 +103,8 @@ _SPECIAL = (
     (re.compile(r"\ba quarter of\b"), "25 % "),
     (re.compile(r"\b(?:for|in|lasts|within|of|takes) (?:a|an) (?=(?:second|minute|hour|day|week|month|year)\b)"), "1 "),
     (re.compile(r"\ba dozen\b"), "12"),
-    (re.compile(r"(?m)^\s*[0-9]+[.)] |\bstep [0-9]+\b|\b(?:page|chapter|section|version|error|level|figure|table|line) [0-9.]+"), " "),
+    (re.compile(r"(?m)^\s*[0-9]+[.)] "), " "),
+    (re.compile(r"\b(?:step|page|chapter|section|version|error|level|figure|table|line) [0-9.]+"), " "),
     (re.compile(r"\b[0-9]{1,2}(?:st|nd|rd|th)\b|\b[0-9]+-[0-9-]+\b"), " "),
 )
 
@@ -151,8 +149,8 @@ def _quantity(found: re.Match[str], comma: bool) -> Quantity | None:
     scale = _SCALE.get(found["scale"] or "", 1)
     unit = found["currency"] or found["sign"] or found["cjk"] or found["unit"] or ""
     if found["degree"]:
-        convert = _DEGREES[found["degree"]]
-        return _ranged(found, "temperature", convert(first), convert(second), first, "")
+        low, high = ((value - 32) / 1.8 if found["degree"][0] == "f" else value for value in (first, second))
+        return _ranged(found, "temperature", low, high, first, "")
     kind, size = _unit_of(unit)
     noun = unit if kind == "count" else ""
     return _ranged(found, kind, first * scale * size, second * scale * size, first, noun)
@@ -166,9 +164,9 @@ def _unit_of(name: str) -> tuple[str, float]:
 
 
 def _ranged(found: re.Match[str], kind: str, low: float, high: float, written: float, noun: str) -> Quantity:
-    if found["before"] or found["more"]:
+    if found["least"] or found["more"]:
         return Quantity(kind, low, math.inf, written, noun)
-    if found["limit"]:
+    if found["most"]:
         return Quantity(kind, -math.inf, high, written, noun)
     return Quantity(kind, min(low, high), max(low, high), written, noun)
 
@@ -194,13 +192,21 @@ _MONTH, _WEEKDAY = "|".join(_MONTH_OF), "|".join(_DAY_OF)
 _ISO = re.compile(r"\b(?P<year>[12][0-9]{3})-(?P<month>[01]?[0-9])-(?P<day>[0-3]?[0-9])\b")
 _POINTS = re.compile(r"\b(?P<day>[0-3]?[0-9])\.\s?(?P<month>[01]?[0-9])\.\s?(?P<year>[12][0-9]{3})\b")
 _DAY_FIRST = re.compile(
-    rf"\b(?P<day>[0-3]?[0-9])(?:st|nd|rd|th|\.|er)?\s+(?:of |de |di )?(?P<month>{_MONTH})\b\.?,?(?:\s+(?:de )?(?P<year>[12][0-9]{{3}}))?"
+    rf"\b(?P<day>[0-3]?[0-9])(?:st|nd|rd|th|\.|er)?\s+(?:of |de |di )?(?P<month>{_MONTH})\b\.?,?"
+    r"(?:\s+(?:de )?(?P<year>[12][0-9]{3}))?"
 )
 _MONTH_FIRST = re.compile(
-    rf"\b(?P<month>{_MONTH})\b\.?(?:\s+(?P<day>[0-3]?[0-9])(?:st|nd|rd|th)?(?![0-9]))?(?:,?\s+(?P<year>[12][0-9]{{3}}))?"
+    rf"\b(?P<month>{_MONTH})\b\.?(?:\s+(?P<day>[0-3]?[0-9])(?:st|nd|rd|th)?(?![0-9]))?"
+    r"(?:,?\s+(?P<year>[12][0-9]{3}))?"
 )
-_YEAR = re.compile(r"(?<![\w.,$€£-])(?P<year>1[0-9]{3}|20[0-9]{2})(?![\w%,.]*[0-9])(?!\s*(?:[^\W\d_]*(?:bytes?|seats?|dollars?|euros?|people|gr?a?m?s?|km|hz|mb|gb|元|円)\b|[%€$£]))")
-_CLOCK = re.compile(r"\b(?P<hour>[0-2]?[0-9])(?:[:.](?P<minute>[0-5][0-9]))?\s*(?P<half>a\.?m\b|p\.?m\b|uhr\b|h\b)|\b(?P<hour2>[0-2]?[0-9]):(?P<minute2>[0-5][0-9])\b")
+_YEAR = re.compile(  # unless it is an amount of something
+    r"(?<![\w.,$€£-])(?P<year>1[0-9]{3}|20[0-9]{2})(?![\w%,.]*[0-9])"
+    r"(?!\s*(?:[^\W\d_]*(?:bytes?|seats?|dollars?|euros?|people|gr?a?m?s?|km|hz|mb|gb|元|円)\b|[%€$£]))"
+)
+_CLOCK = re.compile(
+    r"\b(?P<hour>[0-2]?[0-9])(?:[:.](?P<minute>[0-5][0-9]))?\s*(?P<half>a\.?m\b|p\.?m\b|uhr\b|h\b)"
+    r"|\b(?P<hour2>[0-2]?[0-9]):(?P<minute2>[0-5][0-9])\b"
+)
 _DATE_PATTERNS = (_ISO, _POINTS, _DAY_FIRST, _MONTH_FIRST, _YEAR, _CLOCK)
 _SPAN = re.compile(rf"\b(?P<first>{_WEEKDAY})s?\s*(?:to|through|-|\u2013|bis|à|a)\s*(?P<last>{_WEEKDAY})s?\b")
 

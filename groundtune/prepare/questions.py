@@ -34,7 +34,9 @@ _NUMBERING = re.compile(r"^\W*(?:(?:question|q)?\s*\d+\s*[.):](?!\d)|question:|q
 _LEAST_WORDS = 2  # of a question
 # "Answer:", "**Answer:**" or "**Answer**:" before an answer; "**Answer: Ten euros.**".
 _LABEL = re.compile(r"^[\s#>]*(?P<mark>[*_]{0,3})answer(?:(?P=mark)\s*:|\s*:\s*(?P=mark))\s*", re.IGNORECASE)
-_MARKED = re.compile(r"^[\s#>]*(?P<mark>[*_]{1,3})answer\s*:(?!\s*(?P=mark))\s*(?P<answer>.*?)(?P=mark)\s*$", re.IGNORECASE | re.DOTALL)
+_MARKED = re.compile(
+    r"^[\s#>]*(?P<mark>[*_]{1,3})answer\s*:(?!\s*(?P=mark))\s*(?P<answer>.*?)(?P=mark)\s*$", re.IGNORECASE | re.DOTALL
+)
 # The whole reply says that there is no answer, or its first sentence does in the capitals that the prompt asks for.
 _NO_ANSWER = re.compile(rf"[\W_]*(?:(?i:{NOT_ANSWERED})[\W_]*|{NOT_ANSWERED}[*_]*[.!:;\n\u2014-].*)", re.DOTALL)
 # At the end of a line; after a Greek letter a semicolon counts, and the Armenian mark is inside the questioning word.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from groundtune.data.words import stem, telling_words, words
 from groundtune.prepare.journal import Journal

@@ -15,6 +15,7 @@ from groundtune.evaluation.abstention import note
 from groundtune.evaluation.metrics import Interval, PairedDifference, token_f1
 from groundtune.evaluation.verdicts import (
     ABSTENTION,
+    CHECKS,
     F1,
     MOST,
     SCORES,
@@ -115,7 +116,7 @@ def comparison(results: Results) -> list[MetricRow]:
     retrieval = {f"retrieval/recall@{k}": f"Recall@{k}" for k in ks[:1] + ks[-1:]} | {"retrieval/mrr": "MRR"}
     return [
         _row(results, group, label, metric)
-        for group, labels in (("Answers", SCORES | ABSTENTION), ("Retrieval", retrieval), ("Cost", _COST))
+        for group, labels in (("Answers", SCORES | CHECKS | ABSTENTION), ("Retrieval", retrieval), ("Cost", _COST))
         for metric, label in labels.items()
         if metric in results.base.metrics
     ]

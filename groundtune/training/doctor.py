@@ -13,7 +13,8 @@ from typing import Any, cast
 
 from groundtune.aliases import Tokenizer
 from groundtune.arguments import Arguments, room_for_prompt
-from groundtune.data.checks import ERROR, WARNING, Dataset, Finding, check_texts, condensed, in_order, read_dataset
+from groundtune.data.checks import ERROR, NOTE, WARNING, Dataset, Finding, check_texts, condensed, in_order, read_dataset
+from groundtune.data.languages import NAMES, languages_of, limits_of
 from groundtune.errors import DataError, ModelError
 from groundtune.methods import METHODS
 from groundtune.model.loading import load_tokenizer
@@ -108,6 +109,7 @@ def diagnose(arguments: Arguments) -> Diagnosis:
     dataset = read_dataset(arguments.data)
     findings = check_texts(dataset)
     findings += _passages_not_read(arguments, dataset)
+    findings += _languages(arguments, dataset)
     tokenizer, prompt = None, None
     table: dict[str, RowCounts] = {}
     rows: Iterator[Row] = iter(())
@@ -244,6 +246,25 @@ def _passages_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Findi
                 "its end"
             )
             yield Finding(WARNING, "long-passage", dataset.document_places[i], name_of_field, message, tokens)
+
+
+def _languages(arguments: Arguments, dataset: Dataset) -> Iterator[Finding]:
+    """A note for each language in which some score cannot be measured as in English; rare languages are not mentioned."""
+    files = {"full_dataset_file_path": [document.text for document in dataset.documents]}
+    files |= {f"{split}_file": [example.answer for example in found] for split, found in dataset.examples.items()}
+    unanswerable = any(not example.answerable for found in dataset.examples.values() for example in found)
+    told: set[str] = set()
+    for flag, texts in files.items():
+        some = texts[:: max(1, len(texts) // _SAMPLE)]
+        for language, count in languages_of(text[:_BEGINNING] for text in some).most_common():
+            limits = limits_of(language, arguments.retrieval.retriever != "dense", unanswerable)
+            if limits and language not in told and count >= 0.1 * len(some):
+                told.add(language)
+                message = f"contains {NAMES[language]}: {'; '.join(limits)}"
+                yield Finding(NOTE, "language", dataset.paths[flag], "", message)
+
+
+_SAMPLE, _BEGINNING = 200, 1000  # texts of a file whose language is found out, and characters of each
 
 
 # Display
