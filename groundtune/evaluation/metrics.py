@@ -82,8 +82,10 @@ def normalised(text: str) -> list[str]:
     Tokens with letters of another script than Latin also lose their own punctuation and, if the script has no spaces
     between words, are cut into characters (as in KorQuAD and CMRC for Korean and Chinese).
     """
-    tokens = _ARTICLES.sub(" ", nfc(text).lower().translate(_PUNCTUATION)).split()
-    return [piece for token in tokens for piece in other_words(token)] if has_other_script(text) else tokens
+    other = has_other_script(text)
+    text = folded(text) if other else nfc(text)
+    tokens = _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+    return [piece for token in tokens for piece in other_words(token)] if other else tokens
 
 
 def exact_match(answer: str, gold: str) -> float:
