@@ -12,12 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from groundtune.aliases import Model, Tokenizer
-<<<<<<< HEAD
-from groundtune.evaluation.abstention import read_wordings
-=======
 from groundtune.arguments import room_for_prompt
 from groundtune.errors import DataError
->>>>>>> main
+from groundtune.evaluation.abstention import read_wordings
 from groundtune.evaluation.arguments import InferenceArguments
 from groundtune.evaluation.evaluator import EndToEndEvaluator, passages_of, score_replies
 from groundtune.evaluation.predictions import Evaluation, evaluation_of
@@ -191,11 +188,8 @@ def _asked(
             retrieval_seconds=seconds,
             bootstrap_samples=evaluation.bootstrap_samples,
             context=context,
-<<<<<<< HEAD
             abstentions=evaluation.abstentions,
-=======
             shorten=arguments.data.too_long == "shorten",
->>>>>>> main
         )
     new, samples = evaluation.max_new_tokens, evaluation.bootstrap_samples
     return Asked(context, examples, hits, instruction, new, seconds, samples, evaluator, evaluation.abstentions)

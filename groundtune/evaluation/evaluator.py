@@ -51,11 +51,8 @@ class EndToEndEvaluator:
     retrieval_seconds: float = 0.0
     bootstrap_samples: int = 2000
     context: str = "retrieved"
-<<<<<<< HEAD
     abstentions: str = ""  # file with more wordings, for `abstention.read_wordings`
-=======
     shorten: bool = False
->>>>>>> main
     passages: list[Passages] = field(init=False, repr=False)
     questions: list[Question] = field(init=False, repr=False)
 

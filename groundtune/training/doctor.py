@@ -13,7 +13,17 @@ from typing import Any, cast
 
 from groundtune.aliases import Tokenizer
 from groundtune.arguments import Arguments, room_for_prompt
-from groundtune.data.checks import ERROR, NOTE, WARNING, Dataset, Finding, check_texts, condensed, in_order, read_dataset
+from groundtune.data.checks import (
+    ERROR,
+    NOTE,
+    WARNING,
+    Dataset,
+    Finding,
+    check_texts,
+    condensed,
+    in_order,
+    read_dataset,
+)
 from groundtune.data.languages import NAMES, languages_of, limits_of
 from groundtune.errors import DataError, ModelError
 from groundtune.methods import METHODS
