@@ -271,7 +271,7 @@ def _passages_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Findi
 
 
 def _languages(arguments: Arguments, dataset: Dataset) -> Iterator[Finding]:
-    """A note for each language in which some score cannot be measured as in English; rare languages are not mentioned."""
+    """A note for each language in which some score cannot be measured as in English; rare ones are not mentioned."""
     files = {"full_dataset_file_path": [document.text for document in dataset.documents]}
     files |= {f"{split}_file": [example.answer for example in found] for split, found in dataset.examples.items()}
     unanswerable = any(not example.answerable for found in dataset.examples.values() for example in found)
