@@ -40,7 +40,7 @@ def value_of(number: str, decimal_comma: bool = False) -> Decimal | None:
         if not mark:
             return None
         digits = digits.replace(mark, "").replace(",", ".")
-    return (-Decimal(digits) if minus else Decimal(digits)).normalize() + 0
+    return Decimal(f"-{digits}" if minus else digits)  # without arithmetic, which would round to 28 digits
 
 
 def has_decimal_comma(text: str, context: str = "") -> bool:

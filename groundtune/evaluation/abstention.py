@@ -18,7 +18,7 @@ from groundtune.evaluation.metrics import generation_scores, normalised
 from groundtune.schema import Example
 
 UNANSWERABLE, ANSWERABLE = "abstained/unanswerable", "abstained/answerable"
-AGREEMENT = tuple(f"generation/{name}" for name in ("exact_match", "f1", "precision", "recall"))
+AGREEMENT = tuple(f"generation/{name}" for name in ("exact_match", "numeric_match", "f1", "precision", "recall"))
 
 SHIPPED = Path(__file__).parent / "abstentions.txt"  # explains how a wording is written
 _SENTENCE = re.compile(r"[^.!?\n\u3002\uff01\uff1f\uff0e\u2026]+")
@@ -63,7 +63,9 @@ def read_wordings(path: str = "") -> Wordings:
     """
     lines = _lines(SHIPPED) + (_lines(Path(path)) if path else [])
     names: dict[str, str] = {}
-    leads, wordings, problems = [], [], []
+    leads: list[str] = []
+    wordings: list[str] = []
+    problems: list[str] = []
     for where, line in lines:
         name, equals, value = line.partition("=")
         try:

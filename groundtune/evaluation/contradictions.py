@@ -54,6 +54,9 @@ _LIMITS = frozenset(
 )
 
 
+_LONGEST = 4000  # characters of a text that are compared
+
+
 def contradicts(answer: str, gold: str, question: str = "") -> bool:
     """Whether the answer contradicts the gold answer, as far as the rules can tell."""
     said, wanted = _Text(answer), _Text(gold)
@@ -85,7 +88,7 @@ class _Text:
 
     @cached_property
     def plain(self) -> str:
-        return folded(self.raw).replace("\u2019", "'").lower().strip(" \t\n*_\"'")
+        return folded(self.raw[:_LONGEST]).replace("\u2019", "'").lower().strip(" \t\n*_\"'")
 
     @cached_property
     def first(self) -> str:

@@ -94,7 +94,7 @@ _AMOUNT = re.compile(
     rf"(?:\s*(?:°|degrees?)\s*(?P<degree>c|f|celsius|fahrenheit)\b|\s*(?P<sign>[%€$£])|\s*(?P<cjk>{_CJK_UNIT})|"
     r"\s?(?:(?:business|working|calendar|full) )?(?P<unit>[^\W\d_]+))?(?P<more>\s+or (?:more|older|over|later))?"
 )
-_CJK_NUMBER = re.compile(rf"[一二两三四五六七八九十百]+(?={_CJK_UNIT})")
+_CJK_NUMBER = re.compile(rf"[一二两三四五六七八九十百]{{1,7}}(?={_CJK_UNIT})")
 _CJK_DIGITS = {c: i for i, c in enumerate("〇一二三四五六七八九")} | {"两": 2}
 _SPECIAL = (
     (re.compile(r"\ban hour and a half\b"), "90 minutes"),

@@ -77,7 +77,8 @@ def test_an_abstention_and_what_looks_like_one_are_told_apart_in_eight_languages
 
 
 def test_there_are_twenty_wordings_and_twenty_near_misses_in_each_of_eight_languages():
-    sections = re.split(r"^# (?=[a-z]{2}$)", (ROOT / "tests/abstentions.txt").read_text("utf-8"), flags=re.MULTILINE)[1:]
+    text = (ROOT / "tests/abstentions.txt").read_text("utf-8")
+    sections = re.split(r"^# (?=[a-z]{2}$)", text, flags=re.MULTILINE)[1:]
     assert [section[:2] for section in sections] == ["en", "de", "fr", "es", "it", "pt", "zh", "ja"]
     for section in sections:
         assert section.count("\n+ ") >= 20 and section.count("\n- ") >= 20

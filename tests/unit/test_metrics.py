@@ -104,8 +104,8 @@ def test_every_generation_score_is_a_known_metric_in_the_unit_range():
     for _ in range(50):
         scores = generation_scores(random_text(rng), random_text(rng))
         assert set(scores) == {
-            "generation/exact_match", "generation/f1", "generation/precision", "generation/recall",
-            "generation/numeric_match", "generation/rouge1", "generation/rouge2", "generation/rougeL", "generation/bleu",
+            "generation/exact_match", "generation/numeric_match", "generation/f1", "generation/precision",
+            "generation/recall", "generation/rouge1", "generation/rouge2", "generation/rougeL", "generation/bleu",
         }  # fmt: skip
         assert set(scores) <= set(METRICS)
         assert all(isinstance(score, float) and 0 <= score <= 1 for score in scores.values())

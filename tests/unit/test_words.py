@@ -128,8 +128,11 @@ def test_numbers_of_equal_value_match(one, other):
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("3.5", "35"), ("3.10.2", "3102"), ("-5", "5"), ("1.000", "1000"), ("3,500", "3.5"), ("1/2", "12"), ("5", "five")],
-)
+    [
+        ("3.5", "35"), ("3.10.2", "3102"), ("-5", "5"), ("1.000", "1000"), ("3,500", "3.5"), ("1/2", "12"),
+        ("5", "five"), ("1" * 40, "1" * 39 + "2"),
+    ],
+)  # fmt: skip
 def test_numbers_of_other_value_do_not_match(one, other):
     assert numeric_match(one, other) == 0
 
