@@ -13,7 +13,7 @@ from importlib import import_module
 
 import groundtune
 from groundtune.commands.parsing import parse_arguments
-from groundtune.errors import DataError
+from groundtune.errors import DataError, gathered
 from groundtune.methods import METHODS
 from groundtune.system.durable import DiskError
 from groundtune.system.guarded import problems_of
@@ -84,7 +84,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     try:
         return getattr(import_module(f"groundtune.{module}"), function)(words)
     except DataError as error:
-        print(harmless_lines(error.problems), file=sys.stderr)
+        print(harmless_lines(gathered(error.problems)), file=sys.stderr)
         return 2
     except DiskError as error:
         print(harmless_lines([error]), file=sys.stderr)

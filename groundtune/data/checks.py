@@ -15,6 +15,7 @@ from typing import Any
 from groundtune.arguments import DataArguments
 from groundtune.data.files import FilePath, scan_documents, scan_examples
 from groundtune.data.words import telling_words
+from groundtune.errors import gathered
 from groundtune.schema import USER, Document, Example, Turn
 
 ERROR, WARNING, NOTE = "error", "warning", "note"  # a note needs no change to the data
@@ -381,17 +382,19 @@ _NAMED = 3  # places named in the summary line if there are more
 
 
 def condensed(findings: Iterable[Finding], dataset: Dataset) -> list[str]:
-    """One line for each finding, but a single line for many warnings of one kind in one file.
+    """One line for each finding, but a single line for many of one kind in one file; errors first.
 
-    That line has their number, their share of the file, the longest ones (the first ones, if length is not the
-    problem), and what to do.
+    The line for many warnings has their number, their share of the file, the longest ones (the first ones, if length is
+    not the problem), and what to do.
     """
     findings = list(findings)
+    errors = gathered([str(finding) for finding in findings if finding.severity == ERROR])
+    findings = [finding for finding in findings if finding.severity == WARNING]
     masses = {kind: found for kind, found in _kinds(findings).items() if len(found) > _MANY}
-    lines = []
+    lines = [f"{ERROR}: {line}" for line in errors]
     for finding in findings:
         kind = place(finding.where)[0], finding.check
-        if finding.severity != WARNING or kind not in masses:
+        if kind not in masses:
             lines.append(f"{finding.severity}: {finding}")
         elif finding is masses[kind][0]:
             lines.append(f"{WARNING}: {_mass(masses[kind], dataset)}")

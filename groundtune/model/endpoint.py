@@ -23,6 +23,7 @@ from urllib.parse import urljoin, urlsplit
 from groundtune.errors import DataError
 from groundtune.model.replies import no_answer, reply_of, text_of
 from groundtune.schema import Reply
+from groundtune.system.packages import pip_install
 from groundtune.system.text import hide_secrets, one_line
 
 KEYS = ("GROUNDTUNE_API_KEY", "OPENAI_API_KEY")  # the first that is set is used; local servers usually need none
@@ -101,7 +102,7 @@ class Endpoint:
         if not self.model:
             problems.append(f"--{flag}_model: missing; give the server's name for the model")
         if importlib.util.find_spec("openai") is None:
-            problems.append(f'--{flag}: a server needs the package openai; pip install "groundtune[endpoint]"')
+            problems.append(f"--{flag}: a server needs the package openai; {pip_install('endpoint')}")
         return problems
 
     def complete(

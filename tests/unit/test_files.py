@@ -330,16 +330,18 @@ def test_all_problems_of_one_line_are_named_at_once(folder):
     ]  # fmt: skip
 
 
-def test_twenty_problems_are_shown_and_the_rest_counted(folder):
-    write_lines(*[row(question=3)] * 20)
+def test_many_problems_of_one_kind_are_shown_as_one_and_all_are_kept(folder):
+    write_lines(*[row(question=3)] * 23, row(gold_answer=3))
     with pytest.raises(DataError) as caught:
         read_examples("train.jsonl")
-    assert str(caught.value) == "\n".join(caught.value.problems)
-    write_lines(*[row(question=3)] * 23)
-    with pytest.raises(DataError) as caught:
-        read_examples("train.jsonl")
-    assert len(caught.value.problems) == 23
-    assert str(caught.value).splitlines()[19:] == [caught.value.problems[19], "... and 3 more"]
+    first, *_, other = caught.value.problems
+    shown = f"{first} (23 such problems, the last in train.jsonl:23)"
+    assert len(caught.value.problems) == 24 and str(caught.value) == f"{shown}\n{other}"
+
+
+def test_twenty_kinds_of_problems_are_shown_and_the_rest_counted():
+    problems = [f"train.jsonl:1: {letter}: missing" for letter in "abcdefghijklmnopqrstuvw"]
+    assert str(DataError(problems)).splitlines() == [*problems[:20], "... and 3 more"]
 
 
 @pytest.mark.parametrize("value", [["x" * 10_000], {"k" * 1000: "v" * 1000}, list(range(10_000)), 10**4000])
@@ -538,8 +540,8 @@ def test_a_damaged_parquet_file_is_a_problem(folder, keep):
 def test_without_pyarrow_the_error_names_the_extra(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     Path("d.parquet").touch()
-    assert 'pip install "groundtune[parquet]"' in problems_of(read_documents, "d.parquet")[0]
-    assert 'pip install "groundtune[parquet]"' in problems_of(write_documents, "d.parquet", DOCUMENTS)[0]
+    assert '; pip install "pyarrow>=' in problems_of(read_documents, "d.parquet")[0]
+    assert '; pip install "pyarrow>=' in problems_of(write_documents, "d.parquet", DOCUMENTS)[0]
 
 
 # Writing
