@@ -466,12 +466,12 @@ def condensed(findings: Iterable[Finding], dataset: Dataset) -> list[str]:
     """
     findings = list(findings)
     errors = gathered([str(finding) for finding in findings if finding.severity == ERROR])
-    findings = [finding for finding in findings if finding.severity == WARNING]
+    findings = [finding for finding in findings if finding.severity != ERROR]
     masses = {kind: found for kind, found in _kinds(findings).items() if len(found) > _MANY}
     lines = [f"{ERROR}: {line}" for line in errors]
     for finding in findings:
         kind = place(finding.where)[0], finding.check
-        if kind not in masses:
+        if finding.severity != WARNING or kind not in masses:
             lines.append(f"{finding.severity}: {finding}")
         elif finding is masses[kind][0]:
             lines.append(f"{WARNING}: {_mass(masses[kind], dataset)}")

@@ -72,8 +72,11 @@ def limits_of(language: str, term_search: bool, unanswerable: bool) -> list[str]
     return found
 
 
-def language_of(text: str) -> str:
-    """The code of a text's language; empty if its words decide nothing, as in "1.000" or a name."""
+def language_of(text: str, least: int = 1) -> str:
+    """The code of a text's language; empty if its words decide nothing, as in "1.000" or a name.
+
+    `least`: how many words of a language in Latin script must be there.
+    """
     if not text.isascii():
         counts = {language: len(script.findall(text)) for language, script in _OF_SCRIPT}
         first = next((language for language, count in counts.items() if count), "")
@@ -82,11 +85,11 @@ def language_of(text: str) -> str:
             return first if first in ("ja", "ko") else max(counts, key=lambda language: counts[language])
     found = Counter(language for word in words(text) for language in _OF_WORD.get(word, ()))
     ranked = found.most_common(2)
-    if not ranked or (len(ranked) > 1 and ranked[0][1] == ranked[1][1]):
+    if not ranked or ranked[0][1] < least or (len(ranked) > 1 and ranked[0][1] == ranked[1][1]):
         return ""
     return ranked[0][0]
 
 
 def languages_of(texts: Iterable[str]) -> Counter[str]:
-    """How many of the texts are in each language."""
-    return Counter(language for text in texts if (language := language_of(text)))
+    """How many of the texts are in each language; "No." alone, which may be of several, is in none."""
+    return Counter(language for text in texts if (language := language_of(text, least=2)))

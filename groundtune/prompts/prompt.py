@@ -164,7 +164,7 @@ class ChatPrompt:
         turns = _alternating(_opening(self.tokens.inert, self.instruction, passages), conversation)
         # Nothing is added to what the template writes, not even BOS: so do transformers' `apply_chat_template`, and the
         # servers that apply the template themselves.
-        return self.tokens.encode_prompt(self._before_answer(turns))
+        return self.tokens.encode(self._before_answer(turns))
 
     def answer_ids(self, answer: str) -> list[int]:
         if self.problem:
