@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from groundtune.commands.parsing import at_their_lines, parse_arguments
+from groundtune.commands.terminal import say, say_json, say_text
 from groundtune.errors import DataError
 from groundtune.methods import METHODS, method_named_first
 
@@ -39,7 +39,7 @@ example:
 def main(argv: Sequence[str]) -> int:
     """Print the token table, one row and every finding; returns 2 if there are errors, else 0."""
     if {"-h", "--help"} & set(argv):
-        print(USAGE.format(methods=" or ".join(METHODS)))
+        say_text(USAGE.format(methods=" or ".join(METHODS)))
         return 0
     if "--changed" in argv:
         return _changed(list(argv))
@@ -55,9 +55,9 @@ def main(argv: Sequence[str]) -> int:
 
     diagnosis = diagnose(arguments)
     if arguments.output.json:
-        print(json.dumps(diagnosis.to_dict(), indent=2))
+        say_json(diagnosis.to_dict())
     else:
-        print(shown(diagnosis, brief=arguments.output.quiet))
+        say_text(shown(diagnosis, brief=arguments.output.quiet))
     return 2 if diagnosis.errors else 0
 
 
@@ -75,7 +75,6 @@ def _changed(argv: list[str]) -> int:
     from groundtune.data.changed import changed_gold
     from groundtune.data.checks import ERROR, condensed, in_order, read_dataset
     from groundtune.data.files import read_documents
-    from groundtune.system.text import harmless_lines
 
     dataset = read_dataset(arguments.data)
     if errors := [str(finding) for finding in dataset.findings if finding.severity == ERROR]:
@@ -87,7 +86,7 @@ def _changed(argv: list[str]) -> int:
     findings = in_order(changed_gold(examples, old, dataset.documents, dataset.document_places), dataset)
     told = f"{len({f.where for f in findings})} of {len(examples)} examples have a gold passage that changed"
     if arguments.output.json:
-        print(json.dumps({"findings": [finding.to_dict() for finding in findings], "summary": told}, indent=2))
+        say_json({"findings": [finding.to_dict() for finding in findings], "summary": told})
     else:
-        print(harmless_lines([*condensed(findings, dataset), told]))
+        say(*condensed(findings, dataset), told)
     return 2 if any(finding.severity == ERROR for finding in findings) else 0

@@ -55,7 +55,9 @@ TITLES = {
     "unfinished-row": "row that does not end with an end token",
     "other-answer": "row that teaches something other than its gold answer",
     "doubled-bos": "row that begins with two BOS tokens",
+    "no-bos": "chat template without the tokenizer's BOS token",
     "long-passage": "document longer than the embedding model reads",
+    "long-query": "search query longer than the embedding model reads",
 }
 
 
