@@ -18,6 +18,7 @@ from groundtune.methods import METHODS
 from groundtune.system.durable import DiskError
 from groundtune.system.guarded import problems_of
 from groundtune.system.out_of_memory import OutOfMemory, is_out_of_memory, reason
+from groundtune.system.panics import is_panic, panic_line
 from groundtune.system.text import HarmlessRecord, harmless_lines
 
 __all__ = ["COMMANDS", "all_commands", "main", "parse_arguments", "train_command"]
@@ -107,6 +108,11 @@ def run_command(name: str, argv: Sequence[str]) -> int:
             raise
         print(harmless_lines([f"out of memory: {reason(error)}; {_LESS_MEMORY}"]), file=sys.stderr)
         return 1
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        print(harmless_lines([f"a model cannot read a text: {panic_line(error)}"]), file=sys.stderr)
+        return 2
 
 
 def train_command(method: str, argv: Sequence[str]) -> int:

@@ -19,8 +19,9 @@ import numpy as np
 
 from groundtune.errors import DataError
 from groundtune.retrieval.embedding_prompts import prompts_for
-from groundtune.retrieval.reading_limit import token_counts
+from groundtune.retrieval.reading_limit import token_counts, try_embedding_model
 from groundtune.system.model_folders import loading, refuse_embedding_model
+from groundtune.system.panics import TRIAL, panics_raised
 from groundtune.system.progress import bars_shown
 
 if TYPE_CHECKING:
@@ -55,8 +56,10 @@ class Embedder:
 
         refuse_embedding_model(self.name)
         options: dict[str, Any] = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
-        with loading(self.name):
+        with loading(self.name), panics_raised():
+            try_embedding_model(self.name)
             self.model = SentenceTransformer(self.name, device=self.device, **options).eval()
+            self.model.encode([TRIAL], show_progress_bar=False)  # some files are found to be damaged only now
         if self.dtype != "auto":
             self.model.to(getattr(torch, self.dtype))
         query, document = prompts_for(self.name, self.model.prompts)

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, TypeGuard, cast
 
 from groundtune.errors import DataError
-from groundtune.system.model_settings import ADAPTER, PATTERNS, read_json, settings_problems
+from groundtune.system.model_settings import ADAPTER, PATTERNS, layer_counts, read_json, settings_problems
 from groundtune.system.outputs import is_link
 from groundtune.system.text import one_line
+from groundtune.system.weights import file_problem, tensors_in
 
 # Pickles by name, each with the files that libraries prefer over it.
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
@@ -35,6 +36,7 @@ _READ = {
 _NOT_READ = re.compile(r"\..*|checkpoint-.*|predictions|evaluation|index|runs")
 # Only the library's own classes are allowed; names of modules and functions begin with a lower-case letter.
 _MODULE = re.compile(r"sentence_transformers\.(?:\w+\.)*[A-Z]\w*")
+_WEIGHTS = {".safetensors", ".gguf", ".bin", ".pt", ".pth"}
 _CONVERT = "weights are read from safetensors only; save it as safetensors where you trust it"
 
 
@@ -120,8 +122,15 @@ def pickles(folder: Path) -> list[str]:
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
-    """For use while a library loads the model `name`: nothing is unpickled and, for a folder, the hub is not used."""
-    with nothing_unpickled(), _without_hub(name) if os.path.isdir(name) else nullcontext():
+    """For use while a library loads the model `name`.
+
+    Nothing is unpickled, every weight is there, chat templates have bounds and, for a folder, the hub is not used.
+    """
+    from groundtune.system.load_report import weights_complete  # here, because they import transformers
+    from groundtune.system.templates import bound_templates
+
+    bound_templates()
+    with nothing_unpickled(), weights_complete(), _without_hub(name) if os.path.isdir(name) else nullcontext():
         yield
 
 
@@ -177,12 +186,35 @@ def _problems(folders: list[Path], gguf_file: str | None, weights: bool, with_ba
             continue
         seen.add(os.path.realpath(folder))
         within = root if folder.is_relative_to(root) else folder
-        problems += [*_links_outside(_read_from(folder), within), *_settings(folder, within)]
+        if outside := _links_outside(_read_from(folder), within):
+            problems += outside
+            continue  # before anything behind such a link is opened
+        problems += [*_broken(folder, gguf_file, weights), *_settings(folder, within)]
         if weights:
             problems += _gguf(folder, gguf_file) if gguf_file else [*pickles(folder), *_indexes(folder, within)]
             problems += _no_adapter(folder)
+        if weights and not gguf_file and not problems:
+            problems += _too_many_layers(folder)
         folders += _base(folder) if with_base else []
     return problems
+
+
+def _broken(folder: Path, gguf_file: str | None, weights: bool) -> list[str]:
+    """A line for each file that cannot be read; weights are looked at only if they will be read."""
+    read = {".gguf" if gguf_file else ".safetensors"} if weights else set()
+    paths = (path for path in _read_from(folder) if path.suffix not in _WEIGHTS - read)
+    return list(filter(None, map(file_problem, paths)))
+
+
+def _too_many_layers(folder: Path) -> Iterator[str]:
+    """A line if the settings have more layers than the weights have tensors: building them would take for ever."""
+    tensors = sum(len(tensors_in(path)) for path in _entries(folder) if path.suffix == ".safetensors")
+    for name, value in layer_counts(read_json(folder / "config.json")):
+        if 0 < tensors < value:  # without any, the library says which file it expects
+            yield (
+                f"{folder / 'config.json'}: {name} is {value:,}, but the weights have only {tensors:,} tensors; "
+                "download the model again"
+            )
 
 
 def _settings(folder: Path, root: Path) -> Iterator[str]:
@@ -245,10 +277,15 @@ def _indexes(folder: Path, root: Path) -> Iterator[str]:
         if not isinstance(weight_map, dict):
             yield f"{folder / name}: has no weight_map; download the model again"
             continue
-        wrong = [shard for shard in weight_map.values() if not _is_safetensors(shard, folder, root)]
+        shards = list(dict.fromkeys(map(str, weight_map.values())))
+        wrong = [shard for shard in shards if not _is_safetensors(shard, folder, root)]
+        missing = [shard for shard in shards if not (folder / shard).is_file()]
         if wrong:
             what = "no safetensors file of this folder"
-            yield f"{folder / name}: {str(wrong[0])!r} is {what}, and {_CONVERT}"
+            yield f"{folder / name}: {wrong[0]!r} is {what}, and {_CONVERT}"
+        elif missing or not shards:
+            first = f"{missing[0]} is" if missing else "all weights are"
+            yield f"{folder / name}: {first} missing ({len(missing)} of {len(shards)} files); download the model again"
 
 
 def _is_safetensors(name: object, folder: Path, root: Path) -> TypeGuard[str]:

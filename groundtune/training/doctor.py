@@ -16,7 +16,7 @@ from groundtune.arguments import Arguments, room_for_prompt
 from groundtune.data.checks import ERROR, WARNING, Dataset, Finding, check_texts, condensed, in_order, read_dataset
 from groundtune.errors import DataError, ModelError
 from groundtune.methods import METHODS
-from groundtune.model.loading import load_tokenizer
+from groundtune.model.loading import load_tokenizer, loading_problem
 from groundtune.prompts.policies import draw
 from groundtune.prompts.prompt import Prompt, make_prompt
 from groundtune.prompts.rows import Row, encode_questions
@@ -113,12 +113,14 @@ def diagnose(arguments: Arguments) -> Diagnosis:
     rows: Iterator[Row] = iter(())
     if arguments.model.model_name_or_path:
         try:
-            tokenizer = load_tokenizer(arguments.model)
+            loaded = load_tokenizer(arguments.model)
+            tokenizer, prompt = loaded, make_prompt(loaded, arguments.prompt)
         except ModelError as error:
-            where, _, message = str(error).partition(": ")
-            findings.append(Finding(ERROR, "model", where, "", message))
-    if tokenizer is not None:
-        prompt = make_prompt(tokenizer, arguments.prompt)
+            findings.append(_of_model(str(error)))
+        else:
+            if problem := loading_problem(arguments.model, loaded.eos_token_id):
+                findings.append(_of_model(problem))
+    if tokenizer is not None and prompt is not None:
         for split in ("train", "eval"):
             if counted := row_counts(_rows(arguments, dataset, split, prompt, findings), prompt, tokenizer):
                 table[split] = counted
@@ -128,6 +130,11 @@ def diagnose(arguments: Arguments) -> Diagnosis:
     findings = in_order(dict.fromkeys(findings), dataset)
     estimated = METHODS[arguments.method].retrieves and bool(dataset.documents)
     return Diagnosis(dataset, findings, tokenizer, prompt, next(rows, None), table, estimated)
+
+
+def _of_model(problem: str) -> Finding:
+    where, _, message = problem.partition(": ")
+    return Finding(ERROR, "model", where, "", message)
 
 
 def row_counts(rows: Iterable[Row], prompt: Prompt, tokenizer: Tokenizer) -> RowCounts | None:
