@@ -24,8 +24,8 @@ def check_vocabulary(texts: Iterable[Sequence[int]], model: Model, name: str = "
     known = model.config.get_text_config().vocab_size
     if largest >= known:
         raise ModelError(
-            f"{name or model.config.name_or_path}: the tokenizer produces ids up to {largest:,}, but the model has only {known:,} embeddings; name "
-            "a folder whose tokenizer and model match"
+            f"{name or model.config.name_or_path}: the tokenizer produces ids up to {largest:,}, but the model has "
+            f"only {known:,} embeddings; name a folder whose tokenizer and model match"
         )
 
 

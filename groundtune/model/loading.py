@@ -62,7 +62,9 @@ def _try(tokenizer: Any) -> None:
 
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ValueError(f"tokenizer_config.json names a {type(tokenizer).__name__} in place of a tokenizer")
-    if not (ids := tokenizer(TRIAL)["input_ids"]):
+    if not isinstance(tokenizer.model_max_length, (int, float)):
+        raise ValueError(f"model_max_length of tokenizer_config.json is {tokenizer.model_max_length!r:.60}, no number")
+    if not (ids := tokenizer(TRIAL, verbose=False)["input_ids"]):
         raise ValueError("tokenizer.json gives no tokens for a text")
     tokenizer.decode(ids)
 
@@ -162,8 +164,8 @@ def _without_weights(arguments: ModelArguments) -> Model | None:
     name = arguments.model_name_or_path
     if arguments.gguf_file or not os.path.isdir(name) or "quantization_config" in _json_of(arguments, "config.json"):
         return None
-    options = {**_source(arguments), "device_map": "meta", "use_safetensors": True}
-    with loading(name):
+    options = {**_source(arguments), "device_map": "meta", "use_safetensors": True, "attn_implementation": "eager"}
+    with loading(name), panics_raised():
         return AutoModelForCausalLM.from_pretrained(name, **options)
 
 

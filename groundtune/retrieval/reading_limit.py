@@ -40,7 +40,6 @@ def reading_limit(name: str, document_prompt: str | None = None) -> ReadingLimit
     """
     refuse_embedding_model(name)
     with loading(name), panics_raised():
-        try_embedding_model(name)
         return _reading_limit(name, document_prompt)
 
 
@@ -54,7 +53,8 @@ def try_embedding_model(name: str) -> None:
     if not os.path.isdir(name):
         return
     options: dict[str, Any] = {"model_kwargs": {"use_safetensors": True, "device_map": "meta"}}
-    SentenceTransformer(name, device="meta", trust_remote_code=False, **options)
+    with loading(name), panics_raised():
+        SentenceTransformer(name, trust_remote_code=False, **options)
 
 
 def _reading_limit(name: str, document_prompt: str | None) -> ReadingLimit | None:
@@ -66,7 +66,7 @@ def _reading_limit(name: str, document_prompt: str | None) -> ReadingLimit | Non
     folder = modules[0]["path"]
     source = {"pretrained_model_name_or_path": name, "subfolder": folder, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    tokenizer(TRIAL)  # some files are found to be damaged only now
+    tokenizer(TRIAL, verbose=False)  # some files are found to be damaged only now
     limit = _stated_limit(name, folder)
     if limit is None:
         positions = getattr(AutoConfig.from_pretrained(**source), "max_position_embeddings", -1)

@@ -55,6 +55,7 @@ _NAMES = {
     "data": ("full_dataset_file_path", "eval_file", "test_file"),
 }
 _OF_TRAINING = {"bf16": "bool | None", "load_best_model_at_end": "bool"}  # types of transformers' flags
+_MOST = {"bootstrap_samples": 100_000}  # and of any other number 10,000,000: more would take all time or memory
 _LARGEST = 16 * 2**20  # bytes of a run.json; real ones have a few thousand
 _LONGEST_NAME = 4096  # characters: the longest path on Linux
 
@@ -211,7 +212,10 @@ def _settings(groups: Mapping[str, Any], path: str, problems: list[str]) -> dict
             about = arguments.__dataclass_fields__[name] if arguments else None
             kind = str(arguments.__annotations__[name] if arguments else _OF_TRAINING[name])
             choices = about.metadata.get("choices") if about else None
-            if wrong := _wrong(value, kind.removesuffix(" | None"), choices):
+            wrong = _wrong(value, kind.removesuffix(" | None"), choices)
+            if not wrong and type(value) is int and abs(value) > (most := _MOST.get(name, 10_000_000)):
+                wrong = f"{_shown(value)} is more than {most:,}"
+            if wrong:
                 problems.append(f"{path}: {name}: {wrong}; run.json was edited, so correct it or remove it")
             else:
                 found[name] = value

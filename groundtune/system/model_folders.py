@@ -18,7 +18,7 @@ from typing import Any, TypeGuard, cast
 from groundtune.errors import DataError
 from groundtune.system.model_settings import ADAPTER, PATTERNS, layer_counts, read_json, settings_problems
 from groundtune.system.outputs import is_link
-from groundtune.system.text import one_line
+from groundtune.system.text import harmless_line, one_line
 from groundtune.system.weights import file_problem, tensors_in
 
 # Pickles by name, each with the files that libraries prefer over it.
@@ -37,6 +37,7 @@ _NOT_READ = re.compile(r"\..*|checkpoint-.*|predictions|evaluation|index|runs")
 # Only the library's own classes are allowed; names of modules and functions begin with a lower-case letter.
 _MODULE = re.compile(r"sentence_transformers\.(?:\w+\.)*[A-Z]\w*")
 _WEIGHTS = {".safetensors", ".gguf", ".bin", ".pt", ".pth"}
+_SWAPPED = "--model_name_or_path and --embedding_model may be swapped"
 _CONVERT = "weights are read from safetensors only; save it as safetensors where you trust it"
 
 
@@ -76,7 +77,11 @@ def model_problems(name: str, gguf_file: str | None = None, weights: bool = True
     `weights`: whether the weights will be read, not only tokenizer and configuration. `with_base`: whether a library
     will load the base model that an adapter names.
     """
-    return _problems([Path(name)], gguf_file, weights, with_base) if os.path.isdir(name) else []
+    if not os.path.isdir(name):
+        return []
+    if (Path(name) / "modules.json").is_file():
+        return [f"{name}: holds an embedding model (modules.json); {_SWAPPED}"]
+    return _problems([Path(name)], gguf_file, weights, with_base)
 
 
 def embedding_problems(name: str) -> list[str]:
@@ -88,16 +93,17 @@ def embedding_problems(name: str) -> list[str]:
     linked = [Path(at, entry) for at, entries, _ in os.walk(root) for entry in entries]
     outside = _links_outside(filter(is_link, linked), root)
     bases = (problem for folder in folders for problem in _base_outside(folder, root))
-    return [*bases, *_problems(folders, None, weights=True, with_base=False), *outside, *_modules(root)]
+    problems = [*bases, *_problems(folders, None, weights=True, with_base=False), *outside, *_modules(root)]
+    return problems or _decoder(root, name)
 
 
 def refuse_embedding_model(name: str) -> None:
     """Raise `ValueError` for an embedding model that is not safe to load."""
-    if problems := embedding_problems(name) or hub_problems(name):
+    if problems := embedding_problems(name) or hub_problems(name, embedding=True):
         raise ValueError(problems[0])
 
 
-def hub_problems(name: str, revision: str | None = None) -> list[str]:
+def hub_problems(name: str, revision: str | None = None, embedding: bool = False) -> list[str]:
     """Reasons to refuse a hub model, from its settings, which are downloaded; empty for a folder."""
     if not name or os.path.isdir(name):
         return []
@@ -108,7 +114,18 @@ def hub_problems(name: str, revision: str | None = None) -> list[str]:
     except Exception:  # no such model, or no network: loading the model reports it
         return []
     folders = [Path(at) for at, _, _ in os.walk(root)]
-    return [problem.replace(str(root), name) for folder in folders for problem in _settings(folder, root)]
+    problems = [problem.replace(str(root), name) for folder in folders for problem in _settings(folder, root)]
+    return problems or (_decoder(root, name) if embedding else [])
+
+
+def _decoder(root: Path, name: str) -> list[str]:
+    """A line if what should be an embedding model writes text: mean-pooled, it would load and find little."""
+    config = read_json(root / "config.json")
+    named = config.get("architectures") if isinstance(config, dict) else None
+    kind = str(named[0]) if isinstance(named, list) and named else ""
+    if not kind.endswith("ForCausalLM") or (root / "modules.json").exists():
+        return []
+    return [f"{name}: holds a {harmless_line(kind)}, which writes text; is this an embedding model? {_SWAPPED}"]
 
 
 def pickles(folder: Path) -> list[str]:
@@ -202,8 +219,9 @@ def _problems(folders: list[Path], gguf_file: str | None, weights: bool, with_ba
 def _broken(folder: Path, gguf_file: str | None, weights: bool) -> list[str]:
     """A line for each file that cannot be read; weights are looked at only if they will be read."""
     read = {".gguf" if gguf_file else ".safetensors"} if weights else set()
-    paths = (path for path in _read_from(folder) if path.suffix not in _WEIGHTS - read)
-    return list(filter(None, map(file_problem, paths)))
+    folders = [path for path in _entries(folder) if path.suffix in read | {".json"} and path.is_dir()]
+    paths = [path for path in _read_from(folder) if path.suffix not in _WEIGHTS - read]
+    return list(filter(None, map(file_problem, [*folders, *paths])))
 
 
 def _too_many_layers(folder: Path) -> Iterator[str]:

@@ -26,14 +26,16 @@ def panic_line(error: BaseException) -> str:
 
 @contextmanager
 def panics_raised() -> Iterator[None]:
-    """Raise `ValueError` in place of a panic. What Rust prints about it is not shown; anything else is, afterwards."""
+    """Raise `ValueError` in place of a panic. What a library prints is shown afterwards, unless it fails: then the
+    error says it all."""
     with _held_back() as said:
         try:
             yield
         except BaseException as error:
+            sys.stderr.flush()
+            said.truncate(0)
             if not is_panic(error):
                 raise
-            said.truncate(0)
             raise ValueError(panic_line(error)) from error
 
 

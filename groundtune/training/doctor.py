@@ -20,7 +20,7 @@ from groundtune.model.loading import load_tokenizer, loading_problem
 from groundtune.prompts.policies import draw
 from groundtune.prompts.prompt import Prompt, make_prompt
 from groundtune.prompts.rows import Row, encode_questions
-from groundtune.retrieval.reading_limit import reading_limit
+from groundtune.retrieval.reading_limit import reading_limit, try_embedding_model
 from groundtune.schema import Document, Example, Hit
 from groundtune.system.model_folders import why_not_loaded
 from groundtune.system.text import harmless, hide_secrets
@@ -238,6 +238,7 @@ def _passages_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Findi
             continue
         try:
             limit = reading_limit(name, retrieval.document_prompt)
+            try_embedding_model(name)
         except Exception as error:  # libraries raise many types, even bare exceptions for a damaged file
             message = f"cannot load {name}: {why_not_loaded(error)}"
             yield Finding(ERROR, "model", f"--{flag}", "", message)
