@@ -848,11 +848,11 @@ INDEXES: dict[str, Callable[[Path], object]] = {
 
 def as_line(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
     def damage(path: Path) -> None:
-        lines = path.read_text().splitlines()
+        lines = path.read_text("utf-8").split("\n")
         row = json.loads(lines[1])
         result = change(row)
         lines[1] = result if isinstance(result, str) else json.dumps(row)
-        path.write_text("\n".join(lines) + "\n")
+        path.write_text("\n".join(lines), "utf-8")
 
     return damage
 
@@ -943,8 +943,6 @@ PREDICTIONS: dict[str, Callable[[dict[str, Any]], object]] = {
             "answer",
             "finished",
             "passages_read",
-            "prompt_tokens",
-            "new_tokens",
             "context",
         )
     },

@@ -155,8 +155,8 @@ def _checked(prediction: Prediction) -> Prediction:
     texts += [*prediction.judged, *prediction.judged.values()]
     _must_be(str, texts, "a text")
     _must_be(bool, [prediction.finished, example.answerable], "true or false")
-    numbers = [prediction.passages_read, prediction.prompt_tokens, prediction.new_tokens]
-    _must_be(int, [number for number in numbers if number is not None], "a whole number")  # a server tells no tokens
+    tokens = [n for n in (prediction.prompt_tokens, prediction.new_tokens) if n is not None]  # a server may not say
+    _must_be(int, [prediction.passages_read, *tokens], "a whole number")
     _must_be(dict, [document.metadata for document in documents], "an object")
     _must_be((int, float), [hit.score for hit in prediction.hits], "a number")
     if not all(map(math.isfinite, [*prediction.scores.values(), *(hit.score for hit in prediction.hits)])):

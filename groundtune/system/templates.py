@@ -52,7 +52,7 @@ class _Template(Template):
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox in which each rendering has a number of steps, and each value a largest size."""
+    """Jinja's restricted mode in which each rendering has a number of steps, and each value a largest size."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
     code_generator_class = _Code
