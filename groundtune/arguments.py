@@ -37,6 +37,9 @@ def argument(default: Any, help: str, choices: list[str] | None = None) -> Any:
     return field(default=default, metadata=metadata)
 
 
+TOO_LONG = ("error", "drop", "shorten")  # what to do with an example that does not fit into a row
+
+
 @dataclass
 class DataArguments:
     """Examples, documents and the maximum length of a training row."""
@@ -62,6 +65,16 @@ class DataArguments:
         2048,
         "Maximum row length in tokens: passages, chat history, question and answer. Longer rows drop retrieved "
         "passages, lowest-ranked first; never gold passages, question or answer.",
+    )
+    too_long: str = argument(
+        "error",
+        "Examples that do not fit even without retrieved passages. error: list them and stop. drop: leave them out. "
+        "shorten: drop the earliest turns of the chat history, then retrieved passages, then gold passages after the "
+        "first, and leave out an example that is still too long. Both are counted and named.",
+        list(TOO_LONG),
+    )
+    max_train_samples: int = argument(
+        0, "Train on at most this many examples, spread evenly over the file. 0: on all of them."
     )
     share_prefix: str = argument(
         "auto",
@@ -346,6 +359,7 @@ def _check_numbers(arguments: Arguments) -> list[str]:
         (arguments.retrieval, "embedding_batch_size", 1),
         (arguments.model, "lora_r", 1),
         (arguments.model, "lora_alpha", 1),
+        (arguments.data, "max_train_samples", 0),
         (arguments.evaluation, "eval_max_samples", 0),
         (arguments.evaluation, "max_new_tokens", 1),
         (arguments.evaluation, "bootstrap_samples", 100),

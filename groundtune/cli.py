@@ -29,6 +29,7 @@ COMMANDS = {
     "documents": ("split a folder of files into passages: the document database", "commands.documents:main"),
     "questions": ("let an LLM write questions and answers about your documents", "commands.questions:main"),
     "convert": ("convert SQuAD, BEIR, chats ... to examples and documents, and back", "commands.convert:main"),
+    "split": ("split examples into train, eval and test without a common passage", "commands.split:main"),
     "doctor": ("list every problem in the data of a training command", "commands.doctor:main"),
     "evaluate": ("evaluate any model or server end to end, in four contexts", "commands.evaluate:main"),
     "compare": ("compare runs side by side: paired intervals, wins and losses", "commands.compare:main"),

@@ -23,7 +23,7 @@ ERROR, WARNING = "error", "warning"
 TITLES = {
     "format": "what cannot be read",
     "blank": "blank question or answer, skipped",
-    "misspelt": "ignored field",
+    "misspelt": "ignored field or turn",
     "encoding": "damaged characters",
     "repeated-document": "duplicate document",
     "same-file": "file used twice",
@@ -32,6 +32,7 @@ TITLES = {
     "leaked-gold": "gold passage also in the training file",
     "gold-not-in-database": "gold passage missing from the document database",
     "answer-off-passage": "answer without a word of its gold passages",
+    "without-gold": "answerable question without a gold passage",
     "gold-as-negative": "hard negative that is also a gold passage",
     "history": "chat history whose speakers do not alternate",
     "model": "tokenizer that cannot be loaded",
@@ -292,6 +293,16 @@ def _answers_off_passage(dataset: Dataset) -> Iterator[Finding]:
             yield _warning("answer-off-passage", example.source, "gold_answer", message)
 
 
+def _without_gold(dataset: Dataset) -> Iterator[Finding]:
+    for example in _all_examples(dataset):
+        if example.answerable and not example.gold_documents:
+            message = (
+                "lists no passage, so its row reads what a search finds, and recall is not measured on it; name the "
+                'passages that contain the answer, or write "answerable": false'
+            )
+            yield _warning("without-gold", example.source, "gold_docs", message)
+
+
 def _content_words(text: str) -> set[str]:
     """Content words of a text. An answer of only stop words ("Yes.", "It is not.") has none and is not checked."""
     # Five letters, so that "return" and "returned" match.
@@ -337,6 +348,7 @@ CHECKS: tuple[Callable[[Dataset], Iterator[Finding]], ...] = (
     _leaks,
     _gold_not_in_database,
     _answers_off_passage,
+    _without_gold,
     _gold_as_negatives,
     _histories,
 )

@@ -208,12 +208,7 @@ class Endpoint:
         fields = {"max_tokens": max_tokens, "temperature": temperature, **self.options}
         return {name: value for name, value in fields.items() if value is not None}
 
-    def _replies(
-        self,
-        ask: Callable[[P], Any],
-        prompts: Sequence[P],
-        on_done: Callable[[int], None],
-    ) -> list[Reply]:
+    def _replies(self, ask: Callable[[P], Any], prompts: Sequence[P], on_done: Callable[[int], None]) -> list[Reply]:
         def reply(prompt: P, first: bool = False) -> Reply:
             self._pace()
             answered = self._reply(ask, prompt, first)

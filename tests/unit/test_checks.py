@@ -137,6 +137,10 @@ PLANTED = {
         lambda d: d["eval"][0].update(gold_answer="Ask Maria."),
         [("answer-off-passage", "eval.jsonl:1", "gold_answer")],
     ),
+    "an answerable question without gold": (
+        lambda d: d["eval"][0].update(gold_docs=[]),
+        [("without-gold", "eval.jsonl:1", "gold_docs")],
+    ),
     "a negative that is gold": (
         lambda d: d["train"][0].update(hard_neg_docs=[d["documents"][1], *d["train"][0]["gold_docs"]]),
         [("gold-as-negative", "train.jsonl:1", "hard_neg_docs[1]")],
