@@ -155,14 +155,16 @@ def loading_problem(arguments: ModelArguments, end_id: int) -> str:
 
 
 def _without_weights(arguments: ModelArguments) -> Model | None:
-    """The model in a folder, with every name and shape compared but no weights read; None for any other model.
+    """The model in a folder, with every name and shape compared but no weights read; None where that is not possible.
 
     Otherwise memory would be taken for whatever sizes its settings claim, before they are compared.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.integrations import is_deepspeed_zero3_enabled
 
     name = arguments.model_name_or_path
-    if arguments.gguf_file or not os.path.isdir(name) or "quantization_config" in _json_of(arguments, "config.json"):
+    other = arguments.gguf_file or arguments.trust_remote_code or is_deepspeed_zero3_enabled()
+    if other or not os.path.isdir(name) or "quantization_config" in _json_of(arguments, "config.json"):
         return None
     options = {**_source(arguments), "device_map": "meta", "use_safetensors": True, "attn_implementation": "eager"}
     with loading(name), panics_raised():

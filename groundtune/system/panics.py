@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from typing import IO
 
 from groundtune.system.text import one_line
@@ -42,20 +43,20 @@ def panics_raised() -> Iterator[None]:
 @contextmanager
 def _held_back() -> Iterator[IO[bytes]]:
     """Keep what is written to standard error, by any language, in a file, and write it out at the end."""
-    with tempfile.TemporaryFile() as said:
-        try:
-            shown = os.dup(2)
-        except OSError:  # there is none
-            yield said
-            return
+    try:
+        said, shown = tempfile.TemporaryFile(), os.dup(2)  # noqa: SIM115  closed below
+    except OSError:  # a full disk, or no standard error: then everything is shown at once
+        yield BytesIO()
+        return
+    sys.stderr.flush()
+    os.dup2(said.fileno(), 2)
+    try:
+        yield said
+    finally:
         sys.stderr.flush()
-        os.dup2(said.fileno(), 2)
-        try:
-            yield said
-        finally:
-            sys.stderr.flush()
-            os.dup2(shown, 2)
-            os.close(shown)
+        os.dup2(shown, 2)
+        os.close(shown)
+        with said:
             said.seek(0)
             if text := said.read():
                 os.write(2, text)
