@@ -55,7 +55,11 @@ _NAMES = {
     "data": ("full_dataset_file_path", "eval_file", "test_file"),
 }
 _OF_TRAINING = {"bf16": "bool | None", "load_best_model_at_end": "bool"}  # types of transformers' flags
-_MOST = {"bootstrap_samples": 100_000}  # and of any other number 10,000,000: more would take all time or memory
+# The least and the most of each number: more would take all time or memory.
+_BOUNDS = {
+    "max_seq_length": (16, 10_000_000), "eval_num_to_retrieve": (1, 10_000_000), "max_new_tokens": (1, 10_000_000),
+    "bootstrap_samples": (100, 100_000),
+}  # fmt: skip
 _LARGEST = 16 * 2**20  # bytes of a run.json; real ones have a few thousand
 _LONGEST_NAME = 4096  # characters: the longest path on Linux
 
@@ -94,7 +98,11 @@ def remembered(folder: str) -> Remembered | None:
     groups = record.get("arguments")
     if not isinstance(groups, dict):
         raise DataError([f"{path}: arguments: missing; this is not the record of a run, so name another folder"])
-    problems: list[str] = []
+    problems = [
+        f"{path}: arguments.{name}: {_shown(groups[name])} is not an object; run.json was edited, so correct it"
+        for name in _SETTINGS
+        if not isinstance(groups.get(name, {}), (dict, type(None)))
+    ]
     settings = _settings(groups, str(path), problems)
     written = _names(groups, str(path), problems)
     method = _text(groups.get("method", ""), f"{path}: arguments.method", problems)
@@ -212,10 +220,7 @@ def _settings(groups: Mapping[str, Any], path: str, problems: list[str]) -> dict
             about = arguments.__dataclass_fields__[name] if arguments else None
             kind = str(arguments.__annotations__[name] if arguments else _OF_TRAINING[name])
             choices = about.metadata.get("choices") if about else None
-            wrong = _wrong(value, kind.removesuffix(" | None"), choices)
-            if not wrong and type(value) is int and abs(value) > (most := _MOST.get(name, 10_000_000)):
-                wrong = f"{_shown(value)} is more than {most:,}"
-            if wrong:
+            if wrong := _wrong(value, kind.removesuffix(" | None"), choices) or _beyond(name, value):
                 problems.append(f"{path}: {name}: {wrong}; run.json was edited, so correct it or remove it")
             else:
                 found[name] = value
@@ -232,6 +237,11 @@ def _wrong(value: object, kind: str, choices: list[str] | None) -> str:
         "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
     }
     return "" if kinds[kind](value) else f"{_shown(value)} is not a {kind}"
+
+
+def _beyond(name: str, value: Any) -> str:
+    least, most = _BOUNDS.get(name, (value, value))
+    return "" if least <= value <= most else f"{_shown(value)} is not from {least:,} to {most:,}"
 
 
 def _names(groups: Mapping[str, Any], path: str, problems: list[str]) -> dict[str, str]:

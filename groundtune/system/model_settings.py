@@ -48,8 +48,8 @@ _LAYERS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers"}
 # How an adapter's weights began, which are then read from its file. PiSSA and OLoRA also change the base model, from
 # its weights alone, which takes a while; with more rounds it would take for ever.
 _INIT = re.compile(r"gaussian|orthogonal|eva|olora|pissa(_niter_\d{1,2})?")
-_COUNT = re.compile(r"layer|block|head|expert|label|depth|codebook")  # libraries make as many objects of each
-_MOST = 100_000
+# Libraries make as many objects of each of the first, and a table for as many positions.
+_MOST = {r"layers?$|block|head|expert|label|depth|codebook": 10**5, r"^(max_(position|seq)|n_positions|n_ctx)": 10**8}
 _METHOD = re.compile(r"forward|encode|get_\w+_features")
 
 
@@ -105,7 +105,8 @@ def _implausible(path: Path, content: Any) -> Iterator[str]:
     """A line for each number that libraries would count up to for ever, or that makes every answer NaN."""
     for keys, value in _values(content):
         name = ".".join(keys)
-        if type(value) is int and value > _MOST and keys and _COUNT.search(keys[-1]):
+        most = [most for pattern, most in _MOST.items() if keys and re.search(pattern, keys[-1])]
+        if type(value) is int and most and value > most[0]:
             yield f"{path}: {name} is {_shown(value)}, which no model has; correct it"
         elif isinstance(value, float) and math.isnan(value):
             yield f"{path}: {name} is NaN, not a number; correct it"

@@ -138,7 +138,7 @@ class World:
                 child.send(9)
         said = log.read_text("utf-8", "replace")
         peak = int(found[1]) if (found := re.search(r"\npeak (\d+) MB", said)) else 0
-        of_libraries = re.compile(r".*Loading weights|\[transformers\]")
+        of_libraries = re.compile(r".*Loading weights|\[transformers\]|embedding \d+ of|\d+ of \d+ documents are longer")
         lines = [line for line in said.splitlines() if line.strip() and not of_libraries.match(line)]
         lines = [
             line for line in lines if not re.match(r"peak \d+ MB|\d+ (error|warning)s?( and|$| in)|warning: ", line)
@@ -163,7 +163,7 @@ class World:
             return f"{len(lines)} lines: " + " | ".join(lines)[:600]
         if os.environ.get("SHOW"):
             print(f"    ok {case.kind}: {case.name}: {command.split()[0]}: {lines[0][:330]}")
-        return "" if "damaged" in lines[0] else f"does not name it: {lines[0]}"
+        return "" if case.harmless or "damaged" in lines[0] else f"does not name it: {lines[0]}"
 
 
 def main(words: list[str]) -> int:
