@@ -98,11 +98,9 @@ def remembered(folder: str) -> Remembered | None:
     groups = record.get("arguments")
     if not isinstance(groups, dict):
         raise DataError([f"{path}: arguments: missing; this is not the record of a run, so name another folder"])
-    problems = [
-        f"{path}: arguments.{name}: {_shown(groups[name])} is not an object; run.json was edited, so correct it"
-        for name in _SETTINGS
-        if not isinstance(groups.get(name, {}), (dict, type(None)))
-    ]
+    odd = [name for name in _SETTINGS if not isinstance(groups.get(name), (dict, type(None)))]
+    told = f"{path}: arguments: {', '.join(odd)} must be an object; run.json was edited, so correct it"
+    problems = [told] if odd else []
     settings = _settings(groups, str(path), problems)
     written = _names(groups, str(path), problems)
     method = _text(groups.get("method", ""), f"{path}: arguments.method", problems)

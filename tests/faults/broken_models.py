@@ -138,7 +138,7 @@ class World:
                 child.send(9)
         said = log.read_text("utf-8", "replace")
         peak = int(found[1]) if (found := re.search(r"\npeak (\d+) MB", said)) else 0
-        of_libraries = re.compile(r".*Loading weights|\[transformers\]|embedding \d+ of|\d+ of \d+ documents are longer")
+        of_libraries = re.compile(r".*Loading weights|\[transformers\]|embedding \d+ of|\d+ of \d+ documents are")
         lines = [line for line in said.splitlines() if line.strip() and not of_libraries.match(line)]
         lines = [
             line for line in lines if not re.match(r"peak \d+ MB|\d+ (error|warning)s?( and|$| in)|warning: ", line)

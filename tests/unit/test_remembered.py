@@ -176,5 +176,5 @@ def test_a_number_that_would_take_all_time_or_memory_is_not_believed(tmp_path, n
 def test_a_group_of_settings_that_is_no_object_is_one_line(tmp_path, group):
     content = record()
     content["arguments"][group] = [17]
-    with pytest.raises(DataError, match=rf"^.*run\.json: arguments\.{group}: \[17\] is not an object; [^\n]*$"):
+    with pytest.raises(DataError, match=rf"^.*run\.json: arguments: {group} must be an object; [^\n]*$"):
         remembered(str(write(tmp_path / "run", content)))
