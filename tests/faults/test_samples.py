@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import damages
 import fuzz_parsers
 import hostile_pickles
 import malformed_inputs
@@ -27,6 +28,7 @@ PICKLES = hostile_pickles.cases()
 def test_there_are_as_many_cases_as_the_scripts_promise():
     assert len(PICKLES) >= 120
     assert len({case.name for case in malformed_inputs.cases("model")}) >= 150
+    assert len({(case.kind, case.name) for case in damages.cases()}) >= 700
 
 
 @pytest.mark.parametrize("what", list(PICKLES)[::4])
