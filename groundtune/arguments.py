@@ -12,6 +12,7 @@ from dataclasses import Field, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
+from groundtune.system.inputs import special
 from groundtune.system.model_folders import embedding_problems, model_problems
 
 if TYPE_CHECKING:
@@ -363,12 +364,15 @@ def _check_numbers(arguments: Arguments) -> list[str]:
 
 
 def no_such_file(data: DataArguments, names: Sequence[str]) -> list[str]:
-    """A line for each of these fields that names a missing file."""
-    return [
-        f"--{name}: no such file: {path}; give the path of an existing file"
-        for name in names
-        if (path := getattr(data, name)) and not os.path.isfile(path)
-    ]
+    """A line for each of these fields that names no file."""
+    problems = []
+    for name in names:
+        path = getattr(data, name)
+        if path and (kind := special(path)):  # it is read more than once
+            problems.append(f"--{name}: {path} is {kind}, not a file; save its contents to a file, and name that")
+        elif path and not os.path.isfile(path):
+            problems.append(f"--{name}: no such file: {path}; give the path of an existing file")
+    return problems
 
 
 def too_small(least: Sequence[tuple[object, str, float]]) -> list[str]:

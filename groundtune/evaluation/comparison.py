@@ -18,6 +18,7 @@ from groundtune.evaluation.outcomes import outcome_counts
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, read_predictions
 from groundtune.evaluation.verdicts import ABSTENTION, F1, SCORES, Change, most_changed, verdict
 from groundtune.schema import Prediction
+from groundtune.system.inputs import special
 from groundtune.system.text import harmless_line
 
 HOW_TO_READ = (
@@ -136,6 +137,8 @@ def find_predictions(path: str) -> Path:
     Raises `DataError` if there is none.
     """
     given = Path(path)
+    if kind := special(given):
+        raise DataError([f"{path}: is {kind}, not a file; name a run folder, or a prediction file"])
     if os.path.isfile(given):
         return given
     found = next((name for name in _IN_FOLDERS if os.path.isfile(given / name)), None)

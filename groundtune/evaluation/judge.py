@@ -20,6 +20,7 @@ from groundtune.evaluation.arguments import InferenceArguments
 from groundtune.model.endpoint import EndpointError, is_server
 from groundtune.model.opening import open_writer, writing_model
 from groundtune.schema import Prediction, Reply
+from groundtune.system.inputs import read_text
 
 SHIPPED = Path(__file__).parent / "judge_prompts"
 _FIELDS = ("question", "answer", "gold_answer", "passages", "chat_history")
@@ -54,7 +55,7 @@ def read_judge_prompts(names: Sequence[str]) -> list[JudgePrompt]:
         shipped = SHIPPED / f"{name}.txt"
         path = shipped if os.path.isfile(shipped) else Path(name)
         try:
-            text = path.read_text("utf-8")
+            text = read_text(path)
         except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null character in the name
             known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.txt")))
             problems.append(f"--judge_prompt: {name} cannot be read ({error}); name a text file, or use one of {known}")

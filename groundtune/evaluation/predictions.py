@@ -7,13 +7,13 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from groundtune.data.files import write_jsonl
 from groundtune.errors import DataError
 from groundtune.evaluation.metrics import Interval, aggregate
 from groundtune.schema import Document, Example, Hit, Prediction, Turn
+from groundtune.system.inputs import read_text
 from groundtune.system.text import plain
 
 
@@ -79,8 +79,8 @@ def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
     Raises `DataError` if the file is missing or empty, or if a line is not a prediction.
     """
     try:
-        lines = Path(path).read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).split("\n")
+    except (OSError, ValueError) as error:
         raise DataError([f"{path}: cannot be read ({error}); name a prediction file"]) from error
     predictions, problems = [], []
     for number, line in enumerate(lines, 1):

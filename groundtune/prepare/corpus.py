@@ -71,9 +71,9 @@ def write_corpus(
 ) -> Summary:
     """Write the passages of all files to `output` (.jsonl or .parquet), in the order of the file names.
 
-    Several files are read at once, each within `limits`; one that exceeds them is left out like any that cannot be read.
-    Passages with the same title and text are written once, because a retriever could not tell them apart. Only their
-    hashes are kept in memory. `on_file` is called with each file, its number and the total.
+    Several files are read at once, each within `limits`; one that exceeds them is left out, like any that cannot be
+    read. Passages with the same title and text are written once, because a retriever could not tell them apart. Only
+    their hashes are kept in memory. `on_file` is called with each file, its number and the total.
 
     Raises:
         DataError: an input is missing or has an unsupported type, or there is no passage at all; nothing is written.
@@ -191,8 +191,7 @@ def _passages(
     seen: set[bytes] = set()
     settings = {"tokenizer": str(chunks.tokenizer), "size": chunks.size, "overlap": chunks.overlap, **vars(options)}
     tasks = [(str(file.path), file.source) for file in found]
-    read = results("groundtune.prepare.corpus:file_reader", settings, tasks, limits, folder)
-    with closing(read):
+    with closing(results("groundtune.prepare.corpus:file_reader", settings, tasks, limits, folder)) as read:
         for number, (file, result) in enumerate(zip(found, read), 1):
             on_file(file, number, len(found))
             if result.failure:

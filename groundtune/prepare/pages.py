@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from groundtune.data.entries import shown
 from groundtune.data.files import json_rows
 from groundtune.errors import DataError
+from groundtune.system.inputs import open_file
 from groundtune.system.text import one_line, readable
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ def _markdown_pages(path: Path, source: str, options: ReadOptions) -> Iterator[P
 
 
 def _decoded(path: Path, encoding: str) -> str:
-    data = path.read_bytes()
+    with open_file(path) as file:
+        data = file.read()
     encoding = next((name for bom, name in _BOMS.items() if data.startswith(bom)), encoding)
     try:
         text = data.decode(encoding)
@@ -161,7 +163,8 @@ def _html_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]
     from bs4 import UnicodeDammit
 
     # From bytes, because a page declares its own encoding.
-    soup = _parsed(UnicodeDammit(path.read_bytes(), is_html=True).unicode_markup or "")
+    with open_file(path) as file:
+        soup = _parsed(UnicodeDammit(file.read(), is_html=True).unicode_markup or "")
     title = one_line(soup.title.get_text()) if soup.title else ""
     text = _markdown_of(_main_part(soup), path)
     yield Page(text, title or _first_heading(text) or readable(path.stem), source, markdown=True)
@@ -171,7 +174,7 @@ def _docx_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]
     import mammoth
 
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             _check_unpacked(path, file, options)
             html = mammoth.convert_to_html(file, convert_image=mammoth.images.img_element(lambda image: {})).value
     except (OSError, DataError, MemoryError):

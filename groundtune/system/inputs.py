@@ -6,16 +6,14 @@ import os
 import stat
 from typing import BinaryIO
 
-_KINDS = {
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFSOCK: "a socket",
-}
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 
 
 class NotAFile(OSError):
-    """What was to be opened is a pipe, a device or a socket; `strerror` says which."""
+    """What was to be opened is a pipe, a device or a socket."""
+
+    def __init__(self, kind: str, path: str | os.PathLike[str]) -> None:
+        super().__init__(0, f"is {kind}, not a file", os.fspath(path))
 
 
 def special(path: str | os.PathLike[str]) -> str:
@@ -35,11 +33,11 @@ def open_file(path: str | os.PathLike[str], pipe: bool = False) -> BinaryIO:
 
     def opener(name: str, flags: int) -> int:
         if _kind(os.stat(name)) not in allowed:  # first, because opening a device may already do something
-            raise NotAFile(0, f"is {_kind(os.stat(name))}, not a file", os.fspath(path))
+            raise NotAFile(_kind(os.stat(name)), path)
         opened = os.open(name, flags if pipe else flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait
         if (kind := _kind(os.fstat(opened))) not in allowed:  # replaced in between
             os.close(opened)
-            raise NotAFile(0, f"is {kind}, not a file", os.fspath(path))
+            raise NotAFile(kind, path)
         return opened
 
     allowed = ("", "a pipe") if pipe else ("",)

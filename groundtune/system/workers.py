@@ -1,9 +1,9 @@
 """Tasks that may hang, crash or take all memory, such as reading a stranger's file, run in other processes.
 
 A process that exceeds a limit or crashes is replaced, and only its task fails. The pools of the standard library cannot
-do this: they never end a single task, and when one process dies they give up all tasks. What is sent in either direction
-is one line of JSON, so that nothing is unpickled, and works alike on Linux, macOS and Windows. A new process imports only
-what its function needs, and neither the main module nor anything in the current folder.
+do this: they never end a single task, and when one process dies they give up all tasks. What is sent in either
+direction is one line of JSON, so that nothing is unpickled, and works alike on Linux, macOS and Windows. A new process
+imports only what its function needs, and neither the main module nor anything in the current folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -65,7 +65,8 @@ class Result:
     summary: Any
 
     def __init__(self, folder: Path) -> None:
-        self.items = SpooledTemporaryFile(_MB, dir=folder)  # on disk if large; without a name, so it leaves nothing
+        # On disk if it is large; without a name, so that it leaves nothing.
+        self.items: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(_MB, "w+b", dir=str(folder))  # noqa: SIM115
         self.failure, self.why, self.summary = "", "", None
 
     def __iter__(self) -> Iterator[Any]:
@@ -75,7 +76,7 @@ class Result:
 
 def results(
     function: str, settings: dict[str, Any], tasks: Sequence[Any], limits: Limits, folder: Path
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """The result of each task, in order, computed by several processes. Large results wait in files in `folder`.
 
     `function` is "package.module:name". Each process calls it once with `settings`; what it returns is a `Run`, called
@@ -204,7 +205,7 @@ class _Worker:
             result.failure = self.exceeded or "crash"
         return result
 
-    def _items(self, lines: BinaryIO, result: Result) -> bytes:
+    def _items(self, lines: Iterable[bytes], result: Result) -> bytes:
         """Keep the items; returns how the task ended, or nothing if the process did."""
         size = rewarded = 0
         for line in lines:

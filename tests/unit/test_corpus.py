@@ -24,6 +24,7 @@ from groundtune.errors import DataError
 from groundtune.prepare import corpus
 from groundtune.prepare.chunking import Chunker
 from groundtune.prepare.pages import Page, ReadOptions, missing_libraries, read_pages
+from groundtune.system.workers import Limits
 
 ROOT = Path(__file__).parents[2]
 SENTENCES = [f"Sentence number {n} says that book {n} lies on shelf {n}." for n in range(1, 61)]
@@ -43,7 +44,7 @@ def tokenizer_folder(tmp_path_factory) -> Path:
 def counter(tokenizer_folder):
     from groundtune.prepare.chunking import load_counter
 
-    return load_counter(str(tokenizer_folder))
+    return load_counter(tokenizer_folder / "tokenizer.json")
 
 
 def write_pdf(path: Path, *sheets: str) -> Path:
@@ -100,12 +101,9 @@ def pages(path: Path, **options: str) -> list[Page]:
 
 
 def refusal(path: Path, **options: str) -> str:
-    """The only problem of an unreadable file; it must be noticed before any page is returned."""
-    seen = []
+    """The only problem of an unreadable file."""
     with pytest.raises(DataError) as caught:
-        for page in read_pages(path, path.name, ReadOptions(**options)):
-            seen.append(page)
-    assert seen == []
+        pages(path, **options)
     (problem,) = caught.value.problems
     assert problem.startswith(str(path))
     return problem
@@ -342,7 +340,7 @@ def test_text_says_by_its_first_bytes_how_it_is_encoded(tmp_path, bom, encoding)
         ("a.jsonl", b'{"text": "\\ud800"}\n', "half of a surrogate pair"),
     ],
 )
-def test_a_file_that_cannot_be_read_gives_no_page_and_a_reason(tmp_path, name, content, why):
+def test_a_file_that_cannot_be_read_gives_a_reason(tmp_path, name, content, why):
     path = tmp_path / name
     path.write_bytes(content)
     assert why in refusal(path)
@@ -571,7 +569,7 @@ def test_links_that_lead_out_of_what_was_named_are_reported_and_not_followed(tmp
     shown = "\n".join(summary.problems)
     for name, target in (("file.txt", "key.txt"), ("dots.txt", "key.txt"), ("folder", "home")):
         assert re.search(rf"docs/{name}: is a link to \S*{target}, outside the inputs", shown), name
-    assert len(summary.problems) == 4 and "nowhere.txt: not a regular file" in shown
+    assert len(summary.problems) == 4 and "nowhere.txt: is a link whose target is missing" in shown
     assert sources(docs, home / "key.txt") == ["docs/dots.txt", "docs/inside.txt"]
     (tmp_path / "link").symlink_to(home)  # one that is named is followed
     assert sources(tmp_path / "link") == ["home/key.txt", "home/deep/two.txt"]
@@ -583,7 +581,7 @@ def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "b.txt")
     summary = corpus.Summary()
     assert [file.path.name for file in corpus.find_files([str(tmp_path)], Path("o.jsonl"), summary)] == ["a.txt"]
-    assert "b.txt: not a regular file, or a link whose target is missing" in summary.problems[0]
+    assert "b.txt: leads to a pipe, not to a file" in summary.problems[0]
 
 
 @pytest.mark.parametrize(
@@ -609,7 +607,7 @@ def test_a_folder_without_a_tokenizer_is_one_line(folder, tmp_path, capsys):
     assert line.startswith("--tokenizer: ") and line.endswith("name a folder that holds a tokenizer.json")
 
 
-def test_passages_are_written_as_they_come_and_not_collected_first(folder, tmp_path, counter, monkeypatch):
+def test_passages_are_written_as_they_come_and_not_collected_first(folder, tmp_path, tokenizer_folder, monkeypatch):
     opened, written = [], []
 
     def write(path, documents):
@@ -617,10 +615,10 @@ def test_passages_are_written_as_they_come_and_not_collected_first(folder, tmp_p
             written.append((document.metadata["source"].split("#")[0], list(opened)))
 
     monkeypatch.setattr(corpus, "write_documents", write)
-    chunker = Chunker(counter, 200, 0)
+    chunks = corpus.Chunks(tokenizer_folder / "tokenizer.json", 200, 0)
     output = tmp_path / "documents.jsonl"
     note = lambda file, number, total: opened.append(file.source)  # noqa: E731
-    corpus.write_corpus([str(folder)], output, chunker, ReadOptions(), on_file=note)
+    corpus.write_corpus([str(folder)], output, chunks, ReadOptions(), Limits(60, 2000, 1000), on_file=note)
     assert len(opened) == 5 and len({source for source, _ in written}) == 4
     assert all(files[-1] == source for source, files in written)
 
