@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=1000,
         metavar="MB",
-        help="largest file, and the most that a docx file or a stream of a pdf file may unpack to (default: 1000)",
+        help="largest file, and the most that a docx file may unpack to (default: 1000)",
     )
     made.add_argument(
         "--max_memory_mb",

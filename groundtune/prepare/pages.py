@@ -59,7 +59,7 @@ class Page:
 class ReadOptions:
     """The encoding of text files, and the fields of JSONL or columns of CSV; "" means the default names.
 
-    `max_mb` limits the size of a file, and what a Word file or a stream in a PDF unpacks to.
+    `max_mb` limits the size of a file, and what a Word file unpacks to.
     """
 
     encoding: str = "utf-8"
@@ -237,7 +237,6 @@ def _pdf_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
     import pypdf
 
     logging.getLogger("pypdf").setLevel(logging.ERROR)  # it reports every irregularity that it can handle
-    _limit_streams(options)
     try:
         reader = pypdf.PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):
@@ -255,14 +254,6 @@ def _pdf_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
     for text in texts[:-1]:
         starts.append(starts[-1] + len(text) + 2)
     yield Page("\n\n".join(texts), title or readable(path.stem), source, sheets=tuple(starts))
-
-
-def _limit_streams(options: ReadOptions) -> None:
-    """Lower pypdf's own limits, 75 MB for a stream, if `max_mb` is smaller."""
-    from pypdf import filters
-
-    for name in (name for name in dir(filters) if name.endswith("_MAX_OUTPUT_LENGTH")):
-        setattr(filters, name, min(getattr(filters, name), options.max_mb * _MB))
 
 
 # Rows
