@@ -18,14 +18,14 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 from groundtune.errors import DataError
 from groundtune.system.text import one_line
@@ -96,8 +96,7 @@ def results(
         while waiting:
             yield _soon(waiting.popleft())
     finally:
-        pool.close()
-        threads.shutdown(cancel_futures=True)
+        pool.close(threads)
 
 
 def _soon(future: Future[Result]) -> Result:
@@ -132,10 +131,14 @@ class _Pool:
         first = self._attempt(task)
         return self._attempt(task) if first.failure == "crash" and not self.closed.is_set() else first
 
-    def close(self) -> None:
+    def close(self, threads: ThreadPoolExecutor) -> None:
+        """End every process, and so the threads that wait for one."""
         self.closed.set()
         for worker in tuple(self.alive):
             worker.end()
+        threads.shutdown(cancel_futures=True)
+        for worker in tuple(self.alive):
+            self._discard(worker)
 
     def _attempt(self, task: Any) -> Result:
         worker = getattr(self.of_thread, "worker", None) or self._start()
@@ -144,7 +147,7 @@ class _Pool:
         usable = result.failure in ("", "told") and not worker.exceeded and worker.memory() < self.limits.memory_mb / 4
         self.of_thread.worker = worker if usable else None
         if not usable:
-            self._end(worker)
+            self._discard(worker)
         return result
 
     def _start(self) -> _Worker:
@@ -154,14 +157,18 @@ class _Pool:
             worker.end()
         started = worker.run(self.order, Result(self.folder), _START)
         if started.failure:
-            self._end(worker)
+            self._discard(worker)
             cannot = f"a process that reads files cannot be started ({started.why or started.failure}); try again"
             raise DataError([started.why if started.failure == "told" else cannot])
         return worker
 
-    def _end(self, worker: _Worker) -> None:
+    def _discard(self, worker: _Worker) -> None:
+        """End the process; called by its thread, or if that has ended."""
         worker.end()
         self.alive.discard(worker)
+        for pipe in (worker.tasks, worker.lines):
+            with suppress(OSError):  # it holds a task that was not sent
+                pipe.close()
 
     def _watch(self) -> None:
         before = time.monotonic()
@@ -187,15 +194,15 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
         )
+        self.tasks, self.lines = cast("IO[bytes]", self.process.stdin), cast("IO[bytes]", self.process.stdout)
 
     def run(self, task: Any, result: Result, seconds: float = 0) -> Result:
         """Send the task, and fill in its result."""
-        assert self.process.stdin and self.process.stdout
         self.left = seconds or self.limits.seconds
         with suppress(OSError):  # it has ended; so nothing can be read from it either
-            self.process.stdin.write(json.dumps(task).encode() + b"\n")
-            self.process.stdin.flush()
-        end = self._items(self.process.stdout, result)
+            self.tasks.write(json.dumps(task).encode() + b"\n")
+            self.tasks.flush()
+        end = self._items(result)
         with self.lock:
             self.left = math.inf
         if end:
@@ -205,11 +212,11 @@ class _Worker:
             result.failure = self.exceeded or "crash"
         return result
 
-    def _items(self, lines: Iterable[bytes], result: Result) -> bytes:
+    def _items(self, result: Result) -> bytes:
         """Keep the items; returns how the task ended, or nothing if the process did."""
         size = rewarded = 0
-        for line in lines:
-            if line[:1] == b"=":
+        for line in self.lines:
+            if line[:1] == b"=" and line[-1:] == b"\n":  # no item begins so; it may be cut if the process is ended
                 return line[1:]
             result.items.write(line)
             size += len(line)

@@ -11,6 +11,7 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -96,11 +97,11 @@ def write_docx(path: Path) -> Path:
     return path
 
 
-def pages(path: Path, **options: str) -> list[Page]:
+def pages(path: Path, **options: Any) -> list[Page]:
     return list(read_pages(path, path.name, ReadOptions(**options)))
 
 
-def refusal(path: Path, **options: str) -> str:
+def refusal(path: Path, **options: Any) -> str:
     """The only problem of an unreadable file."""
     with pytest.raises(DataError) as caught:
         pages(path, **options)
@@ -575,6 +576,35 @@ def test_links_that_lead_out_of_what_was_named_are_reported_and_not_followed(tmp
     assert sources(tmp_path / "link") == ["home/key.txt", "home/deep/two.txt"]
 
 
+def test_links_are_followed_anywhere_if_that_is_asked_for(tmp_path):
+    docs, home = tmp_path / "docs", tmp_path / "home"
+    for path in (docs / "one.txt", home / "key.txt", home / "deep" / "two.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.stem)
+    (docs / "folder").symlink_to(home)
+    (home / "deep" / "back").symlink_to(docs)
+    summary = corpus.Summary()
+    found = corpus.find_files([str(docs)], Path("out.jsonl"), summary, follow_links=True)
+    assert [file.source for file in found] == ["docs/one.txt", "docs/folder/key.txt", "docs/folder/deep/two.txt"]
+    assert summary.problems == []
+
+
+def test_a_file_is_read_whatever_the_bytes_of_its_name(tmp_path, tokenizer_folder, capsys):
+    name, broken = os.fsdecode(b"caf\xe9 rules.txt"), os.fsdecode(b"br\xf6ken.txt")
+    try:
+        (tmp_path / name).write_text("Cats sleep.")
+    except OSError:
+        pytest.skip("this file system has only names in UTF-8")
+    (tmp_path / broken).write_bytes(b"\xff")
+    output = tmp_path / "documents.jsonl"
+    for json_or_not in ((), ("--json",)):
+        assert run("documents", tmp_path, "-o", output, "--tokenizer", tokenizer_folder, *json_or_not) == 0
+        (document,) = read_documents(output)
+        assert document.metadata["title"] == r"caf\xe9 rules" and r"caf\xe9 rules.txt" in document.metadata["source"]
+        said = capsys.readouterr().out
+        assert r"br\xf6ken.txt: is not utf-8" in said.replace(r"\\", "\\")
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
 def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):
     (tmp_path / "a.txt").write_text("Cats sleep.")
@@ -599,6 +629,41 @@ def test_a_wrong_argument_is_one_line(capsys, words, said):
     assert run("documents", *words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line and (line.endswith("groundtune documents -h shows every argument") or "similar" in line)
+
+
+def test_limits_that_no_file_can_keep_are_refused(folder, tmp_path, tokenizer_folder, capsys):
+    limits = ("--file_timeout", "nan", "--max_file_mb", 0, "--max_memory_mb", 100)
+    assert run("documents", folder, "-o", tmp_path / "d.jsonl", "--tokenizer", tokenizer_folder, *limits) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "--file_timeout: nan is too small; the minimum is 1",
+        "--max_file_mb: 0 is too small; the minimum is 1",
+        "--max_memory_mb: 100 is too small; the minimum is 256",
+    ]
+
+
+def test_a_file_is_no_larger_than_allowed_neither_packed_nor_unpacked(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"a" * (2**20 + 1))
+    with zipfile.ZipFile(write_docx(tmp_path / "a.docx"), "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("word/media/image.bmp", bytes(2**20))
+    for name, why in (("a.txt", "has 1 MB"), ("a.docx", "unpacks to 1 MB")):
+        assert len(pages(tmp_path / name, max_mb=2)) == 1
+        assert f"{name}: {why}, more than --max_file_mb; raise it" in refusal(tmp_path / name, max_mb=1)
+
+
+@pytest.mark.parametrize("size", [10, 999, 10_000])
+def test_a_text_has_the_same_passages_if_it_is_tokenised_in_pieces(counter, monkeypatch, size):
+    page = Page("\n\n".join(" ".join(SENTENCES[n : n + 6]) for n in range(0, 60, 6)) + "\n  \n\n", "T", "a.txt")
+    whole = list(Chunker(counter, 100, 20).passages(page))
+    monkeypatch.setattr("groundtune.prepare.chunking._PIECE", size)
+    assert list(Chunker(counter, 100, 20).passages(page)) == whole and len(whole) > 10
+
+
+def test_of_a_file_that_is_broken_in_the_middle_no_passage_is_used(folder, tmp_path, tokenizer_folder):
+    rows = [json.dumps({"text": f"In part: {n}."}) for n in range(20_000)]
+    (folder / "long.jsonl").write_text("\n".join([*rows, "broken"]))
+    output = tmp_path / "documents.jsonl"
+    assert run("documents", folder, "-o", output, "--tokenizer", tokenizer_folder) == 0
+    assert "In part" not in output.read_text() and "Dogs wait outside" in output.read_text()
 
 
 def test_a_folder_without_a_tokenizer_is_one_line(folder, tmp_path, capsys):

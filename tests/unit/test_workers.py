@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def test_memory_is_limited_by_the_parent_where_the_system_does_not(tmp_path):
     try:
         assert pool.run("out of memory").failure == "memory"
     finally:
-        pool.close()
+        pool.close(ThreadPoolExecutor())
 
 
 def test_the_time_for_which_the_program_was_suspended_is_not_the_task_s(monkeypatch):
