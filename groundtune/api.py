@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from groundtune.arguments import GROUPS, DataArguments, RetrievalArguments
 from groundtune.commands.ask import WITHOUT
-from groundtune.commands.compare import compared
+from groundtune.commands.compare import beside, compared
 from groundtune.commands.config import as_in_a_file
 from groundtune.commands.evaluate import inference_arguments, inference_parser
 from groundtune.commands.evaluate import parser as evaluate_parser
@@ -289,16 +289,15 @@ def evaluate(model: PathLike | Run = "", *, config: PathLike | None = None, **ar
             return evaluated(parsed, on_progress)
 
 
-def compare(
-    *runs: PathLike | Run | Evaluated, names: Sequence[str] = (), output: PathLike | None = "comparison.html"
-) -> Comparison:
+def compare(*runs: PathLike | Run | Evaluated, names: Sequence[str] = (), output: PathLike | None = "") -> Comparison:
     """Compare systems that answered the same questions, as `groundtune compare` does. No model is loaded.
 
     Args:
         runs: At least two: runs (their tuned models), results of `evaluate`, folders of either, or prediction files.
             Every other system is compared with the first, question by question.
         names: Names of the systems, in the same order. Default: the shortest parts of their paths that differ.
-        output: Output page (.html); the numbers are written next to it as .json. None: neither is written.
+        output: Output page (.html); the numbers are written next to it as .json. Default: comparison.html in the
+            folder of the first system. None: neither is written.
 
     Returns:
         `evaluations` by name, `differences[name][metric]` from the first with 95 % intervals, and `verdict(name)`.
@@ -308,7 +307,7 @@ def compare(
         DiskError: the disk is full or fails.
     """
     paths = [_path_of(run) for run in runs]
-    file = None if output is None else os.fspath(output)
+    file = None if output is None else os.fspath(output) or (beside(paths[0]) if paths else "comparison.html")
     call = _written("groundtune.compare", *paths, {"names": list(names), "output": file})
     with _by_keyword("compare"), recorded_as(call):
         return compared(paths, list(names), file)

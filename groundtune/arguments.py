@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from groundtune.system.inputs import special
 from groundtune.system.model_folders import embedding_problems, model_problems
+from groundtune.system.packages import pip_install
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -36,6 +38,9 @@ def argument(default: Any, help: str, choices: list[str] | None = None) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+TOO_LONG = ("error", "drop", "shorten")  # what to do with an example that does not fit into a row
 
 
 @dataclass
@@ -63,6 +68,16 @@ class DataArguments:
         2048,
         "Maximum row length in tokens: passages, chat history, question and answer. Longer rows drop retrieved "
         "passages, lowest-ranked first; never gold passages, question or answer.",
+    )
+    too_long: str = argument(
+        "error",
+        "Examples that do not fit even without retrieved passages. error: list them and stop. drop: leave them out. "
+        "shorten: drop the earliest turns of the chat history, then retrieved passages, then gold passages after the "
+        "first, and leave out an example that is still too long. Both are counted and named.",
+        list(TOO_LONG),
+    )
+    max_train_samples: int = argument(
+        0, "Train on at most this many examples, spread evenly over the file. 0: on all of them."
     )
     share_prefix: str = argument(
         "auto",
@@ -252,12 +267,22 @@ def _check_data(data: DataArguments, complete: bool) -> list[str]:
     problems = []
     for name in ("train_file", "eval_file", "full_dataset_file_path"):
         if complete and not getattr(data, name):
-            problems.append(f"--{name}: missing; {type(data).__dataclass_fields__[name].metadata['help']}")
+            problems.append(f"--{name}: missing; {_made_by(name, data)}")
     problems += no_such_file(data, ("train_file", "eval_file", "test_file", "full_dataset_file_path"))
     index = data.full_dataset_index_path
     if os.path.exists(index) and not os.path.isdir(index):
         problems.append(f"--full_dataset_index_path: {index} is a file; name a new or existing folder")
     return problems
+
+
+def _made_by(name: str, data: DataArguments) -> str:
+    """What belongs to an argument that is missing, and the command that makes it."""
+    if name == "eval_file" and data.train_file:
+        folder = shlex.quote(str(Path(data.train_file).with_suffix("")))
+        return f"to hold examples out of training: groundtune split {shlex.quote(data.train_file)} -o {folder}"
+    about = DataArguments.__dataclass_fields__[name].metadata["help"]
+    makers = {"full_dataset_file_path": "documents", "train_file": "questions"}
+    return about + (f" groundtune {makers[name]} -h: how to make it" if name in makers else "")
 
 
 def check_retrieval(
@@ -321,7 +346,7 @@ def _check_four_bits(model: ModelArguments) -> list[str]:
             "--load_in_4bit: cannot be combined with --gguf_file, which is dequantised for training; remove one of them"
         )
     if importlib.util.find_spec("bitsandbytes") is None:
-        problems.append('--load_in_4bit: needs the package bitsandbytes; pip install "groundtune[qlora]"')
+        problems.append(f"--load_in_4bit: needs the package bitsandbytes; {pip_install('qlora')}")
     return problems
 
 
@@ -347,6 +372,7 @@ def _check_numbers(arguments: Arguments) -> list[str]:
         (arguments.retrieval, "embedding_batch_size", 1),
         (arguments.model, "lora_r", 1),
         (arguments.model, "lora_alpha", 1),
+        (arguments.data, "max_train_samples", 0),
         (arguments.evaluation, "eval_max_samples", 0),
         (arguments.evaluation, "max_new_tokens", 1),
         (arguments.evaluation, "bootstrap_samples", 100),

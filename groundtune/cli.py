@@ -13,7 +13,7 @@ from importlib import import_module
 
 import groundtune
 from groundtune.commands.parsing import parse_arguments
-from groundtune.errors import DataError
+from groundtune.errors import DataError, gathered
 from groundtune.methods import METHODS
 from groundtune.system.durable import DiskError
 from groundtune.system.guarded import problems_of
@@ -28,6 +28,7 @@ COMMANDS = {
     "documents": ("split a folder of files into passages: the document database", "commands.documents:main"),
     "questions": ("let an LLM write questions and answers about your documents", "commands.questions:main"),
     "convert": ("convert SQuAD, BEIR, chats ... to examples and documents, and back", "commands.convert:main"),
+    "split": ("split examples into train, eval and test without a common passage", "commands.split:main"),
     "doctor": ("list every problem in the data of a training command", "commands.doctor:main"),
     "evaluate": ("evaluate any model or server end to end, in four contexts", "commands.evaluate:main"),
     "compare": ("compare runs side by side: paired intervals, wins and losses", "commands.compare:main"),
@@ -83,7 +84,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     try:
         return getattr(import_module(f"groundtune.{module}"), function)(words)
     except DataError as error:
-        print(harmless_lines(error.problems), file=sys.stderr)
+        print(harmless_lines(gathered(error.problems)), file=sys.stderr)
         return 2
     except DiskError as error:
         print(harmless_lines([error]), file=sys.stderr)

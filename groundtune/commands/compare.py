@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str]) -> int:
     """Compare, print the table, write the page."""
     words = given(parser(), argv)
-    page = words["output"]
+    page = words.get("output") or beside(words["systems"][0])
     comparison = compared(words["systems"], words.get("names", []), page)
     notes = comparison.notes
     if words["json"]:
@@ -80,11 +81,19 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("systems", nargs="+", metavar="A B", help="Run folders, evaluation folders or prediction files.")
     made.add_argument("--names", nargs="+", metavar="NAME", help="Names of the systems, in the same order.")
     made.add_argument(
-        "-o", "--output", default="comparison.html", metavar="FILE",
-        help="Output page (.html); the numbers are written next to it as .json. (default: comparison.html)",
+        "-o", "--output", metavar="FILE",
+        help="Output page (.html); the numbers are written next to it as .json. (default: comparison.html beside the "
+        "first system)",
     )  # fmt: skip
     add_output_flags(made)
     return made
+
+
+def beside(system: str) -> str:
+    """comparison.html in the folder of a run or an evaluation, also if one of its prediction files is named."""
+    folder = Path(system) if os.path.isdir(system) else Path(system).parent
+    folder = folder.parent if folder.name == "predictions" else folder
+    return str(folder / "comparison.html")
 
 
 def _check(paths: Sequence[str], names: Sequence[str], output: str | None) -> None:

@@ -82,9 +82,9 @@ def _searchable(path: str) -> list[Example]:
     contents = scan_examples(path)
     if contents.problems:
         raise DataError(contents.problems)
-    examples = [example for _, example in contents.entries if example.answerable and example.question.strip()]
+    examples = [example for _, example in contents.entries if example.has_evidence and example.question.strip()]
     if not examples:
-        raise DataError([f"{path}: none of its questions is answerable; name another --eval_file"])
+        raise DataError([f"{path}: none of its questions has a gold passage with the answer; name another --eval_file"])
     return examples
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from groundtune.arguments import DataArguments
 from groundtune.data.files import FilePath, scan_documents, scan_examples
 from groundtune.data.words import telling_words
+from groundtune.errors import gathered
 from groundtune.schema import USER, Document, Example, Turn
 
 ERROR, WARNING = "error", "warning"
@@ -23,7 +24,7 @@ ERROR, WARNING = "error", "warning"
 TITLES = {
     "format": "what cannot be read",
     "blank": "blank question or answer, skipped",
-    "misspelt": "ignored field",
+    "misspelt": "ignored field or turn",
     "encoding": "damaged characters",
     "repeated-document": "duplicate document",
     "same-file": "file used twice",
@@ -32,6 +33,7 @@ TITLES = {
     "leaked-gold": "gold passage also in the training file",
     "gold-not-in-database": "gold passage missing from the document database",
     "answer-off-passage": "answer without a word of its gold passages",
+    "without-gold": "answerable question without a gold passage",
     "gold-as-negative": "hard negative that is also a gold passage",
     "history": "chat history whose speakers do not alternate",
     "model": "tokenizer that cannot be loaded",
@@ -292,6 +294,16 @@ def _answers_off_passage(dataset: Dataset) -> Iterator[Finding]:
             yield _warning("answer-off-passage", example.source, "gold_answer", message)
 
 
+def _without_gold(dataset: Dataset) -> Iterator[Finding]:
+    for example in _all_examples(dataset):
+        if example.answerable and not example.gold_documents:
+            message = (
+                "lists no passage, so its row reads what a search finds, and recall is not measured on it; name the "
+                'passages that contain the answer, or write "answerable": false'
+            )
+            yield _warning("without-gold", example.source, "gold_docs", message)
+
+
 def _content_words(text: str) -> set[str]:
     """Content words of a text. An answer of only stop words ("Yes.", "It is not.") has none and is not checked."""
     # Five letters, so that "return" and "returned" match.
@@ -337,6 +349,7 @@ CHECKS: tuple[Callable[[Dataset], Iterator[Finding]], ...] = (
     _leaks,
     _gold_not_in_database,
     _answers_off_passage,
+    _without_gold,
     _gold_as_negatives,
     _histories,
 )
@@ -368,17 +381,19 @@ _NAMED = 3  # places named in the summary line if there are more
 
 
 def condensed(findings: Iterable[Finding], dataset: Dataset) -> list[str]:
-    """One line for each finding, but a single line for many warnings of one kind in one file.
+    """One line for each finding, but a single line for many of one kind in one file; errors first.
 
-    That line has their number, their share of the file, the longest ones (the first ones, if length is not the
-    problem), and what to do.
+    The line for many warnings has their number, their share of the file, the longest ones (the first ones, if length is
+    not the problem), and what to do.
     """
     findings = list(findings)
+    errors = gathered([str(finding) for finding in findings if finding.severity == ERROR])
+    findings = [finding for finding in findings if finding.severity == WARNING]
     masses = {kind: found for kind, found in _kinds(findings).items() if len(found) > _MANY}
-    lines = []
+    lines = [f"{ERROR}: {line}" for line in errors]
     for finding in findings:
         kind = place(finding.where)[0], finding.check
-        if finding.severity != WARNING or kind not in masses:
+        if kind not in masses:
             lines.append(f"{finding.severity}: {finding}")
         elif finding is masses[kind][0]:
             lines.append(f"{WARNING}: {_mass(masses[kind], dataset)}")

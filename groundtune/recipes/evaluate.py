@@ -33,6 +33,7 @@ from groundtune.evaluation.outcomes import Rightness, outcome_counts, with_outco
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, write_predictions
 from groundtune.model.endpoint import failing, lasting
 from groundtune.model.limits import check_positions
+from groundtune.prompts.rows import left_out_note
 from groundtune.reporting.comparison_page import failures, write_comparisons
 from groundtune.runs.record import run_record
 from groundtune.runs.remembered import changed_inputs, remembered
@@ -94,6 +95,7 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     examples, documents, notes = _read(arguments)
     notes += _questions_seen(arguments) + _changed(arguments)
     asked = open_questions(arguments, examples, documents)
+    notes += _too_long(examples, asked)
     probe_judge(arguments)
     output_dir = _made(arguments.output_dir)
 
@@ -189,6 +191,13 @@ def _read(arguments: InferenceArguments) -> tuple[list[Example], list[Document],
     notes = counts(finding for finding in findings if finding.severity == WARNING)
     examples = spread(dataset.examples["eval"], arguments.evaluation.eval_max_samples)
     return examples, dataset.documents, notes + ([unanswerable] if (unanswerable := note(examples)) else [])
+
+
+def _too_long(examples: Sequence[Example], asked: Sequence[Asked]) -> list[str]:
+    """Notes about questions that are left out because they are too long, and about shortened prompts."""
+    answered = {example.source for example in asked[0].examples}
+    dropped = left_out_note([e.source for e in examples if e.source not in answered], len(examples))
+    return [note for note in (dropped, *(one.evaluator.note for one in asked if one.evaluator)) if note]
 
 
 def _changed(arguments: InferenceArguments) -> list[str]:

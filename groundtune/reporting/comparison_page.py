@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from groundtune.data.files import write_text
 from groundtune.evaluation.comparison import HOW_TO_READ, Comparison
-from groundtune.evaluation.outcomes import OUTCOMES, WITHOUT_ANSWER
+from groundtune.evaluation.outcomes import OUTCOMES, WITHOUT_ANSWER, WITHOUT_PASSAGES
 from groundtune.reporting.plots import differences_plot, systems_plot
 from groundtune.reporting.report import callout, html_changes, html_pairs, minus, page
 from groundtune.reporting.results import cells, verdict_word
@@ -19,7 +19,7 @@ from groundtune.system.text import as_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-_MEANINGS = OUTCOMES | WITHOUT_ANSWER
+_MEANINGS = OUTCOMES | WITHOUT_PASSAGES | WITHOUT_ANSWER
 _IN_PLOTS = 8  # metrics; more would be unreadable
 
 

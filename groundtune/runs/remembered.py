@@ -37,7 +37,7 @@ RUN = "run.json"
 BASE_MODEL = "model_name_or_path"
 # By the group that run.json keeps them in. Never: code to run, servers, keys, judges, trackers, hub, paths to write to.
 _SETTINGS: dict[str, tuple[type[Group] | None, tuple[str, ...]]] = {
-    "data": (DataArguments, ("max_seq_length",)),
+    "data": (DataArguments, ("max_seq_length", "too_long")),
     "retrieval": (
         RetrievalArguments,
         (

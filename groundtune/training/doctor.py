@@ -26,6 +26,8 @@ from groundtune.system.model_folders import why_not_loaded
 from groundtune.system.text import harmless, hide_secrets
 from groundtune.training.labels import what_else_is_learnt
 
+TOO_LONG = "too-long"  # the check whose findings are examples that do not fit
+
 
 @dataclass(frozen=True)
 class RowCounts:
@@ -34,6 +36,8 @@ class RowCounts:
     rows: int
     rows_shortened: int
     passages_dropped: int
+    turns_dropped: int
+    gold_dropped: int
     row_tokens: dict[str, int]
     answer_tokens: dict[str, int]
     ends_on_stop_token: float
@@ -63,6 +67,11 @@ class Diagnosis:
     @property
     def warnings(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.severity == WARNING]
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """File and line of the examples that `--too_long drop` or `shorten` leaves out of the run."""
+        return frozenset(finding.where for finding in self.warnings if finding.check == TOO_LONG)
 
     def raise_errors(self) -> None:
         """Raise `DataError` with every error, if there is any."""
@@ -137,7 +146,7 @@ def row_counts(rows: Iterable[Row], prompt: Prompt, tokenizer: Tokenizer) -> Row
     for row in rows:
         lengths.append(len(row))
         answers.append(len(row.answer_ids))
-        dropped.append(row.passages_dropped)
+        dropped.append(row.left_out)
         finished += bool(row.answer_ids) and row.answer_ids[-1] in prompt.stop_ids
         doubled += bos is not None and row.prompt_ids[:2] == [bos, bos]
     if not lengths:
@@ -145,7 +154,9 @@ def row_counts(rows: Iterable[Row], prompt: Prompt, tokenizer: Tokenizer) -> Row
     return RowCounts(
         rows=len(lengths),
         rows_shortened=sum(map(bool, dropped)),
-        passages_dropped=sum(dropped),
+        passages_dropped=sum(left_out.retrieved for left_out in dropped),
+        turns_dropped=sum(left_out.turns for left_out in dropped),
+        gold_dropped=sum(left_out.gold for left_out in dropped),
         row_tokens=_quantiles(lengths),
         answer_tokens=_quantiles(answers),
         ends_on_stop_token=finished / len(lengths),
@@ -161,14 +172,14 @@ def _quantiles(values: Sequence[int]) -> dict[str, int]:
 
 def _rows(arguments: Arguments, dataset: Dataset, split: str, prompt: Prompt, findings: list[Finding]) -> Iterator[Row]:
     """The rows that fit into the length budget; the others become findings."""
-    method, k = METHODS[arguments.method], arguments.retrieval.embedding_max_num_to_retrieve
+    method, k, data = METHODS[arguments.method], arguments.retrieval.embedding_max_num_to_retrieve, arguments.data
     for i, example in enumerate(dataset.examples.get(split, [])):
         hits = _stand_ins(dataset.documents, i, k) if method.retrieves else ()
         try:
             passages = method.policy(example, hits, draw(arguments.training.seed, 0, i))
-            (row,) = method.encode([example], [passages], prompt, arguments.data.max_seq_length)
+            (row,) = method.encode([example], [passages], prompt, data.max_seq_length, data.too_long == "shorten")
         except DataError as error:
-            findings += _too_long(error, example, "row")
+            findings += _too_long(error, example, "row", data.too_long)
             continue
         if (learnt := what_else_is_learnt(row, example.answer, prompt)) is not None:
             message = f"would teach {learnt[:60]!r} instead of the gold answer; correct the chat template"
@@ -182,23 +193,24 @@ def _stand_ins(documents: Sequence[Document], i: int, k: int) -> tuple[Hit, ...]
     return tuple(Hit(documents[(i + j * n // k) % n], 0.0) for j in range(k if n else 0))
 
 
-def _too_long(error: DataError, example: Example, name: str) -> list[Finding]:
+def _too_long(error: DataError, example: Example, name: str, consequence: str) -> list[Finding]:
+    severity, left_out = (ERROR, "") if consequence == "error" else (WARNING, "; left out")
     return [
-        Finding(ERROR, "too-long", example.source, name, problem.removeprefix(f"{example.source}: "))
+        Finding(severity, TOO_LONG, example.source, name, problem.removeprefix(f"{example.source}: ") + left_out)
         for problem in error.problems
     ]
 
 
 def _questions_over_budget(arguments: Arguments, dataset: Dataset, prompt: Prompt) -> Iterator[Finding]:
     """Findings for questions that are too long, and for gold answers that are longer than generated ones can be."""
-    limit = arguments.evaluation.max_new_tokens
-    room = room_for_prompt(arguments.data.max_seq_length, limit)
+    limit, data = arguments.evaluation.max_new_tokens, arguments.data
+    room = room_for_prompt(data.max_seq_length, limit)
     for split in ("eval", "test"):
         for example in dataset.examples.get(split, []):
             try:
-                encode_questions([example], [()], prompt, room)
+                encode_questions([example], [()], prompt, room, data.too_long == "shorten")
             except DataError as error:
-                yield from _too_long(error, example, "question")
+                yield from _too_long(error, example, "question", data.too_long)
             if (length := len(prompt.answer_ids(example.answer))) > limit:
                 message = (
                     f"has {length} tokens, but answers are cut off at {limit}; raise --max_new_tokens or shorten it"
@@ -280,8 +292,10 @@ def _token_table(diagnosis: Diagnosis) -> str:
     lines = {
         "training rows": list(diagnosis.table),
         "rows": [f"{c.rows:,}" for c in columns],
-        "rows that lost passages": [f"{c.rows_shortened:,}" for c in columns],
-        "passages dropped": [f"{c.passages_dropped:,}" for c in columns],
+        "rows shortened": [f"{c.rows_shortened:,}" for c in columns],
+        "retrieved passages dropped": [f"{c.passages_dropped:,}" for c in columns],
+        "history turns dropped": [f"{c.turns_dropped:,}" for c in columns],
+        "gold passages dropped": [f"{c.gold_dropped:,}" for c in columns],
     }
     for name in ("10 %", "median", "90 %", "longest"):
         lines[f"tokens in a row, {name}"] = [f"{c.row_tokens[name]:,}" for c in columns]

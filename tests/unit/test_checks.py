@@ -137,6 +137,10 @@ PLANTED = {
         lambda d: d["eval"][0].update(gold_answer="Ask Maria."),
         [("answer-off-passage", "eval.jsonl:1", "gold_answer")],
     ),
+    "an answerable question without gold": (
+        lambda d: d["eval"][0].update(gold_docs=[]),
+        [("without-gold", "eval.jsonl:1", "gold_docs")],
+    ),
     "a negative that is gold": (
         lambda d: d["train"][0].update(hard_neg_docs=[d["documents"][1], *d["train"][0]["gold_docs"]]),
         [("gold-as-negative", "train.jsonl:1", "hard_neg_docs[1]")],
@@ -264,7 +268,10 @@ def test_a_kind_that_a_file_is_full_of_is_one_line_with_number_share_places_and_
     dataset = read_dataset(write(data))
     found = in_order(check_texts(dataset), dataset)
     lines = condensed(found, dataset)
-    assert [line for line in lines if "error: " in line] == [f"error: {f}" for f in found if f.check == "format"]
+    first = next(f for f in found if f.check == "format")
+    assert [line for line in lines if "error: " in line] == [
+        f"error: {first} (7 such problems, the last in eval.jsonl:9)"
+    ]
     assert [line for line in lines if "eval.jsonl:1:" in line] == [
         f"warning: {f}" for f in found if f.where == "eval.jsonl:1"
     ]

@@ -14,7 +14,7 @@ from conftest import tiny_documents, tiny_examples
 from groundtune.arguments import GROUPS, Arguments, DataArguments
 from groundtune.cli import main
 from groundtune.data.files import write_documents, write_jsonl
-from groundtune.prompts.rows import Row
+from groundtune.prompts.rows import LeftOut, Row
 from groundtune.schema import Document
 from groundtune.training.doctor import diagnose, doctor_command, harmless, row_counts, shown
 
@@ -150,13 +150,13 @@ def test_rows_that_teach_something_else_than_the_answer_are_errors(data, familie
 def test_counts_of_rows_are_exact():
     prompt, tokenizer = SimpleNamespace(stop_ids=(2, 9)), SimpleNamespace(bos_token_id=1)
     rows = [
-        Row([1, 5], [6, 2], 0, ""),
-        Row([1, 1, 5], [9], 2, ""),
-        Row([5, 1, 1], [2, 6, 7], 3, ""),
-        Row([], [], 0, ""),
+        Row([1, 5], [6, 2], ""),
+        Row([1, 1, 5], [9], "", LeftOut(retrieved=2)),
+        Row([5, 1, 1], [2, 6, 7], "", LeftOut(turns=1, retrieved=3)),
+        Row([], [], ""),
     ]
     counted = row_counts(iter(rows), prompt, tokenizer)
-    assert (counted.rows, counted.rows_shortened, counted.passages_dropped) == (4, 2, 5)
+    assert (counted.rows, counted.rows_shortened, counted.passages_dropped, counted.turns_dropped) == (4, 2, 5, 1)
     assert (counted.ends_on_stop_token, counted.doubled_bos) == (0.5, 1)
     assert counted.row_tokens == {"10 %": 0, "median": 4, "90 %": 6, "longest": 6}
     assert row_counts([], prompt, tokenizer) is None
