@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=60,
         metavar="SECONDS",
-        help="time for reading and splitting a file, and again for each MB of passages that it gives (default: 60)",
+        help="time for reading and splitting a file; it starts again after each MB of passages (default: 60)",
     )
     made.add_argument(
         "--max_file_mb",

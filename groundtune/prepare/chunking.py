@@ -16,6 +16,7 @@ from groundtune.data.passages import format_passage, header_of
 from groundtune.errors import DataError
 from groundtune.prepare.pages import Page
 from groundtune.schema import Document
+from groundtune.system.inputs import special
 from groundtune.system.model_folders import model_problems
 from groundtune.system.text import one_line
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _HEADINGS = re.compile(r"^#{1,6} .*$", re.MULTILINE)
 _LOOK_BACK = 20_000  # characters; the splitter asks about texts near its previous one
 _PIECE = 100_000  # characters that are tokenised at once; a tokenizer needs 150 times that in bytes
-_NEXT_LINE = re.compile(r"\n(?=\S)")
+_SEAM = re.compile(r"(?<=\w)(?=\s\w)|\n(?=\S)")  # where no tokenizer has a token across: between words or lines
 
 
 def counter_file(name: str) -> Path:
@@ -46,6 +47,8 @@ def counter_file(name: str) -> Path:
         except Exception as error:  # the hub's client has a dozen kinds, and a bad name raises another one
             problem = f"--tokenizer: cannot load {name}: {str(error).strip().splitlines()[0]}"
             raise DataError([f"{problem}; name a local folder or a model of the hub"]) from error
+    if kind := special(path):
+        raise DataError([f"--tokenizer: {path} is {kind}, not a file; name a folder that holds a tokenizer.json"])
     return path
 
 
@@ -135,10 +138,10 @@ class _SpanCounter:
 
 
 def _pieces(text: str) -> Iterator[tuple[int, str]]:
-    """The text in pieces that end where a line does, each with its offset."""
+    """The text in pieces, each with its offset."""
     begin = 0
     while begin < len(text):
-        found = _NEXT_LINE.search(text, begin + _PIECE)
+        found = _SEAM.search(text, begin + _PIECE)
         end = found.end() if found else len(text)
         yield begin, text[begin:end]
         begin = end

@@ -224,7 +224,7 @@ def _why_unread(file: Found, result: Result, limits: Limits) -> str:
         "time": f"is not read after {limits.seconds:g} seconds; raise --file_timeout",
         "memory": f"takes more than {limits.memory_mb:,} MB of memory; raise --max_memory_mb",
         "results": f"gives more than {limits.results_mb:,} MB of passages; shorten its title, or raise --max_file_mb",
-        "crash": f"ends the program that reads it ({result.why}); save it again",
+        "crash": f"ends the program that reads it ({result.why}), perhaps for lack of memory; raise --max_memory_mb",
         "error": f"cannot be read ({result.why}); save it again",
     }
     return f"{file.path}: {reasons[result.failure]}, or leave the file out"

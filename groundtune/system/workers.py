@@ -46,7 +46,7 @@ Run = Callable[[Any, Give], Any]  # takes a task, gives its items one by one, an
 
 @dataclass(frozen=True)
 class Limits:
-    """What one task may take. `seconds` begin anew with each MB of results; `memory_mb` is that of its process."""
+    """What one task may take. `seconds` start again after each MB of results; `memory_mb` is that of its process."""
 
     seconds: float
     memory_mb: int

@@ -155,7 +155,7 @@ def test_arguments_and_prompts_may_come_from_a_pipe():
 
     assert read_config(piped("output_dir: runs/a"))[0].value == "runs/a"
     assert read_prompt(Path(piped("Ask {number} about {passage}")), "questions.txt").startswith("Ask")
-    assert read_judge_prompts([piped("Grade $answer from 1 to 5.")])
+    assert read_judge_prompts([piped("Grade $answer, as in [[3]].")])
 
 
 @pytest.mark.parametrize("case", READS)
