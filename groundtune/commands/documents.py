@@ -9,6 +9,7 @@ from pathlib import Path
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
 from groundtune.errors import DataError
+from groundtune.system.locks import alone
 
 _RESULTS = 10  # a file's passages may be this many times its size: they repeat its title, and what adjacent ones share
 
@@ -92,10 +93,11 @@ def main(argv: Sequence[str]) -> int:
     if problems := problems + _too_small(arguments):
         raise DataError(problems)
     chunks = corpus.Chunks(counter_file(arguments.tokenizer), size, overlap)
-    with progress(arguments.quiet or arguments.json) as bars:
+    output = arguments.output
+    with alone(output.parent, output.name, "output"), progress(arguments.quiet or arguments.json) as bars:
         summary = corpus.write_corpus(
             arguments.inputs,
-            arguments.output,
+            output,
             chunks,
             options,
             limits,

@@ -23,6 +23,7 @@ from groundtune.prompts.policies import kept
 from groundtune.prompts.prompt import chat_messages, make_prompt
 from groundtune.prompts.rows import fits
 from groundtune.retrieval.opening import index_folder, open_retriever
+from groundtune.retrieval.queries import queries_of, too_long_note
 from groundtune.retrieval.retrievers import retrieve
 from groundtune.schema import Document, Example, Hit
 
@@ -108,8 +109,12 @@ def answer_by_chat(endpoint: Endpoint) -> Answer:
     return answer
 
 
-def open_questions(arguments: InferenceArguments, examples: list[Example], documents: list[Document]) -> list[Asked]:
+def open_questions(
+    arguments: InferenceArguments, examples: list[Example], documents: list[Document], notes: list[str]
+) -> list[Asked]:
     """The questions of each context with their retrieved passages and, if a tokenizer is known, their prompts.
+
+    `notes` gets a line about queries that were shortened.
 
     Raises `DataError` for questions that are too long, `ModelError` if tokenizer or embedding model cannot be loaded.
     """
@@ -124,6 +129,7 @@ def open_questions(arguments: InferenceArguments, examples: list[Example], docum
         k, history = arguments.retrieval.eval_num_to_retrieve, arguments.retrieval.query_history
         hits = retrieve(retriever, examples, k, history)
         seconds = time.perf_counter() - begin
+        notes += too_long_note(queries_of(examples, history), retriever.limit)
     if tokenizer is not None and arguments.data.too_long != "error":
         examples, hits = _fitting(arguments, examples, hits, tokenizer)
     return [_asked(arguments, context, examples, hits, seconds, tokenizer) for context in arguments.contexts]

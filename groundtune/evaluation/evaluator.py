@@ -135,6 +135,7 @@ def score_replies(
     share of `retrieval_seconds` and `generation_seconds`.
     """
     n, unknown = len(examples), unknown_texts(examples)
+    k = max([1, *map(len, hits)])  # a search by words may find fewer for some questions
     return [
         Prediction(
             example=example,
@@ -145,7 +146,7 @@ def score_replies(
             prompt_tokens=reply.prompt_tokens,
             new_tokens=reply.new_tokens,
             scores={
-                **(_retrieval(example, found, retrieval_seconds / n) if context == "retrieved" else {}),
+                **(_retrieval(example, found, k, retrieval_seconds / n) if context == "retrieved" else {}),
                 **_generation(example, passages, reply, generation_seconds / n, unknown),
             },
             context=context,
@@ -156,12 +157,12 @@ def score_replies(
     ]
 
 
-def _retrieval(example: Example, hits: Sequence[Hit], seconds: float) -> dict[str, float]:
+def _retrieval(example: Example, hits: Sequence[Hit], k: int, seconds: float) -> dict[str, float]:
     seconds_of_one = {"latency/retrieval_s": seconds}
     if not example.has_evidence:  # there is nothing to find
         return seconds_of_one
     ranked, gold = [hit.document.id for hit in hits], {document.id for document in example.gold_documents}
-    return {**retrieval_scores(ranked, gold, ks=(1, len(hits))), **seconds_of_one}
+    return {**retrieval_scores(ranked, gold, ks=(1, k)), **seconds_of_one}
 
 
 def _generation(

@@ -187,7 +187,7 @@ class _Worker:
         self.left = math.inf  # seconds that its task still has
         self.exceeded = ""  # the limit for which it was ended
         self.lock = threading.Lock()  # only a process with a task exceeds a limit
-        self.process = subprocess.Popen(
+        self.process = subprocess.Popen(  # noqa: S603  is this program's own code
             [sys.executable, "-I", "-X", f"utf8={sys.flags.utf8_mode}", "-c", _BEGIN],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
