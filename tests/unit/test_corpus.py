@@ -7,12 +7,17 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import zipfile
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 pytest.importorskip("semantic_text_splitter", reason="needs the extra [documents]")
@@ -664,6 +669,32 @@ def test_of_a_file_that_is_broken_in_the_middle_no_passage_is_used(folder, tmp_p
     output = tmp_path / "documents.jsonl"
     assert run("documents", folder, "-o", output, "--tokenizer", tokenizer_folder) == 0
     assert "In part" not in output.read_text() and "Dogs wait outside" in output.read_text()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows ends a process without telling it")
+@pytest.mark.parametrize("sent, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_command_that_is_stopped_leaves_neither_a_process_nor_a_part_of_its_output(
+    folder, tmp_path, tokenizer_folder, sent, status
+):
+    (folder / "b.md").write_text("".join(f"{' ' * 2 * n}- a\n" for n in range(10_000)))  # takes minutes
+    out = tmp_path / "out"
+    code = (
+        "import signal, sys; from groundtune.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    words = [sys.executable, "-c", code, "documents", str(folder), "-o", str(out / "d.jsonl"), "--tokenizer"]
+    with subprocess.Popen([*words, str(tokenizer_folder)], cwd=ROOT, stderr=subprocess.PIPE) as command:
+        started: list[psutil.Process] = []
+        while not (started and list(out.glob("*.tmp"))):
+            assert command.poll() is None
+            time.sleep(0.05)
+            started = psutil.Process(command.pid).children()
+        command.send_signal(sent)
+        assert command.wait(20) == status
+        assert command.stderr and b"Traceback" not in command.stderr.read()
+    assert psutil.wait_procs(started, timeout=10)[1] == []
+    assert list(out.glob("*")) == []  # the folder itself is gone, too
 
 
 def test_a_folder_without_a_tokenizer_is_one_line(folder, tmp_path, capsys):
