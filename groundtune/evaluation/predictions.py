@@ -8,13 +8,13 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from groundtune.data.files import write_jsonl
 from groundtune.errors import DataError
 from groundtune.evaluation.statistics import Interval, aggregate, clusters_of
 from groundtune.schema import Document, Example, Hit, Prediction, Turn
+from groundtune.system.inputs import read_text
 from groundtune.system.text import one_line, plain
 
 _MOST_LEVELS = 100
@@ -92,8 +92,8 @@ def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
     Raises `DataError` if the file is missing or empty, or if a line is not a prediction.
     """
     try:
-        lines = Path(path).read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).split("\n")
+    except (OSError, ValueError) as error:
         raise DataError([f"{path}: cannot be read ({error}); name a prediction file"]) from error
     predictions, problems = [], []
     for number, line in enumerate(lines, 1):

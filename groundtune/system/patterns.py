@@ -33,7 +33,7 @@ def pattern_problem(patterns: Sequence[tuple[str, str]], names: Sequence[str], s
     asked = json.dumps([tried, list(names)])
     command = [sys.executable, "-I", "-S", "-c", _TRIAL]
     try:
-        ended = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=seconds)
+        ended = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=seconds)  # noqa: S603  our own program
         said, status = ended.stdout, ended.returncode
     except subprocess.TimeoutExpired as error:
         said, status = (error.stdout or b"").decode() if isinstance(error.stdout, bytes) else error.stdout or "", -1
