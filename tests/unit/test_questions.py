@@ -307,7 +307,7 @@ def test_the_packaged_prompt_of_the_check_holds_all_three_texts_and_asks_for_wha
 
 
 def test_a_question_asked_twice_is_kept_once(tmp_path):
-    reply = lambda prompt: reply_to(prompt) if "Question:" in prompt else "What number does a thing cost?"  # noqa: E731
+    reply = lambda prompt: reply_to(prompt) if "Question:" in prompt else "How many coins does a thing cost?"  # noqa: E731
     result, _ = make(tmp_path, FakeGenerator(reply), documents(6), passages=6)
     assert result.counts["repeats another question"] == 5 and result.counts["kept"] == 1
 
