@@ -13,8 +13,13 @@ from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
+from groundtune.data.numbers import has_decimal_comma, with_values
+from groundtune.data.words import folded, has_other_script, in_segments, other_words, spaced
+from groundtune.schema import nfc
+
 METRICS: dict[str, str] = {
     "generation/exact_match": "share of answers equal to the gold answer after SQuAD normalisation",
+    "generation/numeric_match": "exact match with numbers compared by value: 1,000 is 1000, but 3.5 is not 35",
     "generation/f1": "token F1 of answer and gold answer (SQuAD)",
     "generation/precision": "share of the answer's tokens that are in the gold answer",
     "generation/recall": "share of the gold answer's tokens that are in the answer",
@@ -22,6 +27,8 @@ METRICS: dict[str, str] = {
     "generation/rouge2": "ROUGE-2 F-measure: pairs of neighbouring words in common, stemmed",
     "generation/rougeL": "ROUGE-L F-measure: longest common subsequence of words, stemmed",
     "generation/bleu": "sentence BLEU with effective order, on a scale of 0 to 1",
+    "generation/contradiction": "share of answers that contradict the gold answer, by rule: yes or no, a negation, "
+    "number, unit or date; lower is better",
     "generation/unfinished": "share of answers cut at the token limit; lower is better",
     "generation/new_tokens": "tokens generated for an answer; a cost, so lower counts as better",
     "abstained/unanswerable": "share of unanswerable questions on which the model said that it does not know",
@@ -37,6 +44,9 @@ METRICS: dict[str, str] = {
     "loss": "cross-entropy on answer tokens in nats per token; lower is better",
     "loss_with_gold_passage": "the same with the gold passage in the prompt, so not end to end; lower is better",
 }
+_LOWER_IS_BETTER = (
+    "generation/unfinished", "generation/new_tokens", "generation/contradiction", "abstained/answerable",
+)  # fmt: skip
 
 
 def greater_is_better(metric: str) -> bool:
@@ -51,7 +61,7 @@ def greater_is_better(metric: str) -> bool:
         return False
     if name not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; known, also after eval_ or test_: {', '.join(METRICS)}")
-    return name not in ("generation/unfinished", "generation/new_tokens", "abstained/answerable")
+    return name not in _LOWER_IS_BETTER
 
 
 # Generation: (answer, gold) -> [0, 1]
@@ -60,13 +70,31 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalised(text: str) -> list[str]:
-    """SQuAD v1.1 normalisation: lower case, no ASCII punctuation, then no articles; split at whitespace."""
-    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+    """SQuAD v1.1 normalisation: lower case, no ASCII punctuation, then no articles; split at whitespace.
+
+    Tokens with letters of another script than Latin also lose their own punctuation and, if the script has no spaces
+    between words, are cut into characters (as in KorQuAD and CMRC for Korean and Chinese).
+    """
+    other = has_other_script(text)
+    text = folded(text) if other else nfc(text)
+    tokens = _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+    return [piece for token in tokens for piece in other_words(token)] if other else tokens
 
 
 def exact_match(answer: str, gold: str) -> float:
     """1 if both texts are equal after SQuAD v1.1 normalisation, else 0 (Rajpurkar et al. 2016)."""
     return float(normalised(answer) == normalised(gold))
+
+
+def numeric_match(answer: str, gold: str) -> float:
+    """Exact match in which numbers are compared by value: 1,000 = 1000 = 1 000 and 3.50 = 3.5, but 3.5 is not 35.
+
+    Only "1.000" and "1,000" depend on the language, which the texts' own words tell; without any, as in English.
+    """
+    pair = [(answer, gold), (gold, answer)]
+    read = [with_values(text, has_decimal_comma(text, other)) for text, other in pair]
+    said, wanted = ([[v] if v is not None else normalised(t) for t, v in pieces] for pieces in read)
+    return float([token for piece in said for token in piece] == [token for piece in wanted for token in piece])
 
 
 def token_precision(answer: str, gold: str) -> float:
@@ -86,7 +114,7 @@ def token_f1(answer: str, gold: str) -> float:
     """Harmonic mean of token precision and recall (the SQuAD v1.1 script of Rajpurkar et al. 2016).
 
     Two texts that are empty after normalisation score 1, and an empty text against a non-empty one scores 0, as in
-    SQuAD 2.0 (Rajpurkar et al. 2018). A text without spaces, in Chinese for example, is a single token.
+    SQuAD 2.0 (Rajpurkar et al. 2018). Scripts without spaces, such as Chinese, are compared by characters.
     """
     predicted, wanted = normalised(answer), normalised(gold)
     if not predicted or not wanted:
@@ -100,13 +128,31 @@ def _scorers() -> tuple[Any, Any]:
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU
 
-    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True), BLEU(effective_order=True)
+    tokenizer = _RougeTokenizer()
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=tokenizer), BLEU(effective_order=True)
+
+
+class _RougeTokenizer:
+    """rouge-score's own tokenizer, which drops other scripts than Latin, and their words where they stand."""
+
+    def __init__(self) -> None:
+        from rouge_score.tokenizers import DefaultTokenizer
+
+        self._latin = DefaultTokenizer(use_stemmer=True).tokenize
+
+    def tokenize(self, text: str) -> list[str]:
+        text = nfc(text)
+        if not has_other_script(text):
+            return list(self._latin(text))
+        pieces = in_segments(folded(text.lower()))
+        return [token for piece, other in pieces for token in ([piece] if other else self._latin(piece))]
 
 
 def rouge(answer: str, gold: str) -> dict[str, float]:
     """F-measures `rouge1`, `rouge2`, `rougeL` (Lin 2004; the package rouge-score, Porter stemmer).
 
-    rouge-score reads only digits and the letters a to z: other scripts score 0, even against themselves.
+    rouge-score reads only digits and the letters a to z. Here words of other scripts count too, unstemmed, and single
+    characters where a script has no spaces.
     """
     return {name: float(score.fmeasure) for name, score in _scorers()[0].score(gold, answer).items()}
 
@@ -115,9 +161,10 @@ def bleu(answer: str, gold: str) -> float:
     """Sentence BLEU (Papineni et al. 2002; sacrebleu, Post 2018) divided by 100; an empty text scores 0.
 
     Effective order skips the n-grams that an answer under four words cannot have; otherwise it would score 0.
-    `min` corrects rounding, which puts sacrebleu's perfect score slightly above 100.
+    Characters of scripts without spaces count as words. `min` corrects rounding, which puts sacrebleu's perfect score
+    slightly above 100.
     """
-    return min(1.0, _scorers()[1].sentence_score(answer, [gold]).score / 100)
+    return min(1.0, _scorers()[1].sentence_score(spaced(nfc(answer)), [spaced(nfc(gold))]).score / 100)
 
 
 def generation_scores(answer: str, gold: str | Sequence[str]) -> dict[str, float]:
@@ -137,6 +184,7 @@ def generation_scores(answer: str, gold: str | Sequence[str]) -> dict[str, float
 def _scores_against(answer: str, gold: str) -> dict[str, float]:
     return {
         "generation/exact_match": exact_match(answer, gold),
+        "generation/numeric_match": numeric_match(answer, gold),
         "generation/f1": token_f1(answer, gold),
         "generation/precision": token_precision(answer, gold),
         "generation/recall": token_recall(answer, gold),

@@ -169,7 +169,7 @@ def mean_intervals(
     low, high = found.bootstrap_t(samples, seed, level)
     wilson = _wilson(found.mean, found.effective_n(), found.quantile(level))
     ends = np.where(found.all_in(0, 1), wilson, (low, high))
-    return found.intervals(*ends, least=0, most=1)
+    return found.intervals(ends[0], ends[1], least=0, most=1)
 
 
 def difference_intervals(
@@ -185,7 +185,7 @@ def difference_intervals(
     centre, smoothed = _smoothed(found)
     reach = found.quantile(level) * smoothed
     ends = np.where(whole, (centre - reach, centre + reach), (low, high))
-    return found.intervals(*ends, least=-1, most=1), np.where(whole, smoothed, found.error)
+    return found.intervals(ends[0], ends[1], least=-1, most=1), np.where(whole, smoothed, found.error)
 
 
 def sign_flip_p_values(columns: np.ndarray, clusters: np.ndarray, seed: int = 0) -> np.ndarray:

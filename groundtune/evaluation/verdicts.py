@@ -105,6 +105,7 @@ SCORES = {
 }
 
 
+CHECKS = {"generation/numeric_match": "Exact, numbers by value", "generation/contradiction": "Contradicts gold"}
 ABSTENTION = {"abstained/unanswerable": "Abstained, rightly", "abstained/answerable": "Abstained, wrongly"}
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundtune.data.files import write_jsonl
-from groundtune.data.words import telling_words, words
+from groundtune.data.words import stem, telling_words, words
 from groundtune.prepare.journal import Journal
 from groundtune.prepare.questions import Settings, chance, questions_of
-from groundtune.prepare.support import answers_of, cut_answers_of, stem, support, verdicts_of
+from groundtune.prepare.support import answers_of, cut_answers_of, support, verdicts_of
 from groundtune.retrieval.retrievers import Retriever
 from groundtune.schema import Document, Example, Hit
 
@@ -161,9 +161,9 @@ def why_none(result: GateResult, failures: Sequence[str]) -> list[str]:
 
 def summary_table(result: GateResult) -> Table:
     """Counts of what was asked, what each gate rejected and what was kept, as a rich table."""
-    from rich.table import Table
+    from groundtune.system.tables import TextTable
 
-    table = Table("", "number")
+    table = TextTable("", "number")
     table.columns[1].justify = "right"
     for name in ("passages", "questions", "answers"):
         table.add_row(name, f"{result.counts[name]:,}")

@@ -16,6 +16,7 @@ from groundtune.evaluation.metrics import token_f1
 from groundtune.evaluation.statistics import Interval, PairedDifference
 from groundtune.evaluation.verdicts import (
     ABSTENTION,
+    CHECKS,
     F1,
     HOW_MEASURED,
     MOST,
@@ -117,7 +118,7 @@ def comparison(results: Results) -> list[MetricRow]:
     retrieval = {f"retrieval/recall@{k}": f"Recall@{k}" for k in ks[:1] + ks[-1:]} | {"retrieval/mrr": "MRR"}
     return [
         _row(results, group, label, metric)
-        for group, labels in (("Answers", SCORES | ABSTENTION), ("Retrieval", retrieval), ("Cost", _COST))
+        for group, labels in (("Answers", SCORES | CHECKS | ABSTENTION), ("Retrieval", retrieval), ("Cost", _COST))
         for metric, label in labels.items()
         if metric in results.base.metrics
     ]
