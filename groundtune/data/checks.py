@@ -389,7 +389,7 @@ def condensed(findings: Iterable[Finding], dataset: Dataset) -> list[str]:
     """
     findings = list(findings)
     errors = gathered([str(finding) for finding in findings if finding.severity == ERROR])
-    findings = [finding for finding in findings if finding.severity == WARNING]
+    findings = [finding for finding in findings if finding.severity != ERROR]
     masses = {kind: found for kind, found in _kinds(findings).items() if len(found) > _MANY}
     lines = [f"{ERROR}: {line}" for line in errors]
     for finding in findings:
