@@ -39,7 +39,7 @@ from groundtune.runs.remembered import remembered
 from groundtune.system.durable import disk_errors
 from groundtune.system.progress import bars
 from groundtune.system.signals import Stopped, watched
-from groundtune.system.text import without_secrets
+from groundtune.system.text import harmless_line, without_secrets
 
 if TYPE_CHECKING:
     import argparse
@@ -323,13 +323,14 @@ def open_retriever(
     Args:
         full_dataset_file_path: The document database (.jsonl, .parquet, or a LocalRQA .pkl).
         config: A YAML or JSON file of arguments; keywords override it.
-        arguments: `embedding_model`, `retriever` ("dense", "bm25" or "hybrid"), `full_dataset_index_path`,
+        arguments: `embedding_model`, `retriever` ("mix", "dense", "bm25" or "hybrid"), `full_dataset_index_path`,
             `embedding_batch_size`, `embedding_dtype`, `query_prompt`, `document_prompt`; see `groundtune index`.
             `quiet=True` shows no progress.
 
     Returns:
         An object with `search(questions, k)`: for each question a tuple of the min(k, documents) best `Hit`s, best
-        first. A `Hit` has a `document` and a `score`; see `Retriever` for what the score means.
+        first; "bm25" finds fewer if fewer share a word with the question. A `Hit` has a `document` and a `score`; see
+        `Retriever` for what the score means.
 
     Raises:
         DataError: arguments or documents are wrong; `problems` lists everything.
@@ -455,7 +456,8 @@ def _answering_bars(shown: bool) -> Iterator[OnProgress]:
 
         def begin(what: str, total: int) -> Callable[[int], Any]:
             stack.close()  # the previous bar is full
-            return stack.enter_context(tqdm(total=total, desc=what, leave=False, disable=not shown)).update
+            bar = tqdm(total=total, desc=harmless_line(what), leave=False, disable=not shown)
+            return stack.enter_context(bar).update
 
         yield begin
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from groundtune.schema import nfc
-from groundtune.system.model_folders import embedding_problems, model_problems
+from groundtune.system.model_folders import embedding_problems, may_not_read, model_problems
 from groundtune.system.packages import pip_install
 
 if TYPE_CHECKING:
@@ -102,13 +102,16 @@ class RetrievalArguments:
     )
     eval_num_to_retrieve: int = argument(4, "Passages retrieved per question in end-to-end evaluation.")
     retriever: str = argument(
-        "dense", "Retrieval method. bm25 and hybrid need the extra [bm25].", ["dense", "bm25", "hybrid"]
+        "mix",
+        "Retrieval method: dense compares vectors, bm25 words; mix adds both scores, hybrid both ranks.",
+        ["mix", "dense", "bm25", "hybrid"],
     )
     query_history: str = argument(
-        "user",
+        "fused",
         "Part of the chat history that is added to the search query, in training, evaluation and serving: nothing, "
-        "the user's messages, or all messages.",
-        ["none", "user", "all"],
+        "the user's last message, all of the user's messages, or all messages. fused: search without and with the "
+        "user's messages, and add both scores.",
+        ["none", "last", "user", "all", "fused"],
     )
     embedding_batch_size: int = argument(
         64, "Texts embedded per batch; on a CPU up to twice as many if they are short."
@@ -142,6 +145,13 @@ class PromptArguments:
     instruction: str = argument(
         "Answer the user's question with the information in the passages below.",
         "Instruction at the start of every prompt.",
+    )
+    thinking: str = argument(
+        "drop",
+        "Reasoning models, in training and when they answer. drop: the prompt ends as the chat template begins an "
+        "answer without thoughts. keep: the prompt ends as the template's generation prompt, and the model may think. "
+        "Thoughts are never part of an answer.",
+        ["drop", "keep"],
     )
 
     def __post_init__(self) -> None:
@@ -201,7 +211,7 @@ class EvaluationArguments:
         "always uses all examples.",
     )
     max_new_tokens: int = argument(256, "Maximum answer length in tokens.")
-    bootstrap_samples: int = argument(2000, "Number of bootstrap resamples for the 95 % intervals.")
+    bootstrap_samples: int = argument(10_000, "Number of bootstrap resamples for the 95 % intervals.")
     abstentions: str = argument(
         "",
         "Text file with more wordings by which an answer says that the passages hold none, one per line, in addition "
@@ -301,8 +311,6 @@ def check_retrieval(
     """What is missing to open the retriever. Messages suggest `flag` if no embedding model is named; `for_training` is
     the title of the method if it retrieves training passages, else empty."""
     problems = []
-    if retrieval.retriever != "dense" and importlib.util.find_spec("bm25s") is None:
-        problems.append(f'--retriever: {retrieval.retriever} needs bm25s; pip install "groundtune[bm25]"')
     dense = complete and retrieval.retriever != "bm25"
     if dense and not (retrieval.embedding_model or retrieval.eval_embedding_model):
         problems.append(
@@ -368,6 +376,8 @@ def check_model_name(flag: str, value: str) -> list[str]:
         return []
     if os.path.isfile(path):
         return [f"--{flag}: {value} is a file; name the folder of the model"]
+    if may_not_read(path):
+        return [f"--{flag}: {value}: permission denied; let its owner make it readable for this user, or name another"]
     beside_others = "/" in value and os.path.isdir(path.parent)
     if beside_others or path.is_absolute() or value.startswith((".", "~")) or value.count("/") > 1 or "\\" in value:
         return [f"--{flag}: no such folder: {value}; give an existing folder or a hub name such as owner/model"]
@@ -406,7 +416,9 @@ def _check_numbers(arguments: Arguments) -> list[str]:
 def no_such_file(group: Group, names: Sequence[str]) -> list[str]:
     """A line for each of these fields that names a missing file."""
     return [
-        f"--{name}: no such file: {path}; give the path of an existing file"
+        f"--{name}: {path}: permission denied; let its owner make it readable for this user, or name another"
+        if may_not_read(Path(path))
+        else f"--{name}: no such file: {path}; give the path of an existing file"
         for name in names
         if (path := getattr(group, name)) and not os.path.isfile(path)
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from groundtune.commands.parsing import given, light_parser
-from groundtune.commands.terminal import add_output_flags
+from groundtune.commands.terminal import add_output_flags, print_comparison, say, say_json
 from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
 from groundtune.system.durable import disk_errors
@@ -33,18 +33,12 @@ def main(argv: Sequence[str]) -> int:
     notes = comparison.notes
     if words["json"]:
         from groundtune.reporting.comparison_page import failures
-        from groundtune.system.text import as_json
 
-        print(as_json(comparison.to_dict() | {"notes": notes, "failures": failures(comparison)}), end="")
+        say_json(comparison.to_dict() | {"notes": notes, "failures": failures(comparison)})
         return 0
-
-    from groundtune.commands.terminal import print_comparison
-
     print_comparison(comparison)
     if not words["quiet"]:
-        from groundtune.system.text import harmless_lines
-
-        print(harmless_lines([*notes, f"Report: {page}"]))
+        say(*notes, f"Report: {page}")
     return 0
 
 

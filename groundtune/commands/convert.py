@@ -10,6 +10,7 @@ from pathlib import Path
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
 from groundtune.errors import DataError
+from groundtune.system.locks import alone
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,13 +81,13 @@ def main(argv: Sequence[str]) -> int:
         problems.append(f"--limit: is {options['limit']}; give 1 or more, or remove the flag")
     if problems:
         raise DataError(problems)
-    if name in convert.EXPORTS:
-        instruction = options.get("instruction", PromptArguments().instruction)
-        summary = convert.export(name, inputs, folder, instruction, options.get("documents"))
-    else:
-        limit, database = options.pop("limit", 0), options.pop("documents", None)
-        documents = read_documents(database) if database else []
-        with progress(arguments.quiet or arguments.json) as bars:
+    with alone(folder), progress(arguments.quiet or arguments.json) as bars:
+        if name in convert.EXPORTS:
+            instruction = options.get("instruction", PromptArguments().instruction)
+            summary = convert.export(name, inputs, folder, instruction, options.get("documents"))
+        else:
+            limit, database = options.pop("limit", 0), options.pop("documents", None)
+            documents = read_documents(database) if database else []
             summary = convert.convert(
                 name,
                 inputs,

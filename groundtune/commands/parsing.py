@@ -82,13 +82,19 @@ TRAINING_EXAMPLE = """example:
 logger = logging.getLogger(__name__)
 
 
-def parse_arguments(method: str, argv: Sequence[str], keywords: Mapping[str, Any] | None = None) -> RunArguments:
+def parse_arguments(
+    method: str,
+    argv: Sequence[str],
+    keywords: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> RunArguments:
     """Flags, `--config FILE.yaml` or one `FILE.json` -> Arguments. `-h` prints every argument and exits.
 
-    `keywords` are arguments by name, from a call in Python; they override files. Raises `DataError` with every unknown
-    flag and bad value.
+    `keywords` are arguments by name, from a call in Python; they override files. `defaults` take the place of the
+    usual ones. Raises `DataError` with every unknown flag and bad value.
     """
     parser = training_parser(method)
+    parser.set_defaults(**defaults or {})
     argv = _spelt_as_today(_expand_files(_in_full(argv), parser, keywords), _flags(parser))
     try:
         *groups, training, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)

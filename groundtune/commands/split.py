@@ -9,6 +9,7 @@ from pathlib import Path
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, show
 from groundtune.errors import DataError
+from groundtune.system.locks import alone
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,10 +40,9 @@ def main(argv: Sequence[str]) -> int:
     """Returns 0; raises `DataError` for problems that the user can fix."""
     arguments = argparse.Namespace(**given(parser(), argv))
 
-    from rich.table import Table
-
     from groundtune.data.files import read_examples, write_jsonl
     from groundtune.prepare.split import groups_of, split_examples
+    from groundtune.system.tables import TextTable
 
     if problems := _problems(arguments):
         raise DataError(problems)
@@ -50,11 +50,12 @@ def main(argv: Sequence[str]) -> int:
     shares = {"eval": arguments.eval_share, "test": arguments.test_share}
     splits = split_examples(examples, arguments.by, shares, arguments.seed)
     counts = {}
-    table = Table("file", "examples", f"{arguments.by}s")
-    for name, these in splits.items():
-        write_jsonl(arguments.output_dir / f"{name}.jsonl", (example.to_dict() for example in these))
-        counts[name] = {"examples": len(these), "groups": len(list(groups_of(these, arguments.by)))}
-        table.add_row(f"{name}.jsonl", *(f"{n:,}" for n in counts[name].values()))
+    table = TextTable("file", "examples", f"{arguments.by}s")
+    with alone(arguments.output_dir):
+        for name, these in splits.items():
+            write_jsonl(arguments.output_dir / f"{name}.jsonl", (example.to_dict() for example in these))
+            counts[name] = {"examples": len(these), "groups": len(list(groups_of(these, arguments.by)))}
+            table.add_row(f"{name}.jsonl", *(f"{n:,}" for n in counts[name].values()))
     show({"splits": counts}, table, [f"Wrote {len(splits)} files to {arguments.output_dir}"], arguments)
     return 0
 

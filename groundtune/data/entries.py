@@ -14,8 +14,6 @@ from typing import Any
 from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
 from groundtune.system.text import HALF_A_CHARACTER, encodable
 
-to_json = json.JSONEncoder(ensure_ascii=False).encode
-
 # The historical format calls the assistant "system".
 _USERS = ["user", "human", "customer", "client", "question"]
 _ASSISTANTS = ["assistant", "system", "bot", "chatbot", "gpt", "ai", "agent", "model", "answer"]

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
 
-from groundtune.data.entries import Record, document_of, example_of, json_object, to_json
+from groundtune.data.entries import Record, document_of, example_of, json_object
 from groundtune.data.other_kinds import not_documents, not_examples
 from groundtune.data.safe_pickle import RefusedPickle, load_fields
 from groundtune.errors import DataError
@@ -26,7 +26,7 @@ from groundtune.schema import Document, Example
 from groundtune.system.durable import disk_errors
 from groundtune.system.outputs import in_place_of, is_link, links_at
 from groundtune.system.packages import pip_install
-from groundtune.system.text import one_line
+from groundtune.system.text import one_line, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -266,7 +266,7 @@ def _document_fields(row: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(metadata, list) and all(isinstance(entry, tuple) for entry in metadata):
             metadata = dict(metadata)  # a map column
         if metadata is None or isinstance(metadata, dict):
-            fields["metadata"] = json.loads(json.dumps({**row, **(metadata or {})}, default=str))
+            fields["metadata"] = json.loads(to_json({**row, **(metadata or {})}, default=str))
     except (ValueError, RecursionError):
         pass  # left unchanged, and reported by `Record.metadata`
     return fields

@@ -18,8 +18,8 @@ NAMES = {
 }  # fmt: skip
 # Words that are frequent in one language and rare in the others.
 _COMMON = {
-    "en": "the and of is are was you your with for this that not it be can how what which when does do there a an as at by "
-    "in on no or if we they he she will from have has been must may one",
+    "en": "the and of is are was you your with for this that not it be can how what which when does do there a an as "
+    "at by in on no or if we they he she will from have has been must may one",
     "de": "der die das und ist nicht ein eine einen mit für auf den dem sie wir werden kann wie auch im zum zur "
     "sind kostet gilt am es ich",
     "fr": "le les des est et une un du de la à où je dans pour pas vous nous avec sur qui aux cette être sont ce il au "
@@ -75,8 +75,11 @@ def limits_of(language: str, term_search: bool, unanswerable: bool) -> list[str]
     return found
 
 
-def language_of(text: str) -> str:
-    """The code of a text's language; empty if its words decide nothing, as in "1.000" or a name."""
+def language_of(text: str, least: int = 1) -> str:
+    """The code of a text's language; empty if its words decide nothing, as in "1.000" or a name.
+
+    `least`: how many words of a language in Latin script must be there.
+    """
     if not text.isascii():
         counts = {language: len(script.findall(text)) for language, script in _OF_SCRIPT}
         first = next((language for language, count in counts.items() if count), "")
@@ -85,9 +88,11 @@ def language_of(text: str) -> str:
             return first if first in ("ja", "ko") else max(counts, key=lambda language: counts[language])
     found = Counter(language for word in set(words(text)) for language in _OF_WORD.get(word, ()))
     (first, count), (_, next_count) = [*found.most_common(2), ("", 0), ("", 0)][:2]
-    return first if count > next_count + (len(words(text)) > _FEW and count == 1) else ""  # one may be a name
+    if len(words(text)) > _FEW:
+        least = max(least, 2)  # one may be a name
+    return first if count >= least and count > next_count else ""
 
 
 def languages_of(texts: Iterable[str]) -> Counter[str]:
-    """How many of the texts are in each language."""
-    return Counter(language for text in texts if (language := language_of(text)))
+    """How many of the texts are in each language; "No." alone, which may be of several, is in none."""
+    return Counter(language for text in texts if (language := language_of(text, least=2)))

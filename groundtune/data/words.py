@@ -30,9 +30,7 @@ _UNSPACED = rf"[[{_SCRIPTS}]&&\p{{L}}]\p{{M}}*"
 _IN_WORD = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[[{_SCRIPTS}]&&\p{{L}}]]"
 _UNIT = regex.compile(_UNSPACED, regex.V1)
 _WORD = regex.compile(rf"{_UNSPACED}|{_IN_WORD}+", regex.V1)
-_FOREIGN = regex.compile(
-    r"[\p{L}--[\p{Latin}\p{Common}\p{Inherited}]]|[\p{Nd}--[0-9]]|[\u30fc\uff01-\uffee]", regex.V1
-)
+_FOREIGN = regex.compile(r"[\p{L}--[\p{Latin}\p{Common}\p{Inherited}]]|[\p{Nd}--[0-9]]|[\u30fc\uff01-\uffee]", regex.V1)
 # Latin text needs no folding: with `re` it is cut three times as fast.
 _COMPLEX = re.compile("[\u00ad\u0300-\u200f\u2060\u2c00-\U0010ffff]")
 _PLAIN_WORD = re.compile(r"[a-z0-9]+")

@@ -21,9 +21,10 @@ from groundtune.evaluation.predictions import Evaluation, evaluation_of
 from groundtune.model.endpoint import Endpoint, lasting
 from groundtune.model.generators import computing
 from groundtune.prompts.policies import kept
-from groundtune.prompts.prompt import chat_messages, make_prompt
+from groundtune.prompts.prompt import chat_messages, make_prompt, to_continue
 from groundtune.prompts.rows import fits
 from groundtune.retrieval.opening import index_folder, open_retriever
+from groundtune.retrieval.queries import queries_of, too_long_note
 from groundtune.retrieval.retrievers import retrieve
 from groundtune.schema import Document, Example, Hit
 
@@ -77,7 +78,7 @@ def answer_by_completions(endpoint: Endpoint) -> Answer:
         replies = ask(
             [question.prompt_ids for question in evaluator.questions],
             asked.max_new_tokens,
-            stop=evaluator.prompt.stop_texts,
+            **to_continue(evaluator.prompt),
             on_done=on_done,
         )
         return evaluator.score(replies, time.perf_counter() - begin)
@@ -117,8 +118,12 @@ def answer_by_chat(endpoint: Endpoint) -> Answer:
     return answer
 
 
-def open_questions(arguments: InferenceArguments, examples: list[Example], documents: list[Document]) -> list[Asked]:
+def open_questions(
+    arguments: InferenceArguments, examples: list[Example], documents: list[Document], notes: list[str]
+) -> list[Asked]:
     """The questions of each context with their retrieved passages and, if a tokenizer is known, their prompts.
+
+    `notes` gets a line about queries that were shortened.
 
     Raises `DataError` for questions that are too long, `ModelError` if tokenizer or embedding model cannot be loaded.
     """
@@ -133,6 +138,7 @@ def open_questions(arguments: InferenceArguments, examples: list[Example], docum
         k, history = arguments.retrieval.eval_num_to_retrieve, arguments.retrieval.query_history
         hits = retrieve(retriever, examples, k, history)
         seconds = time.perf_counter() - begin
+        notes += too_long_note(queries_of(examples, history), retriever.limit)
     if tokenizer is not None and arguments.data.too_long != "error":
         examples, hits = _fitting(arguments, examples, hits, tokenizer)
     return [_asked(arguments, context, examples, hits, seconds, tokenizer) for context in arguments.contexts]

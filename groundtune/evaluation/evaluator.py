@@ -23,9 +23,9 @@ from groundtune.model.generation import Generated, generate_greedy
 from groundtune.prompts.policies import CONTEXTS, Passages, draw
 from groundtune.prompts.prompt import Prompt
 from groundtune.prompts.rows import Question, encode_questions, shortening_note
+from groundtune.prompts.thoughts import after_thoughts
 from groundtune.schema import Document, Example, Hit, Prediction, Reply
 from groundtune.system.processes import in_shares, run_on_main
-from groundtune.system.text import after_thoughts
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class EndToEndEvaluator:
     max_new_tokens: int
     batch_size: int
     retrieval_seconds: float = 0.0
-    bootstrap_samples: int = 2000
+    bootstrap_samples: int = 10_000
     context: str = "retrieved"
     abstentions: str = ""  # file with more wordings, for `abstention.read_wordings`
     shorten: bool = False
@@ -139,6 +139,7 @@ def score_replies(
     share of `retrieval_seconds` and `generation_seconds`.
     """
     n, unknown = len(examples), unknown_texts(examples)
+    k = max([1, *map(len, hits)])  # a search by words may find fewer for some questions
     return [
         Prediction(
             example=example,
@@ -149,7 +150,7 @@ def score_replies(
             prompt_tokens=reply.prompt_tokens,
             new_tokens=reply.new_tokens,
             scores={
-                **(_retrieval(example, found, retrieval_seconds / n) if context == "retrieved" else {}),
+                **(_retrieval(example, found, k, retrieval_seconds / n) if context == "retrieved" else {}),
                 **_generation(example, passages, reply, generation_seconds / n, unknown, abstentions),
             },
             context=context,
@@ -160,12 +161,12 @@ def score_replies(
     ]
 
 
-def _retrieval(example: Example, hits: Sequence[Hit], seconds: float) -> dict[str, float]:
+def _retrieval(example: Example, hits: Sequence[Hit], k: int, seconds: float) -> dict[str, float]:
     seconds_of_one = {"latency/retrieval_s": seconds}
     if not example.has_evidence:  # there is nothing to find
         return seconds_of_one
     ranked, gold = [hit.document.id for hit in hits], {document.id for document in example.gold_documents}
-    return {**retrieval_scores(ranked, gold, ks=(1, len(hits))), **seconds_of_one}
+    return {**retrieval_scores(ranked, gold, ks=(1, k)), **seconds_of_one}
 
 
 def _generation(

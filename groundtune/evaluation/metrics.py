@@ -1,7 +1,6 @@
-"""Scores of single questions, and statistics over many: pure functions, no models and no files.
+"""Scores of single questions: pure functions, no models and no files.
 
-Generation and retrieval scores lie in [0, 1]. A failed score is NaN, and a mean over NaN raises, so that no question
-silently drops out of a mean.
+Generation and retrieval scores lie in [0, 1].
 """
 
 from __future__ import annotations
@@ -10,12 +9,9 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any
-
-import numpy as np
 
 from groundtune.data.numbers import has_decimal_comma, with_values
 from groundtune.data.words import folded, has_other_script, in_segments, other_words, spaced
@@ -51,9 +47,6 @@ METRICS: dict[str, str] = {
 _LOWER_IS_BETTER = (
     "generation/unfinished", "generation/new_tokens", "generation/contradiction", "abstained/answerable",
 )  # fmt: skip
-TIE = 1e-9  # scores that differ by no more are mathematically equal
-_FLIPS = 10_000  # random sign flips behind a p-value
-_CELLS = 1_000_000  # resampled values in memory at once: a few dozen MB for any number of questions
 
 
 def greater_is_better(metric: str) -> bool:
@@ -238,124 +231,3 @@ def retrieval_scores(ranked: Sequence[str], relevant: Collection[str], ks: Seque
         "retrieval/mrr": reciprocal_rank(ranked, relevant),
         f"retrieval/ndcg@{max(ks)}": ndcg_at_k(ranked, relevant, max(ks)),
     }
-
-
-# Many questions: means, intervals and differences
-@dataclass(frozen=True)
-class Interval:
-    """A mean over questions with its confidence interval, in the unit of the values."""
-
-    value: float
-    low: float
-    high: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class PairedDifference(Interval):
-    """Two models on the same questions: mean of tuned - base, its 95 % interval and a two-sided test.
-
-    `value`, `low` and `high` keep the sign of tuned - base; a win is a question on which tuned is better.
-    """
-
-    wins: int
-    losses: int
-    ties: int
-    n: int
-    p_value: float
-    greater_is_better: bool = True
-
-    @property
-    def verdict(self) -> str:
-        """`better` or `worse` if the interval excludes 0 and the p-value is under 0.05, else `no clear difference`.
-
-        Under 6 questions it is always the latter: 5 differences have the same sign by chance in 2 of 2 ** 5 cases
-        (6 %). With few questions a bootstrap interval is too narrow: with 6 to 10 and no true difference it excludes 0
-        in 11 to 16 % of cases, but both conditions hold in only 3 to 6 % (measured on F1 scores of real runs).
-        """
-        slack = 1e-9 * (self.high - self.low)  # an end that is mathematically 0 may be 1e-17
-        if self.n < 6 or (self.low <= slack and self.high >= -slack) or self.p_value >= 0.05:
-            return "no clear difference"
-        return "better" if (self.low > 0) == self.greater_is_better else "worse"
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "verdict": self.verdict}
-
-
-def bootstrap_mean(values: Sequence[float], *, samples: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
-    """Mean of one value per question; percentile bootstrap over questions (Efron & Tibshirani 1993, ch. 13).
-
-    The order of the values has no effect. Raises ValueError if there are none or if one is NaN or infinite.
-    """
-    return aggregate([{"value": value} for value in values], samples=samples, seed=seed, level=level)["value"]
-
-
-def aggregate(
-    rows: Sequence[Mapping[str, float]], *, samples: int = 2000, seed: int = 0, level: float = 0.95
-) -> dict[str, Interval]:
-    """`bootstrap_mean` of every metric, from one set of resamples; each row holds the scores of one question.
-
-    Raises ValueError if there are no rows, if their metrics differ, or if a score is NaN or infinite.
-    """
-    if not rows:
-        raise ValueError("no values: there is no mean over 0 questions")
-    names = list(rows[0])
-    for number, row in enumerate(rows):
-        if differing := sorted(row.keys() ^ rows[0].keys()):
-            raise ValueError(f"row {number} and row 0 have different metrics: only one has {differing}")
-    columns = np.array([[row[name] for name in names] for row in rows], dtype=float)
-    for number, metric in np.argwhere(~np.isfinite(columns)):
-        raise ValueError(f"row {number}: {names[metric]} is {columns[number, metric]}; a mean would hide it")
-    return dict(zip(names, _intervals(columns, samples, seed, level), strict=True))
-
-
-def paired_difference(
-    base: Sequence[float], tuned: Sequence[float], *, samples: int = 2000, seed: int = 0, greater_is_better: bool = True
-) -> PairedDifference:
-    """Compare two models question by question: `base[i]` and `tuned[i]` belong to the same question.
-
-    The interval is that of `bootstrap_mean` over the differences. The p-value is that of the randomisation test
-    with sign flips (Fisher 1935; for retrieval, Smucker, Allan & Carterette 2007): 10,000 random flips,
-    (b + 1) / (m + 1), so never 0 (Davison & Hinkley 1997, ch. 4). Raises ValueError as `bootstrap_mean` does,
-    and if the lengths differ.
-    """
-    if len(base) != len(tuned):
-        raise ValueError(f"base has {len(base)} values, tuned {len(tuned)}; need one each for every question")
-    change = np.asarray(tuned, dtype=float) - np.asarray(base, dtype=float)
-    mean = bootstrap_mean(change, samples=samples, seed=seed)
-    gain = change if greater_is_better else -change
-    wins, losses, ties = (int(where.sum()) for where in (gain > TIE, gain < -TIE, abs(gain) <= TIE))
-    p_value = _sign_flip_p_value(change, seed)
-    return PairedDifference(mean.value, mean.low, mean.high, wins, losses, ties, len(gain), p_value, greater_is_better)
-
-
-def _chunks(total: int, width: int) -> Iterator[int]:
-    """Split `total` rows of `width` values into chunks of about `_CELLS` values; yields their row counts."""
-    step = 1 + _CELLS // (1 + width)
-    return (min(step, total - start) for start in range(0, total, step))
-
-
-def _intervals(columns: np.ndarray, samples: int, seed: int, level: float) -> list[Interval]:
-    """Percentile bootstrap of the mean of each column; each row is a question."""
-    # No statistic combines columns, so each may be sorted, and the order of the questions has no effect.
-    # Resampling the excess over the smallest value keeps the mean of a constant column exact.
-    n, smallest = len(columns), columns.min(axis=0)
-    excess, means, generator = np.sort(columns, axis=0) - smallest, [], np.random.default_rng(seed)
-    for rows in _chunks(samples, n):
-        drawn = generator.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
-        times_drawn = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
-        means.append(times_drawn.astype(float) @ excess / n)
-    low_high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return [Interval(*ends) for ends in (smallest + np.vstack([excess.mean(axis=0), low_high])).T.tolist()]
-
-
-def _sign_flip_p_value(change: np.ndarray, seed: int) -> float:
-    size = np.sort(np.abs(change[change != 0]))  # a sign flip does not change a tie
-    generator, extreme = np.random.default_rng(seed), 0
-    least = abs(change.sum()) - 1e-9 * size.sum()  # rounding must not separate equal sums
-    for rows in _chunks(_FLIPS, len(size)):
-        positive = generator.integers(2, size=(rows, len(size)), dtype=np.int8).astype(float)
-        extreme += int((np.abs(2 * positive @ size - size.sum()) >= least).sum())
-    return (extreme + 1) / (_FLIPS + 1)

@@ -39,7 +39,8 @@ def attention(
     extras += ["dropout"] if kwargs.get("dropout") else []
     if extras:
         raise NotImplementedError(f"its attention needs {', '.join(extras)}")
-    return layout.attend(module, query, key, value, kwargs.get("scaling"), kwargs.get("sliding_window")), None
+    output = layout.attend(module, query, key, value, kwargs.get("scaling"), kwargs.get("sliding_window"))
+    return output.contiguous(), None  # as those of transformers: AFMoE and JetMoE rely on it
 
 
 def use_packed_attention(model: Model, to_train: bool = True) -> str | None:
@@ -53,7 +54,7 @@ def use_packed_attention(model: Model, to_train: bool = True) -> str | None:
 
     base = inside_adapter(model)
     before = base.config._attn_implementation
-    if before != "sdpa":
+    if before not in ("sdpa", "flash_attention_2"):  # packing saves more than the second saves alone
         return f"attention is {before}"
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)

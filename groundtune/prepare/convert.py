@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections import Counter
@@ -18,7 +17,7 @@ from groundtune.prepare.formats import FORMATS, Converted, Options, beir, chats
 from groundtune.prepare.support import support
 from groundtune.schema import Document, Example
 from groundtune.system.outputs import links_at
-from groundtune.system.text import one_line
+from groundtune.system.text import one_line, to_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -191,7 +190,7 @@ class _Output:
     def _line(self, name: str, row: dict[str, Any]) -> None:
         if name not in self._files:
             self._files[name] = self._stack.enter_context(replacing(self._folder / f"{name}.jsonl"))
-        self._files[name].write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
+        self._files[name].write(to_json(row).encode("utf-8") + b"\n")
 
 
 def export(name: str, inputs: Sequence[Path], folder: Path, instruction: str, documents: Path | None) -> Summary:
@@ -225,10 +224,10 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 
 def summary_table(summary: Summary) -> Table:
     """The number of examples in each file, as a rich table."""
-    from rich.table import Table
+    from groundtune.system.tables import TextTable
 
     columns = ["examples", *(n for n in ("unanswerable", "several answers", "no answer") if summary_has(summary, n))]
-    table = Table("file", *columns)
+    table = TextTable("file", *columns)
     for column in table.columns[1:]:
         column.justify = "right"
     for name, counts in summary.files.items():

@@ -132,7 +132,8 @@ def _without_front_matter(text: str) -> tuple[str, str]:
     import yaml
 
     try:
-        fields = yaml.load(match[1], yaml.BaseLoader)  # values as written, such as 007 and impossible dates
+        # Makes only texts, lists and dictionaries, with values as written, such as 007 and impossible dates.
+        fields = yaml.load(match[1], yaml.BaseLoader)  # noqa: S506
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
         return text, ""
     if not isinstance(fields, dict):  # a text between two rules

@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
+from groundtune.data.passages import ARTICLE, article_of
 from groundtune.errors import DataError
 from groundtune.schema import Example
 
 BY = ("passage", "article")
-# Metadata that names the article of a passage; the first key that is there counts.
-_ARTICLE = ("source", "url", "title")
-_NAMES = ", ".join(_ARTICLE)
+_NAMES = ", ".join(ARTICLE)
 
 
 def split_examples(
@@ -25,7 +24,7 @@ def split_examples(
     Raises `DataError` if an example's gold passages name no article, or if a split would be empty.
     """
     groups = list(groups_of(examples, by))
-    random.Random(seed).shuffle(groups)
+    random.Random(seed).shuffle(groups)  # noqa: S311  is to be repeatable, unlike a secret
     chosen: dict[str, list[int]] = {}
     for name, share in shares.items():
         chosen[name] = []
@@ -51,11 +50,11 @@ def groups_of(examples: Sequence[Example], by: str) -> Iterator[list[int]]:
     problems = []
     for i, example in enumerate(examples):
         for document in example.gold_documents:
-            key = document.id if by == "passage" else next(filter(None, map(document.metadata.get, _ARTICLE)), "")
+            key = document.id if by == "passage" else article_of(document)
             if not key:
                 problems.append(f"{example.source}: gold_docs: metadata has none of {_NAMES}; use --by passage")
                 break
-            first_top, own = top(first.setdefault(str(key), i)), top(i)
+            first_top, own = top(first.setdefault(key, i)), top(i)
             root[max(first_top, own)] = min(first_top, own)
     if problems:
         raise DataError([*problems[:5], *([f"and {len(problems) - 5} more"] if len(problems) > 5 else [])])

@@ -39,6 +39,7 @@ from groundtune.runs.record import run_record
 from groundtune.runs.remembered import changed_inputs, remembered
 from groundtune.schema import Document, Example, Prediction
 from groundtune.system.durable import disk_errors
+from groundtune.system.locks import alone
 from groundtune.system.outputs import inside
 from groundtune.system.text import as_json, hide_secrets
 
@@ -85,16 +86,23 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     Raises `DataError` with every problem of arguments and data before any model is loaded, `ModelError` if a model
     cannot be loaded, and `EndpointError` if a server cannot be used.
     """
-    durations: dict[str, float] = {}
     if problems := arguments.check():
         raise DataError(problems)
     judges = read_judge_prompts(arguments.judge.judge_prompt) if arguments.judge.judge else []
     right = Rightness(arguments.answers.right_metric, arguments.answers.right_threshold)
     _check_right(right, judges)
     _check_replaces_no_training(arguments.output_dir)
+    with alone(arguments.output_dir):
+        return _evaluate(arguments, judges, right, on_progress)
+
+
+def _evaluate(
+    arguments: InferenceArguments, judges: Sequence[JudgePrompt], right: Rightness, on_progress: OnProgress
+) -> Evaluated:
+    durations: dict[str, float] = {}
     examples, documents, notes = _read(arguments)
     notes += _questions_seen(arguments) + _changed(arguments)
-    asked = open_questions(arguments, examples, documents)
+    asked = open_questions(arguments, examples, documents, notes)
     notes += _too_long(examples, asked)
     probe_judge(arguments)
     output_dir = _made(arguments.output_dir)
@@ -292,7 +300,7 @@ def facts(arguments: InferenceArguments, right: Rightness) -> dict[str, str]:
     how = {
         "here": "written and read locally",
         "completions": f"written locally, sent as token ids to {server}/completions",
-        "chat": f"messages sent to {server}/chat/completions; the server applied its template",
+        "chat": f"messages sent to {server}/chat/completions; the server applied its template, not --thinking",
     }
     embedding = retrieval.eval_embedding_model or retrieval.embedding_model
     shown = {

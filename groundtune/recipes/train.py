@@ -120,6 +120,7 @@ def _train(arguments: RunArguments, run: dict[str, Any], checkpoint: Checkpoint 
     record = {
         **_record(arguments, durations, _row_counts(diagnosis)),
         "prompt_style": prompt.style,
+        **({"prompt_tail": list(prompt.tail)} if any(prompt.tail) else {}),
         **({"hub_repository": repository} if repository else {}),
         "identity": run,
         "resumed_from_step": checkpoint and checkpoint.step,

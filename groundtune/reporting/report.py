@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from groundtune.data.files import write_text
 from groundtune.errors import DataError
-from groundtune.evaluation.metrics import PairedDifference
 from groundtune.evaluation.predictions import evaluation_of, read_predictions, write_predictions
+from groundtune.evaluation.statistics import PairedDifference
 from groundtune.evaluation.verdicts import F1, Change, decimals
 from groundtune.reporting.card import model_card
 from groundtune.reporting.markdown import md, md_fence, md_list, md_table
@@ -35,11 +35,12 @@ from groundtune.reporting.results import (
     gained_and_lost,
     merged_history,
     notes,
+    questions,
     warning,
 )
 from groundtune.runs.record import inputs, run_facts
 from groundtune.system.outputs import inside
-from groundtune.system.text import plain
+from groundtune.system.text import as_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,7 +72,7 @@ def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
     # The notes name files, so they stay out of metrics.json, which may be published.
     record = {**results.record, "notes": list(results.notes)}
     for name, content in (("metrics.json", metrics), ("run.json", record)):
-        write_text(folder / name, json.dumps(plain(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+        write_text(folder / name, as_json(content))
     write_text(folder / "README.md", model_card(results))
     write_text(folder / "report.md", _markdown(results))
     write_text(folder / "report.html", _page(results))
@@ -83,7 +84,7 @@ def read_results(output_dir: str | os.PathLike[str]) -> Results:
     record, metrics = (_read_json(folder / name) for name in ("run.json", "metrics.json"))
     about: dict[str, Any] = {name: metrics.get(name) for name in _ABOUT_RESULTS}
     arguments: dict[str, Any] = record["arguments"] if isinstance(record.get("arguments"), dict) else {}
-    samples = flat(arguments).get("bootstrap_samples", 2000)
+    samples = flat(arguments).get("bootstrap_samples", 10_000)
     wrong = [f"metrics.json: {name}" for name, kind in _ABOUT_RESULTS.items() if not isinstance(about[name], kind)]
     wrong += [] if isinstance(arguments.get("method"), str) else ["run.json: method"]
     wrong += [] if isinstance(record.get("notes", []), list) else ["run.json: notes"]
@@ -113,18 +114,17 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def summary_table(results: Results) -> Table:
     """Scores before and after training, for the terminal."""
-    from rich.markup import escape
-    from rich.table import Table
+    from groundtune.system.tables import TextTable
 
+    caption = " ".join(filter(None, (for_scale(results), warning(results))))
     # Without a frame it fits into 80 columns.
-    table = Table(f"{results.base.n} questions", box=None, padding=(0, 1, 0, 0))
+    table = TextTable(questions(results.base), box=None, padding=(0, 1, 0, 0), caption=caption)
     for heading in ("base [95 %]", "tuned [95 %]", "difference [95 %]", ""):
-        table.add_column(escape(heading), no_wrap=True)
+        table.add_column(heading, no_wrap=True)
     colours = {"better": "green", "worse": "red"}
     for row in comparison(results):
         cells = (" ".join(cell).strip() for cell in (row.base, row.tuned, row.difference))
-        table.add_row(row.label, *map(escape, cells), row.verdict, style=colours.get(row.verdict))
-    table.caption = escape(" ".join(filter(None, (for_scale(results), warning(results)))))
+        table.add_row(row.label, *cells, row.verdict, style=colours.get(row.verdict))
     return table
 
 

@@ -26,12 +26,15 @@ from groundtune.data.checks import (
 )
 from groundtune.data.languages import NAMES, languages_of, limits_of
 from groundtune.errors import DataError, ModelError
+from groundtune.evaluation.abstention import abstains
 from groundtune.methods import METHODS
 from groundtune.model.loading import load_tokenizer
 from groundtune.prompts.policies import draw
-from groundtune.prompts.prompt import Prompt, make_prompt
+from groundtune.prompts.prompt import ChatPrompt, Prompt, make_prompt
 from groundtune.prompts.rows import Row, encode_questions
-from groundtune.retrieval.reading_limit import reading_limit
+from groundtune.retrieval.opening import evaluation_model
+from groundtune.retrieval.queries import queries_of, too_long
+from groundtune.retrieval.reading_limit import ReadingLimit, reading_limit
 from groundtune.schema import Document, Example, Hit
 from groundtune.system.model_folders import why_not_loaded
 from groundtune.system.text import harmless, hide_secrets
@@ -127,7 +130,8 @@ def diagnose(arguments: Arguments) -> Diagnosis:
     """Read all data files that `arguments` name, and find every problem in them."""
     dataset = read_dataset(arguments.data)
     findings = check_texts(dataset)
-    findings += _passages_not_read(arguments, dataset)
+    findings += _texts_not_read(arguments, dataset)
+    findings += _declining_answers(dataset)
     findings += _languages(arguments, dataset)
     tokenizer, prompt = None, None
     table: dict[str, RowCounts] = {}
@@ -140,6 +144,7 @@ def diagnose(arguments: Arguments) -> Diagnosis:
             findings.append(Finding(ERROR, "model", where, "", message))
     if tokenizer is not None:
         prompt = make_prompt(tokenizer, arguments.prompt)
+        findings += _without_bos(prompt, tokenizer)
         for split in ("train", "eval"):
             if counted := row_counts(_rows(arguments, dataset, split, prompt, findings), prompt, tokenizer):
                 table[split] = counted
@@ -149,6 +154,15 @@ def diagnose(arguments: Arguments) -> Diagnosis:
     findings = in_order(dict.fromkeys(findings), dataset)
     estimated = METHODS[arguments.method].retrieves and bool(dataset.documents)
     return Diagnosis(dataset, findings, tokenizer, prompt, next(rows, None), table, estimated)
+
+
+def _declining_answers(dataset: Dataset) -> Iterator[Finding]:
+    """Findings for answers that teach a model to abstain although the question has an answer."""
+    for examples in dataset.examples.values():
+        for example in examples:
+            if example.answerable and abstains(example.answer, ()):
+                message = 'declines to answer; write "answerable": false if the documents lack the answer, or answer it'
+                yield Finding(WARNING, "declining-answer", example.source, "gold_answer", message)
 
 
 def row_counts(rows: Iterable[Row], prompt: Prompt, tokenizer: Tokenizer) -> RowCounts | None:
@@ -244,9 +258,20 @@ def _wrong_rows(path: str, column: RowCounts) -> Iterator[Finding]:
         yield Finding(ERROR, "doubled-bos", path, "row", message)
 
 
-def _passages_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Finding]:
-    """Findings for documents that every embedding model of this run would truncate."""
-    retrieval = arguments.retrieval
+def _without_bos(prompt: Prompt, tokenizer: Tokenizer) -> Iterator[Finding]:
+    """A finding if rows lack a BOS token that the model may have been trained with."""
+    if isinstance(prompt, ChatPrompt) and prompt.lacks_bos:
+        message = (
+            f"the tokenizer begins a text with {tokenizer.bos_token}, but the chat template does not, so neither do "
+            "rows and prompts, here as in transformers and on servers; add {{ bos_token }} to the template if the "
+            "model was trained with it"
+        )
+        yield Finding(WARNING, "no-bos", "--model_name_or_path", "", message)
+
+
+def _texts_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Finding]:
+    """Findings for documents and queries that an embedding model of this run would truncate."""
+    retrieval, method = arguments.retrieval, METHODS[arguments.method]
     if retrieval.retriever == "bm25":
         return
     flags = {getattr(retrieval, flag): flag for flag in ("eval_embedding_model", "embedding_model")}
@@ -254,20 +279,40 @@ def _passages_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Findi
         if not name:
             continue
         try:
-            limit = reading_limit(name, retrieval.document_prompt)
+            limit = reading_limit(name, retrieval.document_prompt, retrieval.query_prompt)
         except Exception as error:  # libraries raise many types, even bare exceptions for a damaged file
             message = f"cannot load {name}: {why_not_loaded(error)}"
             yield Finding(ERROR, "model", f"--{flag}", "", message)
             continue
-        if limit is None or not dataset.documents:
-            continue
-        for i, tokens in limit.too_long([document.text for document in dataset.documents]).items():
-            name_of_field = "fmt_content" if dataset.documents[i].fmt_content.strip() else "page_content"
-            message = (
-                f"has {tokens} tokens, but {name} reads only {limit.max_tokens}; split it, or a search will not see "
-                "its end"
-            )
-            yield Finding(WARNING, "long-passage", dataset.document_places[i], name_of_field, message, tokens)
+        if limit is not None and dataset.documents:
+            yield from _passages_not_read(limit, dataset)
+            evaluates, trains = name == evaluation_model(retrieval), method.retrieves and flag == "embedding_model"
+            searched = {"train": trains, "eval": evaluates or trains, "test": evaluates}
+            for split, examples in dataset.examples.items():
+                if searched[split]:
+                    yield from _queries_not_read(limit, examples, retrieval.query_history)
+
+
+def _passages_not_read(limit: ReadingLimit, dataset: Dataset) -> Iterator[Finding]:
+    for i, tokens in limit.too_long([document.text for document in dataset.documents]).items():
+        name_of_field = "fmt_content" if dataset.documents[i].fmt_content.strip() else "page_content"
+        message = (
+            f"has {tokens} tokens, but {limit.name} reads only {limit.max_tokens}; split it, or a search will not see "
+            "its end"
+        )
+        yield Finding(WARNING, "long-passage", dataset.document_places[i], name_of_field, message, tokens)
+
+
+def _queries_not_read(limit: ReadingLimit, examples: Sequence[Example], history: str) -> Iterator[Finding]:
+    queries = queries_of(examples, history)
+    for i, tokens in too_long(queries, limit).items():
+        alone = limit.length_of_query(queries[i].question) > limit.max_tokens
+        where, lost = ("question", "middle") if alone else ("chat_history", "beginning")
+        message = (
+            f"makes a search query of {tokens} tokens, but {limit.name} reads only {limit.max_tokens}; its {lost} is "
+            "left out of the search, which --query_history none or --retriever bm25 avoids"
+        )
+        yield Finding(WARNING, "long-query", examples[i].source, where, message, tokens)
 
 
 def _languages(arguments: Arguments, dataset: Dataset) -> Iterator[Finding]:

@@ -57,6 +57,8 @@ def turns(*speakers: str) -> list[dict]:
     return [{"speaker": speaker, "message": f"Message {i}."} for i, speaker in enumerate(speakers)]
 
 
+LONG = "The desk opens at nine in the morning and closes at six in the evening, except on holidays."
+
 # Planted problems and expected findings: the check, the place and the field, in order.
 PLANTED = {
     "blank question": (
@@ -78,6 +80,18 @@ PLANTED = {
     "misspelt formatted text": (
         lambda d: d["documents"].append({"page_content": "More.", "fmt_contents": "Title: More"}),
         [("misspelt", "documents.jsonl:7", "fmt_contents")],
+    ),
+    "an instruction as the first turn": (
+        lambda d: d["train"][2].update(chat_history=turns("system", "user", "assistant")),
+        [("misspelt", "train.jsonl:3", "chat_history[0].speaker")],
+    ),
+    "a thought in a gold answer": (
+        lambda d: d["train"][0].update(gold_answer="<think>\nHm.</think>\n" + d["train"][0]["gold_answer"]),
+        [("thought", "train.jsonl:1", "gold_answer")],
+    ),
+    "a thought in a message": (
+        lambda d: d["train"][2]["chat_history"][1].update(message="hm</think>Yes."),
+        [("thought", "train.jsonl:3", "chat_history[1].message")],
     ),
     "mojibake in a question": (
         lambda d: d["train"][0].update(question="Wann \u00c3\u00b6ffnet sie?"),
@@ -145,6 +159,22 @@ PLANTED = {
         lambda d: d["train"][0].update(hard_neg_docs=[d["documents"][1], *d["train"][0]["gold_docs"]]),
         [("gold-as-negative", "train.jsonl:1", "hard_neg_docs[1]")],
     ),
+    "a negative with the text of gold": (
+        lambda d: (
+            d["train"][0].update(hard_neg_docs=[{"page_content": f"{LONG} Ask."}], gold_docs=[{"page_content": LONG}]),
+            d["train"][0].update(gold_answer="At nine."),
+            d["documents"].append({"page_content": LONG}),
+        ),
+        [("negative-with-gold-text", "train.jsonl:1", "hard_neg_docs[0]")],
+    ),
+    "a document within another": (
+        lambda d: d["documents"].extend([{"page_content": LONG}, {"page_content": LONG + " Dogs wait outside."}]),
+        [("contained-passage", "documents.jsonl:7", "page_content")],
+    ),
+    "another passage of an article that is trained on": (
+        lambda d: [d[split][0]["gold_docs"][0].update(metadata={"url": "a"}) for split in ("train", "test")],
+        [("shared-article", "test.jsonl", "")],
+    ),
     "two turns of one speaker": (
         lambda d: d["train"][0].update(chat_history=turns("user", "assistant", "bot", "user")),
         [("history", "train.jsonl:1", "chat_history[2].speaker")],
@@ -164,7 +194,7 @@ def test_what_is_planted_is_found_at_its_place_and_nothing_else(data, plant, exp
     for finding in found:
         assert finding.severity == "warning" and finding.check in TITLES
         assert "; " in finding.message and "\n" not in str(finding)  # one line, with a way out
-        assert str(finding).startswith(f"{finding.where}: {finding.field}: ")
+        assert str(finding).startswith(": ".join(filter(None, (finding.where, finding.field, finding.message[:9]))))
 
 
 HARMLESS = {

@@ -7,14 +7,22 @@ import random
 import re
 
 import pytest
-from conftest import FAMILIES, HISTORICAL_PREFIXES, INSTRUCTION, random_documents, random_history, random_text
+from conftest import (
+    FAMILIES,
+    HISTORICAL_PREFIXES,
+    INSTRUCTION,
+    make_tokenizer,
+    random_documents,
+    random_history,
+    random_text,
+)
 
 from groundtune.arguments import PromptArguments
 from groundtune.errors import ModelError
 from groundtune.prompts.policies import required_first
 from groundtune.prompts.prompt import make_prompt, request_ids
 from groundtune.prompts.rows import encode_questions, encode_rows
-from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
+from groundtune.schema import ASSISTANT, USER, Document, Example, Turn, nfc
 
 DIALOGUES = 120
 
@@ -55,6 +63,7 @@ def test_the_row_spells_what_the_template_spells_for_the_whole_conversation(fami
     """Read as text, a row is the template's rendering of the conversation, up to the end of the answer's turn."""
     prompt, tokenizer = family.prompt(), family.tokenizer
     for documents, history, question, answer in dialogues(1):
+        question, answer = nfc(question), nfc(answer)  # as all data is once it has been read
         row = [*prompt.prompt_ids(documents, history, question), *prompt.answer_ids(answer)]
         opening = "\n\n".join([INSTRUCTION, *(d.text for d in documents)]).strip()
         messages = [["user", opening]]
@@ -119,6 +128,25 @@ def test_plain_prefixes_and_templates_give_exactly_one_beginning(family):
         prompt = with_flags(family, **flags)
         ids = prompt.prompt_ids([Document("One.")], (), "Why?")
         assert ids.count(bos) == (bos is not None) and (bos is None or ids[0] == bos)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma", "llama3", "phi"])
+@pytest.mark.parametrize("template_writes_it", [True, False])
+def test_a_chat_prompt_has_the_ids_that_transformers_gives_for_the_template(name, template_writes_it):
+    """Nothing is added: where the template writes no BOS token there is none, in rows, answers and on servers alike."""
+    tokenizer = make_tokenizer(name)
+    if not template_writes_it:
+        for written in ("{{ bos_token }}", "bos_token + "):
+            tokenizer.chat_template = tokenizer.chat_template.replace(written, "")
+    prompt = make_prompt(tokenizer, PromptArguments(instruction=""))
+    turns = [{"role": "user", "content": "Hello there?"}]
+    theirs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, enable_thinking=False)["input_ids"]
+    ids = prompt.prompt_ids([], (), "Hello there?")
+    assert ids == list(theirs)
+    adds = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+    assert prompt.lacks_bos == (adds and ids[0] != tokenizer.bos_token_id)
+    plain = make_prompt(tokenizer, PromptArguments(user_prefix="USER")).prompt_ids([], (), "Hello there?")
+    assert (plain[0] == tokenizer.bos_token_id) == adds
 
 
 def test_special_tokens_spelt_in_data_stay_text(family, style):
@@ -227,12 +255,14 @@ def test_an_empty_thought_is_never_learnt(families):
     assert family.tokenizer.decode(prompt.answer_ids("So.")) == "So.<|im_end|>"
 
 
-def test_a_thought_that_is_not_in_the_generation_prompt_is_not_learnt_either(families, monkeypatch):
+def test_an_empty_thought_that_the_template_writes_before_an_answer_is_read_and_not_learnt(families, monkeypatch):
+    """Though it is not in the generation prompt."""
     tokenizer = families["qwen"].tokenizer
     thoughtless = tokenizer.chat_template.replace("enable_thinking is false", "enable_thinking is none")
     monkeypatch.setattr(tokenizer, "chat_template", thoughtless)
     prompt = make_prompt(tokenizer, PromptArguments())
-    assert tokenizer.decode(prompt.prompt_ids([], (), "Why?")).endswith("<|im_start|>assistant\n")
+    read = tokenizer.decode(prompt.prompt_ids([], (), "Why?"))
+    assert read.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert tokenizer.decode(prompt.answer_ids("So.")) == "So.<|im_end|>"
 
 
