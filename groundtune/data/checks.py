@@ -20,7 +20,7 @@ from groundtune.data.words import telling_words
 from groundtune.errors import gathered
 from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
 
-ERROR, WARNING = "error", "warning"
+ERROR, WARNING, NOTE = "error", "warning", "note"  # a note needs no change to the data
 
 _CONTAINED = 0.95  # a document with this share of its text in another one is contained in it
 _MOST_COMPARED = 200_000  # documents, which take about 2 GB to compare
@@ -32,6 +32,7 @@ TITLES = {
     "misspelt": "ignored field or turn",
     "thought": "thought in an answer",
     "encoding": "damaged characters",
+    "language": "language in which not everything can be measured",
     "repeated-document": "duplicate document",
     "same-file": "file used twice",
     "repeated-question": "duplicate question in the file",
@@ -465,12 +466,12 @@ def condensed(findings: Iterable[Finding], dataset: Dataset) -> list[str]:
     """
     findings = list(findings)
     errors = gathered([str(finding) for finding in findings if finding.severity == ERROR])
-    findings = [finding for finding in findings if finding.severity == WARNING]
+    findings = [finding for finding in findings if finding.severity != ERROR]
     masses = {kind: found for kind, found in _kinds(findings).items() if len(found) > _MANY}
     lines = [f"{ERROR}: {line}" for line in errors]
     for finding in findings:
         kind = place(finding.where)[0], finding.check
-        if kind not in masses:
+        if finding.severity != WARNING or kind not in masses:
             lines.append(f"{finding.severity}: {finding}")
         elif finding is masses[kind][0]:
             lines.append(f"{WARNING}: {_mass(masses[kind], dataset)}")

@@ -166,9 +166,7 @@ class Endpoint:
         """Stream the completion of one prompt, as `continue_prompts`. Raises `EndpointError` if the request fails."""
         create = self._client.completions.create
         body = self._continuation(max_tokens, stop, special_tokens)
-        yield from self._words(
-            lambda: create(model=self.model, prompt=list(ids), stream=True, extra_body=body), opened
-        )
+        yield from self._words(lambda: create(model=self.model, prompt=list(ids), stream=True, extra_body=body), opened)
 
     def _words(self, ask: Callable[[], Any], opened: str = "") -> Iterator[str]:
         """What the streamed reply says outside its thoughts. Raises `EndpointError` if that is no answer."""
@@ -221,11 +219,7 @@ class Endpoint:
         return self._body(max_tokens, 0.0, fields)
 
     def _replies(
-        self,
-        ask: Callable[[P], Any],
-        prompts: Sequence[P],
-        on_done: Callable[[int], None],
-        opened: str = "",
+        self, ask: Callable[[P], Any], prompts: Sequence[P], on_done: Callable[[int], None], opened: str = ""
     ) -> list[Reply]:
         def reply(prompt: P, first: bool = False) -> Reply:
             self._pace()

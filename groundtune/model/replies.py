@@ -34,9 +34,7 @@ _THOUGHTS = ("reasoning_content", "reasoning", "reasoning_details", "thinking", 
 ONLY_THOUGHTS = "only thoughts and no answer; raise the token limit, or turn thinking off in the request options"
 
 
-def reply_of(
-    choice: Any, prompt_tokens: int | None = None, new_tokens: int | None = None, opened: str = ""
-) -> Reply:
+def reply_of(choice: Any, prompt_tokens: int | None = None, new_tokens: int | None = None, opened: str = "") -> Reply:
     """The reply in a choice of `/chat/completions` or `/completions`; `failure` says why it is not an answer, if so.
 
     `opened` is the beginning of the thought that the prompt ended in, if any.

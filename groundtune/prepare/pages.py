@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from groundtune.data.entries import shown
 from groundtune.data.files import json_rows
 from groundtune.errors import DataError
+from groundtune.schema import nfc
 from groundtune.system.text import one_line
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ def _unreadable(path: Path, why: str, way_out: str) -> DataError:
 
 
 def _clean(text: str) -> str:
-    """The text without null characters and unpaired surrogates, which broken fonts and programs produce."""
-    return text.replace("\0", "").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore").strip()
+    """The text in NFC, without null characters and unpaired surrogates, which broken fonts and programs produce."""
+    return nfc(text.replace("\0", "").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore").strip())
 
 
 # Text and Markdown
@@ -115,7 +116,7 @@ def _decoded(path: Path, encoding: str) -> str:
         raise _not_in(path, encoding, error) from error
     if "\0" in text:
         raise _unreadable(path, "contains null characters, so it is not text", "remove it or convert it")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return nfc(text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def _not_in(path: Path, encoding: str, error: UnicodeDecodeError) -> DataError:
@@ -298,7 +299,7 @@ def _field(row: dict[str, Any], name: str, where: str, required: bool) -> str:
         raise DataError([f"{where}: {name}: contains half of a surrogate pair; write the complete character"])
     if value is not None and not isinstance(value, str):
         raise DataError([f"{where}: {name}: is {shown(value)}, not text; name a field that holds text"])
-    return value or ""
+    return nfc(value or "")
 
 
 READERS: dict[str, Callable[[Path, str, ReadOptions], Iterator[Page]]] = {

@@ -167,6 +167,7 @@ def _evaluators(
             batch_size=arguments.training.per_device_eval_batch_size,
             retrieval_seconds=seconds[split],
             bootstrap_samples=arguments.evaluation.bootstrap_samples,
+            abstentions=arguments.evaluation.abstentions,
             shorten=arguments.data.too_long == "shorten",
         )
         for split in ("eval", "test")

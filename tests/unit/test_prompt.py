@@ -22,7 +22,7 @@ from groundtune.errors import ModelError
 from groundtune.prompts.policies import required_first
 from groundtune.prompts.prompt import make_prompt, request_ids
 from groundtune.prompts.rows import encode_questions, encode_rows
-from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
+from groundtune.schema import ASSISTANT, USER, Document, Example, Turn, nfc
 
 DIALOGUES = 120
 
@@ -63,6 +63,7 @@ def test_the_row_spells_what_the_template_spells_for_the_whole_conversation(fami
     """Read as text, a row is the template's rendering of the conversation, up to the end of the answer's turn."""
     prompt, tokenizer = family.prompt(), family.tokenizer
     for documents, history, question, answer in dialogues(1):
+        question, answer = nfc(question), nfc(answer)  # as all data is once it has been read
         row = [*prompt.prompt_ids(documents, history, question), *prompt.answer_ids(answer)]
         opening = "\n\n".join([INSTRUCTION, *(d.text for d in documents)]).strip()
         messages = [["user", opening]]
