@@ -192,7 +192,7 @@ def test_a_hub_that_does_not_answer_is_waited_for_once_and_not_long(monkeypatch)
 @pytest.mark.parametrize(
     "status, code, line",
     [
-        (404, "RepoNotFound", "a/b: not a folder here, and not a model that the hub shows you (404); check the name or"),
+        (404, "RepoNotFound", "a/b: not a folder here, and not a model that the hub shows you (404); check the name"),
         (403, "GatedRepo", "a/b: gated on the hub (403); ask for access at "),
         (401, "", "a/b: the hub refuses it (401); log in: hf auth login"),
         (404, "RevisionNotFound", "a/b: the hub has no such revision of it; check the revision"),
