@@ -16,7 +16,7 @@ from groundtune.aliases import Model, Tokenizer
 from groundtune.arguments import ModelArguments, is_commit
 from groundtune.errors import ModelError
 from groundtune.model.limits import check_vocabulary
-from groundtune.system.hub_access import HubError
+from groundtune.system.hub_access import HubError, cache_if_no_hub
 from groundtune.system.model_folders import hub_problems, loading, model_problems, why_not_loaded
 from groundtune.system.out_of_memory import is_out_of_memory
 from groundtune.system.panics import TRIAL, panics_raised
@@ -93,7 +93,8 @@ def _json_of(arguments: ModelArguments, name: str) -> dict[str, Any]:
     events = ("missing_entries", "connection_errors")
     quiet: dict[str, Any] = {f"_raise_exceptions_for_{event}": False for event in events}
     try:
-        path = cached_file(arguments.model_name_or_path, name, revision=arguments.model_revision, **quiet)
+        with cache_if_no_hub():
+            path = cached_file(arguments.model_name_or_path, name, revision=arguments.model_revision, **quiet)
         content = json.loads(Path(path).read_text("utf-8")) if path else {}
     except (OSError, ValueError, RecursionError):  # the model itself is loaded later, and says so
         return {}

@@ -20,7 +20,7 @@ from groundtune.model.generators import LocalModel, Writer, to_device
 from groundtune.model.limits import check_vocabulary
 from groundtune.model.loading import computes_bf16, end_ids, load_model, load_tokenizer
 from groundtune.prompts.prompt import Prompt, make_prompt
-from groundtune.system.hub_access import HubError
+from groundtune.system.hub_access import HubError, cache_if_no_hub
 from groundtune.system.model_folders import (
     adapter_base_of,
     base_named_in,
@@ -146,7 +146,8 @@ def adapter_base(model: ModelArguments) -> str:
     if os.path.isdir(name):
         return adapter_base_of(Path(name))
     try:
-        path = find_adapter_config_file(name, revision=model.model_revision)
+        with cache_if_no_hub():
+            path = find_adapter_config_file(name, revision=model.model_revision)
     except (OSError, ValueError):  # no such model: loading it gives the full error message
         return ""
     base = base_named_in(Path(path)) if path else ""

@@ -535,7 +535,8 @@ def test_models_that_cannot_be_loaded_are_one_line_each(tmp_path, capsys, famili
     )  # fmt: skip
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("--")]
     assert status == 2
-    expected = [f"--eval_embedding_model: cannot load {embedding}: "]
+    why = f"cannot load {empty}" if what == "model" else "nobody/nothing: not a folder here, not in the cache"
+    expected = [f"--eval_embedding_model: {why}"]
     expected += [f"--model_name_or_path: cannot load the tokenizer of {empty} "] if what == "model" else []
     assert [line.startswith(start) for line, start in zip(lines, expected, strict=True)] == [True] * len(expected)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
+from pathlib import Path
 
 import pytest
 from conftest import write_data
 from fake_server import FakeServer, Refusal
 
+import groundtune
 from groundtune.cli import main
 from groundtune.commands.terminal import Bars
 from groundtune.errors import DataError, gathered
@@ -164,6 +167,28 @@ def test_a_name_that_is_nowhere_without_network_is_one_line_at_once(folder, capf
         assert problem.startswith(f"error: {flag}: nobody/nothing: not a folder here, not in the cache, and the hub ")
         assert "cannot be reached ([Errno " in problem and problem.endswith("; check the name or the network")
     assert time.monotonic() - begin < 5
+
+
+def test_a_model_to_ask_that_is_nowhere_is_one_line_and_nothing_is_tried_again(folder, capfd, no_hub):
+    words = ["ask", "nobody/nothing", "Why?", "--full_dataset_file_path", "documents.jsonl", "--retriever", "bm25"]
+    begin = time.monotonic()
+    assert main(words) == 2
+    (problem,) = capfd.readouterr().err.splitlines()
+    assert time.monotonic() - begin < 5
+    assert problem.startswith("--model_name_or_path: nobody/nothing: not a folder here")
+
+
+def test_every_call_that_may_ask_the_hub_for_a_file_looks_first_whether_it_answers():
+    """`from_pretrained` of a hub name is inside `loading`, which does so."""
+    asks = re.compile(r"= (?:Path\()?(?:snapshot_download|hf_hub_download|cached_file|find_adapter_config_file)\(")
+    calls = 0
+    for path in Path(groundtune.__file__).parent.rglob("*.py"):
+        rows = path.read_text("utf-8").splitlines()
+        for i, row in enumerate(rows):
+            if asks.search(row):
+                calls += 1
+                assert re.fullmatch(r" +with (cache_if_no_hub\(\)|from_hub\(name\)):", rows[i - 1]), f"{path}:{i + 1}"
+    assert calls >= 5
 
 
 def test_a_hub_name_as_tokenizer_of_passages_without_network_is_one_line(no_hub):
