@@ -17,7 +17,7 @@ from groundtune.errors import DataError
 from groundtune.prepare.pages import Page
 from groundtune.schema import Document
 from groundtune.system.inputs import special
-from groundtune.system.model_folders import model_problems
+from groundtune.system.model_folders import tokenizer_problems
 from groundtune.system.text import one_line
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def counter_file(name: str) -> Path:
     Raises:
         DataError: there is no such model.
     """
-    if problems := model_problems(name, weights=False):
+    if problems := tokenizer_problems(name):
         raise DataError([f"--tokenizer: {problems[0]}"])
     path = Path(name) / "tokenizer.json"
     if not os.path.isdir(name):
