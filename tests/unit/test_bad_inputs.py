@@ -70,7 +70,7 @@ WRITES = {
     "evaluate": ("evaluate model --eval_file test.jsonl --contexts gold --output_dir OUT", "folder"),
     "compare": ("compare predictions.jsonl predictions.jsonl -o OUT.html", "file"),
     "index": (
-        "index --full_dataset_file_path documents.jsonl --embedding_model model --full_dataset_index_path OUT",
+        "index --full_dataset_file_path documents.jsonl --embedding_model bert --full_dataset_index_path OUT",
         "folder",
     ),
     "demo": ("demo --output_dir OUT", "folder"),
