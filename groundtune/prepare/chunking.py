@@ -16,6 +16,7 @@ from groundtune.data.passages import format_passage, header_of
 from groundtune.errors import DataError
 from groundtune.prepare.pages import Page
 from groundtune.schema import Document
+from groundtune.system.hub_access import HubError, from_hub
 from groundtune.system.inputs import special
 from groundtune.system.model_folders import tokenizer_problems
 from groundtune.system.text import one_line
@@ -43,7 +44,10 @@ def counter_file(name: str) -> Path:
         from huggingface_hub import hf_hub_download
 
         try:
-            path = Path(hf_hub_download(name, "tokenizer.json"))
+            with from_hub(name):
+                path = Path(hf_hub_download(name, "tokenizer.json"))
+        except HubError as error:
+            raise DataError([f"--tokenizer: {error}"]) from error
         except Exception as error:  # the hub's client has a dozen kinds, and a bad name raises another one
             problem = f"--tokenizer: cannot load {name}: {str(error).strip().splitlines()[0]}"
             raise DataError([f"{problem}; name a local folder or a model of the hub"]) from error
