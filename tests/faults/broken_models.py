@@ -138,12 +138,7 @@ class World:
                 child.send(9)
         said = log.read_text("utf-8", "replace")
         peak = int(found[1]) if (found := re.search(r"\npeak (\d+) MB", said)) else 0
-        of_libraries = re.compile(r".*Loading weights|\[transformers\]|embedding \d+ of|\d+ of \d+ documents are")
-        lines = [line for line in said.splitlines() if line.strip() and not of_libraries.match(line)]
-        lines = [
-            line for line in lines if not re.match(r"peak \d+ MB|\d+ (error|warning)s?( and|$| in)|warning: ", line)
-        ]
-        lines = [line.removeprefix("error: ") for line in lines]
+        lines = lines_of(said)
         if child.status == 137:
             return f"did not end in {MOST_SECONDS:.0f} s"
         if "Traceback" in said or "panicked" in said:
@@ -160,6 +155,14 @@ class World:
         if os.environ.get("SHOW"):
             print(f"    ok {case.kind}: {case.name}: {command.split()[0]}: {lines[0][:330]}")
         return "" if case.harmless or "damaged" in lines[0] else f"does not name it: {lines[0]}"
+
+
+def lines_of(said: str) -> list[str]:
+    """What a command said, without what libraries say, warnings and sums."""
+    others = r".*Loading weights|\[transformers\]|embedding \d+ of|\d+ of \d+ documents are|peak \d+ MB|warning: "
+    others += r"|\d+ (error|warning)s?( and|$| in)"
+    lines = [line for line in said.splitlines() if line.strip() and not re.match(others, line)]
+    return [line.removeprefix("error: ") for line in lines]
 
 
 def main(words: list[str]) -> int:
