@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from groundtune.data.passages import format_passage, header_of
 from groundtune.errors import DataError
 from groundtune.prepare.pages import Page
 from groundtune.schema import Document
+from groundtune.system.inputs import special
 from groundtune.system.model_folders import model_problems
 from groundtune.system.text import one_line
 
@@ -24,16 +26,16 @@ if TYPE_CHECKING:
 
 _HEADINGS = re.compile(r"^#{1,6} .*$", re.MULTILINE)
 _LOOK_BACK = 20_000  # characters; the splitter asks about texts near its previous one
+_PIECE = 100_000  # characters that are tokenised at once; a tokenizer needs 150 times that in bytes
+_SEAM = re.compile(r"(?<=\w)(?=\s\w)|\n(?=\S)")  # where no tokenizer has a token across: between words or lines
 
 
-def load_counter(name: str) -> Tokenizer:
-    """The fast tokenizer (`tokenizers.Tokenizer`) of a model: a local folder, or a name on the hub.
+def counter_file(name: str) -> Path:
+    """The file of a model's fast tokenizer: in a local folder, or downloaded from the hub.
 
     Raises:
-        DataError: there is no such model, or it has no fast tokenizer.
+        DataError: there is no such model.
     """
-    from tokenizers import Tokenizer
-
     if problems := model_problems(name, weights=False):
         raise DataError([f"--tokenizer: {problems[0]}"])
     path = Path(name) / "tokenizer.json"
@@ -45,6 +47,15 @@ def load_counter(name: str) -> Tokenizer:
         except Exception as error:  # the hub's client has a dozen kinds, and a bad name raises another one
             problem = f"--tokenizer: cannot load {name}: {str(error).strip().splitlines()[0]}"
             raise DataError([f"{problem}; name a local folder or a model of the hub"]) from error
+    if kind := special(path):
+        raise DataError([f"--tokenizer: {path} is {kind}, not a file; name a folder that holds a tokenizer.json"])
+    return path
+
+
+def load_counter(path: Path) -> Tokenizer:
+    """The tokenizer in a `tokenizer.json` (`tokenizers.Tokenizer`). Raises `DataError` if there is none."""
+    from tokenizers import Tokenizer
+
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
@@ -110,9 +121,13 @@ class _SpanCounter:
     _last: int = 0
 
     @cached_property
-    def _starts(self) -> list[int]:
+    def _starts(self) -> array[int]:
         """The offset of each token, in characters."""
-        return [start for start, _ in self.tokenizer.encode(self.text, add_special_tokens=False).offsets]
+        starts = array("L")
+        for begin, piece in _pieces(self.text):
+            offsets = self.tokenizer.encode(piece, add_special_tokens=False).offsets
+            starts.extend(begin + start for start, _ in offsets)
+        return starts
 
     def __call__(self, part: str) -> int:
         at = self.text.find(part, max(0, self._last - _LOOK_BACK))
@@ -120,6 +135,16 @@ class _SpanCounter:
             at = self.text.find(part)
         self._last = at
         return bisect_left(self._starts, at + len(part)) - bisect_left(self._starts, at)
+
+
+def _pieces(text: str) -> Iterator[tuple[int, str]]:
+    """The text in pieces, each with its offset."""
+    begin = 0
+    while begin < len(text):
+        found = _SEAM.search(text, begin + _PIECE)
+        end = found.end() if found else len(text)
+        yield begin, text[begin:end]
+        begin = end
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,19 @@ import importlib.util
 import io
 import logging
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from groundtune.data.entries import shown
 from groundtune.data.files import json_rows
 from groundtune.errors import DataError
 from groundtune.schema import nfc
-from groundtune.system.text import one_line
+from groundtune.system.inputs import open_file
+from groundtune.system.text import one_line, readable
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup, Tag
@@ -36,6 +38,7 @@ _CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
 # Markup without text, and markup that makes a parser stop early; comments and scripts first, as they may contain both.
 _NO_TEXT = re.compile(r"<!--.*?-->|<script\b.*?</script\s*>|</(?:body|html)\s*>|<\?[^>]*>", re.IGNORECASE | re.DOTALL)
 _HALF = re.compile(r"&#(?:x0*(d[89a-f][0-9a-f]{2})|0*(5[5-7][0-9]{3}));", re.IGNORECASE)  # "&#55357;", "&#xd83d;"
+_MB = 2**20
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -55,25 +58,28 @@ class Page:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """The encoding of text files, and the fields of JSONL or columns of CSV; "" means the default names."""
+    """The encoding of text files, and the fields of JSONL or columns of CSV; "" means the default names.
+
+    `max_mb` limits the size of a file, and what a Word file unpacks to.
+    """
 
     encoding: str = "utf-8"
     text_field: str = ""
     title_field: str = ""
     source_field: str = ""
+    max_mb: int = 1000
 
 
 def read_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
     """The pages of one file; `source` is its name in the passages.
 
     Raises:
-        DataError: the file cannot be read. It is raised before the first page, so no file is used in part.
+        DataError: the file, or the next row of it, cannot be read.
     """
     reader = READERS[path.suffix.lower()]
     try:
-        if reader in (_csv_pages, _json_pages):
-            for _ in reader(path, source, options):  # a dry run: a file broken in the middle fails before it is used
-                pass
+        if (size := path.stat().st_size) > options.max_mb * _MB:
+            raise _too_large(path, f"has {size / _MB:,.0f} MB")
         yield from reader(path, source, options)
     except OSError as error:
         raise _unreadable(path, f"cannot be opened ({error.strerror or error})", "check its permissions") from error
@@ -90,6 +96,10 @@ def _unreadable(path: Path, why: str, way_out: str) -> DataError:
     return DataError([f"{path}: {' '.join(why.split())}; {way_out}"])
 
 
+def _too_large(path: Path, size: str) -> DataError:
+    return _unreadable(path, f"{size}, more than --max_file_mb", "raise it, or leave the file out")
+
+
 def _clean(text: str) -> str:
     """The text in NFC, without null characters and unpaired surrogates, which broken fonts and programs produce."""
     return nfc(text.replace("\0", "").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore").strip())
@@ -99,16 +109,17 @@ def _clean(text: str) -> str:
 
 
 def _text_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
-    yield Page(_decoded(path, options.encoding), path.stem, source)
+    yield Page(_decoded(path, options.encoding), readable(path.stem), source)
 
 
 def _markdown_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
     text, title = _without_front_matter(_decoded(path, options.encoding))
-    yield Page(text, title or _first_heading(text) or path.stem, source, markdown=True)
+    yield Page(text, title or _first_heading(text) or readable(path.stem), source, markdown=True)
 
 
 def _decoded(path: Path, encoding: str) -> str:
-    data = path.read_bytes()
+    with open_file(path) as file:
+        data = file.read()
     encoding = next((name for bom, name in _BOMS.items() if data.startswith(bom)), encoding)
     try:
         text = data.decode(encoding)
@@ -154,25 +165,34 @@ def _html_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]
     from bs4 import UnicodeDammit
 
     # From bytes, because a page declares its own encoding.
-    soup = _parsed(UnicodeDammit(path.read_bytes(), is_html=True).unicode_markup or "")
+    with open_file(path) as file:
+        soup = _parsed(UnicodeDammit(file.read(), is_html=True).unicode_markup or "")
     title = one_line(soup.title.get_text()) if soup.title else ""
     text = _markdown_of(_main_part(soup), path)
-    yield Page(text, title or _first_heading(text) or path.stem, source, markdown=True)
+    yield Page(text, title or _first_heading(text) or readable(path.stem), source, markdown=True)
 
 
 def _docx_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
     import mammoth
 
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
+            _check_unpacked(path, file, options)
             html = mammoth.convert_to_html(file, convert_image=mammoth.images.img_element(lambda image: {})).value
-    except OSError:
+    except (OSError, DataError, MemoryError):
         raise
     except Exception as error:  # a broken archive or XML: the parsers raise exceptions of any type
         reason = f"is not a readable Word file ({type(error).__name__}: {error})"
         raise _unreadable(path, reason, "save it again as .docx") from error
     text = _markdown_of(_parsed(html), path)
-    yield Page(text, _first_heading(text) or path.stem, source, markdown=True)
+    yield Page(text, _first_heading(text) or readable(path.stem), source, markdown=True)
+
+
+def _check_unpacked(path: Path, file: BinaryIO, options: ReadOptions) -> None:
+    with zipfile.ZipFile(file) as archive:  # which gives no more of an entry than the size that it states
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > options.max_mb * _MB:
+        raise _too_large(path, f"unpacks to {size / _MB:,.0f} MB")
 
 
 def _parsed(html: str) -> BeautifulSoup:
@@ -225,7 +245,7 @@ def _pdf_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
             raise _unreadable(path, "is protected by a password", "save it without a password")
         texts = [_clean(page.extract_text()) for page in reader.pages]
         title = _clean(str((reader.metadata and reader.metadata.get("/Title")) or ""))
-    except (OSError, DataError):
+    except (OSError, DataError, MemoryError):
         raise
     except Exception as error:  # a broken file: the parser raises exceptions of any type
         reason = f"is not a readable PDF ({type(error).__name__}: {error})"
@@ -235,7 +255,7 @@ def _pdf_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
     starts = [0]
     for text in texts[:-1]:
         starts.append(starts[-1] + len(text) + 2)
-    yield Page("\n\n".join(texts), title or path.stem, source, sheets=tuple(starts))
+    yield Page("\n\n".join(texts), title or readable(path.stem), source, sheets=tuple(starts))
 
 
 # Rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -14,7 +15,10 @@ pytest.importorskip("bm25s", reason="needs the extra [bm25]")
 from conftest import make_tokenizer, write_data
 
 from groundtune.cli import main
+from groundtune.commands.config import read_config
 from groundtune.data.files import in_the_way
+from groundtune.evaluation.judge import read_judge_prompts
+from groundtune.prepare.questions import read_prompt
 
 # `IN` stands for a path from which a file is read; {bad} are paths that cannot be read.
 READS = {
@@ -47,6 +51,8 @@ READS = {
     "ask, model": "ask IN Why? --full_dataset_file_path documents.jsonl --retriever bm25",
     "ask, documents": "ask model Why? --full_dataset_file_path IN.jsonl --retriever bm25",
 }
+# Small files, read once: here a pipe, such as `<(command)`, is valid input.
+ONCE = {"documents, config", "questions, prompt", "swr, config", "evaluate, judge prompt"}
 # Here a folder, possibly empty, is valid input.
 FINE = {("convert, beir", "folder")}
 # `OUT` is written; a folder is in the way of a file, and a file in the way of a folder.
@@ -90,6 +96,10 @@ def folder(tmp_path_factory, families) -> Path:
     for suffix in ("", ".md", ".txt", ".json", ".jsonl", ".yaml"):
         (made / f"empty{suffix}").touch()
         (made / f"folder{suffix}").mkdir()
+        if hasattr(os, "mkfifo"):
+            os.mkfifo(made / f"pipe{suffix}")
+            (made / f"device{suffix}").symlink_to("/dev/zero")
+            (made / f"loop{suffix}").symlink_to(f"loop{suffix}")
     return made
 
 
@@ -122,6 +132,30 @@ def test_what_cannot_be_read_is_named_and_nothing_is_written(folder, monkeypatch
     lines = refused(READS[case].replace("IN", bad), capsys)
     assert any(bad in line for line in lines), lines
     assert listing(folder) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+@pytest.mark.parametrize("bad", ["pipe", "device", "loop"])
+@pytest.mark.parametrize("case", READS)
+def test_what_has_no_end_is_not_read(folder, monkeypatch, capsys, case, bad):
+    if bad == "pipe" and case in ONCE:
+        pytest.skip("a pipe is read")
+    monkeypatch.chdir(folder)
+    lines = refused(READS[case].replace("IN", bad), capsys)
+    assert any(bad in line for line in lines), lines
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="no names for open files")
+def test_arguments_and_prompts_may_come_from_a_pipe():
+    def piped(text: str) -> str:
+        out, into = os.pipe()
+        os.write(into, text.encode())
+        os.close(into)
+        return f"/dev/fd/{out}"
+
+    assert read_config(piped("output_dir: runs/a"))[0].value == "runs/a"
+    assert read_prompt(Path(piped("Ask {number} about {passage}")), "questions.txt").startswith("Ask")
+    assert read_judge_prompts([piped("Grade $answer, as in [[3]].")])
 
 
 @pytest.mark.parametrize("case", READS)
