@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
     from groundtune.prepare import corpus
     from groundtune.prepare.chunking import Chunker, load_counter
-    from groundtune.prepare.pages import ReadOptions
+    from groundtune.prepare.readers.page import ReadOptions
     from groundtune.retrieval.reading_limit import longest_read
 
     options = ReadOptions(arguments.encoding, arguments.text_field, arguments.title_field, arguments.source_field)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from groundtune.data.passages import format_passage, header_of
 from groundtune.errors import DataError
-from groundtune.prepare.pages import Page
+from groundtune.prepare.readers.page import Page
 from groundtune.schema import Document
 from groundtune.system.model_folders import model_problems
 from groundtune.system.text import one_line

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING
 from groundtune.data.files import in_the_way, write_documents
 from groundtune.errors import DataError
 from groundtune.prepare.chunking import Chunker
-from groundtune.prepare.pages import READERS, ReadOptions, missing_libraries, read_pages
+from groundtune.prepare.pages import READERS, kind_of, missing_libraries, read_pages
+from groundtune.prepare.readers.page import ReadOptions
 from groundtune.schema import Document
 from groundtune.system.text import one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_NAMED = 5  # files in a note
 
 
 @dataclass
@@ -31,7 +34,8 @@ class Summary:
     passages: Counter[str] = field(default_factory=Counter)
     duplicates: Counter[str] = field(default_factory=Counter)
     blank: int = 0  # pages without any text
-    other_kinds: Counter[str] = field(default_factory=Counter)  # files of unsupported types in folders
+    other_kinds: dict[str, list[str]] = field(default_factory=dict)  # files of unsupported types in folders
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # what is not read of files -> their sources
     problems: list[str] = field(default_factory=list)  # a line for each file or folder that could not be read
     unread: int = 0
 
@@ -42,10 +46,7 @@ class Found:
 
     path: Path
     source: str
-
-    @property
-    def kind(self) -> str:
-        return self.path.suffix.lower()
+    kind: str  # ".pdf"
 
 
 def write_corpus(
@@ -75,7 +76,7 @@ def check(inputs: Sequence[str], output: Path, options: ReadOptions, size: int, 
     """All problems with the arguments; empty if there are none."""
     problems = [f"{name}: no such file or folder; check the path" for name in inputs if not os.path.exists(name)]
     for path in map(Path, inputs):
-        if os.path.isfile(path) and path.suffix.lower() not in READERS:
+        if os.path.isfile(path) and not kind_of(path):
             problems.append(f"{path}: unsupported file type; convert it to one of {', '.join(READERS)}")
     if output.suffix.lower() not in (".jsonl", ".parquet"):
         problems.append(f"--output: {output}: unsupported file type; use .jsonl or .parquet")
@@ -109,14 +110,15 @@ def find_files(inputs: Sequence[str], output: Path, summary: Summary) -> list[Fo
     for path in named:
         base = path.parent if path.is_dir() or not path.is_relative_to(here) else here
         for file in _walk(path, named, entered, summary.problems) if path.is_dir() else [path]:
-            if file.suffix.lower() not in READERS:
-                summary.other_kinds[file.suffix.lower() or "no suffix"] += 1
+            if not (kind := kind_of(file)):
+                skipped = summary.other_kinds.setdefault(file.suffix.lower() or "no suffix", [])
+                skipped.append(file.relative_to(base).as_posix())
             elif not os.path.isfile(file):
                 summary.problems.append(f"{file}: not a regular file, or a link whose target is missing; leave it out")
             elif problem := _leads_out(file, named):
                 summary.problems.append(problem)
             elif file.resolve() != output.resolve():
-                found.setdefault(file.resolve(), Found(file, file.relative_to(base).as_posix()))
+                found.setdefault(file.resolve(), Found(file, file.relative_to(base).as_posix(), kind))
     if not found:
         nothing = f"{', '.join(inputs)}: no files of a supported type: {', '.join(READERS)}"
         raise DataError(summary.problems or [nothing])
@@ -187,6 +189,9 @@ def _of_file(file: Found, chunker: Chunker, options: ReadOptions, summary: Summa
         for passage in chunker.passages(page):
             blank = False
             yield passage
+        for what in page.left_out:
+            sources = summary.left_out.setdefault(what, [])
+            sources += [file.source] if file.source not in sources[-1:] else []
         summary.pages[file.kind] += not blank
         summary.blank += blank
 
@@ -217,7 +222,15 @@ def notes(summary: Summary) -> list[str]:
     lines = [f"not read: {problem}" for problem in summary.problems]
     if summary.blank:
         lines.append(f"skipped: {summary.blank:,} blank texts")
+    lines += [f"left out: {what}: {_named(sources)}" for what, sources in summary.left_out.items()]
     if summary.other_kinds:
-        kinds = ", ".join(f"{kind} ({n})" for kind, n in summary.other_kinds.most_common(8))
-        lines.append(f"skipped: {summary.other_kinds.total():,} files of unsupported types: {kinds}")
+        n = sum(map(len, summary.other_kinds.values()))
+        kinds = ", ".join(f"{kind} ({_named(names)})" for kind, names in summary.other_kinds.items())
+        lines.append(f"skipped: {n:,} {'file' if n == 1 else 'files'} of unsupported types: {kinds}")
     return lines
+
+
+def _named(sources: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(sources) - _NAMED:,} more" if len(sources) > _NAMED else ""
+    return f"{', '.join(sources[:_NAMED])}{more}"

@@ -23,7 +23,8 @@ from groundtune.data.files import read_documents
 from groundtune.errors import DataError
 from groundtune.prepare import corpus
 from groundtune.prepare.chunking import Chunker
-from groundtune.prepare.pages import Page, ReadOptions, missing_libraries, read_pages
+from groundtune.prepare.pages import missing_libraries, read_pages
+from groundtune.prepare.readers.page import Page, ReadOptions
 
 ROOT = Path(__file__).parents[2]
 SENTENCES = [f"Sentence number {n} says that book {n} lies on shelf {n}." for n in range(1, 61)]
@@ -141,7 +142,7 @@ def test_markdown_takes_its_title_from_front_matter_then_heading_then_name(tmp_p
         ("title: 007", "007"),
         ("title: !ours House rules", "House rules"),
         ('title: "\\uD83D\\uDE00 House rules"', "😀 House rules"),
-        ('title: "House \\uD83D rules"', "House  rules"),
+        ('title: "House \\uD83D rules"', "House rules"),
         ("title: ~", "rules"),
         ("title:\n- a\n- b", "rules"),
         ("tags: [a]", "rules"),
@@ -276,9 +277,10 @@ def test_a_pdf_knows_on_which_sheet_each_text_stands(tmp_path, counter):
 
 
 def test_the_title_of_a_pdf_has_whole_characters_only(tmp_path, monkeypatch):
-    import pypdf
+    import pypdfium2
 
-    monkeypatch.setattr(pypdf.PdfReader, "metadata", {"/Title": "\ud83d\ude00 House\0 rules\ud83d "})
+    told = {"Title": "\ud83d\ude00 House\0 rules\ud83d "}
+    monkeypatch.setattr(pypdfium2.PdfDocument, "get_metadata_dict", lambda pdf: told)
     (page,) = pages(write_pdf(tmp_path / "flyer.pdf", "Dogs wait outside."))
     assert page.title == "😀 House rules"
 
@@ -364,8 +366,8 @@ def test_what_is_missing_to_read_a_web_page_is_named(monkeypatch):
     assert missing_libraries([".docx", ".txt"]) == missing_libraries([".html"]) and not missing_libraries([".pdf"])
 
 
-def test_scanned_pages_are_not_an_empty_text(tmp_path):
-    assert "contains no text, only images; run OCR" in refusal(write_pdf(tmp_path / "scan.pdf", "", ""))
+def test_a_pdf_without_text_is_not_an_empty_text(tmp_path):
+    assert "contains no text; leave it out" in refusal(write_pdf(tmp_path / "scan.pdf", "", ""))
 
 
 def test_an_encoding_may_be_named(tmp_path):
@@ -470,7 +472,7 @@ def test_a_folder_becomes_a_document_database(folder, tmp_path, tokenizer_folder
     assert "Hidden" not in text and "Half of this" not in text
     said = " ".join(capsys.readouterr().out.split())
     assert f"not read: {folder}/deep/broken.jsonl:2: line: not valid JSON" in said
-    assert "skipped: 1 blank texts" in said and "1 files of unsupported types: .png (1)" in said
+    assert "skipped: 1 blank texts" in said and "1 file of unsupported types: .png (docs/photo.png)" in said
     assert f"Wrote {len(documents)} passages to {output}" in said
 
 
