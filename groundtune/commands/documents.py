@@ -10,14 +10,17 @@ from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
 from groundtune.errors import DataError
 
+_LONGEST = 400  # tokens of a passage, unless more are asked for
+_PROMPT = 16  # tokens for the prompt and the special tokens of an embedding model
+
 
 def parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
     made = data_parser(
         "documents",
         "DIR_OR_FILE ... -o FILE --tokenizer MODEL [--FLAG VALUE ...]",
-        "Split files into passages and write them as a document database. Reads txt, rst, md, html, pdf, docx, csv\n"
-        "and jsonl; a file that cannot be read is reported and skipped.",
+        "Split files into passages and write them as a document database. Reads txt, rst, md, html, pdf, docx, pptx,\n"
+        "xlsx, csv, tsv, jsonl, json and ipynb. A file that cannot be read is skipped; what is left out is reported.",
         "groundtune documents handbook/ faq.pdf -o documents.jsonl --tokenizer intfloat/e5-base-v2",
     )
     made.add_argument(
@@ -30,20 +33,24 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--chunk_size",
         type=int,
-        default=400,
-        help="maximum tokens per passage, including source and title (default: 400)",
+        default=None,
+        help="maximum tokens per passage, including source and title (default: what the embedding model reads, without "
+        "16 tokens for its prompt, but at most 400)",
     )
     made.add_argument(
-        "--chunk_overlap", type=int, default=50, help="maximum tokens shared by adjacent passages (default: 50)"
+        "--chunk_overlap",
+        type=int,
+        default=None,
+        help="maximum tokens shared by adjacent passages of a section (default: 50, at most a quarter of --chunk_size)",
     )
-    made.add_argument("--text_field", default="", help="JSONL field or CSV column with the text (default: text)")
+    made.add_argument("--text_field", default="", help="JSON field or CSV column with the text (default: text)")
     made.add_argument(
         "--title_field", default="", help="field or column with the title (default: title, if there is one)"
     )
     made.add_argument(
         "--source_field", default="", help="field or column with the source of the text (default: source)"
     )
-    made.add_argument("--encoding", default="utf-8", help="encoding of txt, rst, md and csv files (default: utf-8)")
+    made.add_argument("--encoding", default="utf-8", help="encoding of text files that are not UTF-8")
     add_output_flags(made)
     return made
 
@@ -58,7 +65,11 @@ def main(argv: Sequence[str]) -> int:
     from groundtune.retrieval.reading_limit import longest_read
 
     options = ReadOptions(arguments.encoding, arguments.text_field, arguments.title_field, arguments.source_field)
-    size, overlap = arguments.chunk_size, arguments.chunk_overlap
+    reads = longest_read(arguments.tokenizer)
+    size = (
+        arguments.chunk_size if arguments.chunk_size is not None else max(16, min(_LONGEST, (reads or 1000) - _PROMPT))
+    )
+    overlap = arguments.chunk_overlap if arguments.chunk_overlap is not None else min(50, size // 4)
     if problems := corpus.check(arguments.inputs, arguments.output, options, size, overlap):
         raise DataError(problems)
     chunker = Chunker(load_counter(arguments.tokenizer), size, overlap)
@@ -71,11 +82,11 @@ def main(argv: Sequence[str]) -> int:
             on_file=lambda file, number, total: bars.at("files", number - 1, total),
         )
     notes = corpus.notes(summary)
-    if (reads := longest_read(arguments.tokenizer)) and reads < size:
+    if reads and reads < size:
         notes.append(
             f"{arguments.tokenizer} reads {reads} tokens of a passage, but these have up to {size}: a search does not "
-            f"see the ends of longer ones. --chunk_size {reads - 16} also leaves room for its prompt"
+            f"see the ends of longer ones. --chunk_size {reads - _PROMPT} also leaves room for its prompt"
         )
-    written = f"Wrote {summary.passages.total():,} passages to {arguments.output}"
+    written = f"Wrote {summary.passages.total() - summary.merged:,} passages to {arguments.output}"
     show(vars(summary), corpus.summary_table(summary), [*notes, written], arguments)
     return 0

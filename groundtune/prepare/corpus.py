@@ -16,6 +16,7 @@ from groundtune.errors import DataError
 from groundtune.prepare.chunking import Chunker
 from groundtune.prepare.pages import READERS, kind_of, missing_libraries, read_pages
 from groundtune.prepare.readers.page import ReadOptions
+from groundtune.prepare.twins import merge_contained
 from groundtune.schema import Document
 from groundtune.system.text import one_line
 
@@ -33,6 +34,7 @@ class Summary:
     pages: Counter[str] = field(default_factory=Counter)
     passages: Counter[str] = field(default_factory=Counter)
     duplicates: Counter[str] = field(default_factory=Counter)
+    merged: int = 0  # passages that were part of another one with the same title
     blank: int = 0  # pages without any text
     other_kinds: dict[str, list[str]] = field(default_factory=dict)  # files of unsupported types in folders
     left_out: dict[str, list[str]] = field(default_factory=dict)  # what is not read of files -> their sources
@@ -69,6 +71,7 @@ def write_corpus(
     if problems := missing_libraries(file.kind for file in found):
         raise DataError(problems)
     write_documents(output, _passages(found, chunker, options, summary, on_file))
+    summary.merged = merge_contained(output)
     return summary
 
 
@@ -220,6 +223,8 @@ def summary_table(summary: Summary) -> Table:
 def notes(summary: Summary) -> list[str]:
     """Notes beside the table: what was left out, and why."""
     lines = [f"not read: {problem}" for problem in summary.problems]
+    if summary.merged:
+        lines.append(f"merged: {summary.merged:,} passages that are part of another one with the same title")
     if summary.blank:
         lines.append(f"skipped: {summary.blank:,} blank texts")
     lines += [f"left out: {what}: {_named(sources)}" for what, sources in summary.left_out.items()]

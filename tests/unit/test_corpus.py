@@ -615,6 +615,7 @@ def test_passages_are_written_as_they_come_and_not_collected_first(folder, tmp_p
             written.append((document.metadata["source"].split("#")[0], list(opened)))
 
     monkeypatch.setattr(corpus, "write_documents", write)
+    monkeypatch.setattr(corpus, "merge_contained", lambda path: 0)
     chunker = Chunker(counter, 200, 0)
     output = tmp_path / "documents.jsonl"
     note = lambda file, number, total: opened.append(file.source)  # noqa: E731

@@ -1,0 +1,71 @@
+"""Passages that are part of another passage are removed from a document database: a search would find either.
+
+Words are compared, so that spaces, signs and case do not matter. The time grows with the number of words, and only
+hashes are kept in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+
+from groundtune.data.files import stream_documents, write_documents
+from groundtune.data.words import words
+from groundtune.schema import Document
+
+_FIRST = 4  # words by which a passage is looked for in others; a shorter one is left alone
+_PRIME = 2**61 - 1
+_BASE = random.Random(1).randrange(2**32, _PRIME)
+
+
+def merge_contained(path: Path) -> int:
+    """Remove from a database each passage that is part of another one with its title; returns how many there were."""
+    contained = _contained(path)
+    if contained:
+        write_documents(path, (one for number, one in enumerate(stream_documents(path)) if number not in contained))
+    return len(contained)
+
+
+def _contained(path: Path) -> set[int]:
+    """The numbers of the passages whose words stand, in their order, in another passage with the same title."""
+    known: dict[tuple[int, int], dict[tuple[int, int], list[int]]] = {}  # title, first words -> length, all words
+    for number, document in enumerate(stream_documents(path)):
+        sums = _sums(document.text)
+        if len(sums) > _FIRST:
+            beginning = known.setdefault((_title(document), sums[_FIRST]), {})
+            beginning.setdefault((len(sums) - 1, sums[-1]), []).append(number)
+    found: set[int] = set()
+    powers = [1]
+    for number, document in enumerate(stream_documents(path)):
+        sums, title = _sums(document.text), _title(document)
+        while len(powers) < len(sums):
+            powers.append(powers[-1] * _BASE % _PRIME)
+        for start in range(len(sums) - _FIRST):
+            for (length, value), numbers in known.get((title, _part(sums, powers, start, _FIRST)), {}).items():
+                if start + length < len(sums) and _part(sums, powers, start, length) == value:
+                    whole = length == len(sums) - 1  # the first of those with the same words stays
+                    found.update(other for other in numbers if not whole or other > number)
+    return found
+
+
+def _sums(text: str) -> list[int]:
+    """The hashes of the first 0, 1, 2 ... words, from which that of any row of words follows."""
+    values = map(_value, words(text))
+    return list(accumulate(values, lambda total, value: (total * _BASE + value) % _PRIME, initial=0))
+
+
+@lru_cache(100_000)
+def _value(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=7).digest(), "big")
+
+
+def _part(sums: list[int], powers: list[int], start: int, length: int) -> int:
+    """The hash of `length` words from `start` on."""
+    return (sums[start + length] - sums[start] * powers[length]) % _PRIME
+
+
+def _title(document: Document) -> int:
+    return hash(str(document.metadata.get("title", "")))
