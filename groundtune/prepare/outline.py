@@ -137,7 +137,7 @@ def _boundaries(token: Token) -> Iterator[tuple[int, int]]:
     first, last = token.map or (0, 0)
     if token.type == "heading_open":
         yield first, int(token.tag[1:])
-    elif token.type == "tr_open" or token.level:
+    elif token.type in ("table_open", "tr_open") or token.level:  # what stands above a table stays with its first rows
         yield first, PART
     elif token.map:
         yield first, BLOCK

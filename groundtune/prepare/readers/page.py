@@ -103,13 +103,11 @@ def _doubts(text: str, encoding: str) -> list[str]:
     if text.isascii():
         return []
     others = [character for character in text if character > "\x7f"]
-    if any(character <= "\x9f" for character in others):
-        return [
-            f"doubtful text: it has control characters, as if it were not {encoding}; cp1252 has letters in their place"
-        ]
-    letters = sum(map(str.isalpha, text))
-    if not encoding.startswith("utf") and sum(map(str.isalpha, others)) * 3 > letters and max(others) < "\u0180":
-        return [f"doubtful text: over a third of its letters have accents, as if it were not {encoding}"]
     if (pairs := len(_DOUBLY_ENCODED.findall(text))) > 1 and pairs * 4 >= len(others):
         return ["doubtful text: it has Ã¤ or the like for ä; some program took its UTF-8 for another encoding"]
+    if any(character <= "\x9f" for character in others):
+        return [f"doubtful text: it has control characters where cp1252 has letters, as if it were not {encoding}"]
+    accented = sum(map(str.isalpha, others)) * 2 > sum(map(str.isalpha, text))
+    if accented and not encoding.startswith("utf") and max(others) < "\u0180":
+        return [f"doubtful text: over half of its letters have accents, as if it were not {encoding}"]
     return []

@@ -125,12 +125,17 @@ def _run(rows: Sequence[_Row], at: int) -> tuple[int, float]:
             gaps = [gap for gap in row.gaps() if min(right, gap[1]) - max(left, gap[0]) > 5]
             if gaps:
                 left, right, both = max(left, gaps[0][0]), min(right, gaps[0][1]), both + 1
-            elif row.box[0] < right - 1 and row.box[2] > left + 1:  # it goes across
-                break
+            elif (row.box[0] < right - 1 and row.box[2] > left + 1) or _is_apart(rows[end - 1], row):
+                break  # it goes across, or is not part of the columns
             end += 1
         if both >= _FEWEST_ROWS:
             return end, (left + right) / 2
     return at + 1, 0
+
+
+def _is_apart(above: _Row, row: _Row) -> bool:
+    """Whether there is room for two lines between two rows."""
+    return above.box[1] - row.box[3] > 2 * (row.box[3] - row.box[1])
 
 
 def _sides(rows: Sequence[_Row], gutter: float) -> list[list[_Row]]:
