@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # Empty where other versions are tried: libraries change their types without a word.
 MYPY ?= $(BIN)/mypy
 
-.PHONY: demo test test-quick test-slow test-latest test-oldest docs faults constraints clean
+.PHONY: demo test test-quick test-slow test-latest test-oldest audit docs faults constraints clean
 
 demo: $(VENV)/installed-demo  ## train and compare the embedded model, in about a quarter of an hour on two cores
 	$(BIN)/groundtune demo
@@ -25,6 +25,10 @@ test-quick: $(VENV)/installed-test  ## the tests that take no model, in a minute
 
 test-slow: $(VENV)/installed-test  ## what `make test` leaves out: campaigns of faults and of load
 	$(BIN)/python -m pytest -m slow
+
+audit:  ## known vulnerabilities of the tested versions; apart from `make test`, because it asks a service (pypi.org)
+	test -x .venv-audit/bin/pip-audit || ($(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit)
+	.venv-audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip
 
 docs: $(VENV)/installed-docs  ## the site, in site/; a broken link or anything loaded from elsewhere fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -55,4 +59,4 @@ $(VENV)/installed-%: pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 clean:
-	rm -rf .venv .venv-latest .venv-oldest runs build site *.egg-info
+	rm -rf .venv .venv-latest .venv-oldest .venv-audit runs build site *.egg-info

@@ -25,7 +25,8 @@ from groundtune.model.lora import fuse
 from groundtune.prompts.policies import retrieved_passages
 from groundtune.prompts.prompt import Prompt, make_prompt
 from groundtune.prompts.rows import encode_questions
-from groundtune.retrieval.retrievers import DenseRetriever, query_text, retrieve
+from groundtune.retrieval.queries import query_of
+from groundtune.retrieval.retrievers import DenseRetriever, retrieve
 from groundtune.schema import Example
 
 
@@ -98,7 +99,7 @@ class Both:
     def theirs(self, model: Any, examples: Sequence[Example]) -> list[list[int]]:
         prompts = []
         for example in examples:
-            (hits,) = self.retriever.search([query_text(example.question, example.chat_history, "user")], self.k)
+            (hits,) = self.retriever.search([query_of(example.question, example.chat_history, "user")], self.k)
             (question,) = encode_questions([example], [retrieved_passages(example, hits)], self.prompt, 2048)
             prompts.append(question.prompt_ids)
         answers = []

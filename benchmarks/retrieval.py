@@ -13,7 +13,8 @@ from typing import Any
 
 from benchmarks.measure import arguments, compare, load_data, report
 from groundtune.retrieval.embedder import Embedder
-from groundtune.retrieval.retrievers import DenseRetriever, query_text
+from groundtune.retrieval.queries import query_of
+from groundtune.retrieval.retrievers import DenseRetriever
 from groundtune.retrieval.stores.local import load_or_build_index
 from groundtune.schema import Document, Hit
 
@@ -26,7 +27,7 @@ def main() -> int:
         options.pairs = 2
     documents, train, _ = load_data(options.data)
     retriever = make_index(documents[:200] if options.quick else documents, options)
-    queries = [query_text(e.question, e.chat_history, "user") for e in train][: 64 if options.quick else 512]
+    queries = [query_of(e.question, e.chat_history, "user") for e in train][: 64 if options.quick else 512]
     together, apart = retriever.search(queries, 4), [retriever.search([q], 4)[0] for q in queries]
     same = sum(all(map(_alike, a, b)) for a, b in zip(together, apart))
     if same < 0.99 * len(queries):

@@ -143,7 +143,7 @@ def made_rows(vocabulary: int, n: int, tokens: int) -> list[Row]:
     rng = random.Random(0)
     lengths = [rng.randrange(tokens // 2, tokens * 3 // 2) for _ in range(n)]
     ids = [[rng.randrange(100, vocabulary - 100) for _ in range(length)] for length in lengths]
-    return [Row(row[: -(len(row) // 10)], row[-(len(row) // 10) :], 0, "") for row in ids]
+    return [Row(row[: -(len(row) // 10)], row[-(len(row) // 10) :], "") for row in ids]
 
 
 def sample(rows: list[Row], n: int) -> list[Row]:
@@ -170,7 +170,7 @@ def made_groups(vocabulary: int, batches: int, size: int, per_passage: int, shar
     made = []
     for _ in range(batches):
         passages = [ids(shared) for _ in range(max(1, size // per_passage))]
-        made.append([Row(p + ids(own - answer), ids(answer), 0, "") for p in passages for _ in range(per_passage)])
+        made.append([Row(p + ids(own - answer), ids(answer), "") for p in passages for _ in range(per_passage)])
     return made
 
 
@@ -225,7 +225,7 @@ class Ours:
         self.trainer = QATrainer(
             model=load(model, tokenizer, dtype),
             args=training,
-            train_dataset=[Row([1] * 20, [2], 0, "")],
+            train_dataset=[Row([1] * 20, [2], "")],
             method=METHODS["sft"],
             evaluator=None,
             pad_id=tokenizer.pad_token_id,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from groundtune.arguments import GROUPS, DataArguments, RetrievalArguments
 from groundtune.commands.ask import WITHOUT
-from groundtune.commands.compare import compared
+from groundtune.commands.compare import beside, compared
 from groundtune.commands.config import as_in_a_file
 from groundtune.commands.evaluate import inference_arguments, inference_parser
 from groundtune.commands.evaluate import parser as evaluate_parser
@@ -39,7 +39,7 @@ from groundtune.runs.remembered import remembered
 from groundtune.system.durable import disk_errors
 from groundtune.system.progress import bars
 from groundtune.system.signals import Stopped, watched
-from groundtune.system.text import without_secrets
+from groundtune.system.text import harmless_line, without_secrets
 
 if TYPE_CHECKING:
     import argparse
@@ -289,16 +289,15 @@ def evaluate(model: PathLike | Run = "", *, config: PathLike | None = None, **ar
             return evaluated(parsed, on_progress)
 
 
-def compare(
-    *runs: PathLike | Run | Evaluated, names: Sequence[str] = (), output: PathLike | None = "comparison.html"
-) -> Comparison:
+def compare(*runs: PathLike | Run | Evaluated, names: Sequence[str] = (), output: PathLike | None = "") -> Comparison:
     """Compare systems that answered the same questions, as `groundtune compare` does. No model is loaded.
 
     Args:
         runs: At least two: runs (their tuned models), results of `evaluate`, folders of either, or prediction files.
             Every other system is compared with the first, question by question.
         names: Names of the systems, in the same order. Default: the shortest parts of their paths that differ.
-        output: Output page (.html); the numbers are written next to it as .json. None: neither is written.
+        output: Output page (.html); the numbers are written next to it as .json. Default: comparison.html in the
+            folder of the first system. None: neither is written.
 
     Returns:
         `evaluations` by name, `differences[name][metric]` from the first with 95 % intervals, and `verdict(name)`.
@@ -308,7 +307,7 @@ def compare(
         DiskError: the disk is full or fails.
     """
     paths = [_path_of(run) for run in runs]
-    file = None if output is None else os.fspath(output)
+    file = None if output is None else os.fspath(output) or (beside(paths[0]) if paths else "comparison.html")
     call = _written("groundtune.compare", *paths, {"names": list(names), "output": file})
     with _by_keyword("compare"), recorded_as(call):
         return compared(paths, list(names), file)
@@ -324,13 +323,14 @@ def open_retriever(
     Args:
         full_dataset_file_path: The document database (.jsonl, .parquet, or a LocalRQA .pkl).
         config: A YAML or JSON file of arguments; keywords override it.
-        arguments: `embedding_model`, `retriever` ("dense", "bm25" or "hybrid"), `full_dataset_index_path`,
+        arguments: `embedding_model`, `retriever` ("mix", "dense", "bm25" or "hybrid"), `full_dataset_index_path`,
             `embedding_batch_size`, `embedding_dtype`, `query_prompt`, `document_prompt`; see `groundtune index`.
             `quiet=True` shows no progress.
 
     Returns:
         An object with `search(questions, k)`: for each question a tuple of the min(k, documents) best `Hit`s, best
-        first. A `Hit` has a `document` and a `score`; see `Retriever` for what the score means.
+        first; "bm25" finds fewer if fewer share a word with the question. A `Hit` has a `document` and a `score`; see
+        `Retriever` for what the score means.
 
     Raises:
         DataError: arguments or documents are wrong; `problems` lists everything.
@@ -456,7 +456,8 @@ def _answering_bars(shown: bool) -> Iterator[OnProgress]:
 
         def begin(what: str, total: int) -> Callable[[int], Any]:
             stack.close()  # the previous bar is full
-            return stack.enter_context(tqdm(total=total, desc=what, leave=False, disable=not shown)).update
+            bar = tqdm(total=total, desc=harmless_line(what), leave=False, disable=not shown)
+            return stack.enter_context(bar).update
 
         yield begin
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
-from groundtune.system.model_folders import embedding_problems, model_problems
+from groundtune.system.model_folders import embedding_problems, may_not_read, model_problems
+from groundtune.system.packages import pip_install
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -35,6 +37,9 @@ def argument(default: Any, help: str, choices: list[str] | None = None) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+TOO_LONG = ("error", "drop", "shorten")  # what to do with an example that does not fit into a row
 
 
 @dataclass
@@ -63,6 +68,16 @@ class DataArguments:
         "Maximum row length in tokens: passages, chat history, question and answer. Longer rows drop retrieved "
         "passages, lowest-ranked first; never gold passages, question or answer.",
     )
+    too_long: str = argument(
+        "error",
+        "Examples that do not fit even without retrieved passages. error: list them and stop. drop: leave them out. "
+        "shorten: drop the earliest turns of the chat history, then retrieved passages, then gold passages after the "
+        "first, and leave out an example that is still too long. Both are counted and named.",
+        list(TOO_LONG),
+    )
+    max_train_samples: int = argument(
+        0, "Train on at most this many examples, spread evenly over the file. 0: on all of them."
+    )
     share_prefix: str = argument(
         "auto",
         "Share one copy of a common passage among the questions about it; the gradient is the same. auto: if that is "
@@ -86,13 +101,16 @@ class RetrievalArguments:
     )
     eval_num_to_retrieve: int = argument(4, "Passages retrieved per question in end-to-end evaluation.")
     retriever: str = argument(
-        "dense", "Retrieval method. bm25 and hybrid need the extra [bm25].", ["dense", "bm25", "hybrid"]
+        "mix",
+        "Retrieval method: dense compares vectors, bm25 words; mix adds both scores, hybrid both ranks.",
+        ["mix", "dense", "bm25", "hybrid"],
     )
     query_history: str = argument(
-        "user",
+        "fused",
         "Part of the chat history that is added to the search query, in training, evaluation and serving: nothing, "
-        "the user's messages, or all messages.",
-        ["none", "user", "all"],
+        "the user's last message, all of the user's messages, or all messages. fused: search without and with the "
+        "user's messages, and add both scores.",
+        ["none", "last", "user", "all", "fused"],
     )
     embedding_batch_size: int = argument(
         64, "Texts embedded per batch; on a CPU up to twice as many if they are short."
@@ -251,12 +269,22 @@ def _check_data(data: DataArguments, complete: bool) -> list[str]:
     problems = []
     for name in ("train_file", "eval_file", "full_dataset_file_path"):
         if complete and not getattr(data, name):
-            problems.append(f"--{name}: missing; {type(data).__dataclass_fields__[name].metadata['help']}")
+            problems.append(f"--{name}: missing; {_made_by(name, data)}")
     problems += no_such_file(data, ("train_file", "eval_file", "test_file", "full_dataset_file_path"))
     index = data.full_dataset_index_path
     if os.path.exists(index) and not os.path.isdir(index):
         problems.append(f"--full_dataset_index_path: {index} is a file; name a new or existing folder")
     return problems
+
+
+def _made_by(name: str, data: DataArguments) -> str:
+    """What belongs to an argument that is missing, and the command that makes it."""
+    if name == "eval_file" and data.train_file:
+        folder = shlex.quote(str(Path(data.train_file).with_suffix("")))
+        return f"to hold examples out of training: groundtune split {shlex.quote(data.train_file)} -o {folder}"
+    about = DataArguments.__dataclass_fields__[name].metadata["help"]
+    makers = {"full_dataset_file_path": "documents", "train_file": "questions"}
+    return about + (f" groundtune {makers[name]} -h: how to make it" if name in makers else "")
 
 
 def check_retrieval(
@@ -265,8 +293,6 @@ def check_retrieval(
     """What is missing to open the retriever. Messages suggest `flag` if no embedding model is named; `for_training` is
     the title of the method if it retrieves training passages, else empty."""
     problems = []
-    if retrieval.retriever != "dense" and importlib.util.find_spec("bm25s") is None:
-        problems.append(f'--retriever: {retrieval.retriever} needs bm25s; pip install "groundtune[bm25]"')
     dense = complete and retrieval.retriever != "bm25"
     if dense and not (retrieval.embedding_model or retrieval.eval_embedding_model):
         problems.append(
@@ -320,7 +346,7 @@ def _check_four_bits(model: ModelArguments) -> list[str]:
             "--load_in_4bit: cannot be combined with --gguf_file, which is dequantised for training; remove one of them"
         )
     if importlib.util.find_spec("bitsandbytes") is None:
-        problems.append('--load_in_4bit: needs the package bitsandbytes; pip install "groundtune[qlora]"')
+        problems.append(f"--load_in_4bit: needs the package bitsandbytes; {pip_install('qlora')}")
     return problems
 
 
@@ -332,6 +358,8 @@ def check_model_name(flag: str, value: str) -> list[str]:
         return []
     if os.path.isfile(path):
         return [f"--{flag}: {value} is a file; name the folder of the model"]
+    if may_not_read(path):
+        return [f"--{flag}: {value}: permission denied; let its owner make it readable for this user, or name another"]
     beside_others = "/" in value and os.path.isdir(path.parent)
     if beside_others or path.is_absolute() or value.startswith((".", "~")) or value.count("/") > 1 or "\\" in value:
         return [f"--{flag}: no such folder: {value}; give an existing folder or a hub name such as owner/model"]
@@ -346,6 +374,7 @@ def _check_numbers(arguments: Arguments) -> list[str]:
         (arguments.retrieval, "embedding_batch_size", 1),
         (arguments.model, "lora_r", 1),
         (arguments.model, "lora_alpha", 1),
+        (arguments.data, "max_train_samples", 0),
         (arguments.evaluation, "eval_max_samples", 0),
         (arguments.evaluation, "max_new_tokens", 1),
         (arguments.evaluation, "bootstrap_samples", 100),
@@ -365,7 +394,9 @@ def _check_numbers(arguments: Arguments) -> list[str]:
 def no_such_file(data: DataArguments, names: Sequence[str]) -> list[str]:
     """A line for each of these fields that names a missing file."""
     return [
-        f"--{name}: no such file: {path}; give the path of an existing file"
+        f"--{name}: {path}: permission denied; let its owner make it readable for this user, or name another"
+        if may_not_read(Path(path))
+        else f"--{name}: no such file: {path}; give the path of an existing file"
         for name in names
         if (path := getattr(data, name)) and not os.path.isfile(path)
     ]

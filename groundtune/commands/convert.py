@@ -10,6 +10,7 @@ from pathlib import Path
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
 from groundtune.errors import DataError
+from groundtune.system.locks import alone
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,8 +39,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--prompt_pattern",
         metavar="REGEX",
-        help="messages, prompt_completion: regular expression with the groups (?P<passage>...) and (?P<question>...) "
-        "in a prompt",
+        help="messages, prompt_completion, sharegpt: regular expression with the groups (?P<passage>...) and "
+        "(?P<question>...) in a prompt",
     )
     made.add_argument(
         "--raft_answer",
@@ -47,7 +48,13 @@ def parser() -> argparse.ArgumentParser:
         help="raft: final: only the text after <ANSWER>: (default); reasoning: all of it",
     )
     made.add_argument("--instruction", help="to_messages, to_prompt_completion: instruction at the start of the prompt")
-    made.add_argument("--documents", type=Path, metavar="FILE", help="to_beir: the documents for corpus.jsonl")
+    made.add_argument(
+        "--documents",
+        type=Path,
+        metavar="FILE",
+        help="to_beir: the documents for corpus.jsonl; messages, prompt_completion, sharegpt, alpaca and csv: where to "
+        "find the passage of an example that has none, by the words of its question and answer",
+    )
     add_output_flags(made)
     return made
 
@@ -57,6 +64,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = argparse.Namespace(**given(parser(), argv))
 
     from groundtune.arguments import PromptArguments
+    from groundtune.data.files import read_documents
     from groundtune.prepare import convert
     from groundtune.prepare.formats import Options
 
@@ -73,17 +81,24 @@ def main(argv: Sequence[str]) -> int:
         problems.append(f"--limit: is {options['limit']}; give 1 or more, or remove the flag")
     if problems:
         raise DataError(problems)
-    if name in convert.EXPORTS:
-        instruction = options.get("instruction", PromptArguments().instruction)
-        summary = convert.export(name, inputs, folder, instruction, options.get("documents"))
-    else:
-        limit = options.pop("limit", 0)
-        with progress(arguments.quiet or arguments.json) as bars:
+    with alone(folder), progress(arguments.quiet or arguments.json) as bars:
+        if name in convert.EXPORTS:
+            instruction = options.get("instruction", PromptArguments().instruction)
+            summary = convert.export(name, inputs, folder, instruction, options.get("documents"))
+        else:
+            limit, database = options.pop("limit", 0), options.pop("documents", None)
+            documents = read_documents(database) if database else []
             summary = convert.convert(
-                name, inputs, folder, Options(**options), limit, on_example=lambda done: bars.at("examples", done, None)
+                name,
+                inputs,
+                folder,
+                Options(**options),
+                limit,
+                documents,
+                on_example=lambda done: bars.at("examples", done, None),
             )
-    documents = f" and {summary.documents:,} documents" if summary.documents else ""
+    written_documents = f" and {summary.documents:,} documents" if summary.documents else ""
     examples = sum(counts["examples"] for counts in summary.files.values())
-    written = f"Wrote {examples:,} examples{documents} to {folder}"
+    written = f"Wrote {examples:,} examples{written_documents} to {folder}"
     show(vars(summary), convert.summary_table(summary), [*convert.notes(summary), written], arguments)
     return 0

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from groundtune.commands.parsing import at_their_lines, parse_arguments
+from groundtune.commands.terminal import say, say_json, say_text
 from groundtune.errors import DataError
 from groundtune.methods import METHODS, method_named_first
 
 USAGE = """usage: groundtune doctor [METHOD] [--quiet] [--json] FLAGS
+       groundtune doctor --changed OLD NEW --train_file FILE [--eval_file FILE] [--test_file FILE] [--json]
 
 List everything that is wrong or suspicious in the data, before any slow step. METHOD is {methods}; FLAGS are the flags
 of that method: put `doctor` before the method in the command you are about to run. The text of all files given is
@@ -21,6 +22,9 @@ share of the file, the longest or first three, and what to do.
 
 --quiet  print only the findings, without the token table and the row
 --json   print one JSON object instead of text: errors, warnings, findings (every single one), token_table, row
+
+--changed OLD NEW  compare two versions of the document database instead: name every example whose gold passage is
+                   gone, moved under another title or source, reworded, or cut elsewhere
 
 All of this goes to standard output. Problems with the flags, or with an argument file, go to standard error, and
 nothing else is checked in that case.
@@ -35,8 +39,10 @@ example:
 def main(argv: Sequence[str]) -> int:
     """Print the token table, one row and every finding; returns 2 if there are errors, else 0."""
     if {"-h", "--help"} & set(argv):
-        print(USAGE.format(methods=" or ".join(METHODS)))
+        say_text(USAGE.format(methods=" or ".join(METHODS)))
         return 0
+    if "--changed" in argv:
+        return _changed(list(argv))
     method, flags = method_named_first(argv)
     try:
         arguments = parse_arguments(method.name, flags)
@@ -49,7 +55,38 @@ def main(argv: Sequence[str]) -> int:
 
     diagnosis = diagnose(arguments)
     if arguments.output.json:
-        print(json.dumps(diagnosis.to_dict(), indent=2))
+        say_json(diagnosis.to_dict())
     else:
-        print(shown(diagnosis, brief=arguments.output.quiet))
+        say_text(shown(diagnosis, brief=arguments.output.quiet))
     return 2 if diagnosis.errors else 0
+
+
+def _changed(argv: list[str]) -> int:
+    """Print what became of the gold passages in a new version of the documents; returns 2 if any is gone, else 0."""
+    at = argv.index("--changed")
+    databases, flags = argv[at + 1 : at + 3], argv[:at] + argv[at + 3 :]
+    if len(databases) < 2 or any(name.startswith("--") for name in databases):
+        raise DataError(["--changed: takes two document databases, the old one and the new one"])
+    method, flags = method_named_first(flags)
+    arguments = parse_arguments(method.name, [*flags, "--full_dataset_file_path", databases[1]])
+    if problems := arguments.check(complete=False):
+        raise DataError(problems)
+
+    from groundtune.data.changed import changed_gold
+    from groundtune.data.checks import ERROR, condensed, in_order, read_dataset
+    from groundtune.data.files import read_documents
+
+    dataset = read_dataset(arguments.data)
+    if errors := [str(finding) for finding in dataset.findings if finding.severity == ERROR]:
+        raise DataError(errors)
+    examples = [example for these in dataset.examples.values() for example in these]
+    if not examples:
+        raise DataError(["--train_file: missing; name the files of examples to check against the new documents"])
+    old = read_documents(databases[0])
+    findings = in_order(changed_gold(examples, old, dataset.documents, dataset.document_places), dataset)
+    told = f"{len({f.where for f in findings})} of {len(examples)} examples have a gold passage that changed"
+    if arguments.output.json:
+        say_json({"findings": [finding.to_dict() for finding in findings], "summary": told})
+    else:
+        say(*condensed(findings, dataset), told)
+    return 2 if any(finding.severity == ERROR for finding in findings) else 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
 from groundtune.errors import DataError
+from groundtune.system.locks import alone
 
 _LONGEST = 400  # tokens of a passage, unless more are asked for
 _PROMPT = 16  # tokens for the prompt and the special tokens of an embedding model
@@ -73,10 +74,11 @@ def main(argv: Sequence[str]) -> int:
     if problems := corpus.check(arguments.inputs, arguments.output, options, size, overlap):
         raise DataError(problems)
     chunker = Chunker(load_counter(arguments.tokenizer), size, overlap)
-    with progress(arguments.quiet or arguments.json) as bars:
+    output = arguments.output
+    with alone(output.parent, output.name, "output"), progress(arguments.quiet or arguments.json) as bars:
         summary = corpus.write_corpus(
             arguments.inputs,
-            arguments.output,
+            output,
             chunker,
             options,
             on_file=lambda file, number, total: bars.at("files", number - 1, total),

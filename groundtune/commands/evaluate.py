@@ -10,7 +10,7 @@ from typing import Any
 
 from groundtune.commands.flags import add_group, filled
 from groundtune.commands.parsing import given, light_parser
-from groundtune.commands.terminal import add_output_flags, be_quiet, progress
+from groundtune.commands.terminal import add_output_flags, be_quiet, print_comparison, progress, say, say_json
 from groundtune.errors import DataError
 from groundtune.evaluation.arguments import GROUPS, InferenceArguments, with_flags
 from groundtune.runs.remembered import BASE_MODEL, Remembered, remembered
@@ -111,16 +111,11 @@ def _known(run: Remembered, words: Mapping[str, Any], for_questions: bool) -> di
 
 
 def _show(found: Any, as_json: bool, quiet: bool) -> None:
-    from groundtune.commands.terminal import print_comparison
-    from groundtune.system.text import as_json as json_of
-    from groundtune.system.text import harmless_lines
-
     if as_json:
-        print(json_of(found.to_dict()), end="")
+        say_json(found.to_dict())
         return
     for comparison in found.comparisons:
         print_comparison(comparison)
     if quiet:
         return
-    print(f"An answer is right if {found.right}.")
-    print(harmless_lines([*found.notes, f"Report: {found.output_dir / 'evaluation.html'}"]))
+    say(f"An answer is right if {found.right}.", *found.notes, f"Report: {found.output_dir / 'evaluation.html'}")

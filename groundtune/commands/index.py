@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from groundtune.arguments import DataArguments, RetrievalArguments, check_retrieval, no_such_file, too_small
 from groundtune.commands.flags import add_group, filled
 from groundtune.commands.parsing import given, light_parser
-from groundtune.commands.terminal import add_output_flags, be_quiet
+from groundtune.commands.terminal import add_output_flags, be_quiet, say, say_json
 from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Embed the documents into a folder that training, evaluate and ask read. Only new or changed documents
 are embedded. Each embedding model and prompt has its own subfolder, so they do not replace each other. With examples,
-the command also measures how well their questions find their gold passages (those that contain the answer), which
-compares embedding models without an LLM."""
+the command also measures how well their questions find their gold passages (those that contain the answer), by
+vectors alone, which compares embedding models without an LLM."""
 EXAMPLES = """examples:
   groundtune index --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2
   groundtune index --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2 \\
@@ -41,7 +41,7 @@ _HELPS = {
 def main(argv: Sequence[str]) -> int:
     """Embed the documents, and print what the index contains."""
     words = given(parser(), argv)
-    data, retrieval = filled(DataArguments, words), filled(RetrievalArguments, words)
+    data, retrieval = filled(DataArguments, words), filled(RetrievalArguments, {**words, "retriever": "dense"})
     _check(data, retrieval)
 
     from groundtune.data.files import read_documents
@@ -66,11 +66,9 @@ def main(argv: Sequence[str]) -> int:
     if examples:
         found["retrieval"] = _measured(retriever, examples, retrieval)
     if words["json"]:
-        from groundtune.system.text import as_json
-
-        print(as_json(found), end="")
+        say_json(found)
     else:
-        print("{documents:,} documents, {dimensions} dimensions, in {folder} after {seconds} s".format(**found))
+        say("{documents:,} documents, {dimensions} dimensions, in {folder} after {seconds} s".format(**found))
         _show(found.get("retrieval"))
     return 0
 
@@ -82,9 +80,9 @@ def _searchable(path: str) -> list[Example]:
     contents = scan_examples(path)
     if contents.problems:
         raise DataError(contents.problems)
-    examples = [example for _, example in contents.entries if example.answerable and example.question.strip()]
+    examples = [example for _, example in contents.entries if example.has_evidence and example.question.strip()]
     if not examples:
-        raise DataError([f"{path}: none of its questions is answerable; name another --eval_file"])
+        raise DataError([f"{path}: none of its questions has a gold passage with the answer; name another --eval_file"])
     return examples
 
 
@@ -111,10 +109,10 @@ def _show(measured: dict[str, Any] | None) -> None:
     for name, mean in measured.items():
         if isinstance(mean, dict):
             label, values = name.partition("/")[2], (mean["value"], mean["low"], mean["high"])
-            print(f"  {label:10} {{:.2f}} [{{:.2f}}, {{:.2f}}]".format(*values))
-    print(f"  on {measured['n']} questions, with 95 % bootstrap intervals")
+            say(f"  {label:10} {{:.2f}} [{{:.2f}}, {{:.2f}}]".format(*values))
+    say(f"  on {measured['n']} questions, with 95 % bootstrap intervals")
     if absent := measured["gold_not_among_documents"]:
-        print(f"  {absent} of them have no gold passage among the documents and count as misses")
+        say(f"  {absent} of them have no gold passage among the documents and count as misses")
 
 
 def parser() -> argparse.ArgumentParser:

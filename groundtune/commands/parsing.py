@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from groundtune.arguments import GROUPS, Arguments
 from groundtune.commands.config import Entry, entries_of, read_config, split_files
 from groundtune.commands.flags import HELP_WIDTH, FlagFormatter, true_or_false
+from groundtune.commands.foreign_flags import ELSEWHERE, NOT_HERE
 from groundtune.errors import DataError
 from groundtune.system.guarded import require
 from groundtune.system.text import one_line
@@ -81,13 +82,19 @@ TRAINING_EXAMPLE = """example:
 logger = logging.getLogger(__name__)
 
 
-def parse_arguments(method: str, argv: Sequence[str], keywords: Mapping[str, Any] | None = None) -> RunArguments:
+def parse_arguments(
+    method: str,
+    argv: Sequence[str],
+    keywords: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> RunArguments:
     """Flags, `--config FILE.yaml` or one `FILE.json` -> Arguments. `-h` prints every argument and exits.
 
-    `keywords` are arguments by name, from a call in Python; they override files. Raises `DataError` with every unknown
-    flag and bad value.
+    `keywords` are arguments by name, from a call in Python; they override files. `defaults` take the place of the
+    usual ones. Raises `DataError` with every unknown flag and bad value.
     """
     parser = training_parser(method)
+    parser.set_defaults(**defaults or {})
     argv = _spelt_as_today(_expand_files(_in_full(argv), parser, keywords), _flags(parser))
     try:
         *groups, training, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
@@ -309,10 +316,22 @@ def _unknown_flags(words: Sequence[str], parser: argparse.ArgumentParser) -> lis
     for word in words:
         flag = word.partition("=")[0]
         if flag.startswith("-"):
-            near = difflib.get_close_matches(flag, known, n=2)
-            problems.append(
-                f"{flag}: no such argument; " + (f"similar: {', '.join(near)}" if near else "-h lists all arguments")
-            )
-    return problems or [
-        f"{words[0]}: not expected here; every argument is a flag, and --config FILE reads a file of arguments"
-    ]
+            problems.append(f"{flag}: no such argument; {_instead(flag, known)}")
+    if problems:
+        return problems
+    if words[0].endswith((".yaml", ".yml", ".json")) and os.path.isfile(words[0]):
+        return [
+            f"{words[0]}: not expected here; if it is a file of arguments, write: {parser.prog} --config {words[0]}"
+        ]
+    return [f"{words[0]}: not expected here; every argument is a flag, and --config FILE reads a file of arguments"]
+
+
+def _instead(flag: str, known: Sequence[str]) -> str:
+    """What to write for an unknown flag: what a flag of another tool is called here, or similar flags."""
+    name = flag.lstrip("-").replace("-", "_")
+    if here := next((f"--{one}" for one in ELSEWHERE.get(name, ()) if f"--{one}" in known), ""):
+        return f"here it is {here}"
+    if name in NOT_HERE:
+        return NOT_HERE[name]
+    near = difflib.get_close_matches(flag, known, n=2)
+    return f"similar: {', '.join(near)}" if near else "-h lists all arguments"

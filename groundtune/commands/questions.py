@@ -18,6 +18,7 @@ from groundtune.errors import DataError
 from groundtune.evaluation.arguments import SERVER, GeneratorArguments
 from groundtune.model.endpoint import is_server, server_problems
 from groundtune.runs.remembered import base_not_followed
+from groundtune.system.locks import alone
 from groundtune.system.outputs import links_at
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ _RETRIEVAL = [
 ]  # fmt: skip
 _HELPS = {
     "embedding_model": "Embedding model (hub name or folder) for finding the passages of a question. Default: BM25.",
-    "retriever": "Retrieval method. (default: dense with an embedding model, else bm25)",
+    "retriever": "Retrieval method. (default: mix with an embedding model, else bm25)",
 }
 _AT_LEAST_ONE = ("passages", "questions_per_passage", "retrieved_within", "max_new_tokens", "batch_size")
 
@@ -113,21 +114,20 @@ def main(argv: Sequence[str]) -> int:
 
     from groundtune.data.files import read_documents
     from groundtune.prepare import gates, questions
-    from groundtune.prepare.journal import Journal
 
     settings, load = _settings(arguments), _loader(arguments)
     documents = read_documents(arguments.documents)
     passages = questions.sample_passages(documents, settings)
     if not passages:
         raise DataError([f"{arguments.documents}: no passage has {settings.min_words} words; lower --min_words"])
-    decisive = questions.what_decides_a_reply(settings, _called(*_generator(arguments)))
-    journal = Journal(arguments.output_dir / "generated.jsonl", decisive)
-    retriever = _retriever(arguments, documents)
-    failures = _ask(arguments, settings, passages, journal, load)
-    result = gates.judge(passages, settings, journal, retriever)
-    if not result.counts["kept"]:
-        raise DataError(gates.why_none(result, failures))
-    empty = gates.write(result, arguments.output_dir)
+    with alone(arguments.output_dir):  # otherwise two commands would pay for the same replies
+        journal = questions.open_journal(arguments.output_dir, settings, _called(*_generator(arguments)))
+        retriever = _retriever(arguments, documents)
+        failures = _ask(arguments, settings, passages, journal, load)
+        result = gates.judge(passages, settings, journal, retriever)
+        if not result.counts["kept"]:
+            raise DataError(gates.why_none(result, failures))
+        empty = gates.write(result, arguments.output_dir)
     written = f"Wrote {result.counts['kept']:,} examples to {arguments.output_dir}"
     splits = {name: len(examples) for name, examples in result.splits.items()}
     summary = {"counts": result.counts, "splits": splits, "failed_requests": len(failures)}

@@ -1,4 +1,8 @@
-"""Shared terminal code of the commands: parser, --quiet and --json, progress bars, tables."""
+"""Shared terminal code of the commands: parser, --quiet and --json, progress bars, tables.
+
+Everything that a command prints passes through here. Texts may come from files, models and servers, so characters that
+could write on the terminal are escaped, and rich interprets no markup in them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from groundtune.commands.parsing import light_parser
-from groundtune.system.text import harmless_line
+from groundtune.system.text import harmless_code, harmless_line, json_to_print
 
 if TYPE_CHECKING:
     from groundtune.evaluation.comparison import Comparison
@@ -43,20 +47,43 @@ def be_quiet() -> None:
         of_transformers.disable_progress_bar()
 
 
-def show(summary: Mapping[str, Any], table: Any, notes: Sequence[str], arguments: argparse.Namespace) -> None:
-    """Print the result of a command that writes data: a table and notes, only notes (--quiet), or JSON."""
+def say(*lines: object) -> None:
+    """Print lines on standard output."""
+    for line in lines:
+        print(harmless_line(str(line)), flush=True)
+
+
+def complain(*lines: object) -> None:
+    """Print lines on standard error."""
+    for line in lines:
+        print(harmless_line(str(line)), file=sys.stderr)
+
+
+def say_text(text: str, end: str = "\n") -> None:
+    """Print a text of several lines, or a part of one as it arrives."""
+    print(harmless_code(text), end=end, flush=True)
+
+
+def say_json(content: object, indent: int | None = 2) -> None:
+    """Print one JSON object."""
+    print(json_to_print(content, indent=indent), flush=True)
+
+
+def say_table(table: Any) -> None:
+    """Print a table."""
     from rich.console import Console
 
-    if arguments.json:
-        from groundtune.system.text import as_json
+    Console().print(table)
 
-        print(as_json({**summary, "notes": list(notes)}), end="")
+
+def show(summary: Mapping[str, Any], table: Any, notes: Sequence[str], arguments: argparse.Namespace) -> None:
+    """Print the result of a command that writes data: a table and notes, only notes (--quiet), or JSON."""
+    if arguments.json:
+        say_json({**summary, "notes": list(notes)})
         return
-    console = Console()
     if not arguments.quiet:
-        console.print(table)
-    for note in notes:
-        console.print(harmless_line(note), highlight=False, markup=False, soft_wrap=True)
+        say_table(table)
+    say(*notes)
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -64,15 +91,14 @@ def print_comparison(comparison: Comparison) -> None:
     from rich.console import Console
 
     from groundtune.reporting.comparison_page import comparison_table, failures, outcomes_table
+    from groundtune.system.tables import literal
 
-    console = Console()
-    console.print(comparison_table(comparison))
-    for name in comparison.others:
-        console.print(harmless_line(comparison.verdict(name)), highlight=False, markup=False, soft_wrap=True)
+    say_table(comparison_table(comparison))
+    say(*map(comparison.verdict, comparison.others))
     if (outcomes := outcomes_table(comparison)) is not None:
-        console.print(outcomes)
+        say_table(outcomes)
     for line in failures(comparison):
-        console.print(harmless_line(line), style="yellow", markup=False)
+        Console().print(literal(line, "yellow"))
 
 
 class Bars:
@@ -83,7 +109,7 @@ class Bars:
         from rich.console import Console
 
         columns = (
-            rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(),
+            rich.TextColumn("{task.description}", markup=False), rich.BarColumn(), rich.MofNCompleteColumn(),
             rich.TimeElapsedColumn(), rich.TextColumn("left"), rich.TimeRemainingColumn(),
         )  # fmt: skip
         console = Console(stderr=True)
@@ -99,7 +125,7 @@ class Bars:
     def at(self, what: str, done: int, total: int | None) -> None:
         """Set a bar to `done` items, of `total` if that is known."""
         if what not in self.tasks:
-            self.tasks[what] = self.live.add_task(what, total=total)
+            self.tasks[what] = self.live.add_task(harmless_line(what), total=total)
         self.live.update(self.tasks[what], completed=done, total=total)
 
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from groundtune.commands.parsing import at_their_lines, parse_arguments
-from groundtune.commands.terminal import add_output_flags, be_quiet
+from groundtune.commands.parsing import at_their_lines, light_parser, parse_arguments
+from groundtune.commands.terminal import add_output_flags, be_quiet, complain, say, say_json, say_table, say_text
 from groundtune.commands.training_help import training_help
 from groundtune.data.files import write_text
 from groundtune.errors import DataError
 from groundtune.system.durable import disk_errors
 from groundtune.system.signals import Stopped, watched
-from groundtune.system.text import harmless_lines
+from groundtune.system.text import as_json
 
 if TYPE_CHECKING:
     from groundtune.reporting.results import Results
@@ -30,13 +29,22 @@ def train_by(argv: Sequence[str]) -> int:
     return _train(argv[0], argv[1:])
 
 
+# Defaults of the two historical scripts: as in LocalRQA, whatever `groundtune sft` and `swr` learn to do better.
+LOCALRQA_DEFAULTS = {"retriever": "dense", "query_history": "none"}
+
+
+def train_as_localrqa(argv: Sequence[str]) -> int:
+    """Train with the method named by the first word of `argv`, with the defaults of the historical scripts."""
+    return _train(argv[0], argv[1:], LOCALRQA_DEFAULTS)
+
+
 def demo(argv: Sequence[str]) -> int:
     """Write the demo's data, unpack its models, and train."""
     from groundtune.demo import DESCRIPTION, METHOD, link_models, prepare
 
-    parser = argparse.ArgumentParser(
-        prog="groundtune demo", description=DESCRIPTION, epilog="example: groundtune demo --output_dir runs/demo"
-    )
+    example = "example: groundtune demo --output_dir runs/demo"
+    parser = light_parser("groundtune demo", "[--FLAG VALUE ...]", DESCRIPTION, example)
+    parser.argument_default = None
     parser.add_argument(
         "-o", "--output_dir", default="runs/demo", help="folder for data, model and report (default: runs/demo)"
     )
@@ -48,33 +56,38 @@ def demo(argv: Sequence[str]) -> int:
     if arguments.models:
         with _prints_elsewhere(arguments.json):
             models = link_models(arguments.models)
-        print(json.dumps({"models": list(map(str, models))}) if arguments.json else "\n".join(map(str, models)))
+        if arguments.json:
+            say_json({"models": list(map(str, models))}, indent=None)
+        else:
+            say(*models)
         return 0
     with _prints_elsewhere(arguments.json):
         with disk_errors(arguments.output_dir):
             flags = prepare(Path(arguments.output_dir))
         if not arguments.quiet:
-            print(f"groundtune {METHOD} {shlex.join(flags)}", flush=True)
+            say(f"groundtune {METHOD} {shlex.join(flags)}")
     return _train(METHOD, [*flags, f"--quiet={arguments.quiet}", f"--json={arguments.json}"])
 
 
-def _train(method: str, argv: Sequence[str]) -> int:
+def _train(method: str, argv: Sequence[str], defaults: Mapping[str, Any] | None = None) -> int:
     """Train and print the table; returns 0, 1 if the training diverged, 143 after SIGTERM, or 130 after SIGINT."""
     if {"-h", "--help"} & set(argv):
-        print(training_help(method))
+        say_text(training_help(method))
+        if defaults:
+            say_text("\ndefaults of this script: " + ", ".join(f"--{name} {value}" for name, value in defaults.items()))
         return 0
     try:
         with watched():
-            return _run(method, argv)
+            return _run(method, argv, defaults)
     except DataError as error:
         raise DataError(at_their_lines(error.problems, argv)) from error
     except Stopped as stopped:
-        print(f"{stopped}; the same command resumes from the last checkpoint", file=sys.stderr)
+        complain(f"{stopped}; the same command resumes from the last checkpoint")
         return stopped.exit_status
 
 
-def _run(method: str, argv: Sequence[str]) -> int:
-    arguments = parse_arguments(method, argv)
+def _run(method: str, argv: Sequence[str], defaults: Mapping[str, Any] | None) -> int:
+    arguments = parse_arguments(method, argv, defaults=defaults)
     output = arguments.output
 
     from groundtune.recipes.train import train
@@ -86,16 +99,16 @@ def _run(method: str, argv: Sequence[str]) -> int:
     if output.quiet or output.json or not main_process:
         be_quiet()
     results = None
-    with _prints_elsewhere(output.json):
-        try:
-            with disk_errors(arguments.training.output_dir):
-                results = train(arguments)
-        except NonFiniteLoss as error:
-            print(harmless_lines([error]), file=sys.stderr)
-            return 1
-        except AlreadyFinished as finished:
-            if not output.quiet and main_process:
-                print(finished)
+    try:
+        # Always: a reader of the results that has gone, such as `head`, is no reason to stop training.
+        with _prints_elsewhere(True), disk_errors(arguments.training.output_dir):
+            results = train(arguments)
+    except NonFiniteLoss as error:
+        complain(error)
+        return 1
+    except AlreadyFinished as finished:
+        if main_process and not output.quiet:
+            (complain if output.json else say)(finished)
     if not main_process:
         return 0
     if results is not None and not output.json:
@@ -105,10 +118,10 @@ def _run(method: str, argv: Sequence[str]) -> int:
         try:
             address = pushed(arguments)
         except NotPushed as error:
-            print(harmless_lines([error]), file=sys.stderr)
+            complain(error)
             status = 4
         if address and not output.quiet:
-            print(f"Pushed: {address}")
+            say(f"Pushed: {address}")
     if output.json:
         _print_json(Path(arguments.training.output_dir), address)
     return status
@@ -136,20 +149,17 @@ def _name_on_card(folder: Path, name: str) -> None:
     if run.get("hub_repository") != name and card.is_file():
         write_text(card, published_as(name, card.read_text("utf-8"), run))
         run["hub_repository"] = name
-        write_text(record, json.dumps(run, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+        write_text(record, as_json(run))
         record_own_run(folder, run["arguments"]["data"]["full_dataset_index_path"])
 
 
 def _print_results(results: Results, arguments: RunArguments) -> None:
-    from rich.console import Console
-
     from groundtune.reporting.report import summary_table
 
-    console = Console()
-    console.print(summary_table(results))
-    console.print(results.verdict, highlight=False, soft_wrap=True)
+    say_table(summary_table(results))
+    say(results.verdict)
     if not arguments.output.quiet:
-        console.print(f"Report: {Path(arguments.training.output_dir) / 'report.html'}", highlight=False)
+        say(f"Report: {Path(arguments.training.output_dir) / 'report.html'}")
 
 
 def _print_json(output_dir: Path, pushed: str) -> None:
@@ -157,7 +167,7 @@ def _print_json(output_dir: Path, pushed: str) -> None:
     metrics = json.loads((output_dir / "metrics.json").read_text("utf-8"))
     del metrics["history"]
     where = {"output_dir": str(output_dir), "report": str(output_dir / "report.html")}
-    print(json.dumps({**metrics, **where, **({"pushed": pushed} if pushed else {})}, ensure_ascii=False, indent=2))
+    say_json({**metrics, **where, **({"pushed": pushed} if pushed else {})})
 
 
 @contextmanager

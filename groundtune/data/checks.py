@@ -14,16 +14,22 @@ from typing import Any
 
 from groundtune.arguments import DataArguments
 from groundtune.data.files import FilePath, scan_documents, scan_examples
+from groundtune.data.overlap import HOLDS, share_held, twins
+from groundtune.data.passages import article_of
 from groundtune.data.words import telling_words
+from groundtune.errors import gathered
 from groundtune.schema import USER, Document, Example, Turn
 
 ERROR, WARNING = "error", "warning"
+
+_CONTAINED = 0.95  # a document with this share of its text in another one is contained in it
+_MOST_COMPARED = 200_000  # documents, which take about 2 GB to compare
 
 # Check name -> title used when its findings are counted.
 TITLES = {
     "format": "what cannot be read",
     "blank": "blank question or answer, skipped",
-    "misspelt": "ignored field",
+    "misspelt": "ignored field or turn",
     "encoding": "damaged characters",
     "repeated-document": "duplicate document",
     "same-file": "file used twice",
@@ -32,7 +38,15 @@ TITLES = {
     "leaked-gold": "gold passage also in the training file",
     "gold-not-in-database": "gold passage missing from the document database",
     "answer-off-passage": "answer without a word of its gold passages",
+    "without-gold": "answerable question without a gold passage",
     "gold-as-negative": "hard negative that is also a gold passage",
+    "negative-with-gold-text": "hard negative with the text of a gold passage",
+    "contained-passage": "document contained in another",
+    "shared-article": "split that shares articles with the training file",
+    "declining-answer": "gold answer that declines to answer",
+    "moved-gold": "gold passage under another title or source",
+    "reworded-gold": "gold passage that was reworded or cut elsewhere",
+    "gone-gold": "gold passage that is gone",
     "history": "chat history whose speakers do not alternate",
     "model": "tokenizer that cannot be loaded",
     "too-long": "example over the length limit",
@@ -40,7 +54,9 @@ TITLES = {
     "unfinished-row": "row that does not end with an end token",
     "other-answer": "row that teaches something other than its gold answer",
     "doubled-bos": "row that begins with two BOS tokens",
+    "no-bos": "chat template without the tokenizer's BOS token",
     "long-passage": "document longer than the embedding model reads",
+    "long-query": "search query longer than the embedding model reads",
 }
 
 
@@ -292,6 +308,16 @@ def _answers_off_passage(dataset: Dataset) -> Iterator[Finding]:
             yield _warning("answer-off-passage", example.source, "gold_answer", message)
 
 
+def _without_gold(dataset: Dataset) -> Iterator[Finding]:
+    for example in _all_examples(dataset):
+        if example.answerable and not example.gold_documents:
+            message = (
+                "lists no passage, so its row reads what a search finds, and recall is not measured on it; name the "
+                'passages that contain the answer, or write "answerable": false'
+            )
+            yield _warning("without-gold", example.source, "gold_docs", message)
+
+
 def _content_words(text: str) -> set[str]:
     """Content words of a text. An answer of only stop words ("Yes.", "It is not.") has none and is not checked."""
     # Five letters, so that "return" and "returned" match.
@@ -305,6 +331,47 @@ def _gold_as_negatives(dataset: Dataset) -> Iterator[Finding]:
             if negative.id in gold:
                 message = f"is gold_docs[{gold[negative.id]}]; remove it from one of the two"
                 yield _warning("gold-as-negative", example.source, f"hard_neg_docs[{i}]", message)
+
+
+def _negatives_with_gold_text(dataset: Dataset) -> Iterator[Finding]:
+    for example in _all_examples(dataset):
+        gold = {document.id: _body(document) for document in example.gold_documents}
+        for i, negative in enumerate(example.hard_negatives):
+            shares = [share_held(text, _body(negative)) for text in gold.values()]
+            if negative.id not in gold and shares and max(shares) >= HOLDS:
+                message = f"has {100 * max(shares):.0f} % of a gold passage's text, so it may answer too; remove it"
+                yield _warning("negative-with-gold-text", example.source, f"hard_neg_docs[{i}]", message)
+
+
+def _twins(dataset: Dataset) -> Iterator[Finding]:
+    """Documents whose text another document contains."""
+    bodies = [_body(document) for document in dataset.documents[:_MOST_COMPARED]]
+    for i, j in twins(bodies, _CONTAINED).items():
+        if bodies[i] == bodies[j] and i < j:
+            continue  # of two equal ones the second is enough
+        message = f"is contained in {dataset.document_places[j]}, so a search finds one in place of the other; keep one"
+        yield _warning("contained-passage", dataset.document_places[i], _text_field(dataset.documents[i]), message)
+
+
+def _shared_articles(dataset: Dataset) -> Iterator[Finding]:
+    """Splits whose gold passages come from articles of which other passages are trained on."""
+    gold = [document for example in dataset.examples.get("train", []) for document in example.gold_documents]
+    trained, read = {article_of(document) for document in gold} - {""}, set(map(_content, gold))
+    for split in ("eval", "test"):
+        examples = dataset.examples.get(split, [])
+        new = [e for e in examples if not any(_content(document) in read for document in e.gold_documents)]
+        shared = sum(any(article_of(document) in trained for document in e.gold_documents) for e in new)
+        path = dataset.paths.get(f"{split}_file", "")
+        if shared:
+            message = (
+                f"{shared} of {len(examples)} examples are about other passages of articles that are trained on, so "
+                "they are easier than new articles; groundtune split --by article separates them"
+            )
+            yield _warning("shared-article", path, "", message)
+
+
+def _body(document: Document) -> str:
+    return document.page_content or document.text
 
 
 def _histories(dataset: Dataset) -> Iterator[Finding]:
@@ -337,7 +404,11 @@ CHECKS: tuple[Callable[[Dataset], Iterator[Finding]], ...] = (
     _leaks,
     _gold_not_in_database,
     _answers_off_passage,
+    _without_gold,
     _gold_as_negatives,
+    _negatives_with_gold_text,
+    _twins,
+    _shared_articles,
     _histories,
 )
 
@@ -368,17 +439,19 @@ _NAMED = 3  # places named in the summary line if there are more
 
 
 def condensed(findings: Iterable[Finding], dataset: Dataset) -> list[str]:
-    """One line for each finding, but a single line for many warnings of one kind in one file.
+    """One line for each finding, but a single line for many of one kind in one file; errors first.
 
-    That line has their number, their share of the file, the longest ones (the first ones, if length is not the
-    problem), and what to do.
+    The line for many warnings has their number, their share of the file, the longest ones (the first ones, if length is
+    not the problem), and what to do.
     """
     findings = list(findings)
+    errors = gathered([str(finding) for finding in findings if finding.severity == ERROR])
+    findings = [finding for finding in findings if finding.severity == WARNING]
     masses = {kind: found for kind, found in _kinds(findings).items() if len(found) > _MANY}
-    lines = []
+    lines = [f"{ERROR}: {line}" for line in errors]
     for finding in findings:
         kind = place(finding.where)[0], finding.check
-        if finding.severity != WARNING or kind not in masses:
+        if kind not in masses:
             lines.append(f"{finding.severity}: {finding}")
         elif finding is masses[kind][0]:
             lines.append(f"{WARNING}: {_mass(masses[kind], dataset)}")

@@ -14,8 +14,6 @@ from typing import Any
 from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
 from groundtune.system.text import HALF_A_CHARACTER, encodable
 
-to_json = json.JSONEncoder(ensure_ascii=False).encode
-
 # The historical format calls the assistant "system".
 _USERS = ["user", "human", "customer", "client", "question"]
 _ASSISTANTS = ["assistant", "system", "bot", "chatbot", "gpt", "ai", "agent", "model", "answer"]
@@ -125,9 +123,12 @@ def example_of(record: Record) -> Example:
     record.suspect_misspelt(
         "chat_history", "hard_neg_docs", "gold_answers", "answerable", required=("question", "gold_docs", "gold_answer")
     )
-    if record.fields.get("gold_docs") in (None, "", []):
+    if record.fields.get("gold_docs") in (None, "") and record.fields.get("answerable") is not False:
         state = "empty" if "gold_docs" in record.fields else "missing" + record.other_spelling("gold_docs")
-        record.note("gold_docs", f'{state}; every line needs "gold_docs", the documents that contain the answer')
+        need = (
+            'give the passages that contain the answer, or [] if none is known, or "answerable": false if none exists'
+        )
+        record.note("gold_docs", f"{state}; {need}")
     return Example(
         question=record.text(
             "question", 'every line needs a "question" with the text of the question', may_be_blank=True
@@ -145,8 +146,21 @@ def example_of(record: Record) -> Example:
 
 
 def turns_of(record: Record) -> Iterator[Turn]:
-    """The turns before the question: the record's `chat_history`, if there is one."""
-    return map(_turn, record.records("chat_history", _A_TURN))
+    """The turns before the question: the record's `chat_history`, if there is one.
+
+    A turn of "system" before the first one of the user is an instruction and left out, with a suspicion; elsewhere it
+    is the assistant's, as LocalRQA writes it.
+    """
+    turns = list(record.records("chat_history", _A_TURN))
+    if len(turns) > 1 and _speaker(turns[0]) == "system" and _SPEAKERS.get(_speaker(turns[1])) == USER:
+        problem = "is 'system' before the first user turn: an instruction, so it is left out; use --instruction"
+        record.suspicions.append(f"{turns[0].where}: {turns[0].prefix}speaker: {problem}")
+        turns = turns[1:]
+    return map(_turn, turns)
+
+
+def _speaker(turn: Record) -> str:
+    return str(turn.fields.get("speaker")).strip().lower()
 
 
 def _turn(record: Record) -> Turn:

@@ -18,13 +18,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
 
-from groundtune.data.entries import Record, document_of, example_of, json_object, to_json
+from groundtune.data.entries import Record, document_of, example_of, json_object
+from groundtune.data.other_kinds import not_documents, not_examples
 from groundtune.data.safe_pickle import RefusedPickle, load_fields
 from groundtune.errors import DataError
 from groundtune.schema import Document, Example
 from groundtune.system.durable import disk_errors
 from groundtune.system.outputs import in_place_of, is_link, links_at
-from groundtune.system.text import one_line
+from groundtune.system.packages import pip_install
+from groundtune.system.text import one_line, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 Reader = Callable[[FilePath, list[str]], Rows]  # yields readable rows and appends problems to the list
 
 _DOCUMENT_COLUMNS = ("page_content", "fmt_content", "metadata")
+_BEGINNING = 2**20  # bytes in which to find the first object of a file
 _BATCH = 4096  # Parquet rows in memory at a time
 # First bytes of files that are not UTF-8 text: reported as one problem, not one for every line.
 _OTHER_KINDS = {
@@ -60,7 +63,7 @@ class Contents(Generic[T]):
 
 def scan_examples(path: FilePath) -> Contents[Example]:
     """Like `read_examples`, but return every valid example and every problem instead of raising."""
-    return _scan(path, json_rows, example_of)
+    return _explained(path, _scan(path, json_rows, example_of), not_examples)
 
 
 def scan_documents(path: FilePath) -> Contents[Document]:
@@ -68,7 +71,7 @@ def scan_documents(path: FilePath) -> Contents[Document]:
     suffix = Path(path).suffix.lower()
     if suffix not in _READERS:
         return Contents([], [f"{path}: unsupported file type for documents; use {', '.join(_READERS)}"], [])
-    return _scan(path, _READERS[suffix], document_of)
+    return _explained(path, _scan(path, _READERS[suffix], document_of), not_documents)
 
 
 def read_examples(path: FilePath) -> list[Example]:
@@ -204,6 +207,15 @@ def _scan(path: FilePath, rows: Reader, build: Callable[[Record], T]) -> Content
     return found
 
 
+def _explained(path: FilePath, found: Contents[T], what_else: Callable[[FilePath, bytes], str]) -> Contents[T]:
+    """The contents of a file in which nothing is valid as a single problem, if it is known what the file is instead."""
+    if found.entries or not os.path.isfile(path):
+        return found
+    with _open(path) as file:
+        explained = what_else(path, file.read(_BEGINNING))
+    return Contents([], [explained], []) if explained else found
+
+
 def _entries(found: Contents[T]) -> list[T]:
     if found.problems:
         raise DataError(found.problems)
@@ -269,7 +281,7 @@ def _document_fields(row: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(metadata, list) and all(isinstance(entry, tuple) for entry in metadata):
             metadata = dict(metadata)  # a map column
         if metadata is None or isinstance(metadata, dict):
-            fields["metadata"] = json.loads(json.dumps({**row, **(metadata or {})}, default=str))
+            fields["metadata"] = json.loads(to_json({**row, **(metadata or {})}, default=str))
     except (ValueError, RecursionError):
         pass  # left unchanged, and reported by `Record.metadata`
     return fields
@@ -289,7 +301,7 @@ def _pyarrow(path: FilePath) -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError([f'{path}: Parquet needs pyarrow; pip install "groundtune[parquet]"']) from error
+        raise DataError([f"{path}: Parquet needs pyarrow; {pip_install('parquet')}"]) from error
     return pyarrow, pyarrow.parquet
 
 

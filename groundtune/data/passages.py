@@ -45,6 +45,15 @@ def header_of(*, source: str = "", title: str = "", section: str = "") -> str:
     return f"{said}Content:\n" if said else ""
 
 
+# Metadata that names the article of a passage; the first key that is there counts.
+ARTICLE = ("source", "url", "title")
+
+
+def article_of(document: Document) -> str:
+    """The article that a passage is part of, from its metadata; empty if none is named."""
+    return str(next(filter(None, map(document.metadata.get, ARTICLE)), ""))
+
+
 def _words(text: str) -> int:
     return len(text.split())
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from groundtune.aliases import Model, Tokenizer
+from groundtune.arguments import room_for_prompt
+from groundtune.errors import DataError
 from groundtune.evaluation.arguments import InferenceArguments
 from groundtune.evaluation.evaluator import EndToEndEvaluator, passages_of, score_replies
 from groundtune.evaluation.predictions import Evaluation, evaluation_of
@@ -19,7 +21,9 @@ from groundtune.model.endpoint import Endpoint, lasting
 from groundtune.model.generators import computing
 from groundtune.prompts.policies import kept
 from groundtune.prompts.prompt import chat_messages, make_prompt
+from groundtune.prompts.rows import fits
 from groundtune.retrieval.opening import index_folder, open_retriever
+from groundtune.retrieval.queries import queries_of, too_long_note
 from groundtune.retrieval.retrievers import retrieve
 from groundtune.schema import Document, Example, Hit
 
@@ -105,8 +109,12 @@ def answer_by_chat(endpoint: Endpoint) -> Answer:
     return answer
 
 
-def open_questions(arguments: InferenceArguments, examples: list[Example], documents: list[Document]) -> list[Asked]:
+def open_questions(
+    arguments: InferenceArguments, examples: list[Example], documents: list[Document], notes: list[str]
+) -> list[Asked]:
     """The questions of each context with their retrieved passages and, if a tokenizer is known, their prompts.
+
+    `notes` gets a line about queries that were shortened.
 
     Raises `DataError` for questions that are too long, `ModelError` if tokenizer or embedding model cannot be loaded.
     """
@@ -121,7 +129,31 @@ def open_questions(arguments: InferenceArguments, examples: list[Example], docum
         k, history = arguments.retrieval.eval_num_to_retrieve, arguments.retrieval.query_history
         hits = retrieve(retriever, examples, k, history)
         seconds = time.perf_counter() - begin
+        notes += too_long_note(queries_of(examples, history), retriever.limit)
+    if tokenizer is not None and arguments.data.too_long != "error":
+        examples, hits = _fitting(arguments, examples, hits, tokenizer)
     return [_asked(arguments, context, examples, hits, seconds, tokenizer) for context in arguments.contexts]
+
+
+def _fitting(
+    arguments: InferenceArguments, examples: list[Example], hits: list[tuple[Hit, ...]], tokenizer: Tokenizer
+) -> tuple[list[Example], list[tuple[Hit, ...]]]:
+    """The examples whose prompt fits in every context, so that all contexts have the same questions, and their hits."""
+    room = room_for_prompt(arguments.data.max_seq_length, arguments.evaluation.max_new_tokens)
+    shorten = arguments.data.too_long == "shorten"
+    too_long: set[int] = set()
+    for context in arguments.contexts:
+        prompt = make_prompt(tokenizer, replace(arguments.prompt, instruction=_instruction(arguments, context)))
+        passages = passages_of(context, examples, hits)
+        too_long |= {
+            i
+            for i, (example, these) in enumerate(zip(examples, passages, strict=True))
+            if not fits(example, these, prompt, room, shorten)
+        }
+    fitting = [i for i in range(len(examples)) if i not in too_long]
+    if not fitting:
+        raise DataError(["--eval_file: every question is too long; raise --max_seq_length"])
+    return [examples[i] for i in fitting], [hits[i] for i in fitting]
 
 
 def _instruction(arguments: InferenceArguments, context: str) -> str:
@@ -152,6 +184,7 @@ def _asked(
             retrieval_seconds=seconds,
             bootstrap_samples=evaluation.bootstrap_samples,
             context=context,
+            shorten=arguments.data.too_long == "shorten",
         )
     new, samples = evaluation.max_new_tokens, evaluation.bootstrap_samples
     return Asked(context, examples, hits, instruction, new, seconds, samples, evaluator)

@@ -245,7 +245,15 @@ class InferenceArguments:
         if outside := self._outside(has_examples):
             return [self._not_followed(outside)]  # before accessing anything that the folder names
         files = self._check_files(has_examples)
-        return [*files, *self._check_who(), *self._check_judge(), *self._check_numbers()]
+        problems = [*files, *self._check_who(), *self._check_judge(), *self._check_numbers()]
+        return [*self._no_such_run(), *problems] if problems else []
+
+    def _no_such_run(self) -> list[str]:
+        """The likely reason for everything else that is missing: the name of a run that is not there."""
+        name = self.model.model_name_or_path
+        if self.api != "here" or not name or os.path.exists(name) or re.search(r"\s", name):
+            return []
+        return [f"MODEL: no such folder: {name}; check the path (the name of a hub model needs the arguments below)"]
 
     def _outside(self, has_examples: bool) -> dict[str, str]:
         """Flag -> value: what would be used although only MODEL's folder names it, it lies outside the folder, and this

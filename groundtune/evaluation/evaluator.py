@@ -19,9 +19,9 @@ from groundtune.evaluation.groundedness import groundedness_scores
 from groundtune.evaluation.metrics import retrieval_scores
 from groundtune.evaluation.predictions import Evaluation, evaluation_of
 from groundtune.model.generation import Generated, generate_greedy
-from groundtune.prompts.policies import CONTEXTS, Passages, draw, kept
+from groundtune.prompts.policies import CONTEXTS, Passages, draw
 from groundtune.prompts.prompt import Prompt
-from groundtune.prompts.rows import Question, encode_questions
+from groundtune.prompts.rows import Question, encode_questions, shortening_note
 from groundtune.schema import Document, Example, Hit, Prediction, Reply
 from groundtune.system.processes import in_shares, run_on_main
 from groundtune.system.text import after_thoughts
@@ -36,7 +36,7 @@ class EndToEndEvaluator:
     Work that does not depend on the model is done once: the retriever is frozen, so `hits` are passed in, and the
     prompts are written on construction. Gold passages are used only for scoring, unless `context` is another of
     `passages.CONTEXTS`. Raises `DataError` for a question that leaves no room for an answer of `max_new_tokens` within
-    `max_length` (tokens).
+    `max_length` (tokens), `shorten` or not (see `prompts.rows.encode_rows`).
     """
 
     name: str
@@ -50,6 +50,7 @@ class EndToEndEvaluator:
     retrieval_seconds: float = 0.0
     bootstrap_samples: int = 2000
     context: str = "retrieved"
+    shorten: bool = False
     passages: list[Passages] = field(init=False, repr=False)
     questions: list[Question] = field(init=False, repr=False)
 
@@ -58,17 +59,14 @@ class EndToEndEvaluator:
     def __post_init__(self) -> None:
         self.passages = passages_of(self.context, self.examples, self.hits)
         room = room_for_prompt(self.max_length, self.max_new_tokens)
-        self.questions = encode_questions(self.examples, self.passages, self.prompt, room)
-        cut = sum(len(question.read) < len(these) for question, these in zip(self.questions, self.passages))
-        if cut:
-            logger.warning(
-                "%s: %d of %d prompts lost retrieved passages to fit into --max_seq_length %d less --max_new_tokens %d",
-                self.name,
-                cut,
-                len(self.questions),
-                self.max_length,
-                self.max_new_tokens,
-            )
+        self.questions = encode_questions(self.examples, self.passages, self.prompt, room, self.shorten)
+        if self.note:
+            logger.warning(self.note)
+
+    @property
+    def note(self) -> str:
+        """What the prompts leave out to fit; empty if nothing."""
+        return shortening_note(f"{self.name} questions", self.questions)
 
     def __call__(
         self, model: Model, on_answer: Callable[[int], None] = lambda done: None, in_step: bool = False
@@ -137,6 +135,7 @@ def score_replies(
     share of `retrieval_seconds` and `generation_seconds`.
     """
     n, unknown = len(examples), unknown_texts(examples)
+    k = max([1, *map(len, hits)])  # a search by words may find fewer for some questions
     return [
         Prediction(
             example=example,
@@ -147,7 +146,7 @@ def score_replies(
             prompt_tokens=reply.prompt_tokens,
             new_tokens=reply.new_tokens,
             scores={
-                **(_retrieval(example, found, retrieval_seconds / n) if context == "retrieved" else {}),
+                **(_retrieval(example, found, k, retrieval_seconds / n) if context == "retrieved" else {}),
                 **_generation(example, passages, reply, generation_seconds / n, unknown),
             },
             context=context,
@@ -158,12 +157,12 @@ def score_replies(
     ]
 
 
-def _retrieval(example: Example, hits: Sequence[Hit], seconds: float) -> dict[str, float]:
+def _retrieval(example: Example, hits: Sequence[Hit], k: int, seconds: float) -> dict[str, float]:
     seconds_of_one = {"latency/retrieval_s": seconds}
-    if not example.answerable:  # no passage holds the answer, so there is nothing to find
+    if not example.has_evidence:  # there is nothing to find
         return seconds_of_one
     ranked, gold = [hit.document.id for hit in hits], {document.id for document in example.gold_documents}
-    return {**retrieval_scores(ranked, gold, ks=(1, len(hits))), **seconds_of_one}
+    return {**retrieval_scores(ranked, gold, ks=(1, k)), **seconds_of_one}
 
 
 def _generation(
@@ -194,11 +193,11 @@ def read_evaluation(path: str | os.PathLike[str], evaluator: EndToEndEvaluator) 
             hits=tuple(hits),
             scores={name: math.nan if score is None else score for name, score in row["scores"].items()},
             context=evaluator.context,
-            read=kept(passages, len(passages) - row["passages_read"]),
+            read=question.read,
             **{name: row[name] for name in ("answer", "finished", "passages_read", "prompt_tokens", "new_tokens")},
         )
-        for example, hits, passages, row in zip(
-            evaluator.examples, evaluator.hits, evaluator.passages, rows, strict=True
+        for example, hits, question, row in zip(
+            evaluator.examples, evaluator.hits, evaluator.questions, rows, strict=True
         )
     ]
     return evaluation_of(predictions, evaluator.bootstrap_samples)

@@ -1,12 +1,12 @@
 """A language model, here or on a server, as a judge of answers: every answer is graded or counted as failed.
 
 The judge prompt is a text file with the placeholders `$question`, `$answer` (required), `$gold_answer`, `$passages` and
-`$chat_history`; it asks for a rating from 1 to 5 in the form [[3]]. The score is (rating - 1) / 4.
+`$chat_history`; it asks for a rating from 1 to 5 in the form [[3]]. The score is (rating - 1) / 4. What takes their
+place is fenced (see prompts/fences.py): an answer may claim to be a 5.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -19,7 +19,9 @@ from groundtune.errors import DataError
 from groundtune.evaluation.arguments import InferenceArguments
 from groundtune.model.endpoint import EndpointError, is_server
 from groundtune.model.opening import open_writer, writing_model
+from groundtune.prompts.fences import fenced, introduced
 from groundtune.schema import Prediction, Reply
+from groundtune.system.text import to_json
 
 SHIPPED = Path(__file__).parent / "judge_prompts"
 _FIELDS = ("question", "answer", "gold_answer", "passages", "chat_history")
@@ -37,14 +39,15 @@ class JudgePrompt:
 
     def messages(self, prediction: Prediction) -> list[dict[str, str]]:
         example = prediction.example
+        turns = "\n".join(f"{turn.speaker}: {turn.message}" for turn in example.chat_history)
         values = {
-            "question": example.question,
-            "answer": prediction.answer,
-            "gold_answer": example.answer,
-            "passages": "\n\n".join(document.text for document in prediction.read) or "(none)",
-            "chat_history": "\n".join(f"{turn.speaker}: {turn.message}" for turn in example.chat_history) or "(none)",
+            "question": fenced("question", example.question),
+            "answer": fenced("answer", prediction.answer),
+            "gold_answer": fenced("reference", example.answer),
+            "passages": "\n\n".join(fenced("passage", document.text) for document in prediction.read) or "(none)",
+            "chat_history": fenced("conversation", turns) if turns else "(none)",
         }
-        return [{"role": "user", "content": Template(self.text).substitute(values)}]
+        return [{"role": "user", "content": Template(introduced(self.text, "answer")).substitute(values)}]
 
 
 def read_judge_prompts(names: Sequence[str]) -> list[JudgePrompt]:
@@ -134,5 +137,5 @@ def _way_out(arguments: InferenceArguments, failure: str) -> str:
     judge = arguments.judge
     if "max_completion_tokens" in failure:  # required by OpenAI's newer models, whose error names it
         options = {"max_tokens": None, "max_completion_tokens": judge.judge_max_new_tokens}
-        return f"add --judge_options '{json.dumps(options)}'"
+        return f"add --judge_options '{to_json(options)}'"
     return f"check the server log: does it have a model {judge.judge_model!r}, or does it need other --judge_options?"

@@ -12,17 +12,19 @@ RIGHT = "answered right"
 WRONG = "found but answered wrong"
 MISSED = "retrieval missed"
 LUCKY = "right without evidence"
+FORGOT = "wrong without evidence"
 KNEW = "unanswerable, abstained"
 INVENTED = "unanswerable, but answered"
 OUTCOMES = {
     RIGHT: "a gold passage (one with the answer) was read, and the answer counts as right; a word-based score cannot "
     "detect a missing `not`",
     WRONG: "a gold passage was read, and the answer counts as wrong: the model's fault",
-    MISSED: "no gold passage was read, and the answer counts as wrong: the fault of the retriever or the length "
-    "limit; in closed_book nothing is retrieved",
+    MISSED: "no gold passage was read, and the answer counts as wrong: the fault of the retriever or the length limit",
     LUCKY: "no gold passage was read, and the answer counts as right: memorised, found in another passage, or right "
     "only in its words",
 }
+# In closed_book, where no retriever can miss anything, in place of MISSED.
+WITHOUT_PASSAGES = {FORGOT: "nothing was to be read, and the answer counts as wrong"}
 # For unanswerable questions, if there are any: they have no evidence to find.
 WITHOUT_ANSWER = {
     KNEW: "the passages contain no answer, and the model said that it does not know",
@@ -42,7 +44,7 @@ class Rightness:
 
 
 def outcome(prediction: Prediction, right: Rightness) -> str:
-    """One of `OUTCOMES` or `WITHOUT_ANSWER`; empty if the score is missing because the answer or its judge failed.
+    """One of `OUTCOMES`, `WITHOUT_PASSAGES` or `WITHOUT_ANSWER`; empty if the answer or its judge failed.
 
     One of several gold passages counts as evidence.
     """
@@ -55,7 +57,9 @@ def outcome(prediction: Prediction, right: Rightness) -> str:
     evidence = any(document.id in gold for document in prediction.read)
     if is_right:
         return RIGHT if evidence else LUCKY
-    return WRONG if evidence else MISSED
+    if evidence:
+        return WRONG
+    return FORGOT if prediction.context == "closed_book" else MISSED
 
 
 def with_outcomes(predictions: Sequence[Prediction], right: Rightness) -> list[Prediction]:
@@ -66,9 +70,12 @@ def with_outcomes(predictions: Sequence[Prediction], right: Rightness) -> list[P
 def outcome_counts(predictions: Sequence[Prediction]) -> dict[str, int]:
     """Number of questions per outcome, in the order of `OUTCOMES`; they sum to n.
 
-    Includes those of `WITHOUT_ANSWER` if any example is unanswerable, and `failed` if any prediction has no outcome.
+    Includes those of `WITHOUT_PASSAGES` and `WITHOUT_ANSWER` if any question is of that kind, and `failed` if any
+    prediction has no outcome.
     """
     counts = Counter(prediction.outcome for prediction in predictions)
     unanswerable = any(not prediction.example.answerable for prediction in predictions)
     failed = {"failed": counts[""]} if counts[""] else {}
-    return {name: counts[name] for name in [*OUTCOMES, *(WITHOUT_ANSWER if unanswerable else [])]} | failed
+    closed = any(prediction.context == "closed_book" for prediction in predictions)
+    names = [*OUTCOMES, *(WITHOUT_PASSAGES if closed else []), *(WITHOUT_ANSWER if unanswerable else [])]
+    return {name: counts[name] for name in names} | failed

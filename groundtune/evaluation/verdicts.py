@@ -121,6 +121,8 @@ class Change:
         """The ranks of the gold documents, and whether the prompt had room for the first one."""
         gold = {document.id for document in self.tuned.example.gold_documents}
         ranks = [rank for rank, hit in enumerate(self.tuned.hits, 1) if hit.document.id in gold]
+        if not gold:
+            return "no gold document"
         if not ranks:
             return f"not among the {len(self.tuned.hits)} retrieved"
         some = f" ({len(ranks)} of {len(gold)} gold documents)" if len(gold) > 1 else ""

@@ -23,6 +23,7 @@ from urllib.parse import urljoin, urlsplit
 from groundtune.errors import DataError
 from groundtune.model.replies import no_answer, reply_of, text_of
 from groundtune.schema import Reply
+from groundtune.system.packages import pip_install
 from groundtune.system.text import hide_secrets, one_line
 
 KEYS = ("GROUNDTUNE_API_KEY", "OPENAI_API_KEY")  # the first that is set is used; local servers usually need none
@@ -101,7 +102,7 @@ class Endpoint:
         if not self.model:
             problems.append(f"--{flag}_model: missing; give the server's name for the model")
         if importlib.util.find_spec("openai") is None:
-            problems.append(f'--{flag}: a server needs the package openai; pip install "groundtune[endpoint]"')
+            problems.append(f"--{flag}: a server needs the package openai; {pip_install('endpoint')}")
         return problems
 
     def complete(
@@ -208,12 +209,7 @@ class Endpoint:
         fields = {"max_tokens": max_tokens, "temperature": temperature, **self.options}
         return {name: value for name, value in fields.items() if value is not None}
 
-    def _replies(
-        self,
-        ask: Callable[[P], Any],
-        prompts: Sequence[P],
-        on_done: Callable[[int], None],
-    ) -> list[Reply]:
+    def _replies(self, ask: Callable[[P], Any], prompts: Sequence[P], on_done: Callable[[int], None]) -> list[Reply]:
         def reply(prompt: P, first: bool = False) -> Reply:
             self._pace()
             answered = self._reply(ask, prompt, first)

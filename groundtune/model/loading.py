@@ -164,8 +164,35 @@ def add_lora(model: PreTrainedModel, arguments: ModelArguments) -> PeftModel:
     except ValueError as error:
         linear = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
         raise ModelError(f"--lora_target_modules: {error}; this model's linear layers: {', '.join(linear)}") from error
+    if names == ["all-linear"]:
+        _tell_share(model)
     fuse(adapted)
     return adapted
+
+
+def _tell_share(model: Model) -> None:
+    """A line with the share of the weights that the adapter reaches, if some lie outside linear layers.
+
+    The experts of gpt-oss or Granite MoE are arrays of three dimensions, and most of the model.
+    """
+    from peft.tuners.lora.layer import LoraLayer
+
+    decoder = model.get_decoder()
+    layers: list[Any] = [module for module in decoder.modules() if isinstance(module, LoraLayer)]
+    adapted = sum(layer.in_features * layer.out_features for layer in layers)
+    embeddings = {id(m.weight) for m in decoder.modules() if isinstance(m, torch.nn.Embedding)}
+    others: dict[str, int] = {}
+    for name, weight in decoder.named_parameters():
+        if weight.ndim > 1 and "lora_" not in name and "base_layer" not in name and id(weight) not in embeddings:
+            kind = re.sub(r"^.*\d+\.", "", name)
+            others[kind] = others.get(kind, 0) + weight.numel()
+    share = adapted / max(1, adapted + sum(others.values()))
+    if share < 0.95:
+        largest = sorted(others, key=lambda kind: -others[kind])[:3]
+        logger.warning(
+            "--lora_target_modules all-linear: adapts %.0f %% of the weights of the layers; the others are not linear "
+            "layers and are not trained: %s", 100 * share, ", ".join(largest),
+        )  # fmt: skip
 
 
 def _beside_the_text(model: Model) -> str | None:
@@ -193,7 +220,8 @@ def attention_for(arguments: ModelArguments) -> str:
     """The name of the attention to load the model with: FlashAttention 2 if it is asked for and can run here.
 
     Otherwise PyTorch's own, which is exact and uses FlashAttention kernels of its own where there are any; a log line
-    says so. Either is replaced by packed attention where that is exact (`attention.use_packed_attention`).
+    says so. Either is replaced by packed attention where that is exact (`attention.use_packed_attention`), and is what
+    computes where it is not.
     """
     if not arguments.use_flash_attention:
         return "sdpa"

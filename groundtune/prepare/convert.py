@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from groundtune.data.files import in_the_way, read_documents, read_examples, replacing, write_jsonl
 from groundtune.errors import DataError
 from groundtune.prepare.formats import FORMATS, Converted, Options, beir, chats
+from groundtune.prepare.support import support
 from groundtune.schema import Document, Example
 from groundtune.system.outputs import links_at
+from groundtune.system.text import one_line, to_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+_CANDIDATES, _SUPPORTED = 20, 0.6  # passages searched, and the least share of an answer's words in its passage
 _ENOUGH = 100  # problems after which a file is not read further: it is of another format
 
 EXPORTS = {
@@ -27,15 +30,17 @@ EXPORTS = {
     "to_prompt_completion": 'examples -> lines of {"prompt", "completion", "documents"}, lists of messages',
     "to_beir": "examples -> a BEIR folder",
 }
+# Formats whose examples may come without a passage.
+SEARCHED = ("messages", "prompt_completion", "sharegpt", "alpaca", "csv")
 # Arguments that apply to some formats only.
 FLAGS = {
     "unanswerable": ("squad", "natural_questions", "ms_marco"),
     "evidence": ("triviaqa",),
-    "prompt_pattern": ("messages", "prompt_completion"),
+    "prompt_pattern": ("messages", "prompt_completion", "sharegpt"),
     "raft_answer": ("raft",),
     "limit": tuple(FORMATS),
     "instruction": ("to_messages", "to_prompt_completion"),
-    "documents": ("to_beir",),
+    "documents": ("to_beir", *SEARCHED),
 }
 
 
@@ -47,6 +52,8 @@ class Summary:
     documents: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     dialogues: int = 0  # chat histories, in a format that has no place for them
+    instructions: Counter[str] = field(default_factory=Counter)  # of dialogues; an example has no place for them
+    tools: int = 0  # messages from and to tools, left out of dialogues
 
     def count(self, name: str, example: Example) -> None:
         self.files.setdefault(name, Counter()).update(
@@ -96,10 +103,12 @@ def convert(
     folder: Path,
     options: Options,
     limit: int = 0,
+    documents: Sequence[Document] = (),
     on_example: Callable[[int], None] = lambda done: None,
 ) -> Summary:
     """Write `folder`/documents.jsonl and a file of examples for each input, with at most `limit` examples if not 0.
 
+    An example without a passage gets the one of `documents` that supports its answer; all of them are written.
     Inputs are streamed as far as their format allows; only the ids of documents are kept in memory.
 
     Raises:
@@ -109,6 +118,9 @@ def convert(
     problems: list[str] = []
     with ExitStack() as stack:
         output = _Output(folder, stack, summary)
+        if documents:
+            options = replace(options, search=supporting(documents))
+            output.write(Converted(documents=tuple(documents)), "")
         for path in inputs:
             taken = 0
             for step in FORMATS[name].read(path, options, problems):
@@ -128,6 +140,24 @@ def convert(
     return summary
 
 
+def supporting(documents: Sequence[Document]) -> Callable[[str, str], list[Document]]:
+    """A function of question and answer that finds the passage that supports the answer best, or none.
+
+    Candidates are the first 20 by BM25 for both together: unlike a retriever in use, it may read the answer.
+    """
+    from groundtune.retrieval.retrievers import BM25Retriever
+
+    retriever = BM25Retriever(documents)
+
+    def search(question: str, answer: str) -> list[Document]:
+        (hits,) = retriever.search([f"{question}\n{answer}"], _CANDIDATES)
+        scored = [(support(answer, question, hit.document.text), hit.document) for hit in hits]
+        best = max((score for score, _ in scored), default=0.0)
+        return [document for score, document in scored if score == best >= _SUPPORTED][:1]
+
+    return search
+
+
 class _Output:
     """The output files of a conversion; they replace existing files together when `stack` ends without an error."""
 
@@ -139,6 +169,9 @@ class _Output:
     def write(self, step: Converted, name: str) -> None:
         for document in step.documents:
             self._document(document)
+        if step.unsaid.instruction:
+            self._summary.instructions[step.unsaid.instruction] += 1
+        self._summary.tools += step.unsaid.tools
         if step.left_out:
             self._summary.left_out[step.left_out] += 1
         if step.example:
@@ -157,7 +190,7 @@ class _Output:
     def _line(self, name: str, row: dict[str, Any]) -> None:
         if name not in self._files:
             self._files[name] = self._stack.enter_context(replacing(self._folder / f"{name}.jsonl"))
-        self._files[name].write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
+        self._files[name].write(to_json(row).encode("utf-8") + b"\n")
 
 
 def export(name: str, inputs: Sequence[Path], folder: Path, instruction: str, documents: Path | None) -> Summary:
@@ -191,10 +224,10 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 
 def summary_table(summary: Summary) -> Table:
     """The number of examples in each file, as a rich table."""
-    from rich.table import Table
+    from groundtune.system.tables import TextTable
 
     columns = ["examples", *(n for n in ("unanswerable", "several answers", "no answer") if summary_has(summary, n))]
-    table = Table("file", *columns)
+    table = TextTable("file", *columns)
     for column in table.columns[1:]:
         column.justify = "right"
     for name, counts in summary.files.items():
@@ -209,6 +242,14 @@ def summary_has(summary: Summary, column: str) -> bool:
 def notes(summary: Summary) -> list[str]:
     """Notes beside the table: questions left out, dialogues, and examples without an answer."""
     lines = [f"left out: {n:,} questions {reason}" for reason, n in summary.left_out.most_common()]
+    if summary.instructions:
+        text, most = summary.instructions.most_common(1)[0]
+        n, kinds = summary.instructions.total(), len(summary.instructions)
+        which = "it" if kinds == 1 else f"the most frequent of {kinds} different ones ({most:,} times)"
+        given = shlex.quote(one_line(text, 200))
+        lines.append(f"left out: the instruction (system message) of {n:,} dialogues; {which}: --instruction {given}")
+    if summary.tools:
+        lines.append(f"left out: {summary.tools:,} messages from or to tools; put what they say into the passages")
     if summary.dialogues:
         where = "it is stored in the metadata of the queries (chat_history), which BEIR retrievers do not read"
         lines.append(f"{summary.dialogues:,} of the questions follow a dialogue: {where}")

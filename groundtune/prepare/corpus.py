@@ -207,9 +207,9 @@ def _digest(passage: Document) -> bytes:
 
 def summary_table(summary: Summary) -> Table:
     """The counts by kind of file, as a rich table."""
-    from rich.table import Table
+    from groundtune.system.tables import TextTable
 
-    table = Table("kind", "files", "texts", "passages", "duplicates dropped")
+    table = TextTable("kind", "files", "texts", "passages", "duplicates dropped")
     for column in table.columns[1:]:
         column.justify = "right"
     counters = (summary.files, summary.pages, summary.passages, summary.duplicates)

@@ -161,9 +161,9 @@ def why_none(result: GateResult, failures: Sequence[str]) -> list[str]:
 
 def summary_table(result: GateResult) -> Table:
     """Counts of what was asked, what each gate rejected and what was kept, as a rich table."""
-    from rich.table import Table
+    from groundtune.system.tables import TextTable
 
-    table = Table("", "number")
+    table = TextTable("", "number")
     table.columns[1].justify = "right"
     for name in ("passages", "questions", "answers"):
         table.add_row(name, f"{result.counts[name]:,}")

@@ -5,25 +5,38 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from groundtune.data.entries import shown
 from groundtune.data.words import words
 from groundtune.errors import DataError
 from groundtune.prepare.journal import Journal
+from groundtune.prompts.fences import fenced
 from groundtune.schema import Document, Reply
-from groundtune.system.text import after_thoughts
+from groundtune.system.text import encodable
 
 if TYPE_CHECKING:
     from groundtune.model.generators import Writer
 
 JournalRow = dict[str, Any]
+# What a row of the journal holds, by the field that only rows of its kind have.
+_TEXT, _TEXTS, _FLAG, _VERDICT = "a text", "a list of texts", "true or false", "true, false or null"
+_ROWS = {
+    "questions": {"passage": _TEXT, "questions": _TEXTS},
+    "answer": {"passage": _TEXT, "question": _TEXT, "answer": _TEXT, "finished": _FLAG},
+    "check": {"passage": _TEXT, "question": _TEXT, "check": _TEXT, "supported": _VERDICT, "said": _TEXT},
+}
+_IS: dict[str, Callable[[Any], bool]] = {
+    _TEXT: lambda value: isinstance(value, str) and encodable(value),
+    _TEXTS: lambda value: isinstance(value, list) and all(map(_IS[_TEXT], value)),
+    _FLAG: lambda value: isinstance(value, bool),
+    _VERDICT: lambda value: value is None or isinstance(value, bool),
+}
+_MISSING = object()
 NOT_ANSWERED = "NOT ANSWERED"
-STILL_THINKING = (
-    "a reply ended within its reasoning; raise --max_new_tokens, or turn reasoning off with --generator_options"
-)
 PLACEHOLDERS = {
     "questions.txt": ("{passage}",),
     "answer.txt": ("{passage}", "{question}"),
@@ -68,7 +81,7 @@ def read_prompt(path: Path | None, packaged: str) -> str:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError([f"{path}: cannot be read ({error}); name a text file in UTF-8"]) from error
-    if missing := [name for name in PLACEHOLDERS[packaged] if name not in text]:
+    if missing := [name for name in PLACEHOLDERS[packaged] if name not in text.replace("{<", "{").replace(">}", "}")]:
         raise DataError([f"{path}: lacks {' and '.join(missing)}; put it where the text should be inserted"])
     return text
 
@@ -105,7 +118,7 @@ class Asker:
             self.report(stage, start, len(jobs))
             generator = self.load()
             messages = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + self.batch]]
-            replies = list(map(without_thoughts, generator.complete(messages, self.max_new_tokens)))
+            replies = generator.complete(messages, self.max_new_tokens)
             self.failures += [reply.failure for reply in replies if reply.failure]
             answered = zip(jobs[start : start + self.batch], replies, strict=True)
             self.journal.add({**job, **row_of(reply)} for job, reply in answered if not reply.failure)
@@ -134,6 +147,21 @@ def generate(passages: Sequence[Document], settings: Settings, ask: Asker) -> No
     )
 
 
+def open_journal(folder: Path, settings: Settings, generator: str) -> Journal:
+    """The journal in `folder`. Raises `DataError` unless it was made with the same prompts, numbers and generator."""
+    return Journal(folder / "generated.jsonl", what_decides_a_reply(settings, generator), _wrong_with)
+
+
+def _wrong_with(row: JournalRow) -> str:
+    """What is wrong with a row of the journal; empty if nothing is."""
+    kinds = [kind for kind in _ROWS if kind in row]
+    if len(kinds) != 1:
+        return f"has {' and '.join(kinds) or 'none'} of the fields {', '.join(_ROWS)}, of which a row has one"
+    fields = _ROWS[kinds[0]]
+    wrong = [f"{name} is not {kind}" for name, kind in fields.items() if not _IS[kind](row.get(name, _MISSING))]
+    return ", ".join(wrong + [f"{shown(name)} is unknown" for name in row if name not in fields])
+
+
 def what_decides_a_reply(settings: Settings, generator: str) -> dict[str, Any]:
     """The settings that replies depend on; a journal can be continued only if they are the same."""
     prompts = {"question prompt": settings.question_prompt, "answer prompt": settings.answer_prompt}
@@ -143,22 +171,23 @@ def what_decides_a_reply(settings: Settings, generator: str) -> dict[str, Any]:
 
 
 def question_prompt(settings: Settings, passage: Document) -> str:
-    return fill(settings.question_prompt, number=str(settings.questions_per_passage), passage=passage.text)
+    return fill(settings.question_prompt, settings.questions_per_passage, passage=passage.text)
 
 
 def answer_prompt(settings: Settings, passage: Document, question: str) -> str:
     return fill(settings.answer_prompt, passage=passage.text, question=question)
 
 
-def fill(prompt: str, **texts: str) -> str:
-    """The prompt with each `{name}` of `texts` replaced by its text; braces in the texts are not replaced."""
-    return re.sub("|".join(f"{{{name}}}" for name in texts), lambda found: texts[found[0][1:-1]], prompt)
+def fill(prompt: str, number: int = 0, **texts: str) -> str:
+    """The prompt with each `{name}` replaced by its text, and each `{<name>}` by its text inside a fence.
 
-
-def without_thoughts(reply: Reply) -> Reply:
-    """A reply without its reasoning; a reply that ends during the reasoning has failed."""
-    text, inside = after_thoughts(reply.text)
-    return replace(reply, text=text, failure=reply.failure or (STILL_THINKING if inside else ""))
+    Braces in the texts are not replaced. The packaged prompts fence all texts, as a passage may contain something that
+    reads like an instruction; a prompt with examples for a base model needs the texts alone.
+    """
+    values = {"{number}": str(number)}
+    for name, text in texts.items():
+        values |= {f"{{{name}}}": text, f"{{<{name}>}}": fenced(name, text)}
+    return re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], prompt)
 
 
 def parse_questions(text: str, at_most: int) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from groundtune.data.words import telling_words, words
 from groundtune.prepare.journal import Journal
 from groundtune.prepare.questions import Asker, Settings, fill, questions_of
+from groundtune.prompts.fences import introduced
 from groundtune.schema import Document
 
 # Only at the end: a model may mention either verdict before.
@@ -57,7 +58,13 @@ def check_support(passages: Sequence[Document], settings: Settings, ask: Asker) 
 
 
 def support_prompt(settings: Settings, passage: Document, question: str, answer: str) -> str:
-    return fill(settings.support_prompt, passage=passage.text, question=question, answer=answer)
+    return fill(_fenced(settings), passage=passage.text, question=question, answer=answer)
+
+
+def _fenced(settings: Settings) -> str:
+    """The prompt with a fence around every text, whoever wrote it: an answer may claim to be supported."""
+    texts = re.sub(r"\{(passage|question|answer)\}", r"{<\1>}", settings.support_prompt)
+    return introduced(texts, "passage")
 
 
 def parse_verdict(text: str) -> bool | None:
@@ -84,7 +91,7 @@ def verdicts_of(journal: Journal, settings: Settings) -> Mapping[tuple[str, str]
 
 def made_by(settings: Settings) -> str:
     """Hash of the checker and its prompt; verdicts of others stay in the journal but do not count."""
-    return hashlib.sha256(f"{settings.checker}\n{settings.support_prompt}".encode()).hexdigest()[:12]
+    return hashlib.sha256(f"{settings.checker}\n{_fenced(settings)}".encode()).hexdigest()[:12]
 
 
 @lru_cache(maxsize=100_000)

@@ -7,7 +7,7 @@ hashes are kept in memory.
 from __future__ import annotations
 
 import hashlib
-import random
+import secrets
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -18,7 +18,7 @@ from groundtune.schema import Document
 
 _FIRST = 4  # words by which a passage is looked for in others; a shorter one is left alone
 _PRIME = 2**61 - 1
-_BASE = random.Random(1).randrange(2**32, _PRIME)
+_BASE = 2**32 + secrets.randbelow(_PRIME - 2**32)  # so that nobody can write texts whose hashes agree
 
 
 def merge_contained(path: Path) -> int:

@@ -25,20 +25,37 @@ Passages = tuple[Passage, ...]
 Policy = Callable[[Example, Sequence[Hit], Random], Passages]
 
 
-def kept(passages: Sequence[Passage], dropped: int = 0) -> tuple[Document, ...]:
-    """The documents in prompt order, without the last `dropped` of the droppable ones."""
+def kept(passages: Sequence[Passage], dropped: int = 0, required_dropped: int = 0) -> tuple[Document, ...]:
+    """The documents in prompt order, without the last `dropped` droppable and `required_dropped` required ones."""
     may_go = [i for i, passage in enumerate(passages) if passage.droppable]
-    gone = set(may_go[len(may_go) - dropped :])
+    must_stay = [i for i, passage in enumerate(passages) if not passage.droppable]
+    gone = {*may_go[len(may_go) - dropped :], *must_stay[len(must_stay) - required_dropped :]}
     return tuple(passage.document for i, passage in enumerate(passages) if i not in gone)
 
 
 def gold_passages(example: Example, hits: Sequence[Hit] = (), rng: Random | None = None) -> Passages:
-    """SFT: the gold passages only; hits are ignored."""
-    return required_first(_distinct(example.gold_documents))
+    """SFT: the gold passages only. An unanswerable question without them reads its hard negatives, or else its hits.
+
+    What it reads then resembles what a search gives, so that the model learns to abstain from passages beside the
+    question, and not from an empty prompt.
+    """
+    if example.gold_documents:
+        return required_first(_distinct(example.gold_documents))
+    return required_first(droppable=_distinct(example.hard_negatives or [hit.document for hit in hits]))
+
+
+def reads_hits(example: Example) -> bool:
+    """Whether `gold_passages` falls back to the hits: the example has no passages of its own."""
+    return not example.gold_documents and not example.hard_negatives
 
 
 def augmented_passages(example: Example, hits: Sequence[Hit], rng: Random | None = None) -> Passages:
-    """SwR (`passage_aug`): gold passages, then retrieved ones that are not gold; with k hits at most k + 1 in total."""
+    """SwR (`passage_aug`): gold passages, then retrieved ones that are not gold; with k hits at most k + 1 in total.
+
+    An unanswerable question without gold passages reads its hits, or else its hard negatives.
+    """
+    if not example.gold_documents:
+        return required_first(droppable=_distinct([hit.document for hit in hits] or example.hard_negatives))
     at_most = len(hits) + 1
     gold = _distinct(example.gold_documents)[:at_most]
     seen = {document.id for document in example.gold_documents}
@@ -80,7 +97,7 @@ CONTEXTS: dict[str, Policy] = {
 
 def draw(seed: int, epoch: int, number: int) -> Random:
     """The random generator for one example in one epoch; equal arguments give equal draws, also after a resume."""
-    return Random(f"{seed} {epoch} {number}")
+    return Random(f"{seed} {epoch} {number}")  # noqa: S311  is to be repeatable, unlike a secret
 
 
 def required_first(required: Sequence[Document] = (), droppable: Sequence[Document] = ()) -> Passages:

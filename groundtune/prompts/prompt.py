@@ -42,7 +42,11 @@ class Prompt(Protocol):
         """The same as text, for servers."""
 
     def prompt_ids(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> list[int]:
-        """Everything the model reads before its answer, with exactly one BOS token if the tokenizer has one."""
+        """Everything the model reads before its answer.
+
+        It begins with one BOS token: in the prefix style if the tokenizer puts one before a text, in a chat template if
+        the template writes one.
+        """
 
     def answer_ids(self, answer: str) -> list[int]:
         """The answer's ids; the last one is in `stop_ids`."""
@@ -127,7 +131,9 @@ class ChatPrompt:
     def prompt_ids(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> list[int]:
         conversation = [Turn(t.speaker, self.tokens.inert(t.message)) for t in [*chat_history, Turn(USER, question)]]
         opening = _opening(self.tokens.inert, self.instruction, passages)
-        return self.tokens.encode_prompt(self._render(_alternating(opening, conversation), asks=True))
+        # Nothing is added to what the template writes, not even BOS: so do transformers' `apply_chat_template`, and the
+        # servers that apply the template themselves.
+        return self.tokens.encode(self._render(_alternating(opening, conversation), asks=True))
 
     def answer_ids(self, answer: str) -> list[int]:
         before, lead, end = self._around_answer
@@ -144,6 +150,12 @@ class ChatPrompt:
 
     def answer_text(self, ids: Sequence[int]) -> str:
         return self.tokens.decode(ids, self.stop_ids)
+
+    @property
+    def lacks_bos(self) -> bool:
+        """Whether the tokenizer puts a BOS token before a text, but the template before no conversation."""
+        bos = self.tokens.bos
+        return bool(bos) and self.prompt_ids([], [], "Question7Q")[:1] != bos
 
     @cached_property
     def _around_answer(self) -> tuple[str, str, int]:
@@ -243,7 +255,7 @@ class _Tokens:
         return {**added, **dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))}
 
     @cached_property
-    def _bos(self) -> list[int]:
+    def bos(self) -> list[int]:
         """The BOS token, if this tokenizer adds one before a text."""
         bos = self.tokenizer.bos_token_id
         return [bos] if bos is not None and self.tokenizer("a")["input_ids"][0] == bos else []
@@ -253,9 +265,9 @@ class _Tokens:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a whole prompt, with exactly one BOS token if the tokenizer has one."""
+        """Ids of a whole prompt without a template, with one BOS token if the tokenizer puts one before a text."""
         ids = self.encode(text)
-        return ids if ids[:1] == self._bos else [*self._bos, *ids]
+        return ids if ids[:1] == self.bos else [*self.bos, *ids]
 
     def encode_after(self, before: str, text: str) -> list[int]:
         """Ids of `text` when it follows `before`.

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
 from groundtune.errors import DataError
 from groundtune.prompts.policies import Passages, Policy, draw, kept
 from groundtune.prompts.prompt import Prompt
-from groundtune.schema import Document, Example, Hit
+from groundtune.schema import USER, Document, Example, Hit, Turn
+
+_NAMED = 10  # examples that a note names
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What a prompt leaves out to fit: the earliest turns of the chat history, retrieved passages, gold passages."""
+
+    turns: int = 0
+    retrieved: int = 0
+    gold: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.turns or self.retrieved or self.gold)
 
 
 @dataclass(frozen=True)
@@ -18,8 +32,8 @@ class Row:
 
     prompt_ids: list[int]
     answer_ids: list[int]
-    passages_dropped: int
     source: str
+    left_out: LeftOut = LeftOut()
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.answer_ids)
@@ -31,26 +45,51 @@ class Question:
 
     prompt_ids: list[int]
     read: tuple[Document, ...]
+    source: str = ""
+    left_out: LeftOut = LeftOut()
 
 
 def encode_rows(
-    examples: Sequence[Example], passages: Sequence[Passages], prompt: Prompt, max_length: int
+    examples: Sequence[Example], passages: Sequence[Passages], prompt: Prompt, max_length: int, shorten: bool = False
 ) -> list[Row]:
     """Training rows of at most `max_length` tokens, in the order of the examples.
 
-    Raises `DataError` that names every example that does not fit even without droppable passages.
+    Retrieved passages are dropped to fit. `shorten` first drops the earliest turns of the chat history, and at last
+    gold passages after the first. Raises `DataError` that names every example that does not fit even then.
     """
-    rows, problems = [], []
-    for example, these in zip(examples, passages, strict=True):
-        answer_ids = prompt.answer_ids(example.answer)
-        prompt_ids, dropped = _fit(prompt, example, these, max_length - len(answer_ids))
-        if prompt_ids is None:
-            problems.append(_too_long(prompt, example, these, len(answer_ids), max_length))
+    answers = [prompt.answer_ids(example.answer) for example in examples]
+    rooms = [max_length - len(ids) for ids in answers]
+    questions = _fitted(examples, passages, prompt, rooms, max_length, shorten)
+    return [
+        Row(question.prompt_ids, ids, question.source, question.left_out)
+        for question, ids in zip(questions, answers, strict=True)
+    ]
+
+
+def encode_questions(
+    examples: Sequence[Example], passages: Sequence[Passages], prompt: Prompt, max_length: int, shorten: bool = False
+) -> list[Question]:
+    """Prompts without an answer, of at most `max_length` tokens, in the order of the examples; see `encode_rows`."""
+    return _fitted(examples, passages, prompt, [max_length] * len(examples), max_length, shorten)
+
+
+def _fitted(
+    examples: Sequence[Example],
+    passages: Sequence[Passages],
+    prompt: Prompt,
+    rooms: Sequence[int],
+    max_length: int,
+    shorten: bool,
+) -> list[Question]:
+    questions, problems = [], []
+    for example, these, room in zip(examples, passages, rooms, strict=True):
+        if (question := _fit(prompt, example, these, room, shorten)) is not None:
+            questions.append(question)
         else:
-            rows.append(Row(prompt_ids, answer_ids, dropped, example.source))
+            problems.append(_too_long(prompt, example, these, max_length - room, max_length, shorten))
     if problems:
         raise DataError(problems)
-    return rows
+    return questions
 
 
 class EpochRows(Sequence[Row]):
@@ -105,37 +144,41 @@ class EpochRows(Sequence[Row]):
         return self.of_epoch[i]
 
 
-def encode_questions(
-    examples: Sequence[Example], passages: Sequence[Passages], prompt: Prompt, max_length: int
-) -> list[Question]:
-    """Prompts without an answer, of at most `max_length` tokens, in the order of the examples.
-
-    Raises `DataError` that names every example that does not fit even without droppable passages.
-    """
-    questions, problems = [], []
-    for example, these in zip(examples, passages, strict=True):
-        prompt_ids, dropped = _fit(prompt, example, these, max_length)
-        if prompt_ids is None:
-            problems.append(_too_long(prompt, example, these, 0, max_length))
-        else:
-            questions.append(Question(prompt_ids, kept(these, dropped)))
-    if problems:
-        raise DataError(problems)
-    return questions
+def fits(example: Example, passages: Passages, prompt: Prompt, max_length: int, shorten: bool = False) -> bool:
+    """Whether `encode_questions` finds a prompt of at most `max_length` tokens for the example."""
+    return _fit(prompt, example, passages, max_length, shorten) is not None
 
 
-def _fit(prompt: Prompt, example: Example, passages: Passages, room: int) -> tuple[list[int] | None, int]:
-    """The longest prompt within `room` tokens, and the number of droppable passages left out; None if none fits."""
-    droppable = sum(passage.droppable for passage in passages)
-    for dropped in range(droppable + 1):
-        ids = prompt.prompt_ids(kept(passages, dropped), example.chat_history, example.question)
+def _fit(prompt: Prompt, example: Example, passages: Passages, room: int, shorten: bool) -> Question | None:
+    """The prompt of at most `room` tokens that leaves out least; None if none fits."""
+    for left_out in _cuts(example.chat_history, passages, shorten):
+        read = kept(passages, left_out.retrieved, left_out.gold)
+        ids = prompt.prompt_ids(read, example.chat_history[left_out.turns :], example.question)
         if len(ids) <= room:
-            return ids, dropped
-    return None, droppable
+            return Question(ids, read, example.source, left_out)
+    return None
 
 
-def _too_long(prompt: Prompt, example: Example, passages: Passages, answer: int, max_length: int) -> str:
-    def length(documents: Sequence[Document], history: Sequence) -> int:
+def _cuts(history: Sequence[Turn], passages: Passages, shorten: bool) -> Iterator[LeftOut]:
+    """What may be left out, least first."""
+    yield LeftOut()
+    turns, droppable = 0, sum(passage.droppable for passage in passages)
+    if shorten and history:
+        # A history that began with an answer would be one that no template was made for.
+        starts = [i for i, turn in enumerate(history) if i and turn.speaker == USER]
+        for turns in [*starts, len(history)]:
+            yield LeftOut(turns)
+    for retrieved in range(1, droppable + 1):
+        yield LeftOut(turns, retrieved)
+    if shorten:
+        for gold in range(1, len(passages) - droppable):
+            yield LeftOut(turns, droppable, gold)
+
+
+def _too_long(
+    prompt: Prompt, example: Example, passages: Passages, answer: int, max_length: int, shortened: bool
+) -> str:
+    def length(documents: Sequence[Document], history: Sequence[Turn]) -> int:
         return len(prompt.prompt_ids(documents, history, example.question))
 
     question = length([], [])
@@ -144,5 +187,30 @@ def _too_long(prompt: Prompt, example: Example, passages: Passages, answer: int,
     return (
         f"{example.source}: too long: instruction and question {question}, chat history {history}, "
         f"gold passages {gold}, answer {answer} tokens, together more than {max_length}; "
-        "raise --max_seq_length or shorten the example"
+        "raise --max_seq_length" + ("" if shortened else ", shorten the example, or give --too_long shorten or drop")
     )
+
+
+def shortening_note(name: str, rows: Sequence[Row] | Sequence[Question]) -> str:
+    """A line that counts what the rows of a split left out and names the first ones; empty if nothing was."""
+    short = [row for row in rows if row.left_out]
+    if not short:
+        return ""
+    turns, retrieved, gold = (
+        sum(getattr(row.left_out, part) for row in short) for part in ("turns", "retrieved", "gold")
+    )
+    counted = {"chat turn": turns, "retrieved passage": retrieved, "gold passage": gold}
+    lost = " and ".join(f"{n} {part}{'' if n == 1 else 's'}" for part, n in counted.items() if n)
+    named = _some([row.source for row in short])
+    return f"{name}: {len(short)} of {len(rows)} prompts left out {lost} to fit --max_seq_length: {named}"
+
+
+def left_out_note(sources: Sequence[str], examples: int) -> str:
+    """A line that counts the examples that are too long for the run and names the first; empty if there are none."""
+    if not sources:
+        return ""
+    return f"{len(sources)} of {examples} examples do not fit into --max_seq_length and are left out: {_some(sources)}"
+
+
+def _some(sources: Sequence[str]) -> str:
+    return ", ".join(sources[:_NAMED]) + (", ..." if len(sources) > _NAMED else "")

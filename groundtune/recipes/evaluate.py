@@ -33,11 +33,13 @@ from groundtune.evaluation.outcomes import Rightness, outcome_counts, with_outco
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, write_predictions
 from groundtune.model.endpoint import failing, lasting
 from groundtune.model.limits import check_positions
+from groundtune.prompts.rows import left_out_note
 from groundtune.reporting.comparison_page import failures, write_comparisons
 from groundtune.runs.record import run_record
 from groundtune.runs.remembered import changed_inputs, remembered
 from groundtune.schema import Document, Example, Prediction
 from groundtune.system.durable import disk_errors
+from groundtune.system.locks import alone
 from groundtune.system.outputs import inside
 from groundtune.system.text import as_json, hide_secrets
 
@@ -84,16 +86,24 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     Raises `DataError` with every problem of arguments and data before any model is loaded, `ModelError` if a model
     cannot be loaded, and `EndpointError` if a server cannot be used.
     """
-    durations: dict[str, float] = {}
     if problems := arguments.check():
         raise DataError(problems)
     judges = read_judge_prompts(arguments.judge.judge_prompt) if arguments.judge.judge else []
     right = Rightness(arguments.answers.right_metric, arguments.answers.right_threshold)
     _check_right(right, judges)
     _check_replaces_no_training(arguments.output_dir)
+    with alone(arguments.output_dir):
+        return _evaluate(arguments, judges, right, on_progress)
+
+
+def _evaluate(
+    arguments: InferenceArguments, judges: Sequence[JudgePrompt], right: Rightness, on_progress: OnProgress
+) -> Evaluated:
+    durations: dict[str, float] = {}
     examples, documents, notes = _read(arguments)
     notes += _questions_seen(arguments) + _changed(arguments)
-    asked = open_questions(arguments, examples, documents)
+    asked = open_questions(arguments, examples, documents, notes)
+    notes += _too_long(examples, asked)
     probe_judge(arguments)
     output_dir = _made(arguments.output_dir)
 
@@ -189,6 +199,13 @@ def _read(arguments: InferenceArguments) -> tuple[list[Example], list[Document],
     notes = counts(finding for finding in findings if finding.severity == WARNING)
     examples = spread(dataset.examples["eval"], arguments.evaluation.eval_max_samples)
     return examples, dataset.documents, notes + ([unanswerable] if (unanswerable := note(examples)) else [])
+
+
+def _too_long(examples: Sequence[Example], asked: Sequence[Asked]) -> list[str]:
+    """Notes about questions that are left out because they are too long, and about shortened prompts."""
+    answered = {example.source for example in asked[0].examples}
+    dropped = left_out_note([e.source for e in examples if e.source not in answered], len(examples))
+    return [note for note in (dropped, *(one.evaluator.note for one in asked if one.evaluator)) if note]
 
 
 def _changed(arguments: InferenceArguments) -> list[str]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,15 +15,16 @@ from transformers import PrinterCallback, set_seed
 
 from groundtune.aliases import Model
 from groundtune.arguments import DataArguments
-from groundtune.data.checks import counts
+from groundtune.data.checks import counts, place
 from groundtune.data.files import in_the_way, sha256_of
 from groundtune.errors import DataError
 from groundtune.evaluation.evaluator import EndToEndEvaluator, Evaluation, read_evaluation, spread
 from groundtune.evaluation.predictions import write_predictions
 from groundtune.methods import Method, method_of
 from groundtune.model.limits import check_positions, check_vocabulary
+from groundtune.prompts.policies import reads_hits
 from groundtune.prompts.prompt import Prompt
-from groundtune.prompts.rows import EpochRows
+from groundtune.prompts.rows import EpochRows, left_out_note, shortening_note
 from groundtune.reporting.report import write_results
 from groundtune.reporting.results import Results
 from groundtune.retrieval.opening import evaluation_model, index_folder, open_retriever_with
@@ -93,11 +95,12 @@ def _train(arguments: RunArguments, run: dict[str, Any], checkpoint: Checkpoint 
         hits, seconds = run_on_main(lambda: _retrieve(method, arguments, diagnosis.dataset.documents, examples))
 
     rows = _encoded(method, arguments, examples, hits, prompt)
-    notes += _dropped_passages(rows)
+    notes += _shortened(rows)
     run = run | rows_identity(rows["train"])
     if checkpoint is not None:
         check_same_run(checkpoint, run, training.resume_anyway)
     evaluators = _evaluators(method, arguments, examples, hits, seconds, prompt)
+    notes += filter(None, (evaluator.note for evaluator in evaluators.values()))
     _check_metric(training, evaluators["eval"])
 
     with _timed("load model", durations):
@@ -163,6 +166,7 @@ def _evaluators(
             batch_size=arguments.training.per_device_eval_batch_size,
             retrieval_seconds=seconds[split],
             bootstrap_samples=arguments.evaluation.bootstrap_samples,
+            shorten=arguments.data.too_long == "shorten",
         )
         for split in ("eval", "test")
     }
@@ -192,8 +196,9 @@ def _encoded(
 ) -> dict[str, EpochRows]:
     """The training and evaluation rows."""
     max_length, seed = arguments.data.max_seq_length, arguments.training.seed
+    encode = partial(method.encode, shorten=arguments.data.too_long == "shorten")
     return {
-        split: EpochRows(method.encode, method.policy, examples[split], hits[f"{split} rows"], prompt, max_length, seed)
+        split: EpochRows(encode, method.policy, examples[split], hits[f"{split} rows"], prompt, max_length, seed)
         for split in ("train", "eval")
     }
 
@@ -306,6 +311,8 @@ def _tell(diagnosis: Diagnosis, arguments: RunArguments) -> list[str]:
     """Log warnings, counted by kind and file, and return them for the report."""
     logger.info("checked: %s", summary(diagnosis))
     notes = counts(diagnosis.warnings)
+    total = sum(map(len, diagnosis.dataset.examples.values()))
+    notes += filter(None, [left_out_note(sorted(diagnosis.left_out, key=place), total)])
     for note in notes:
         logger.warning(note)
     if notes:
@@ -314,9 +321,15 @@ def _tell(diagnosis: Diagnosis, arguments: RunArguments) -> list[str]:
 
 
 def _splits(diagnosis: Diagnosis, arguments: RunArguments) -> dict[str, list[Example]]:
-    """The examples of train, eval and test. Test is never shortened; without its own file it is all of eval."""
-    examples = dict(diagnosis.dataset.examples)
+    """The usable examples of train, eval and test. Test is never a sample; without its own file it is all of eval."""
+    examples = {
+        split: [example for example in these if example.source not in diagnosis.left_out]
+        for split, these in diagnosis.dataset.examples.items()
+    }
+    if empty := [split for split, these in examples.items() if not these]:
+        raise DataError([f"--{split}_file: every example is too long; raise --max_seq_length" for split in empty])
     examples.setdefault("test", examples["eval"])
+    examples["train"] = spread(examples["train"], arguments.data.max_train_samples)
     examples["eval"] = spread(examples["eval"], arguments.evaluation.eval_max_samples)
     return examples
 
@@ -334,6 +347,8 @@ def _retrieve(
     if method.retrieves:
         model = retrieval.embedding_model or for_evaluation
         searches |= {f"{s} rows": (model, retrieval.embedding_max_num_to_retrieve) for s in ("train", "eval")}
+    elif any(reads_hits(example) for split in ("train", "eval") for example in examples[split]):
+        searches |= {f"{s} rows": searches["eval"] for s in ("train", "eval")}
     folder = index_folder(arguments.data)
     retrievers: dict[str, Retriever] = {}
     hits: dict[str, list[tuple[Hit, ...]]] = {
@@ -349,17 +364,11 @@ def _retrieve(
     return hits, seconds
 
 
-def _dropped_passages(rows: dict[str, EpochRows]) -> list[str]:
-    notes = []
-    for split, these in rows.items():
-        shortened = [row for row in these if row.passages_dropped]
-        if shortened:
-            dropped = sum(row.passages_dropped for row in shortened)
-            notes.append(
-                f"{split}: {len(shortened)} of {len(these)} rows lost {dropped} retrieved passages to fit "
-                "--max_seq_length"
-            )
-            logger.warning(notes[-1])
+def _shortened(rows: dict[str, EpochRows]) -> list[str]:
+    """Notes about what the rows leave out to fit."""
+    notes = [note for split, these in rows.items() if (note := shortening_note(f"{split} rows", these))]
+    for note in notes:
+        logger.warning(note)
     return notes
 
 

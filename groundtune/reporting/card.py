@@ -191,7 +191,7 @@ def _facts(results: Results, arguments: Mapping[str, Any]) -> dict[str, str]:
     step = results.best_step
     embedding = _known_as(record, "eval_embedding_model")[0] or _known_as(record, "embedding_model")[0]
     kind = arguments.get("retriever", "dense")
-    found_by = "BM25" if kind == "bm25" else embedding + (" and BM25" if kind == "hybrid" else "")
+    found_by = "BM25" if kind == "bm25" else embedding + (" and BM25" if kind in ("mix", "hybrid") else "")
     passages = arguments.get("eval_num_to_retrieve", len(results.base.predictions[0].hits))
     versions = record.get("versions", {})
     revision = f", revision {arguments['model_revision']}" if arguments.get("model_revision") else ""

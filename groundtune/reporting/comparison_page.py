@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from groundtune.data.files import write_text
 from groundtune.evaluation.comparison import HOW_TO_READ, Comparison
-from groundtune.evaluation.outcomes import OUTCOMES, WITHOUT_ANSWER
+from groundtune.evaluation.outcomes import OUTCOMES, WITHOUT_ANSWER, WITHOUT_PASSAGES
 from groundtune.reporting.plots import differences_plot, systems_plot
 from groundtune.reporting.report import callout, html_changes, html_pairs, minus, page
 from groundtune.reporting.results import cells, verdict_word
@@ -19,7 +19,7 @@ from groundtune.system.text import as_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-_MEANINGS = OUTCOMES | WITHOUT_ANSWER
+_MEANINGS = OUTCOMES | WITHOUT_PASSAGES | WITHOUT_ANSWER
 _IN_PLOTS = 8  # metrics; more would be unreadable
 
 
@@ -68,30 +68,28 @@ def failures(comparison: Comparison) -> list[str]:
 # Terminal
 def comparison_table(comparison: Comparison) -> Table:
     """A block per metric with a line per system."""
-    from rich.markup import escape
-    from rich.table import Table
+    from groundtune.system.tables import TextTable
 
-    table = Table(box=None, padding=(0, 1, 0, 0), title=escape(comparison.title), title_justify="left")
+    table = TextTable(box=None, padding=(0, 1, 0, 0), title=comparison.title, title_justify="left")
     for heading in (f"{comparison.n} questions", "", "mean [95 %]", "difference [95 %]", ""):
-        table.add_column(escape(heading), no_wrap=bool(heading))
+        table.add_column(heading, no_wrap=bool(heading))
     colours = {"better": "green", "worse": "red"}
     for label, lines in _rows(comparison).items():
         for i, (name, mean, difference, word) in enumerate(lines):
             shown = [" ".join(cell).strip() for cell in (mean, difference)]
-            table.add_row("" if i else label, *map(escape, (name, *shown)), word, style=colours.get(word))
+            table.add_row("" if i else label, name, *shown, word, style=colours.get(word))
     return table
 
 
 def outcomes_table(comparison: Comparison) -> Table | None:
     """Number of questions per outcome; None if outcomes are not known."""
-    from rich.markup import escape
-    from rich.table import Table
+    from groundtune.system.tables import TextTable
 
     if not (outcomes := comparison.outcomes()):
         return None
-    table = Table("outcome", box=None, padding=(0, 2, 0, 0))
+    table = TextTable("outcome", box=None, padding=(0, 2, 0, 0))
     for name in outcomes:
-        table.add_column(escape(name), justify="right")
+        table.add_column(name, justify="right")
     for kind in _kinds(outcomes):
         table.add_row(kind, *(str(counts.get(kind, 0)) for counts in outcomes.values()))
     return table

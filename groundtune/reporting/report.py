@@ -39,7 +39,7 @@ from groundtune.reporting.results import (
 )
 from groundtune.runs.record import inputs, run_facts
 from groundtune.system.outputs import inside
-from groundtune.system.text import plain
+from groundtune.system.text import as_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,7 +71,7 @@ def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
     # The notes name files, so they stay out of metrics.json, which may be published.
     record = {**results.record, "notes": list(results.notes)}
     for name, content in (("metrics.json", metrics), ("run.json", record)):
-        write_text(folder / name, json.dumps(plain(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+        write_text(folder / name, as_json(content))
     write_text(folder / "README.md", model_card(results))
     write_text(folder / "report.md", _markdown(results))
     write_text(folder / "report.html", _page(results))
@@ -113,18 +113,17 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def summary_table(results: Results) -> Table:
     """Scores before and after training, for the terminal."""
-    from rich.markup import escape
-    from rich.table import Table
+    from groundtune.system.tables import TextTable
 
+    caption = " ".join(filter(None, (for_scale(results), warning(results))))
     # Without a frame it fits into 80 columns.
-    table = Table(f"{results.base.n} questions", box=None, padding=(0, 1, 0, 0))
+    table = TextTable(f"{results.base.n} questions", box=None, padding=(0, 1, 0, 0), caption=caption)
     for heading in ("base [95 %]", "tuned [95 %]", "difference [95 %]", ""):
-        table.add_column(escape(heading), no_wrap=True)
+        table.add_column(heading, no_wrap=True)
     colours = {"better": "green", "worse": "red"}
     for row in comparison(results):
         cells = (" ".join(cell).strip() for cell in (row.base, row.tuned, row.difference))
-        table.add_row(row.label, *map(escape, cells), row.verdict, style=colours.get(row.verdict))
-    table.caption = escape(" ".join(filter(None, (for_scale(results), warning(results)))))
+        table.add_row(row.label, *cells, row.verdict, style=colours.get(row.verdict))
     return table
 
 

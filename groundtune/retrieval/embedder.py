@@ -19,9 +19,10 @@ import numpy as np
 
 from groundtune.errors import DataError
 from groundtune.retrieval.embedding_prompts import prompts_for
-from groundtune.retrieval.reading_limit import token_counts
+from groundtune.retrieval.reading_limit import ReadingLimit, token_counts
 from groundtune.system.model_folders import loading, refuse_embedding_model
 from groundtune.system.progress import bars_shown
+from groundtune.system.text import to_json
 
 if TYPE_CHECKING:
     import torch
@@ -65,8 +66,21 @@ class Embedder:
 
     @cached_property
     def similarity(self) -> str:
-        """`cosine` or `dot`, from the model's configuration; cosine if it is not set (the library's default)."""
-        return "dot" if self.model.similarity_fn_name == "dot" else "cosine"
+        """`cosine`, `dot`, `euclidean` or `manhattan`, from the model's configuration; cosine if it is not set (the
+        library's default)."""
+        return self.model.similarity_fn_name or "cosine"
+
+    @cached_property
+    def limit(self) -> ReadingLimit | None:
+        """How much of a text the model reads; None for models with static vectors, which read texts of any length.
+
+        It has its own tokenizer: each encoding sets truncation and padding on the model's.
+        """
+        if math.isinf(self._max_tokens):
+            return None
+        tokenizer = copy.deepcopy(self.model.tokenizer)
+        prompts = self.document_prompt or "", self.query_prompt or ""
+        return ReadingLimit(self.name, tokenizer, int(self._max_tokens), *prompts)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -83,7 +97,7 @@ class Embedder:
         }
 
     def embed_questions(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of questions, float32 [n, dimensions]; their inner product with a document's is the similarity."""
+        """Vectors of questions, float32 [n, dimensions]; `similarity` says how they compare with documents."""
         return self._embed(texts, self.query_prompt, self._lengths(texts, self.query_prompt))
 
     def embed_documents(self, texts: Sequence[str], so_far: SoFar = lambda done, vectors: None) -> np.ndarray:
@@ -226,7 +240,7 @@ def _check_lengths(vectors: np.ndarray, name: str) -> None:
         raise DataError(
             [
                 f"{name}: its similarity is the cosine, but {len(wrong)} of {len(vectors)} vectors do not have length "
-                f"1 (one is {wrong[0]:.3g}); update sentence-transformers, or set similarity_fn_name to dot in its "
+                f"1 (one is {wrong[0]:.3g}); upgrade sentence-transformers, or set similarity_fn_name to dot in its "
                 "config_sentence_transformers.json"
             ]
         )
@@ -252,7 +266,7 @@ def _sha256_of_tokenizer(tokenizer: Any) -> str:
         state: Any = {**json.loads(backend.to_str()), "truncation": None, "padding": None}
     else:
         state = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else None
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(to_json(state, ensure_ascii=True, sort_keys=True).encode()).hexdigest()
 
 
 def _config_of(module: Any) -> dict[str, Any]:

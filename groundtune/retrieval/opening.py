@@ -7,7 +7,7 @@ from pathlib import Path
 from groundtune.arguments import DataArguments, RetrievalArguments
 from groundtune.errors import ModelError
 from groundtune.retrieval.embedder import Embedder
-from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, HybridRetriever, Retriever
+from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, HybridRetriever, MixRetriever, Retriever
 from groundtune.retrieval.stores.local import load_or_build_index
 from groundtune.schema import Document
 from groundtune.system.model_folders import why_not_loaded
@@ -46,7 +46,10 @@ def open_retriever_with(
         reason = why_not_loaded(error)
         raise ModelError(f"--embedding_model: cannot load {embedding_model}: {reason}") from error
     dense = DenseRetriever(embedder, load_or_build_index(index_folder, documents, embedder))
-    return dense if retrieval.retriever == "dense" else HybridRetriever([dense, BM25Retriever(documents)])
+    if retrieval.retriever == "dense":
+        return dense
+    bm25 = BM25Retriever(documents)
+    return MixRetriever(dense, bm25) if retrieval.retriever == "mix" else HybridRetriever([dense, bm25])
 
 
 def evaluation_model(retrieval: RetrievalArguments) -> str:

@@ -17,20 +17,27 @@ from groundtune.system.model_folders import loading, refuse_embedding_model
 
 @dataclass(frozen=True)
 class ReadingLimit:
-    """How many tokens of a document an embedding model reads, from its tokenizer and configuration."""
+    """How many tokens of a document or query an embedding model reads, with its tokenizer and prompts."""
 
     name: str
     tokenizer: Tokenizer
     max_tokens: int
     document_prompt: str
+    query_prompt: str
 
     def too_long(self, texts: Sequence[str]) -> dict[int, int]:
         """Position -> length in tokens, document prompt included, of the texts that are longer than the limit."""
         counts = token_counts(self.tokenizer, self.document_prompt, texts)
         return {i: n for i, n in enumerate(counts) if n > self.max_tokens}
 
+    def length_of_query(self, text: str) -> int:
+        """Length in tokens of a query, its prompt and the special tokens included."""
+        return token_counts(self.tokenizer, self.query_prompt, [text])[0]
 
-def reading_limit(name: str, document_prompt: str | None = None) -> ReadingLimit | None:
+
+def reading_limit(
+    name: str, document_prompt: str | None = None, query_prompt: str | None = None
+) -> ReadingLimit | None:
     """The limit of the embedding model `name` (hub name or folder); None if it reads texts of any length.
 
     Follows sentence-transformers: `max_seq_length` of sentence_bert_config.json, else the smaller of the tokenizer's
@@ -39,10 +46,10 @@ def reading_limit(name: str, document_prompt: str | None = None) -> ReadingLimit
     """
     refuse_embedding_model(name)
     with loading(name):
-        return _reading_limit(name, document_prompt)
+        return _reading_limit(name, document_prompt, query_prompt)
 
 
-def _reading_limit(name: str, document_prompt: str | None) -> ReadingLimit | None:
+def _reading_limit(name: str, document_prompt: str | None, query_prompt: str | None) -> ReadingLimit | None:
     from transformers import AutoConfig, AutoTokenizer
 
     modules = _read_json(name, "modules.json") or [{"path": "", "type": "Transformer"}]
@@ -56,8 +63,10 @@ def _reading_limit(name: str, document_prompt: str | None) -> ReadingLimit | Non
         positions = getattr(AutoConfig.from_pretrained(**source), "max_position_embeddings", -1)
         limit = min(tokenizer.model_max_length, positions if positions != -1 else math.inf)
     own = (_read_json(name, "config_sentence_transformers.json") or {}).get("prompts") or {}
-    prompt = prompts_for(name, own)[1] if document_prompt is None else document_prompt
-    return ReadingLimit(name, tokenizer, int(limit), prompt) if limit < 1e9 else None
+    query, document = prompts_for(name, own)
+    document = document if document_prompt is None else document_prompt
+    query = query if query_prompt is None else query_prompt
+    return ReadingLimit(name, tokenizer, int(limit), document, query) if limit < 1e9 else None
 
 
 def longest_read(name: str) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -32,7 +33,8 @@ from groundtune.system.durable import (
     write_manifest,
 )
 from groundtune.system.model_folders import pickles
-from groundtune.system.outputs import is_link
+from groundtune.system.outputs import is_link, usual_modes
+from groundtune.system.text import to_json
 
 logger = logging.getLogger(__name__)
 
@@ -175,9 +177,10 @@ def save_state(folder: Path, name: str, state: Any) -> None:
             tensors[path] = tensor.clone()  # safetensors allows no shared memory
         memories.add(memory.data_ptr())
     if tensors:
-        save_file(tensors, folder / f"{name}.safetensors")
+        with usual_modes(folder):
+            save_file(tensors, folder / f"{name}.safetensors")
     with open(folder / f"{name}.json", "w", encoding="utf-8") as file:
-        file.write(json.dumps(described))
+        file.write(to_json(described))
 
 
 def load_state(folder: Path, name: str) -> Any:
@@ -201,6 +204,8 @@ def _describe(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, (list, tuple)):
         items = [_describe(item, f"{path}.{i}", tensors) for i, item in enumerate(value)]
         return items if isinstance(value, list) else {"$tuple": items}
+    if isinstance(value, float) and not math.isfinite(value):  # such as the best loss of a schedule that has none yet
+        return {"$float": str(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"{path} is {type(value).__name__}, which cannot be saved without pickle")
@@ -213,6 +218,8 @@ def _restore(described: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         return described
     if "$tensor" in described:
         return tensors[described["$tensor"]]
+    if "$float" in described:
+        return float(described["$float"])
     if "$items" in described:
         return {key: _restore(item, tensors) for key, item in described["$items"]}
     if "$tuple" in described:

@@ -29,7 +29,7 @@ from groundtune.data.files import sha256_of, write_text
 from groundtune.errors import DataError
 from groundtune.system.durable import cache_folder
 from groundtune.system.model_folders import adapter_base_of
-from groundtune.system.text import harmless_line
+from groundtune.system.text import harmless_line, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ RUN = "run.json"
 BASE_MODEL = "model_name_or_path"
 # By the group that run.json keeps them in. Never: code to run, servers, keys, judges, trackers, hub, paths to write to.
 _SETTINGS: dict[str, tuple[type[Group] | None, tuple[str, ...]]] = {
-    "data": (DataArguments, ("max_seq_length",)),
+    "data": (DataArguments, ("max_seq_length", "too_long")),
     "retrieval": (
         RetrievalArguments,
         (
@@ -134,7 +134,7 @@ def record_own_run(folder: Path, index_path: str = "") -> None:
     try:
         runs = _own_runs()
         runs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_text(runs / f"{sha256_of(folder / RUN)}.json", json.dumps(record) + "\n")
+        write_text(runs / f"{sha256_of(folder / RUN)}.json", to_json(record) + "\n")
     except (OSError, DataError) as error:  # `DataError`: it is a link
         reason = getattr(error, "strerror", None) or error
         logger.warning(

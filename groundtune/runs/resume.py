@@ -7,10 +7,9 @@ import json
 import logging
 import os
 import shutil
-import socket
 from array import array
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,9 +21,9 @@ from groundtune.prompts.rows import EpochRows
 from groundtune.runs.checkpoints import Checkpoint, checkpoint_folders, newest_checkpoint, read_checkpoint
 from groundtune.runs.record import versions
 from groundtune.system.durable import Damaged, discard
-from groundtune.system.locks import held
-from groundtune.system.outputs import in_place_of, inside, links_in
-from groundtune.system.text import plain, without_secrets
+from groundtune.system.locks import alone
+from groundtune.system.outputs import links_in
+from groundtune.system.text import plain, to_json, without_secrets
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -93,7 +92,7 @@ def identity(arguments: Arguments[TrainingArguments]) -> dict[str, Any]:
         values[flag] = _model_identity(values[flag])
     values["number of processes"] = arguments.training.world_size
     # Converted through JSON, as it will be read back; otherwise equal values would compare as different.
-    return json.loads(json.dumps({**plain(without_secrets(values)), "versions": versions()}))
+    return json.loads(to_json({**plain(without_secrets(values)), "versions": versions()}))
 
 
 def rows_identity(rows: EpochRows) -> dict[str, str]:
@@ -105,7 +104,7 @@ def rows_identity(rows: EpochRows) -> dict[str, str]:
             token_ids.update(len(ids).to_bytes(8, "little") + array("q", ids).tobytes())
     for example, hits in zip(rows.examples, rows.hits, strict=True):
         known = (example.gold_documents, example.hard_negatives, [hit.document for hit in hits])
-        passages.update(json.dumps([[document.id for document in some] for some in known]).encode())
+        passages.update(to_json([[document.id for document in some] for some in known]).encode())
     return {
         "token ids of the training rows": f"sha256 {token_ids.hexdigest()}",
         "passages of the training rows": f"sha256 {passages.hexdigest()}",
@@ -162,33 +161,10 @@ def check_same_run(checkpoint: Checkpoint, run: Mapping[str, Any], anyway: bool)
         logger.warning("resumed although changed: %s", line)
 
 
-@contextmanager
-def locked(output_dir: Path, patience: float = 10.0) -> Iterator[None]:
+def locked(output_dir: Path, patience: float = 10.0) -> AbstractContextManager[None]:
     """Create the folder and lock it. Others get a `DataError` that names the holder after `patience` seconds: workers
     of a process that was just killed take a while to notice."""
-    holder = inside(output_dir, ".run.holder")
-
-    def in_use() -> None:
-        problem = f"--output_dir: {output_dir} is in use by {_read(holder)}; wait for it or name another folder"
-        raise DataError([problem])
-
-    with held(output_dir, ".run.lock", "output_dir", patience, in_use) as is_held:
-        if not is_held:
-            yield
-            return
-        try:
-            with in_place_of(holder) as file:
-                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-            yield
-        finally:
-            holder.unlink(missing_ok=True)
-
-
-def _read(holder: Path) -> str:
-    try:
-        return holder.read_text("utf-8") or "another process"
-    except OSError:  # it was just created or just removed
-        return "another process"
+    return alone(output_dir, patience=patience, stays=True)
 
 
 def _check_finished(output_dir: Path, run: Mapping[str, Any], anyway: bool) -> None:
@@ -221,7 +197,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], when: str) -
 
 
 def _shown(value: object) -> str:
-    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) and value else to_json(value)
     return text[:19] + "..." if text.startswith("sha256 ") else text
 
 

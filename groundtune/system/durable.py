@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.system.outputs import in_place_of, is_link
+from groundtune.system.text import to_json
 
 MANIFEST = "manifest.json"
 
@@ -172,7 +173,7 @@ def _read_through(path: Path) -> dict[str, Any]:
 
 def _sealed(content: Mapping[str, Any]) -> str:
     """JSON with its own checksum; equal contents give identical text."""
-    plain = json.loads(json.dumps(content, default=str))
+    plain = json.loads(to_json(content, default=str))
     seal = hashlib.sha256(_json(plain).encode()).hexdigest()
     return _json({**plain, "sha256": seal})
 
@@ -186,4 +187,4 @@ def _unsealed(data: bytes) -> dict[str, Any]:
 
 
 def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+    return to_json(content, ensure_ascii=True, indent=1, sort_keys=True) + "\n"

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeGuard, cast
@@ -61,11 +62,24 @@ def base_named_in(path: Path) -> str:
 
 def why_not_loaded(error: Exception) -> str:
     """A library's error about a model on one line, with its class if the text alone says little: KeyError('types')."""
+    if denied := _denied(error):
+        return denied
     named = isinstance(error, (LookupError, TypeError, AttributeError))
     reason = one_line(repr(error) if named else error)
     if "safetensors" in reason:
         return f"{reason} Weights are read from safetensors only, as a .bin file is a pickle; convert them first"
     return reason if len(reason) <= 240 else f"{reason[:237]}..."
+
+
+def _denied(error: BaseException | None) -> str:
+    """The file that could not be read for lack of permission, in words; empty if that is not the cause."""
+    while error is not None:
+        # safetensors and tokenizers, which are written in Rust, have only the text.
+        if isinstance(error, PermissionError) or "Permission denied (os error 13)" in str(error):
+            path = getattr(error, "filename", None)
+            return f"permission denied for {path}" if path else "permission denied"
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def model_problems(name: str, gguf_file: str | None = None, weights: bool = True, with_base: bool = True) -> list[str]:
@@ -74,13 +88,15 @@ def model_problems(name: str, gguf_file: str | None = None, weights: bool = True
     `weights`: whether the weights will be read, not only tokenizer and configuration. `with_base`: whether a library
     will load the base model that an adapter names.
     """
-    return _problems([Path(name)], gguf_file, weights, with_base) if os.path.isdir(name) else []
+    if not os.path.isdir(name):
+        return list(_not_readable([Path(name)]))
+    return _problems([Path(name)], gguf_file, weights, with_base)
 
 
 def embedding_problems(name: str) -> list[str]:
     """Reasons to refuse the folder of a sentence-transformers model; empty for a name on the hub."""
     if not os.path.isdir(name):
-        return []
+        return list(_not_readable([Path(name)]))
     root = Path(name)
     folders = [Path(at) for at, _, _ in os.walk(root)]
     linked = [Path(at, entry) for at, entries, _ in os.walk(root) for entry in entries]
@@ -177,12 +193,31 @@ def _problems(folders: list[Path], gguf_file: str | None, weights: bool, with_ba
             continue
         seen.add(os.path.realpath(folder))
         within = root if folder.is_relative_to(root) else folder
+        if denied := list(_not_readable([folder, *_read_from(folder)])):
+            problems += denied
+            continue
         problems += [*_links_outside(_read_from(folder), within), *_settings(folder, within)]
         if weights:
             problems += _gguf(folder, gguf_file) if gguf_file else [*pickles(folder), *_indexes(folder, within)]
             problems += _no_adapter(folder)
         folders += _base(folder) if with_base else []
     return problems
+
+
+def may_not_read(path: Path) -> bool:
+    """Whether a file or folder is there, but this user lacks the permission to read it, or to enter its folder."""
+    try:
+        return not os.access(path, os.R_OK | (os.X_OK if stat.S_ISDIR(os.stat(path).st_mode) else 0))
+    except PermissionError:  # of a folder above it
+        return True
+    except (OSError, ValueError):  # reported by whoever reads it
+        return False
+
+
+def _not_readable(paths: Iterable[Path]) -> Iterator[str]:
+    """A line for each of these files and folders that this user may not read, if it exists at all."""
+    for path in filter(may_not_read, paths):
+        yield f"{path}: permission denied; let its owner make it readable for this user, or name another model"
 
 
 def _settings(folder: Path, root: Path) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
@@ -63,13 +64,16 @@ def inside(folder: Path, *names: str) -> Path:
 def in_place_of(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A new file that atomically replaces `path` when the block ends, and is deleted if the block raises.
 
-    Created with `open`, because files made by `tempfile` are readable by their owner only. Raises `DataError` if `path`
-    is a link.
+    It has the mode of the file that it replaces; a new file has the usual one, not that of `tempfile`, which only its
+    owner can read. Raises `DataError` if `path` is a link.
     """
     target = inside(Path(path).parent, Path(path).name)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    before = _modes([target]).get(target)
     try:
         with open(temporary, "xb", opener=_new_file) as file:
+            if before is not None:
+                _set_mode(temporary, before)  # while it is empty: what is private is at no time readable
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -77,6 +81,53 @@ def in_place_of(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def usual_modes(folder: Path) -> Iterator[None]:
+    """Give the files that a library writes to `folder` inside the mode that `open` would have given them.
+
+    safetensors makes weights readable by their owner only, so that a server that runs as another user cannot load
+    them. A file that is replaced keeps its mode.
+    """
+    before = _modes(_files(folder))
+    yield
+    now = _modes(_files(folder))
+    usual = _mode_of_new_files(folder) if now.keys() - before.keys() else None
+    for path, mode in now.items():
+        wanted = before.get(path, usual)
+        if wanted is not None and wanted != mode:
+            _set_mode(path, wanted)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (Path(at, name) for at, _, names in os.walk(folder) for name in names)
+
+
+def _modes(paths: Iterable[Path]) -> dict[Path, int]:
+    """The modes of those that are there and are no links; empty on Windows, which has none."""
+    found = {}
+    for path in paths if os.name != "nt" else ():
+        with suppress(OSError):
+            mode = os.lstat(path).st_mode
+            if stat.S_ISREG(mode):
+                found[path] = mode & 0o777
+    return found
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    with suppress(OSError):  # some file systems have no modes
+        os.chmod(path, mode)
+
+
+def _mode_of_new_files(folder: Path) -> int:
+    """As decided by the umask and the folder's access list; asking for the umask would change it for all threads."""
+    probe = folder / f".{secrets.token_hex(8)}.tmp"
+    try:
+        with open(probe, "xb", opener=_new_file) as file:
+            return os.fstat(file.fileno()).st_mode & 0o777
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def no_follow(path: str, flags: int) -> int:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run stops where nothing is lost. A second signal exits immediately.
+"""SIGTERM, SIGINT and SIGHUP: a run stops where nothing is lost. A second signal exits immediately.
 
 Python runs signal handlers only in the main thread. A run in another thread is never stopped by a signal and does not
 touch the state here: it belongs to the process, and the main thread may be in a run of its own.
@@ -11,12 +11,14 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Windows has no SIGHUP, which a terminal sends when it is closed.
+_ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_SIGNALS = (signal.SIGINT, *_ENDING)
 
 
 class Stopped(BaseException):
@@ -28,7 +30,7 @@ class Stopped(BaseException):
 
     @property
     def exit_status(self) -> int:
-        """The shell's convention: 143 for SIGTERM, 130 for SIGINT."""
+        """The shell's convention: 143 for SIGTERM, 130 for SIGINT, 129 for SIGHUP."""
         return 128 + self.signum
 
     def __str__(self) -> str:
@@ -53,8 +55,33 @@ def stop_signal() -> int | None:
 
 
 @contextmanager
+def ending() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise `Stopped` where they would have ended the process, which would have left its
+    temporary files behind. A second one ends it; SIGINT already raises `KeyboardInterrupt`."""
+    if not _in_main_thread():
+        yield
+        return
+    process = os.getpid()
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a worker that was forked: it has nothing to clean up
+            os._exit(128 + signum)
+        signal.signal(signum, signal.SIG_DFL)
+        raise Stopped(signum)
+
+    changed = [signum for signum in _ENDING if signal.getsignal(signum) is signal.SIG_DFL]
+    for signum in changed:
+        signal.signal(signum, stop)
+    try:
+        yield
+    finally:
+        for signum in changed:
+            signal.signal(signum, signal.SIG_DFL)
+
+
+@contextmanager
 def watched(second_ends: bool = True) -> Iterator[None]:
-    """Inside, the first SIGTERM or SIGINT raises `Stopped`, or is recorded if stopping is `deferred`.
+    """Inside, the first SIGTERM, SIGINT or SIGHUP raises `Stopped`, or is recorded if stopping is `deferred`.
 
     The second one ends the process or, without `second_ends`, goes to the previous handler: in a notebook, for example,
     there is more to lose than the run. A signal that the parent process ignores (`nohup`, a shell's `&`) stays ignored.
@@ -126,7 +153,8 @@ def _in_main_thread() -> bool:
 
 def _say(signum: int, then: str) -> None:
     """Write directly, not with print or a logger, which the signal may have interrupted."""
-    os.write(2, f"{signal.Signals(signum).name}: finishing the step; {then}\n".encode())
+    with suppress(OSError):  # the terminal may be gone
+        os.write(2, f"{signal.Signals(signum).name}: finishing the step; {then}\n".encode())
 
 
 @contextmanager

@@ -7,12 +7,15 @@ import logging
 import math
 import numbers
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from enum import Enum
 from typing import Any
 
-_encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+_encode_anything = json.JSONEncoder(ensure_ascii=False, default=str).encode
+# Not `str.isprintable`, but they only take up space, or join letters: part of ordinary text in many languages.
+_SPACES = frozenset("\xa0\u1680\u202f\u205f\u3000\u200c\u200d" + "".join(map(chr, range(0x2000, 0x200B))))
 _SECRETS = (
     (re.compile(r"://[^/\s]*@"), "://***@"),  # user and password, which may contain an @
     (re.compile(r"([?&;][^=&\s]*(?:token|key|secret|passw|sig|auth)[^=&\s]*=)[^&\s#]+", re.IGNORECASE), r"\1***"),
@@ -39,7 +42,7 @@ def _without_secrets_in_text(text: str) -> str:
     if text.lstrip().startswith("{"):
         with suppress(ValueError, RecursionError):
             told, hidden = json.loads(text), without_secrets(json.loads(text))
-            return text if told == hidden else json.dumps(hidden)
+            return text if told == hidden else to_json(hidden, ensure_ascii=True)
     return hide_secrets(text)
 
 
@@ -51,8 +54,9 @@ def hide_secrets(text: str) -> str:
 
 
 def harmless(text: str) -> str:
-    """A text with control characters escaped: files may contain escape sequences that rewrite a terminal's screen."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    """A text with control characters escaped: files may contain escape sequences that rewrite a terminal's screen, and
+    characters that reverse the direction of what follows. Line feeds are kept."""
+    return _escaped(text, lambda c: repr(c)[1:-1])
 
 
 def harmless_line(text: str) -> str:
@@ -82,7 +86,7 @@ HALF_A_CHARACTER = "contains half of a surrogate pair, which UTF-8 cannot encode
 def encodable(value: object) -> bool:
     """Whether UTF-8 can encode it: JSON can contain half of a surrogate pair, which cannot be written or printed."""
     try:
-        _encode(value).encode("utf-8")
+        _encode_anything(value).encode("utf-8")
     except UnicodeEncodeError:
         return False
     return True
@@ -105,6 +109,13 @@ class HarmlessRecord(logging.LogRecord):
         return harmless_code(re.sub(r"\x1b\[[\d;]*m", "", super().getMessage()))
 
 
+class HarmlessFormatter(logging.Formatter):
+    """The same for the whole of a record, tracebacks included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless_code(super().format(record))
+
+
 def plain(value: Any) -> Any:
     """`value` in JSON types: NaN and infinity become null, other objects become text."""
     if isinstance(value, Mapping):
@@ -122,6 +133,29 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
+def to_json(content: object, **layout: Any) -> str:
+    """JSON, on one line unless `layout`, the arguments of `json.dumps`, says otherwise.
+
+    NaN and infinity become null: JSON has no such numbers, and other programs refuse a file that contains them. All
+    JSON of the package is written here. Raises TypeError for what is not JSON.
+    """
+    try:
+        return json.dumps(content, **{"ensure_ascii": False, **layout}, allow_nan=False) if layout else _encode(content)
+    except ValueError:  # such a number
+        return json.dumps(plain(content), **{"ensure_ascii": False, **layout}, allow_nan=False)
+
+
 def as_json(content: object) -> str:
-    """Indented JSON without NaN, ending in a line feed."""
-    return json.dumps(plain(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    """Indented JSON, ending in a line feed; what JSON cannot hold becomes text."""
+    return to_json(plain(content), indent=2) + "\n"
+
+
+def json_to_print(content: object, **layout: Any) -> str:
+    """JSON in which control characters are escaped as JSON escapes them; `harmless` would make it invalid."""
+    return _escaped(to_json(plain(content), **layout), lambda c: json.dumps(c)[1:-1] if c != "\x7f" else r"\u007f")
+
+
+def _escaped(text: str, escape: Callable[[str], str]) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" or c in _SPACES else escape(c) for c in text)

@@ -15,16 +15,21 @@ from groundtune.aliases import Tokenizer
 from groundtune.arguments import Arguments, room_for_prompt
 from groundtune.data.checks import ERROR, WARNING, Dataset, Finding, check_texts, condensed, in_order, read_dataset
 from groundtune.errors import DataError, ModelError
+from groundtune.evaluation.abstention import abstains
 from groundtune.methods import METHODS
 from groundtune.model.loading import load_tokenizer
 from groundtune.prompts.policies import draw
-from groundtune.prompts.prompt import Prompt, make_prompt
+from groundtune.prompts.prompt import ChatPrompt, Prompt, make_prompt
 from groundtune.prompts.rows import Row, encode_questions
-from groundtune.retrieval.reading_limit import reading_limit
+from groundtune.retrieval.opening import evaluation_model
+from groundtune.retrieval.queries import queries_of, too_long
+from groundtune.retrieval.reading_limit import ReadingLimit, reading_limit
 from groundtune.schema import Document, Example, Hit
 from groundtune.system.model_folders import why_not_loaded
 from groundtune.system.text import harmless, hide_secrets
 from groundtune.training.labels import what_else_is_learnt
+
+TOO_LONG = "too-long"  # the check whose findings are examples that do not fit
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class RowCounts:
     rows: int
     rows_shortened: int
     passages_dropped: int
+    turns_dropped: int
+    gold_dropped: int
     row_tokens: dict[str, int]
     answer_tokens: dict[str, int]
     ends_on_stop_token: float
@@ -63,6 +70,11 @@ class Diagnosis:
     @property
     def warnings(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.severity == WARNING]
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """File and line of the examples that `--too_long drop` or `shorten` leaves out of the run."""
+        return frozenset(finding.where for finding in self.warnings if finding.check == TOO_LONG)
 
     def raise_errors(self) -> None:
         """Raise `DataError` with every error, if there is any."""
@@ -107,7 +119,8 @@ def diagnose(arguments: Arguments) -> Diagnosis:
     """Read all data files that `arguments` name, and find every problem in them."""
     dataset = read_dataset(arguments.data)
     findings = check_texts(dataset)
-    findings += _passages_not_read(arguments, dataset)
+    findings += _texts_not_read(arguments, dataset)
+    findings += _declining_answers(dataset)
     tokenizer, prompt = None, None
     table: dict[str, RowCounts] = {}
     rows: Iterator[Row] = iter(())
@@ -119,6 +132,7 @@ def diagnose(arguments: Arguments) -> Diagnosis:
             findings.append(Finding(ERROR, "model", where, "", message))
     if tokenizer is not None:
         prompt = make_prompt(tokenizer, arguments.prompt)
+        findings += _without_bos(prompt, tokenizer)
         for split in ("train", "eval"):
             if counted := row_counts(_rows(arguments, dataset, split, prompt, findings), prompt, tokenizer):
                 table[split] = counted
@@ -130,6 +144,15 @@ def diagnose(arguments: Arguments) -> Diagnosis:
     return Diagnosis(dataset, findings, tokenizer, prompt, next(rows, None), table, estimated)
 
 
+def _declining_answers(dataset: Dataset) -> Iterator[Finding]:
+    """Findings for answers that teach a model to abstain although the question has an answer."""
+    for examples in dataset.examples.values():
+        for example in examples:
+            if example.answerable and abstains(example.answer, ()):
+                message = 'declines to answer; write "answerable": false if the documents lack the answer, or answer it'
+                yield Finding(WARNING, "declining-answer", example.source, "gold_answer", message)
+
+
 def row_counts(rows: Iterable[Row], prompt: Prompt, tokenizer: Tokenizer) -> RowCounts | None:
     """The token table's column for the rows of one split, which are read as a stream; None if there are none."""
     bos = tokenizer.bos_token_id
@@ -137,7 +160,7 @@ def row_counts(rows: Iterable[Row], prompt: Prompt, tokenizer: Tokenizer) -> Row
     for row in rows:
         lengths.append(len(row))
         answers.append(len(row.answer_ids))
-        dropped.append(row.passages_dropped)
+        dropped.append(row.left_out)
         finished += bool(row.answer_ids) and row.answer_ids[-1] in prompt.stop_ids
         doubled += bos is not None and row.prompt_ids[:2] == [bos, bos]
     if not lengths:
@@ -145,7 +168,9 @@ def row_counts(rows: Iterable[Row], prompt: Prompt, tokenizer: Tokenizer) -> Row
     return RowCounts(
         rows=len(lengths),
         rows_shortened=sum(map(bool, dropped)),
-        passages_dropped=sum(dropped),
+        passages_dropped=sum(left_out.retrieved for left_out in dropped),
+        turns_dropped=sum(left_out.turns for left_out in dropped),
+        gold_dropped=sum(left_out.gold for left_out in dropped),
         row_tokens=_quantiles(lengths),
         answer_tokens=_quantiles(answers),
         ends_on_stop_token=finished / len(lengths),
@@ -161,14 +186,14 @@ def _quantiles(values: Sequence[int]) -> dict[str, int]:
 
 def _rows(arguments: Arguments, dataset: Dataset, split: str, prompt: Prompt, findings: list[Finding]) -> Iterator[Row]:
     """The rows that fit into the length budget; the others become findings."""
-    method, k = METHODS[arguments.method], arguments.retrieval.embedding_max_num_to_retrieve
+    method, k, data = METHODS[arguments.method], arguments.retrieval.embedding_max_num_to_retrieve, arguments.data
     for i, example in enumerate(dataset.examples.get(split, [])):
         hits = _stand_ins(dataset.documents, i, k) if method.retrieves else ()
         try:
             passages = method.policy(example, hits, draw(arguments.training.seed, 0, i))
-            (row,) = method.encode([example], [passages], prompt, arguments.data.max_seq_length)
+            (row,) = method.encode([example], [passages], prompt, data.max_seq_length, data.too_long == "shorten")
         except DataError as error:
-            findings += _too_long(error, example, "row")
+            findings += _too_long(error, example, "row", data.too_long)
             continue
         if (learnt := what_else_is_learnt(row, example.answer, prompt)) is not None:
             message = f"would teach {learnt[:60]!r} instead of the gold answer; correct the chat template"
@@ -182,23 +207,24 @@ def _stand_ins(documents: Sequence[Document], i: int, k: int) -> tuple[Hit, ...]
     return tuple(Hit(documents[(i + j * n // k) % n], 0.0) for j in range(k if n else 0))
 
 
-def _too_long(error: DataError, example: Example, name: str) -> list[Finding]:
+def _too_long(error: DataError, example: Example, name: str, consequence: str) -> list[Finding]:
+    severity, left_out = (ERROR, "") if consequence == "error" else (WARNING, "; left out")
     return [
-        Finding(ERROR, "too-long", example.source, name, problem.removeprefix(f"{example.source}: "))
+        Finding(severity, TOO_LONG, example.source, name, problem.removeprefix(f"{example.source}: ") + left_out)
         for problem in error.problems
     ]
 
 
 def _questions_over_budget(arguments: Arguments, dataset: Dataset, prompt: Prompt) -> Iterator[Finding]:
     """Findings for questions that are too long, and for gold answers that are longer than generated ones can be."""
-    limit = arguments.evaluation.max_new_tokens
-    room = room_for_prompt(arguments.data.max_seq_length, limit)
+    limit, data = arguments.evaluation.max_new_tokens, arguments.data
+    room = room_for_prompt(data.max_seq_length, limit)
     for split in ("eval", "test"):
         for example in dataset.examples.get(split, []):
             try:
-                encode_questions([example], [()], prompt, room)
+                encode_questions([example], [()], prompt, room, data.too_long == "shorten")
             except DataError as error:
-                yield from _too_long(error, example, "question")
+                yield from _too_long(error, example, "question", data.too_long)
             if (length := len(prompt.answer_ids(example.answer))) > limit:
                 message = (
                     f"has {length} tokens, but answers are cut off at {limit}; raise --max_new_tokens or shorten it"
@@ -220,9 +246,20 @@ def _wrong_rows(path: str, column: RowCounts) -> Iterator[Finding]:
         yield Finding(ERROR, "doubled-bos", path, "row", message)
 
 
-def _passages_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Finding]:
-    """Findings for documents that every embedding model of this run would truncate."""
-    retrieval = arguments.retrieval
+def _without_bos(prompt: Prompt, tokenizer: Tokenizer) -> Iterator[Finding]:
+    """A finding if rows lack a BOS token that the model may have been trained with."""
+    if isinstance(prompt, ChatPrompt) and prompt.lacks_bos:
+        message = (
+            f"the tokenizer begins a text with {tokenizer.bos_token}, but the chat template does not, so neither do "
+            "rows and prompts, here as in transformers and on servers; add {{ bos_token }} to the template if the "
+            "model was trained with it"
+        )
+        yield Finding(WARNING, "no-bos", "--model_name_or_path", "", message)
+
+
+def _texts_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Finding]:
+    """Findings for documents and queries that an embedding model of this run would truncate."""
+    retrieval, method = arguments.retrieval, METHODS[arguments.method]
     if retrieval.retriever == "bm25":
         return
     flags = {getattr(retrieval, flag): flag for flag in ("eval_embedding_model", "embedding_model")}
@@ -230,20 +267,40 @@ def _passages_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Findi
         if not name:
             continue
         try:
-            limit = reading_limit(name, retrieval.document_prompt)
+            limit = reading_limit(name, retrieval.document_prompt, retrieval.query_prompt)
         except Exception as error:  # libraries raise many types, even bare exceptions for a damaged file
             message = f"cannot load {name}: {why_not_loaded(error)}"
             yield Finding(ERROR, "model", f"--{flag}", "", message)
             continue
-        if limit is None or not dataset.documents:
-            continue
-        for i, tokens in limit.too_long([document.text for document in dataset.documents]).items():
-            name_of_field = "fmt_content" if dataset.documents[i].fmt_content.strip() else "page_content"
-            message = (
-                f"has {tokens} tokens, but {name} reads only {limit.max_tokens}; split it, or a search will not see "
-                "its end"
-            )
-            yield Finding(WARNING, "long-passage", dataset.document_places[i], name_of_field, message, tokens)
+        if limit is not None and dataset.documents:
+            yield from _passages_not_read(limit, dataset)
+            evaluates, trains = name == evaluation_model(retrieval), method.retrieves and flag == "embedding_model"
+            searched = {"train": trains, "eval": evaluates or trains, "test": evaluates}
+            for split, examples in dataset.examples.items():
+                if searched[split]:
+                    yield from _queries_not_read(limit, examples, retrieval.query_history)
+
+
+def _passages_not_read(limit: ReadingLimit, dataset: Dataset) -> Iterator[Finding]:
+    for i, tokens in limit.too_long([document.text for document in dataset.documents]).items():
+        name_of_field = "fmt_content" if dataset.documents[i].fmt_content.strip() else "page_content"
+        message = (
+            f"has {tokens} tokens, but {limit.name} reads only {limit.max_tokens}; split it, or a search will not see "
+            "its end"
+        )
+        yield Finding(WARNING, "long-passage", dataset.document_places[i], name_of_field, message, tokens)
+
+
+def _queries_not_read(limit: ReadingLimit, examples: Sequence[Example], history: str) -> Iterator[Finding]:
+    queries = queries_of(examples, history)
+    for i, tokens in too_long(queries, limit).items():
+        alone = limit.length_of_query(queries[i].question) > limit.max_tokens
+        where, lost = ("question", "middle") if alone else ("chat_history", "beginning")
+        message = (
+            f"makes a search query of {tokens} tokens, but {limit.name} reads only {limit.max_tokens}; its {lost} is "
+            "left out of the search, which --query_history none or --retriever bm25 avoids"
+        )
+        yield Finding(WARNING, "long-query", examples[i].source, where, message, tokens)
 
 
 # Display
@@ -280,8 +337,10 @@ def _token_table(diagnosis: Diagnosis) -> str:
     lines = {
         "training rows": list(diagnosis.table),
         "rows": [f"{c.rows:,}" for c in columns],
-        "rows that lost passages": [f"{c.rows_shortened:,}" for c in columns],
-        "passages dropped": [f"{c.passages_dropped:,}" for c in columns],
+        "rows shortened": [f"{c.rows_shortened:,}" for c in columns],
+        "retrieved passages dropped": [f"{c.passages_dropped:,}" for c in columns],
+        "history turns dropped": [f"{c.turns_dropped:,}" for c in columns],
+        "gold passages dropped": [f"{c.gold_dropped:,}" for c in columns],
     }
     for name in ("10 %", "median", "90 %", "longest"):
         lines[f"tokens in a row, {name}"] = [f"{c.row_tokens[name]:,}" for c in columns]

@@ -43,6 +43,7 @@ from groundtune.system.durable import Damaged
 from groundtune.system.guarded import require
 from groundtune.system.model_folders import nothing_unpickled
 from groundtune.system.out_of_memory import MicroBatch, OutOfMemory, halve_on_oom, is_out_of_memory, reason
+from groundtune.system.outputs import usual_modes
 from groundtune.training.trackers import never_stop_the_run
 
 logger = logging.getLogger(__name__)
@@ -364,7 +365,8 @@ class SafeTrainer(Trainer):
         return self._output_dir / f"checkpoint-{self.state.global_step}"
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        with usual_modes(Path(output_dir or self._output_dir)):
+            super()._save(output_dir, state_dict)
         # A pickle that nobody needs: the arguments are in run.json.
         Path(output_dir or self._output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 

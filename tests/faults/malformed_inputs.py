@@ -137,7 +137,7 @@ EXAMPLE_FIELDS: dict[str, tuple[Callable[[dict], None], str]] = {
     "an object as answer": (put("gold_answer", value={"text": "nine"}), "gold_answer"),
     "true as answer": (put("gold_answer", value=True), "gold_answer"),
     "no gold": (drop("gold_docs"), "gold_docs"),
-    "empty gold": (put("gold_docs", value=[]), "gold_docs"),
+    "empty gold": (put("gold_docs", value=""), "gold_docs"),
     "an object as gold": (put("gold_docs", value=document(2)), "gold_docs"),
     "text in gold": (put("gold_docs", 0, value="Room 2"), "gold_docs[0]"),
     "null in gold": (put("gold_docs", 0, value=None), "gold_docs[0]"),
@@ -154,6 +154,7 @@ EXAMPLE_FIELDS: dict[str, tuple[Callable[[dict], None], str]] = {
     "a turn without message": (drop("chat_history", 0, "message"), "chat_history[0].message"),
     "a blank message": (put("chat_history", 0, "message", value=""), "chat_history[0].message"),
     "a number as message": (put("chat_history", 0, "message", value=0), "chat_history[0].message"),
+    "text for true or false": (put("answerable", value="no"), "answerable"),
     "text as negatives": (put("hard_neg_docs", value="Room"), "hard_neg_docs"),
     "a negative without text": (put("hard_neg_docs", 0, value={}), "hard_neg_docs[0].page_content"),
 }  # fmt: skip

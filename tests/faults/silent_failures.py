@@ -361,7 +361,8 @@ def keys_of_a_dictionary(patch: Patch, world: World) -> None:
 
 def two_beginnings(patch: Patch, world: World) -> None:
     """two BOS tokens"""
-    patch.setattr(prompt._Tokens, "encode_prompt", lambda self, text: [*self._bos, *self.encode(text)])
+    prompt_ids = prompt.ChatPrompt.prompt_ids
+    patch.setattr(prompt.ChatPrompt, "prompt_ids", lambda self, *asked: [*self.tokens.bos, *prompt_ids(self, *asked)])
 
 
 def padded_on_the_right(patch: Patch, world: World) -> None:

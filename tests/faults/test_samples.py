@@ -40,7 +40,8 @@ def test_the_watch_sees_what_a_pickle_does(folder, monkeypatch):
     import pickle
 
     (folder / "precious").mkdir()
-    monkeypatch.setattr(hostile_pickles, "read_pickle_documents", lambda path: pickle.loads(path.read_bytes()))
+    unpickled = lambda path: pickle.loads(path.read_bytes())  # noqa: E731, S301  it is watched doing so
+    monkeypatch.setattr(hostile_pickles, "read_pickle_documents", unpickled)
     ways = ("reduce", "global and reduce", "inst", "obj")
     calls = [PICKLES[f"calls: builtins.exec by {how}"] for how in ways]
     seen = [hostile_pickles.attempt(data, folder) for data in calls]

@@ -87,7 +87,7 @@ def test_sides_with_different_losses_are_not_timed():
         def loss(self, rows):
             return self.value
 
-    rows = [Row([1], [2], 0, "")]
+    rows = [Row([1], [2], "")]
     train_step.check_same_loss(Side(1.0), Side(1.001), rows, tolerance=1e-2)
     with pytest.raises(AssertionError, match=r"1.0 and 1.1"):
         train_step.check_same_loss(Side(1.0), Side(1.1), rows, tolerance=1e-2)

@@ -16,14 +16,14 @@ import pytest
 pytest.importorskip("openai", reason="needs the extra [endpoint]")
 pytest.importorskip("bm25s", reason="needs the extra [bm25]")
 
-from conftest import write_data
+from conftest import tiny_examples, write_data
 from documented import ROOT, blocks, replaced, run_by, run_python, run_script, steps, with_defaults
 from fake_server import FakeServer
 
 import groundtune
 from groundtune.cli import main
 from groundtune.data.checks import TITLES
-from groundtune.data.files import read_documents, scan_examples
+from groundtune.data.files import read_documents, scan_examples, write_jsonl
 
 PAGES = run_by(__file__)
 TINY = {  # added to a command unless it sets them itself
@@ -64,6 +64,9 @@ def world(names, tmp_path_factory) -> Path:
     write_data(folder)
     for split in ("train", "eval", "test"):
         shutil.copy(folder / f"{split}.jsonl", folder / f"{split}_w_qa.jsonl")
+    examples = [example.to_dict() for example in tiny_examples()]
+    write_jsonl(folder / "examples.jsonl", examples)
+    shutil.copy(folder / "documents.jsonl", folder / "documents_old.jsonl")
     chat = [{"role": "user", "content": "When?"}, {"role": "assistant", "content": "At nine."}]
     passage = {"documents": ["The library opens at nine."]}
     (folder / "chats.jsonl").write_text(json.dumps({"messages": chat, **passage}) + "\n")

@@ -157,6 +157,8 @@ def test_a_run_leaves_model_history_results_and_report(request, name):
     others = "tokenizer.json trainer_state.json metrics.json run.json report.md report.html"
     for file in (weights, *others.split(), "predictions/test_base.jsonl", "predictions/test_tuned.jsonl"):
         assert (run.folder / file).stat().st_size > 100, file
+        if os.name != "nt":  # safetensors would make weights readable by their owner only
+            assert (run.folder / file).stat().st_mode == (run.folder / "run.json").stat().st_mode, file
     assert {"base", "tuned", "difference", "history"} <= run.metrics.keys()
     record = json.loads((run.folder / "run.json").read_text("utf-8"))
     assert set(record["inputs"]) == {"train_file", "eval_file", "test_file", "full_dataset_file_path"}

@@ -94,7 +94,7 @@ def test_every_command_of_the_tutorial_runs_in_its_order(blocks, folder, monkeyp
         "runs/swr/report.html",
         "runs/sft/report.html",
         "runs/swr/evaluation/evaluation.html",
-        "comparison.html",
+        "runs/swr/comparison.html",
     ):
         assert (folder / file).stat().st_size > 1000, file
     shown = capsys.readouterr().out

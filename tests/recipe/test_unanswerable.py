@@ -26,6 +26,42 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("method", ["sft", "swr"])
+def test_questions_without_gold_passages_and_rows_that_are_too_long_stop_no_run(
+    families, static_embedding_folder, data, tmp_path, method, capsys
+):
+    rows = [e.to_dict() for e in tiny_examples()]
+    rows[0] |= {"gold_answer": UNANSWERABLE, "answerable": False, "gold_docs": []}
+    rows[1]["chat_history"] = [{"speaker": s, "message": "Long ago. " * 60} for s in ("user", "assistant")]
+    rows[2]["question"] = "Why? " * 400
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, rows)
+    for too_long, left_out in (("error", ()), ("drop", (2, 3)), ("shorten", (3,))):
+        folder = tmp_path / f"{method} {too_long}"
+        words = flags(families["mistral"], static_embedding_folder, data, folder, max_steps=1, train_file=path,
+                      eval_file=path, test_file=path, max_seq_length=300, too_long=too_long,
+                      max_train_samples=4)  # fmt: skip
+        status = main([method, *words, "--json"])
+        said = capsys.readouterr()
+        if too_long == "error":
+            assert status == 2 and "rows.jsonl:2: row: too long: " in said.err and "--too_long" in said.err
+            continue
+        assert status == 0, said.err
+        metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+        for system in ("base", "tuned"):
+            assert metrics[system]["n"] == len(rows) - len(left_out)
+            assert metrics[system]["retrieval/recall@1"]["scored"] == len(rows) - len(left_out) - 1
+        log = json.loads((folder / "run.json").read_text("utf-8"))
+        assert log["arguments"]["data"]["max_train_samples"] == 4
+        notes = (folder / "report.md").read_text("utf-8")
+        assert all(f"rows.jsonl:{line}" in notes for line in (2, 3))
+        assert ("2 chat turns" in notes) == (too_long == "shorten")
+        assert main(["evaluate", str(folder), "--contexts", "all", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["evaluations"]["gold"]["model"]["n"] == len(rows) - len(left_out)
+        assert any("do not fit into --max_seq_length and are left out" in note for note in found["notes"])
+
+
 def test_a_run_measures_retrieval_on_what_has_an_answer_and_says_how_the_rest_was_met(
     families, static_embedding_folder, data, tmp_path, capsys
 ):

@@ -107,7 +107,7 @@ def test_changing_one_answer_changes_no_other_row_s_loss(family, mode):
     before = row_losses(model, collate(rows, pad_id=0, **MODES[mode]))
     assert len(before) == len(rows)
     for i, row in enumerate(rows):
-        other = Row(row.prompt_ids, [(id + 7) % 200 + 10 for id in row.answer_ids], 0, "")
+        other = Row(row.prompt_ids, [(id + 7) % 200 + 10 for id in row.answer_ids], "")
         after = row_losses(model, collate([*rows[:i], other, *rows[i + 1 :]], pad_id=0, **MODES[mode]))
         changed = [j for j, (a, b) in enumerate(zip(before, after)) if abs(a - b) > 1e-4 * abs(a)]
         assert len(changed) == 1

@@ -16,7 +16,7 @@ def rows_of(*lengths: tuple[int, int], end: int = 2) -> list[Row]:
     """Rows of (prompt, answer) lengths; every answer ends in `end`, which also occurs inside prompts."""
     rng = random.Random(0)
     return [
-        Row([rng.randrange(10) for _ in range(p)], [*(rng.randrange(3, 10) for _ in range(a - 1)), end], 0, "")
+        Row([rng.randrange(10) for _ in range(p)], [*(rng.randrange(3, 10) for _ in range(a - 1)), end], "")
         for p, a in lengths
     ]
 
@@ -41,7 +41,7 @@ def lengths(n: int, seed: int = 0) -> list[int]:
 
 
 def grouped_by_length(of: list[int], batch_size: int, seed: int) -> EpochOrder:
-    rows = [Row([1] * (length - 1), [2], 0, "") for length in of]
+    rows = [Row([1] * (length - 1), [2], "") for length in of]
     return EpochOrder(rows, length_order(batch_size), seed)
 
 
@@ -140,7 +140,7 @@ def test_groups_are_the_questions_on_one_passage_and_not_what_all_have_in_common
 
 def test_what_is_saved_is_counted_in_tokens():
     prompt, answer = list(range(90)), [1] * 10
-    rows = [Row([*prompt, 7, i], answer, 0, "") for i in range(100, 104)]
+    rows = [Row([*prompt, 7, i], answer, "") for i in range(100, 104)]
     # 91 tokens shared once, and for each row its last prompt token and its answer.
     assert share_saved(rows, [[0, 1, 2, 3]]) == pytest.approx(1 - (91 + 4 * 11) / (4 * 102))
     assert share_saved(rows, [[0], [1], [2], [3]]) == 0

@@ -467,6 +467,98 @@ def test_chats_come_back_as_they_were(tmp_path, name, data_folder):
     assert {(e.question, e.answer, e.gold_documents) for e in examples} <= found
 
 
+# Chats and tables: what was said stays with its speaker
+
+PARKING = "Parking is free for two hours."
+
+
+def chat(*turns: tuple[str, str], **fields) -> dict:
+    return {"messages": [{"role": role, "content": text} for role, text in turns], "documents": [PARKING], **fields}
+
+
+def test_turns_of_one_speaker_are_joined_and_thoughts_are_no_part_of_an_answer(tmp_path):
+    dialogue = chat(
+        ("assistant", "Welcome."), ("user", "Hello."), ("user", "How long may I park?"),
+        ("assistant", "<think>Two? Yes.</think>Two hours."), ("assistant", "It is free."),
+        ("user", "And then?"), ("assistant", "</think>Ten euros."),
+    )  # fmt: skip
+    (first, second), _ = converted(tmp_path, "messages", write(tmp_path / "in.jsonl", [dialogue]))
+    assert (first.question, first.answer) == ("Hello.\n\nHow long may I park?", "Two hours.\n\nIt is free.")
+    assert [t.message for t in first.chat_history] == ["Welcome."]
+    assert (second.question, second.answer) == ("And then?", "Ten euros.")
+    assert [(t.speaker, t.message) for t in second.chat_history] == [
+        ("assistant", "Welcome."), ("user", first.question), ("assistant", first.answer)
+    ]  # fmt: skip
+
+
+def test_instructions_and_messages_of_tools_are_said_to_be_left_out(tmp_path, capsys):
+    rows = [
+        chat(("system", "Be brief."), ("user", "Long?"), ("assistant", ""), ("tool", "2 h"), ("assistant", "Two.")),
+        chat(("developer", "Be brief."), ("user", "Free?"), ("assistant", "Yes.")),
+    ]
+    examples, _ = converted(tmp_path, "messages", write(tmp_path / "in.jsonl", rows))
+    assert [(e.question, e.answer, e.chat_history) for e in examples] == [("Long?", "Two.", ()), ("Free?", "Yes.", ())]
+    said = capsys.readouterr().out
+    assert "the instruction (system message) of 2 dialogues; it: --instruction 'Be brief.'" in said
+    assert "left out: 1 messages from or to tools" in said
+
+
+def test_files_for_fine_tuning_at_openai_are_read_as_they_are(tmp_path):
+    turns = [("user", "Long?"), ("assistant", "No."), ("user", "Sure?"), ("assistant", "Two hours.")]
+    weighted = chat(*turns, parallel_tool_calls=False)
+    weighted["messages"][1]["weight"] = 0
+    preferred = {
+        "input": {"messages": [{"role": "user", "content": "Free?"}], "tools": []},
+        "preferred_output": [{"role": "assistant", "content": "Yes."}],
+        "non_preferred_output": [{"role": "assistant", "content": "No."}],
+        "documents": [PARKING],
+    }
+    examples, _ = converted(tmp_path, "messages", write(tmp_path / "in.jsonl", [weighted, preferred]))
+    assert [(e.question, e.answer, len(e.chat_history)) for e in examples] == [
+        ("Sure?", "Two hours.", 2), ("Free?", "Yes.", 0)
+    ]  # fmt: skip
+
+
+def test_sharegpt_and_alpaca_are_read(tmp_path):
+    said = (("system", "Be kind."), ("human", "Long?"), ("gpt", "Two."))
+    row = {"conversations": [{"from": name, "value": text} for name, text in said], "context": PARKING}
+    (example,), _ = converted(tmp_path, "sharegpt", write(tmp_path / "in.json", [row]))
+    assert (example.question, example.answer, gold(example)) == ("Long?", "Two.", [PARKING])
+    rows = [
+        {"instruction": "Long?", "input": PARKING, "output": "Two.", "history": [["Hi.", "Hello."]], "system": "Kind."},
+        {"instruction": "Write a poem.", "input": "", "output": "Roses."},
+    ]
+    (example,), _ = converted(tmp_path, "alpaca", write(tmp_path / "in.json", rows))
+    assert (example.question, example.answer, gold(example)) == ("Long?", "Two.", [PARKING])
+    assert [t.message for t in example.chat_history] == ["Hi.", "Hello."]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "question,answer,passage\nLong?,Two.,{}\n",
+        "\ufeffAnswer;Question;Context\r\nTwo.;Long?;{}\r\n",
+        "prompt\tnotes\tresponse\tpassage\nLong?\tx\tTwo.\t{}\n\n",
+        'sep=|\nquestion|answer|passage\nLong?|"Two."|"{}"\n',
+    ],
+)
+def test_a_table_is_read_whatever_its_separator_and_order(tmp_path, table):
+    path = tmp_path / "in.csv"
+    path.write_bytes(table.format(PARKING).encode())
+    (example,), _ = converted(tmp_path, "csv", path)
+    assert (example.question, example.answer, gold(example)) == ("Long?", "Two.", [PARKING])
+
+
+def test_the_passage_of_an_example_without_one_is_found_in_the_documents(tmp_path, capsys):
+    texts = [PARKING, "Dogs may enter on a lead.", "The shop opens at nine and closes at six."]
+    documents = write(tmp_path / "database.jsonl", [{"page_content": text} for text in texts])
+    table = tmp_path / "in.csv"
+    table.write_text("question,answer\nMay I bring my dog?,Dogs may enter on a lead.\nWho?,Nobody knows her name.\n")
+    (example,), found = converted(tmp_path, "csv", table, "--documents", documents)
+    assert gold(example) == [texts[1]] and [d.text for d in found] == texts
+    assert "left out: 1 questions without a passage" in capsys.readouterr().out
+
+
 # What is wrong
 
 

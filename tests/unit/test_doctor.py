@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from conftest import tiny_documents, tiny_examples
 from groundtune.arguments import GROUPS, Arguments, DataArguments
 from groundtune.cli import main
 from groundtune.data.files import write_documents, write_jsonl
-from groundtune.prompts.rows import Row
+from groundtune.prompts.rows import LeftOut, Row
 from groundtune.schema import Document
 from groundtune.training.doctor import diagnose, doctor_command, harmless, row_counts, shown
 
@@ -150,16 +151,35 @@ def test_rows_that_teach_something_else_than_the_answer_are_errors(data, familie
 def test_counts_of_rows_are_exact():
     prompt, tokenizer = SimpleNamespace(stop_ids=(2, 9)), SimpleNamespace(bos_token_id=1)
     rows = [
-        Row([1, 5], [6, 2], 0, ""),
-        Row([1, 1, 5], [9], 2, ""),
-        Row([5, 1, 1], [2, 6, 7], 3, ""),
-        Row([], [], 0, ""),
+        Row([1, 5], [6, 2], ""),
+        Row([1, 1, 5], [9], "", LeftOut(retrieved=2)),
+        Row([5, 1, 1], [2, 6, 7], "", LeftOut(turns=1, retrieved=3)),
+        Row([], [], ""),
     ]
     counted = row_counts(iter(rows), prompt, tokenizer)
-    assert (counted.rows, counted.rows_shortened, counted.passages_dropped) == (4, 2, 5)
+    assert (counted.rows, counted.rows_shortened, counted.passages_dropped, counted.turns_dropped) == (4, 2, 5, 1)
     assert (counted.ends_on_stop_token, counted.doubled_bos) == (0.5, 1)
     assert counted.row_tokens == {"10 %": 0, "median": 4, "90 %": 6, "longest": 6}
     assert row_counts([], prompt, tokenizer) is None
+
+
+def test_a_template_without_the_beginning_that_the_tokenizer_adds_is_a_warning(data, families, tmp_path):
+    family = families["gemma"]
+    shutil.copytree(family.folder, tmp_path / "model")
+    template = tmp_path / "model/chat_template.jinja"
+    template.write_text(template.read_text("utf-8").replace("{{ bos_token }}", ""), "utf-8")
+    assert diagnose(arguments_for(data, model_name_or_path=family.folder)).findings == []
+    (finding,) = diagnose(arguments_for(data, model_name_or_path=tmp_path / "model")).findings
+    assert (finding.severity, finding.check) == ("warning", "no-bos") and "begins a text with <bos>" in finding.message
+
+
+def test_a_gold_answer_that_declines_is_named_unless_the_question_has_no_answer(data):
+    rows = [example.to_dict() for example in tiny_examples()[:3]]
+    rows[0]["gold_answer"] = rows[1]["gold_answer"] = "The passages do not mention the opening hours."
+    rows[1]["answerable"] = False
+    write_jsonl(data / "train.jsonl", rows)
+    found = [f for f in diagnose(arguments_for(data)).findings if f.check == "declining-answer"]
+    assert [(f.where, f.field) for f in found] == [(f"{data / 'train.jsonl'}:1", "gold_answer")]
 
 
 # The embedding model
@@ -176,7 +196,36 @@ def test_documents_longer_than_the_embedding_model_reads_are_named(data, bert_em
     assert long[-1].where.endswith("documents.jsonl:8") and long[-1].field == "page_content"
     assert "has 25 tokens" in long[-1].message and "reads only 24; " in long[-1].message
     assert not any(f.where.endswith(":7") for f in long)  # 24 tokens with the two that the model adds
-    assert diagnose(arguments_for(data, embedding_model=bert_embedding_folder, retriever="bm25")).findings == []
+    without = diagnose(arguments_for(data, embedding_model=bert_embedding_folder, retriever="bm25"))
+    assert {finding.check for finding in without.findings} == {"contained-passage"}
+
+
+@pytest.mark.parametrize(
+    "method, models, expected",
+    [
+        ("sft", {"embedding_model": True}, {"eval": 1, "test": 1}),
+        ("sft", {"eval_embedding_model": True}, {"eval": 1, "test": 1}),
+        ("swr", {"embedding_model": True}, {"train": 1, "eval": 1, "test": 1}),
+        ("swr", {"embedding_model": True, "eval_embedding_model": True}, {"train": 1, "eval": 1, "test": 1}),
+        ("swr", {"embedding_model": True, "retriever": "bm25"}, {}),
+        ("swr", {"embedding_model": True, "query_history": "none"}, {}),
+    ],
+)
+def test_queries_that_are_shortened_are_named_in_the_splits_that_are_searched(
+    data, bert_embedding_folder, method, models, expected
+):
+    long = [{"speaker": "user", "message": "book " * 99}, {"speaker": "assistant", "message": "Yes."}]
+    for split in ("train", "eval", "test"):
+        rows = [json.loads(line) for line in (data / f"{split}.jsonl").read_text("utf-8").splitlines()]
+        short = [{**row, "question": f"{split} {i}", "chat_history": []} for i, row in enumerate(rows)]
+        write_jsonl(data / f"{split}.jsonl", [{**short[0], "chat_history": long}, *short[1:]])
+    named = {name: bert_embedding_folder if value is True else value for name, value in models.items()}
+    diagnosis = diagnose(arguments_for(data, method, **named))
+    found = [f for f in diagnosis.findings if f.check == "long-query"]
+    assert {Path(f.where).name.partition(".")[0]: 1 for f in found} == expected and len(found) == len(expected)
+    assert all(
+        ":1" in f.where and f.field == "chat_history" and "reads only 24; its beginning" in f.message for f in found
+    )
 
 
 def test_many_documents_that_are_too_long_are_one_line_with_the_longest_and_each_is_in_the_json(
@@ -187,12 +236,13 @@ def test_many_documents_that_are_too_long_are_one_line_with_the_longest_and_each
     write_documents(data / "documents.jsonl", [*tiny_documents(), *documents])
     file, flags = data / "documents.jsonl", ["--embedding_model", str(bert_embedding_folder)]
     assert doctor(data, *flags, "--json") == 0
-    found = [f for f in json.loads(capsys.readouterr().out)["findings"] if f["check"] == "long-passage"]
+    every = json.loads(capsys.readouterr().out)["findings"]
+    found = [f for f in every if f["check"] == "long-passage"]
     already = len(found) - len(lengths)  # the tiny documents that are too long for 24 tokens
     assert [f["tokens"] for f in found][already:] == lengths
     assert doctor(data, *flags) == 0
     lines = capsys.readouterr().out.splitlines()
-    (line,) = [line for line in lines if line.startswith("warning: ")]
+    (line,) = [line for line in lines if " x document longer" in line]
     assert line == (
         f"warning: {file}: {len(found)} x document longer than the embedding model reads "
         f"({100 * len(found) / 13:.0f} % of 13 documents); the longest: {file}:11: page_content: has 102 tokens, but "
@@ -200,7 +250,7 @@ def test_many_documents_that_are_too_long_are_one_line_with_the_longest_and_each
         "(94 tokens) and 8 (91 tokens)"
     )
     assert lines[-2:] == [
-        f"{len(found)} warnings in 13 documents, 3 train examples, 2 eval examples, 1 test examples",
+        f"{len(every)} warnings in 13 documents, 3 train examples, 2 eval examples, 1 test examples",
         "--json lists every warning that is summarised here",
     ]
 

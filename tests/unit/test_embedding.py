@@ -401,3 +401,22 @@ def test_code_in_the_folder_of_a_model_is_not_run(bert_embedding_folder, tmp_pat
             Embedder(str(copy))
         (copy / name).write_text(before)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["cosine", "dot", "euclidean", "manhattan"])
+def test_documents_are_ranked_by_the_similarity_that_the_model_names(tmp_path, name):
+    """The same order and scores as sentence-transformers' own `similarity`."""
+    from groundtune.retrieval.retrievers import DenseRetriever
+    from groundtune.retrieval.stores.local import load_or_build_index
+    from groundtune.schema import Document
+
+    embedder = Embedder(str(save_bert_embedder(tmp_path, similarity_fn_name=name)))
+    words = ["book", "library", "xyz", "a", "q"]
+    documents = [Document(" ".join(words[i % 4 :][: 1 + i % 3]) + f" {i}") for i in range(12)]
+    index = load_or_build_index(tmp_path / "index", documents, embedder)
+    questions = ["library q", "zz book book", "1"]
+    vectors = [embedder.model.encode(texts, prompt="") for texts in (questions, [d.text for d in documents])]
+    expected = embedder.model.similarity(*vectors).numpy()
+    for hits, row in zip(DenseRetriever(embedder, index).search(questions, 12), expected, strict=True):
+        np.testing.assert_allclose([hit.score for hit in hits], np.sort(row)[::-1], atol=1e-4)
+        np.testing.assert_allclose([row[documents.index(hit.document)] for hit in hits], np.sort(row)[::-1], atol=1e-4)

@@ -338,4 +338,4 @@ def test_what_can_be_seen_before_asking_is_said_together(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     problems = Endpoint("localhost:8000", "").check("judge")
     assert [problem.split(":")[0] for problem in problems] == ["--judge", "--judge_model", "--judge"]
-    assert "groundtune[endpoint]" in problems[2]
+    assert 'pip install "openai>=' in problems[2]

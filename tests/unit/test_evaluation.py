@@ -159,7 +159,7 @@ def test_a_prompt_leaves_room_for_the_longest_answer_and_the_loss_of_passages_is
     cut = [q for q in short.questions if len(q.read) < 3]
     assert cut and all(len(q.prompt_ids) + 12 <= longest + 11 for q in short.questions)
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"eval: {len(cut)} of 6 prompts lost retrieved passages")
+    assert record.getMessage().startswith(f"eval questions: {len(cut)} of 6 prompts left out ")
     read = [p.passages_read for p in short(family.model()).predictions]
     assert read == [len(q.read) for q in short.questions]
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 
 import pytest
 from conftest import random_documents, random_history, random_text
 
 from groundtune.errors import DataError
 from groundtune.prompts.policies import Passages, kept, required_first
-from groundtune.prompts.rows import encode_questions, encode_rows
-from groundtune.schema import USER, Document, Example, Turn
+from groundtune.prompts.rows import LeftOut, Row, encode_questions, encode_rows, shortening_note
+from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
 from groundtune.training.batching import IGNORED, collate
 
 
@@ -48,21 +49,62 @@ def test_every_row_fits_and_only_the_last_retrieved_passages_are_missing(family,
     prompt = family.prompt(style)
     examples, passages = cases()
     unlimited = encode_rows(examples, passages, prompt, 10_000)
-    assert [row.passages_dropped for row in unlimited] == [0] * len(examples)
+    assert [row.left_out.retrieved for row in unlimited] == [0] * len(examples)
     limit = sorted(map(len, unlimited))[len(examples) // 2]
     required = encode_rows(examples, [stay(p) for p in passages], prompt, 10_000)
     examples, passages = zip(*[(e, p) for e, p, row in zip(examples, passages, required) if len(row) <= limit])
     rows = encode_rows(examples, passages, prompt, limit)
-    assert sum(row.passages_dropped > 0 for row in rows) >= 5  # or this says nothing
+    assert sum(row.left_out.retrieved > 0 for row in rows) >= 5  # or this says nothing
     for example, these, row in zip(examples, passages, rows, strict=True):
-        read = kept(these, row.passages_dropped)
+        read = kept(these, row.left_out.retrieved)
         assert row.prompt_ids == prompt.prompt_ids(read, example.chat_history, example.question)
         assert row.answer_ids == prompt.answer_ids(example.answer) and row.source == example.source
         assert len(row) <= limit
-        if row.passages_dropped:  # and not one more than needed
-            one_more = kept(these, row.passages_dropped - 1)
+        if row.left_out.retrieved:  # and not one more than needed
+            one_more = kept(these, row.left_out.retrieved - 1)
             longer = prompt.prompt_ids(one_more, example.chat_history, example.question)
             assert len(longer) + len(row.answer_ids) > limit
+
+
+def test_shortening_drops_early_turns_then_retrieved_then_gold_passages_and_no_more_than_needed(family):
+    prompt = family.prompt()
+    examples, passages = cases()
+    examples = [replace(e, chat_history=random_dialogue(i % 5)) for i, e in enumerate(examples)]
+    bare = [replace(e, chat_history=()) for e in examples]
+    least = encode_rows(bare, [stay(these)[:1] for these in passages], prompt, 10_000)
+    for limit in {max(map(len, least)), max(map(len, least)) + 60}:
+        rows = encode_rows(examples, passages, prompt, limit, shorten=True)
+        for example, these, row in zip(examples, passages, rows, strict=True):
+            out = row.left_out
+            read, turns = kept(these, out.retrieved, out.gold), example.chat_history[out.turns :]
+            assert len(row) <= limit and row.prompt_ids == prompt.prompt_ids(read, turns, example.question)
+            assert kept(stay(these)[:1]) == read[: len(stay(these)[:1])] and (not turns or turns[0].speaker == USER)
+            assert not out.retrieved or out.turns == len(example.chat_history)
+            assert not out.gold or out.retrieved == sum(passage.droppable for passage in these)
+            if out:  # whatever was left out last does not fit
+                before = (
+                    kept(these, out.retrieved, out.gold - 1) if out.gold
+                    else kept(these, out.retrieved - 1) if out.retrieved else kept(these)
+                )  # fmt: skip
+                restored = () if out.retrieved or out.gold else example.chat_history[max(out.turns - 2, 0) :]
+                assert len(prompt.prompt_ids(before, restored, example.question)) + len(row.answer_ids) > limit
+        parts = [(row.left_out.turns, row.left_out.retrieved, row.left_out.gold) for row in rows]
+        assert all(sum(map(bool, part)) >= 3 for part in zip(*parts)) or limit > max(map(len, least))
+    with pytest.raises(DataError):
+        encode_rows(examples, passages, prompt, max(map(len, least)) - 1, shorten=True)
+
+
+def random_dialogue(pairs: int) -> tuple[Turn, ...]:
+    rng = random.Random(pairs)
+    return tuple(Turn(speaker, random_text(rng)) for _ in range(pairs) for speaker in (USER, ASSISTANT))
+
+
+def test_a_note_counts_and_names_what_was_shortened():
+    rows = [Row([1], [2], f"train.jsonl:{n}", LeftOut(turns=n - 1, gold=n // 12)) for n in range(1, 13)]
+    note = shortening_note("train rows", rows)
+    assert note.startswith("train rows: 11 of 12 prompts left out 66 chat turns and 1 gold passage to fit ")
+    assert "train.jsonl:2, " in note and note.endswith("train.jsonl:11, ...")
+    assert shortening_note("train rows", rows[:1]) == ""
 
 
 def test_the_limit_is_exact(family):

@@ -98,6 +98,19 @@ def test_the_sources_that_turns_of_the_historical_format_name_are_ignored(folder
     assert [example.chat_history for _, example in found.entries] == [(Turn(ASSISTANT, "Hi"),)]
 
 
+def test_an_instruction_at_the_start_of_a_dialogue_is_no_answer_of_the_assistant(folder):
+    def turns(*speakers):
+        return [{"speaker": speaker, "message": f"Said by {speaker}."} for speaker in speakers]
+
+    write_lines(row(chat_history=turns("System", "user", "system")), row(chat_history=turns("system", "assistant")))
+    found = scan_examples("train.jsonl")
+    assert [[turn.speaker for turn in example.chat_history] for _, example in found.entries] == [
+        [USER, ASSISTANT], [ASSISTANT, ASSISTANT]
+    ]  # fmt: skip
+    (suspicion,) = found.suspicions
+    assert suspicion.startswith("train.jsonl:1: chat_history[0].speaker: is 'system' before the first user turn")
+
+
 def test_several_answers_and_the_lack_of_any_are_read_and_written_back(folder):
     write_lines(row(gold_answers=["This.", "that", " "]), row(answerable=False), row())
     several, none, plain = read_examples("train.jsonl")
@@ -112,6 +125,23 @@ def test_several_answers_and_the_lack_of_any_are_read_and_written_back(folder):
         "train.jsonl:2: gold_answers: is [1], not a list of texts",
         "train.jsonl:3: answerable: is 'no'",
     ]
+
+
+@pytest.mark.parametrize("none", ["", None, [], ...])
+def test_an_unanswerable_question_needs_no_gold_passages(folder, none):
+    write_lines(row(gold_docs=none, answerable=False))
+    (example,) = read_examples("train.jsonl")
+    assert example.gold_documents == () and not example.answerable and not example.has_evidence
+
+
+@pytest.mark.parametrize("none", ["", None, ...])
+def test_only_an_empty_list_says_that_an_answerable_question_has_no_gold_passages(folder, none):
+    write_lines(row(gold_docs=none))
+    (problem,) = problems_of(read_examples, "train.jsonl")
+    assert problem.startswith("train.jsonl:1: gold_docs: ") and '"answerable": false' in problem
+    write_lines(row(gold_docs=[]))
+    (example,) = read_examples("train.jsonl")
+    assert example.gold_documents == () and example.answerable and not example.has_evidence
 
 
 @pytest.mark.parametrize("none", ["", None, [], ...])
@@ -176,7 +206,7 @@ LINES = {  # a line, and what its one problem starts with after "train.jsonl:2: 
     ),
     "a name in the plural": (
         {**row(gold_docs=...), "gold_doc": []},
-        "gold_docs: missing (there is 'gold_doc'); every line needs",
+        "gold_docs: missing (there is 'gold_doc'); give the passages",
     ),
     "no question": (row(question=...), 'question: missing; every line needs a "question" with the text of'),
     "null question": (row(question=None), "question: missing; "),
@@ -184,8 +214,8 @@ LINES = {  # a line, and what its one problem starts with after "train.jsonl:2: 
     "half a character": (row(question="a\ud800"), r"question: 'a\ud800' contains half of a surrogate pair, "),
     "no answer": (row(gold_answer=...), 'gold_answer: missing; every line needs a "gold_answer"'),
     "list as answer": (row(gold_answer=["This."]), "gold_answer: is ['This.'], not text; "),
-    "no gold": (row(gold_docs=...), 'gold_docs: missing; every line needs "gold_docs"'),
-    "empty gold": (row(gold_docs=[]), 'gold_docs: empty; every line needs "gold_docs"'),
+    "no gold": (row(gold_docs=...), "gold_docs: missing; give the passages"),
+    "empty gold": (row(gold_docs=""), "gold_docs: empty; give the passages"),
     "object as gold": (row(gold_docs={"page_content": "a"}), "gold_docs: is {'page_content': 'a'}, not a list; "),
     "text as a document": (row(gold_docs=["This."]), "gold_docs[0]: is 'This.', not an object; a document is"),
     "no text": (row(gold_docs=[{"text": "a"}]), "gold_docs[0].page_content: missing; a document is"),
@@ -300,16 +330,18 @@ def test_all_problems_of_one_line_are_named_at_once(folder):
     ]  # fmt: skip
 
 
-def test_twenty_problems_are_shown_and_the_rest_counted(folder):
-    write_lines(*[row(question=3)] * 20)
+def test_many_problems_of_one_kind_are_shown_as_one_and_all_are_kept(folder):
+    write_lines(*[row(question=3)] * 23, row(gold_answer=3))
     with pytest.raises(DataError) as caught:
         read_examples("train.jsonl")
-    assert str(caught.value) == "\n".join(caught.value.problems)
-    write_lines(*[row(question=3)] * 23)
-    with pytest.raises(DataError) as caught:
-        read_examples("train.jsonl")
-    assert len(caught.value.problems) == 23
-    assert str(caught.value).splitlines()[19:] == [caught.value.problems[19], "... and 3 more"]
+    first, *_, other = caught.value.problems
+    shown = f"{first} (23 such problems, the last in train.jsonl:23)"
+    assert len(caught.value.problems) == 24 and str(caught.value) == f"{shown}\n{other}"
+
+
+def test_twenty_kinds_of_problems_are_shown_and_the_rest_counted():
+    problems = [f"train.jsonl:1: {letter}: missing" for letter in "abcdefghijklmnopqrstuvw"]
+    assert str(DataError(problems)).splitlines() == [*problems[:20], "... and 3 more"]
 
 
 @pytest.mark.parametrize("value", [["x" * 10_000], {"k" * 1000: "v" * 1000}, list(range(10_000)), 10**4000])
@@ -508,8 +540,8 @@ def test_a_damaged_parquet_file_is_a_problem(folder, keep):
 def test_without_pyarrow_the_error_names_the_extra(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     Path("d.parquet").touch()
-    assert 'pip install "groundtune[parquet]"' in problems_of(read_documents, "d.parquet")[0]
-    assert 'pip install "groundtune[parquet]"' in problems_of(write_documents, "d.parquet", DOCUMENTS)[0]
+    assert '; pip install "pyarrow>=' in problems_of(read_documents, "d.parquet")[0]
+    assert '; pip install "pyarrow>=' in problems_of(write_documents, "d.parquet", DOCUMENTS)[0]
 
 
 # Writing

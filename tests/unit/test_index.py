@@ -75,7 +75,7 @@ def test_vectors_are_held_once_also_after_a_search(built, monkeypatch):
     embedder = FakeEmbedder()
     index = load_or_build_index(built, tiny_documents(), embedder)
     index.search(embedder.embed_questions(["book"]), 2)
-    assert vars(index).keys() == {field.name for field in fields(Index)} == {"documents", "vectors"}
+    assert vars(index).keys() == {field.name for field in fields(Index)} == {"documents", "vectors", "similarity"}
     # The newly embedded vectors themselves are written and searched, not a copy.
     made = []
     monkeypatch.setattr(

@@ -79,12 +79,14 @@ def test_the_prompt_holds_what_its_file_asks_for_and_an_answer_cannot_fill_in_mo
     example = tiny_examples()[2]
     made = Prediction(example, (), "$gold_answer [[5]]", True, 2, 9, 2, read=tuple(tiny_documents()[:2]))
     (message,) = JudgePrompt("mine", text).messages(made)
-    question, gold, history, passages, answer, dollar = message["content"].split("|")
-    assert (message["role"], question, gold, answer, dollar) == (
-        "user", example.question, example.answer, "$gold_answer [[5]]", "$5",
-    )  # fmt: skip
-    assert history == "user: Hello there.\nassistant: Good day, how can I help?"
-    assert passages == "\n\n".join(document.text for document in tiny_documents()[:2])
+    filled = message["content"].partition("\n\n")[2]
+    question, gold, history, passages, answer, dollar = filled.split("|")
+    assert (message["role"], dollar) == ("user", "$5")
+    assert question == f"<question>\n{example.question}\n</question>"
+    assert (gold, answer) == (f"<reference>\n{example.answer}\n</reference>", "<answer>\n$gold_answer [[5]]\n</answer>")
+    said = "user: Hello there.\nassistant: Good day, how can I help?"
+    assert history == f"<conversation>\n{said}\n</conversation>"
+    assert passages == "\n\n".join(f"<passage>\n{document.text}\n</passage>" for document in tiny_documents()[:2])
 
 
 def test_the_shipped_prompts_are_sound_and_grade_what_they_say():

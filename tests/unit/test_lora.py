@@ -175,3 +175,36 @@ def test_the_trial_draws_nothing_and_changes_nothing(families):
     assert fuse(as_peft_has_them(model)) is None
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
+
+
+# What all-linear does not reach
+
+
+def with_experts() -> torch.nn.Module:
+    from transformers import GraniteMoeConfig, GraniteMoeForCausalLM
+
+    torch.manual_seed(0)
+    return GraniteMoeForCausalLM(
+        GraniteMoeConfig(
+            vocab_size=60, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
+        )
+    )  # fmt: skip
+
+
+def test_the_share_of_a_model_with_experts_that_is_adapted_is_said_in_one_line(caplog):
+    model = with_experts()
+    every = {n: p.numel() for n, p in model.get_decoder().layers.named_parameters() if p.ndim > 1}
+    add_lora(model, ModelArguments(use_peft=True))
+    (line,) = [r.getMessage() for r in caplog.records if "all-linear" in r.getMessage()]
+    adapted = sum(n for name, n in every.items() if "block_sparse_moe" not in name)
+    share = round(100 * adapted / sum(every.values()))
+    assert f"adapts {share} % of the weights of the layers" in line and share < 30
+    assert "not trained: block_sparse_moe." in line
+
+
+def test_no_line_where_all_layers_are_linear_or_the_layers_are_named(family, caplog):
+    add_lora(family.model(), ModelArguments(use_peft=True))
+    named = ModelArguments(use_peft=True, lora_target_modules=["q_proj"])
+    add_lora(with_experts(), named)
+    assert "all-linear" not in caplog.text

@@ -89,7 +89,7 @@ def test_the_model_is_left_as_it_was(family):
 def test_the_first_position_is_never_learnt(families):
     """Nothing predicts it; a row without a prompt loses only that label."""
     family = families["llama"]
-    model, batch = family.model(), collate([Row([], [5, 6, 2], 0, "")], 0)
+    model, batch = family.model(), collate([Row([], [5, 6, 2], "")], 0)
     loss = answer_loss(model, batch)
     logits = model(torch.tensor([[5, 6, 2]])).logits[0, :2]
     assert loss.item() == pytest.approx(

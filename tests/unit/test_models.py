@@ -12,6 +12,7 @@ from conftest import FAMILIES
 
 from groundtune.arguments import GROUPS, Arguments, ModelArguments
 from groundtune.errors import ModelError
+from groundtune.model import attention, loading
 from groundtune.model.loading import add_lora, load_model, load_tokenizer
 from groundtune.model.opening import AnsweringModel
 from groundtune.training.arguments import QATrainingArguments
@@ -231,3 +232,27 @@ def test_flash_attention_that_is_not_there_is_a_line_and_the_fastest_exact_atten
     assert "the package flash-attn is not installed" in record.getMessage()
     ids = torch.tensor([[1, 5, 9, 4]])
     assert torch.equal(plain(ids).logits, asked(ids).logits)
+
+
+def test_flash_attention_that_is_there_does_not_cost_packing(families, monkeypatch):
+    """Packing saves more: where it is exact it is used, and elsewhere the attention that was asked for remains."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: object())
+    assert loading.attention_for(ModelArguments("any", use_flash_attention=True)) == "flash_attention_2"
+    monkeypatch.undo()
+    for exact in (True, False):
+        model = families["llama"].model()
+        model.config._attn_implementation = "flash_attention_2"  # as with the package, which is not here
+        chosen = model.set_attn_implementation
+        names = []
+
+        def choose(name, names=names, chosen=chosen):
+            names.append(name)
+            if name != "flash_attention_2":
+                chosen(name)
+
+        model.set_attn_implementation = choose
+        if not exact:
+            monkeypatch.setattr(attention, "_difference", lambda model, to_train: "they differ")
+        problem = attention.use_packed_attention(model)
+        assert (problem, names[-1]) == ((None, attention.NAME) if exact else ("they differ", "flash_attention_2"))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from conftest import tiny_documents, tiny_examples
 
 from groundtune.evaluation.outcomes import (
+    FORGOT,
     LUCKY,
     MISSED,
     OUTCOMES,
@@ -46,6 +49,12 @@ def test_evidence_is_what_was_read_and_not_what_was_found():
     """If the prompt had no room for a gold passage, that is not the model's fault."""
     cut = prediction([OTHER], {"generation/f1": 0.0}, hits=[OTHER, GOLD])
     assert outcome(cut, Rightness()) == MISSED
+
+
+def test_where_nothing_is_retrieved_no_retrieval_is_missed():
+    made = [replace(prediction([], {"generation/f1": f1}), context="closed_book") for f1 in (0.2, 0.6)]
+    counts = outcome_counts(with_outcomes(made, Rightness()))
+    assert (counts[FORGOT], counts[LUCKY], counts[MISSED]) == (1, 1, 0) and sum(counts.values()) == 2
 
 
 def test_what_is_right_is_for_the_user_to_say():

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 pytest.importorskip("semantic_text_splitter", reason="needs the extra [documents]")
 pytest.importorskip("bm25s", reason="needs the extra [bm25]")
@@ -21,10 +23,11 @@ from groundtune.errors import DataError
 from groundtune.prepare.journal import Journal
 from groundtune.retrieval.opening import index_folder
 from groundtune.retrieval.stores.local import load_or_build_index
-from groundtune.runs.checkpoints import newest_checkpoint, writing
+from groundtune.runs.checkpoints import newest_checkpoint, save_state, writing
 from groundtune.runs.resume import locked
 from groundtune.system.durable import Damaged, discard, read_manifest, write_manifest
-from groundtune.system.outputs import inside, links_in
+from groundtune.system.model_folders import embedding_problems, model_problems, why_not_loaded
+from groundtune.system.outputs import in_place_of, inside, links_in, usual_modes
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="not everybody may make links on Windows")
 
@@ -210,11 +213,11 @@ def test_the_lock_of_a_run_is_no_link(home, tmp_path, name, target):
 @pytest.mark.parametrize("target", [".bashrc", "not there"])
 def test_a_journal_is_no_link(home, tmp_path, target):
     with pytest.raises(DataError, match="is a link"):
-        Journal(link(tmp_path / "generated.jsonl", home / target), {}).add([{"a": 1}])
+        Journal(link(tmp_path / "generated.jsonl", home / target), {}, lambda row: "").add([{"a": 1}])
 
 
 def test_a_link_planted_before_a_row_is_added_to_a_journal_is_not_followed(home, tmp_path):
-    journal = Journal(tmp_path / "generated.jsonl", {})
+    journal = Journal(tmp_path / "generated.jsonl", {}, lambda row: "")
     link(tmp_path / "generated.jsonl", home / ".bashrc")
     with pytest.raises((DataError, OSError)):
         journal.add([{"a": 1}])
@@ -227,6 +230,81 @@ def test_a_file_behind_a_link_is_not_pushed(home, tmp_path):
     link(tmp_path / "run" / "README.md", home / ".bashrc")
     groundtune.runs.hub._stage(tmp_path / "run", ("config.json", "README.md"), tmp_path / "staged")
     assert [path.name for path in (tmp_path / "staged").iterdir()] == ["config.json"]
+
+
+# Modes: those of the umask for new files, and kept for files that are replaced
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077, 0o002])
+def usual(request) -> int:
+    """The mode of a new file."""
+    before = os.umask(request.param)
+    yield 0o666 & ~request.param
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o7777
+
+
+@pytest.mark.parametrize("kept", [0o600, 0o640, 0o644, 0o664, 0o444])
+def test_a_file_that_is_replaced_keeps_its_mode_and_a_new_one_has_the_usual_one(home, tmp_path, usual, kept):
+    write_text(tmp_path / "new", "x")
+    (tmp_path / "old").touch()
+    (tmp_path / "old").chmod(kept)
+    seen = []
+    with in_place_of(tmp_path / "old") as file:
+        (temporary,) = tmp_path.glob(".old.*.tmp")
+        seen.append((mode(temporary), temporary.stat().st_size))
+        file.write(b"private")
+    assert (mode(tmp_path / "new"), mode(tmp_path / "old"), seen) == (usual, kept, [(kept, 0)])
+
+
+def test_what_a_library_writes_has_the_usual_mode_and_what_it_replaces_keeps_its_own(home, tmp_path, usual):
+    (tmp_path / "kept").touch()
+    (tmp_path / "kept").chmod(0o640)
+    (tmp_path / "other").touch()
+    (tmp_path / "other").chmod(0o400)
+    with usual_modes(tmp_path):
+        save_file({"w": torch.zeros(2)}, tmp_path / "new")
+        (tmp_path / "inner").mkdir()
+        save_file({"w": torch.zeros(2)}, tmp_path / "inner" / "new")
+        save_file({"w": torch.zeros(2)}, tmp_path / "kept")
+    found = {name: mode(tmp_path / name) for name in ("new", "inner/new", "kept", "other")}
+    assert found == {"new": usual, "inner/new": usual, "kept": 0o640, "other": 0o400}
+
+
+def test_every_file_of_a_checkpoint_has_the_usual_mode(home, tmp_path, usual):
+    with writing(tmp_path / "run" / "checkpoint-1", {"step": 1}, needed=0) as folder:
+        save_state(folder, "optimizer", {"weights": torch.zeros(3)})
+    found = {path.name: mode(path) for path in (tmp_path / "run" / "checkpoint-1").iterdir()}
+    assert found.keys() == {"optimizer.json", "optimizer.safetensors", "manifest.json"}
+    assert set(found.values()) == {usual}
+
+
+# Permissions
+
+
+def test_a_file_of_a_model_that_may_not_be_read_is_named_as_such(home, tmp_path, monkeypatch):
+    for name in ("decoder", "embedder"):
+        (tmp_path / name).mkdir()
+        for file in ("config.json", "model.safetensors", "notes.md"):
+            (tmp_path / name / file).write_text("{}")
+    refused = {tmp_path / "decoder" / "model.safetensors", tmp_path / "embedder"}
+    monkeypatch.setattr(os, "access", lambda path, how: Path(path) not in refused)
+    for problems in (model_problems(str(tmp_path / "decoder")), embedding_problems(str(tmp_path / "embedder"))):
+        (line,) = problems
+        assert "permission denied" in line and "pickle" not in line and str(tmp_path) in line
+
+
+def test_an_error_of_a_library_that_lacks_permission_is_told_as_such():
+    denied = PermissionError(13, "Permission denied", "/m/model.safetensors")
+    wrapped = OSError("Unable to load weights from pytorch checkpoint, safetensors")
+    wrapped.__cause__ = denied
+    rust = Exception("Permission denied (os error 13) in safetensors")
+    assert why_not_loaded(wrapped) == "permission denied for /m/model.safetensors"
+    assert why_not_loaded(rust) == "permission denied"
+    assert "pickle" in why_not_loaded(OSError("no safetensors"))
 
 
 # The commands: each reports it before anything slow

@@ -6,7 +6,15 @@ import random
 
 import pytest
 
-from groundtune.prompts.policies import Passage, augmented_passages, draw, gold_passages, kept, retrieved_passages
+from groundtune.prompts.policies import (
+    Passage,
+    augmented_passages,
+    draw,
+    gold_passages,
+    kept,
+    reads_hits,
+    retrieved_passages,
+)
 from groundtune.schema import Document, Example, Hit
 
 
@@ -73,6 +81,16 @@ def test_a_gold_passage_that_was_retrieved_makes_no_room_for_a_hit_beyond_k():
 def test_end_to_end_passages_are_the_retrieved_ones_and_only_those():
     for example, hits, _ in cases():
         assert parts(retrieved_passages(example, hits)) == ([], in_order_without_repeats(h.document for h in hits))
+
+
+def test_a_question_that_no_passage_answers_reads_what_a_search_would_give():
+    negatives, hits = (document(7), document(8, 1)), [Hit(document(n), 1.0) for n in (1, 2, 1)]
+    given, none = (Example("Why?", "Unknown.", (), hard_negatives=n, answerable=False) for n in (negatives, ()))
+    assert parts(gold_passages(given, hits)) == ([], ["text 7", "text 8"])
+    assert parts(gold_passages(none, hits)) == ([], ["text 1", "text 2"])
+    assert parts(augmented_passages(given, hits)) == parts(augmented_passages(none, hits)) == ([], ["text 1", "text 2"])
+    assert parts(augmented_passages(given, [])) == ([], ["text 7", "text 8"])
+    assert reads_hits(none) and not reads_hits(given)
 
 
 @pytest.mark.parametrize("policy", [gold_passages, augmented_passages])

@@ -54,6 +54,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     told = [{"role": "user", "content": prompt}, {"role": "assistant", "content": "At nine."}]
     write(tmp_path / "chats.jsonl", [{"messages": told}, CHAT])
     write(tmp_path / "raft.jsonl", [RAFT])
+    (tmp_path / "questions.csv").write_text("question,answer\nWhere do dogs wait?,At the red door.\n")
     make_tokenizer("qwen").save_pretrained(tmp_path / "tokenizer")
     return tmp_path
 

@@ -7,7 +7,15 @@ import random
 import re
 
 import pytest
-from conftest import FAMILIES, HISTORICAL_PREFIXES, INSTRUCTION, random_documents, random_history, random_text
+from conftest import (
+    FAMILIES,
+    HISTORICAL_PREFIXES,
+    INSTRUCTION,
+    make_tokenizer,
+    random_documents,
+    random_history,
+    random_text,
+)
 
 from groundtune.arguments import PromptArguments
 from groundtune.errors import ModelError
@@ -119,6 +127,25 @@ def test_plain_prefixes_and_templates_give_exactly_one_beginning(family):
         prompt = with_flags(family, **flags)
         ids = prompt.prompt_ids([Document("One.")], (), "Why?")
         assert ids.count(bos) == (bos is not None) and (bos is None or ids[0] == bos)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma", "llama3", "phi"])
+@pytest.mark.parametrize("template_writes_it", [True, False])
+def test_a_chat_prompt_has_the_ids_that_transformers_gives_for_the_template(name, template_writes_it):
+    """Nothing is added: where the template writes no BOS token there is none, in rows, answers and on servers alike."""
+    tokenizer = make_tokenizer(name)
+    if not template_writes_it:
+        for written in ("{{ bos_token }}", "bos_token + "):
+            tokenizer.chat_template = tokenizer.chat_template.replace(written, "")
+    prompt = make_prompt(tokenizer, PromptArguments(instruction=""))
+    turns = [{"role": "user", "content": "Hello there?"}]
+    theirs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, enable_thinking=False)["input_ids"]
+    ids = prompt.prompt_ids([], (), "Hello there?")
+    assert ids == list(theirs)
+    adds = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+    assert prompt.lacks_bos == (adds and ids[0] != tokenizer.bos_token_id)
+    plain = make_prompt(tokenizer, PromptArguments(user_prefix="USER")).prompt_ids([], (), "Hello there?")
+    assert (plain[0] == tokenizer.bos_token_id) == adds
 
 
 def test_special_tokens_spelt_in_data_stay_text(family, style):

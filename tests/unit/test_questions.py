@@ -18,7 +18,6 @@ from groundtune.cli import main
 from groundtune.data.files import read_examples, write_documents
 from groundtune.prepare import gates, questions
 from groundtune.prepare.gates import GATES, gates_of
-from groundtune.prepare.journal import Journal
 from groundtune.prepare.questions import Asker, Settings, parse_answer, parse_questions, read_prompt, sample_passages
 from groundtune.prepare.support import check_support, parse_verdict, support, support_prompt
 from groundtune.retrieval.retrievers import BM25Retriever
@@ -72,7 +71,7 @@ def make(folder: Path, generator: FakeGenerator, documents_: list[Document], **c
     """Generate and judge questions, as the command does."""
     chosen = settings(**changes)
     passages = sample_passages(documents_, chosen)
-    journal = Journal(folder / "generated.jsonl", questions.what_decides_a_reply(chosen, "fake"))
+    journal = questions.open_journal(folder, chosen, "fake")
     ask = Asker(lambda: generator, journal, chosen.max_new_tokens, batch=8)
     questions.generate(passages, chosen, ask)
     if chosen.support != "lexical":
@@ -107,29 +106,6 @@ def test_short_passages_and_tables_of_figures_are_not_sampled():
 )
 def test_questions_are_found_in_what_models_write(text):
     assert parse_questions(text, 2) == ["What does it cost?", "How heavy is it?"]
-
-
-@pytest.mark.parametrize(
-    "text, spoken",
-    [
-        ("It costs 7.", "It costs 7."),
-        ("<think>\nIs it 8? [[no]]\n</think>\n\nIt costs 7.", "It costs 7."),
-        ("It may be 8.</think> It costs 7.", "It costs 7."),  # the template had opened the thought
-        ("<think>Let me see", questions.STILL_THINKING),
-    ],
-)
-def test_thoughts_are_no_part_of_a_reply_and_a_reply_that_ends_in_them_has_failed(text, spoken):
-    reply = questions.without_thoughts(Reply(text, finished=False))
-    assert spoken == (reply.failure or reply.text) and not reply.finished
-    assert questions.without_thoughts(Reply(failure="no luck")) == Reply(failure="no luck")
-
-
-def test_a_reply_that_ended_in_its_thoughts_is_a_failure_and_is_asked_for_again(tmp_path):
-    thinks = lambda prompt: f"<think>Well ...{'' if 'number 3 ' in prompt else '</think>' + reply_to(prompt)}"  # noqa: E731
-    result, failures = make(tmp_path, FakeGenerator(thinks), documents(6), passages=6)
-    assert failures == [questions.STILL_THINKING] and result.counts["kept"] == 10
-    result, failures = make(tmp_path, FakeGenerator(), documents(6), passages=6)
-    assert result.counts["kept"] == 12 and not failures
 
 
 @pytest.mark.parametrize(
@@ -190,7 +166,7 @@ def test_a_passage_with_braces_stays_as_it_is_in_a_prompt():
     chosen = settings()
     assert passage.text in questions.question_prompt(chosen, passage)
     prompt = questions.answer_prompt(chosen, passage, "Why {passage}?")
-    assert passage.text in prompt and "Question: Why {passage}?" in prompt
+    assert passage.text in prompt and "<question>\nWhy {passage}?\n</question>" in prompt
 
 
 # Gates

@@ -143,7 +143,7 @@ def test_no_secret_is_part_of_it(place):
 
 def test_rows_are_the_same_if_every_token_is():
     def rows(*tokens):
-        made = [Row(prompt, answer, 0, "train.jsonl:1") for prompt, answer in tokens]
+        made = [Row(prompt, answer, "train.jsonl:1") for prompt, answer in tokens]
         return epoch_rows(lambda *_: made, [Example("Why?", "So.", ()) for _ in made])
 
     one = rows_identity(rows(([1, 2], [3]), ([4], [5])))
@@ -160,7 +160,7 @@ def test_rows_are_the_same_if_each_may_read_the_same_passages_by_the_same_policy
     """With a random policy, the first epoch does not determine what the others read."""
 
     def encode(examples, passages, prompt, limit):
-        return [Row([1], [2], 0, "") for _ in examples]
+        return [Row([1], [2], "") for _ in examples]
 
     example = Example("Why?", "So.", (Document("gold"),))
     hits = (Hit(Document("found"), 1.0),)

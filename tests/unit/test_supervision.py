@@ -57,7 +57,7 @@ def test_a_row_teaches_its_answer_whatever_characters_it_holds(family, style):
     spelt += ["Ends with </s>", "###", "x ###", "  two  spaces\n\nand lines "]
     prompt = family.prompt(style)
     for answer in spelt:
-        row = Row([], prompt.answer_ids(answer), 0, "")
+        row = Row([], prompt.answer_ids(answer), "")
         assert what_else_is_learnt(row, answer, prompt) is None
     assert len(rows) == 60
 
@@ -72,7 +72,7 @@ def test_a_row_that_teaches_more_or_less_than_its_answer_says_what(family, style
         (prompt.answer_ids("At nine."), "At nine."),
         ([], ""),
     ):
-        found = what_else_is_learnt(Row([5], wrong, 0, ""), answer, prompt)
+        found = what_else_is_learnt(Row([5], wrong, ""), answer, prompt)
         assert found is not None and (learnt is None or found.startswith(learnt))
 
 
@@ -83,7 +83,7 @@ def test_a_tokenizer_that_writes_another_form_of_a_letter_is_no_fault(families, 
     family = families["llama"]
     monkeypatch.setattr(family.tokenizer.backend_tokenizer, "normalizer", normalizers.NFKC())
     prompt, answer = family.prompt(), "Room \u2167 \ufb01le"
-    row = Row([5], prompt.answer_ids(answer), 0, "")
+    row = Row([5], prompt.answer_ids(answer), "")
     assert "\u2167" not in prompt.answer_text(row.answer_ids)
     assert what_else_is_learnt(row, answer, prompt) is None
 

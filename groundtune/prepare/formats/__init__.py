@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from groundtune.prepare.formats.beir import BEIR
-from groundtune.prepare.formats.chats import MESSAGES, PROMPT_COMPLETION
+from groundtune.prepare.formats.chats import ALPACA, MESSAGES, PROMPT_COMPLETION, SHAREGPT
+from groundtune.prepare.formats.csv import CSV
 from groundtune.prepare.formats.format import Converted, Format, Options
 from groundtune.prepare.formats.hotpotqa import HOTPOTQA
 from groundtune.prepare.formats.ms_marco import MS_MARCO
@@ -21,6 +22,9 @@ FORMATS: dict[str, Format] = {
     "beir": BEIR,
     "messages": MESSAGES,
     "prompt_completion": PROMPT_COMPLETION,
+    "sharegpt": SHAREGPT,
+    "alpaca": ALPACA,
+    "csv": CSV,
     "raft": RAFT,
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from groundtune.errors import DataError
 from groundtune.prepare.formats.format import Converted, Format, Options, opened, records
 from groundtune.schema import Document, Example
 from groundtune.system.outputs import inside
+from groundtune.system.text import to_json
 
 _CORPUS = 'a line of corpus.jsonl is {"_id", "title", "text"}'
 _QUERY = 'a line of queries.jsonl is {"_id", "text"}'
@@ -82,7 +82,7 @@ def _text(document: Document) -> str:
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False)
+    return to_json(row)
 
 
 def _query(split: str, query: Record | None, scores: dict[str, float], documents: dict[str, Document]) -> Converted:

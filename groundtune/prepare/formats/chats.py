@@ -1,34 +1,62 @@
-"""Chat formats of other trainers, `messages` and prompt with completion; read and written."""
+"""Chat formats of other trainers: read, and two of them written."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from groundtune.data.entries import Record, shown
 from groundtune.data.passages import format_passage
-from groundtune.prepare.formats.format import Converted, Format, Options, children, converted, records
+from groundtune.prepare.formats.format import Converted, Format, Options, Unsaid, children, converted, records
 from groundtune.prompts.prompt import chat_turns
 from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
+from groundtune.system.text import after_thoughts
 
 _MESSAGES = 'a line is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+_SHAREGPT = 'a line is {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}'
+_ALPACA = 'a row is {"instruction": "the question", "input": "the passage", "output": "the answer"}'
 _PROMPT = 'a line is {"prompt": "...", "completion": "..."}, both texts or both lists of messages'
 _DOCUMENT_FIELDS = ("documents", "gold_docs", "passages", "contexts", "context")
+SYSTEM, TOOL = "system", "tool"
 _TEXT_FIELDS = ("page_content", "text", "content", "contents")
 
-Message = tuple[str, str]  # role, content
+# Role or speaker -> whose turn it is; several tools have names of their own.
+_ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), USER),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), ASSISTANT),
+    **dict.fromkeys(("system", "developer"), SYSTEM),
+    **dict.fromkeys(("tool", "function", "function_call", "observation", "ipython"), TOOL),
+}
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message; `learnt` is False for an answer that its file excludes from training."""
+
+    speaker: str
+    text: str
+    learnt: bool = True
 
 
 def read_messages(path: Path, options: Options, problems: list[str]) -> Iterator[Converted]:
     """Every answer of the assistant becomes an example, with the earlier turns as its chat history.
 
-    Passages come from the row's `documents` (or a similar field, such as `context`) or, with `options.prompt_pattern`,
-    from the prompts themselves; an example without passages is left out.
+    Reads OpenAI's files for fine-tuning: an answer with `"weight": 0` is history only, and a row of preferences
+    (`input`, `preferred_output`) gives its preferred answer. Passages come from the row's `documents` (or a similar
+    field, such as `context`), with `options.prompt_pattern` from the prompts themselves, or else from
+    `options.search`; an example without passages is left out.
     """
     for record in records(path, problems):
-        yield from _examples(record, _messages(record, "messages"), options)
+        if isinstance(asked := record.fields.get("input"), dict):
+            prompt = Record(record.where, asked, problems, prefix="input.")
+            dialogue = [*_messages(prompt, "messages"), *_messages(record, "preferred_output")]
+        else:
+            dialogue = _messages(record, "messages")
+        yield from _examples(record, dialogue, options)
 
 
 def read_prompts(path: Path, options: Options, problems: list[str]) -> Iterator[Converted]:
@@ -37,8 +65,44 @@ def read_prompts(path: Path, options: Options, problems: list[str]) -> Iterator[
         if isinstance(record.fields.get("prompt"), list):
             dialogue = [*_messages(record, "prompt"), *_messages(record, "completion")]
         else:
-            dialogue = [(USER, record.text("prompt", _PROMPT)), (ASSISTANT, record.text("completion", _PROMPT))]
+            dialogue = [
+                Message(USER, record.text("prompt", _PROMPT)),
+                Message(ASSISTANT, record.text("completion", _PROMPT)),
+            ]
         yield from _examples(record, dialogue, options)
+
+
+def read_sharegpt(path: Path, options: Options, problems: list[str]) -> Iterator[Converted]:
+    """Like `read_messages`, for rows of `conversations` between `human` and `gpt`, as ShareGPT and Vicuna have them."""
+    for record in records(path, problems):
+        turns = [
+            Message(_speaker(turn, "from", _SHAREGPT), turn.text("value", _SHAREGPT, required=False))
+            for turn in children(record, "conversations", _SHAREGPT)
+        ]
+        yield from _examples(record, [*_system(record), *turns], options)
+
+
+def read_alpaca(path: Path, options: Options, problems: list[str]) -> Iterator[Converted]:
+    """Rows of `instruction` (the question), `input` (the passage) and `output` (the answer), as Alpaca has them.
+
+    `history`, pairs of earlier questions and answers, and `system` are read too.
+    """
+    for record in records(path, problems):
+        pairs = children(record, "history", _ALPACA, (USER, ASSISTANT)) if record.fields.get("history") else ()
+        earlier = [
+            Message(speaker, pair.text(speaker, _ALPACA, required=False), learnt=False)
+            for pair in pairs
+            for speaker in (USER, ASSISTANT)
+        ]
+        asked = Message(USER, record.text("instruction", _ALPACA))
+        answer = Message(ASSISTANT, record.text("output", _ALPACA, may_be_blank=True))
+        passage = record.text("input", _ALPACA, required=False)
+        dialogue = [*_system(record), *earlier, asked, answer]
+        yield from _examples(record, dialogue, options, [format_passage(passage)] if passage.strip() else [])
+
+
+def _system(record: Record) -> list[Message]:
+    return [Message(SYSTEM, record.text("system", _SHAREGPT, required=False))] if record.fields.get("system") else []
 
 
 def messages_row(example: Example, instruction: str) -> dict[str, Any]:
@@ -64,7 +128,17 @@ def _rows(turns: Sequence[Turn]) -> list[dict[str, str]]:
 
 def _messages(record: Record, key: str) -> list[Message]:
     need = _MESSAGES if key == "messages" else _PROMPT
-    return [(m.text("role", need), _content(m, need)) for m in children(record, key, need)]
+    return [
+        Message(_speaker(m, "role", need), _content(m, need), m.fields.get("weight", 1) != 0)
+        for m in children(record, key, need)
+    ]
+
+
+def _speaker(message: Record, key: str, need: str) -> str:
+    name = message.text(key, need)
+    if name.strip() and name.strip().lower() not in _ROLES:
+        message.note(key, f"{shown(name)} is unknown; use one of {', '.join(_ROLES)}")
+    return _ROLES.get(name.strip().lower(), USER)
 
 
 def _content(message: Record, need: str) -> str:
@@ -75,24 +149,48 @@ def _content(message: Record, need: str) -> str:
     return message.text("content", need, required=False)
 
 
-def _examples(record: Record, dialogue: Sequence[Message], options: Options) -> Iterator[Converted]:
-    passages = list(_documents(record))
-    history: list[Turn] = []
-    system = "\n\n".join(content for role, content in dialogue if role in ("system", "developer"))
-    talk = [message for message in dialogue if message[0] in (USER, ASSISTANT)]
-    found = False
-    for (role, said), (next_role, answer) in zip(talk, talk[1:]):
-        if (role, next_role) != (USER, ASSISTANT):
+def _joined(dialogue: Iterable[Message]) -> list[Message]:
+    """The turns of user and assistant, without thoughts and blank turns; adjacent turns of one speaker are one."""
+    talk: list[Message] = []
+    for message in dialogue:
+        text = after_thoughts(message.text)[0] if message.speaker == ASSISTANT else message.text
+        if message.speaker not in (USER, ASSISTANT) or not text.strip():
             continue
-        found = True
-        question = _without_passages(said, passages)
+        if talk and talk[-1].speaker == message.speaker:
+            learnt = talk[-1].learnt or message.learnt
+            talk[-1] = Message(message.speaker, f"{talk[-1].text}\n\n{text}", learnt)
+        else:
+            talk.append(replace(message, text=text))
+    return talk
+
+
+def _examples(
+    record: Record, dialogue: Sequence[Message], options: Options, passages: Sequence[Document] = ()
+) -> Iterator[Converted]:
+    given = list(passages) or list(_documents(record))
+    history: list[Turn] = []
+    system = "\n\n".join(message.text for message in dialogue if message.speaker == SYSTEM and message.text.strip())
+    tools = sum(message.speaker == TOOL for message in dialogue)
+    unsaid = Unsaid(system, tools)
+    found = False
+    for asked, answered in pairwise(_joined(dialogue)):
+        if asked.speaker != USER:
+            if not history:  # a greeting, before anything was asked
+                history.append(Turn(ASSISTANT, asked.text))
+            continue
+        question, of_prompt = _without_passages(asked.text, given), given
         if options.prompt_pattern:
-            in_prompt, question = _search(options.prompt_pattern, f"{system}\n\n{said}".strip(), said)
-            passages = in_prompt or passages
-        yield converted(question, [answer], passages, history=history, source=record.where)
-        history += [Turn(USER, question), Turn(ASSISTANT, answer)]
+            in_prompt, question = _search(options.prompt_pattern, f"{system}\n\n{asked.text}".strip(), asked.text)
+            of_prompt = given = in_prompt or given
+        if answered.learnt:
+            found = True
+            gold = of_prompt or options.search(question, answered.text)
+            one = converted(question, [answered.text], gold, history=history, source=record.where)
+            yield replace(one, unsaid=unsaid)
+            unsaid = Unsaid()
+        history += [Turn(USER, question), Turn(ASSISTANT, answered.text)]
     if not found:
-        yield Converted(left_out="without a question")
+        yield Converted(left_out="without a question and an answer", unsaid=unsaid)
 
 
 def _search(pattern: re.Pattern[str], prompt: str, said: str) -> tuple[list[Document], str]:
@@ -133,5 +231,7 @@ def _document(fields: dict[str, Any]) -> Document:
     return format_passage(text(*_TEXT_FIELDS), source=text("source", "url"), title=text("title"))
 
 
-MESSAGES = Format('chats: lines of {"messages": [...]}, with "documents" or --prompt_pattern', read_messages)
-PROMPT_COMPLETION = Format('lines of {"prompt", "completion"}, with "documents" or --prompt_pattern', read_prompts)
+MESSAGES = Format('chats: lines of {"messages": [...]}, such as OpenAI files for fine-tuning', read_messages)
+PROMPT_COMPLETION = Format('lines of {"prompt", "completion"}', read_prompts)
+SHAREGPT = Format('lines of {"conversations": [{"from", "value"}, ...]}', read_sharegpt)
+ALPACA = Format('rows of {"instruction": question, "input": passage, "output": answer}', read_alpaca)

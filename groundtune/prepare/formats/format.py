@@ -25,6 +25,16 @@ class Options:
     evidence: Path | None = None  # TriviaQA: the folder with `wikipedia/` and `web/`
     prompt_pattern: re.Pattern[str] | None = None  # chats: finds (?P<passage>...) and (?P<question>...) in a prompt
     raft_answer: str = "final"  # or "reasoning"
+    # Finds the passage that supports (question, answer), for examples that come without one.
+    search: Callable[[str, str], Sequence[Document]] = lambda question, answer: ()
+
+
+@dataclass(frozen=True)
+class Unsaid:
+    """What a dialogue contains that an example has no place for: an instruction, and messages of tools."""
+
+    instruction: str = ""
+    tools: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,7 @@ class Converted:
     left_out: str = ""
     documents: tuple[Document, ...] = ()
     split: str = ""
+    unsaid: Unsaid = Unsaid()
 
 
 @dataclass(frozen=True)

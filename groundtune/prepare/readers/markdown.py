@@ -110,6 +110,7 @@ def _yaml(block: str) -> Any:
     import yaml
 
     try:
-        return yaml.load(block, yaml.BaseLoader)  # values as written, such as 007 and impossible dates
+        # Makes only texts, lists and dictionaries, with values as written, such as 007 and impossible dates.
+        return yaml.load(block, yaml.BaseLoader)  # noqa: S506
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
         return None

@@ -19,6 +19,7 @@ from groundtune.schema import Document
 from groundtune.system.durable import MANIFEST, Damaged, disk_errors, read_manifest, write_manifest
 from groundtune.system.locks import held
 from groundtune.system.outputs import in_place_of, inside, refuse_links
+from groundtune.system.text import to_json
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +29,15 @@ _WRITTEN_EVERY = 16_384  # documents: some minutes of work on a CPU, a second of
 
 @dataclass(frozen=True)
 class Index:
-    """Documents and their vectors (float32 [documents, dimensions]), searched exactly."""
+    """Documents and their vectors (float32 [documents, dimensions]), searched exactly by the model's `similarity`.
+
+    As in sentence-transformers, a similarity is an inner product (of unit vectors, if it is the cosine), or a distance
+    with a minus sign.
+    """
 
     documents: Sequence[Document]
     vectors: np.ndarray
+    similarity: str = "cosine"
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest documents of each query: scores and positions, both [queries, min(k, documents)]."""
@@ -43,7 +49,19 @@ class Index:
         # Searches the array directly: a FAISS index would hold a copy, and an index file has no checksum and, if
         # hostile, corrupts memory.
         k = min(k, len(self.documents))
-        return faiss.knn(queries, self.vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+        if self.similarity in ("cosine", "dot"):
+            return faiss.knn(queries, self.vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+        metric = {"euclidean": faiss.METRIC_L2, "manhattan": faiss.METRIC_L1}[self.similarity]
+        distances, positions = faiss.knn(queries, self.vectors, k, metric=metric)
+        return -(np.sqrt(distances) if self.similarity == "euclidean" else distances), positions
+
+    def scores(self, queries: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
+        """The similarity of each query to each document, or to those at the positions `among`: [queries, documents]."""
+        vectors = self.vectors if among is None or len(among) == len(self.vectors) else self.vectors[among]
+        if self.similarity in ("cosine", "dot"):
+            return queries @ vectors.T
+        order = 2 if self.similarity == "euclidean" else 1
+        return -np.stack([np.linalg.norm(vectors - query, ord=order, axis=1) for query in queries])
 
 
 def load_or_build_index(folder: str | Path, documents: Sequence[Document], embedder: Embedder) -> Index:
@@ -59,7 +77,8 @@ def load_or_build_index(folder: str | Path, documents: Sequence[Document], embed
     if known.keys() != set(ids):
         with disk_errors(store), _held(store):
             known, vectors = _completed(store, documents, embedder)
-    return Index(documents, vectors if ids == list(known) else vectors[[known[id] for id in ids]])
+    ordered = vectors if ids == list(known) else vectors[[known[id] for id in ids]]
+    return Index(documents, ordered, embedder.similarity)
 
 
 def _completed(store: Path, documents: Sequence[Document], embedder: Embedder) -> tuple[dict[str, int], np.ndarray]:
@@ -142,11 +161,11 @@ def _read(store: Path, settings: dict[str, Any], tell: bool = True) -> tuple[dic
 
 def _plain(settings: dict[str, Any]) -> Any:
     """`settings` after a round trip through JSON, to compare with the manifest."""
-    return json.loads(json.dumps(settings, default=str))
+    return json.loads(to_json(settings, default=str))
 
 
 def _sha256_of_json(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(to_json(content, ensure_ascii=True, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _write(store: Path, ids: list[str], vectors: np.ndarray, embedder: Embedder) -> None:

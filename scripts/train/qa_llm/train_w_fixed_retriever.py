@@ -1,4 +1,4 @@
-"""SwR: train on gold and retrieved passages (frozen retriever). Same as `groundtune swr`; -h lists every argument."""
+"""SwR: train on gold and retrieved passages. As `groundtune swr`, with the defaults of docs/localrqa.md."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""SFT: train on gold passages. Same as `groundtune sft`; -h lists every argument."""
+"""SFT: train on gold passages. As `groundtune sft`, with the defaults of docs/localrqa.md."""
 
 import sys
 

@@ -1,0 +1,78 @@
+"""Which passages hold the same text: the share of a text's 5-grams of words that another passage has too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from groundtune.data.words import words
+
+GRAM = 5  # words; shorter runs are common phrases, longer ones miss text that was cut elsewhere
+HOLDS = 0.6  # a passage that has this share of a text holds it, as in LocalRQA's "likely accuracy"
+
+Hashes = NDArray[np.uint64]
+
+
+class Overlap:
+    """The 5-grams of many passages, for finding those that hold (most of) a text; about 12 bytes a word."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        hashes, owners = [], []
+        for i, text in enumerate(texts):
+            found = grams(text)
+            hashes.append(found)
+            owners.append(np.full(len(found), i, np.int32))
+        every = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
+        order = np.argsort(every, kind="stable")
+        self._hashes: Hashes = every[order]
+        self._owners = np.concatenate(owners)[order] if owners else np.empty(0, np.int32)
+
+    def shares(self, text: str) -> dict[int, float]:
+        """Position of each passage that has any 5-gram of the text -> the share of the text's 5-grams that it has."""
+        found = grams(text)
+        if not len(found):
+            return {}
+        begin, end = (np.searchsorted(self._hashes, found, side) for side in ("left", "right"))
+        owners = np.concatenate([self._owners[b:e] for b, e in zip(begin, end)])
+        positions, counts = np.unique(owners, return_counts=True)
+        return dict(zip(positions.tolist(), (counts / len(found)).tolist()))
+
+    def holding(self, text: str, least: float = HOLDS) -> set[int]:
+        """Positions of the passages that have at least this share of the text's 5-grams."""
+        return {i for i, share in self.shares(text).items() if share >= least}
+
+
+def share_held(text: str, passage: str) -> float:
+    """The share of the text's 5-grams that the passage has; 0 for a text without words."""
+    found = grams(text)
+    return float(np.isin(found, grams(passage)).mean()) if len(found) else 0.0
+
+
+def grams(text: str) -> Hashes:
+    """Hashes of the distinct 5-grams of a text; a shorter text is a single gram. Equal only within a process."""
+    ids = np.fromiter(map(hash, words(text)), np.int64).astype(np.uint64)
+    length = min(GRAM, len(ids))
+    if not length:
+        return np.empty(0, np.uint64)
+    windows = np.lib.stride_tricks.sliding_window_view(ids, length)
+    return np.unique((windows * _FACTORS[:length]).sum(axis=1, dtype=np.uint64))
+
+
+def _factors(n: int) -> Hashes:
+    """Odd numbers, so that multiplying by one loses no bit of a hash, and each place in a gram counts differently."""
+    return np.random.default_rng(0).integers(2**63, size=n, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+
+
+_FACTORS = _factors(GRAM)
+
+
+def twins(texts: Sequence[str], least: float) -> dict[int, int]:
+    """Position of each text that another holds -> position of the first one that holds most of it."""
+    overlap, found = Overlap(texts), {}
+    for i, text in enumerate(texts):
+        others = {j: share for j, share in overlap.shares(text).items() if j != i and share >= least}
+        if others:
+            found[i] = min(others, key=lambda j: (-others[j], j))
+    return found

@@ -1,0 +1,98 @@
+"""The two historical scripts keep LocalRQA's defaults: the table of docs/localrqa.md, row by row."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_documents
+
+import groundtune.recipes.train
+from groundtune.commands.parsing import parse_arguments
+from groundtune.methods import METHODS
+from groundtune.retrieval.queries import query_of
+from groundtune.schema import USER, Example, Hit, Turn
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = {"sft": "train_w_gt.py", "swr": "train_w_fixed_retriever.py"}
+PAGE = (ROOT / "docs/localrqa.md").read_text("utf-8")
+ROWS = {
+    cells[0].strip(): tuple(cell.strip().strip("`") for cell in cells[1:])
+    for line in re.findall(r"^\|(.*)\|$", PAGE, re.MULTILINE)[2:]
+    if len(cells := line.split("|")) == 3
+}
+
+
+class Parsed(Exception):
+    """Raised in place of a training."""
+
+
+def parsed_by_script(method: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The arguments with which a script would train."""
+    found = []
+
+    def train(arguments: Any) -> None:
+        found.append(arguments)
+        raise Parsed
+
+    monkeypatch.setattr(groundtune.recipes.train, "train", train)
+    monkeypatch.setattr(sys, "argv", [SCRIPTS[method], *words])
+    with pytest.raises(Parsed):
+        runpy.run_path(str(ROOT / "scripts/train/qa_llm" / SCRIPTS[method]), run_name="__main__")
+    return found[0]
+
+
+@pytest.mark.parametrize("method", SCRIPTS)
+def test_the_scripts_and_the_commands_have_the_defaults_of_the_table(method, monkeypatch):
+    script = parsed_by_script(method, ["--output_dir", "out"], monkeypatch).retrieval
+    command = parse_arguments(method, ["--output_dir", "out"]).retrieval
+    assert ROWS["retriever"] == (f"--retriever {script.retriever}", f"--retriever {command.retriever}")
+    assert ROWS["search query"] == tuple(f"--query_history {r.query_history}" for r in (script, command))
+    assert (script.retriever, script.query_history) == ("dense", "none")
+
+
+def test_the_query_of_the_scripts_is_the_question_alone():
+    assert query_of("And now?", (Turn(USER, "How?"),), "none").text == "And now?"
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_a_row_of_swr_has_gold_first_and_at_most_k_and_one_passages(k):
+    assert ROWS["passages of a SwR row"] == ("at most k + 1",) * 2
+    assert ROWS["order of a SwR row"] == ("gold first",) * 2
+    documents = tiny_documents()
+    for gold in (documents[:1], documents[3:5]):
+        hits = [Hit(document, 1.0) for document in documents[:k]]
+        passages = METHODS["swr"].policy(Example("Q?", "A.", tuple(gold), ()), hits, None)
+        read = [passage.document for passage in passages]
+        assert read[: len(gold)] == gold[: k + 1] and len(read) <= k + 1
+
+
+def test_every_row_of_the_table_is_checked_here():
+    assert set(ROWS) == {"retriever", "search query", "passages of a SwR row", "order of a SwR row"}
+
+
+@pytest.mark.parametrize("form", ["flags", "yaml", "json"])
+def test_flags_and_files_override_the_defaults_of_the_scripts(form, monkeypatch, tmp_path):
+    chosen = {"output_dir": str(tmp_path / "out"), "query_history": "all", "retriever": "bm25"}
+    (tmp_path / "run.json").write_text(json.dumps(chosen))
+    (tmp_path / "run.yaml").write_text("".join(f"{name}: {value}\n" for name, value in chosen.items()))
+    words = {
+        "flags": [word for name, value in chosen.items() for word in (f"--{name}", value)],
+        "yaml": ["--config", str(tmp_path / "run.yaml")],
+        "json": [str(tmp_path / "run.json")],
+    }[form]
+    retrieval = parsed_by_script("swr", words, monkeypatch).retrieval
+    assert (retrieval.retriever, retrieval.query_history) == ("bm25", "all")
+
+
+def test_the_help_of_a_script_shows_its_own_defaults(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [SCRIPTS["sft"], "-h"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts/train/qa_llm" / SCRIPTS["sft"]), run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.endswith("defaults of this script: --retriever dense, --query_history none\n")
