@@ -144,7 +144,8 @@ def word_table(*rows: tuple[str, ...]) -> str:
             properties += "<w:vMerge/>" if cell == "^" else ""
             made += f"<w:tc><w:tcPr>{properties}</w:tcPr>{paragraph(run(text.removeprefix('v ').strip('^')))}</w:tc>"
         made += "</w:tr>"
-    return f"<w:tbl><w:tblPr/>{made}</w:tbl>"
+    grid = "<w:gridCol/>" * max(map(len, rows))
+    return f"<w:tbl><w:tblPr/><w:tblGrid>{grid}</w:tblGrid>{made}</w:tbl>"
 
 
 def write_pptx(path: Path, *slides: str, notes: str = "") -> Path:

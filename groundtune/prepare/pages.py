@@ -10,6 +10,7 @@ from pathlib import Path
 
 from groundtune.prepare.readers.page import Page, ReadOptions, unreadable
 from groundtune.prepare.readers.tidy import tidy
+from groundtune.system.packages import pip_install
 
 
 @dataclass(frozen=True)
@@ -82,4 +83,4 @@ def missing_libraries(suffixes: Iterable[str]) -> list[str]:
     """One line with the packages to install for these types of files; empty if nothing is missing."""
     needed = {name for suffix in suffixes if suffix in READERS for name in READERS[suffix].needs}
     missing = sorted(name for name in needed if importlib.util.find_spec(name) is None)
-    return [f'{", ".join(missing)}: not installed; pip install "groundtune[documents]"'] if missing else []
+    return [f"{', '.join(missing)}: not installed; {pip_install('documents')}"] if missing else []

@@ -25,6 +25,7 @@ from groundtune.prepare import corpus
 from groundtune.prepare.chunking import Chunker
 from groundtune.prepare.pages import missing_libraries, read_pages
 from groundtune.prepare.readers.page import Page, ReadOptions
+from groundtune.system.packages import pip_install
 
 ROOT = Path(__file__).parents[2]
 SENTENCES = [f"Sentence number {n} says that book {n} lies on shelf {n}." for n in range(1, 61)]
@@ -362,7 +363,7 @@ def test_elements_nested_too_deeply_are_a_reason_and_not_the_end_of_the_run(tmp_
 
 def test_what_is_missing_to_read_a_web_page_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "lxml" else name)
-    assert missing_libraries([".html"]) == ['lxml: not installed; pip install "groundtune[documents]"']
+    assert missing_libraries([".html"]) == [f"lxml: not installed; {pip_install('documents')}"]
     assert missing_libraries([".docx", ".txt"]) == missing_libraries([".html"]) and not missing_libraries([".pdf"])
 
 
