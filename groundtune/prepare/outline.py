@@ -170,8 +170,14 @@ def _sections(tokens: Sequence[Token], begins: Sequence[int], title: str) -> Pla
             above = {upper: name for upper, name in above.items() if upper < level}
             above[level] = one_line(content.content)
             offsets.append(_span(opening, begins)[0])
-            names.append(" > ".join(name for _, name in sorted(above.items()) if name and name != title))
+            names.append(
+                " > ".join(name for at, name in sorted(above.items()) if name and not _is_title(at, name, title))
+            )
     return Places(offsets, names)
+
+
+def _is_title(level: int, name: str, title: str) -> bool:
+    return name == title or (level == 1 and title.startswith(name))  # of "Locks - The Manual"
 
 
 def _columns(tokens: Sequence[Token], begins: Sequence[int], text: str) -> Places:
