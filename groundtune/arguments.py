@@ -9,10 +9,11 @@ import importlib.util
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import Field, dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
+from groundtune.schema import nfc
 from groundtune.system.model_folders import embedding_problems, may_not_read, model_problems
 from groundtune.system.packages import pip_install
 
@@ -145,6 +146,18 @@ class PromptArguments:
         "Answer the user's question with the information in the passages below.",
         "Instruction at the start of every prompt.",
     )
+    thinking: str = argument(
+        "drop",
+        "Reasoning models, in training and when they answer. drop: the prompt ends as the chat template begins an "
+        "answer without thoughts. keep: the prompt ends as the template's generation prompt, and the model may think. "
+        "Thoughts are never part of an answer.",
+        ["drop", "keep"],
+    )
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            if isinstance(value := getattr(self, one.name), str):
+                setattr(self, one.name, nfc(value))
 
 
 @dataclass
@@ -198,7 +211,12 @@ class EvaluationArguments:
         "always uses all examples.",
     )
     max_new_tokens: int = argument(256, "Maximum answer length in tokens.")
-    bootstrap_samples: int = argument(2000, "Number of bootstrap resamples for the 95 % intervals.")
+    bootstrap_samples: int = argument(10_000, "Number of bootstrap resamples for the 95 % intervals.")
+    abstentions: str = argument(
+        "",
+        "Text file with more wordings by which an answer says that the passages hold none, one per line, in addition "
+        "to those known for English, German, French, Spanish, Italian, Portuguese, Chinese and Japanese.",
+    )
 
 
 @dataclass
@@ -388,17 +406,21 @@ def _check_numbers(arguments: Arguments) -> list[str]:
     problems = too_small(least)
     if not 0 <= arguments.model.lora_dropout < 1:
         problems.append(f"--lora_dropout: {arguments.model.lora_dropout} is not in [0, 1); use a value such as 0.1")
-    return problems + no_room(arguments.data, arguments.evaluation)
+    return [
+        *problems,
+        *no_room(arguments.data, arguments.evaluation),
+        *no_such_file(arguments.evaluation, ("abstentions",)),
+    ]
 
 
-def no_such_file(data: DataArguments, names: Sequence[str]) -> list[str]:
+def no_such_file(group: Group, names: Sequence[str]) -> list[str]:
     """A line for each of these fields that names a missing file."""
     return [
         f"--{name}: {path}: permission denied; let its owner make it readable for this user, or name another"
         if may_not_read(Path(path))
         else f"--{name}: no such file: {path}; give the path of an existing file"
         for name in names
-        if (path := getattr(data, name)) and not os.path.isfile(path)
+        if (path := getattr(group, name)) and not os.path.isfile(path)
     ]
 
 

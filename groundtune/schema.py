@@ -6,6 +6,7 @@ Frozen, standard library only; they know nothing of files, tokens or models.
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,8 +17,24 @@ ASSISTANT = "assistant"
 UNANSWERABLE = "The passages do not answer this question."
 
 
+def nfc(text: str) -> str:
+    """The text with composed characters: an "ü" may also be written as "u" and a mark, which looks the same."""
+    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
+
+
+class _Composed:
+    """Dataclasses whose texts are in NFC, whatever file, folder, server or call they come from."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, str):
+                object.__setattr__(self, name, nfc(value))
+            elif isinstance(value, tuple) and value and isinstance(value[0], str):
+                object.__setattr__(self, name, tuple(map(nfc, value)))
+
+
 @dataclass(frozen=True)
-class Document:
+class Document(_Composed):
     """One passage of the document database.
 
     `fmt_content` is the page content with its metadata written in; retrievers and models read this text.
@@ -42,7 +59,7 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Turn:
+class Turn(_Composed):
     """One message of a dialogue; `speaker` is `USER` or `ASSISTANT`, whatever name the file used."""
 
     speaker: str
@@ -50,7 +67,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Example:
+class Example(_Composed):
     """`<chat_history, question, passage, answer>`: one example for training or evaluation.
 
     The model learns `answer`; `gold_answers` lists all correct answers, and if empty only `answer` is correct. If an

@@ -33,7 +33,7 @@ COMMANDS = """/sources shows the full passages, /new starts a new dialogue,
 Ctrl-C stops an answer, /quit or Ctrl-D leaves."""
 WITHOUT = {  # flags of `evaluate` that `ask` does not need
     *(field.name for group in (JudgeArguments, AnswerArguments) for field in fields(group)),
-    "eval_file", "eval_max_samples", "bootstrap_samples",
+    "eval_file", "eval_max_samples", "bootstrap_samples", "abstentions",
 } - {"bf16", "base_model"}  # fmt: skip
 
 

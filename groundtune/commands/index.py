@@ -88,7 +88,8 @@ def _searchable(path: str) -> list[Example]:
 
 def _measured(retriever: Any, examples: list[Example], retrieval: RetrievalArguments) -> dict[str, Any]:
     """How well the questions find their gold passages: the number of questions, and each metric with its interval."""
-    from groundtune.evaluation.metrics import aggregate, retrieval_scores
+    from groundtune.evaluation.metrics import retrieval_scores
+    from groundtune.evaluation.statistics import aggregate, clusters_of
     from groundtune.retrieval.retrievers import retrieve
 
     k = min(retrieval.eval_num_to_retrieve, len(retriever.index.documents))
@@ -99,8 +100,9 @@ def _measured(retriever: Any, examples: list[Example], retrieval: RetrievalArgum
     ]
     known = {document.id for document in retriever.index.documents}
     absent = sum(not known & {d.id for d in example.gold_documents} for example in examples)
-    means = {name: interval.to_dict() for name, interval in aggregate(scores).items()}
-    return {"n": len(examples), "gold_not_among_documents": absent, **means}
+    clusters = clusters_of(examples)
+    means = {name: interval.to_dict() for name, interval in aggregate(scores, clusters).items()}
+    return {"n": len(examples), "passages": len(set(clusters)), "gold_not_among_documents": absent, **means}
 
 
 def _show(measured: dict[str, Any] | None) -> None:
@@ -110,7 +112,7 @@ def _show(measured: dict[str, Any] | None) -> None:
         if isinstance(mean, dict):
             label, values = name.partition("/")[2], (mean["value"], mean["low"], mean["high"])
             say(f"  {label:10} {{:.2f}} [{{:.2f}}, {{:.2f}}]".format(*values))
-    say(f"  on {measured['n']} questions, with 95 % bootstrap intervals")
+    say(f"  on {measured['n']} questions on {measured['passages']} passages, with 95 % intervals")
     if absent := measured["gold_not_among_documents"]:
         say(f"  {absent} of them have no gold passage among the documents and count as misses")
 

@@ -97,6 +97,8 @@ def print_comparison(comparison: Comparison) -> None:
     say(*map(comparison.verdict, comparison.others))
     if (outcomes := outcomes_table(comparison)) is not None:
         say_table(outcomes)
+    if comparison.alike:
+        say(comparison.alike)
     for line in failures(comparison):
         Console().print(literal(line, "yellow"))
 

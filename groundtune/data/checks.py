@@ -18,9 +18,9 @@ from groundtune.data.overlap import HOLDS, share_held, twins
 from groundtune.data.passages import article_of
 from groundtune.data.words import telling_words
 from groundtune.errors import gathered
-from groundtune.schema import USER, Document, Example, Turn
+from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
 
-ERROR, WARNING = "error", "warning"
+ERROR, WARNING, NOTE = "error", "warning", "note"  # a note needs no change to the data
 
 _CONTAINED = 0.95  # a document with this share of its text in another one is contained in it
 _MOST_COMPARED = 200_000  # documents, which take about 2 GB to compare
@@ -30,7 +30,9 @@ TITLES = {
     "format": "what cannot be read",
     "blank": "blank question or answer, skipped",
     "misspelt": "ignored field or turn",
+    "thought": "thought in an answer",
     "encoding": "damaged characters",
+    "language": "language in which not everything can be measured",
     "repeated-document": "duplicate document",
     "same-file": "file used twice",
     "repeated-question": "duplicate question in the file",
@@ -188,6 +190,23 @@ def _damaged_characters(dataset: Dataset) -> Iterator[Finding]:
         for field, text in (("question", example.question), ("gold_answer", example.answer), *turns):
             if damage := _damage(text):
                 yield _warning("encoding", example.source, field, damage)
+
+
+# As models write them; other marks of thoughts are control tokens, which no file holds.
+_THOUGHT = re.compile(r"</?(?:think|thinking|thought|reasoning)>|\[/?THINK\]")
+
+
+def _thoughts(dataset: Dataset) -> Iterator[Finding]:
+    for example in _all_examples(dataset):
+        turns = [
+            (f"chat_history[{i}].message", turn.message)
+            for i, turn in enumerate(example.chat_history)
+            if turn.speaker == ASSISTANT
+        ]
+        for field, text in (("gold_answer", example.answer), *turns):
+            if found := _THOUGHT.search(text):
+                message = f"contains {found[0]}: thoughts are not part of an answer; keep only what follows them"
+                yield _warning("thought", example.source, field, message)
 
 
 # UTF-8 decoded as Latin-1 or Windows-1252: C2 or C3 with a continuation byte, and damaged quotation marks.
@@ -399,6 +418,7 @@ def _all_examples(dataset: Dataset) -> Iterator[Example]:
 
 CHECKS: tuple[Callable[[Dataset], Iterator[Finding]], ...] = (
     _damaged_characters,
+    _thoughts,
     _files_given_twice,
     _repeated_questions,
     _leaks,
@@ -446,12 +466,12 @@ def condensed(findings: Iterable[Finding], dataset: Dataset) -> list[str]:
     """
     findings = list(findings)
     errors = gathered([str(finding) for finding in findings if finding.severity == ERROR])
-    findings = [finding for finding in findings if finding.severity == WARNING]
+    findings = [finding for finding in findings if finding.severity != ERROR]
     masses = {kind: found for kind, found in _kinds(findings).items() if len(found) > _MANY}
     lines = [f"{ERROR}: {line}" for line in errors]
     for finding in findings:
         kind = place(finding.where)[0], finding.check
-        if kind not in masses:
+        if finding.severity != WARNING or kind not in masses:
             lines.append(f"{finding.severity}: {finding}")
         elif finding is masses[kind][0]:
             lines.append(f"{WARNING}: {_mass(masses[kind], dataset)}")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from groundtune.data.words import words
 
 GRAM = 5  # words; shorter runs are common phrases, longer ones miss text that was cut elsewhere
+_MOST_OWNERS = 64
 HOLDS = 0.6  # a passage that has this share of a text holds it, as in LocalRQA's "likely accuracy"
 
 Hashes = NDArray[np.uint64]
@@ -30,11 +31,16 @@ class Overlap:
         self._owners = np.concatenate(owners)[order] if owners else np.empty(0, np.int32)
 
     def shares(self, text: str) -> dict[int, float]:
-        """Position of each passage that has any 5-gram of the text -> the share of the text's 5-grams that it has."""
+        """Position of each passage that has any 5-gram of the text -> the share of the text's 5-grams that it has.
+
+        A 5-gram of more than 64 passages, such as one of a header, counts for the first 64 only, so that the time
+        grows with the number of passages and not with its square.
+        """
         found = grams(text)
         if not len(found):
             return {}
         begin, end = (np.searchsorted(self._hashes, found, side) for side in ("left", "right"))
+        end = np.minimum(end, begin + _MOST_OWNERS)
         owners = np.concatenate([self._owners[b:e] for b, e in zip(begin, end)])
         positions, counts = np.unique(owners, return_counts=True)
         return dict(zip(positions.tolist(), (counts / len(found)).tolist()))

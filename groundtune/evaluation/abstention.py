@@ -7,43 +7,119 @@ right if it says that there is no answer, and wrong otherwise.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
+from groundtune.data.words import words
+from groundtune.errors import DataError
 from groundtune.evaluation.metrics import generation_scores, normalised
 from groundtune.schema import Example
 
 UNANSWERABLE, ANSWERABLE = "abstained/unanswerable", "abstained/answerable"
-AGREEMENT = tuple(f"generation/{name}" for name in ("exact_match", "f1", "precision", "recall"))
+AGREEMENT = tuple(f"generation/{name}" for name in ("exact_match", "numeric_match", "f1", "precision", "recall"))
 
-# How models without fine-tuning usually abstain in English. The source must be mentioned, or "It does not include
-# shipping" would count.
-_READ = r"(?:passages?|texts?|contexts?|documents?|articles?|sources?|paragraphs?|(?:provided|given) information)"
-_NOT = r"(?:do|does|did|is|are|was|were|can)(?: not|n['\u2019]t)|cannot"
-_SAID = r"(?:mentioned|stated|specified|provided|given|answered|discussed|included|found|available)"
-_UNKNOWN = re.compile(
-    rf"\b{_READ}\b[^.!?]{{0,40}}\b(?:{_NOT}) (?:\w+ )?(?:mention|state|specify|provide|give|answer|discuss|include|"
-    rf"contain|say|tell|address|indicate|hold|have)|"
-    rf"\b(?:{_NOT}) (?:\w+ )?{_SAID} (?:in|by) the \w*\s?{_READ}|"
-    r"\b(?:I|we) (?:do not|don['\u2019]t|cannot|can['\u2019]t|could not|couldn['\u2019]t|am unable to|am not able to) "
-    r"(?:know|answer|determine|tell|find)|"
-    r"\b(?:cannot|can['\u2019]t|can not|could not) be (?:answered|determined)|"
-    rf"\b{_READ}\b[^.!?]{{0,40}}\bno (?:information|mention|answer)|"
-    rf"\bno (?:information|mention|answer)\b[^.!?]{{0,60}}\b{_READ}|"
-    r"\b(?:not enough|insufficient|not sufficient) information|\bunanswerable\b|\bnot answerable\b",
-    re.IGNORECASE,
-)
-_SENTENCE = re.compile(r"[^.!?\n]*[.!?\n]?")
+SHIPPED = Path(__file__).parent / "abstentions.txt"  # explains how a wording is written
+_SENTENCE = re.compile(r"[^.!?\n\u3002\uff01\uff1f\uff0e\u2026]+")
+_PIECE = re.compile(r"\{([^{}]*)\}|([(|)*])|([^{}(|)*\s]+)|([{}])")
+_LONGEST = 300  # characters of a sentence that is compared
 
 
-def abstains(answer: str, unknown: Collection[str]) -> bool:
+@dataclass(frozen=True)
+class Wordings:
+    """Regular expressions for sentences that abstain: with every word followed by a space, and without any spaces."""
+
+    spaced: re.Pattern[str]
+    unspaced: re.Pattern[str]
+    lead: re.Pattern[str]  # words that may come first, as a sentence of their own
+
+    def match(self, answer: str) -> bool:
+        """Whether the first sentence, or the whole answer, is one of the wordings."""
+        sentences = [said for one in _SENTENCE.findall(answer) if (said := _spaced(one))]
+        while len(sentences) > 1 and self.lead.fullmatch(sentences[0]):
+            del sentences[0]
+        return any(
+            self.spaced.fullmatch(said) or self.unspaced.fullmatch(said.replace(" ", ""))
+            for said in (*sentences[:1], _spaced(answer))
+            if len(said) <= _LONGEST
+        )
+
+
+def _spaced(text: str) -> str:
+    """The words in lower case, each followed by a space; apostrophes join: "isn't" is "isnt"."""
+    return "".join(f"{word} " for word in words(_APOSTROPHE.sub("", text)))
+
+
+_APOSTROPHE = re.compile(r"(?<=\w)['\u2019\u02bc`](?=\w)")
+
+
+@lru_cache(maxsize=8)
+def read_wordings(path: str = "") -> Wordings:
+    """The wordings that come with Groundtune and, if a path is given, those of that file.
+
+    Raises:
+        DataError: the file cannot be read, or lists every line that is no wording.
+    """
+    lines = _lines(SHIPPED) + (_lines(Path(path)) if path else [])
+    names: dict[str, str] = {}
+    leads: list[str] = []
+    wordings: list[str] = []
+    problems: list[str] = []
+    for where, line in lines:
+        name, equals, value = line.partition("=")
+        try:
+            if equals:
+                names[name.strip()] = _pattern(value, names)
+            else:
+                (leads if line.startswith("+") else wordings).append(_pattern(line.removeprefix("+"), names))
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+    if problems:
+        raise DataError(problems)
+    lead = f"(?:{'|'.join(leads)})"
+    spaced = f"{lead}{{0,2}}(?:{'|'.join(wordings)})"
+    unspaced = spaced.replace(_ANY, ".{0,60}?").replace(" ", "")
+    return Wordings(re.compile(spaced), re.compile(unspaced), re.compile(f"{lead}+"))
+
+
+_ANY = r"(?:\S+ ){0,40}?"
+
+
+def _pattern(line: str, names: Mapping[str, str]) -> str:
+    """The regular expression of a wording, in which every word is followed by a space."""
+    parts = []
+    for name, mark, text, brace in _PIECE.findall(line):
+        if brace or (name and name not in names):
+            raise ValueError(f"{{{name}}} is not defined above; known: {', '.join(names) or 'none'}")
+        said = "".join(re.escape(word) + " " for word in words(_APOSTROPHE.sub("", text)))
+        parts.append(f"(?:{names[name]})" if name else {"(": "(?:", "*": _ANY}.get(mark, mark) or said)
+    pattern = "".join(parts)
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{line.strip()!r}: a bracket is missing; close every ( with a )") from error
+    return f"(?:{pattern})" if "|" in line and "(" not in line else pattern
+
+
+def _lines(path: Path) -> list[tuple[str, str]]:
+    """The lines of a file that are neither blank nor comments, each with its place."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null character in the name
+        raise DataError([f"{path}: cannot be read ({error}); name a text file in UTF-8"]) from error
+    lines = ((f"{path}:{number}", line.strip()) for number, line in enumerate(text.split("\n"), 1))
+    return [(where, line) for where, line in lines if line and not line.startswith("#")]
+
+
+def abstains(answer: str, unknown: Collection[str], wordings: str = "") -> bool:
     """Whether an answer abstains: it begins with one of the texts `unknown`, normalised as in SQuAD, or its first
-    sentence is one that models commonly abstain with in English."""
+    sentence is one of the wordings (`read_wordings`)."""
     said = normalised(answer)
     gold = (normalised(text) for text in unknown)
     if any(text and said[: len(text)] == text for text in gold):
         return True
-    first = _SENTENCE.match(answer.strip())
-    return bool(first and _UNKNOWN.search(first[0]))
+    return read_wordings(wordings).match(answer)
 
 
 def unknown_texts(examples: Sequence[Example]) -> frozenset[str]:
@@ -51,17 +127,17 @@ def unknown_texts(examples: Sequence[Example]) -> frozenset[str]:
     return frozenset(text for e in examples if not e.answerable for text in e.acceptable_answers)
 
 
-def answer_scores(answer: str, example: Example, unknown: Collection[str]) -> dict[str, float]:
+def answer_scores(answer: str, example: Example, unknown: Collection[str], wordings: str = "") -> dict[str, float]:
     """`metrics.generation_scores`, and whether the answer abstains, named as in `METRICS`.
 
     For an unanswerable question, exact match, F1, precision and recall are 1 if the answer abstains, else 0; ROUGE and
     BLEU compare its words with the gold answer. `unknown` holds the `unknown_texts` of all examples; if it is empty,
-    abstention is not scored.
+    abstention is not scored. `wordings` names a file with more of them, for `read_wordings`.
     """
     scores = generation_scores(answer, example.acceptable_answers)
     if not unknown:
         return scores
-    abstained = float(abstains(answer, unknown))
+    abstained = float(abstains(answer, unknown, wordings))
     if example.answerable:
         return {**scores, ANSWERABLE: abstained}
     return {**scores, **dict.fromkeys(AGREEMENT, abstained), UNANSWERABLE: abstained}

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, cast
 from groundtune.aliases import Model, Tokenizer
 from groundtune.arguments import room_for_prompt
 from groundtune.errors import DataError
+from groundtune.evaluation.abstention import read_wordings
 from groundtune.evaluation.arguments import InferenceArguments
 from groundtune.evaluation.evaluator import EndToEndEvaluator, passages_of, score_replies
 from groundtune.evaluation.predictions import Evaluation, evaluation_of
 from groundtune.model.endpoint import Endpoint, lasting
 from groundtune.model.generators import computing
 from groundtune.prompts.policies import kept
-from groundtune.prompts.prompt import chat_messages, make_prompt
+from groundtune.prompts.prompt import chat_messages, make_prompt, to_continue
 from groundtune.prompts.rows import fits
 from groundtune.retrieval.opening import index_folder, open_retriever
 from groundtune.retrieval.queries import queries_of, too_long_note
@@ -45,6 +46,7 @@ class Asked:
     retrieval_seconds: float
     bootstrap_samples: int
     evaluator: EndToEndEvaluator | None = None
+    abstentions: str = ""
 
     @property
     def prompted(self) -> EndToEndEvaluator:
@@ -76,7 +78,7 @@ def answer_by_completions(endpoint: Endpoint) -> Answer:
         replies = ask(
             [question.prompt_ids for question in evaluator.questions],
             asked.max_new_tokens,
-            stop=evaluator.prompt.stop_texts,
+            **to_continue(evaluator.prompt),
             on_done=on_done,
         )
         return evaluator.score(replies, time.perf_counter() - begin)
@@ -102,7 +104,14 @@ def answer_by_chat(endpoint: Endpoint) -> Answer:
         replies = ask(messages, asked.max_new_tokens, on_done=on_done)
         seconds = time.perf_counter() - begin
         predictions = score_replies(
-            asked.examples, asked.hits, read, replies, asked.context, asked.retrieval_seconds, seconds
+            asked.examples,
+            asked.hits,
+            read,
+            replies,
+            asked.context,
+            asked.retrieval_seconds,
+            seconds,
+            asked.abstentions,
         )
         return evaluation_of(predictions, asked.bootstrap_samples)
 
@@ -171,6 +180,7 @@ def _asked(
 ) -> Asked:
     instruction, evaluation = _instruction(arguments, context), arguments.evaluation
     evaluator = None
+    read_wordings(evaluation.abstentions)  # before hours of work, if there is a problem
     if tokenizer is not None:
         evaluator = arguments.method.evaluator(
             name=context,
@@ -184,7 +194,8 @@ def _asked(
             retrieval_seconds=seconds,
             bootstrap_samples=evaluation.bootstrap_samples,
             context=context,
+            abstentions=evaluation.abstentions,
             shorten=arguments.data.too_long == "shorten",
         )
     new, samples = evaluation.max_new_tokens, evaluation.bootstrap_samples
-    return Asked(context, examples, hits, instruction, new, seconds, samples, evaluator)
+    return Asked(context, examples, hits, instruction, new, seconds, samples, evaluator, evaluation.abstentions)

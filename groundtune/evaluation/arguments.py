@@ -30,6 +30,7 @@ from groundtune.methods import Method, method_of
 from groundtune.model.endpoint import Endpoint, endpoint_at, is_server, server_problems
 from groundtune.prompts.policies import CONTEXTS
 from groundtune.runs.remembered import BASE_MODEL, Remembered, base_not_followed, leads_out_of
+from groundtune.schema import nfc
 from groundtune.system.model_folders import adapter_base_of, model_problems
 from groundtune.system.outputs import links_at, links_in
 from groundtune.system.text import harmless_line
@@ -136,6 +137,9 @@ class AnswerArguments:
         "Folder for metrics, predictions and the report. Default: `evaluation` in the run folder, else "
         "runs/evaluate-NAME.",
     )
+
+    def __post_init__(self) -> None:
+        self.closed_book_instruction = nfc(self.closed_book_instruction)
 
 
 GROUPS = (
@@ -379,4 +383,5 @@ class InferenceArguments:
             (self.judge, "judge_max_new_tokens", 1),
             (self.answers, "per_device_eval_batch_size", 1),
         ]
-        return too_small(least) + no_room(self.data, self.evaluation)
+        missing = no_such_file(self.evaluation, ("abstentions",))
+        return too_small(least) + no_room(self.data, self.evaluation) + missing

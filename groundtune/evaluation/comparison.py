@@ -13,17 +13,27 @@ from typing import Any
 from groundtune.data.files import in_folder
 from groundtune.errors import DataError
 from groundtune.evaluation.abstention import note
-from groundtune.evaluation.metrics import PairedDifference, greater_is_better, paired_difference
+from groundtune.evaluation.metrics import greater_is_better
 from groundtune.evaluation.outcomes import outcome_counts
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, read_predictions
-from groundtune.evaluation.verdicts import ABSTENTION, F1, SCORES, Change, most_changed, verdict
+from groundtune.evaluation.statistics import PairedDifference, clusters_of, paired_difference
+from groundtune.evaluation.verdicts import (
+    ABSTENTION,
+    CHECKS,
+    F1,
+    HOW_MEASURED,
+    SCORES,
+    Change,
+    alike,
+    most_changed,
+    verdict,
+)
 from groundtune.schema import Prediction
 from groundtune.system.text import harmless_line
 
 HOW_TO_READ = (
-    "Means over questions with 95 % bootstrap intervals. Each difference is from the first system, over the questions "
-    "that both answered; it is better or worse if its paired interval excludes 0 and p < 0.05, otherwise unclear. The "
-    "differences are not corrected for multiple comparisons. Failed answers are counted and excluded from the means."
+    f"{HOW_MEASURED} Each difference is from the first system, over the questions that both answered. The differences "
+    "are not corrected for multiple comparisons. Failed answers are counted and excluded from the means."
 )
 _OTHERS = {
     "grounded/tokens": "Found in passages",
@@ -62,7 +72,7 @@ class Comparison:
         judges = {name: f"Judge: {name.partition('/')[2]}" for name in measured if name.startswith("judge/")}
         recalls = sorted((n for n in measured if "/recall@" in n), key=lambda n: int(n.partition("@")[2]))
         retrieval = {name: name.partition("/")[2].capitalize() for name in recalls} | {"retrieval/mrr": "MRR"}
-        labels = SCORES | ABSTENTION | judges | _OTHERS | retrieval
+        labels = SCORES | CHECKS | ABSTENTION | judges | _OTHERS | retrieval
         return {name: label for name, label in labels.items() if name in measured}
 
     @cached_property
@@ -91,6 +101,13 @@ class Comparison:
         return counts if known else {}
 
     @property
+    def alike(self) -> str:
+        """How alike the questions on a passage are, for each system and each difference."""
+        means = {name: evaluation.metrics.get(F1) for name, evaluation in self.evaluations.items()}
+        changes = {f"{name} - {self.reference}": self.differences[name].get(F1) for name in self.others}
+        return alike(means | changes)
+
+    @property
     def notes(self) -> list[str]:
         """Notes for the reader: that some questions are unanswerable, if so."""
         unanswerable = note([prediction.example for prediction in self.evaluations[self.reference].predictions])
@@ -112,7 +129,7 @@ class Comparison:
         }
 
 
-def compare(title: str, systems: Mapping[str, Sequence[Prediction]], samples: int = 2000) -> Comparison:
+def compare(title: str, systems: Mapping[str, Sequence[Prediction]], samples: int = 10_000) -> Comparison:
     """Pair the systems' answers by question, chat history and gold answer.
 
     Raises `DataError` if no question was answered by all of them.
@@ -191,11 +208,12 @@ def _differences(
     found = {}
     for metric in metrics:
         pairs = [
-            (a.scores[metric], b.scores[metric])
+            (a.example, a.scores[metric], b.scores[metric])
             for a, b in zip(first, other, strict=True)
             if metric in a.scores and metric in b.scores
         ]
         if pairs:
-            before, after = zip(*pairs)
-            found[metric] = paired_difference(before, after, greater_is_better=greater_is_better(metric))
+            examples, before, after = zip(*pairs)
+            better = greater_is_better(metric)
+            found[metric] = paired_difference(before, after, clusters_of(examples), greater_is_better=better)
     return found

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from groundtune.aliases import Model
 from groundtune.arguments import room_for_prompt
-from groundtune.evaluation.abstention import answer_scores, unknown_texts
+from groundtune.evaluation.abstention import answer_scores, read_wordings, unknown_texts
+from groundtune.evaluation.contradictions import contradiction_scores
 from groundtune.evaluation.groundedness import groundedness_scores
 from groundtune.evaluation.metrics import retrieval_scores
 from groundtune.evaluation.predictions import Evaluation, evaluation_of
@@ -22,9 +23,9 @@ from groundtune.model.generation import Generated, generate_greedy
 from groundtune.prompts.policies import CONTEXTS, Passages, draw
 from groundtune.prompts.prompt import Prompt
 from groundtune.prompts.rows import Question, encode_questions, shortening_note
+from groundtune.prompts.thoughts import after_thoughts
 from groundtune.schema import Document, Example, Hit, Prediction, Reply
 from groundtune.system.processes import in_shares, run_on_main
-from groundtune.system.text import after_thoughts
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,9 @@ class EndToEndEvaluator:
     max_new_tokens: int
     batch_size: int
     retrieval_seconds: float = 0.0
-    bootstrap_samples: int = 2000
+    bootstrap_samples: int = 10_000
     context: str = "retrieved"
+    abstentions: str = ""  # file with more wordings, for `abstention.read_wordings`
     shorten: bool = False
     passages: list[Passages] = field(init=False, repr=False)
     questions: list[Question] = field(init=False, repr=False)
@@ -57,6 +59,7 @@ class EndToEndEvaluator:
     primary_metric = "generation/f1"
 
     def __post_init__(self) -> None:
+        read_wordings(self.abstentions)  # before hours of work, if there is a problem
         self.passages = passages_of(self.context, self.examples, self.hits)
         room = room_for_prompt(self.max_length, self.max_new_tokens)
         self.questions = encode_questions(self.examples, self.passages, self.prompt, room, self.shorten)
@@ -103,7 +106,7 @@ class EndToEndEvaluator:
         """The scored predictions behind `score`, one per question."""
         read = [question.read for question in self.questions]
         return score_replies(
-            self.examples, self.hits, read, replies, self.context, self.retrieval_seconds, generation_seconds=seconds
+            self.examples, self.hits, read, replies, self.context, self.retrieval_seconds, seconds, self.abstentions
         )
 
     def _reply(self, question: Question, generated: Generated) -> Reply:
@@ -128,6 +131,7 @@ def score_replies(
     context: str,
     retrieval_seconds: float,
     generation_seconds: float,
+    abstentions: str = "",
 ) -> list[Prediction]:
     """Scored predictions, whatever generated the replies; all sequences are in the order of the examples.
 
@@ -147,7 +151,7 @@ def score_replies(
             new_tokens=reply.new_tokens,
             scores={
                 **(_retrieval(example, found, k, retrieval_seconds / n) if context == "retrieved" else {}),
-                **_generation(example, passages, reply, generation_seconds / n, unknown),
+                **_generation(example, passages, reply, generation_seconds / n, unknown, abstentions),
             },
             context=context,
             read=tuple(passages),
@@ -166,12 +170,13 @@ def _retrieval(example: Example, hits: Sequence[Hit], k: int, seconds: float) ->
 
 
 def _generation(
-    example: Example, read: Sequence[Document], reply: Reply, seconds: float, unknown: frozenset[str]
+    example: Example, read: Sequence[Document], reply: Reply, seconds: float, unknown: frozenset[str], abstentions: str
 ) -> dict[str, float]:
     if reply.failure:
         return {}
     return {
-        **answer_scores(reply.text, example, unknown),
+        **answer_scores(reply.text, example, unknown, abstentions),
+        **contradiction_scores(reply.text, example),
         **(groundedness_scores(reply.text, read) if read else {}),
         "generation/unfinished": float(not reply.finished),
         **({} if reply.new_tokens is None else {"generation/new_tokens": float(reply.new_tokens)}),

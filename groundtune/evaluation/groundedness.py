@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from groundtune.data.words import word_count
 from groundtune.evaluation.metrics import token_precision
-from groundtune.schema import Document
+from groundtune.schema import Document, nfc
 
 # Spans in matching quotation marks. Under three words, a span is a name or a term rather than a quotation.
-_QUOTED = re.compile(r'"([^"\n]+)"|“([^”\n]+)”|„([^“”\n]+)[“”]|«([^»\n]+)»')
+_QUOTED = re.compile(r'"([^"\n]+)"|“([^”\n]+)”|„([^“”\n]+)[“”]|«([^»\n]+)»|「([^」\n]+)」|『([^』\n]+)』')
 _LEAST_WORDS = 3
 
 
@@ -32,7 +33,7 @@ def groundedness_scores(answer: str, passages: Sequence[Document]) -> dict[str, 
 def quoted_spans(answer: str) -> list[str]:
     """The spans of at least three words that an answer puts in quotation marks, in order."""
     spans = (next(filter(None, groups)) for groups in _QUOTED.findall(answer))
-    return [span for span in spans if len(span.split()) >= _LEAST_WORDS]
+    return [span for span in spans if word_count(span) >= _LEAST_WORDS]
 
 
 def missing_quotes(answer: str, passages: Sequence[Document]) -> list[str]:
@@ -42,4 +43,4 @@ def missing_quotes(answer: str, passages: Sequence[Document]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
+    return " ".join(nfc(text).lower().split())

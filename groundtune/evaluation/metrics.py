@@ -1,7 +1,6 @@
-"""Scores of single questions, and statistics over many: pure functions, no models and no files.
+"""Scores of single questions: pure functions, no models and no files.
 
-Generation and retrieval scores lie in [0, 1]. A failed score is NaN, and a mean over NaN raises, so that no question
-silently drops out of a mean.
+Generation and retrieval scores lie in [0, 1].
 """
 
 from __future__ import annotations
@@ -10,15 +9,17 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
+from groundtune.data.numbers import has_decimal_comma, with_values
+from groundtune.data.words import folded, has_other_script, in_segments, other_words, spaced
+from groundtune.schema import nfc
 
 METRICS: dict[str, str] = {
     "generation/exact_match": "share of answers equal to the gold answer after SQuAD normalisation",
+    "generation/numeric_match": "exact match with numbers compared by value: 1,000 is 1000, but 3.5 is not 35",
     "generation/f1": "token F1 of answer and gold answer (SQuAD)",
     "generation/precision": "share of the answer's tokens that are in the gold answer",
     "generation/recall": "share of the gold answer's tokens that are in the answer",
@@ -26,6 +27,8 @@ METRICS: dict[str, str] = {
     "generation/rouge2": "ROUGE-2 F-measure: pairs of neighbouring words in common, stemmed",
     "generation/rougeL": "ROUGE-L F-measure: longest common subsequence of words, stemmed",
     "generation/bleu": "sentence BLEU with effective order, on a scale of 0 to 1",
+    "generation/contradiction": "share of answers that contradict the gold answer, by rule: yes or no, a negation, "
+    "number, unit or date; lower is better",
     "generation/unfinished": "share of answers cut at the token limit; lower is better",
     "generation/new_tokens": "tokens generated for an answer; a cost, so lower counts as better",
     "abstained/unanswerable": "share of unanswerable questions on which the model said that it does not know",
@@ -41,9 +44,9 @@ METRICS: dict[str, str] = {
     "loss": "cross-entropy on answer tokens in nats per token; lower is better",
     "loss_with_gold_passage": "the same with the gold passage in the prompt, so not end to end; lower is better",
 }
-TIE = 1e-9  # scores that differ by no more are mathematically equal
-_FLIPS = 10_000  # random sign flips behind a p-value
-_CELLS = 1_000_000  # resampled values in memory at once: a few dozen MB for any number of questions
+_LOWER_IS_BETTER = (
+    "generation/unfinished", "generation/new_tokens", "generation/contradiction", "abstained/answerable",
+)  # fmt: skip
 
 
 def greater_is_better(metric: str) -> bool:
@@ -58,7 +61,7 @@ def greater_is_better(metric: str) -> bool:
         return False
     if name not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; known, also after eval_ or test_: {', '.join(METRICS)}")
-    return name not in ("generation/unfinished", "generation/new_tokens", "abstained/answerable")
+    return name not in _LOWER_IS_BETTER
 
 
 # Generation: (answer, gold) -> [0, 1]
@@ -67,13 +70,31 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalised(text: str) -> list[str]:
-    """SQuAD v1.1 normalisation: lower case, no ASCII punctuation, then no articles; split at whitespace."""
-    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+    """SQuAD v1.1 normalisation: lower case, no ASCII punctuation, then no articles; split at whitespace.
+
+    Tokens with letters of another script than Latin also lose their own punctuation and, if the script has no spaces
+    between words, are cut into characters (as in KorQuAD and CMRC for Korean and Chinese).
+    """
+    other = has_other_script(text)
+    text = folded(text) if other else nfc(text)
+    tokens = _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+    return [piece for token in tokens for piece in other_words(token)] if other else tokens
 
 
 def exact_match(answer: str, gold: str) -> float:
     """1 if both texts are equal after SQuAD v1.1 normalisation, else 0 (Rajpurkar et al. 2016)."""
     return float(normalised(answer) == normalised(gold))
+
+
+def numeric_match(answer: str, gold: str) -> float:
+    """Exact match in which numbers are compared by value: 1,000 = 1000 = 1 000 and 3.50 = 3.5, but 3.5 is not 35.
+
+    Only "1.000" and "1,000" depend on the language, which the texts' own words tell; without any, as in English.
+    """
+    pair = [(answer, gold), (gold, answer)]
+    read = [with_values(text, has_decimal_comma(text, other)) for text, other in pair]
+    said, wanted = ([[v] if v is not None else normalised(t) for t, v in pieces] for pieces in read)
+    return float([token for piece in said for token in piece] == [token for piece in wanted for token in piece])
 
 
 def token_precision(answer: str, gold: str) -> float:
@@ -93,7 +114,7 @@ def token_f1(answer: str, gold: str) -> float:
     """Harmonic mean of token precision and recall (the SQuAD v1.1 script of Rajpurkar et al. 2016).
 
     Two texts that are empty after normalisation score 1, and an empty text against a non-empty one scores 0, as in
-    SQuAD 2.0 (Rajpurkar et al. 2018). A text without spaces, in Chinese for example, is a single token.
+    SQuAD 2.0 (Rajpurkar et al. 2018). Scripts without spaces, such as Chinese, are compared by characters.
     """
     predicted, wanted = normalised(answer), normalised(gold)
     if not predicted or not wanted:
@@ -107,13 +128,31 @@ def _scorers() -> tuple[Any, Any]:
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU
 
-    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True), BLEU(effective_order=True)
+    tokenizer = _RougeTokenizer()
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=tokenizer), BLEU(effective_order=True)
+
+
+class _RougeTokenizer:
+    """rouge-score's own tokenizer, which drops other scripts than Latin, and their words where they stand."""
+
+    def __init__(self) -> None:
+        from rouge_score.tokenizers import DefaultTokenizer
+
+        self._latin = DefaultTokenizer(use_stemmer=True).tokenize
+
+    def tokenize(self, text: str) -> list[str]:
+        text = nfc(text)
+        if not has_other_script(text):
+            return list(self._latin(text))
+        pieces = in_segments(folded(text.lower()))
+        return [token for piece, other in pieces for token in ([piece] if other else self._latin(piece))]
 
 
 def rouge(answer: str, gold: str) -> dict[str, float]:
     """F-measures `rouge1`, `rouge2`, `rougeL` (Lin 2004; the package rouge-score, Porter stemmer).
 
-    rouge-score reads only digits and the letters a to z: other scripts score 0, even against themselves.
+    rouge-score reads only digits and the letters a to z. Here words of other scripts count too, unstemmed, and single
+    characters where a script has no spaces.
     """
     return {name: float(score.fmeasure) for name, score in _scorers()[0].score(gold, answer).items()}
 
@@ -122,9 +161,10 @@ def bleu(answer: str, gold: str) -> float:
     """Sentence BLEU (Papineni et al. 2002; sacrebleu, Post 2018) divided by 100; an empty text scores 0.
 
     Effective order skips the n-grams that an answer under four words cannot have; otherwise it would score 0.
-    `min` corrects rounding, which puts sacrebleu's perfect score slightly above 100.
+    Characters of scripts without spaces count as words. `min` corrects rounding, which puts sacrebleu's perfect score
+    slightly above 100.
     """
-    return min(1.0, _scorers()[1].sentence_score(answer, [gold]).score / 100)
+    return min(1.0, _scorers()[1].sentence_score(spaced(nfc(answer)), [spaced(nfc(gold))]).score / 100)
 
 
 def generation_scores(answer: str, gold: str | Sequence[str]) -> dict[str, float]:
@@ -144,6 +184,7 @@ def generation_scores(answer: str, gold: str | Sequence[str]) -> dict[str, float
 def _scores_against(answer: str, gold: str) -> dict[str, float]:
     return {
         "generation/exact_match": exact_match(answer, gold),
+        "generation/numeric_match": numeric_match(answer, gold),
         "generation/f1": token_f1(answer, gold),
         "generation/precision": token_precision(answer, gold),
         "generation/recall": token_recall(answer, gold),
@@ -190,124 +231,3 @@ def retrieval_scores(ranked: Sequence[str], relevant: Collection[str], ks: Seque
         "retrieval/mrr": reciprocal_rank(ranked, relevant),
         f"retrieval/ndcg@{max(ks)}": ndcg_at_k(ranked, relevant, max(ks)),
     }
-
-
-# Many questions: means, intervals and differences
-@dataclass(frozen=True)
-class Interval:
-    """A mean over questions with its confidence interval, in the unit of the values."""
-
-    value: float
-    low: float
-    high: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class PairedDifference(Interval):
-    """Two models on the same questions: mean of tuned - base, its 95 % interval and a two-sided test.
-
-    `value`, `low` and `high` keep the sign of tuned - base; a win is a question on which tuned is better.
-    """
-
-    wins: int
-    losses: int
-    ties: int
-    n: int
-    p_value: float
-    greater_is_better: bool = True
-
-    @property
-    def verdict(self) -> str:
-        """`better` or `worse` if the interval excludes 0 and the p-value is under 0.05, else `no clear difference`.
-
-        Under 6 questions it is always the latter: 5 differences have the same sign by chance in 2 of 2 ** 5 cases
-        (6 %). With few questions a bootstrap interval is too narrow: with 6 to 10 and no true difference it excludes 0
-        in 11 to 16 % of cases, but both conditions hold in only 3 to 6 % (measured on F1 scores of real runs).
-        """
-        slack = 1e-9 * (self.high - self.low)  # an end that is mathematically 0 may be 1e-17
-        if self.n < 6 or (self.low <= slack and self.high >= -slack) or self.p_value >= 0.05:
-            return "no clear difference"
-        return "better" if (self.low > 0) == self.greater_is_better else "worse"
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "verdict": self.verdict}
-
-
-def bootstrap_mean(values: Sequence[float], *, samples: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
-    """Mean of one value per question; percentile bootstrap over questions (Efron & Tibshirani 1993, ch. 13).
-
-    The order of the values has no effect. Raises ValueError if there are none or if one is NaN or infinite.
-    """
-    return aggregate([{"value": value} for value in values], samples=samples, seed=seed, level=level)["value"]
-
-
-def aggregate(
-    rows: Sequence[Mapping[str, float]], *, samples: int = 2000, seed: int = 0, level: float = 0.95
-) -> dict[str, Interval]:
-    """`bootstrap_mean` of every metric, from one set of resamples; each row holds the scores of one question.
-
-    Raises ValueError if there are no rows, if their metrics differ, or if a score is NaN or infinite.
-    """
-    if not rows:
-        raise ValueError("no values: there is no mean over 0 questions")
-    names = list(rows[0])
-    for number, row in enumerate(rows):
-        if differing := sorted(row.keys() ^ rows[0].keys()):
-            raise ValueError(f"row {number} and row 0 have different metrics: only one has {differing}")
-    columns = np.array([[row[name] for name in names] for row in rows], dtype=float)
-    for number, metric in np.argwhere(~np.isfinite(columns)):
-        raise ValueError(f"row {number}: {names[metric]} is {columns[number, metric]}; a mean would hide it")
-    return dict(zip(names, _intervals(columns, samples, seed, level), strict=True))
-
-
-def paired_difference(
-    base: Sequence[float], tuned: Sequence[float], *, samples: int = 2000, seed: int = 0, greater_is_better: bool = True
-) -> PairedDifference:
-    """Compare two models question by question: `base[i]` and `tuned[i]` belong to the same question.
-
-    The interval is that of `bootstrap_mean` over the differences. The p-value is that of the randomisation test
-    with sign flips (Fisher 1935; for retrieval, Smucker, Allan & Carterette 2007): 10,000 random flips,
-    (b + 1) / (m + 1), so never 0 (Davison & Hinkley 1997, ch. 4). Raises ValueError as `bootstrap_mean` does,
-    and if the lengths differ.
-    """
-    if len(base) != len(tuned):
-        raise ValueError(f"base has {len(base)} values, tuned {len(tuned)}; need one each for every question")
-    change = np.asarray(tuned, dtype=float) - np.asarray(base, dtype=float)
-    mean = bootstrap_mean(change, samples=samples, seed=seed)
-    gain = change if greater_is_better else -change
-    wins, losses, ties = (int(where.sum()) for where in (gain > TIE, gain < -TIE, abs(gain) <= TIE))
-    p_value = _sign_flip_p_value(change, seed)
-    return PairedDifference(mean.value, mean.low, mean.high, wins, losses, ties, len(gain), p_value, greater_is_better)
-
-
-def _chunks(total: int, width: int) -> Iterator[int]:
-    """Split `total` rows of `width` values into chunks of about `_CELLS` values; yields their row counts."""
-    step = 1 + _CELLS // (1 + width)
-    return (min(step, total - start) for start in range(0, total, step))
-
-
-def _intervals(columns: np.ndarray, samples: int, seed: int, level: float) -> list[Interval]:
-    """Percentile bootstrap of the mean of each column; each row is a question."""
-    # No statistic combines columns, so each may be sorted, and the order of the questions has no effect.
-    # Resampling the excess over the smallest value keeps the mean of a constant column exact.
-    n, smallest = len(columns), columns.min(axis=0)
-    excess, means, generator = np.sort(columns, axis=0) - smallest, [], np.random.default_rng(seed)
-    for rows in _chunks(samples, n):
-        drawn = generator.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
-        times_drawn = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
-        means.append(times_drawn.astype(float) @ excess / n)
-    low_high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return [Interval(*ends) for ends in (smallest + np.vstack([excess.mean(axis=0), low_high])).T.tolist()]
-
-
-def _sign_flip_p_value(change: np.ndarray, seed: int) -> float:
-    size = np.sort(np.abs(change[change != 0]))  # a sign flip does not change a tie
-    generator, extreme = np.random.default_rng(seed), 0
-    least = abs(change.sum()) - 1e-9 * size.sum()  # rounding must not separate equal sums
-    for rows in _chunks(_FLIPS, len(size)):
-        positive = generator.integers(2, size=(rows, len(size)), dtype=np.int8).astype(float)
-        extreme += int((np.abs(2 * positive @ size - size.sum()) >= least).sum())
-    return (extreme + 1) / (_FLIPS + 1)

@@ -12,7 +12,7 @@ from typing import Any
 
 from groundtune.data.files import write_jsonl
 from groundtune.errors import DataError
-from groundtune.evaluation.metrics import Interval, aggregate
+from groundtune.evaluation.statistics import Interval, aggregate, clusters_of
 from groundtune.schema import Document, Example, Hit, Prediction, Turn
 from groundtune.system.text import plain
 
@@ -41,9 +41,18 @@ class Evaluation:
         """The metric's values in the order of the examples, for those that have it."""
         return [prediction.scores[metric] for prediction in self.predictions if metric in prediction.scores]
 
+    def clusters(self, metric: str = "") -> list[int]:
+        """The cluster of each question in the order of the examples, or of those that have the metric."""
+        return clusters_of([p.example for p in self.predictions if not metric or metric in p.scores])
+
+    @property
+    def passages(self) -> int:
+        """Number of clusters: of gold passages that no question connects."""
+        return len(set(self.clusters()))
+
     def to_dict(self) -> dict[str, Any]:
         """n, then every metric; a mean over fewer than all n questions includes its own count."""
-        counts = {"n": self.n, **({"failed": self.failed} if self.failed else {})}
+        counts = {"n": self.n, "passages": self.passages, **({"failed": self.failed} if self.failed else {})}
         of = {name: self.scored(name) for name in self.metrics}
         return counts | {
             name: interval.to_dict() | ({"scored": of[name]} if of[name] != self.n else {})
@@ -51,7 +60,7 @@ class Evaluation:
         }
 
 
-def evaluation_of(predictions: Sequence[Prediction], samples: int = 2000) -> Evaluation:
+def evaluation_of(predictions: Sequence[Prediction], samples: int = 10_000) -> Evaluation:
     """The mean of every metric over the predictions that have it.
 
     All predictions have the same metrics except failed ones, quotes (few answers quote), failed judgements, and metrics
@@ -64,7 +73,8 @@ def evaluation_of(predictions: Sequence[Prediction], samples: int = 2000) -> Eva
     means: dict[str, Interval] = {}
     for rows in dict.fromkeys(rows_with.values()):
         names = [name for name in rows_with if rows_with[name] == rows]
-        means |= aggregate([{n: predictions[i].scores[n] for n in names} for i in rows], samples=samples)
+        scores = [{n: predictions[i].scores[n] for n in names} for i in rows]
+        means |= aggregate(scores, clusters_of([predictions[i].example for i in rows]), samples=samples)
     return Evaluation({name: means[name] for name in rows_with}, tuple(predictions))
 
 

@@ -6,14 +6,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from groundtune.evaluation.metrics import TIE, Interval, PairedDifference, greater_is_better, paired_difference
+from groundtune.evaluation.metrics import greater_is_better
+from groundtune.evaluation.statistics import FEWEST_PASSAGES, TIE, Interval, PairedDifference, paired_difference
 
 if TYPE_CHECKING:
     from groundtune.evaluation.predictions import Evaluation
     from groundtune.schema import Prediction
 
+HOW_MEASURED = (
+    "Means over questions with 95 % intervals that treat the questions on a gold passage as one group. A difference is "
+    "better or worse if its paired interval excludes 0, p < 0.05, and the questions are on at least "
+    f"{FEWEST_PASSAGES} passages; otherwise it is unclear."
+)
 
-def differences(base: Evaluation, tuned: Evaluation, samples: int = 2000) -> dict[str, PairedDifference]:
+
+def differences(base: Evaluation, tuned: Evaluation, samples: int = 10_000) -> dict[str, PairedDifference]:
     """tuned - base for every metric except times, paired by question.
 
     Questions are timed in batches, so their times are nearly equal and the interval of a difference would be far too
@@ -24,7 +31,11 @@ def differences(base: Evaluation, tuned: Evaluation, samples: int = 2000) -> dic
         raise ValueError("base and tuned answered different examples, or in another order; nothing can be paired")
     return {
         metric: paired_difference(
-            base.values(metric), tuned.values(metric), samples=samples, greater_is_better=greater_is_better(metric)
+            base.values(metric),
+            tuned.values(metric),
+            base.clusters(metric),
+            samples=samples,
+            greater_is_better=greater_is_better(metric),
         )
         for metric in base.metrics
         if not _is_time(metric) and _on_the_same_questions(metric, base, tuned)
@@ -63,14 +74,19 @@ def verdict(
         f"token F1{means} {f1.value:+.{digits}f} [{f1.low:.{digits}f}, {f1.high:.{digits}f}] "
         f"on {questions} ({f1.wins} better, {f1.losses} worse, {f1.ties} the same)"
     )
-    if f1.verdict != "no clear difference":
-        return f"{name} answers {f1.verdict}{f' than {than}' if than else ''}: {found}"
     head = f"No clear difference{f' between {name} and {than}' if than else ''}"
-    if f1.n < 6:
-        return f"{head}: {found}; with fewer than 6 questions nothing can be concluded"
-    # A measured difference counts as clear if it exceeds half the width of its interval.
-    blind = f"a difference under about {(f1.high - f1.low) / 2:.{digits}f} could not be detected"
-    return f"{head}: {found}; with this number of questions {blind}"
+    if f1.verdict != "no clear difference":
+        head = f"{name} answers {f1.verdict}{f' than {than}' if than else ''}"
+    elif f1.passages < FEWEST_PASSAGES:
+        few = f"questions on fewer than {FEWEST_PASSAGES} passages (here {f1.passages})"
+        return f"{head}: {found}; nothing can be concluded from {few}"
+    return f"{head}: {found}; a test of this size finds a difference of {f1.detectable:.{digits}f} in 80 % of cases"
+
+
+def alike(f1: Mapping[str, Interval | None]) -> str:
+    """A sentence on how alike the token F1 of questions on the same passage is, by name; empty if it is not known."""
+    known = [f"{name} {found.icc:.2f}" for name, found in f1.items() if found is not None and found.icc is not None]
+    return f"Intraclass correlation of token F1 within a passage: {', '.join(known)}." if known else ""
 
 
 F1 = "generation/f1"
@@ -89,6 +105,7 @@ SCORES = {
 }
 
 
+CHECKS = {"generation/numeric_match": "Exact, numbers by value", "generation/contradiction": "Contradicts gold"}
 ABSTENTION = {"abstained/unanswerable": "Abstained, rightly", "abstained/answerable": "Abstained, wrongly"}
 
 

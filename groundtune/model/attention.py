@@ -39,7 +39,8 @@ def attention(
     extras += ["dropout"] if kwargs.get("dropout") else []
     if extras:
         raise NotImplementedError(f"its attention needs {', '.join(extras)}")
-    return layout.attend(module, query, key, value, kwargs.get("scaling"), kwargs.get("sliding_window")), None
+    output = layout.attend(module, query, key, value, kwargs.get("scaling"), kwargs.get("sliding_window"))
+    return output.contiguous(), None  # as those of transformers: AFMoE and JetMoE rely on it
 
 
 def use_packed_attention(model: Model, to_train: bool = True) -> str | None:

@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from groundtune.errors import DataError
-from groundtune.model.replies import no_answer, reply_of, text_of
+from groundtune.model.replies import Streamed, reply_of
+from groundtune.prompts.thoughts import outside_thoughts
 from groundtune.schema import Reply
 from groundtune.system.packages import pip_install
 from groundtune.system.text import hide_secrets, one_line
@@ -133,61 +135,62 @@ class Endpoint:
         max_tokens: int,
         *,
         stop: Sequence[str] = (),
+        opened: str = "",
+        special_tokens: bool = False,
         on_done: Callable[[int], None] = lambda done: None,
     ) -> list[Reply]:
         """The model's completion of each prompt, in order, by `/completions`; raises as `complete` does.
 
         Prompts are token ids, not text: a server adds its own beginning-of-sequence token to a text that already has
-        one, but leaves ids unchanged.
+        one, but leaves ids unchanged. `opened` is the beginning of the thought that the prompts end in, if any;
+        `special_tokens`: the reply's text is to include them, because they mark its thoughts.
         """
-        body = self._body(max_tokens, 0.0) | ({"stop": list(stop)[:4]} if stop else {})  # the API takes four at most
+        body = self._continuation(max_tokens, stop, special_tokens)
         create = self._client.completions.create
 
         def ask(ids: Sequence[int]) -> Any:
             return create(model=self.model, prompt=list(ids), extra_body=body)
 
-        return self._replies(ask, prompts, on_done)
+        return self._replies(ask, prompts, on_done, opened)
 
     def stream(self, messages: Messages, max_tokens: int) -> Iterator[str]:
         """Stream the reply to one conversation. Raises `EndpointError` if the request fails."""
         create = self._client.chat.completions.create
         body = self._body(max_tokens, 0.0)
-        yield from self._words(
-            lambda: create(model=self.model, messages=list(messages), stream=True, extra_body=body),
-            lambda choice: choice.delta,
-        )
+        yield from self._words(lambda: create(model=self.model, messages=list(messages), stream=True, extra_body=body))
 
-    def stream_prompt(self, ids: Sequence[int], max_tokens: int, *, stop: Sequence[str] = ()) -> Iterator[str]:
-        """Stream the completion of one prompt. Raises `EndpointError` if the request fails."""
+    def stream_prompt(
+        self, ids: Sequence[int], max_tokens: int, *, stop: Sequence[str] = (), opened: str = "",
+        special_tokens: bool = False,
+    ) -> Iterator[str]:  # fmt: skip
+        """Stream the completion of one prompt, as `continue_prompts`. Raises `EndpointError` if the request fails."""
         create = self._client.completions.create
-        body = self._body(max_tokens, 0.0) | ({"stop": list(stop)[:4]} if stop else {})
-        yield from self._words(
-            lambda: create(model=self.model, prompt=list(ids), stream=True, extra_body=body), lambda choice: choice
-        )
+        body = self._continuation(max_tokens, stop, special_tokens)
+        yield from self._words(lambda: create(model=self.model, prompt=list(ids), stream=True, extra_body=body), opened)
 
-    def _words(self, ask: Callable[[], Any], piece_of: Callable[[Any], Any]) -> Iterator[str]:
+    def _words(self, ask: Callable[[], Any], opened: str = "") -> Iterator[str]:
+        """What the streamed reply says outside its thoughts. Raises `EndpointError` if that is no answer."""
+        streamed = Streamed()
+        yield from outside_thoughts(chain([opened], self._pieces(ask, streamed)))
+        if failure := reply_of(streamed, opened=opened).failure:
+            raise EndpointError(f"{hide_secrets(self.url)}: {_shown(_words_of(failure), at_most=300)}")
+
+    def _pieces(self, ask: Callable[[], Any], streamed: Streamed) -> Iterator[str]:
         from openai import OpenAIError
 
-        streamed, said, why = False, False, ""
+        chunks = 0
         try:
             for chunk in ask():
-                streamed = True
-                if not chunk.choices:
-                    continue
-                piece = piece_of(chunk.choices[0])
-                why = no_answer(piece) or why
-                if text := text_of(piece.text if hasattr(piece, "text") else piece.content):
-                    said = said or bool(text.strip())
-                    yield _words_of(text)
+                chunks += 1
+                if chunk.choices:
+                    yield _words_of(streamed.add(chunk.choices[0]))
         except OpenAIError as error:
             raise EndpointError(self._problem(error)) from error
         except _NO_REPLY as error:
             raise EndpointError(f"{hide_secrets(self.url)}: {_no_reply(error)}; check the server log") from error
-        if not streamed:
+        if not chunks:
             problem = 'answered without a stream; it must support "stream": true'
             raise EndpointError(f"{hide_secrets(self.url)}: {problem}")
-        if why and not said:
-            raise EndpointError(f"{hide_secrets(self.url)}: {_shown(_words_of(why), at_most=300)}")
 
     @cached_property
     def _client(self) -> Any:
@@ -205,14 +208,22 @@ class Endpoint:
     def _pace(self) -> _Pace:
         return _Pace(self.requests_per_minute)
 
-    def _body(self, max_tokens: int, temperature: float) -> dict[str, Any]:
-        fields = {"max_tokens": max_tokens, "temperature": temperature, **self.options}
+    def _body(self, max_tokens: int, temperature: float, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        fields = {"max_tokens": max_tokens, "temperature": temperature, **(more or {}), **self.options}
         return {name: value for name, value in fields.items() if value is not None}
 
-    def _replies(self, ask: Callable[[P], Any], prompts: Sequence[P], on_done: Callable[[int], None]) -> list[Reply]:
+    def _continuation(self, max_tokens: int, stop: Sequence[str], special_tokens: bool) -> dict[str, Any]:
+        fields: dict[str, Any] = {"stop": list(stop)[:4]} if stop else {}  # the API takes four at most
+        # Understood by vLLM and SGLang, the servers that leave them out otherwise.
+        fields |= {"skip_special_tokens": False} if special_tokens else {}
+        return self._body(max_tokens, 0.0, fields)
+
+    def _replies(
+        self, ask: Callable[[P], Any], prompts: Sequence[P], on_done: Callable[[int], None], opened: str = ""
+    ) -> list[Reply]:
         def reply(prompt: P, first: bool = False) -> Reply:
             self._pace()
-            answered = self._reply(ask, prompt, first)
+            answered = self._reply(ask, prompt, first, opened)
             on_done(1)
             return answered
 
@@ -221,14 +232,14 @@ class Endpoint:
         # The first goes alone, so that a wrong address or key is reported immediately and only once.
         return [reply(prompts[0], first=True), *_in_threads(reply, prompts[1:], self.concurrency)]
 
-    def _reply(self, ask: Callable[[P], Any], prompt: P, first: bool) -> Reply:
+    def _reply(self, ask: Callable[[P], Any], prompt: P, first: bool, opened: str) -> Reply:
         from openai import APIConnectionError, AuthenticationError, NotFoundError, OpenAIError, PermissionDeniedError
 
         try:
             answered = ask(prompt)
             choice, usage = answered.choices[0], getattr(answered, "usage", None)
             read, written = (_count(getattr(usage, f"{name}_tokens", None)) for name in ("prompt", "completion"))
-            reply = reply_of(choice, read, written)
+            reply = reply_of(choice, read, written, opened)
             return replace(reply, text=_words_of(reply.text), failure=_shown(_words_of(reply.failure), at_most=300))
         except OpenAIError as error:
             hopeless = (APIConnectionError, AuthenticationError, NotFoundError, PermissionDeniedError)

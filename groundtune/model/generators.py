@@ -11,13 +11,13 @@ from typing import Any, Protocol, cast
 import torch
 
 from groundtune.aliases import Model, Tokenizer
-from groundtune.arguments import PromptArguments
+from groundtune.errors import ModelError
 from groundtune.model.endpoint import Messages
 from groundtune.model.generation import Generated, generate_greedy, stream_greedy
 from groundtune.model.replies import ONLY_THOUGHTS
-from groundtune.prompts.prompt import Prompt, make_prompt, request_ids
+from groundtune.prompts.prompt import Prompt, request_ids, request_prompt
+from groundtune.prompts.thoughts import after_thoughts, outside_thoughts
 from groundtune.schema import ASSISTANT, USER, Reply, Turn
-from groundtune.system.text import after_thoughts
 
 OnDone = Callable[[int], None]
 
@@ -31,6 +31,7 @@ class Writer(Protocol):
         """One reply per conversation, in order; a failed request gives a reply with its `failure`."""
 
 
+STILL_THINKING = "only thoughts and no answer; raise --max_new_tokens, or use --thinking drop"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -52,7 +53,7 @@ class LocalModel:
         on_done: OnDone = lambda done: None,
     ) -> list[Reply]:
         """As `Endpoint.complete`, with this model's chat template; always greedy. No request can fail."""
-        prompt = make_prompt(self.tokenizer, PromptArguments(instruction=""))
+        prompt = request_prompt(self.tokenizer)
         prompts = [request_ids(prompt, _turns(messages)) for messages in messages_list]
         with computing(self.model, self.bf16):
             generated = generate_greedy(
@@ -62,7 +63,14 @@ class LocalModel:
         return [_reply(prompt, ids, written) for ids, written in zip(prompts, generated)]
 
     def stream(self, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> Iterator[str]:
-        """Stream the text of the greedy answer to `ids`; joined, it is the answer that an evaluation would give."""
+        """Stream the text of the greedy answer to `ids`; joined, it is the answer that an evaluation would give.
+
+        Raises `ModelError` if it ends inside a thought.
+        """
+        if (yield from outside_thoughts(self._pieces(prompt, ids, max_new_tokens))):
+            raise ModelError(STILL_THINKING)
+
+    def _pieces(self, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> Iterator[str]:
         new: list[int] = []
         shown = ""
         stream = stream_greedy(self.model, ids, stop_ids=prompt.stop_ids, max_new_tokens=max_new_tokens)
@@ -84,9 +92,9 @@ class LocalModel:
 
 
 def _reply(prompt: Prompt, ids: Sequence[int], written: Generated) -> Reply:
-    """What was said after the thoughts; a reply that ends inside them has failed."""
+    """What was said after the thoughts; a reply that ends inside them, or says nothing, has failed."""
     text, inside = after_thoughts(prompt.answer_text(written.ids))
-    failure = ONLY_THOUGHTS if inside else ""
+    failure = ONLY_THOUGHTS if inside else "" if text else "an empty reply"
     return Reply(text, written.finished and not inside, len(ids), len(written.ids), failure)
 
 

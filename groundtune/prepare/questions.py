@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundtune.data.entries import shown
-from groundtune.data.words import words
+from groundtune.data.words import word_count, words
 from groundtune.errors import DataError
 from groundtune.prepare.journal import Journal
 from groundtune.prompts.fences import fenced
@@ -44,6 +44,14 @@ PLACEHOLDERS = {
 }
 # A list number is not followed by a digit: "3.5 mm" and "10:30" do not begin with one.
 _NUMBERING = re.compile(r"^\W*(?:(?:question|q)?\s*\d+\s*[.):](?!\d)|question:|q:|[-*•])\s*", re.IGNORECASE)
+_LEAST_WORDS = 2  # of a question
+# "Answer:", "**Answer:**" or "**Answer**:" before an answer; "**Answer: Ten euros.**".
+_LABEL = re.compile(r"^[\s#>]*(?P<mark>[*_]{0,3})answer(?:(?P=mark)\s*:|\s*:\s*(?P=mark))\s*", re.IGNORECASE)
+_MARKED = re.compile(
+    r"^[\s#>]*(?P<mark>[*_]{1,3})answer\s*:(?!\s*(?P=mark))\s*(?P<answer>.*?)(?P=mark)\s*$", re.IGNORECASE | re.DOTALL
+)
+# The whole reply says that there is no answer, or its first sentence does in the capitals that the prompt asks for.
+_NO_ANSWER = re.compile(rf"[\W_]*(?:(?i:{NOT_ANSWERED})[\W_]*|{NOT_ANSWERED}[*_]*[.!:;\n\u2014-].*)", re.DOTALL)
 # At the end of a line; after a Greek letter a semicolon counts, and the Armenian mark is inside the questioning word.
 _QUESTION_MARK = re.compile(r"[?？؟]$|[\u0370-\u03ff\u1f00-\u1fff][;\u037e]$|՞")
 
@@ -193,7 +201,8 @@ def fill(prompt: str, number: int = 0, **texts: str) -> str:
 def parse_questions(text: str, at_most: int) -> list[str]:
     """The questions in a reply: lines with a question mark of any script, without list numbers or duplicates."""
     lines = (_NUMBERING.sub("", line.strip()).strip(" \"'*_") for line in text.splitlines())
-    return list(dict.fromkeys(line for line in lines if _QUESTION_MARK.search(line) and len(line) > 8))[:at_most]
+    asked = (line for line in lines if _QUESTION_MARK.search(line) and word_count(line) >= _LEAST_WORDS)
+    return list(dict.fromkeys(asked))[:at_most]
 
 
 def parse_answer(reply: Reply) -> tuple[str, bool]:
@@ -201,9 +210,10 @@ def parse_answer(reply: Reply) -> tuple[str, bool]:
 
     Text with which a base model continues after its answer is cut off.
     """
-    first, *more = re.split(r"\n\s*(?:Question|Passage):", reply.text)
-    answer = first.strip().removeprefix("Answer:").strip()
-    return "" if NOT_ANSWERED.lower() in answer.lower() else answer, reply.finished or bool(more)
+    first, *more = re.split(r"\n[\s*_#]*(?:Question|Passage)[*_]*:", reply.text)
+    marked = _MARKED.match(first)
+    answer = (marked["answer"] if marked else _LABEL.sub("", first.strip())).strip()
+    return "" if _NO_ANSWER.fullmatch(answer) else answer, reply.finished or bool(more)
 
 
 def _suitable(text: str, settings: Settings) -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
-from groundtune.data.words import telling_words, words
+from groundtune.data.words import stem, telling_words, words
 from groundtune.prepare.journal import Journal
 from groundtune.prepare.questions import Asker, Settings, fill, questions_of
 from groundtune.prompts.fences import introduced
@@ -92,19 +91,6 @@ def verdicts_of(journal: Journal, settings: Settings) -> Mapping[tuple[str, str]
 def made_by(settings: Settings) -> str:
     """Hash of the checker and its prompt; verdicts of others stay in the journal but do not count."""
     return hashlib.sha256(f"{settings.checker}\n{_fenced(settings)}".encode()).hexdigest()[:12]
-
-
-@lru_cache(maxsize=100_000)
-def stem(word: str) -> str:
-    """The stem of a word by Porter (1980), made for English; most words of other languages stay unchanged."""
-    return _stemmer().stem(word)
-
-
-@lru_cache(maxsize=1)
-def _stemmer() -> Any:
-    from nltk.stem.porter import PorterStemmer
-
-    return PorterStemmer()
 
 
 def _is_number(word: str) -> bool:

@@ -1,7 +1,7 @@
 """Passages that are part of another passage are removed from a document database: a search would find either.
 
-Words are compared, so that spaces, signs and case do not matter. The time grows with the number of words, and only
-hashes are kept in memory.
+Words are compared, so that spaces, punctuation and case do not matter, but the sign of a number does. The time grows
+with the number of words, and only hashes are kept in memory.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from itertools import accumulate
 from pathlib import Path
 
 from groundtune.data.files import stream_documents, write_documents
-from groundtune.data.words import words
+from groundtune.data.words import has_other_script, words
 from groundtune.schema import Document
 
 _FIRST = 4  # words by which a passage is looked for in others; a shorter one is left alone
+_PUNCTUATION = ".,;:!?…\"'’“”()[]{}*_`#>|"
 _PRIME = 2**61 - 1
 _BASE = 2**32 + secrets.randbelow(_PRIME - 2**32)  # so that nobody can write texts whose hashes agree
 
@@ -53,8 +54,12 @@ def _contained(path: Path) -> set[int]:
 
 def _sums(text: str) -> list[int]:
     """The hashes of the first 0, 1, 2 ... words, from which that of any row of words follows."""
-    values = map(_value, words(text))
+    values = map(_value, words(text) if has_other_script(text) else _tokens(text))
     return list(accumulate(values, lambda total, value: (total * _BASE + value) % _PRIME, initial=0))
+
+
+def _tokens(text: str) -> list[str]:
+    return [token for word in text.lower().split() if any(map(str.isalnum, token := word.strip(_PUNCTUATION)))]
 
 
 @lru_cache(100_000)

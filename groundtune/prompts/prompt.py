@@ -9,15 +9,19 @@ token, the beginning of the training row, even if the tokenizer would merge toke
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol, cast
+from itertools import groupby
+from typing import Any, Protocol, cast
 
 from groundtune.aliases import Tokenizer
 from groundtune.arguments import PromptArguments
 from groundtune.errors import ModelError
+from groundtune.prompts.thoughts import MARKS, open_thought
 from groundtune.schema import ASSISTANT, USER, Document, Turn
 from groundtune.system.model_folders import why_not_loaded
 
@@ -51,8 +55,20 @@ class Prompt(Protocol):
     def answer_ids(self, answer: str) -> list[int]:
         """The answer's ids; the last one is in `stop_ids`."""
 
+    @property
+    def opened(self) -> str:
+        """The beginning of the thought that prompts end in; empty if they end outside of thoughts."""
+
+    @property
+    def tail(self) -> tuple[str, str]:
+        """What prompts lack at the end of a chat template's generation prompt, and what they have in its place."""
+
+    @property
+    def learnt_around(self) -> tuple[str, str]:
+        """The text before and after an answer in `answer_text(answer_ids(answer))`."""
+
     def answer_text(self, ids: Sequence[int]) -> str:
-        """The text of generated ids, without the end of the turn."""
+        """The text of generated ids without the end of the turn, thoughts included, with their marks."""
 
 
 def make_prompt(tokenizer: Tokenizer, arguments: PromptArguments) -> Prompt:
@@ -61,9 +77,15 @@ def make_prompt(tokenizer: Tokenizer, arguments: PromptArguments) -> Prompt:
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
     tokens = _Tokens(tokenizer, template + "".join(filter(None, given)))
     if tokenizer.chat_template and all(value is None for value in given):
-        return ChatPrompt(tokens, arguments.instruction)
+        return ChatPrompt(tokens, arguments.instruction, arguments.thinking)
     defaults = ("USER", "ASSISTANT", " ", tokenizer.eos_token or "")
     return PrefixPrompt(tokens, arguments.instruction, *(d if g is None else g for g, d in zip(given, defaults)))
+
+
+def request_prompt(tokenizer: Tokenizer) -> Prompt:
+    """The prompt of a model that writes or grades texts; one whose template cannot stop its thoughts may think."""
+    prompt = make_prompt(tokenizer, PromptArguments(instruction=""))
+    return replace(prompt, thinking="keep") if isinstance(prompt, ChatPrompt) and prompt.problem else prompt
 
 
 def request_ids(prompt: Prompt, turns: Sequence[Turn]) -> list[int]:
@@ -87,6 +109,8 @@ class PrefixPrompt:
     sep_user: str
     sep_sys: str
     style = "prefix"
+    opened = ""
+    tail = learnt_around = ("", "")
 
     def prompt_ids(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> list[int]:
         prefix = {USER: self.user_prefix, ASSISTANT: self.assistant_prefix}
@@ -122,34 +146,44 @@ class PrefixPrompt:
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """The tokenizer's own chat template; the first user message begins with instruction and passages."""
+    """The tokenizer's own chat template; the first user message begins with instruction and passages.
+
+    A row is what the template writes for the answered conversation, up to the end of the answer's turn. Its prompt ends
+    right before the answer, or with `thinking` "keep", where the template hands over to the model, which may think.
+    """
 
     tokens: _Tokens
     instruction: str
+    thinking: str = "drop"
     style = "chat template"
 
     def prompt_ids(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> list[int]:
+        if self.thinking == "drop" and self.problem:
+            raise ModelError(self.problem)
         conversation = [Turn(t.speaker, self.tokens.inert(t.message)) for t in [*chat_history, Turn(USER, question)]]
-        opening = _opening(self.tokens.inert, self.instruction, passages)
+        turns = _alternating(_opening(self.tokens.inert, self.instruction, passages), conversation)
         # Nothing is added to what the template writes, not even BOS: so do transformers' `apply_chat_template`, and the
         # servers that apply the template themselves.
-        return self.tokens.encode(self._render(_alternating(opening, conversation), asks=True))
+        return self.tokens.encode(self._before_answer(turns))
 
     def answer_ids(self, answer: str) -> list[int]:
-        before, lead, end = self._around_answer
-        return [*self.tokens.encode_after(before, lead + self.tokens.inert(answer.strip())), end]
+        if self.problem:
+            raise ModelError(self.problem)
+        frame = self._frame
+        text = f"{frame.lead}{self.tokens.inert(answer.strip())}{frame.closing}"
+        return [*self.tokens.encode_after(frame.before, text), frame.end]
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         # The template's end-of-turn token is often not the tokenizer's EOS token, and a model may have more of them.
-        return tuple(dict.fromkeys([self._around_answer[2], self.tokens.eos_id, *self.tokens.model_end_ids]))
+        return tuple(dict.fromkeys([self._frame.end, self.tokens.eos_id, *self.tokens.model_end_ids]))
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(filter(None, map(self.tokens.spelling, self.stop_ids))))
 
     def answer_text(self, ids: Sequence[int]) -> str:
-        return self.tokens.decode(ids, self.stop_ids)
+        return self.opened + self.tokens.decode(ids, self.stop_ids)
 
     @property
     def lacks_bos(self) -> bool:
@@ -158,31 +192,116 @@ class ChatPrompt:
         return bool(bos) and self.prompt_ids([], [], "Question7Q")[:1] != bos
 
     @cached_property
-    def _around_answer(self) -> tuple[str, str, int]:
-        """End of the generation prompt, the template's text from there to the answer, and the answer's end token."""
-        question, answer = "Question7Q", "Answer7A"
-        asked = self._render([Turn(USER, question)], asks=True)
-        whole = self._render([Turn(USER, question), Turn(ASSISTANT, answer)], asks=False)
-        # Templates of reasoning models put an empty thought before an answer but not into the generation prompt (or
-        # the other way round). The model will see the generation prompt, so training uses it. Only white space
-        # between the two is kept, because it belongs to the answer's first token.
-        lead = whole[len(asked) :].partition(answer)[0] if whole.startswith(asked) else ""
-        lead = "" if lead.strip() else lead
-        closing = self.tokens.encode(whole.rpartition(answer)[2])
-        end = next((id for id in closing if id in self.tokens.special_ids), self.tokens.eos_id)
-        return asked.rpartition(question)[2], lead, end
+    def opened(self) -> str:
+        return open_thought(self._frame.before)
+
+    @property
+    def problem(self) -> str:
+        """Why no row can be what the template writes, in one line; empty if rows can."""
+        return self._frame.problem and (
+            f"{self.tokens.tokenizer.name_or_path}: its chat template {self._frame.problem}; correct the template, or "
+            "give --user_prefix and --assistant_prefix, and it is not used"
+        )
+
+    @cached_property
+    def tail(self) -> tuple[str, str]:
+        return self._frame.removed, self._frame.added
+
+    @property
+    def learnt_around(self) -> tuple[str, str]:
+        lead = self._frame.lead if self.thinking == "keep" else ""
+        return self.opened + self.tokens.spelt_out(lead), self.tokens.spelt_out(self._frame.closing)
+
+    @cached_property
+    def _frame(self) -> _Frame:
+        """What the template writes around an answer, found by rendering a conversation with and without one."""
+        turns = [Turn(USER, f"{self.instruction}\n\n{_QUESTION}".strip())]
+        asked = self._render(turns, asks=True)
+        whole = self._render([*turns, Turn(ASSISTANT, _ANSWER)], asks=False)
+        before, written, after = whole.rpartition(_ANSWER)
+        if not written:
+            return _Frame(asked.rpartition(_QUESTION)[2], end=self.tokens.eos_id, problem="leaves an answer out")
+        closing, end = self._end_of_turn(turns, after)
+        lead = before[len(asked) :] if before.startswith(asked) else ""
+        problem = ""
+        if self.thinking == "drop":
+            lead = "" if lead.strip() else lead  # white space belongs to the first token of the answer
+            asked, generation = before.removesuffix(lead), asked
+            same = len(os.path.commonprefix([asked, generation]))
+            if opened := open_thought(before.rpartition(_QUESTION)[2]):
+                problem = f"writes an answer inside a thought ({opened!r}), which --thinking drop cannot close"
+            removed, added = generation[same:], asked[same:]
+        else:
+            removed = added = ""
+            tails = [text.rpartition(_QUESTION)[2] for text in (asked, before)]
+            if not before.startswith(asked) or open_thought(tails[1]):
+                problem = "asks with {!r}, but writes an answer after {!r}: with --thinking keep".format(*tails)
+                problem += ", no row can be both; use --thinking drop"
+        return _Frame(asked.rpartition(_QUESTION)[2], lead, closing, end, removed, added, problem)
+
+    def _end_of_turn(self, turns: Sequence[Turn], after: str) -> tuple[str, int]:
+        """The template's text from an answer to the end of its turn, and the token that ends it.
+
+        `after`: the text behind the last answer of a conversation. A turn's own end also stands before another turn;
+        some templates write it nowhere else, and some models end a turn with the token that begins the next one.
+        """
+        tokens, another = self.tokens, ""
+        with suppress(ModelError):  # the template allows one question only
+            longer = self._render([*turns, Turn(ASSISTANT, _ANSWER), Turn(USER, _QUESTION)], asks=False)
+            another = longer.rpartition(_ANSWER)[2].rpartition(_QUESTION)[0]
+        both = os.path.commonprefix([after, another])
+        ends = {tokens.eos_id, *tokens.model_end_ids}
+        candidates = [
+            next((id for id in tokens.encode(both) if id in ends), None),
+            next((id for id in reversed(tokens.encode(both)) if id in tokens.special_ids), None),
+            next((id for id in tokens.encode(after) if id in tokens.special_ids), None),
+            next((id for id in tokens.encode(another) if id in ends), None),
+        ]
+        end = next((id for id in candidates if id is not None), None)
+        if end is None:
+            return "", tokens.eos_id
+        text = next(text for text in (both, after, another) if end in tokens.encode(text))
+        return text.partition(tokens.spelling(end))[0], end
+
+    def _before_answer(self, turns: Sequence[Turn]) -> str:
+        if self.thinking == "keep":
+            return self._render(turns, asks=True)
+        whole = self._render([*turns, Turn(ASSISTANT, _ANSWER)], asks=False)
+        return whole.rpartition(_ANSWER)[0].removesuffix(self._frame.lead)
 
     def _render(self, turns: Sequence[Turn], asks: bool) -> str:
         messages = [{"role": turn.speaker, "content": turn.message} for turn in turns]
         tokenizer = self.tokens.tokenizer
+        # Templates call it by either name; without one, they write what their model expects by default.
+        off: dict[str, Any] = {} if self.thinking == "keep" else {"enable_thinking": False, "thinking": False}
         try:
-            written = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=asks, enable_thinking=False
-            )
+            written = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks, **off)
             return cast(str, written)  # without `tokenize` it is always that
         except Exception as error:  # a template is a program, and may raise anything
             problem = f"{tokenizer.name_or_path}: its chat template fails ({why_not_loaded(error)})"
             raise ModelError(f"{problem}; give --user_prefix and --assistant_prefix, and it is not used") from error
+
+
+_QUESTION, _ANSWER = "Question7Q", "Answer7A"
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The template's text around an answer: `before` it from the question on, `lead` and `closing` that are learnt with
+    it, and the token that ends its turn."""
+
+    before: str
+    lead: str = ""
+    closing: str = ""
+    end: int = 0
+    removed: str = ""
+    added: str = ""
+    problem: str = ""
+
+
+def to_continue(prompt: Prompt) -> dict[str, Any]:
+    """What a server must know to continue a prompt's ids: keywords of `model.endpoint.Endpoint.continue_prompts`."""
+    return {"stop": prompt.stop_texts, "opened": prompt.opened, "special_tokens": prompt.tokens.hides_marks}
 
 
 def chat_turns(
@@ -282,13 +401,31 @@ class _Tokens:
         """Text up to the first stop token, stripped."""
         end = next((i for i, id in enumerate(ids) if id in stop_ids), len(ids))
         # Some tokenizers delete spaces before punctuation when they decode, which would change answers.
-        kept = list(ids[:end])
-        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return cast(str, text).strip()  # of several lists of ids it would be several
+        runs = groupby(ids[:end], self._marks.get)  # without their marks, thoughts would look like the answer
+        return "".join(mark or self._text(list(run)) for mark, run in runs).strip()
+
+    def _text(self, ids: list[int]) -> str:
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return cast(str, text)  # of several lists of ids it would be several
+
+    @cached_property
+    def _marks(self) -> dict[int, str]:
+        """The control tokens that mark thoughts and channels."""
+        return {id: spelling for id, spelling in self.special_ids.items() if spelling in MARKS}
+
+    @property
+    def hides_marks(self) -> bool:
+        """Whether text without special tokens lacks the marks that begin thoughts."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        return any(token.special and open_thought(token.content) for token in added)
 
     def spelt(self, text: str) -> str:
         """A text after encoding and decoding, with inert special tokens: some tokenizers normalise text."""
-        return self.decode(self.encode(self.inert(text.strip())), ())
+        return self.spelt_out(self.inert(text.strip()))
+
+    def spelt_out(self, text: str) -> str:
+        """A text after encoding and decoding; of special tokens, only the marks of thoughts are left."""
+        return self.decode(self.encode(text), ())
 
     def inert(self, text: str) -> str:
         """A text that spells no special token, so that no document or user can end or begin a turn."""

@@ -300,7 +300,7 @@ def facts(arguments: InferenceArguments, right: Rightness) -> dict[str, str]:
     how = {
         "here": "written and read locally",
         "completions": f"written locally, sent as token ids to {server}/completions",
-        "chat": f"messages sent to {server}/chat/completions; the server applied its template",
+        "chat": f"messages sent to {server}/chat/completions; the server applied its template, not --thinking",
     }
     embedding = retrieval.eval_embedding_model or retrieval.embedding_model
     shown = {

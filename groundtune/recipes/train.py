@@ -120,6 +120,7 @@ def _train(arguments: RunArguments, run: dict[str, Any], checkpoint: Checkpoint 
     record = {
         **_record(arguments, durations, _row_counts(diagnosis)),
         "prompt_style": prompt.style,
+        **({"prompt_tail": list(prompt.tail)} if any(prompt.tail) else {}),
         **({"hub_repository": repository} if repository else {}),
         "identity": run,
         "resumed_from_step": checkpoint and checkpoint.step,
@@ -166,6 +167,7 @@ def _evaluators(
             batch_size=arguments.training.per_device_eval_batch_size,
             retrieval_seconds=seconds[split],
             bootstrap_samples=arguments.evaluation.bootstrap_samples,
+            abstentions=arguments.evaluation.abstentions,
             shorten=arguments.data.too_long == "shorten",
         )
         for split in ("eval", "test")

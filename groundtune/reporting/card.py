@@ -16,7 +16,7 @@ from groundtune.arguments import DataArguments, EvaluationArguments, PromptArgum
 from groundtune.evaluation.verdicts import F1
 from groundtune.methods import METHODS
 from groundtune.reporting.markdown import md, md_fence, md_list, md_table
-from groundtune.reporting.results import HOW_TO_READ, Results, comparison, flat, for_scale, notes, warning
+from groundtune.reporting.results import HOW_TO_READ, Results, comparison, flat, for_scale, notes, questions, warning
 
 PREFIXES = ("user_prefix", "assistant_prefix", "sep_user", "sep_sys")
 # Metrics for which the hub has its own names.
@@ -46,7 +46,7 @@ def model_card(results: Results) -> str:
         f"**{md(results.verdict)}.**",
         f"> **{md(caution)}**" if caution else "",
         md_list(_facts(results, arguments)),
-        f"## Before and after, on {results.base.n} questions",
+        f"## Before and after, {questions(results.base)}",
         md_table(["", "Base [95 %]", "Tuned [95 %]", "Difference [95 %]", "Verdict"], rows),
         md(for_scale(results)),
         md(HOW_TO_READ),
@@ -228,11 +228,15 @@ def _test_file(record: Mapping[str, Any]) -> dict[str, str]:
 def _prompt_lines(record: Mapping[str, Any]) -> list[str]:
     """Code that builds `prompt` from `opening` and `question`, as `prompt.py` does for a first question."""
     if _style(record) == "chat template":
+        removed, added = record.get("prompt_tail", ("", ""))
+        thinks = flat(record.get("arguments", {})).get("thinking") == "keep"
+        off = "" if thinks else ", enable_thinking=False, thinking=False"
         return [
             'messages = [{"role": "user", "content": f"{opening}\\n\\n{question}"}]',
             "prompt = tokenizer.apply_chat_template(",
-            "    messages, tokenize=False, add_generation_prompt=True, enable_thinking=False",
+            f"    messages, tokenize=False, add_generation_prompt=True{off}",
             ")",
+            *([f"prompt = prompt.removesuffix({removed!r}) + {added!r}"] if removed or added else []),
         ]
     arguments = flat(record.get("arguments", {}))
     defaults = {"user_prefix": "USER", "assistant_prefix": "ASSISTANT", "sep_user": " "}

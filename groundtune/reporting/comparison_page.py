@@ -13,7 +13,7 @@ from groundtune.evaluation.comparison import HOW_TO_READ, Comparison
 from groundtune.evaluation.outcomes import OUTCOMES, WITHOUT_ANSWER, WITHOUT_PASSAGES
 from groundtune.reporting.plots import differences_plot, systems_plot
 from groundtune.reporting.report import callout, html_changes, html_pairs, minus, page
-from groundtune.reporting.results import cells, verdict_word
+from groundtune.reporting.results import cells, questions, verdict_word
 from groundtune.system.text import as_json
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def comparison_table(comparison: Comparison) -> Table:
     from groundtune.system.tables import TextTable
 
     table = TextTable(box=None, padding=(0, 1, 0, 0), title=comparison.title, title_justify="left")
-    for heading in (f"{comparison.n} questions", "", "mean [95 %]", "difference [95 %]", ""):
+    asked = questions(comparison.evaluations[comparison.reference])
+    for heading in (asked, "", "mean [95 %]", "difference [95 %]", ""):
         table.add_column(heading, no_wrap=bool(heading))
     colours = {"better": "green", "worse": "red"}
     for label, lines in _rows(comparison).items():
@@ -119,13 +120,14 @@ def _kinds(outcomes: Mapping[str, Mapping[str, int]]) -> list[str]:
 # HTML
 def _section(comparison: Comparison, heading: str) -> str:
     verdicts = "".join(f"<p><strong>{minus(comparison.verdict(name))}.</strong></p>" for name in comparison.others)
+    how = " ".join(filter(None, (HOW_TO_READ, comparison.alike)))
     failed = "".join(f"<li>{escape(line)}</li>" for line in failures(comparison))
     return (
         f"<section><h2>{escape(heading)}</h2>{verdicts}{callout(f'<ul>{failed}</ul>') if failed else ''}"
         '<div class="compare"><table class="metrics systems"><thead><tr><th scope="col">System</th>'
         f'<th scope="col">Mean</th><th scope="col">{"Difference" if comparison.others else ""}</th></tr></thead>'
         f"<tbody>{_html_rows(comparison)}</tbody></table>"
-        f'<div class="aside">{_plots(comparison)}<p class="small">{escape(HOW_TO_READ)}</p></div></div></section>'
+        f'<div class="aside">{_plots(comparison)}<p class="small">{escape(how)}</p></div></div></section>'
         f"{_html_outcomes(comparison)}{''.join(_html_answers(comparison, name) for name in comparison.others)}"
     )
 

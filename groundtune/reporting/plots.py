@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from groundtune.evaluation.metrics import Interval
+    from groundtune.evaluation.statistics import Interval
 
 _COLOURS = dict(ink="#000001", muted="#000002", grid="#000003", tuned="#000004", base="#000005", paper="#000006")
 _MARKS = "osD^vPX*"  # they identify systems; colours mean better and worse elsewhere

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from groundtune.data.files import write_text
 from groundtune.errors import DataError
-from groundtune.evaluation.metrics import PairedDifference
 from groundtune.evaluation.predictions import evaluation_of, read_predictions, write_predictions
+from groundtune.evaluation.statistics import PairedDifference
 from groundtune.evaluation.verdicts import F1, Change, decimals
 from groundtune.reporting.card import model_card
 from groundtune.reporting.markdown import md, md_fence, md_list, md_table
@@ -35,6 +35,7 @@ from groundtune.reporting.results import (
     gained_and_lost,
     merged_history,
     notes,
+    questions,
     warning,
 )
 from groundtune.runs.record import inputs, run_facts
@@ -83,7 +84,7 @@ def read_results(output_dir: str | os.PathLike[str]) -> Results:
     record, metrics = (_read_json(folder / name) for name in ("run.json", "metrics.json"))
     about: dict[str, Any] = {name: metrics.get(name) for name in _ABOUT_RESULTS}
     arguments: dict[str, Any] = record["arguments"] if isinstance(record.get("arguments"), dict) else {}
-    samples = flat(arguments).get("bootstrap_samples", 2000)
+    samples = flat(arguments).get("bootstrap_samples", 10_000)
     wrong = [f"metrics.json: {name}" for name, kind in _ABOUT_RESULTS.items() if not isinstance(about[name], kind)]
     wrong += [] if isinstance(arguments.get("method"), str) else ["run.json: method"]
     wrong += [] if isinstance(record.get("notes", []), list) else ["run.json: notes"]
@@ -117,7 +118,7 @@ def summary_table(results: Results) -> Table:
 
     caption = " ".join(filter(None, (for_scale(results), warning(results))))
     # Without a frame it fits into 80 columns.
-    table = TextTable(f"{results.base.n} questions", box=None, padding=(0, 1, 0, 0), caption=caption)
+    table = TextTable(questions(results.base), box=None, padding=(0, 1, 0, 0), caption=caption)
     for heading in ("base [95 %]", "tuned [95 %]", "difference [95 %]", ""):
         table.add_column(heading, no_wrap=True)
     colours = {"better": "green", "worse": "red"}

@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundtune.evaluation.abstention import note
-from groundtune.evaluation.metrics import Interval, PairedDifference, token_f1
+from groundtune.evaluation.metrics import token_f1
+from groundtune.evaluation.statistics import Interval, PairedDifference
 from groundtune.evaluation.verdicts import (
     ABSTENTION,
+    CHECKS,
     F1,
+    HOW_MEASURED,
     MOST,
     SCORES,
     Change,
     _is_time,
+    alike,
     differences,
     most_changed,
     verdict,
@@ -36,10 +40,9 @@ _COST = {
     "latency/generation_s": "Seconds/answer",
 }
 HOW_TO_READ = (
-    "Means over questions with 95 % bootstrap intervals. A difference is better or worse if its paired interval "
-    "excludes 0 and p < 0.05, otherwise unclear. The verdict depends on token F1 alone; the other rows are not "
-    "corrected for multiple comparisons. The retriever is frozen (not trained), so its scores are the same for both "
-    "models. Seconds are a single timing and have no interval."
+    f"{HOW_MEASURED} The verdict depends on token F1 alone; the other rows are not corrected for multiple comparisons. "
+    "The retriever is frozen (not trained), so its scores are the same for both models. Seconds are a single timing "
+    "and have no interval."
 )
 EVALUATION_COLUMNS = ("Step", "Training loss", "Loss with gold passage", "Token F1", "ROUGE-L")
 
@@ -61,7 +64,7 @@ class Results:
 
     @cached_property
     def differences(self) -> dict[str, PairedDifference]:
-        samples = flat(self.record.get("arguments", {})).get("bootstrap_samples", 2000)
+        samples = flat(self.record.get("arguments", {})).get("bootstrap_samples", 10_000)
         return differences(self.base, self.tuned, samples=samples)
 
     @cached_property
@@ -115,7 +118,7 @@ def comparison(results: Results) -> list[MetricRow]:
     retrieval = {f"retrieval/recall@{k}": f"Recall@{k}" for k in ks[:1] + ks[-1:]} | {"retrieval/mrr": "MRR"}
     return [
         _row(results, group, label, metric)
-        for group, labels in (("Answers", SCORES | ABSTENTION), ("Retrieval", retrieval), ("Cost", _COST))
+        for group, labels in (("Answers", SCORES | CHECKS | ABSTENTION), ("Retrieval", retrieval), ("Cost", _COST))
         for metric, label in labels.items()
         if metric in results.base.metrics
     ]
@@ -189,13 +192,19 @@ def facts(results: Results) -> dict[str, str]:
         "Model": arguments.get("model_name_or_path"),
         "Trained by": trained_by + (", LoRA" if arguments.get("use_peft") else ""),
         "Checkpoint": step,
-        "Questions": f"{results.base.n} from {test}" if test else str(results.base.n),
+        "Questions": questions(results.base) + (f", from {test}" if test else ""),
         "Training file": arguments.get("train_file"),
         "Documents": arguments.get("full_dataset_file_path"),
         "Retriever": f"{found_by}, {passages} passages per question",
         "Seed": results.record.get("seed"),
     }
     return {name: str(value) for name, value in shown.items() if value not in (None, "")}
+
+
+def questions(evaluation: Evaluation) -> str:
+    """How many questions an evaluation has, and on how many passages."""
+    n, passages = evaluation.n, evaluation.passages
+    return f"{n} question{'s' * (n != 1)} on {passages} passage{'s' * (passages != 1)}"
 
 
 def warning(results: Results) -> str:
@@ -224,7 +233,9 @@ def notes(results: Results) -> list[str]:
     bad = [row["step"] for row in results.history if "loss" in row and not finite(row["loss"])]
     infinite = [f"The training loss was not finite at step {bad[0]}."] if bad else []
     unanswerable = note([prediction.example for prediction in results.base.predictions])
-    return [*filter(None, [unanswerable]), *results.notes, *infinite]
+    f1 = {"base": results.base.metrics.get(F1), "tuned": results.tuned.metrics.get(F1)}
+    correlation = alike({**f1, "difference": results.differences.get(F1)})
+    return [*filter(None, [unanswerable]), *results.notes, *infinite, *filter(None, [correlation])]
 
 
 def flat(arguments: Mapping[str, Any]) -> dict[str, Any]:

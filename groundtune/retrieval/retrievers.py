@@ -10,11 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from groundtune.data.words import search_words
 from groundtune.retrieval.embedder import Embedder
 from groundtune.retrieval.queries import Query, queries_of, texts_within, too_long_note
 from groundtune.retrieval.reading_limit import ReadingLimit
 from groundtune.retrieval.stores.local import Index
-from groundtune.schema import Document, Example, Hit
+from groundtune.schema import Document, Example, Hit, nfc
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class DenseRetriever:
 
 @dataclass(frozen=True)
 class BM25Retriever:
-    """Term matching: BM25 (Robertson et al. 1994) as `bm25s` computes it, k1 = 1.5, b = 0.75.
+    """Term matching: BM25 (Robertson et al. 1994) as `bm25s` computes it, k1 = 1.5, b = 0.75, on `search_words`.
 
     The words of a query's history together count at most as much as those of its question: otherwise a long turn
     decides alone what is found (measured in docs/performance.md). A document that shares no word with the query is
@@ -97,7 +98,9 @@ class BM25Retriever:
 
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # importing bm25s sets DEBUG
         bm25 = bm25s.BM25(k1=1.5, b=0.75)
-        bm25.index(_words([document.text for document in self.documents]), show_progress=False)
+        ids: dict[str, int] = {}  # as ids, the terms of all passages need little memory
+        terms = [[ids.setdefault(term, len(ids)) for term in search_words(d.text)] for d in self.documents]
+        bm25.index((terms, ids), show_progress=False)
         return bm25
 
     def search(self, queries: Sequence[str | Query], k: int) -> list[tuple[Hit, ...]]:
@@ -115,7 +118,7 @@ class BM25Retriever:
         return np.stack([self._of_part(part) for part in query.parts])
 
     def _of_part(self, query: Query) -> np.ndarray:
-        question, history = _words([query.question, query.history])
+        question, history = search_words(query.question), search_words(query.history)
         scores = self._sums(question)
         if question and history:
             return scores + min(1.0, len(question) / len(history)) * self._sums(history)
@@ -198,13 +201,6 @@ class HybridRetriever:
         return tuple(Hit(documents[id], scores[id]) for id in best_first)
 
 
-def _words(texts: Sequence[str]) -> list[list[str]]:
-    """The words of each text as BM25 compares them; the only place that decides what a word is."""
-    import bm25s
-
-    return bm25s.tokenize(list(texts), show_progress=False, return_ids=False)
-
-
 def _scaled(scores: np.ndarray) -> np.ndarray:
     """Each row scaled to 0..1; a row of equal scores says nothing and becomes 0."""
     least, most = scores.min(axis=1, keepdims=True), scores.max(axis=1, keepdims=True)
@@ -229,7 +225,7 @@ def _several(queries: Sequence[str | Query]) -> list[Query]:
     """The queries. Refuses a text, which is a sequence too: each of its letters would be a query."""
     if isinstance(queries, str):
         raise TypeError("search: takes a list of questions, and not one text; write [question]")
-    return [query if isinstance(query, Query) else Query(query) for query in queries]
+    return [query if isinstance(query, Query) else Query(nfc(query)) for query in queries]
 
 
 def retrieve(retriever: Retriever, examples: Sequence[Example], k: int, history: str) -> list[tuple[Hit, ...]]:

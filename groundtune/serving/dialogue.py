@@ -10,7 +10,7 @@ from groundtune.data.files import read_documents
 from groundtune.evaluation.arguments import InferenceArguments
 from groundtune.model.endpoint import Endpoint
 from groundtune.prompts.policies import Passages, kept, retrieved_passages
-from groundtune.prompts.prompt import Prompt, chat_messages, make_prompt
+from groundtune.prompts.prompt import Prompt, chat_messages, make_prompt, to_continue
 from groundtune.prompts.rows import encode_questions
 from groundtune.retrieval.opening import index_folder, open_retriever
 from groundtune.retrieval.retrievers import Retriever, retrieve
@@ -101,7 +101,7 @@ def _writer(arguments: InferenceArguments) -> Write:
     room = room_for_prompt(arguments.data.max_seq_length, new)
     if arguments.api == "completions":
         endpoint = arguments.generator_endpoint()
-        return _by_prompt(prompt, room, lambda ids: endpoint.stream_prompt(ids, new, stop=prompt.stop_texts))
+        return _by_prompt(prompt, room, lambda ids: endpoint.stream_prompt(ids, new, **to_continue(prompt)))
     from groundtune.model.generators import LocalModel  # here, because it imports torch, which a server does not need
 
     local = LocalModel(opening.open(prompt, tokenizer.pad_token_id), tokenizer, opening.bf16)

@@ -71,15 +71,6 @@ def one_line(text: object, at_most: int = 0) -> str:
     return line if not at_most or len(line) <= at_most else f"{line[: at_most - 3]}..."
 
 
-def after_thoughts(text: str) -> tuple[str, bool]:
-    """The text after the last reasoning block, stripped, and whether the text ends inside one ("" in that case).
-
-    Reasoning models write it between `<think>` and `</think>`; the opening tag may be part of the prompt.
-    """
-    said = text.rpartition("</think>")[2]
-    return ("", True) if "<think>" in said else (said.strip(), False)
-
-
 HALF_A_CHARACTER = "contains half of a surrogate pair, which UTF-8 cannot encode; write the complete character"
 
 

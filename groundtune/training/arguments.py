@@ -87,7 +87,8 @@ class QATrainingArguments(TrainingArguments):
         default=EndToEndEvaluator.primary_metric,
         metadata={
             "help": "End-to-end metric that selects the best checkpoint. Groundtune knows for each metric "
-            "whether higher is better."
+            "whether higher is better. Of equally good checkpoints, the one with the lowest "
+            "loss_with_gold_passage is selected."
         },
     )
     report_to: None | str | list[str] = field(

@@ -13,7 +13,18 @@ from typing import Any, cast
 
 from groundtune.aliases import Tokenizer
 from groundtune.arguments import Arguments, room_for_prompt
-from groundtune.data.checks import ERROR, WARNING, Dataset, Finding, check_texts, condensed, in_order, read_dataset
+from groundtune.data.checks import (
+    ERROR,
+    NOTE,
+    WARNING,
+    Dataset,
+    Finding,
+    check_texts,
+    condensed,
+    in_order,
+    read_dataset,
+)
+from groundtune.data.languages import NAMES, languages_of, limits_of
 from groundtune.errors import DataError, ModelError
 from groundtune.evaluation.abstention import abstains
 from groundtune.methods import METHODS
@@ -121,6 +132,7 @@ def diagnose(arguments: Arguments) -> Diagnosis:
     findings = check_texts(dataset)
     findings += _texts_not_read(arguments, dataset)
     findings += _declining_answers(dataset)
+    findings += _languages(arguments, dataset)
     tokenizer, prompt = None, None
     table: dict[str, RowCounts] = {}
     rows: Iterator[Row] = iter(())
@@ -301,6 +313,25 @@ def _queries_not_read(limit: ReadingLimit, examples: Sequence[Example], history:
             "left out of the search, which --query_history none or --retriever bm25 avoids"
         )
         yield Finding(WARNING, "long-query", examples[i].source, where, message, tokens)
+
+
+def _languages(arguments: Arguments, dataset: Dataset) -> Iterator[Finding]:
+    """A note for each language in which some score cannot be measured as in English; rare ones are not mentioned."""
+    files = {"full_dataset_file_path": [document.text for document in dataset.documents]}
+    files |= {f"{split}_file": [example.answer for example in found] for split, found in dataset.examples.items()}
+    unanswerable = any(not example.answerable for found in dataset.examples.values() for example in found)
+    told: set[str] = set()
+    for flag, texts in files.items():
+        some = texts[:: max(1, len(texts) // _SAMPLE)]
+        for language, count in languages_of(text[:_BEGINNING] for text in some).most_common():
+            limits = limits_of(language, arguments.retrieval.retriever != "dense", unanswerable)
+            if limits and language not in told and count >= 0.1 * len(some):
+                told.add(language)
+                message = f"contains {NAMES[language]}: {'; '.join(limits)}"
+                yield Finding(NOTE, "language", dataset.paths[flag], "", message)
+
+
+_SAMPLE, _BEGINNING = 200, 1000  # texts of a file whose language is found out, and characters of each
 
 
 # Display

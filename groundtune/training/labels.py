@@ -37,7 +37,8 @@ def what_else_is_learnt(row: Row, answer: str, prompt: Prompt) -> str | None:
     """The text that the row would teach instead of `answer`; None if it teaches `answer`.
 
     The comparison ignores whitespace and uses `answer` as encoded and decoded by itself, because a tokenizer may
-    normalise characters.
+    normalise characters. What the chat template itself writes around an answer is learnt with it.
     """
-    learnt, alone = prompt.answer_text(row.answer_ids), prompt.tokens.spelt(answer)
-    return None if "".join(learnt.split()) == "".join(alone.split()) else learnt
+    learnt, before, after = prompt.answer_text(row.answer_ids), *prompt.learnt_around
+    bare = "".join(learnt.split()).removeprefix("".join(before.split())).removesuffix("".join(after.split()))
+    return None if bare == "".join(prompt.tokens.spelt(answer).split()) else learnt

@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -61,6 +61,7 @@ class NonFiniteLoss(ArithmeticError):
 class SafeTrainer(Trainer):
     """A `Trainer` with exact resume. `run` identifies the run: checkpoints contain it, and `resume.py` compares it."""
 
+    tie_breaker = ""  # a metric of which less is better: it decides between equally good checkpoints
     model: torch.nn.Module  # all three are there whenever something here is called
     optimizer: torch.optim.Optimizer
     lr_scheduler: torch.optim.lr_scheduler.LambdaLR
@@ -246,13 +247,33 @@ class SafeTrainer(Trainer):
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         if self.args.metric_for_best_model is None:
             return False
-        name = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
+        name = self._best_by()
         value = metrics.get(name)
         if value is None or not math.isfinite(value):
             step, found = self.state.global_step, "not measured" if value is None else value
             logger.warning("step %d: %s is %s, so this step cannot be the best checkpoint", step, name, found)
             return False
-        return super()._determine_best_metric(metrics=metrics, trial=trial)
+        best = self._evaluations().get(self.state.best_global_step)
+        if best is None:
+            return super()._determine_best_metric(metrics=metrics, trial=trial)
+        wins = self._rank(metrics) < self._rank(best)
+        if wins:
+            self.state.best_metric, self.state.best_global_step = value, self.state.global_step
+        return wins
+
+    def _evaluations(self) -> dict[int | None, dict[str, float]]:
+        """The logged evaluations by step in which the metric that chooses the best checkpoint is finite."""
+        name = self._best_by()
+        logged = [row for row in self.state.log_history if math.isfinite(row.get(name, math.nan))]
+        return {cast(int, row["step"]): row for row in logged}
+
+    def _best_by(self) -> str:
+        return f"eval_{cast(str, self.args.metric_for_best_model).removeprefix('eval_')}"
+
+    def _rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """What orders evaluations, the best first; rounding must not separate equal means."""
+        value, second = metrics[self._best_by()], metrics.get(self.tie_breaker, 0.0)
+        return round(-value if self.args.greater_is_better else value, 9), second if math.isfinite(second) else math.inf
 
     def _refuse(self, what: str, rows: Sequence[Any]) -> NoReturn:
         names = list(dict.fromkeys(filter(None, map(self.name_of, rows))))
@@ -453,14 +474,9 @@ class SafeTrainer(Trainer):
 
     def _whole_best(self) -> Checkpoint | None:
         """The best checkpoint, or if it is damaged, the best intact one."""
-        metric = f"eval_{cast(str, self.args.metric_for_best_model).removeprefix('eval_')}"
-        sign = -1 if self.args.greater_is_better else 1
-        values = {row["step"]: sign * row[metric] for row in self.state.log_history if metric in row}
-        best = Path(cast(str, self.state.best_model_checkpoint))
-        others = [
-            f for f in checkpoint_folders(best.parent) if f != best and math.isfinite(values.get(step_of(f), math.nan))
-        ]
-        for folder in [best, *sorted(others, key=lambda folder: values[step_of(folder)])]:
+        found, best = self._evaluations(), Path(cast(str, self.state.best_model_checkpoint))
+        others = [folder for folder in checkpoint_folders(best.parent) if folder != best and step_of(folder) in found]
+        for folder in [best, *sorted(others, key=lambda folder: self._rank(found[step_of(folder)]))]:
             try:
                 return read_checkpoint(folder, to_resume=False)
             except Damaged as damage:

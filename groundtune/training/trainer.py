@@ -54,6 +54,7 @@ class QATrainer(SafeTrainer):
     end-to-end evaluation with its predictions.
     """
 
+    tie_breaker = f"eval_{GOLD_LOSS}"
     args: QATrainingArguments
     model: Model
     train_dataset: Sequence[Row]

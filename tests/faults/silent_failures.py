@@ -495,13 +495,9 @@ def effective_batch_changes(patch: Patch, world: World) -> None:
 
 def thought_is_learnt(patch: Patch, world: World) -> None:
     """an empty thought that is learnt"""
-    around = prompt.ChatPrompt._around_answer.func
-
-    def with_thought(self: Any) -> tuple[str, str, int]:
-        before, _, end = around(self)
-        return before, "<think>\n\n</think>\n\n", end
-
-    patch.setattr(prompt.ChatPrompt, "_around_answer", property(with_thought))
+    frame = prompt.ChatPrompt._frame.func
+    with_thought = property(lambda self: replace(frame(self), lead="<think>\n\n</think>\n\n"))
+    patch.setattr(prompt.ChatPrompt, "_frame", with_thought)
 
 
 def packing_leaks(patch: Patch, world: World) -> None:

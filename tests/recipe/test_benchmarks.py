@@ -9,10 +9,11 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import make_family
 
-from benchmarks import corpus, evaluation, measure, retrieval, train_step
+from benchmarks import corpus, evaluation, human_grades, measure, retrieval, train_step
 from groundtune.prompts.rows import Row
 
 ROOT = Path(__file__).parents[2]
@@ -141,3 +142,32 @@ def test_the_passages_of_the_corpus_are_all_different_and_about_as_long_as_real_
     assert len({*made}) == 5000 and len(corpus.sentences()) > 1000
     lengths = sorted(map(len, made))
     assert lengths[0] >= corpus._CHARACTERS and lengths[-1] < 1.5 * corpus._CHARACTERS
+
+
+def test_rank_correlation_equals_scipy_with_ties_and_is_undefined_for_a_constant():
+    from scipy.stats import spearmanr
+
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        a, b = generator.integers(5, size=(2, 30)).astype(float)
+        assert human_grades.spearman(a, b) == pytest.approx(spearmanr(a, b).statistic)
+    assert np.isnan(human_grades.spearman(np.ones(5), np.arange(5.0)))
+
+
+def test_scores_are_compared_with_the_grades_of_people(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(human_grades, "RESAMPLES", 50)
+    answers = {"Ten euros.": 4, "Ten dollars.": 2, "No idea at all.": 1}
+    rows = [
+        {
+            "task": f"t{i}", "question": "How much?", "chat_history": [], "passages": ["It costs ten euros."],
+            "gold_answer": "Ten euros.", "answer": answer, "model": "m",
+            "grades": {"faithfulness": [grade, grade, grade]},
+        }
+        for i in range(8) for answer, grade in answers.items()
+    ]  # fmt: skip
+    path = tmp_path / "grades.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "model": "reference"}]), "utf-8")
+    monkeypatch.setattr(sys, "argv", ["human_grades", "--grades", str(path)])
+    assert human_grades.main() == 0
+    said = capsys.readouterr().out
+    assert "24 answers to 8 questions" in said and "| generation/f1 | 24 | 1.00 [1.00, 1.00] |" in said

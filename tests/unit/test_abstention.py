@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import tiny_documents, tiny_examples
 
+from groundtune.arguments import EvaluationArguments
+from groundtune.errors import DataError
 from groundtune.evaluation import abstention
 from groundtune.evaluation.abstention import ANSWERABLE, UNANSWERABLE, abstains, answer_scores, unknown_texts
+from groundtune.evaluation.arguments import GROUPS, InferenceArguments
 from groundtune.evaluation.comparison import compare
 from groundtune.evaluation.evaluator import score_replies
 from groundtune.evaluation.metrics import generation_scores, greater_is_better
@@ -22,6 +27,7 @@ from groundtune.reporting.results import Results, comparison, notes
 from groundtune.schema import UNANSWERABLE as SENTENCE
 from groundtune.schema import Hit, Reply
 
+ROOT = Path(__file__).parents[2]
 F1, RECALL = "generation/f1", "retrieval/recall@1"
 
 
@@ -62,9 +68,60 @@ def test_an_answer_that_merely_denies_something_is_an_answer(answer):
     assert not abstains(answer, {SENTENCE})
 
 
+CASES = [line for line in (ROOT / "tests/abstentions.txt").read_text("utf-8").splitlines() if line[:2] in ("+ ", "- ")]
+
+
+@pytest.mark.parametrize("line", CASES)
+def test_an_abstention_and_what_looks_like_one_are_told_apart_in_eight_languages(line):
+    assert abstains(line[2:], ()) == (line[0] == "+")
+
+
+def test_there_are_twenty_wordings_and_twenty_near_misses_in_each_of_eight_languages():
+    text = (ROOT / "tests/abstentions.txt").read_text("utf-8")
+    sections = re.split(r"^# (?=[a-z]{2}$)", text, flags=re.MULTILINE)[1:]
+    assert [section[:2] for section in sections] == ["en", "de", "fr", "es", "it", "pt", "zh", "ja"]
+    for section in sections:
+        assert section.count("\n+ ") >= 20 and section.count("\n- ") >= 20
+
+
+def test_users_extend_the_wordings_with_a_file(tmp_path):
+    path = tmp_path / "svenska.txt"
+    path.write_text("# Swedish\ntext = (texten|texterna)\n(det|svaret) står inte i {text} *\n+ tyvärr\n", "utf-8")
+    assert abstains("Det står inte i texterna.", (), str(path)) and not abstains("Det står inte i texterna.", ())
+    assert abstains("Tyvärr, svaret står inte i texten alls.", (), str(path))
+    assert abstains("I don't know.", (), str(path)) and not abstains("Det står i texten.", (), str(path))
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [("(a|b", "a bracket is missing"), ("a)", "a bracket is missing"), ("{what} b", "{what} is not defined above")],
+)
+def test_a_line_that_is_no_wording_is_named(tmp_path, line, problem):
+    path = tmp_path / "mine.txt"
+    path.write_text(f"fine\n{line}\n", "utf-8")
+    with pytest.raises(DataError, match=f"{re.escape(str(path))}:2: .*{re.escape(problem)}"):
+        abstains("x", (), str(path))
+
+
+def test_a_file_of_wordings_that_is_not_there_is_named():
+    problems = InferenceArguments(*(group() for group in GROUPS)).check()
+    assert not [line for line in problems if line.startswith("--abstentions")]
+    groups = [EvaluationArguments(abstentions="no/such.txt") if g is EvaluationArguments else g() for g in GROUPS]
+    assert "--abstentions: no such file: no/such.txt" in "\n".join(InferenceArguments(*groups).check())
+
+
+def test_the_file_of_wordings_decides_what_counts_as_right(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("pass\n", "utf-8")
+    example = examples()[-1]
+    assert answer_scores("Pass.", example, {SENTENCE})[F1] == 0
+    assert answer_scores("Pass.", example, {SENTENCE}, str(path))[F1] == 1
+
+
 def test_what_the_data_teach_to_say_is_seen_in_any_language():
     assert abstains("Das steht nicht in den Texten. Mehr weiß ich nicht.", {"Das steht nicht in den Texten."})
-    assert not abstains("Das steht nicht in den Texten.", {SENTENCE})
+    assert abstains("Det står inte i texterna.", {"Det står inte i texterna."})
+    assert not abstains("Det står inte i texterna.", {SENTENCE})
     assert not abstains("Um neun.", {"."})  # of which nothing is left to compare
 
 

@@ -351,6 +351,24 @@ def test_a_saved_model_names_an_attention_that_others_know(families, tmp_path):
     assert NAME not in (tmp_path / "config.json").read_text()
 
 
+@pytest.mark.parametrize(
+    "name, more",
+    [
+        ("Afmoe", {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "num_dense_layers": 1,
+                   "num_attention_heads": 4, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"],
+                   "sliding_window": 8}),
+        ("JetMoe", {"kv_channels": 8, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    ],
+)  # fmt: skip
+def test_a_model_that_expects_contiguous_outputs_of_its_attention_is_packed(name, more):
+    import transformers
+
+    shape = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_key_value_heads": 2}
+    config = getattr(transformers, f"{name}Config")(**shape, intermediate_size=48, **more)
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    assert use_packed_attention(model) is None and attends_by_layout(model)
+
+
 def test_positions_go_on_from_the_prefix():
     layout = Packed([Segment(0, 3), Segment(3, 5, (0,)), Segment(5, 6, (0, 1)), Segment(6, 8, (0,)), Segment(8, 9)])
     assert layout.positions() == [0, 1, 2, 3, 4, 5, 3, 4, 0]

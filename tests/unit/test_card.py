@@ -69,7 +69,7 @@ def test_the_table_of_the_card_has_the_numbers_of_metrics_json(tmp_path):
             assert (value, low, high) == pytest.approx(
                 [of[metric][name] for name in ("value", "low", "high")], abs=6e-3
             )
-    assert "on 12 questions" in card
+    assert "24 questions on 24 passages" in card
     assert front_matter(card)["model-index"][0]["results"][0]["metrics"][0] == {
         "type": "f1", "name": "Token F1", "value": metrics["tuned"]["generation/f1"]["value"],
     }  # fmt: skip
@@ -89,7 +89,7 @@ def test_data_are_named_with_hash_and_count():
     for name, digest in HASHES.items():
         assert f"| {name}.jsonl | 1,234 | {digest} |" in card
     assert front_matter(card)["model-index"][0]["results"][0]["dataset"] == {
-        "name": "test.jsonl", "type": "private", "args": {"sha256": HASHES["test"], "questions": 12},
+        "name": "test.jsonl", "type": "private", "args": {"sha256": HASHES["test"], "questions": 24},
     }  # fmt: skip
 
 

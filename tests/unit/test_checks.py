@@ -81,6 +81,18 @@ PLANTED = {
         lambda d: d["documents"].append({"page_content": "More.", "fmt_contents": "Title: More"}),
         [("misspelt", "documents.jsonl:7", "fmt_contents")],
     ),
+    "an instruction as the first turn": (
+        lambda d: d["train"][2].update(chat_history=turns("system", "user", "assistant")),
+        [("misspelt", "train.jsonl:3", "chat_history[0].speaker")],
+    ),
+    "a thought in a gold answer": (
+        lambda d: d["train"][0].update(gold_answer="<think>\nHm.</think>\n" + d["train"][0]["gold_answer"]),
+        [("thought", "train.jsonl:1", "gold_answer")],
+    ),
+    "a thought in a message": (
+        lambda d: d["train"][2]["chat_history"][1].update(message="hm</think>Yes."),
+        [("thought", "train.jsonl:3", "chat_history[1].message")],
+    ),
     "mojibake in a question": (
         lambda d: d["train"][0].update(question="Wann \u00c3\u00b6ffnet sie?"),
         [("encoding", "train.jsonl:1", "question")],

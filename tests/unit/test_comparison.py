@@ -43,7 +43,7 @@ def test_questions_are_paired_whatever_their_order():
     a, b = answered(wrong()), answered(COLOURS)
     found = compare("t", {"a": a, "b": b[::-1]})
     difference = found.differences["b"][F1]
-    assert (difference.value, difference.wins, difference.losses, difference.n) == (1, 12, 0, 12)
+    assert (difference.value, difference.wins, difference.losses, difference.n) == (1, 24, 0, 24)
     pairs = zip(*(e.predictions for e in found.evaluations.values()))
     assert all(p.example.question == q.example.question for p, q in pairs)
     assert found.verdict("b").startswith("b answers better than a: token F1 1.00 against 0.00, +1.00")
@@ -52,36 +52,36 @@ def test_questions_are_paired_whatever_their_order():
 def test_the_first_is_the_reference_and_any_number_is_compared_with_it():
     found = compare("t", {"a": answered(COLOURS), "b": answered(wrong()), "c": answered(COLOURS)})
     assert found.reference == "a" and found.others == ["b", "c"]
-    assert found.differences["b"][F1].verdict == "worse" and found.differences["c"][F1].ties == 12
-    assert found.verdict("c").startswith("No difference: c and a have the same token F1 on every one of 12")
+    assert found.differences["b"][F1].verdict == "worse" and found.differences["c"][F1].ties == 24
+    assert found.verdict("c").startswith("No difference: c and a have the same token F1 on every one of 24")
 
 
 def test_questions_that_not_all_have_are_left_out_and_counted():
     found = compare("t", {"a": answered(COLOURS), "b": answered(wrong())[2:], "c": answered(COLOURS)[:9]})
-    assert found.n == 7 and found.left_out == {"a": 5, "b": 3, "c": 2}
+    assert found.n == 7 and found.left_out == {"a": 17, "b": 15, "c": 2}
     assert found.evaluations["a"].n == 7
-    assert any("a: 5 questions are left out" in line for line in failures(found))
+    assert any("a: 17 questions are left out" in line for line in failures(found))
 
 
 def test_the_same_words_after_another_history_are_another_question():
     a = answered(COLOURS)
     other = [replace(p, example=replace(p.example, chat_history=(Turn("user", "Hello"),))) for p in a]
-    with pytest.raises(DataError, match="no question is in all of a \\(12\\), b \\(12\\)"):
+    with pytest.raises(DataError, match="no question is in all of a \\(24\\), b \\(24\\)"):
         compare("t", {"a": a, "b": other})
 
 
 def test_a_question_asked_twice_is_two_questions():
     a, b = answered(wrong()), answered(COLOURS)
-    assert compare("t", {"a": a + a, "b": b + b}).n == 24
+    assert compare("t", {"a": a + a, "b": b + b}).n == 48
 
 
 def test_a_failed_answer_is_in_no_pair_and_is_counted():
     a, b = answered(wrong()), answered(COLOURS)
     found = compare("t", {"a": a, "b": [failing(b[0]), *b[1:]]})
-    assert found.differences["b"][F1].n == 11 and found.evaluations["b"].failed == 1
+    assert found.differences["b"][F1].n == 23 and found.evaluations["b"].failed == 1
     assert found.evaluations["a"].metrics[F1].value == 0 and found.evaluations["b"].metrics[F1].value == 1
-    assert failures(found) == ["b: 1 of 12 answers failed and are excluded from the means (first: timeout)"]
-    assert "of 11" in rendered(comparison_table(found))
+    assert failures(found) == ["b: 1 of 24 answers failed and are excluded from the means (first: timeout)"]
+    assert "of 23" in rendered(comparison_table(found))
     all_failed = compare("t", {"a": a, "b": list(map(failing, b))})
     assert all_failed.verdict("b") == "Nothing to compare: no question was answered by both b and a"
 
@@ -92,12 +92,12 @@ def test_judgements_that_failed_are_counted():
     ]
     graded[0] = replace(graded[0], scores={k: v for k, v in graded[0].scores.items() if k != "judge/correctness"})
     found = compare("t", {"a": graded})
-    assert failures(found) == ["a: judge correctness: 11 scored, 1 failed, 12 in total"]
+    assert failures(found) == ["a: judge correctness: 23 scored, 1 failed, 24 in total"]
     assert "Judge: correctness" in rendered(comparison_table(found))
 
 
 def test_wins_and_losses_are_listed_by_their_size():
-    found = compare("t", {"a": answered(["red", *wrong(11)]), "b": answered(["nothing", *COLOURS[1:]])})
+    found = compare("t", {"a": answered(["red", *wrong(23)]), "b": answered(["nothing", *COLOURS[1:]])})
     gained, lost = found.gained_and_lost("b")
     assert len(gained) == 10 and [change.value for change in lost] == [-1]
     assert lost[0].base.answer == "red" and lost[0].tuned.answer == "nothing"
@@ -106,7 +106,7 @@ def test_wins_and_losses_are_listed_by_their_size():
 def test_outcomes_are_shown_where_they_are_known():
     a = with_outcomes([replace(p, read=tuple(h.document for h in p.hits)) for p in answered(COLOURS)], Rightness())
     found = compare("t", {"a": a})
-    assert found.outcomes()["a"]["answered right"] == 12
+    assert found.outcomes()["a"]["answered right"] == 24
     assert "retrieval missed" in rendered(outcomes_table(found))
     assert outcomes_table(compare("t", {"a": answered(COLOURS)})) is None
 
@@ -174,8 +174,8 @@ class Page(HTMLParser):
 
 
 def test_the_page_loads_nothing_runs_nothing_and_holds_the_numbers(tmp_path):
-    questions = [f"{NASTY} {i}" for i in range(12)]
-    systems = {NASTY: answered([NASTY, *wrong(11)], questions=questions), "b": answered(COLOURS, questions=questions)}
+    questions = [f"{NASTY} {i}" for i in range(24)]
+    systems = {NASTY: answered([NASTY, *wrong(23)], questions=questions), "b": answered(COLOURS, questions=questions)}
     found = compare(NASTY, systems)
     write_comparisons(
         tmp_path / "new" / "c.html", "comparison", NASTY, [found, compare("single", {"b": systems["b"]})],
@@ -190,5 +190,5 @@ def test_the_page_loads_nothing_runs_nothing_and_holds_the_numbers(tmp_path):
     assert "$" not in text.replace("$1$", "")  # every part was filled in
     assert NASTY in page.text and "b answers better than" in page.text and page.tags.count("svg") == 3
     numbers = json.loads((tmp_path / "new" / "c.json").read_text("utf-8"))
-    assert numbers["comparisons"][0]["differences"]["b"][F1]["wins"] == 12
+    assert numbers["comparisons"][0]["differences"]["b"][F1]["wins"] == 24
     assert rendered(comparison_table(found)).count(NASTY) >= 1

@@ -243,7 +243,6 @@ def test_natural_questions_takes_short_answers_and_every_candidate_as_a_document
     assert (unanswerable.answer, unanswerable.answerable, gold(unanswerable)) == (UNANSWERABLE, False, [paragraph])
     assert (yes.answer, gold(yes)) == ("yes", ["Type\nPublic"])  # the table around the row
     assert [d.page_content for d in documents] == [paragraph, "Type\nPublic", "It isn't small."]
-    assert "left out: 1 questions without an answer" in capsys.readouterr().out
 
 
 def test_of_five_annotators_two_must_have_found_an_answer(tmp_path):
@@ -336,6 +335,19 @@ def test_raft_has_an_oracle_and_distractors(tmp_path, words, answer):
     assert (example.answer, gold(example)) == (answer, ["It opens at nine."])
     assert negatives(example) == ["It is red.", "Dogs wait."] and len(documents) == 3
     assert documents[0].metadata == {}  # "placeholder_title" is none
+
+
+def test_thoughts_are_no_part_of_a_gold_answer_or_of_the_history(tmp_path):
+    parts = [{"type": "thinking", "thinking": "a"}, {"type": "reasoning", "text": "b"}]
+    parts.append({"type": "text", "text": "Ten."})
+    in_channels = "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>No."
+    said = ["<think>\nHm.\n</think>\n\nYes.", parts, in_channels, "<think>It says ten"]
+    asked = {"role": "user", "content": "Why?"}
+    messages = [turn for answer in said for turn in (asked, {"role": "assistant", "content": answer})]
+    rows = [{"messages": messages, "documents": ["Text."]}]
+    examples, _ = converted(tmp_path, "messages", write(tmp_path / "in.jsonl", rows))
+    assert [example.answer for example in examples] == ["Yes.", "Ten.", "No."]
+    assert [turn.message for turn in examples[-1].chat_history] == ["Why?", "Yes.", "Why?", "Ten."]
 
 
 def test_every_answer_of_a_chat_is_an_example_with_what_came_before(tmp_path, capsys):

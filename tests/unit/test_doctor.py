@@ -421,3 +421,35 @@ def test_the_test_split_is_eval_where_it_has_no_file_and_is_never_cut(data):
     assert _tested_on_eval(arguments.data)
     assert _tested_on_eval(DataArguments(eval_file="a/b.jsonl", test_file="a/../a/b.jsonl"))
     assert not _tested_on_eval(DataArguments(eval_file="a.jsonl", test_file="b.jsonl"))
+
+
+# Languages
+
+
+def german(folder: Path) -> None:
+    """Write the documents and gold answers in German."""
+    documents = [Document(f"Die Lampe {i} ist nicht im Lager, und der Versand kostet {i} Euro.") for i in range(6)]
+    write_documents(folder / "documents.jsonl", documents)
+    for name in ("train", "eval", "test"):
+        path = folder / f"{name}.jsonl"
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        changed = {"gold_answer": "Das ist nicht im Lager.", "gold_docs": [documents[0].to_dict()]}
+        write_jsonl(path, [{**row, **changed} for row in rows])
+
+
+@pytest.mark.parametrize(("retriever", "told"), [("bm25", True), ("hybrid", True), ("dense", False)])
+def test_what_a_language_prevents_is_noted_once(data, retriever, told):
+    german(data)
+    notes = [f for f in diagnose(arguments_for(data, retriever=retriever)).findings if f.check == "language"]
+    assert len(notes) == 1 and notes[0].severity == "note" and "contains German" in notes[0].message
+    assert ("compounds" in notes[0].message) == told
+
+
+def test_a_note_is_shown_and_is_no_warning(data):
+    german(data)
+    diagnosis = diagnose(arguments_for(data, retriever="bm25"))
+    assert "note: " in shown(diagnosis) and not [f for f in diagnosis.warnings if f.check == "language"]
+
+
+def test_english_data_get_no_note(data):
+    assert not [f for f in diagnose(arguments_for(data, retriever="bm25")).findings if f.check == "language"]

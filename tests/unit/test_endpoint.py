@@ -301,8 +301,8 @@ def test_no_more_requests_are_sent_in_a_minute_than_allowed():
 def test_a_stream_gives_the_words_as_they_come():
     with FakeServer(lambda body: "one two three") as server:
         endpoint = Endpoint(server.url, "m")
-        assert list(endpoint.stream(said("count"), 50)) == ["one ", "two ", "three "]
-        assert list(endpoint.stream_prompt([3, 4], 50, stop=["x"])) == ["one ", "two ", "three "]
+        assert list(endpoint.stream(said("count"), 50)) == ["one", " two", " three"]
+        assert list(endpoint.stream_prompt([3, 4], 50, stop=["x"])) == ["one", " two", " three"]
     assert server.bodies[0]["stream"] is True and server.bodies[1]["prompt"] == [3, 4]
 
 

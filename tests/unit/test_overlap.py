@@ -46,5 +46,12 @@ def test_a_text_is_held_by_one_that_contains_it_and_not_the_other_way_round():
     assert twins([long, long], 0.9) == {0: 1, 1: 0}
 
 
+def test_text_that_all_passages_share_costs_no_more_than_other_text():
+    header = "This page is part of the handbook of the house and may change at any time."
+    overlap = Overlap([f"{header} Room {i} opens at {i} in the morning and closes late." for i in range(500)])
+    shares = overlap.shares(f"{header} Room 400 opens at 400 in the morning and closes late.")
+    assert len(shares) <= 65 and 400 in shares and shares[0] > 0.6
+
+
 def test_word_order_counts():
     assert share_held("one two three four five six", "six five four three two one") == 0

@@ -93,17 +93,21 @@ def test_passages_that_are_part_of_others_are_merged(tmp_path, suffix):
         Document("Refunds arrive within five days. Ask the desk.", "", {"title": "Refunds", "number": 1}),
         Document("Refunds arrive within five days", "", {"title": "Another title"}),
         Document("Arrive within five days or not", "", {"title": "Refunds"}),
+        Document("Keep it at -5 degrees at night.", "", {"title": "Long"}),
+        Document("Keep it at 5 degrees", "", {"title": "Long"}),
         Document("Ask the desk", "", {"title": "Refunds"}),  # too short to be looked for
+        Document("开放时间：周一至周五，九点到十七点。", "", {"title": "Long"}),
         Document("A long text that goes on and on and ends.", "", {"title": "Long"}),
     ]
     parts = [
         Document("refunds arrive -- within FIVE days", "", {"title": "Refunds"}),
         Document("Refunds arrive within five days! Ask the desk", "", {"title": "Refunds"}),
         Document("goes on and on and ends", "", {"title": "Long"}),
+        Document("周一至周五，九点到", "", {"title": "Long"}),
     ]
     path = tmp_path / f"documents{suffix}"
-    write_documents(path, [parts[0], *kept[:2], parts[1], *kept[2:], parts[2]])
-    assert merge_contained(path) == 3
+    write_documents(path, [parts[0], *kept[:2], parts[1], *kept[2:], *parts[2:]])
+    assert merge_contained(path) == 4
     assert [(one.page_content, one.metadata) for one in read_documents(path)] == [
         (one.page_content, one.metadata) for one in kept
     ]

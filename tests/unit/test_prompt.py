@@ -22,7 +22,7 @@ from groundtune.errors import ModelError
 from groundtune.prompts.policies import required_first
 from groundtune.prompts.prompt import make_prompt, request_ids
 from groundtune.prompts.rows import encode_questions, encode_rows
-from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
+from groundtune.schema import ASSISTANT, USER, Document, Example, Turn, nfc
 
 DIALOGUES = 120
 
@@ -63,6 +63,7 @@ def test_the_row_spells_what_the_template_spells_for_the_whole_conversation(fami
     """Read as text, a row is the template's rendering of the conversation, up to the end of the answer's turn."""
     prompt, tokenizer = family.prompt(), family.tokenizer
     for documents, history, question, answer in dialogues(1):
+        question, answer = nfc(question), nfc(answer)  # as all data is once it has been read
         row = [*prompt.prompt_ids(documents, history, question), *prompt.answer_ids(answer)]
         opening = "\n\n".join([INSTRUCTION, *(d.text for d in documents)]).strip()
         messages = [["user", opening]]
@@ -254,12 +255,14 @@ def test_an_empty_thought_is_never_learnt(families):
     assert family.tokenizer.decode(prompt.answer_ids("So.")) == "So.<|im_end|>"
 
 
-def test_a_thought_that_is_not_in_the_generation_prompt_is_not_learnt_either(families, monkeypatch):
+def test_an_empty_thought_that_the_template_writes_before_an_answer_is_read_and_not_learnt(families, monkeypatch):
+    """Though it is not in the generation prompt."""
     tokenizer = families["qwen"].tokenizer
     thoughtless = tokenizer.chat_template.replace("enable_thinking is false", "enable_thinking is none")
     monkeypatch.setattr(tokenizer, "chat_template", thoughtless)
     prompt = make_prompt(tokenizer, PromptArguments())
-    assert tokenizer.decode(prompt.prompt_ids([], (), "Why?")).endswith("<|im_start|>assistant\n")
+    read = tokenizer.decode(prompt.prompt_ids([], (), "Why?"))
+    assert read.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert tokenizer.decode(prompt.answer_ids("So.")) == "So.<|im_end|>"
 
 

@@ -307,7 +307,7 @@ def test_the_packaged_prompt_of_the_check_holds_all_three_texts_and_asks_for_wha
 
 
 def test_a_question_asked_twice_is_kept_once(tmp_path):
-    reply = lambda prompt: reply_to(prompt) if "Question:" in prompt else "What does a thing cost?"  # noqa: E731
+    reply = lambda prompt: reply_to(prompt) if "Question:" in prompt else "How many coins does a thing cost?"  # noqa: E731
     result, _ = make(tmp_path, FakeGenerator(reply), documents(6), passages=6)
     assert result.counts["repeats another question"] == 5 and result.counts["kept"] == 1
 
@@ -580,9 +580,9 @@ def test_questions_are_searched_with_the_retriever_and_the_prompts_that_are_give
     run(database, "-o", tmp_path / "qa", *flags, *dense)
     run(database, "-o", tmp_path / "qa", *flags, *dense, "--retriever", "hybrid")
     run(database, "-o", tmp_path / "qa", *flags, *dense, "--retriever", "bm25")
-    kinds = ["BM25Retriever", "DenseRetriever", "HybridRetriever", "BM25Retriever"]
+    kinds = ["BM25Retriever", "MixRetriever", "HybridRetriever", "BM25Retriever"]
     assert [type(retriever).__name__ for retriever in made] == kinds
-    for retriever in (made[1], made[2].retrievers[0]):
+    for retriever in (made[1].dense, made[2].retrievers[0]):
         assert (retriever.embedder.query_prompt, retriever.embedder.document_prompt) == ("Q: ", "D: ")
     (index,) = (tmp_path / "index").glob("*/manifest.json")  # both dense ones share it
     assert json.loads(index.read_text("utf-8"))["settings"]["document_prompt"] == "D: "

@@ -11,8 +11,8 @@ from fake_server import FakeServer
 from groundtune.evaluation.judge import JudgePrompt, judged
 from groundtune.model.endpoint import Endpoint, EndpointError
 from groundtune.model.generators import LocalModel
+from groundtune.prompts.thoughts import after_thoughts
 from groundtune.schema import Prediction, Reply
-from groundtune.system.text import after_thoughts
 
 ASKED = [[{"role": "user", "content": "How much?"}]]
 
@@ -48,6 +48,13 @@ def replied(message: dict | None, finish_reason: object = "stop", path: str = "c
          "tool_calls", "called a tool"),
         ({"content": None, "function_call": {"name": "f", "arguments": ""}}, "function_call", "called a tool"),
         ({"content": ""}, "tool_use", "called a tool"),
+        ({"content": "I will look it up."}, "tool_calls", "called a tool"),
+        ({"content": "I can't"}, "refusal", "the model refused"),
+        ({"content": [{"type": "refusal", "refusal": "I can't."}]}, "stop", "the model refused: I can't."),
+        ({"content": [{"type": "thinking", "thinking": "Hm."}]}, "stop", "only thoughts"),
+        ({"content": "<|channel|>analysis<|message|>It says ten"}, "stop", "only thoughts"),
+        ({"content": "analysisWe need the price."}, "stop", "only thoughts"),
+        ({"content": "[THINK]Let me see."}, "stop", "only thoughts"),
         *(({"content": "Ten eu"}, spelt, "content filter") for spelt in ("content_filter", "SAFETY", "recitation")),
         *(({"content": "Ten eu"}, spelt, "the server stopped the reply") for spelt in ("error", "abort", "cancelled")),
         ({"content": 3}, "stop", "not a reply"),
@@ -68,6 +75,13 @@ def test_what_is_no_answer_has_failed_and_says_why(message, finish_reason, why):
         ({"content": [{"type": "output_text", "text": "Ten euros."}]}, "Ten euros."),
         ({"content": "<think>It says ten.</think>\n\nTen euros."}, "Ten euros."),
         ({"content": "It says ten.\n</think>\nTen euros."}, "Ten euros."),  # the prompt opened the thought
+        ({"content": "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>Ten euros."},
+         "Ten euros."),
+        ({"content": "analysisIt says ten.assistantfinalTen euros."}, "Ten euros."),  # without control tokens
+        ({"content": "<|START_THINKING|>hm<|END_THINKING|><|START_RESPONSE|>Ten euros.<|END_RESPONSE|>"}, "Ten euros."),
+        ({"content": "<think>hm</think>\n<answer>\nTen euros.\n</answer>"}, "Ten euros."),
+        ({"content": [{"type": "reasoning", "text": "Hm."}, {"type": "text", "text": {"value": "Ten euros."}}]},
+         "Ten euros."),
         ({"content": "Ten euros.", "reasoning_content": "It says ten.", "refusal": None, "tool_calls": []},
          "Ten euros."),
         ({"content": "Ten euros.", "tool_calls": [{"id": "1", "type": "function",
@@ -82,7 +96,9 @@ def test_an_answer_is_what_is_said_after_the_last_thought(message, text):
 @pytest.mark.parametrize(
     "finish_reason, finished",
     [("stop", True), ("eos", True), ("end_turn", True), (None, True), ("", True), ("something new", True),
-     ("length", False), ("LENGTH", False), ("max_tokens", False), ("MAX_TOKENS", False), ("model_length", False)],
+     ("length", False), ("LENGTH", False), ("max_tokens", False), ("MAX_TOKENS", False), ("model_length", False),
+     ("max-tokens", False), ("FinishReason.MAX_TOKENS", False), ("FINISH_REASON_MAX_TOKENS", False),
+     ("stop_sequence", True), ("STOP", True), ("FinishReason.STOP", True), ("eos_token", True)],
 )  # fmt: skip
 def test_every_spelling_of_a_cut_answer_is_one(finish_reason, finished):
     reply = replied({"content": "Ten eu"}, finish_reason)
@@ -94,6 +110,21 @@ def test_a_continuation_that_ends_at_once_is_the_models_own_answer_and_null_is_n
     assert replied(None, path="completions", text="") == Reply("", True)
     assert "an empty reply" in replied(None, path="completions", text=None).failure
     assert replied(None, "length", path="completions", text="<think>Hm").failure
+    assert replied(None, "content_filter", path="completions", text="Ten").failure
+
+
+def test_a_continuation_of_a_prompt_that_opened_a_thought_begins_inside_it():
+    for said, expected in (("hm</think>Ten.", ("Ten.", True)), ("It says ten", ("", False))):
+        with FakeServer(lambda body, said=said: said) as server:
+            endpoint = Endpoint(server.url, "m", retries=0)
+            (reply,) = endpoint.continue_prompts([[1, 2]], 9, opened="<think>\n", special_tokens=True)
+            assert (reply.text, reply.finished) == expected and bool(reply.failure) != reply.finished
+            assert server.bodies[0]["skip_special_tokens"] is False
+            if reply.failure:
+                with pytest.raises(EndpointError, match="only thoughts"):
+                    list(endpoint.stream_prompt([1, 2], 9, opened="<think>\n"))
+            else:
+                assert "".join(endpoint.stream_prompt([1, 2], 9, opened="<think>\n")) == "Ten."
 
 
 def test_a_stream_of_thoughts_or_a_refusal_is_a_problem_and_no_empty_answer():
@@ -104,14 +135,21 @@ def test_a_stream_of_thoughts_or_a_refusal_is_a_problem_and_no_empty_answer():
 
     for deltas, why in (
         ([{"content": None, "reasoning_content": "Hm."}], "only thoughts"),
-        ([{"refusal": "I can't."}], "the model refused"),
+        ([{"refusal": "I "}, {"refusal": "can't."}], "the model refused: I can't."),
+        ([{"content": "<think>It says "}, {"content": "ten"}], "only thoughts"),
+        ([{"content": ""}], "an empty reply"),
     ):
         spoken = FakeServer(lambda body, deltas=deltas: stream(*deltas), content_type="text/event-stream")
         with spoken as server, pytest.raises(EndpointError, match=why):
             list(Endpoint(server.url, "m", retries=0).stream(ASKED[0], 9))
-    said = [{"reasoning_content": "Hm."}, {"content": "Ten "}, {"content": "euros."}]
-    with FakeServer(lambda body: stream(*said), content_type="text/event-stream") as server:
-        assert "".join(Endpoint(server.url, "m", retries=0).stream(ASKED[0], 9)) == "Ten euros."
+    thought_aloud = [{"content": piece} for piece in ("<thi", "nk>Hm", ".</th", "ink>", "Ten ", "euros", ".")]
+    for said in (
+        [{"reasoning_content": "Hm."}, {"content": "Ten "}, {"content": "euros."}],
+        [{"content": [{"type": "thinking", "thinking": "Hm."}]}, {"content": "Ten euros."}],
+        thought_aloud,
+    ):
+        with FakeServer(lambda body, said=said: stream(*said), content_type="text/event-stream") as server:
+            assert "".join(Endpoint(server.url, "m", retries=0).stream(ASKED[0], 9)) == "Ten euros."
 
 
 @pytest.mark.parametrize(
@@ -125,7 +163,7 @@ def test_a_text_counts_after_its_last_thought(text, expected):
 
 def test_a_model_here_that_ends_inside_its_thoughts_has_failed(family, monkeypatch):
     local = LocalModel(family.model(), family.tokenizer, bf16=False)
-    for text, expected in (("<think>hm", ("", True)), ("<think>hm</think> Ten.", ("Ten.", False))):
+    for text, expected in (("<think>hm", ("", True)), ("<think>hm</think> Ten.", ("Ten.", False)), ("", ("", True))):
         monkeypatch.setattr(type(family.prompt()), "answer_text", lambda self, ids, text=text: text)
         (reply,) = local.complete([[{"role": "user", "content": "How much?"}]], 2)
         assert (reply.text, bool(reply.failure)) == expected

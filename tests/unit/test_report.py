@@ -28,11 +28,11 @@ NASTY = "a | b\n\n`code` ``` *x* _y_ \\| $1$\r\n# no heading\n<script>alert(1)</
 @pytest.fixture
 def nasty() -> Results:
     """Results in which everything from files or a model is hostile."""
-    questions = [f"{NASTY} {number}" for number in range(12)]
+    questions = [f"{NASTY} {number}" for number in range(24)]
     record = {"command": f"groundtune --x '{NASTY}'", "arguments": {"train_file": NASTY}, "platform": NASTY,
               "inputs": {NASTY: {"path": NASTY, "sha256": NASTY}}, "versions": {NASTY: NASTY}}  # fmt: skip
     golds = [f"{NASTY} {colour}" for colour in COLOURS]
-    made = results([NASTY, *golds[1:]], [golds[0], *wrong(11)], golds, questions=questions, notes=[NASTY])
+    made = results([NASTY, *golds[1:]], [golds[0], *wrong(23)], golds, questions=questions, notes=[NASTY])
     made, turns = replace(made, record=record), (Turn("user", NASTY),)
     return replace(made, **{
         side: replace(getattr(made, side), predictions=tuple(
@@ -90,7 +90,7 @@ def test_metrics_json_has_exactly_these_keys_and_the_evaluations_numbers(tmp_pat
         "selected_on_test", "history",
     }  # fmt: skip
     assert metrics["base"] == made.base.to_dict() and metrics["verdict"] == made.verdict
-    assert metrics["tuned"]["n"] == 12 and metrics["tuned"][F1] == made.tuned.metrics[F1].to_dict()
+    assert metrics["tuned"]["n"] == 24 and metrics["tuned"][F1] == made.tuned.metrics[F1].to_dict()
     assert set(metrics["difference"]) == set(made.base.metrics) - {"latency/generation_s"}
     assert (metrics["best_step"], metrics["selection_metric"], metrics["selected_on_test"]) == (4, F1, False)
 
@@ -155,8 +155,8 @@ def test_summary_table_shows_retrieval_once_and_no_verdict_on_time():
     console.print(summary_table(results(wrong(), COLOURS)))
     lines = console.file.getvalue().splitlines()
     shown = {label: re.sub(" +", " ", line[len(label) :]).strip() for line in lines for label in [line[:15].strip()]}
-    assert shown["Token F1"] == "0.00 [0.00, 0.00] 1.00 [1.00, 1.00] +1.00 [1.00, 1.00] better"
-    assert shown["Recall@3"] == "1.00 [1.00, 1.00] same"
+    assert shown["Token F1"] == "0.00 [0.00, 0.15] 1.00 [0.85, 1.00] +1.00 [0.77, 1.00] better"
+    assert shown["Recall@3"] == "1.00 [0.85, 1.00] same"
     assert shown["New tokens"].endswith("fewer")  # two words before, one after: cheaper, which is not better
     assert shown["Seconds/answer"] == "0.50 0.50 +0.00"
 
@@ -174,7 +174,7 @@ def test_html_shows_hostile_text_as_text(tmp_path, nasty):
     page = Page(written(tmp_path, nasty, "report.html"))
     assert "script" not in page.tags and "h4" not in page.tags
     shown = page.text.count("<script>alert(1)</script>")
-    # 12 questions, of which each has a gold answer, something said before and one answer that quotes the gold one
+    # each of the answers shown has a gold answer, something said before and one answer that quotes the gold one
     assert shown >= 12 * 4
 
 
@@ -196,11 +196,11 @@ HOSTILE = {
 
 def with_text(text: str) -> Results:
     """Results in which everything that comes from files, models or flags is `text`."""
-    questions = [f"{text}{number}" for number in range(12)]
+    questions = [f"{text}{number}" for number in range(24)]
     golds = [f"{text} {colour}" for colour in COLOURS]
     record = {"command": text, "arguments": {"train_file": text}, "platform": text, "device": text, "finished": text,
               "inputs": {"train_file": {"path": text, "sha256": text}}, "versions": {"torch": text}}  # fmt: skip
-    made = results([text, *golds[1:]], [golds[0], *wrong(11)], golds, questions=questions, notes=[text])
+    made = results([text, *golds[1:]], [golds[0], *wrong(23)], golds, questions=questions, notes=[text])
     turns, hostile = (Turn("user", text), Turn("assistant", text)), (Document(text, text, {text: text}),)
     return replace(made, record=record, **{
         side: replace(getattr(made, side), predictions=tuple(

@@ -7,19 +7,19 @@ from dataclasses import replace
 import pytest
 
 from groundtune.evaluation.evaluator import Evaluation
-from groundtune.evaluation.metrics import (
-    aggregate,
-    generation_scores,
-    greater_is_better,
-    paired_difference,
-    retrieval_scores,
-)
+from groundtune.evaluation.metrics import generation_scores, greater_is_better, retrieval_scores
+from groundtune.evaluation.predictions import evaluation_of
+from groundtune.evaluation.statistics import paired_difference
 from groundtune.evaluation.verdicts import Change, differences, verdict
 from groundtune.reporting.results import Results, comparison, for_scale, gained_and_lost, merged_history
 from groundtune.schema import Document, Example, Hit, Prediction
 
 F1 = "generation/f1"
-COLOURS = ["red", "green", "blue", "white", "black", "grey", "pink", "gold", "brown", "amber", "coral", "ivory"]
+# As many as a verdict needs, and some more.
+COLOURS = [
+    "red", "green", "blue", "white", "black", "grey", "pink", "gold", "brown", "amber", "coral", "ivory",
+    "teal", "lilac", "cyan", "olive", "beige", "khaki", "azure", "mauve", "plum", "rust", "ochre", "navy",
+]  # fmt: skip
 
 
 def evaluation(
@@ -41,7 +41,7 @@ def evaluation(
             "latency/generation_s": 0.5,
         }
         predictions.append(Prediction(example, tuple(hits), answer, True, 2, 90, len(answer.split()), scores))
-    return Evaluation(aggregate([p.scores for p in predictions], samples=200), tuple(predictions))
+    return evaluation_of(predictions, samples=200)
 
 
 def results(base: list[str], tuned: list[str], golds: list[str] = COLOURS, **changes) -> Results:
@@ -63,7 +63,7 @@ def results(base: list[str], tuned: list[str], golds: list[str] = COLOURS, **cha
         record={
             "command": "groundtune swr --model_name_or_path tiny",
             "arguments": {"model": {"model_name_or_path": "owner/tiny"}, "data": {"test_file": "test.jsonl"}},
-            "inputs": {"test_file": {"path": "test.jsonl", "sha256": "ab" * 32, "bytes": 1234, "rows": 12}},
+            "inputs": {"test_file": {"path": "test.jsonl", "sha256": "ab" * 32, "bytes": 1234, "rows": 24}},
             "versions": {"python": "3.12.0"},
             "durations": {"training": 75.0},
         },
@@ -78,13 +78,13 @@ def eval_row(value: float) -> dict[str, float]:
     return row
 
 
-def wrong(count: int = 12) -> list[str]:
+def wrong(count: int = 24) -> list[str]:
     return ["no idea"] * count
 
 
 # Differences and the verdict
 def test_differences_are_those_of_the_metrics_module():
-    base, tuned = evaluation(wrong(), COLOURS), evaluation(COLOURS[:6] + wrong(6), COLOURS)
+    base, tuned = evaluation(wrong(), COLOURS), evaluation(COLOURS[:6] + wrong(18), COLOURS)
     found = differences(base, tuned, samples=300)
     assert set(found) == set(base.metrics) - {"latency/generation_s"}  # of a batch: its interval would look certain
     for metric, difference in found.items():
@@ -101,36 +101,36 @@ def test_differences_of_other_examples_are_refused():
 
 
 def test_verdict_better_says_both_means_the_interval_and_the_counts():
-    made = results(wrong(), COLOURS[:9] + wrong(3))
+    made = results(wrong(), COLOURS[:18] + wrong(6))
     f1 = made.differences[F1]
     assert made.verdict == (
         f"Tuned answers better: token F1 0.75 against 0.00, +0.75 [{f1.low:.2f}, {f1.high:.2f}] "
-        "on 12 questions (9 better, 0 worse, 3 the same)"
+        "on 24 questions (18 better, 0 worse, 6 the same); "
+        f"a test of this size finds a difference of {f1.detectable:.2f} in 80 % of cases"
     )
     assert verdict(made.differences) == made.verdict.replace(" 0.75 against 0.00,", "")
 
 
 def test_verdict_worse_is_said_as_plainly():
-    made = results(COLOURS, COLOURS[:3] + wrong(9))
+    made = results(COLOURS, COLOURS[:6] + wrong(18))
     assert made.verdict.startswith("Tuned answers worse: token F1 0.25 against 1.00, -0.75 [-")
-    assert "(0 better, 9 worse, 3 the same)" in made.verdict
+    assert "(0 better, 18 worse, 6 the same)" in made.verdict
 
 
 def test_unclear_verdict_says_what_could_not_have_been_seen():
-    made = results(COLOURS[:6] + wrong(6), wrong(5) + COLOURS[5:])
+    made = results(COLOURS[:12] + wrong(12), wrong(10) + COLOURS[10:])
     f1 = made.differences[F1]
     assert made.verdict.startswith("No clear difference: token F1 0.58 against 0.50, +0.08 [")
-    assert f"a difference under about {(f1.high - f1.low) / 2:.2f} could not be detected" in made.verdict
+    assert made.verdict.endswith(f"a test of this size finds a difference of {f1.detectable:.2f} in 80 % of cases")
+    assert f1.detectable > (f1.high - f1.low) / 2  # which would be found in half of the cases
 
 
 def test_verdict_on_few_or_equal_answers_claims_nothing():
-    few = results(wrong(5), COLOURS[:5], COLOURS[:5])
-    assert (
-        few.verdict.startswith("No clear difference")
-        and "with fewer than 6 questions nothing can be concluded" in few.verdict
-    )
+    few = results(wrong(19), COLOURS[:19], COLOURS[:19])
+    assert few.verdict.startswith("No clear difference: token F1 1.00 against 0.00")
+    assert few.verdict.endswith("nothing can be concluded from questions on fewer than 20 passages (here 19)")
     same = results(COLOURS, COLOURS)
-    assert same.verdict == "No difference: both models have the same token F1 on every one of 12 questions"
+    assert same.verdict == "No difference: both models have the same token F1 on every one of 24 questions"
 
 
 def test_verdict_never_rounds_an_interval_end_to_the_other_side_of_zero():
@@ -153,10 +153,10 @@ def test_gained_and_lost_hold_only_real_changes_largest_first_and_never_overlap(
 
 
 def test_answers_that_take_no_model_are_scored_beside_the_models():
-    made = results(wrong(), COLOURS, questions=["Is it red?", *(f"What is {n}?" for n in range(11))])
-    assert made.without_a_model["question"] == pytest.approx(0.5 / 12)  # one of three words, and the gold answer's only
+    made = results(wrong(), COLOURS, questions=["Is it red?", *(f"What is {n}?" for n in range(23))])
+    assert made.without_a_model["question"] == pytest.approx(0.5 / 24)  # one of three words, and the gold answer's only
     assert made.without_a_model["first_passage"] == 0.0
-    golds = [f"the document of question {n}" for n in range(12)]
+    golds = [f"the document of question {n}" for n in range(24)]
     found = results(wrong(), golds, golds).without_a_model
     assert found["first_passage"] == 1.0 and found["question"] > 0
     assert for_scale(results(wrong(), golds, golds)).endswith("and 1.00 if the first retrieved passage is.")
@@ -167,7 +167,7 @@ def test_answers_that_take_no_model_are_scored_beside_the_models():
 
 
 def test_fewer_changes_give_shorter_lists():
-    gained, lost = gained_and_lost(results(wrong(), [COLOURS[0], *wrong(11)]))
+    gained, lost = gained_and_lost(results(wrong(), [COLOURS[0], *wrong(23)]))
     assert ([change.tuned.answer for change in gained], lost) == (["red"], [])
 
 
@@ -187,6 +187,6 @@ def test_history_is_merged_per_step_and_sorted():
 def test_a_difference_in_time_has_no_interval_and_no_verdict():
     made = results(wrong(), COLOURS)
     slow = [replace(p, scores={**p.scores, "latency/generation_s": 0.9}) for p in made.tuned.predictions]
-    made = replace(made, tuned=Evaluation(aggregate([p.scores for p in slow], samples=200), tuple(slow)))
+    made = replace(made, tuned=evaluation_of(slow, samples=200))
     row = next(row for row in comparison(made) if row.label == "Seconds/answer")
     assert (row.base, row.tuned, row.difference, row.verdict) == (("0.50", ""), ("0.90", ""), ("+0.40", ""), "")

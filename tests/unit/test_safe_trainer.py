@@ -402,6 +402,26 @@ def test_an_evaluation_that_is_not_finite_is_never_the_best(make, caplog):
     assert [line.split(",")[0] for line in said] == [f"step 2: {METRIC} is nan", f"step 6: {METRIC} is -inf"]
 
 
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [((3.0, 1.0, 2.0, 0.5), 4), ((1.0, 3.0, 2.0, 0.5), 2), ((3.0, 2.0, 1.0, 0.5), 6), ((1.0, 1.0, 1.0, 0.5), 2)],
+)
+def test_of_equally_good_checkpoints_the_one_with_the_lowest_loss_with_gold_passage_is_the_best(make, losses, best):
+    """Step 7 has the lowest loss, but a worse F1. The sums of F1 differ by rounding."""
+
+    class Planned(QATrainer):
+        def evaluation_loop(self, *args, **kwargs):
+            output = super().evaluation_loop(*args, **kwargs)
+            at = (2, 4, 6, 7).index(self.state.global_step)
+            output.metrics |= {METRIC: losses[at], "eval_generation/f1": (0.3, 0.1 + 0.2, 0.3, 0.2)[at]}
+            return output
+
+    trainer = make("run", trainer=Planned, metric_for_best_model="generation/f1")
+    trainer.train()
+    assert trainer.state.best_global_step == best
+    assert Path(trainer.state.best_model_checkpoint).name == f"checkpoint-{best}"
+
+
 def test_an_evaluation_without_the_metric_is_never_the_best(make, caplog):
     """Like the share of true quotations, if no answer quotes."""
 

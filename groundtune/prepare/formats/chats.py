@@ -13,8 +13,8 @@ from groundtune.data.entries import Record, shown
 from groundtune.data.passages import format_passage
 from groundtune.prepare.formats.format import Converted, Format, Options, Unsaid, children, converted, records
 from groundtune.prompts.prompt import chat_turns
+from groundtune.prompts.thoughts import TEXT_PARTS, after_thoughts
 from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
-from groundtune.system.text import after_thoughts
 
 _MESSAGES = 'a line is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
 _SHAREGPT = 'a line is {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}'
@@ -145,7 +145,8 @@ def _content(message: Record, need: str) -> str:
     """The text of a message, or the joined text parts of a list; empty for a message that calls a tool."""
     parts = message.fields.get("content")
     if isinstance(parts, list):
-        return "\n".join(part.text("text", need, required=False) for part in message.records("content", need))
+        spoken = [p for p in message.records("content", need) if p.fields.get("type", "text") in TEXT_PARTS]
+        return "\n".join(part.text("text", need, required=False) for part in spoken)
     return message.text("content", need, required=False)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from groundtune.data.entries import Record, shown
 from groundtune.data.files import parquet_rows
 from groundtune.errors import DataError
+from groundtune.prompts.thoughts import after_thoughts
 from groundtune.schema import UNANSWERABLE, Document, Example, Turn
 from groundtune.system.text import one_line
 
@@ -74,8 +75,12 @@ def converted(
     answerable: bool = True,
     source: str = "",
 ) -> Converted:
-    """An example that learns the first of `answers` and is scored against all of them, or why there is none."""
-    acceptable = tuple(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
+    """An example that learns the first of `answers` and is scored against all of them, or why there is none.
+
+    Thoughts of a model are not part of its answers.
+    """
+    said = [after_thoughts(answer)[0] for answer in answers]
+    acceptable = tuple(dict.fromkeys(filter(None, said)))
     texts = {document.text for document in gold}
     missing = [("a question", question.strip()), ("an answer", acceptable), ("a passage", texts - {""})]
     left_out = next((f"without {name}" for name, value in missing if not value), "")

@@ -11,6 +11,7 @@ from groundtune.data.entries import shown
 from groundtune.data.files import json_rows
 from groundtune.errors import DataError
 from groundtune.prepare.readers.page import Page, ReadOptions, contents, decoded, unreadable
+from groundtune.schema import nfc
 from groundtune.system.text import encodable
 
 
@@ -90,4 +91,4 @@ def field(row: dict[str, Any], name: str, where: str, required: bool) -> str:
         raise DataError([f"{where}: {name}: contains half of a surrogate pair; write the complete character"])
     if value is not None and not isinstance(value, str):
         raise DataError([f"{where}: {name}: is {shown(value)}, not text; name a field that holds text"])
-    return value or ""
+    return nfc(value or "")

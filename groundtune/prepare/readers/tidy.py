@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 from groundtune.prepare.readers.page import Page
+from groundtune.schema import nfc
 
 _LIGATURES = {"\ufb00": "ff", "\ufb01": "fi", "\ufb02": "fl", "\ufb03": "ffi", "\ufb04": "ffl", "\ufb05": "st",
               "\ufb06": "st"}  # fmt: skip
@@ -26,8 +27,8 @@ def tidy(page: Page) -> Page:
 
 
 def as_shown(text: str) -> str:
-    """The text without invisible characters, and with ligatures as letters."""
-    return text.translate(_SHOWN) if _NOT_SHOWN.search(text) else text
+    """The text in NFC, without invisible characters, and with ligatures as letters."""
+    return nfc(text.translate(_SHOWN) if _NOT_SHOWN.search(text) else text)
 
 
 def _without_encoded_data(text: str) -> str:
