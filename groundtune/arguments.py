@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from groundtune.schema import nfc
+from groundtune.system.inputs import special
 from groundtune.system.model_folders import embedding_problems, may_not_read, model_problems
 from groundtune.system.packages import pip_install
 
@@ -414,14 +415,17 @@ def _check_numbers(arguments: Arguments) -> list[str]:
 
 
 def no_such_file(group: Group, names: Sequence[str]) -> list[str]:
-    """A line for each of these fields that names a missing file."""
-    return [
-        f"--{name}: {path}: permission denied; let its owner make it readable for this user, or name another"
-        if may_not_read(Path(path))
-        else f"--{name}: no such file: {path}; give the path of an existing file"
-        for name in names
-        if (path := getattr(group, name)) and not os.path.isfile(path)
-    ]
+    """A line for each of these fields that names no file."""
+    given = [(name, path) for name in names if (path := getattr(group, name)) and not os.path.isfile(path)]
+    return [f"--{name}: {_why_no_file(path)}" for name, path in given]
+
+
+def _why_no_file(path: str) -> str:
+    if kind := special(path):  # it is read more than once
+        return f"{path} is {kind}, not a file; save its contents to a file, and name that"
+    if may_not_read(Path(path)):
+        return f"{path}: permission denied; let its owner make it readable for this user, or name another"
+    return f"no such file: {path}; give the path of an existing file"
 
 
 def too_small(least: Sequence[tuple[object, str, float]]) -> list[str]:

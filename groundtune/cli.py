@@ -21,6 +21,7 @@ from groundtune.methods import METHODS
 from groundtune.system.durable import DiskError
 from groundtune.system.guarded import problems_of
 from groundtune.system.out_of_memory import OutOfMemory, is_out_of_memory, reason
+from groundtune.system.panics import is_panic, panic_line
 from groundtune.system.signals import Stopped, ending
 from groundtune.system.streams import ReaderGone, standard_streams
 from groundtune.system.text import HarmlessFormatter, HarmlessRecord
@@ -119,7 +120,7 @@ def _run(work: Callable[[], int]) -> int:
         except KeyboardInterrupt:
             complain("interrupted")
             return 130
-        except Exception as error:
+        except BaseException as error:
             lines, status = _problems(error)
             if not lines:
                 raise
@@ -127,7 +128,7 @@ def _run(work: Callable[[], int]) -> int:
             return status
 
 
-def _problems(error: Exception) -> tuple[Sequence[object], int]:
+def _problems(error: BaseException) -> tuple[Sequence[object], int]:
     """What to tell the user about an error, and the exit status; no lines for an error of our own making."""
     if isinstance(error, DataError):
         return gathered(error.problems), 2
@@ -141,6 +142,8 @@ def _problems(error: Exception) -> tuple[Sequence[object], int]:
         return problems_of(), 2  # a library lacks names that we need
     if isinstance(error, (RuntimeError, MemoryError)) and is_out_of_memory(error):
         return [f"out of memory: {reason(error)}; {_LESS_MEMORY}"], 1
+    if is_panic(error):
+        return [f"a model cannot read a text: {panic_line(error)}"], 2
     return [], 1
 
 

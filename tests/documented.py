@@ -89,7 +89,7 @@ def steps(text: str) -> Iterator[list[str] | str]:
     end = ""  # terminator of the open here-document
     for line in text.replace("\\\n", " ").splitlines():
         opened = re.search(r"<<-?\s*'?(\w+)'?", line)
-        ours = not end and re.match(r"groundtune |python scripts/", line)
+        ours = not end and re.match(r"groundtune |python scripts/train/", line)
         if ours and script:
             yield "\n".join(script)
             script = []

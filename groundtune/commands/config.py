@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from groundtune.errors import DataError
+from groundtune.system.inputs import open_file
 from groundtune.system.text import HALF_A_CHARACTER, encodable, to_json
 
 _SCALARS = (str, int, float, bool)
@@ -134,7 +134,8 @@ def _no_flag(entry: Entry) -> list[str]:
 
 def _text_of(path: str) -> str:
     try:
-        data = Path(path).read_bytes()
+        with open_file(path, pipe=True) as file:
+            data = file.read()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError([f"{path}: {reason}; name a YAML or JSON file of arguments"]) from error

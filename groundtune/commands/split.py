@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from os.path import realpath
 from pathlib import Path
 
 from groundtune.commands.parsing import given
@@ -69,7 +70,7 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
     problems += [
         f"--output_dir: {path} would be overwritten; choose another folder"
         for path in written
-        if path.resolve() == arguments.examples.resolve()
+        if realpath(path) == realpath(arguments.examples)
     ]
     for flag, share in (("eval_share", arguments.eval_share), ("test_share", arguments.test_share)):
         if not 0 <= share < 1:

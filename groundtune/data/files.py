@@ -24,6 +24,7 @@ from groundtune.data.safe_pickle import RefusedPickle, load_fields
 from groundtune.errors import DataError
 from groundtune.schema import Document, Example
 from groundtune.system.durable import disk_errors
+from groundtune.system.inputs import NotAFile, open_file
 from groundtune.system.outputs import in_place_of, is_link, links_at
 from groundtune.system.packages import pip_install
 from groundtune.system.text import one_line, to_json
@@ -324,7 +325,7 @@ _READERS = {".jsonl": json_rows, ".parquet": _document_rows, ".pkl": _pickle_row
 
 def _open(path: FilePath) -> BinaryIO:
     try:
-        return open(path, "rb")
+        return open_file(path)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise DataError([_why_not_opened(Path(path), error)]) from error
 
@@ -332,6 +333,8 @@ def _open(path: FilePath) -> BinaryIO:
 def _why_not_opened(path: Path, error: Exception) -> str:
     if os.path.isdir(path):  # unlike Path.is_dir, this never raises
         return f"no such file: {path} is a folder; name a file in it"
+    if isinstance(error, NotAFile):
+        return f"{path}: {error.strerror}; save its contents to a file, and name that"
     if not isinstance(error, FileNotFoundError):
         return f"{path}: cannot be opened ({one_line(error, 200)}); check its name and permissions"
     folder = path.parent

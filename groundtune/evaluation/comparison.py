@@ -29,6 +29,7 @@ from groundtune.evaluation.verdicts import (
     verdict,
 )
 from groundtune.schema import Prediction
+from groundtune.system.inputs import special
 from groundtune.system.text import harmless_line
 
 HOW_TO_READ = (
@@ -153,6 +154,8 @@ def find_predictions(path: str) -> Path:
     Raises `DataError` if there is none.
     """
     given = Path(path)
+    if kind := special(given):
+        raise DataError([f"{path}: is {kind}, not a file; name a run folder, or a prediction file"])
     if os.path.isfile(given):
         return given
     found = next((name for name in _IN_FOLDERS if os.path.isfile(given / name)), None)

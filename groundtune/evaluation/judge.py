@@ -21,6 +21,7 @@ from groundtune.model.endpoint import EndpointError, is_server
 from groundtune.model.opening import open_writer, writing_model
 from groundtune.prompts.fences import fenced, introduced
 from groundtune.schema import Prediction, Reply
+from groundtune.system.inputs import read_text
 from groundtune.system.text import to_json
 
 SHIPPED = Path(__file__).parent / "judge_prompts"
@@ -57,7 +58,7 @@ def read_judge_prompts(names: Sequence[str]) -> list[JudgePrompt]:
         shipped = SHIPPED / f"{name}.txt"
         path = shipped if os.path.isfile(shipped) else Path(name)
         try:
-            text = path.read_text("utf-8")
+            text = read_text(path)
         except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null character in the name
             known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.txt")))
             problems.append(f"--judge_prompt: {name} cannot be read ({error}); name a text file, or use one of {known}")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from groundtune.data.files import write_jsonl
 from groundtune.errors import DataError
 from groundtune.evaluation.statistics import Interval, aggregate, clusters_of
 from groundtune.schema import Document, Example, Hit, Prediction, Turn
-from groundtune.system.text import plain
+from groundtune.system.inputs import read_text
+from groundtune.system.text import one_line, plain
+
+_MOST_LEVELS = 100
 
 
 @dataclass(frozen=True)
@@ -89,16 +92,17 @@ def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
     Raises `DataError` if the file is missing or empty, or if a line is not a prediction.
     """
     try:
-        lines = Path(path).read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).split("\n")
+    except (OSError, ValueError) as error:
         raise DataError([f"{path}: cannot be read ({error}); name a prediction file"]) from error
     predictions, problems = [], []
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
-                predictions.append(_checked(_prediction(json.loads(line))))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            problems.append(f"{path}:{number}: not a prediction ({type(error).__name__}: {error})")
+                predictions.append(_checked(_prediction(_shallow(json.loads(line)))))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            why = one_line(f"{type(error).__name__}: {error}", 200)
+            problems.append(f"{path}:{number}: not a prediction ({why}); write it again with `groundtune evaluate`")
     if not predictions and not problems:
         problems.append(f"{path}: is empty; it needs at least one prediction")
     if problems:
@@ -106,7 +110,22 @@ def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
     return predictions
 
 
+def _shallow(row: Any) -> Any:
+    """`row`; raises `ValueError` if it nests so deeply that it could not be written again."""
+    level = [row]
+    for _ in range(_MOST_LEVELS):
+        level = [part for whole in level for part in _parts(whole)]
+        if not level:
+            return row
+    raise ValueError(f"it nests more than {_MOST_LEVELS} levels deep")
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def _prediction(row: dict[str, Any]) -> Prediction:
+    _must_be(list, [row.get("gold_answers", [])], "a list")  # a text would become a list of its characters
     hits = tuple(Hit(_document(found), found["score"]) for found in row["retrieved_docs"])
     context = row.get("context", "retrieved")
     read = map(_document, row.get("read_docs", ())) if context != "retrieved" else (hit.document for hit in hits)
@@ -138,14 +157,31 @@ def _prediction(row: dict[str, Any]) -> Prediction:
 def _checked(prediction: Prediction) -> Prediction:
     """Raise `TypeError` or `ValueError` for values that would otherwise cause an error much later."""
     example = prediction.example
-    texts = [example.question, example.answer, *example.gold_answers, *(turn.message for turn in example.chat_history)]
+    documents = [*example.gold_documents, *prediction.read, *(hit.document for hit in prediction.hits)]
+    texts = [example.question, example.answer, *example.gold_answers, example.source]
+    texts += [text for turn in example.chat_history for text in (turn.speaker, turn.message)]
+    texts += [text for document in documents for text in (document.page_content, document.fmt_content)]
     texts += [prediction.answer, prediction.context, prediction.failure, prediction.outcome]
     texts += [*prediction.judged, *prediction.judged.values()]
-    if wrong := [text for text in texts if not isinstance(text, str)]:
-        raise TypeError(f"{ascii(wrong[0]):.60} is no text")
-    if not all(map(math.isfinite, prediction.scores.values())):
+    _must_be(str, texts, "a text")
+    _must_be(bool, [prediction.finished, example.answerable], "true or false")
+    tokens = [n for n in (prediction.prompt_tokens, prediction.new_tokens) if n is not None]  # a server may not say
+    _must_be(int, [prediction.passages_read, *tokens], "a whole number")
+    _must_be(dict, [document.metadata for document in documents], "an object")
+    _must_be((int, float), [hit.score for hit in prediction.hits], "a number")
+    if not all(map(math.isfinite, [*prediction.scores.values(), *(hit.score for hit in prediction.hits)])):
         raise ValueError("a score is not finite")
+    if not all(re.fullmatch(r"[\w./@-]{1,100}", name) for name in prediction.scores):
+        raise ValueError("a score has no name")
+    if any("/recall@" in name and not re.search(r"@\d{1,9}$", name) for name in prediction.scores):
+        raise ValueError("a recall has no number of passages")
     return prediction
+
+
+def _must_be(kind: type | tuple[type, ...], values: Iterable[object], name: str) -> None:
+    for value in values:
+        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+            raise TypeError(f"{ascii(value):.60} is not {name}")
 
 
 def _document(row: dict[str, Any]) -> Document:

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from groundtune.aliases import Model
+from groundtune.errors import ModelError
 from groundtune.model.attention import error_of_logits, inside_adapter
 from groundtune.model.head import head_reads_only
 from groundtune.system.out_of_memory import is_out_of_memory
@@ -159,6 +160,8 @@ def _difference(model: Model, how: ByCache) -> str | None:
             raise
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     expected = [logits[end] for end in (-3, -2) for logits in alone] + [alone[i][-1] for i in stay]
+    if torch.stack(expected).isnan().any():
+        raise ModelError(f"{model.config.name_or_path}: its outputs are NaN; are its weights damaged?")
     wrong_by = error_of_logits(model, torch.cat(found), torch.stack(expected))
     return f"steps from its {how.name} are wrong by {wrong_by:.2g} of the logits" if wrong_by else None
 

@@ -13,6 +13,7 @@ from groundtune.model.attention import attends_by_layout
 from groundtune.model.continuing import exact_batch_size, read
 from groundtune.model.head import head_reads_only
 from groundtune.model.kv_cache import Decoding, KVCache
+from groundtune.model.limits import check_vocabulary
 from groundtune.model.lookup import Lookup
 from groundtune.model.packing import model_inputs, pack, prefix_groups
 from groundtune.system.out_of_memory import MicroBatch, halve_on_oom
@@ -49,6 +50,7 @@ def generate_greedy(
     prompts run at half the batch size, and `on_fewer` gets the new size. Raises `OutOfMemory` if a single prompt does
     not fit; `sources` names the prompts in its message.
     """
+    check_vocabulary([*prompts, [pad_id]], model)
     was_training = model.training
     model.eval()
     generate = _generate_packed if attends_by_layout(model) else _generate_by_rows
@@ -86,6 +88,7 @@ def stream_greedy(
     model: Model, prompt: Sequence[int], *, stop_ids: Sequence[int], max_new_tokens: int
 ) -> Iterator[int]:
     """Stream the ids that `generate_greedy` gives for one prompt. The model must be in evaluation mode."""
+    check_vocabulary([prompt], model)
     if not attends_by_layout(model):
         yield from _stream_by_rows(model, prompt, set(stop_ids), max_new_tokens)
         return

@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 _TABLES = ("wpe", "embed_positions", "position_embeddings")  # names of learned position tables
 
 
-def check_vocabulary(texts: Iterable[Sequence[int]], model: Model, name: str) -> None:
+def check_vocabulary(texts: Iterable[Sequence[int]], model: Model, name: str = "") -> None:
     """Raise `ModelError` if some ids have no embedding in the model, as when tokens were added to its tokenizer."""
     largest = max(max(ids, default=0) for ids in texts)
     known = model.config.get_text_config().vocab_size
     if largest >= known:
         raise ModelError(
-            f"{name}: the tokenizer produces ids up to {largest:,}, but the model has only {known:,} embeddings; name "
-            "a folder whose tokenizer and model match"
+            f"{name or model.config.name_or_path}: the tokenizer produces ids up to {largest:,}, but the model has "
+            f"only {known:,} embeddings; name a folder whose tokenizer and model match"
         )
 
 

@@ -15,8 +15,10 @@ import torch
 from groundtune.aliases import Model, Tokenizer
 from groundtune.arguments import ModelArguments, is_commit
 from groundtune.errors import ModelError
+from groundtune.model.limits import check_vocabulary
 from groundtune.system.model_folders import hub_problems, loading, model_problems, why_not_loaded
 from groundtune.system.out_of_memory import is_out_of_memory
+from groundtune.system.panics import TRIAL, panics_raised
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -38,8 +40,9 @@ def load_tokenizer(arguments: ModelArguments) -> Tokenizer:
 
     _refuse(arguments, weights=False)
     try:
-        with loading(arguments.model_name_or_path):
+        with loading(arguments.model_name_or_path), panics_raised():
             tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path, **_source(arguments))
+            _try(tokenizer)
     except Exception as error:  # the tokenizers library raises bare exceptions on a damaged file
         raise ModelError(_cannot_load("tokenizer", arguments, error)) from error
     if tokenizer.eos_token_id is None:
@@ -51,6 +54,19 @@ def load_tokenizer(arguments: ModelArguments) -> Tokenizer:
         tokenizer.chat_template = _SAME_DAY + template  # saved with the model, so a server builds the same prompt
     tokenizer.model_end_ids = tuple(id for id in end_ids(arguments) if id < len(tokenizer))
     return tokenizer
+
+
+def _try(tokenizer: Any) -> None:
+    """Raise `ValueError`, or what the library raises, if it is no working tokenizer: some damage shows only now."""
+    from transformers import PreTrainedTokenizerBase
+
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(f"tokenizer_config.json names a {type(tokenizer).__name__} in place of a tokenizer")
+    if not isinstance(tokenizer.model_max_length, (int, float)):
+        raise ValueError(f"model_max_length of tokenizer_config.json is {tokenizer.model_max_length!r:.60}, no number")
+    if not (ids := tokenizer(TRIAL, verbose=False)["input_ids"]):
+        raise ValueError("tokenizer.json gives no tokens for a text")
+    tokenizer.decode(ids)
 
 
 def end_ids(arguments: ModelArguments) -> list[int]:
@@ -104,17 +120,13 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
     if arguments.load_in_4bit:
         options["quantization_config"] = _four_bits(options["dtype"])
     try:
+        _without_weights(arguments)
         with loading(arguments.model_name_or_path):
-            model, found = _with_attention(AutoModelForCausalLM, arguments.model_name_or_path, options)
+            model = _with_attention(AutoModelForCausalLM, arguments.model_name_or_path, options)
     except Exception as error:  # libraries assume that a model's configuration is valid
         if is_out_of_memory(error):
             raise
         raise ModelError(_cannot_load("model", arguments, error)) from error
-    if missing := sorted(found["missing_keys"]):
-        raise ModelError(
-            f"{arguments.model_name_or_path}: {len(missing)} weights are missing and would be random: "
-            f"{', '.join(missing[:3])} ...; name a folder with all weights of a {type(model).__name__}"
-        )
     if arguments.gguf_file:
         model.config.quantization_config = None
     # A new one: the model's own sampling and penalties would make plain `generate` differ from what was evaluated, and
@@ -126,19 +138,52 @@ def load_model(arguments: ModelArguments, *, bf16: bool, stop_ids: tuple[int, ..
     return add_lora(model, arguments) if arguments.use_peft else model
 
 
-def _with_attention(auto_class: Any, name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The model and its loading info, with eager attention where SDPA is unsupported (gpt-oss) or wrong: before
+def loading_problem(arguments: ModelArguments, end_id: int) -> str:
+    """Why a model cannot be loaded from its folder, or has no embedding for its end token; empty if it can be.
+
+    No weights are read: that takes a second for a model of any size.
+    """
+    try:
+        _refuse(arguments)
+        if model := _without_weights(arguments):
+            check_vocabulary([[end_id]], model, arguments.model_name_or_path)
+    except ModelError as error:
+        return str(error)
+    except Exception as error:  # libraries assume that a model's configuration is valid
+        return _cannot_load("model", arguments, error)
+    return ""
+
+
+def _without_weights(arguments: ModelArguments) -> Model | None:
+    """The model in a folder, with every name and shape compared but no weights read; None where that is not possible.
+
+    Otherwise memory would be taken for whatever sizes its settings claim, before they are compared.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    name = arguments.model_name_or_path
+    other = arguments.gguf_file or arguments.trust_remote_code or is_deepspeed_zero3_enabled()
+    if other or not os.path.isdir(name) or "quantization_config" in _json_of(arguments, "config.json"):
+        return None
+    options = {**_source(arguments), "device_map": "meta", "use_safetensors": True, "attn_implementation": "eager"}
+    with loading(name), panics_raised():
+        return AutoModelForCausalLM.from_pretrained(name, **options)
+
+
+def _with_attention(auto_class: Any, name: str, options: dict[str, Any]) -> Any:
+    """The model, with eager attention where SDPA is unsupported (gpt-oss) or wrong: before
     transformers 5.23, Gemma 2 lost its score cap with SDPA."""
     try:
-        model, found = auto_class.from_pretrained(name, output_loading_info=True, **options)
+        model = auto_class.from_pretrained(name, **options)
     except ValueError as error:
         if options["attn_implementation"] != "sdpa" or "scaled_dot_product_attention" not in str(error):
             raise
-        return auto_class.from_pretrained(name, output_loading_info=True, **{**options, "attn_implementation": "eager"})
+        return auto_class.from_pretrained(name, **{**options, "attn_implementation": "eager"})
     config = model.config.get_text_config()
     if config._attn_implementation == "sdpa" and getattr(config, "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")
-    return model, found
+    return model
 
 
 def add_lora(model: PreTrainedModel, arguments: ModelArguments) -> PeftModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from groundtune.errors import ModelError
 from groundtune.model.attention import use_packed_attention
 from groundtune.model.endpoint import endpoint_at, is_server
 from groundtune.model.generators import LocalModel, Writer, to_device
+from groundtune.model.limits import check_vocabulary
 from groundtune.model.loading import computes_bf16, end_ids, load_model, load_tokenizer
 from groundtune.prompts.prompt import Prompt, make_prompt
 from groundtune.system.model_folders import (
@@ -28,6 +29,7 @@ from groundtune.system.model_folders import (
     why_not_loaded,
 )
 from groundtune.system.out_of_memory import is_out_of_memory
+from groundtune.system.patterns import pattern_problem
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -70,14 +72,18 @@ class AnsweringModel:
         Weights have the dtype in which training evaluated them, else the smallest that the hardware supports. Raises
         `ModelError` if anything cannot be loaded, or if any weight is missing.
         """
-        settings = {"bf16": self.bf16, "stop_ids": prompt.stop_ids, "pad_id": pad_id}
+        model = self._open({"bf16": self.bf16, "stop_ids": prompt.stop_ids, "pad_id": pad_id})
+        check_vocabulary([[pad_id, prompt.stop_ids[0]]], model, self.arguments.model_name_or_path)
+        return _ready(model)
+
+    def _open(self, settings: dict[str, Any]) -> Model:
         if not self.base:
-            return _ready(self.load(replace(self._as_saved(), dtype=self._dtype(), use_peft=False), **settings))
+            return self.load(replace(self._as_saved(), dtype=self._dtype(), use_peft=False), **settings)
         of_adapter, of_base = self._revisions()
         base = replace(
             self.arguments, model_name_or_path=self.base, model_revision=of_base, dtype=self._dtype(), use_peft=False
         )
-        return _ready(_with_adapter(self.load(base, **settings), self.arguments.model_name_or_path, of_adapter))
+        return _with_adapter(self.load(base, **settings), self.arguments.model_name_or_path, of_adapter)
 
     def _as_saved(self) -> ModelArguments:
         """The arguments for a full model saved by a run: no GGUF file or hub revision, whatever the run began with.
@@ -158,7 +164,7 @@ def _ready(model: Model) -> Model:
 
 
 def _with_adapter(model: Model, adapter: str, revision: str | None) -> PeftModel:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from peft.utils import get_peft_model_state_dict, load_peft_weights
 
     from groundtune.model.lora import fuse  # here, because it imports PEFT, and most models are not adapters
@@ -168,8 +174,11 @@ def _with_adapter(model: Model, adapter: str, revision: str | None) -> PeftModel
     where: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         with loading(adapter):
+            config = PeftConfig.from_pretrained(adapter, **where)
+            _check_patterns(config, model)
             saved = load_peft_weights(adapter, device="cpu", **where)
-            adapted = PeftModel.from_pretrained(model, adapter, **where)
+            _check_ranks(config, saved)
+            adapted = PeftModel.from_pretrained(model, adapter, config=config, **where)
     except Exception as error:  # PEFT assumes that an adapter's configuration is valid
         if is_out_of_memory(error):
             raise
@@ -183,6 +192,12 @@ def _with_adapter(model: Model, adapter: str, revision: str | None) -> PeftModel
             f"{adapter}: {len(missing)} of the adapter's weights are missing: {', '.join(missing[:3])} ...; "
             f"was it trained on {model.config.name_or_path}?"
         )
+    # Other names are of weights that were saved beside those of LoRA, such as the embedding.
+    if surplus := sorted(name for name in set(saved) - set(loaded) if ".lora_" in name):
+        raise ModelError(
+            f"{adapter}: {len(surplus)} of the adapter's weights belong to no layer that its adapter_config.json "
+            f"names: {', '.join(surplus[:3])} ...; correct target_modules"
+        )
     other = sorted(name for name, w in loaded.items() if not torch.equal(w.cpu(), saved[name].to(w.dtype)))
     if other:
         raise ModelError(
@@ -191,3 +206,25 @@ def _with_adapter(model: Model, adapter: str, revision: str | None) -> PeftModel
         )
     fuse(adapted)  # as in training, so that rounding is the same
     return adapted
+
+
+def _check_patterns(config: Any, model: Model) -> None:
+    """Raise `ValueError` for a regular expression of an adapter that does not come to an end on this model."""
+    patterns = [("fullmatch", value) for value in (config.target_modules, config.exclude_modules)]
+    keys = [*config.rank_pattern, *config.alpha_pattern]
+    patterns += [("match", rf"(.*\.)?({key})$") for key in keys]
+    patterns += [("match", rf"(^|.*\.){name}($|\..*)") for name in config.modules_to_save or ()]
+    layers = config.layers_pattern or ()
+    layers = [layers] if isinstance(layers, str) else layers
+    patterns += [("match", rf"(?:^|.*?\.){layer}\.(?P<idx>\d+)\.") for layer in layers]
+    texts = [(how, pattern) for how, pattern in patterns if isinstance(pattern, str)]
+    if problem := pattern_problem(texts, [name for name, _ in model.named_modules()]):
+        raise ValueError(problem)
+
+
+def _check_ranks(config: Any, saved: Mapping[str, torch.Tensor]) -> None:
+    """Raise `ValueError` for ranks that no weight of the adapter has: PEFT would allocate them first."""
+    largest = max((max(weight.shape, default=0) for weight in saved.values()), default=0)
+    for rank in (config.r, *config.rank_pattern.values()):
+        if type(rank) is not int or not 0 < rank <= largest:
+            raise ValueError(f"adapter_config.json gives the rank {rank!r}, which none of its weights has")

@@ -6,7 +6,9 @@ The time grows with the length of a text only, whatever it holds.
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,23 +20,24 @@ from groundtune.errors import DataError
 from groundtune.prepare.outline import BLOCK, WRAPPED, Outline, next_character, outline_of
 from groundtune.prepare.readers.page import Page
 from groundtune.schema import Document
-from groundtune.system.model_folders import model_problems
+from groundtune.system.inputs import special
+from groundtune.system.model_folders import tokenizer_problems
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_PIECE = 100_000  # characters that are tokenised at once; a tokenizer needs 150 times that in bytes
+_SEAM = re.compile(r"(?<=\w)(?=\s\w)|\n(?=\S)")  # where no tokenizer has a token across: between words or lines
 _LONG_TOKEN = 64  # characters; some tokenizers have one token for any unknown word
 
 
-def load_counter(name: str) -> Tokenizer:
-    """The fast tokenizer (`tokenizers.Tokenizer`) of a model: a local folder, or a name on the hub.
+def counter_file(name: str) -> Path:
+    """The file of a model's fast tokenizer: in a local folder, or downloaded from the hub.
 
     Raises:
-        DataError: there is no such model, or it has no fast tokenizer.
+        DataError: there is no such model.
     """
-    from tokenizers import Tokenizer
-
-    if problems := model_problems(name, weights=False):
+    if problems := tokenizer_problems(name):
         raise DataError([f"--tokenizer: {problems[0]}"])
     path = Path(name) / "tokenizer.json"
     if not os.path.isdir(name):
@@ -45,6 +48,15 @@ def load_counter(name: str) -> Tokenizer:
         except Exception as error:  # the hub's client has a dozen kinds, and a bad name raises another one
             problem = f"--tokenizer: cannot load {name}: {str(error).strip().splitlines()[0]}"
             raise DataError([f"{problem}; name a local folder or a model of the hub"]) from error
+    if kind := special(path):
+        raise DataError([f"--tokenizer: {path} is {kind}, not a file; name a folder that holds a tokenizer.json"])
+    return path
+
+
+def load_counter(path: Path) -> Tokenizer:
+    """The tokenizer in a `tokenizer.json` (`tokenizers.Tokenizer`). Raises `DataError` if there is none."""
+    from tokenizers import Tokenizer
+
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
@@ -86,13 +98,25 @@ class Chunker:
 
     def _starts(self, text: str) -> Sequence[int]:
         """The offset of each token, in characters; a long token counts as several."""
-        starts: list[int] = []
-        for start, end in self.tokenizer.encode(text, add_special_tokens=False).offsets:
-            starts += range(start, end, _LONG_TOKEN // 8) if end - start > _LONG_TOKEN else (start,)
+        starts = array("L")
+        for begin, piece in _pieces(text):
+            for start, end in self.tokenizer.encode(piece, add_special_tokens=False).offsets:
+                step = _LONG_TOKEN // 8 if end - start > _LONG_TOKEN else max(1, end - start)
+                starts.extend(range(begin + start, begin + max(end, start + 1), step))
         return starts
 
     def _header(self, page: Page, section: str) -> int:
         return self.tokens(header_of(source=page.source, title=page.title, section=section))
+
+
+def _pieces(text: str) -> Iterator[tuple[int, str]]:
+    """The text in pieces, each with its offset."""
+    begin = 0
+    while begin < len(text):
+        found = _SEAM.search(text, begin + _PIECE)
+        end = found.end() if found else len(text)
+        yield begin, text[begin:end]
+        begin = end
 
 
 @dataclass(frozen=True)

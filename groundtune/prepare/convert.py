@@ -83,11 +83,13 @@ def check(name: str, inputs: Sequence[Path], folder: Path, given: Iterable[str])
     problems += [f"{stem}: two inputs have this name, so their outputs would collide; rename one" for stem in repeated]
     if name == "beir" and len(inputs) > 1:
         problems.append("beir: convert one folder at a time, each to its own --output_dir")
-    outputs = {(folder / f"{stem}.jsonl").resolve() for stem in ("documents", *map(stem_of, inputs))}
+    outputs = {os.path.realpath(folder / f"{stem}.jsonl") for stem in ("documents", *map(stem_of, inputs))}
     written = [folder / f"{stem}.jsonl" for stem in ("documents", "corpus", "queries", *map(stem_of, inputs))]
     problems += links_at(written, "output_dir") + links_at([folder / "qrels"], "output_dir")
     problems += [
-        f"{path}: would be overwritten; choose another --output_dir" for path in inputs if path.resolve() in outputs
+        f"{path}: would be overwritten; choose another --output_dir"
+        for path in inputs
+        if os.path.realpath(path) in outputs
     ]
     return problems
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from groundtune.prepare.readers.page import Page, ReadOptions, unreadable
+from groundtune.prepare.readers.page import MB, Page, ReadOptions, too_large, unreadable
 from groundtune.prepare.readers.tidy import tidy
+from groundtune.system.inputs import open_file
 from groundtune.system.packages import pip_install
 
 
@@ -39,7 +40,6 @@ READERS: dict[str, Reader] = {
     ".json": Reader("rows", "json_pages"),
     ".ipynb": Reader("notebook", "notebook_pages"),
 }
-_BY_ROWS = (".csv", ".tsv", ".jsonl", ".json")  # those whose pages come before the whole file is known to be readable
 # How files begin that have no suffix.
 _BEGINNINGS = {b"%PDF-": ".pdf", b"<!DOCTYPE HTML": ".html", b"<HTML": ".html", b"<?XML": ".html"}
 
@@ -51,7 +51,7 @@ def kind_of(path: Path) -> str:
     if path.is_symlink() or not path.is_file():  # neither waits for a pipe nor looks where a link leads
         return ""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             data = file.read(4096)
     except OSError:
         return ""
@@ -65,16 +65,12 @@ def read_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
     """The pages of one file; `source` is its name in the passages.
 
     Raises:
-        DataError: the file cannot be read. It is raised before the first page, so no file is used in part.
+        DataError: the file, or the next row of it, cannot be read.
     """
-    kind = kind_of(path)
     try:
-        if kind in _BY_ROWS:
-            for _ in READERS[kind](
-                path, source, options
-            ):  # a dry run: a file broken in the middle fails before its use
-                pass
-        yield from map(tidy, READERS[kind](path, source, options))
+        if (size := path.stat().st_size) > options.max_mb * MB:
+            raise too_large(path, f"has {size / MB:,.0f} MB")
+        yield from map(tidy, READERS[kind_of(path)](path, source, options))
     except OSError as error:
         raise unreadable(path, f"cannot be opened ({error.strerror or error})", "check its permissions") from error
 

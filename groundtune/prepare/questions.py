@@ -16,6 +16,7 @@ from groundtune.errors import DataError
 from groundtune.prepare.journal import Journal
 from groundtune.prompts.fences import fenced
 from groundtune.schema import Document, Reply
+from groundtune.system.inputs import read_text
 from groundtune.system.text import encodable
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ def read_prompt(path: Path | None, packaged: str) -> str:
     if path is None:
         return resources.files("groundtune.prepare").joinpath("prompts", packaged).read_text("utf-8")
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise DataError([f"{path}: cannot be read ({error}); name a text file in UTF-8"]) from error
     if missing := [name for name in PLACEHOLDERS[packaged] if name not in text.replace("{<", "{").replace(">}", "}")]:
         raise DataError([f"{path}: lacks {' and '.join(missing)}; put it where the text should be inserted"])

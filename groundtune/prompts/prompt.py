@@ -25,6 +25,8 @@ from groundtune.prompts.thoughts import MARKS, open_thought
 from groundtune.schema import ASSISTANT, USER, Document, Turn
 from groundtune.system.model_folders import why_not_loaded
 
+_WITHOUT_TEMPLATE = "give --user_prefix and --assistant_prefix, and it is not used"
+
 
 class Prompt(Protocol):
     """A prompt style for one tokenizer."""
@@ -72,12 +74,17 @@ class Prompt(Protocol):
 
 
 def make_prompt(tokenizer: Tokenizer, arguments: PromptArguments) -> Prompt:
-    """Prefix style if any prefix flag is given; else the tokenizer's chat template; else prefixes USER / ASSISTANT."""
+    """Prefix style if any prefix flag is given; else the tokenizer's chat template; else prefixes USER / ASSISTANT.
+
+    Raises `ModelError` for a chat template that fails, or leaves out what it is given.
+    """
     given = (arguments.user_prefix, arguments.assistant_prefix, arguments.sep_user, arguments.sep_sys)
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
     tokens = _Tokens(tokenizer, template + "".join(filter(None, given)))
     if tokenizer.chat_template and all(value is None for value in given):
-        return ChatPrompt(tokens, arguments.instruction, arguments.thinking)
+        prompt = ChatPrompt(tokens, arguments.instruction, arguments.thinking)
+        prompt.check()
+        return prompt
     defaults = ("USER", "ASSISTANT", " ", tokenizer.eos_token or "")
     return PrefixPrompt(tokens, arguments.instruction, *(d if g is None else g for g, d in zip(given, defaults)))
 
@@ -269,6 +276,14 @@ class ChatPrompt:
         whole = self._render([*turns, Turn(ASSISTANT, _ANSWER)], asks=False)
         return whole.rpartition(_ANSWER)[0].removesuffix(self._frame.lead)
 
+    def check(self) -> None:
+        """Raise `ModelError` if the template fails, or leaves out a passage or question; see `problem` for answers."""
+        passage = "Passage5P"
+        text = self._render([Turn(USER, f"{passage}\n\n{_QUESTION}")], asks=True)
+        if lost := [name for name, said in (("passages", passage), ("question", _QUESTION)) if said not in text]:
+            name = self.tokens.tokenizer.name_or_path
+            raise ModelError(f"{name}: its chat template leaves out the {lost[0]}; {_WITHOUT_TEMPLATE}")
+
     def _render(self, turns: Sequence[Turn], asks: bool) -> str:
         messages = [{"role": turn.speaker, "content": turn.message} for turn in turns]
         tokenizer = self.tokens.tokenizer
@@ -277,9 +292,11 @@ class ChatPrompt:
         try:
             written = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks, **off)
             return cast(str, written)  # without `tokenize` it is always that
+        except RecursionError as error:  # its text is of Python, not of the template
+            raise ModelError(f"{tokenizer.name_or_path}: its chat template never ends; {_WITHOUT_TEMPLATE}") from error
         except Exception as error:  # a template is a program, and may raise anything
             problem = f"{tokenizer.name_or_path}: its chat template fails ({why_not_loaded(error)})"
-            raise ModelError(f"{problem}; give --user_prefix and --assistant_prefix, and it is not used") from error
+            raise ModelError(f"{problem}; {_WITHOUT_TEMPLATE}") from error
 
 
 _QUESTION, _ANSWER = "Question7Q", "Answer7A"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ def _questions_seen(arguments: InferenceArguments) -> list[str]:
     asked, run = Path(arguments.data.eval_file), arguments.run
     if run is None or not run.settings.get("load_best_model_at_end"):
         return []
-    same_file = "eval_file" in run.names and asked.resolve() == Path(run.names["eval_file"]).resolve()
+    same_file = "eval_file" in run.names and realpath(asked) == realpath(run.names["eval_file"])
     if not same_file and sha256_of(asked) != run.inputs.get("eval_file"):
         return []
     return [f"{asked}: the checkpoint was selected on these questions, so these numbers are optimistic"]

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +20,9 @@ import numpy as np
 
 from groundtune.errors import DataError
 from groundtune.retrieval.embedding_prompts import prompts_for
-from groundtune.retrieval.reading_limit import ReadingLimit, token_counts
+from groundtune.retrieval.reading_limit import ReadingLimit, token_counts, try_embedding_model
 from groundtune.system.model_folders import loading, refuse_embedding_model
+from groundtune.system.panics import TRIAL, panics_raised
 from groundtune.system.progress import bars_shown
 from groundtune.system.text import to_json
 
@@ -56,8 +58,11 @@ class Embedder:
 
         refuse_embedding_model(self.name)
         options: dict[str, Any] = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
-        with loading(self.name):
+        try_embedding_model(self.name)
+        with loading(self.name), panics_raised():
             self.model = SentenceTransformer(self.name, device=self.device, **options).eval()
+            if os.path.isdir(self.name):
+                self.model.encode([TRIAL], show_progress_bar=False)  # some damage shows only now
         if self.dtype != "auto":
             self.model.to(getattr(torch, self.dtype))
         query, document = prompts_for(self.name, self.model.prompts)
@@ -231,11 +236,16 @@ class Embedder:
             )
 
 
+def off_length(lengths: np.ndarray) -> np.ndarray:
+    """Which lengths are neither 1, as far as 16-bit weights allow, nor 0 (a text without known words)."""
+    return (abs(lengths - 1) > 0.02) & (lengths > 1e-6)
+
+
 def _check_lengths(vectors: np.ndarray, name: str) -> None:
     """Raise `DataError` unless each vector has length 1, or 0 for a text without known words. Otherwise inner products
     are not cosines, and the longest vectors would be found for every question."""
     lengths = np.linalg.norm(vectors, axis=1)
-    wrong = lengths[(abs(lengths - 1) > 0.02) & (lengths > 1e-6)]  # tolerance for 16-bit weights
+    wrong = lengths[off_length(lengths)]
     if len(wrong):
         raise DataError(
             [

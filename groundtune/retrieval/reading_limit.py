@@ -13,6 +13,7 @@ from typing import Any
 from groundtune.aliases import Tokenizer
 from groundtune.retrieval.embedding_prompts import prompts_for
 from groundtune.system.model_folders import loading, refuse_embedding_model
+from groundtune.system.panics import TRIAL, panics_raised
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,22 @@ def reading_limit(
     for a model that `Embedder` would refuse.
     """
     refuse_embedding_model(name)
-    with loading(name):
+    with loading(name), panics_raised():
         return _reading_limit(name, document_prompt, query_prompt)
+
+
+def try_embedding_model(name: str) -> None:
+    """Raise what the library raises if the model in a folder cannot be loaded.
+
+    No weights are read: names and shapes are compared before memory is taken for what the settings claim.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    if not os.path.isdir(name):
+        return
+    options: dict[str, Any] = {"model_kwargs": {"use_safetensors": True, "device_map": "meta"}}
+    with loading(name), panics_raised():
+        SentenceTransformer(name, trust_remote_code=False, **options)
 
 
 def _reading_limit(name: str, document_prompt: str | None, query_prompt: str | None) -> ReadingLimit | None:
@@ -58,6 +73,7 @@ def _reading_limit(name: str, document_prompt: str | None, query_prompt: str | N
     folder = modules[0]["path"]
     source = {"pretrained_model_name_or_path": name, "subfolder": folder, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(**source)
+    tokenizer(TRIAL, verbose=False)  # some files are found to be damaged only now
     limit = _stated_limit(name, folder)
     if limit is None:
         positions = getattr(AutoConfig.from_pretrained(**source), "max_position_embeddings", -1)

@@ -55,6 +55,11 @@ _NAMES = {
     "data": ("full_dataset_file_path", "eval_file", "test_file"),
 }
 _OF_TRAINING = {"bf16": "bool | None", "load_best_model_at_end": "bool"}  # types of transformers' flags
+# The least and the most of each number: more would take all time or memory.
+_BOUNDS = {
+    "max_seq_length": (16, 10_000_000), "eval_num_to_retrieve": (1, 10_000_000), "max_new_tokens": (1, 10_000_000),
+    "bootstrap_samples": (100, 100_000),
+}  # fmt: skip
 _LARGEST = 16 * 2**20  # bytes of a run.json; real ones have a few thousand
 _LONGEST_NAME = 4096  # characters: the longest path on Linux
 
@@ -93,7 +98,9 @@ def remembered(folder: str) -> Remembered | None:
     groups = record.get("arguments")
     if not isinstance(groups, dict):
         raise DataError([f"{path}: arguments: missing; this is not the record of a run, so name another folder"])
-    problems: list[str] = []
+    odd = [name for name in _SETTINGS if not isinstance(groups.get(name), (dict, type(None)))]
+    told = f"{path}: arguments: {', '.join(odd)} must be an object; run.json was edited, so correct it"
+    problems = [told] if odd else []
     settings = _settings(groups, str(path), problems)
     written = _names(groups, str(path), problems)
     method = _text(groups.get("method", ""), f"{path}: arguments.method", problems)
@@ -211,7 +218,7 @@ def _settings(groups: Mapping[str, Any], path: str, problems: list[str]) -> dict
             about = arguments.__dataclass_fields__[name] if arguments else None
             kind = str(arguments.__annotations__[name] if arguments else _OF_TRAINING[name])
             choices = about.metadata.get("choices") if about else None
-            if wrong := _wrong(value, kind.removesuffix(" | None"), choices):
+            if wrong := _wrong(value, kind.removesuffix(" | None"), choices) or _beyond(name, value):
                 problems.append(f"{path}: {name}: {wrong}; run.json was edited, so correct it or remove it")
             else:
                 found[name] = value
@@ -228,6 +235,11 @@ def _wrong(value: object, kind: str, choices: list[str] | None) -> str:
         "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
     }
     return "" if kinds[kind](value) else f"{_shown(value)} is not a {kind}"
+
+
+def _beyond(name: str, value: Any) -> str:
+    least, most = _BOUNDS.get(name, (value, value))
+    return "" if least <= value <= most else f"{_shown(value)} is not from {least:,} to {most:,}"
 
 
 def _names(groups: Mapping[str, Any], path: str, problems: list[str]) -> dict[str, str]:

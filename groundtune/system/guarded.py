@@ -94,6 +94,12 @@ GUARDED = (
     Guarded("transformers", "transformers.masking_utils", {
         "sdpa_mask": "rows that are not packed are masked as PyTorch's own attention wants it",
     }),
+    Guarded("transformers", "transformers.modeling_utils", {
+        "log_state_dict_report": "a weight that is missing is an error, and one line",
+    }),
+    Guarded("transformers", "transformers.utils.chat_template_utils", {
+        "ImmutableSandboxedEnvironment": "a chat template takes a limited number of steps, and builds no endless text",
+    }),
     Guarded("transformers", "transformers.hf_argparser", {
         "string_to_bool": "flags that take true and false also take on and off",
     }),

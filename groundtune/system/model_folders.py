@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, TypeGuard, cast
 
 from groundtune.errors import DataError
-from groundtune.system.model_settings import ADAPTER, PATTERNS, read_json, settings_problems
+from groundtune.system.model_settings import ADAPTER, PATTERNS, layer_counts, read_json, settings_problems
 from groundtune.system.outputs import is_link
-from groundtune.system.text import one_line
+from groundtune.system.text import harmless_line, one_line
+from groundtune.system.weights import file_problem, tensors_in
 
 # Pickles by name, each with the files that libraries prefer over it.
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
@@ -36,6 +37,8 @@ _READ = {
 _NOT_READ = re.compile(r"\..*|checkpoint-.*|predictions|evaluation|index|runs")
 # Only the library's own classes are allowed; names of modules and functions begin with a lower-case letter.
 _MODULE = re.compile(r"sentence_transformers\.(?:\w+\.)*[A-Z]\w*")
+_WEIGHTS = {".safetensors", ".gguf", ".bin", ".pt", ".pth"}
+_SWAPPED = "--model_name_or_path and --embedding_model may be swapped"
 _CONVERT = "weights are read from safetensors only; save it as safetensors where you trust it"
 
 
@@ -90,7 +93,16 @@ def model_problems(name: str, gguf_file: str | None = None, weights: bool = True
     """
     if not os.path.isdir(name):
         return list(_not_readable([Path(name)]))
+    if (Path(name) / "modules.json").is_file():
+        return [f"{name}: holds an embedding model (modules.json); {_SWAPPED}"]
     return _problems([Path(name)], gguf_file, weights, with_base)
+
+
+def tokenizer_problems(name: str) -> list[str]:
+    """Reasons to refuse the folder of any model of which only the tokenizer is read; empty for a name on the hub."""
+    if not os.path.isdir(name):
+        return list(_not_readable([Path(name)]))
+    return _problems([Path(name)], None, weights=False, with_base=False)
 
 
 def embedding_problems(name: str) -> list[str]:
@@ -102,16 +114,17 @@ def embedding_problems(name: str) -> list[str]:
     linked = [Path(at, entry) for at, entries, _ in os.walk(root) for entry in entries]
     outside = _links_outside(filter(is_link, linked), root)
     bases = (problem for folder in folders for problem in _base_outside(folder, root))
-    return [*bases, *_problems(folders, None, weights=True, with_base=False), *outside, *_modules(root)]
+    problems = [*bases, *_problems(folders, None, weights=True, with_base=False), *outside, *_modules(root)]
+    return problems or _decoder(root, name)
 
 
 def refuse_embedding_model(name: str) -> None:
     """Raise `ValueError` for an embedding model that is not safe to load."""
-    if problems := embedding_problems(name) or hub_problems(name):
+    if problems := embedding_problems(name) or hub_problems(name, embedding=True):
         raise ValueError(problems[0])
 
 
-def hub_problems(name: str, revision: str | None = None) -> list[str]:
+def hub_problems(name: str, revision: str | None = None, embedding: bool = False) -> list[str]:
     """Reasons to refuse a hub model, from its settings, which are downloaded; empty for a folder."""
     if not name or os.path.isdir(name):
         return []
@@ -122,7 +135,18 @@ def hub_problems(name: str, revision: str | None = None) -> list[str]:
     except Exception:  # no such model, or no network: loading the model reports it
         return []
     folders = [Path(at) for at, _, _ in os.walk(root)]
-    return [problem.replace(str(root), name) for folder in folders for problem in _settings(folder, root)]
+    problems = [problem.replace(str(root), name) for folder in folders for problem in _settings(folder, root)]
+    return problems or (_decoder(root, name) if embedding else [])
+
+
+def _decoder(root: Path, name: str) -> list[str]:
+    """A line if what should be an embedding model writes text: mean-pooled, it would load and find little."""
+    config = read_json(root / "config.json")
+    named = config.get("architectures") if isinstance(config, dict) else None
+    kind = str(named[0]) if isinstance(named, list) and named else ""
+    if not kind.endswith("ForCausalLM") or (root / "modules.json").exists():
+        return []
+    return [f"{name}: holds a {harmless_line(kind)}, which writes text; is this an embedding model? {_SWAPPED}"]
 
 
 def pickles(folder: Path) -> list[str]:
@@ -136,8 +160,15 @@ def pickles(folder: Path) -> list[str]:
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
-    """For use while a library loads the model `name`: nothing is unpickled and, for a folder, the hub is not used."""
-    with nothing_unpickled(), _without_hub(name) if os.path.isdir(name) else nullcontext():
+    """For use while a library loads the model `name`.
+
+    Nothing is unpickled, every weight is there, chat templates have bounds and, for a folder, the hub is not used.
+    """
+    from groundtune.system.load_report import weights_complete  # here, because they import transformers
+    from groundtune.system.templates import bound_templates
+
+    bound_templates()
+    with nothing_unpickled(), weights_complete(), _without_hub(name) if os.path.isdir(name) else nullcontext():
         yield
 
 
@@ -193,13 +224,18 @@ def _problems(folders: list[Path], gguf_file: str | None, weights: bool, with_ba
             continue
         seen.add(os.path.realpath(folder))
         within = root if folder.is_relative_to(root) else folder
+        if outside := _links_outside(_read_from(folder), within):
+            problems += outside
+            continue  # before anything behind such a link is opened
         if denied := list(_not_readable([folder, *_read_from(folder)])):
             problems += denied
             continue
-        problems += [*_links_outside(_read_from(folder), within), *_settings(folder, within)]
+        problems += [*_broken(folder, gguf_file, weights), *_settings(folder, within)]
         if weights:
             problems += _gguf(folder, gguf_file) if gguf_file else [*pickles(folder), *_indexes(folder, within)]
             problems += _no_adapter(folder)
+        if weights and not gguf_file and not problems:
+            problems += _too_many_layers(folder)
         folders += _base(folder) if with_base else []
     return problems
 
@@ -218,6 +254,25 @@ def _not_readable(paths: Iterable[Path]) -> Iterator[str]:
     """A line for each of these files and folders that this user may not read, if it exists at all."""
     for path in filter(may_not_read, paths):
         yield f"{path}: permission denied; let its owner make it readable for this user, or name another model"
+
+
+def _broken(folder: Path, gguf_file: str | None, weights: bool) -> list[str]:
+    """A line for each file that cannot be read; weights are looked at only if they will be read."""
+    read = {".gguf" if gguf_file else ".safetensors"} if weights else set()
+    folders = [path for path in _entries(folder) if path.suffix in read | {".json"} and path.is_dir()]
+    paths = [path for path in _read_from(folder) if path.suffix not in _WEIGHTS - read]
+    return list(filter(None, map(file_problem, [*folders, *paths])))
+
+
+def _too_many_layers(folder: Path) -> Iterator[str]:
+    """A line if the settings have more layers than the weights have tensors: building them would take for ever."""
+    tensors = sum(len(tensors_in(path)) for path in _entries(folder) if path.suffix == ".safetensors")
+    for name, value in layer_counts(read_json(folder / "config.json")):
+        if 0 < tensors < value:  # without any, the library says which file it expects
+            yield (
+                f"{folder / 'config.json'}: {name} is {value:,}, but the weights have only {tensors:,} tensors; "
+                "download the model again"
+            )
 
 
 def _settings(folder: Path, root: Path) -> Iterator[str]:
@@ -280,10 +335,15 @@ def _indexes(folder: Path, root: Path) -> Iterator[str]:
         if not isinstance(weight_map, dict):
             yield f"{folder / name}: has no weight_map; download the model again"
             continue
-        wrong = [shard for shard in weight_map.values() if not _is_safetensors(shard, folder, root)]
+        shards = list(dict.fromkeys(map(str, weight_map.values())))
+        wrong = [shard for shard in shards if not _is_safetensors(shard, folder, root)]
+        missing = [shard for shard in shards if not (folder / shard).is_file()]
         if wrong:
             what = "no safetensors file of this folder"
-            yield f"{folder / name}: {str(wrong[0])!r} is {what}, and {_CONVERT}"
+            yield f"{folder / name}: {wrong[0]!r} is {what}, and {_CONVERT}"
+        elif missing or not shards:
+            first = f"{missing[0]} is" if missing else "all weights are"
+            yield f"{folder / name}: {first} missing ({len(missing)} of {len(shards)} files); download the model again"
 
 
 def _is_safetensors(name: object, folder: Path, root: Path) -> TypeGuard[str]:

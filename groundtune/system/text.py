@@ -6,12 +6,14 @@ import json
 import logging
 import math
 import numbers
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from enum import Enum
 from typing import Any
 
+_NO_TEXT = re.compile("[\ud800-\udfff]")  # how Python keeps the bytes of a file's name that are not UTF-8
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _encode_anything = json.JSONEncoder(ensure_ascii=False, default=str).encode
 # Not `str.isprintable`, but they only take up space, or join letters: part of ordinary text in many languages.
@@ -53,10 +55,20 @@ def hide_secrets(text: str) -> str:
     return text
 
 
+def readable(name: str | os.PathLike[str]) -> str:
+    """A file's name as text that can be written: bytes that are not UTF-8 appear as `\\xe9`."""
+    return _NO_TEXT.sub(_as_byte, os.fspath(name))
+
+
+def _as_byte(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
 def harmless(text: str) -> str:
     """A text with control characters escaped: files may contain escape sequences that rewrite a terminal's screen, and
     characters that reverse the direction of what follows. Line feeds are kept."""
-    return _escaped(text, lambda c: repr(c)[1:-1])
+    return _escaped(readable(text), lambda c: repr(c)[1:-1])
 
 
 def harmless_line(text: str) -> str:

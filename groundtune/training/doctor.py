@@ -28,13 +28,13 @@ from groundtune.data.languages import NAMES, languages_of, limits_of
 from groundtune.errors import DataError, ModelError
 from groundtune.evaluation.abstention import abstains
 from groundtune.methods import METHODS
-from groundtune.model.loading import load_tokenizer
+from groundtune.model.loading import load_tokenizer, loading_problem
 from groundtune.prompts.policies import draw
 from groundtune.prompts.prompt import ChatPrompt, Prompt, make_prompt
 from groundtune.prompts.rows import Row, encode_questions
 from groundtune.retrieval.opening import evaluation_model
 from groundtune.retrieval.queries import queries_of, too_long
-from groundtune.retrieval.reading_limit import ReadingLimit, reading_limit
+from groundtune.retrieval.reading_limit import ReadingLimit, reading_limit, try_embedding_model
 from groundtune.schema import Document, Example, Hit
 from groundtune.system.model_folders import why_not_loaded
 from groundtune.system.text import harmless, hide_secrets
@@ -138,12 +138,14 @@ def diagnose(arguments: Arguments) -> Diagnosis:
     rows: Iterator[Row] = iter(())
     if arguments.model.model_name_or_path:
         try:
-            tokenizer = load_tokenizer(arguments.model)
+            loaded = load_tokenizer(arguments.model)
+            tokenizer, prompt = loaded, make_prompt(loaded, arguments.prompt)
         except ModelError as error:
-            where, _, message = str(error).partition(": ")
-            findings.append(Finding(ERROR, "model", where, "", message))
-    if tokenizer is not None:
-        prompt = make_prompt(tokenizer, arguments.prompt)
+            findings.append(_of_model(str(error)))
+        else:
+            if problem := loading_problem(arguments.model, loaded.eos_token_id):
+                findings.append(_of_model(problem))
+    if tokenizer is not None and prompt is not None:
         findings += _without_bos(prompt, tokenizer)
         for split in ("train", "eval"):
             if counted := row_counts(_rows(arguments, dataset, split, prompt, findings), prompt, tokenizer):
@@ -154,6 +156,11 @@ def diagnose(arguments: Arguments) -> Diagnosis:
     findings = in_order(dict.fromkeys(findings), dataset)
     estimated = METHODS[arguments.method].retrieves and bool(dataset.documents)
     return Diagnosis(dataset, findings, tokenizer, prompt, next(rows, None), table, estimated)
+
+
+def _of_model(problem: str) -> Finding:
+    where, _, message = problem.partition(": ")
+    return Finding(ERROR, "model", where, "", message)
 
 
 def _declining_answers(dataset: Dataset) -> Iterator[Finding]:
@@ -280,6 +287,7 @@ def _texts_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Finding]
             continue
         try:
             limit = reading_limit(name, retrieval.document_prompt, retrieval.query_prompt)
+            try_embedding_model(name)
         except Exception as error:  # libraries raise many types, even bare exceptions for a damaged file
             message = f"cannot load {name}: {why_not_loaded(error)}"
             yield Finding(ERROR, "model", f"--{flag}", "", message)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import damages
 import fuzz_parsers
+import hostile_files
 import hostile_pickles
 import malformed_inputs
 import pytest
 import silent_failures
+from conftest import make_tokenizer
 
 
 @pytest.fixture
@@ -27,6 +31,7 @@ PICKLES = hostile_pickles.cases()
 def test_there_are_as_many_cases_as_the_scripts_promise():
     assert len(PICKLES) >= 120
     assert len({case.name for case in malformed_inputs.cases("model")}) >= 150
+    assert len({(case.kind, case.name) for case in damages.cases()}) >= 700
 
 
 @pytest.mark.parametrize("what", list(PICKLES)[::4])
@@ -80,6 +85,36 @@ def test_a_wrong_answer_to_a_malformed_input_would_be_noticed(folder, families):
     case = next(case for case in malformed_inputs.cases(model) if case.name == "train.jsonl: a number as question")
     elsewhere = malformed_inputs.Case(case.name, case.file, case.content, case.line + 1, case.field)
     assert "not 'train.jsonl:4: question: '" in malformed_inputs.complaint(elsewhere, folder, model)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer("qwen").save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="as the script, for POSIX")
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("docx: empty paragraphs", "m.docx: is not read after 5 seconds; raise --file_timeout, or leave the file out"),
+        ("docx: an image of 300 MB", "m.docx: unpacks to 286 MB, more than --max_file_mb"),
+        ("a pipe", "m.txt: leads to a pipe, not to a file"),
+        ("a link to /dev/zero", "m.txt: leads to a device, not to a file"),
+        ("a loop of links", "m.txt: is a link whose target is missing, or a loop of links"),
+        ("names that are not UTF-8", r"bro\xe9ken.pdf: is not a readable PDF"),
+    ],
+)
+def test_a_hostile_file_is_named_and_those_around_it_are_read(tmp_path, tokenizer, name, why):
+    outcome = hostile_files.attempt(name, tmp_path, tokenizer, locale="C")
+    assert outcome.wrong == [] and why in outcome.said, outcome.said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", hostile_files.CASES)
+def test_every_hostile_file_is_named_and_those_around_it_are_read(tmp_path, tokenizer, name):
+    assert hostile_files.attempt(name, tmp_path, tokenizer).wrong == []
 
 
 @pytest.fixture(scope="module")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("semantic_text_splitter", reason="needs the extra [documents]")
+pytest.importorskip("markdown_it", reason="needs the extra [documents]")
 pytest.importorskip("bm25s", reason="needs the extra [bm25]")
 
 from conftest import make_tokenizer, write_data
 
 from groundtune.cli import main
+from groundtune.commands.config import read_config
 from groundtune.data.files import in_the_way
+from groundtune.evaluation.judge import read_judge_prompts
+from groundtune.prepare.questions import read_prompt
 
 # `IN` stands for a path from which a file is read; {bad} are paths that cannot be read.
 READS = {
@@ -42,11 +46,13 @@ READS = {
     "evaluate, judge prompt": "evaluate model --eval_file test.jsonl --contexts gold --output_dir out "
     "--judge model --judge_prompt IN.txt",
     "compare": "compare IN.jsonl IN.jsonl -o out.html",
-    "index, documents": "index --full_dataset_file_path IN.jsonl --embedding_model model --full_dataset_index_path out",
+    "index, documents": "index --full_dataset_file_path IN.jsonl --embedding_model bert --full_dataset_index_path out",
     "index, model": "index --full_dataset_file_path documents.jsonl --embedding_model IN --full_dataset_index_path out",
     "ask, model": "ask IN Why? --full_dataset_file_path documents.jsonl --retriever bm25",
     "ask, documents": "ask model Why? --full_dataset_file_path IN.jsonl --retriever bm25",
 }
+# Small files, read once: here a pipe, such as `<(command)`, is valid input.
+ONCE = {"documents, config", "questions, prompt", "swr, config", "evaluate, judge prompt"}
 # Here a folder, possibly empty, is valid input.
 FINE = {("convert, beir", "folder")}
 # `OUT` is written; a folder is in the way of a file, and a file in the way of a folder.
@@ -72,12 +78,13 @@ WRITES = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, families) -> Path:
+def folder(tmp_path_factory, families, bert_embedding_folder) -> Path:
     """A folder with valid inputs, and one of each kind of bad path."""
     made = write_data(tmp_path_factory.mktemp("inputs"))
     (made / "good.md").write_text("# Dogs\n\nDogs wait at the red door.\n")
     make_tokenizer("qwen").save_pretrained(made / "tokenizer")
     (made / "model").symlink_to(families["qwen"].folder)
+    (made / "bert").symlink_to(bert_embedding_folder)
     questions = [{"id": "1", "question": "Where?", "answers": [{"text": "Here", "answer_start": 0}]}]
     squad = {"data": [{"title": "T", "paragraphs": [{"context": "Here.", "qas": questions}]}]}
     (made / "squad.json").write_text(json.dumps(squad))
@@ -90,6 +97,10 @@ def folder(tmp_path_factory, families) -> Path:
     for suffix in ("", ".md", ".txt", ".json", ".jsonl", ".yaml"):
         (made / f"empty{suffix}").touch()
         (made / f"folder{suffix}").mkdir()
+        if hasattr(os, "mkfifo"):
+            os.mkfifo(made / f"pipe{suffix}")
+            (made / f"device{suffix}").symlink_to("/dev/zero")
+            (made / f"loop{suffix}").symlink_to(f"loop{suffix}")
     return made
 
 
@@ -122,6 +133,30 @@ def test_what_cannot_be_read_is_named_and_nothing_is_written(folder, monkeypatch
     lines = refused(READS[case].replace("IN", bad), capsys)
     assert any(bad in line for line in lines), lines
     assert listing(folder) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+@pytest.mark.parametrize("bad", ["pipe", "device", "loop"])
+@pytest.mark.parametrize("case", READS)
+def test_what_has_no_end_is_not_read(folder, monkeypatch, capsys, case, bad):
+    if bad == "pipe" and case in ONCE:
+        pytest.skip("a pipe is read")
+    monkeypatch.chdir(folder)
+    lines = refused(READS[case].replace("IN", bad), capsys)
+    assert any(bad in line for line in lines), lines
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="no names for open files")
+def test_arguments_and_prompts_may_come_from_a_pipe():
+    def piped(text: str) -> str:
+        out, into = os.pipe()
+        os.write(into, text.encode())
+        os.close(into)
+        return f"/dev/fd/{out}"
+
+    assert read_config(piped("output_dir: runs/a"))[0].value == "runs/a"
+    assert read_prompt(Path(piped("Ask {number} about {passage}")), "questions.txt").startswith("Ask")
+    assert read_judge_prompts([piped("Grade $answer, as in [[3]].")])
 
 
 @pytest.mark.parametrize("case", READS)

@@ -7,14 +7,20 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import zipfile
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
 
-pytest.importorskip("markdown_it", reason="needs the extra [documents]")
+pytest.importorskip("pypdfium2", reason="needs the extra [documents]")
 
 from conftest import make_tokenizer
 
@@ -26,6 +32,7 @@ from groundtune.prepare.chunking import Chunker
 from groundtune.prepare.pages import missing_libraries, read_pages
 from groundtune.prepare.readers.page import Page, ReadOptions
 from groundtune.system.packages import pip_install
+from groundtune.system.workers import Limits
 
 ROOT = Path(__file__).parents[2]
 SENTENCES = [f"Sentence number {n} says that book {n} lies on shelf {n}." for n in range(1, 61)]
@@ -45,7 +52,7 @@ def tokenizer_folder(tmp_path_factory) -> Path:
 def counter(tokenizer_folder):
     from groundtune.prepare.chunking import load_counter
 
-    return load_counter(str(tokenizer_folder))
+    return load_counter(tokenizer_folder / "tokenizer.json")
 
 
 def write_pdf(path: Path, *sheets: str) -> Path:
@@ -97,17 +104,14 @@ def write_docx(path: Path) -> Path:
     return path
 
 
-def pages(path: Path, **options: str) -> list[Page]:
+def pages(path: Path, **options: Any) -> list[Page]:
     return list(read_pages(path, path.name, ReadOptions(**options)))
 
 
-def refusal(path: Path, **options: str) -> str:
-    """The only problem of an unreadable file; it must be noticed before any page is returned."""
-    seen = []
+def refusal(path: Path, **options: Any) -> str:
+    """The only problem of an unreadable file."""
     with pytest.raises(DataError) as caught:
-        for page in read_pages(path, path.name, ReadOptions(**options)):
-            seen.append(page)
-    assert seen == []
+        pages(path, **options)
     (problem,) = caught.value.problems
     assert problem.startswith(str(path))
     return problem
@@ -345,7 +349,7 @@ def test_text_says_by_its_first_bytes_how_it_is_encoded(tmp_path, bom, encoding)
         ("a.jsonl", b'{"text": "\\ud800"}\n', "half of a surrogate pair"),
     ],
 )
-def test_a_file_that_cannot_be_read_gives_no_page_and_a_reason(tmp_path, name, content, why):
+def test_a_file_that_cannot_be_read_gives_a_reason(tmp_path, name, content, why):
     path = tmp_path / name
     path.write_bytes(content)
     assert why in refusal(path)
@@ -570,10 +574,39 @@ def test_links_that_lead_out_of_what_was_named_are_reported_and_not_followed(tmp
     shown = "\n".join(summary.problems)
     for name, target in (("file.txt", "key.txt"), ("dots.txt", "key.txt"), ("folder", "home")):
         assert re.search(rf"docs/{name}: is a link to \S*{target}, outside the inputs", shown), name
-    assert len(summary.problems) == 4 and "nowhere.txt: not a regular file" in shown
+    assert len(summary.problems) == 4 and "nowhere.txt: is a link whose target is missing" in shown
     assert sources(docs, home / "key.txt") == ["docs/dots.txt", "docs/inside.txt"]
     (tmp_path / "link").symlink_to(home)  # one that is named is followed
     assert sources(tmp_path / "link") == ["home/key.txt", "home/deep/two.txt"]
+
+
+def test_links_are_followed_anywhere_if_that_is_asked_for(tmp_path):
+    docs, home = tmp_path / "docs", tmp_path / "home"
+    for path in (docs / "one.txt", home / "key.txt", home / "deep" / "two.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.stem)
+    (docs / "folder").symlink_to(home)
+    (home / "deep" / "back").symlink_to(docs)
+    summary = corpus.Summary()
+    found = corpus.find_files([str(docs)], Path("out.jsonl"), summary, follow_links=True)
+    assert [file.source for file in found] == ["docs/one.txt", "docs/folder/key.txt", "docs/folder/deep/two.txt"]
+    assert summary.problems == []
+
+
+def test_a_file_is_read_whatever_the_bytes_of_its_name(tmp_path, tokenizer_folder, capsys):
+    name, broken = os.fsdecode(b"caf\xe9 rules.txt"), os.fsdecode(b"br\xf6ken.txt")
+    try:
+        (tmp_path / name).write_text("Cats sleep.")
+    except OSError:
+        pytest.skip("this file system has only names in UTF-8")
+    (tmp_path / broken).write_bytes(b"\xff")
+    output = tmp_path / "documents.jsonl"
+    for json_or_not in ((), ("--json",)):
+        assert run("documents", tmp_path, "-o", output, "--tokenizer", tokenizer_folder, *json_or_not) == 0
+        (document,) = read_documents(output)
+        assert document.metadata["title"] == r"caf\xe9 rules" and r"caf\xe9 rules.txt" in document.metadata["source"]
+        said = capsys.readouterr().out
+        assert r"br\xf6ken.txt: is not utf-8" in said.replace(r"\\", "\\")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
@@ -582,7 +615,7 @@ def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "b.txt")
     summary = corpus.Summary()
     assert [file.path.name for file in corpus.find_files([str(tmp_path)], Path("o.jsonl"), summary)] == ["a.txt"]
-    assert "b.txt: not a regular file, or a link whose target is missing" in summary.problems[0]
+    assert "b.txt: leads to a pipe, not to a file" in summary.problems[0]
 
 
 @pytest.mark.parametrize(
@@ -602,13 +635,74 @@ def test_a_wrong_argument_is_one_line(capsys, words, said):
     assert said in line and (line.endswith("groundtune documents -h shows every argument") or "similar" in line)
 
 
+def test_limits_that_no_file_can_keep_are_refused(folder, tmp_path, tokenizer_folder, capsys):
+    limits = ("--file_timeout", "nan", "--max_file_mb", 0, "--max_memory_mb", 100)
+    assert run("documents", folder, "-o", tmp_path / "d.jsonl", "--tokenizer", tokenizer_folder, *limits) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "--file_timeout: nan is too small; the minimum is 1",
+        "--max_file_mb: 0 is too small; the minimum is 1",
+        "--max_memory_mb: 100 is too small; the minimum is 256",
+    ]
+
+
+def test_a_file_is_no_larger_than_allowed_neither_packed_nor_unpacked(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"a" * (2**20 + 1))
+    with zipfile.ZipFile(write_docx(tmp_path / "a.docx"), "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("word/media/image.bmp", bytes(2**20))
+    for name, why in (("a.txt", "has 1 MB"), ("a.docx", "unpacks to 1 MB")):
+        assert len(pages(tmp_path / name, max_mb=2)) == 1
+        assert f"{name}: {why}, more than --max_file_mb; raise it" in refusal(tmp_path / name, max_mb=1)
+
+
+@pytest.mark.parametrize("size", [10, 999, 10_000])
+def test_a_text_has_the_same_passages_if_it_is_tokenised_in_pieces(counter, monkeypatch, size):
+    page = Page("\n\n".join(" ".join(SENTENCES[n : n + 6]) for n in range(0, 60, 6)) + "\n  \n\n", "T", "a.txt")
+    whole = list(Chunker(counter, 100, 20).passages(page))
+    monkeypatch.setattr("groundtune.prepare.chunking._PIECE", size)
+    assert list(Chunker(counter, 100, 20).passages(page)) == whole and len(whole) > 10
+
+
+def test_of_a_file_that_is_broken_in_the_middle_no_passage_is_used(folder, tmp_path, tokenizer_folder):
+    rows = [json.dumps({"text": f"In part: {n}."}) for n in range(20_000)]
+    (folder / "long.jsonl").write_text("\n".join([*rows, "broken"]))
+    output = tmp_path / "documents.jsonl"
+    assert run("documents", folder, "-o", output, "--tokenizer", tokenizer_folder) == 0
+    assert "In part" not in output.read_text() and "Dogs wait outside" in output.read_text()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows ends a process without telling it")
+@pytest.mark.parametrize("sent, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_command_that_is_stopped_leaves_neither_a_process_nor_a_part_of_its_output(
+    folder, tmp_path, tokenizer_folder, sent, status
+):
+    (folder / "b.md").write_text(" ".join(SENTENCES) * 6000)  # takes a minute
+    out = tmp_path / "out"
+    code = (
+        "import signal, sys; from groundtune.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    words = [sys.executable, "-c", code, "documents", str(folder), "-o", str(out / "d.jsonl"), "--tokenizer"]
+    with subprocess.Popen([*words, str(tokenizer_folder)], cwd=ROOT, stderr=subprocess.PIPE) as command:
+        started: list[psutil.Process] = []
+        while not (started and list(out.glob("*.tmp"))):
+            assert command.poll() is None
+            time.sleep(0.05)
+            started = psutil.Process(command.pid).children()
+        command.send_signal(sent)
+        assert command.wait(20) == status
+        assert command.stderr and b"Traceback" not in command.stderr.read()
+    assert psutil.wait_procs(started, timeout=10)[1] == []
+    assert list(out.glob("*")) == []  # the folder itself is gone, too
+
+
 def test_a_folder_without_a_tokenizer_is_one_line(folder, tmp_path, capsys):
     assert run("documents", folder, "-o", tmp_path / "d.jsonl", "--tokenizer", folder) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("--tokenizer: ") and line.endswith("name a folder that holds a tokenizer.json")
 
 
-def test_passages_are_written_as_they_come_and_not_collected_first(folder, tmp_path, counter, monkeypatch):
+def test_passages_are_written_as_they_come_and_not_collected_first(folder, tmp_path, tokenizer_folder, monkeypatch):
     opened, written = [], []
 
     def write(path, documents):
@@ -617,10 +711,10 @@ def test_passages_are_written_as_they_come_and_not_collected_first(folder, tmp_p
 
     monkeypatch.setattr(corpus, "write_documents", write)
     monkeypatch.setattr(corpus, "merge_contained", lambda path: 0)
-    chunker = Chunker(counter, 200, 0)
+    chunks = corpus.Chunks(tokenizer_folder / "tokenizer.json", 200, 0)
     output = tmp_path / "documents.jsonl"
     note = lambda file, number, total: opened.append(file.source)  # noqa: E731
-    corpus.write_corpus([str(folder)], output, chunker, ReadOptions(), on_file=note)
+    corpus.write_corpus([str(folder)], output, chunks, ReadOptions(), Limits(60, 2000, 1000), on_file=note)
     assert len(opened) == 5 and len({source for source, _ in written}) == 4
     assert all(files[-1] == source for source, files in written)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import FakeEmbedder, tiny_documents
+from damages import INDEXES
 from safetensors.torch import load_file, save_file
 
 import groundtune.retrieval.stores.local
@@ -189,6 +190,16 @@ def test_what_is_damaged_is_embedded_anew_with_a_warning(built, caplog, name, da
     (record,) = caplog.records
     assert "damaged" in record.getMessage() and str(path.parent) in record.getMessage()
     assert build(built, tiny_documents()) == []  # and repaired
+
+
+@pytest.mark.parametrize("name", ["NaN", "infinity", "other lengths", "fewer rows", "float64", "objects", "ids twice"])
+def test_vectors_that_no_model_gives_are_embedded_anew_though_their_checksum_is_right(tmp_path, embedder, name):
+    embedder.settings["similarity"] = "cosine"
+    whole = load_or_build_index(tmp_path, tiny_documents(), embedder)
+    embedder.documents.clear()
+    INDEXES[name](tmp_path)
+    again = load_or_build_index(tmp_path, tiny_documents(), embedder)
+    assert len(embedder.documents) == len(tiny_documents()) and np.array_equal(again.vectors, whole.vectors)
 
 
 def test_another_model_s_index_in_the_place_of_one_is_not_believed(built):

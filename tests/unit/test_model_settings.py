@@ -248,7 +248,7 @@ def test_the_settings_of_a_model_of_the_hub_are_looked_at_before_it_is_loaded(
 
 
 @pytest.mark.parametrize("settings", [
-    {"r": "8"}, {"target_modules": 17}, {"init_lora_weights": "loftq", "loftq_config": {"a": 1}}, {"alpha_pattern": 1},
+    {"r": "8"}, {"target_modules": 17}, {"alpha_pattern": 1}, {"lora_dropout": 2},
 ], ids=str)  # fmt: skip
 def test_an_adapter_with_odd_settings_is_one_line(model, adapter, settings):  # noqa: F811
     changed(adapter / "adapter_config.json", **settings)
@@ -310,7 +310,15 @@ def test_a_setting_that_is_refused_is_one_line_of_every_command(
     assert not (tmp_path / "out").exists()
 
 
-def test_json_that_is_none_or_nests_deeply_says_nothing(model):  # noqa: F811
-    for content in ("", "[", "[" * 100_000, json.dumps({"a": [[["b"]]]}), "17", '{"vocab_file": 17}'):
-        (model / "special_tokens_map.json").write_text(content)
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, '{"a":' * 100_000, "17", "[]", "null", '"x"', "<html>"])
+@pytest.mark.parametrize("name", ["config.json", "special_tokens_map.json", "generation_config.json"])
+def test_settings_that_are_no_json_object_are_one_line(model, name, content):  # noqa: F811
+    (model / name).write_text(content)
+    (problem,) = model_problems(str(model))
+    assert problem.startswith(f"{model / name}: is not the JSON object that it should be (") and len(problem) < 400
+
+
+def test_json_of_any_other_shape_says_nothing(model):  # noqa: F811
+    for content in ({"a": [[["b"]]]}, {"vocab_file": 17}, {"eos_token": None}):
+        (model / "special_tokens_map.json").write_text(json.dumps(content))
         assert model_problems(str(model)) == []

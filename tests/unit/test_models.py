@@ -145,7 +145,7 @@ def test_every_way_to_damage_a_tokenizer_is_one_line(families, tmp_path, name):
         (folder / "tokenizer.json").write_bytes(damage)
         with pytest.raises(ModelError) as caught:
             load_tokenizer(ModelArguments(model_name_or_path=str(folder)))
-        assert str(caught.value).startswith("--model_name_or_path: cannot load the tokenizer of ")
+        assert str(folder) in str(caught.value) and "tokenizer" in str(caught.value)
         assert "\n" not in str(caught.value)
 
 

@@ -31,7 +31,7 @@ def tokenizer_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def counter(tokenizer_folder):
-    return load_counter(str(tokenizer_folder))
+    return load_counter(tokenizer_folder / "tokenizer.json")
 
 
 def texts(counter, text: str, size: int, overlap: int = 0, markdown: bool = True) -> list[str]:

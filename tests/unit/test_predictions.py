@@ -6,6 +6,7 @@ import json
 
 import pytest
 from conftest import tiny_documents, tiny_examples
+from damages import HARMLESS_PREDICTIONS, PREDICTIONS, as_line
 
 from groundtune.errors import DataError
 from groundtune.evaluation.predictions import evaluation_of, read_predictions, write_predictions
@@ -87,3 +88,14 @@ def test_a_line_that_nests_without_end_is_refused(tmp_path):
     (tmp_path / "p.jsonl").write_text("[" * 100_000)
     with pytest.raises(DataError, match="p.jsonl:1: not a prediction"):
         read_predictions(tmp_path / "p.jsonl")
+
+
+@pytest.mark.parametrize("name", [name for name in PREDICTIONS if name not in HARMLESS_PREDICTIONS])
+def test_a_line_that_is_no_prediction_is_one_line_with_its_number(tmp_path, name):
+    path = tmp_path / "predictions.jsonl"
+    write_predictions(path, evaluation_of([predictions()[i] for i in (0, 1, 2)]))
+    as_line(PREDICTIONS[name])(path)
+    with pytest.raises(DataError) as caught:
+        read_predictions(path)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{path}:2: not a prediction (") and "; write it again" in problem and len(problem) < 400

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("semantic_text_splitter", reason="needs the extra [documents]")
+pytest.importorskip("markdown_it", reason="needs the extra [documents]")
 pytest.importorskip("bm25s", reason="needs the extra [bm25]")
 
 from conftest import make_tokenizer
@@ -19,7 +19,6 @@ from test_questions import FakeGenerator, documents
 import groundtune.model.opening
 from groundtune.cli import main
 from groundtune.data.files import read_documents, read_examples
-from groundtune.prepare.chunking import load_counter
 
 PAGE = "docs/prepare.md"
 # Replaces what the page gets from a hub or a server.
@@ -60,8 +59,8 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def test_every_command_of_the_page_runs_in_its_order(page, folder, monkeypatch, capsys):
-    counter = load_counter(str(folder / "tokenizer"))
-    monkeypatch.setattr("groundtune.prepare.chunking.load_counter", {TOKENIZER: counter}.__getitem__)
+    counter = folder / "tokenizer/tokenizer.json"
+    monkeypatch.setattr("groundtune.prepare.chunking.counter_file", {TOKENIZER: counter}.__getitem__)
     monkeypatch.setattr(groundtune.model.opening, "open_writer", lambda *_, **__: FakeGenerator())
     assert len(page) > 10 and PATTERN in (ROOT / PAGE).read_text("utf-8")
     for words in page:

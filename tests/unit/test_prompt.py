@@ -323,7 +323,22 @@ def test_a_request_cannot_spell_a_special_token(family, style):
 def test_a_chat_template_that_fails_is_one_line_and_reaches_nothing(families, template):
     tokenizer = copy.deepcopy(families["llama"].tokenizer)
     tokenizer.chat_template = template
-    prompt = make_prompt(tokenizer, PromptArguments())
     with pytest.raises(ModelError, match="its chat template fails .*; give --user_prefix") as caught:
-        prompt.prompt_ids([], (), "Why?")
+        make_prompt(tokenizer, PromptArguments())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lost, template", [
+    ("passages", "{% for m in messages %}{{ m.content.split('\n')[-1] }}{% endfor %}"),
+    ("passages", "{{ bos_token }}"), ("passages", "Hello."), ("passages", ""),
+    ("question", "{% for m in messages %}{{ m.content.split('\n')[0] }}{% endfor %}"),
+    ("question", "{% for m in messages %}{{ m.content[:12] }}{% endfor %}"),
+    ("answer", "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"),
+    ("answer", "{% for m in messages %}{{ m.content if m.role == 'user' else m.content | upper }}{% endfor %}"),
+])  # fmt: skip
+def test_a_chat_template_that_leaves_out_what_it_is_given_is_one_line(families, lost, template):
+    tokenizer = copy.deepcopy(families["llama"].tokenizer)
+    tokenizer.chat_template = template or {"default": template}
+    with pytest.raises(ModelError, match=f"its chat template leaves out the {lost}; give --user_prefix"):
+        make_prompt(tokenizer, PromptArguments())
+    assert make_prompt(tokenizer, PromptArguments(user_prefix="Q")).prompt_ids([], (), "Why?")

@@ -159,3 +159,22 @@ def test_the_base_of_an_adapter_that_nobody_can_confirm_is_followed_if_it_lies_i
 
 def test_a_folder_without_a_record_is_no_run(tmp_path):
     assert remembered(str(tmp_path)) is None and remembered("") is None and remembered("owner/model") is None
+
+
+@pytest.mark.parametrize("name", ["max_seq_length", "eval_num_to_retrieve", "max_new_tokens", "bootstrap_samples"])
+@pytest.mark.parametrize("number", [10**8, 10**12, 10**30, 0, -1, -(10**30)])
+def test_a_number_that_would_take_all_time_or_memory_is_not_believed(tmp_path, name, number):
+    content = record()
+    group = {"max_seq_length": "data", "eval_num_to_retrieve": "retrieval"}.get(name, "evaluation")
+    content["arguments"][group][name] = number
+    folder = write(tmp_path / "run", content)
+    with pytest.raises(DataError, match=rf"run\.json: {name}: -?\d+ is not from \d+ to 1\d*,000"):
+        remembered(str(folder))
+
+
+@pytest.mark.parametrize("group", ["data", "retrieval", "prompt", "model", "evaluation", "training"])
+def test_a_group_of_settings_that_is_no_object_is_one_line(tmp_path, group):
+    content = record()
+    content["arguments"][group] = [17]
+    with pytest.raises(DataError, match=rf"^.*run\.json: arguments: {group} must be an object; [^\n]*$"):
+        remembered(str(write(tmp_path / "run", content)))

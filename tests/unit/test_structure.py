@@ -206,11 +206,12 @@ def test_no_file_is_abandoned_dependencies_by_another_door():
 def test_no_tracked_file_names_the_machine_it_was_written_on():
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     forbidden = ["/wo" + "rk/", "sand" + "box"]  # split, so that this file does not match
+    of_jinja = re.compile(rf"jinja2\.{forbidden[1]}\b|Immutable{forbidden[1].title()}edEnvironment", re.IGNORECASE)
     wrong = []
     for name in filter(None, files.split("\0")):
         path = ROOT / name
         if not path.is_file():  # deleted and not yet committed
             continue
-        text = path.read_text("utf-8", errors="ignore").lower()
+        text = of_jinja.sub("", path.read_text("utf-8", errors="ignore")).lower()
         wrong += [f"{name}: {word}" for word in forbidden if word in text]
     assert wrong == []

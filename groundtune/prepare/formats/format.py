@@ -15,6 +15,7 @@ from groundtune.data.files import parquet_rows
 from groundtune.errors import DataError
 from groundtune.prompts.thoughts import after_thoughts
 from groundtune.schema import UNANSWERABLE, Document, Example, Turn
+from groundtune.system.inputs import NotAFile, special
 from groundtune.system.text import one_line
 
 
@@ -147,6 +148,8 @@ def records(path: Path, problems: list[str]) -> Iterator[Record]:
 def opened(path: Path) -> io.BufferedIOBase:
     """The file opened for reading bytes, unpacked if its name ends in .gz. Raises `DataError`."""
     try:
+        if kind := special(path):
+            raise NotAFile(kind, path)
         return gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")
     except OSError as error:
         raise DataError([f"{path}: cannot be opened ({error.strerror or error}); check the path"]) from error

@@ -11,7 +11,7 @@ from typing import Any
 
 from lxml import etree
 
-from groundtune.prepare.readers.page import contents, told_title, unreadable
+from groundtune.prepare.readers.page import MB, contents, told_title, too_large, unreadable
 
 _OLD = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # the container of files before 2007, and of those with a password
 _TITLE = "{http://purl.org/dc/elements/1.1/}title"
@@ -20,11 +20,11 @@ _NOT_READ = {"charts": "charts", "diagrams": "SmartArt", "embeddings": "embedded
              "comments": "comments", "threadedComments": "comments"}  # fmt: skip
 
 
-def opened(path: Path, kind: str, suffix: str) -> zipfile.ZipFile:
+def opened(path: Path, kind: str, suffix: str, max_mb: int) -> zipfile.ZipFile:
     """The archive of a file.
 
     Raises:
-        DataError: it has a password, is of an older format, or is no archive.
+        DataError: it has a password, is of an older format, is no archive, or unpacks to more than `max_mb`.
     """
     data = contents(path)
     if data.startswith(_OLD):
@@ -32,9 +32,12 @@ def opened(path: Path, kind: str, suffix: str) -> zipfile.ZipFile:
             raise unreadable(path, "is protected by a password", "save it without a password")
         raise unreadable(path, f"is a {kind} file of the format before 2007", f"save it as {suffix}")
     try:
-        return zipfile.ZipFile(io.BytesIO(data))
-    except zipfile.BadZipFile as error:
+        archive = zipfile.ZipFile(io.BytesIO(data))  # which gives no more of an entry than the size that it states
+    except (zipfile.BadZipFile, NotImplementedError) as error:
         raise broken(path, kind, suffix, error) from error
+    if (size := sum(entry.file_size for entry in archive.infolist())) > max_mb * MB:
+        raise too_large(path, f"unpacks to {size / MB:,.0f} MB")
+    return archive
 
 
 def broken(path: Path, kind: str, suffix: str, error: Exception) -> Exception:

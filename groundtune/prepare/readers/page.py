@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from groundtune.errors import DataError
+from groundtune.system.inputs import open_file
 from groundtune.system.text import one_line
 
+MB = 2**20
 _BOMS = {
     codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
@@ -44,20 +46,26 @@ class Page:
 @dataclass(frozen=True)
 class ReadOptions:
     """The encoding of text files that are not UTF-8, and the fields of JSON or columns of tables; "" means the default
-    names."""
+    names. `max_mb` limits the size of a file, and what an Office file unpacks to."""
 
     encoding: str = "utf-8"
     text_field: str = ""
     title_field: str = ""
     source_field: str = ""
+    max_mb: int = 1000
 
 
 def unreadable(path: Path, why: str, way_out: str) -> DataError:
     return DataError([f"{path}: {one_line(why)}; {way_out}"])
 
 
+def too_large(path: Path, size: str) -> DataError:
+    return unreadable(path, f"{size}, more than --max_file_mb", "raise it, or leave the file out")
+
+
 def contents(path: Path) -> bytes:
-    return path.read_bytes()
+    with open_file(path) as file:
+        return file.read()
 
 
 def clean(text: str) -> str:

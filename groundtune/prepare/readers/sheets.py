@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from groundtune.prepare.readers.markup import table_text
 from groundtune.prepare.readers.office import broken, not_read, opened, title_of
-from groundtune.prepare.readers.page import Page, ReadOptions
+from groundtune.prepare.readers.page import Page, ReadOptions, contents
 
 if TYPE_CHECKING:
     from openpyxl.cell.cell import Cell
@@ -26,13 +27,15 @@ _CURRENCY = re.compile(r'\[\$([^\]-]+)|"([^"]*)"|([€$£¥])')
 def xlsx_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
     import openpyxl
 
-    archive = opened(path, "Excel", ".xlsx")
+    archive = opened(path, "Excel", ".xlsx", options.max_mb)
     try:
-        book = openpyxl.load_workbook(path, data_only=True)
+        book = openpyxl.load_workbook(io.BytesIO(contents(path)), data_only=True)
         left_out = [*not_read(archive), *_without_values(archive)]
         title = title_of(archive) or path.stem
         sheets = [(sheet.title, _rows(sheet)) for sheet in book.worksheets if sheet.sheet_state == "visible"]
         hidden = [sheet.title for sheet in book.worksheets if sheet.sheet_state != "visible"]
+    except MemoryError:  # a limit of this process, and nothing about the file
+        raise
     except Exception as error:  # a broken archive or XML: the parser raises exceptions of any type
         raise broken(path, "Excel", ".xlsx", error) from error
     left_out += [f"the hidden sheet {name}" for name in hidden]

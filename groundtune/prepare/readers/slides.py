@@ -23,12 +23,14 @@ _NO_CONTENT = ("sldNum", "dt", "ftr", "hdr", "sldImg")
 
 
 def pptx_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
-    archive = opened(path, "PowerPoint", ".pptx")
+    archive = opened(path, "PowerPoint", ".pptx", options.max_mb)
     try:
         root = etree.Element("body")
         for name in _slides(archive):
             append(root, list(_slide(archive, name)))
         title, left_out = title_of(archive), not_read(archive)
+    except MemoryError:  # a limit of this process, and nothing about the file
+        raise
     except Exception as error:  # a broken archive or XML, in which anything may be missing
         raise broken(path, "PowerPoint", ".pptx", error) from error
     text = as_markdown(root)

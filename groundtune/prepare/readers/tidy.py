@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from groundtune.prepare.readers.page import Page
 from groundtune.schema import nfc
+from groundtune.system.text import readable
 
 _LIGATURES = {"\ufb00": "ff", "\ufb01": "fi", "\ufb02": "fl", "\ufb03": "ffi", "\ufb04": "ffl", "\ufb05": "st",
               "\ufb06": "st"}  # fmt: skip
@@ -23,7 +24,7 @@ def tidy(page: Page) -> Page:
     text = as_shown(page.text)
     kept = text if page.sheets else _without_encoded_data(text)  # the offsets of sheets would be wrong
     notes = ("data that is encoded as text (base64 or the like)",) if kept != text else ()
-    return replace(page, text=kept, title=as_shown(page.title), left_out=(*page.left_out, *notes))
+    return replace(page, text=kept, title=readable(as_shown(page.title)), left_out=(*page.left_out, *notes))
 
 
 def as_shown(text: str) -> str:

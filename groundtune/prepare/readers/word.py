@@ -28,7 +28,7 @@ _IGNORED = re.compile(r"An unrecognised element was ignored: (?:.*[}:])?(\w+)")
 def docx_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
     import mammoth
 
-    archive = opened(path, "Word", ".docx")
+    archive = opened(path, "Word", ".docx", options.max_mb)
     try:
         edges = _edges(archive)
         html = mammoth.convert_to_html(
@@ -37,6 +37,8 @@ def docx_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
             style_map=_STYLES,
         )
         named, left_out = title_of(archive), not_read(archive)
+    except MemoryError:  # a limit of this process, and nothing about the file
+        raise
     except Exception as error:  # a broken archive or XML: the parsers raise exceptions of any type
         raise broken(path, "Word", ".docx", error) from error
     ignored = {found[1] for message in getattr(html, "messages", []) if (found := _IGNORED.match(message.message))}

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from groundtune.retrieval.embedder import Embedder
+from groundtune.retrieval.embedder import Embedder, off_length
 from groundtune.schema import Document
 from groundtune.system.durable import MANIFEST, Damaged, disk_errors, read_manifest, write_manifest
 from groundtune.system.locks import held
@@ -152,11 +152,21 @@ def _read(store: Path, settings: dict[str, Any], tell: bool = True) -> tuple[dic
             vectors = np.load(file, allow_pickle=False)
         if vectors.dtype != np.float32 or vectors.shape != (len(manifest["ids"]), manifest["dimensions"]):
             raise ValueError(f"vectors.npy is {vectors.dtype} {vectors.shape}, unlike the manifest")
+        _check_values(vectors, settings)
         return {id: row for row, id in enumerate(manifest["ids"])}, vectors
     except (Damaged, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
         if tell:
             logger.warning("the index in %s is damaged (%s); embedding all documents again", store, error)
         return nothing
+
+
+def _check_values(vectors: np.ndarray, settings: dict[str, Any]) -> None:
+    """Raise `ValueError` for vectors that no embedding model gives: a search would find them first, or never."""
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not np.isfinite(lengths).all():
+        raise ValueError("a vector is NaN or infinite")
+    if settings.get("similarity") == "cosine" and off_length(lengths).any():
+        raise ValueError("a vector does not have length 1")
 
 
 def _plain(settings: dict[str, Any]) -> Any:
