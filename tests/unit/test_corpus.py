@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-pytest.importorskip("markdown_it", reason="needs the extra [documents]")
+pytest.importorskip("pypdfium2", reason="needs the extra [documents]")
 
 from conftest import make_tokenizer
 
