@@ -136,8 +136,8 @@ class Child:
         return self.status
 
     def running(self) -> bool:
-        """Whether it is running; sets `status` and `seconds` once it is not."""
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        """Whether it is running; sets `status`, `seconds` and `usage` once it is not."""
+        pid, status, self.usage = os.wait4(self.pid, os.WNOHANG)
         if pid:
             self.seconds = time.monotonic() - self.begin
             self.status = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -175,7 +176,8 @@ def _with_adapter(model: Model, adapter: str, revision: str | None) -> PeftModel
         raise ModelError(problems[0])
     where: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        with loading(adapter):
+        with loading(adapter), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT's, about weights that are compared below
             config = PeftConfig.from_pretrained(adapter, **where)
             _check_patterns(config, model)
             saved = load_peft_weights(adapter, device="cpu", **where)

@@ -104,6 +104,13 @@ def model_problems(name: str, gguf_file: str | None = None, weights: bool = True
     return _problems([Path(name)], gguf_file, weights, with_base)
 
 
+def tokenizer_problems(name: str) -> list[str]:
+    """Reasons to refuse the folder of any model of which only the tokenizer is read; empty for a name on the hub."""
+    if not os.path.isdir(name):
+        return list(_not_readable([Path(name)]))
+    return _problems([Path(name)], None, weights=False, with_base=False)
+
+
 def embedding_problems(name: str) -> list[str]:
     """Reasons to refuse the folder of a sentence-transformers model; empty for a name on the hub."""
     if not os.path.isdir(name):

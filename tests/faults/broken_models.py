@@ -22,7 +22,7 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
-from damages import Case, cases, put
+from damages import FOUND_LATER, Case, cases, put
 
 MOST_SECONDS, MOST_BYTES = 30.0, 12 * 2**30
 ASKED = "ask {model} Why? {documents} --retriever bm25 --max_new_tokens 2 --quiet"
@@ -138,12 +138,7 @@ class World:
                 child.send(9)
         said = log.read_text("utf-8", "replace")
         peak = int(found[1]) if (found := re.search(r"\npeak (\d+) MB", said)) else 0
-        of_libraries = re.compile(r".*Loading weights|\[transformers\]|embedding \d+ of|\d+ of \d+ documents are")
-        lines = [line for line in said.splitlines() if line.strip() and not of_libraries.match(line)]
-        lines = [
-            line for line in lines if not re.match(r"peak \d+ MB|\d+ (error|warning)s?( and|$| in)|warning: ", line)
-        ]
-        lines = [line.removeprefix("error: ") for line in lines]
+        lines = lines_of(said)
         if child.status == 137:
             return f"did not end in {MOST_SECONDS:.0f} s"
         if "Traceback" in said or "panicked" in said:
@@ -151,12 +146,8 @@ class World:
         if peak > 3000:
             return f"{peak} MB"
         if child.status == 0:
-            reads_weights = not command.startswith("doctor")
-            return (
-                ""
-                if case.harmless or (case.name == "weights: NaN" and not reads_weights)
-                else "succeeded: " + " | ".join(lines)[:300]
-            )
+            too_early = command.startswith("doctor") and case.name in FOUND_LATER
+            return "" if case.harmless or too_early else "succeeded: " + " | ".join(lines)[:300]
         if child.status != 2:
             return f"status {child.status}: " + " | ".join(lines)[:400]
         if len(lines) != 1:
@@ -164,6 +155,14 @@ class World:
         if os.environ.get("SHOW"):
             print(f"    ok {case.kind}: {case.name}: {command.split()[0]}: {lines[0][:330]}")
         return "" if case.harmless or "damaged" in lines[0] else f"does not name it: {lines[0]}"
+
+
+def lines_of(said: str) -> list[str]:
+    """What a command said, without what libraries say, warnings and sums."""
+    others = r".*Loading weights|\[transformers\]|embedding \d+ of|\d+ of \d+ documents are|peak \d+ MB|warning: "
+    others += r"|\d+ (error|warning)s?( and|$| in)"
+    lines = [line for line in said.splitlines() if line.strip() and not re.match(others, line)]
+    return [line.removeprefix("error: ") for line in lines]
 
 
 def main(words: list[str]) -> int:

@@ -112,7 +112,7 @@ def test_names_of_files_and_their_kinds_are_shown_as_they_are(tmp_path, monkeypa
     assert not WRITES & set(shown) and "[red]a[|red][link=" in shown and ":smile:" in shown
     summary = corpus.Summary()
     summary.files[f".{NASTY}"] += 1
-    summary.other_kinds[f".{NASTY}"] += 1
+    summary.other_kinds[f".{NASTY}"] = [f"a.{NASTY}"]
     summary.problems.append(NASTY)
     terminal.show({}, corpus.summary_table(summary), corpus.notes(summary), argparse.Namespace(json=False, quiet=False))
     assert_literal(capsys.readouterr().out)
