@@ -66,7 +66,15 @@ _RETRIEVER = (
     (DataArguments, ["full_dataset_file_path", "full_dataset_index_path"]),
     (
         RetrievalArguments,
-        ["embedding_model", "retriever", "embedding_batch_size", "embedding_dtype", "query_prompt", "document_prompt"],
+        [
+            "embedding_model",
+            "retriever",
+            "mix_weight",
+            "embedding_batch_size",
+            "embedding_dtype",
+            "query_prompt",
+            "document_prompt",
+        ],
     ),
 )
 

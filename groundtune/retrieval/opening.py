@@ -49,7 +49,11 @@ def open_retriever_with(
     if retrieval.retriever == "dense":
         return dense
     bm25 = BM25Retriever(documents)
-    return MixRetriever(dense, bm25) if retrieval.retriever == "mix" else HybridRetriever([dense, bm25])
+    return (
+        MixRetriever(dense, bm25, retrieval.mix_weight)
+        if retrieval.retriever == "mix"
+        else HybridRetriever([dense, bm25])
+    )
 
 
 def evaluation_model(retrieval: RetrievalArguments) -> str:
