@@ -183,6 +183,7 @@ def _with_adapter(model: Model, adapter: str, revision: str | None) -> PeftModel
             saved = load_peft_weights(adapter, device="cpu", **where)
             _check_ranks(config, saved)
             adapted = PeftModel.from_pretrained(model, adapter, config=config, **where)
+            loaded = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     except Exception as error:  # PEFT assumes that an adapter's configuration is valid
         if is_out_of_memory(error):
             raise
@@ -191,7 +192,6 @@ def _with_adapter(model: Model, adapter: str, revision: str | None) -> PeftModel
         reason = why_not_loaded(error)
         raise ModelError(f"{adapter}: cannot load the adapter on {model.config.name_or_path}: {reason}") from error
     # PEFT only warns about missing weights, and an adapter without half of its own answers nearly like the base model.
-    loaded = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     missing = sorted(set(loaded) - set(saved))
     if missing:
         raise ModelError(
