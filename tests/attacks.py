@@ -11,9 +11,6 @@ import json
 import os
 import shutil
 import socket
-import socketserver
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +25,16 @@ import test_fences
 import test_journal
 import test_model_folders
 from damages import put, put_at
-from fake_server import FakeServer, Refusal
+from fake_server import (
+    FakeServer,
+    Raw,
+    Refusal,
+    drop_by_drop,
+    endless_body,
+    endless_header,
+    endless_stream,
+    packed_body,
+)
 from test_terminal import NASTY
 
 # The rows of docs/security.md, and the points of the promise that no input hangs, crashes or confuses the program.
@@ -229,7 +235,7 @@ def models() -> Iterator[Attack]:
     yield Attack(folder, "a pickle in place of the weights", pickled_as("model", "model.safetensors", "pytorch_model.bin"),
                  ASK, "pickle")  # fmt: skip
     yield Attack(folder, "a pickle as a shard", lambda place: test_model_folders.bin_as_a_shard(
-        place.copy("model"), bomb(place)), EVALUATE, "pickle")  # fmt: skip
+        place.copy("model"), bomb(place)), EVALUATE, "safetensors only")  # fmt: skip
     yield Attack(folder, "code of its own", own_code("model"), ASK, "code")
     yield Attack(folder, "attention from a hub", setting("model", "config.json", _attn_implementation="someone/kernel"),
                  EVALUATE, "code on a hub")  # fmt: skip
@@ -296,21 +302,22 @@ def runs() -> Iterator[Attack]:
     yield own
     yield Attack("tracker", "a run that names every tracker", lambda place: put_at(
         "run.json", ("arguments", "training", "report_to"), ["all"])(place.copy("run")), evaluate, status=(0,))
-    yield Attack("cache of own runs", "a run that was edited after it was recorded", lambda place: None, OF_RUN,
-                 "no record of creating", before=lambda place: recorded(place, edited=True))  # fmt: skip
+    yield Attack("cache of own runs", "a run that was edited after it was recorded", lambda place: recorded(place, edited=True),
+                 OF_RUN, "no record of creating")  # fmt: skip
     yield Attack("cache of own runs", "a file in place of the cache", lambda place: put_at(
         "run.json", ("arguments", "data", "full_dataset_file_path"), "/nowhere/d.jsonl")(place.copy("run")), OF_RUN,
         "no record of creating", before=lambda place: filed(place.folder / "cache"))  # fmt: skip
     for name, content in {"no JSON": "{", "a list": "[]", "nesting": "[" * 100_000, "another index": '{"index_path": "'
                           + "/nowhere" * 99 + '\\u001b[2J"}'}.items():  # fmt: skip
-        yield Attack("cache of own runs", f"the record is {name}", lambda place: None, OF_RUN, status=(0, 2),
-                     before=lambda place, content=content: recorded(place, content=content))  # fmt: skip
+        yield Attack("cache of own runs", f"the record is {name}", lambda place, content=content: recorded(
+            place, content=content), OF_RUN, status=(0, 2))  # fmt: skip
 
 
 def recorded(place: Place, edited: bool = False, content: str = "") -> None:
     """A run that this machine made, by its cache."""
     from groundtune.runs.remembered import record_own_run
 
+    os.environ["GROUNDTUNE_CACHE"] = str(place.folder / "cache")
     run = place.copy("run")
     record_own_run(run)
     if edited:
@@ -328,7 +335,9 @@ def of_checkpoint(name: str, change: Callable[[Place, Path], object]) -> Attack:
     def build(place: Place) -> None:
         from groundtune.runs.checkpoints import newest_checkpoint
 
-        shutil.copytree(place.world / "trained", place.out, dirs_exist_ok=True)
+        for name in ("checkpoint-1", "checkpoint-2"):  # as after a run that was killed
+            if (place.world / "trained" / name).exists():
+                shutil.copytree(place.world / "trained" / name, place.out / name)
         newest = newest_checkpoint(place.out)
         assert newest is not None
         change(place, Path(getattr(newest, "folder", newest)))
@@ -505,78 +514,13 @@ def configs() -> Iterator[Attack]:
             yield Attack("config file", case.name, lambda place, case=case, content=content: (
                 [place.write(name, text) for name, text in malformed_inputs.valid_files(place.world / "model").items()],
                 place.write(case.file, content.replace(b"MODEL", str(place.world / "model").encode()))),
-                f"sft {{in}}/{case.file}", case.file, check=nothing_at_work)  # fmt: skip
+                f"sft --config {{in}}/{case.file}", case.file, check=nothing_at_work)  # fmt: skip
     lines = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 'x'}]" for n in range(12))
-    yield Attack("config file", "aliases that grow", lambda place: place.write("run.yaml", lines), "sft {in}/run.yaml",
+    yield Attack("config file", "aliases that grow", lambda place: place.write("run.yaml", lines), "sft --config {in}/run.yaml",
                  "run.yaml")  # fmt: skip
 
 
 # Servers
-
-
-class Raw:
-    """A server that sends what `talk` yields, whatever it is asked, until nobody listens any more."""
-
-    def __init__(self, talk: Callable[[], Iterator[bytes]]):
-        class Handler(socketserver.BaseRequestHandler):
-            def handle(self) -> None:
-                self.request.recv(2**16)
-                with contextlib.suppress(OSError):
-                    for piece in talk():
-                        self.request.sendall(piece)
-
-        self.server: Any = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.server.server_port = self.server.server_address[1]
-
-    def __enter__(self) -> Raw:
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.server.shutdown()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}/v1"
-
-
-_OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-
-
-def endless_body() -> Iterator[bytes]:
-    yield _OK + b"\r\n" + b'{"choices": [{"message": {"content": "'
-    while True:
-        yield b"a" * 2**20
-
-
-def endless_header() -> Iterator[bytes]:
-    yield _OK
-    while True:
-        yield b"X-A: " + b"a" * 2**16 + b"\r\n"
-
-
-def drop_by_drop() -> Iterator[bytes]:
-    yield _OK + b"\r\n"
-    while True:
-        yield b" "
-        time.sleep(0.3)
-
-
-def endless_stream() -> Iterator[bytes]:
-    yield _OK.replace(b"application/json", b"text/event-stream") + b"\r\n"
-    while True:
-        yield b"data: " + b"a" * 2**20
-
-
-def packed_body() -> Iterator[bytes]:
-    import zlib
-
-    yield _OK + b"Content-Encoding: gzip\r\n\r\n"
-    packer = zlib.compressobj(9, wbits=31)
-    for _ in range(6000):
-        yield packer.compress(bytes(2**20))
-    yield packer.flush()
 
 
 def fake(speak: Callable[[dict[str, Any]], Any], kind: str = "application/json") -> Callable[[Place], FakeServer]:
@@ -695,7 +639,7 @@ def printed() -> Iterator[Attack]:
     yield Attack(other, "a key of a row", lambda place: place.write("d.jsonl", json.dumps({NASTY: 1})),
                  ASK.replace("{documents}", "--full_dataset_file_path {in}/d.jsonl"))  # fmt: skip
     yield Attack(other, "an argument of a file", lambda place: place.write("run.json", json.dumps({NASTY: NASTY})),
-                 "sft {in}/run.json")  # fmt: skip
+                 "sft --config {in}/run.json")  # fmt: skip
     yield Attack(other, "a system's name in a comparison", lambda place: place.copy(
         "predictions.jsonl", place.inputs / f"{name}.jsonl"),
         "compare {in}/" + name.replace("'", "").replace("{", "") + ".jsonl {good} -o {out}/c.html", status=(0, 2))
@@ -840,7 +784,7 @@ def broken() -> Iterator[Attack]:
         ("run", "run.json: nests deeply", OF_RUN), ("predictions", "predictions: a score NaN", compare),
         ("predictions", "predictions: nests deeply", compare),
     ):  # fmt: skip
-        yield Attack(group, f"{kind}: {name}", known(kind, name), command, str("in/"))
+        yield Attack(group, f"{kind}: {name}", known(kind, name), command, "in/")
 
 
 def cases() -> Iterator[Attack]:

@@ -49,8 +49,8 @@ def _found(event: str, arguments: tuple[Any, ...], told: dict[str, Any]) -> str:
 
 
 def _is_own(arguments: tuple[Any, ...]) -> bool:
-    """Python itself, as the command starts it for files and patterns."""
-    return str(arguments[0]) == sys.executable
+    """Python itself, as the command starts it for files and patterns, and what `platform` asks the system."""
+    return str(arguments[0]) == sys.executable or arguments[1] == ["uname", "-p"]
 
 
 def _sent(event: str, address: Any, ports: list[int]) -> str:

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import resource
-import shlex
 import signal
 import stat
 import sys
@@ -57,7 +56,7 @@ class World(broken_models.World):
         from groundtune.cli import main
 
         super()._make()
-        return main(shlex.split(TRAIN.format(**self.paths(), out=self.folder / "trained")))
+        return main(TRAIN.format(**self.paths(), out=self.folder / "trained").split())
 
     def paths(self) -> dict[str, str]:
         names = ("model", "adapter", "embedding", "run", "index", "data", "trained")
@@ -112,9 +111,15 @@ def _run(attack: Attack, place: Place, paths: dict[str, str]) -> int:
         attack.before(place)
         if attack.instead:
             return attack.instead(place)
-        given = paths | place.paths() | {"train": ""} | ({"server": server.url} if server else {})
-        given["train"] = TRAIN.format(**given)
-        return main([word.format(**given) for word in shlex.split(attack.command.replace("{train}", given["train"]))])
+        return main(_words(attack, paths | place.paths() | ({"server": server.url} if server else {})))
+
+
+def _words(attack: Attack, given: dict[str, str]) -> list[str]:
+    """Names of files stay whole, whatever they contain."""
+    words: list[str] = []
+    for word in attack.command.replace("{train}", TRAIN).split():
+        words += given[word[1:-1]].split() if word == "{documents}" else [word.format(**given)]
+    return words
 
 
 def _watch(place: Place, ports: list[int]) -> None:
