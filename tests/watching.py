@@ -18,7 +18,13 @@ _NAMES = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")
 _SENDS = ("socket.connect", "socket.sendto", "socket.sendmsg")
 _HERE = ("127.0.0.1", "localhost", "::1", b"127.0.0.1", b"localhost")
 # For processes that are started: Python imports this module from a folder on PYTHONPATH.
-SITE = f"import sys\nsys.path.insert(0, {os.path.dirname(__file__)!r})\nimport watching\nwatching.begin()\ndel sys.path[0]\n"
+SITE = f"""
+import sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+import watching
+watching.begin()
+del sys.path[0]
+"""
 
 
 def begin() -> None:

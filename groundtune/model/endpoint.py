@@ -212,7 +212,7 @@ class Endpoint:
         packing = response.headers.get("content-encoding", "identity")
         if packing != "identity":
             raise EndpointError(f"{hide_secrets(self.url)}: its reply is packed ({_shown(packing, 40)}), unasked")
-        kind = type("Bounded", (_Bounded, *type(response.stream).__bases__), {})  # the client asks for a type of its own
+        kind = type("Bounded", (_Bounded, *type(response.stream).__bases__), {})  # it must be a stream of the client
         response.stream = kind(response.stream, hide_secrets(self.url), self.timeout)
 
     @cached_property

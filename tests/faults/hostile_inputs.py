@@ -38,7 +38,7 @@ WRITES = {chr(code) for code in (*range(32), *range(127, 160))} - set("\n\r\t") 
 
 @dataclass
 class Outcome:
-    """What the command did with a case: what it should not have done, by kind; `wrong`: another answer than expected."""
+    """What a command did with a case: what it should not have done, by kind; `wrong`: another answer than expected."""
 
     attack: Attack
     status: int
@@ -182,7 +182,7 @@ def _wrong(outcome: Outcome, place: Place) -> list[str]:
         wrong.append(f"status {outcome.status}")
     if attack.says not in outcome.said:
         wrong.append(f"does not say {attack.says!r}")
-    if outcome.status == 2 and len(lines) != 1:
+    if outcome.status == 2 and len(lines) != attack.lines:
         wrong.append(f"{len(lines)} lines")
     if WRITES & set(outcome.said):
         wrong.append(f"writes on the terminal: {ascii(WRITES & set(outcome.said))}")
