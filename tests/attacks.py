@@ -612,9 +612,6 @@ def use_cache(place: Place) -> None:
     from huggingface_hub import constants
 
     constants.HF_HUB_CACHE = str(place.inputs / "hub")
-    for name, value in list(vars(constants).items()):
-        if name in ("default_cache_path", "HUGGINGFACE_HUB_CACHE"):
-            setattr(constants, name, str(place.inputs / "hub") if isinstance(value, str) else value)
 
 
 def hub() -> Iterator[Attack]:
