@@ -17,7 +17,8 @@ from rich.table import Table
 
 from groundtune.arguments import RetrievalArguments
 from groundtune.data.files import read_documents, scan_examples
-from groundtune.evaluation.metrics import aggregate, retrieval_scores
+from groundtune.evaluation.metrics import retrieval_scores
+from groundtune.evaluation.statistics import aggregate, clusters_of
 from groundtune.retrieval.opening import open_retriever_with
 from groundtune.retrieval.retrievers import retrieve
 from groundtune.schema import USER, Document, Example, Turn
@@ -80,7 +81,7 @@ def _measured(
                     )
                     for e, hits in zip(examples, retrieve(retriever, examples, options.k, history), strict=True)
                 ]
-                mean = aggregate(scores)[f"retrieval/recall@{options.k}"].to_dict()
+                mean = aggregate(scores, clusters_of(examples))[f"retrieval/recall@{options.k}"].to_dict()
                 found.setdefault(kind, {})[history] = [round(mean[end], 3) for end in ("value", "low", "high")]
     return found
 

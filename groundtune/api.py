@@ -37,9 +37,9 @@ from groundtune.methods import METHODS
 from groundtune.runs.record import recorded_as
 from groundtune.runs.remembered import remembered
 from groundtune.system.durable import disk_errors
-from groundtune.system.progress import bars
+from groundtune.system.progress import bar, bars
 from groundtune.system.signals import Stopped, watched
-from groundtune.system.text import harmless_line, without_secrets
+from groundtune.system.text import without_secrets
 
 if TYPE_CHECKING:
     import argparse
@@ -66,7 +66,15 @@ _RETRIEVER = (
     (DataArguments, ["full_dataset_file_path", "full_dataset_index_path"]),
     (
         RetrievalArguments,
-        ["embedding_model", "retriever", "embedding_batch_size", "embedding_dtype", "query_prompt", "document_prompt"],
+        [
+            "embedding_model",
+            "retriever",
+            "mix_weight",
+            "embedding_batch_size",
+            "embedding_dtype",
+            "query_prompt",
+            "document_prompt",
+        ],
     ),
 )
 
@@ -76,13 +84,14 @@ class Answer:
     """An answer with the passages that it is based on.
 
     `sources` are in the order of the prompt, best first. `chat_history` is the conversation so far, including this
-    question and answer: pass it to the next `ask`.
+    question and answer: pass it to the next `ask`. `finished` is False if the answer was cut at `max_new_tokens`.
     """
 
     question: str
     text: str
     sources: tuple[Source, ...]
     chat_history: tuple[Turn, ...] = field(repr=False)
+    finished: bool = True
 
     def __str__(self) -> str:
         return self.text
@@ -145,7 +154,7 @@ class Run:
             dialogue = replace(self._dialogue, turns=list(chat_history))
             sources, words = dialogue.ask(question)
             text = "".join(words).strip()
-        return Answer(question, text, tuple(sources), tuple(dialogue.turns))
+        return Answer(question, text, tuple(sources), tuple(dialogue.turns), dialogue.finished)
 
     def evaluate(self, *, config: PathLike | None = None, **arguments: Any) -> Evaluated:
         """Evaluate the run's model; see `evaluate`. The keywords given to `load` apply here too.
@@ -450,14 +459,11 @@ def _transformers_is_quiet() -> Iterator[None]:
 @contextmanager
 def _answering_bars(shown: bool) -> Iterator[OnProgress]:
     """A progress bar for each stage, one after the other."""
-    from tqdm.auto import tqdm
-
     with ExitStack() as stack:
 
         def begin(what: str, total: int) -> Callable[[int], Any]:
             stack.close()  # the previous bar is full
-            bar = tqdm(total=total, desc=harmless_line(what), leave=False, disable=not shown)
-            return stack.enter_context(bar).update
+            return stack.enter_context(bar(what, total, hidden=not shown, leave=False)).update
 
         yield begin
 

@@ -107,6 +107,9 @@ class RetrievalArguments:
         "Retrieval method: dense compares vectors, bm25 words; mix adds both scores, hybrid both ranks.",
         ["mix", "dense", "bm25", "hybrid"],
     )
+    mix_weight: float = argument(
+        0.6, "Weight of the vectors in --retriever mix, from 0 to 1; the rest is that of the words."
+    )
     query_history: str = argument(
         "fused",
         "Part of the chat history that is added to the search query, in training, evaluation and serving: nothing, "
@@ -312,6 +315,8 @@ def check_retrieval(
     """What is missing to open the retriever. Messages suggest `flag` if no embedding model is named; `for_training` is
     the title of the method if it retrieves training passages, else empty."""
     problems = []
+    if not 0 <= retrieval.mix_weight <= 1:
+        problems.append(f"--mix_weight: {retrieval.mix_weight}; give a number from 0 to 1")
     dense = complete and retrieval.retriever != "bm25"
     if dense and not (retrieval.embedding_model or retrieval.eval_embedding_model):
         problems.append(

@@ -22,6 +22,7 @@ from groundtune.system.durable import DiskError
 from groundtune.system.guarded import problems_of
 from groundtune.system.out_of_memory import OutOfMemory, is_out_of_memory, reason
 from groundtune.system.panics import is_panic, panic_line
+from groundtune.system.progress import in_log_file
 from groundtune.system.signals import Stopped, ending
 from groundtune.system.streams import ReaderGone, standard_streams
 from groundtune.system.text import HarmlessFormatter, HarmlessRecord
@@ -169,6 +170,8 @@ def _set_up_logging() -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("groundtune").setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").propagate = False  # it has its own handler, and would log twice
+    if in_log_file():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars follow it too
     # These warnings are for developers of libraries; a user cannot act on them.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,8 @@ USER = "user"
 ASSISTANT = "assistant"
 # The answer a model learns to give when the passages do not contain one.
 UNANSWERABLE = "The passages do not answer this question."
+# An answer as it arrives; returns whether it came to its end, or else was cut off at the token limit.
+Words = Generator[str, None, bool]
 
 
 def nfc(text: str) -> str:

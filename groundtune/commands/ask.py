@@ -31,6 +31,7 @@ EXAMPLES = """examples:
       --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2"""
 COMMANDS = """/sources shows the full passages, /new starts a new dialogue,
 Ctrl-C stops an answer, /quit or Ctrl-D leaves."""
+CUT = "the answer is cut at --max_new_tokens; raise it to read the rest"
 WITHOUT = {  # flags of `evaluate` that `ask` does not need
     *(field.name for group in (JudgeArguments, AnswerArguments) for field in fields(group)),
     "eval_file", "eval_max_samples", "bootstrap_samples", "abstentions",
@@ -119,6 +120,8 @@ def _show_answer(dialogue: Dialogue, question: str) -> list[Source]:
     for word in words:
         say_text(word, end="")
     say("")
+    if not dialogue.finished:
+        complain(CUT)
     return sources
 
 
@@ -127,4 +130,4 @@ def _show_json(dialogue: Dialogue, question: str) -> None:
     sources, words = dialogue.ask(question)
     answer = "".join(words)
     shown = [{"title": s.title, "score": s.score, **s.document.to_dict()} for s in sources]
-    say_json({"question": question, "answer": answer, "sources": shown}, indent=None)
+    say_json({"question": question, "answer": answer, "finished": dialogue.finished, "sources": shown}, indent=None)

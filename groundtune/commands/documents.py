@@ -11,6 +11,8 @@ from groundtune.commands.terminal import add_output_flags, data_parser, progress
 from groundtune.errors import DataError
 from groundtune.system.locks import alone
 
+_LONGEST = 400  # tokens of a passage, unless more are asked for
+_PROMPT = 16  # tokens for the prompt and the special tokens of an embedding model
 _RESULTS = 10  # a file's passages may be this many times its size: they repeat its title, and what adjacent ones share
 
 
@@ -19,8 +21,9 @@ def parser() -> argparse.ArgumentParser:
     made = data_parser(
         "documents",
         "DIR_OR_FILE ... -o FILE --tokenizer MODEL [--FLAG VALUE ...]",
-        "Split files into passages and write them as a document database. Reads txt, rst, md, html, pdf, docx, csv\n"
-        "and jsonl; a file that cannot be read, or exceeds a limit, is reported and skipped.",
+        "Split files into passages and write them as a document database. Reads txt, rst, md, html, pdf, docx, pptx,\n"
+        "xlsx, csv, tsv, jsonl, json and ipynb. A file that cannot be read, or exceeds a limit,\n"
+        "is reported and skipped; so is what is left out of the others.",
         "groundtune documents handbook/ faq.pdf -o documents.jsonl --tokenizer intfloat/e5-base-v2",
     )
     made.add_argument(
@@ -33,20 +36,24 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--chunk_size",
         type=int,
-        default=400,
-        help="maximum tokens per passage, including source and title (default: 400)",
+        default=None,
+        help="maximum tokens per passage, including source and title (default: what the embedding model reads, without "
+        "16 tokens for its prompt, but at most 400)",
     )
     made.add_argument(
-        "--chunk_overlap", type=int, default=50, help="maximum tokens shared by adjacent passages (default: 50)"
+        "--chunk_overlap",
+        type=int,
+        default=None,
+        help="maximum tokens shared by adjacent passages of a section (default: 50, at most a quarter of --chunk_size)",
     )
-    made.add_argument("--text_field", default="", help="JSONL field or CSV column with the text (default: text)")
+    made.add_argument("--text_field", default="", help="JSON field or CSV column with the text (default: text)")
     made.add_argument(
         "--title_field", default="", help="field or column with the title (default: title, if there is one)"
     )
     made.add_argument(
         "--source_field", default="", help="field or column with the source of the text (default: source)"
     )
-    made.add_argument("--encoding", default="utf-8", help="encoding of txt, rst, md and csv files (default: utf-8)")
+    made.add_argument("--encoding", default="utf-8", help="encoding of text files that are not UTF-8")
     made.add_argument(
         "--follow_links", action="store_true", help="also follow links that lead outside the given files and folders"
     )
@@ -62,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=1000,
         metavar="MB",
-        help="largest file, and the most that a docx file may unpack to (default: 1000)",
+        help="largest file, and the most that an Office file may unpack to (default: 1000)",
     )
     made.add_argument(
         "--max_memory_mb",
@@ -81,14 +88,15 @@ def main(argv: Sequence[str]) -> int:
 
     from groundtune.prepare import corpus
     from groundtune.prepare.chunking import counter_file
-    from groundtune.prepare.pages import ReadOptions
+    from groundtune.prepare.readers.page import ReadOptions
     from groundtune.retrieval.reading_limit import longest_read
     from groundtune.system.workers import Limits
 
     fields = (arguments.text_field, arguments.title_field, arguments.source_field)
     options = ReadOptions(arguments.encoding, *fields, max_mb=arguments.max_file_mb)
     limits = Limits(arguments.file_timeout, arguments.max_memory_mb, _RESULTS * arguments.max_file_mb)
-    size, overlap = arguments.chunk_size, arguments.chunk_overlap
+    reads = longest_read(arguments.tokenizer)
+    size, overlap = _lengths(arguments, reads)
     problems = corpus.check(arguments.inputs, arguments.output, options, size, overlap)
     if problems := problems + _too_small(arguments):
         raise DataError(problems)
@@ -105,14 +113,21 @@ def main(argv: Sequence[str]) -> int:
             on_file=lambda file, number, total: bars.at("files", number - 1, total),
         )
     notes = corpus.notes(summary)
-    if (reads := longest_read(arguments.tokenizer)) and reads < size:
+    if reads and reads < size:
         notes.append(
             f"{arguments.tokenizer} reads {reads} tokens of a passage, but these have up to {size}: a search does not "
-            f"see the ends of longer ones. --chunk_size {reads - 16} also leaves room for its prompt"
+            f"see the ends of longer ones. --chunk_size {reads - _PROMPT} also leaves room for its prompt"
         )
-    written = f"Wrote {summary.passages.total():,} passages to {arguments.output}"
+    written = f"Wrote {summary.passages.total() - summary.merged:,} passages to {arguments.output}"
     show(vars(summary), corpus.summary_table(summary), [*notes, written], arguments)
     return 0
+
+
+def _lengths(arguments: argparse.Namespace, reads: int | None) -> tuple[int, int]:
+    """The size and the overlap of passages: what was given, or else what fits a model that `reads` so many."""
+    size, overlap = arguments.chunk_size, arguments.chunk_overlap
+    size = max(16, min(_LONGEST, (reads or 1000) - _PROMPT)) if size is None else size
+    return size, min(50, size // 4) if overlap is None else overlap
 
 
 def _too_small(arguments: argparse.Namespace) -> list[str]:

@@ -15,18 +15,21 @@ from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
 
 if TYPE_CHECKING:
-    from groundtune.retrieval.retrievers import DenseRetriever
+    from groundtune.retrieval.retrievers import DenseRetriever, MixRetriever
     from groundtune.schema import Example
 
 DESCRIPTION = """Embed the documents into a folder that training, evaluate and ask read. Only new or changed documents
 are embedded. Each embedding model and prompt has its own subfolder, so they do not replace each other. With examples,
 the command also measures how well their questions find their gold passages (those that contain the answer), by
-vectors alone, which compares embedding models without an LLM."""
+vectors alone, which compares embedding models without an LLM. --retriever all measures every retriever on them: it
+chooses the best on --eval_file, reports all on --test_file, and prints the flags of the best."""
 EXAMPLES = """examples:
   groundtune index --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2
   groundtune index --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2 \\
-      --eval_file test.jsonl --eval_num_to_retrieve 10"""
-_DATA = ["full_dataset_file_path", "full_dataset_index_path", "eval_file"]
+      --eval_file test.jsonl --eval_num_to_retrieve 10
+  groundtune index --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2 \\
+      --retriever all --eval_file eval.jsonl --test_file test.jsonl"""
+_DATA = ["full_dataset_file_path", "full_dataset_index_path", "eval_file", "test_file"]
 _RETRIEVAL = [
     "embedding_model", "embedding_batch_size", "embedding_dtype", "query_prompt", "document_prompt", "query_history",
     "eval_num_to_retrieve",
@@ -34,6 +37,7 @@ _RETRIEVAL = [
 _HELPS = {
     "embedding_model": "Embedding model (hub name or folder).",
     "eval_file": "Examples (.jsonl) whose questions are used as queries; they need no answers.",
+    "test_file": "Examples (.jsonl) to report on, with --retriever all. Empty: those of --eval_file.",
     "eval_num_to_retrieve": "Passages retrieved per question. (default: 4)",
 }
 
@@ -41,11 +45,14 @@ _HELPS = {
 def main(argv: Sequence[str]) -> int:
     """Embed the documents, and print what the index contains."""
     words = given(parser(), argv)
-    data, retrieval = filled(DataArguments, words), filled(RetrievalArguments, {**words, "retriever": "dense"})
-    _check(data, retrieval)
+    every = words.pop("retriever") == "all"
+    data = filled(DataArguments, words)
+    retrieval = filled(RetrievalArguments, {**words, "retriever": "mix" if every else "dense"})
+    _check(data, retrieval, every)
 
     from groundtune.data.files import read_documents
     from groundtune.retrieval.opening import index_folder, open_retriever_with
+    from groundtune.retrieval.retrievers import MixRetriever
 
     quiet = words["quiet"] or words["json"]
     if quiet:
@@ -54,8 +61,10 @@ def main(argv: Sequence[str]) -> int:
     documents = read_documents(data.full_dataset_file_path)
     folder = index_folder(data)
     examples = _searchable(data.eval_file) if data.eval_file else []
+    reported = _searchable(data.test_file) if data.test_file else []
     retriever = open_retriever_with(retrieval.embedding_model, retrieval, documents, folder)
-    index = cast("DenseRetriever", retriever).index  # there is no flag for another one
+    dense = retriever.dense if isinstance(retriever, MixRetriever) else cast("DenseRetriever", retriever)
+    index = dense.index
     found: dict[str, Any] = {
         "folder": str(folder),
         "documents": len(index.documents),
@@ -63,7 +72,9 @@ def main(argv: Sequence[str]) -> int:
         "embedding_model": retrieval.embedding_model,
         "seconds": round(time.perf_counter() - begin, 1),
     }
-    if examples:
+    if isinstance(retriever, MixRetriever):
+        found["retrievers"] = _compared(retriever, examples, reported, retrieval, quiet)
+    elif examples:
         found["retrieval"] = _measured(retriever, examples, retrieval)
     if words["json"]:
         say_json(found)
@@ -71,6 +82,40 @@ def main(argv: Sequence[str]) -> int:
         say("{documents:,} documents, {dimensions} dimensions, in {folder} after {seconds} s".format(**found))
         _show(found.get("retrieval"))
     return 0
+
+
+def _compared(
+    mix: MixRetriever, chosen_on: list[Example], reported: list[Example], retrieval: RetrievalArguments, quiet: bool
+) -> dict[str, Any]:
+    """Measure every retriever, show the table unless `quiet`, and return it with the flags of the best."""
+    from groundtune.evaluation.retrievers_compared import all_retrievers, best_of, measured
+    from groundtune.system.tables import TextTable
+
+    k, history = min(retrieval.eval_num_to_retrieve, len(mix.dense.index.documents)), retrieval.query_history
+    retrievers = all_retrievers(mix)
+    found = [measured(name, flags, one, chosen_on, k, history) for name, (flags, one) in retrievers.items()]
+    best = best_of(found, k)
+    if reported:
+        found = [measured(name, flags, one, reported, k, history) for name, (flags, one) in retrievers.items()]
+    names = [name.partition("/")[2] for name in found[0].scores]
+    table = TextTable("retriever", *names, "ms", box=None, padding=(0, 1, 0, 0))
+    for one in found:
+        cells = [f"{mean.value:.3f}" for mean in one.scores.values()]
+        recall = one.scores[f"retrieval/recall@{k}"]
+        cells[1] += f" [{recall.low:.2f}, {recall.high:.2f}]"
+        table.add_row(one.name + (" *" if one.name == best.name else ""), *cells, f"{1000 * one.seconds:.1f}")
+    if not quiet:
+        from groundtune.commands.terminal import say_table
+
+        say_table(table)
+        on = f"{len(reported or chosen_on)} questions"
+        say(
+            f"* chosen by recall@{k} on {len(chosen_on)} questions of --eval_file; the table is of {on}, with 95 % "
+            "intervals by passage; text_recall counts a passage with at least 60 % of the gold text; ms per question"
+            + ("" if reported else ". Chosen and measured on the same questions, the best looks a little too good"),
+            f"Flags of the best: {best.flags} --query_history {history}",
+        )
+    return {"best": best.flags, "chosen_on": len(chosen_on), "table": [one.to_dict() for one in found]}
 
 
 def _searchable(path: str) -> list[Example]:
@@ -124,16 +169,24 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--config", metavar="FILE", help="YAML or JSON file of arguments; flags after it override it.")
     add_group(made, DataArguments, _DATA, _HELPS)
     add_group(made, RetrievalArguments, _RETRIEVAL, _HELPS)
+    made.add_argument(
+        "--retriever", choices=["dense", "all"], default="dense",
+        help="What to measure with --eval_file: dense, the vectors alone; all, every retriever. (default: dense)",
+    )  # fmt: skip
     add_output_flags(made)
     return made
 
 
-def _check(data: DataArguments, retrieval: RetrievalArguments) -> None:
+def _check(data: DataArguments, retrieval: RetrievalArguments, every: bool) -> None:
     problems = []
+    if every and not data.eval_file:
+        problems.append("--eval_file: missing; --retriever all measures on its questions")
+    if data.test_file and not every:
+        problems.append("--test_file: has no effect without --retriever all; add it, or remove the file")
     if not retrieval.embedding_model:
         problems.append("--embedding_model: missing; name an embedding model such as intfloat/e5-base-v2")
     problems += retriever_problems(data, retrieval, complete=False)
-    problems += no_such_file(data, ["eval_file"]) + too_small([(retrieval, "eval_num_to_retrieve", 1)])
+    problems += no_such_file(data, ["eval_file", "test_file"]) + too_small([(retrieval, "eval_num_to_retrieve", 1)])
     if problems:
         raise DataError(problems)
 

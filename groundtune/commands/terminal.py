@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from groundtune.commands.parsing import light_parser
+from groundtune.system.progress import Lines
 from groundtune.system.text import harmless_code, harmless_line, json_to_print
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 class Bars:
-    """Progress bars with the time left, one per stage, on standard error if that is a terminal."""
+    """Progress on standard error, one bar with the time left per stage; in a log file, a line every 30 seconds."""
 
     def __init__(self, shown: bool) -> None:
         from rich import progress as rich
@@ -115,20 +116,28 @@ class Bars:
             rich.TimeElapsedColumn(), rich.TextColumn("left"), rich.TimeRemainingColumn(),
         )  # fmt: skip
         console = Console(stderr=True)
-        hidden = not (shown and console.is_terminal)
-        self.live = rich.Progress(*columns, console=console, transient=True, disable=hidden)
+        self.shown, drawn = shown, shown and console.is_terminal
+        self.live = rich.Progress(*columns, console=console, transient=True, disable=not drawn)
         self.tasks: dict[str, Any] = {}
+        self.lines: dict[str, Lines] = {}
 
     def begin(self, what: str, total: int | None) -> Callable[[int], None]:
         """Start a bar; returns a function to call with the number of newly finished items."""
         self.at(what, 0, total)
-        return lambda done: self.live.advance(self.tasks[what], done)
+
+        def advance(done: int) -> None:
+            self.live.advance(self.tasks[what], done)
+            self.lines[what].update(done)
+
+        return advance
 
     def at(self, what: str, done: int, total: int | None) -> None:
         """Set a bar to `done` items, of `total` if that is known."""
         if what not in self.tasks:
             self.tasks[what] = self.live.add_task(harmless_line(what), total=total)
+            self.lines[what] = Lines(what, total, hidden=not (self.shown and self.live.disable), initial=done)
         self.live.update(self.tasks[what], completed=done, total=total)
+        self.lines[what].at(done, total)
 
 
 @contextmanager

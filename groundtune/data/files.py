@@ -99,7 +99,7 @@ def read_documents(path: FilePath) -> list[Document]:
     """Read a document database: `.jsonl`, `.parquet` or `.pkl`. Of documents with equal texts, the first is kept.
 
     A Parquet file has a column `page_content` and may have `fmt_content` and `metadata` (struct, map or JSON text);
-    other columns go into the metadata, except binary ones. `documents.parquet:17` is its 17th document.
+    other columns go into the metadata, except bytes and vectors. `documents.parquet:17` is its 17th document.
 
     Raises:
         DataError: the file type is unsupported, the file cannot be read or contains no document, or any document is
@@ -113,6 +113,16 @@ def read_documents(path: FilePath) -> list[Document]:
         dropped = len(documents) - len(distinct)
         logger.info("%s: dropped %d of %d documents as duplicates", path, dropped, len(documents))
     return list(distinct.values())
+
+
+def stream_documents(path: FilePath) -> Iterator[Document]:
+    """The documents of a file, one at a time. Raises `DataError` at the first problem."""
+    problems: list[str] = []
+    for number, row in _READERS[Path(path).suffix.lower()](path, problems):
+        document = document_of(Record(f"{path}:{number}", row, problems, []))
+        if problems:
+            raise DataError(problems)
+        yield document
 
 
 def read_pickle_documents(path: FilePath, max_bytes: int = 4 * 2**30) -> list[Document]:
@@ -230,7 +240,7 @@ def json_rows(path: FilePath, problems: list[str]) -> Rows:
 
 
 def parquet_rows(path: FilePath) -> Rows:
-    """Row number and columns of every row, without binary columns.
+    """Row number and columns of every row, without binary columns and vectors.
 
     Raises:
         DataError: pyarrow is missing, or this is not a Parquet file.
@@ -239,13 +249,18 @@ def parquet_rows(path: FilePath) -> Rows:
     with _open(path) as file:
         try:
             parquet = pq.ParquetFile(file)
-            binary = (pa.binary(), pa.large_binary())
-            columns = [column.name for column in parquet.schema_arrow if column.type not in binary]
+            columns = [column.name for column in parquet.schema_arrow if not _is_no_text(pa, column.type)]
             batches = parquet.iter_batches(_BATCH, columns=columns)
             yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
         except (pa.ArrowException, OSError, ValueError) as error:
             reason = one_line(error, 200)
             raise DataError([f"{path}: not a readable Parquet file ({reason}); create it again"]) from error
+
+
+def _is_no_text(pa: Any, kind: Any) -> bool:
+    """Whether a column holds bytes or vectors, such as embeddings."""
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return kind in (pa.binary(), pa.large_binary()) or (lists and pa.types.is_floating(kind.value_type))
 
 
 def _document_rows(path: FilePath, problems: list[str]) -> Rows:

@@ -18,13 +18,15 @@ NAMES = {
 }  # fmt: skip
 # Words that are frequent in one language and rare in the others.
 _COMMON = {
-    "en": "the and of is are was you your with for this that not it be can how what which when does do there",
-    "de": "der die das und ist nicht ein eine einen mit für auf den dem sie wir werden kann wie auch im zum zur sind "
-    "kostet gilt am es ich",
-    "fr": "le les des est et une du dans pour pas vous nous avec sur qui aux cette être sont ce il au ne",
-    "es": "el los las una es por con para del que y se su está son como más pero tiene hay puede",
-    "it": "il gli di è che un per con non della sono si del nel alla come più questo ha anche",
-    "pt": "o os as um uma é em para com não do da dos das que se no na você são por mais ao",
+    "en": "the and of is are was you your with for this that not it be can how what which when does do there a an as "
+    "at by in on no or if we they he she will from have has been must may one",
+    "de": "der die das und ist nicht ein eine einen mit für auf den dem sie wir werden kann wie auch im zum zur "
+    "sind kostet gilt am es ich",
+    "fr": "le les des est et une un du de la à où je dans pour pas vous nous avec sur qui aux cette être sont ce il au "
+    "ne",
+    "es": "el la de los las una un no en lo hay por con para del que y se su está son como más pero tiene hay puede",
+    "it": "il la lo un i gli di è che un per con non della sono si del nel alla come più questo ha anche",
+    "pt": "o os um uma é em para com não do da dos das que se no na você são por mais ao",
     "nl": "het een en van is niet op te dat de zijn voor met aan er om hebben wordt deze kan",
     "sv": "och att det som en är på för av med den till inte har om ett kan du eller från",
     "pl": "i w na z się nie jest to do że jak są dla od przez oraz może być po ale",
@@ -43,6 +45,7 @@ _SCRIPTS = {
     "ka": r"\p{Georgian}", "hy": r"\p{Armenian}",
 }  # fmt: skip
 _OF_SCRIPT = [(language, regex.compile(script)) for language, script in _SCRIPTS.items()]
+_FEW = 4
 _LATIN = regex.compile(r"\p{Latin}")
 DECIMAL_COMMA = frozenset(["de", "fr", "es", "it", "pt", "nl", "sv", "pl", "tr", "ru", "el", "ka", "hy"])
 UNSPACED = frozenset(["zh", "ja", "th", "lo", "km", "my"])
@@ -83,11 +86,11 @@ def language_of(text: str, least: int = 1) -> str:
         # A foreign name in a Latin text does not decide; in East Asian text, a Latin name is often the longer part.
         if first and 3 * sum(counts.values()) >= len(_LATIN.findall(text)):
             return first if first in ("ja", "ko") else max(counts, key=lambda language: counts[language])
-    found = Counter(language for word in words(text) for language in _OF_WORD.get(word, ()))
-    ranked = found.most_common(2)
-    if not ranked or ranked[0][1] < least or (len(ranked) > 1 and ranked[0][1] == ranked[1][1]):
-        return ""
-    return ranked[0][0]
+    found = Counter(language for word in set(words(text)) for language in _OF_WORD.get(word, ()))
+    (first, count), (_, next_count) = [*found.most_common(2), ("", 0), ("", 0)][:2]
+    if len(words(text)) > _FEW:
+        least = max(least, 2)  # one may be a name
+    return first if count >= least and count > next_count else ""
 
 
 def languages_of(texts: Iterable[str]) -> Counter[str]:

@@ -52,8 +52,12 @@ class Overlap:
 
 def share_held(text: str, passage: str) -> float:
     """The share of the text's 5-grams that the passage has; 0 for a text without words."""
-    found = grams(text)
-    return float(np.isin(found, grams(passage)).mean()) if len(found) else 0.0
+    return share_of(grams(text), grams(passage))
+
+
+def share_of(text: Hashes, passage: Hashes) -> float:
+    """`share_held` of texts whose `grams` are known."""
+    return float(np.isin(text, passage).mean()) if len(text) else 0.0
 
 
 def grams(text: str) -> Hashes:

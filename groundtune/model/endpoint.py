@@ -1,8 +1,8 @@
 """Client of an OpenAI-compatible server: concurrent requests, each of which is answered or counted as failed.
 
-The openai package makes the requests, retries them with exponential backoff, and honours Retry-After. The key is read
-from the environment when a request is made, and is never stored. Requests go only to the address that the user named:
-redirects are not followed.
+The openai package makes the requests, retries them with exponential backoff, and honours a Retry-After of up to a
+minute or two. The key is read from the environment when a request is made, and is never stored. Requests go only to the
+address that the user named: redirects are not followed, and a server on this machine is reached without a proxy.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -17,14 +18,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from ipaddress import ip_address
 from itertools import chain
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from groundtune.errors import DataError
 from groundtune.model.replies import Streamed, reply_of
 from groundtune.prompts.thoughts import outside_thoughts
-from groundtune.schema import Reply
+from groundtune.schema import Reply, Words
 from groundtune.system.packages import pip_install
 from groundtune.system.text import hide_secrets, one_line
 
@@ -154,27 +157,29 @@ class Endpoint:
 
         return self._replies(ask, prompts, on_done, opened)
 
-    def stream(self, messages: Messages, max_tokens: int) -> Iterator[str]:
+    def stream(self, messages: Messages, max_tokens: int) -> Words:
         """Stream the reply to one conversation. Raises `EndpointError` if the request fails."""
         create = self._client.chat.completions.create
         body = self._body(max_tokens, 0.0)
-        yield from self._words(lambda: create(model=self.model, messages=list(messages), stream=True, extra_body=body))
+        return self._words(lambda: create(model=self.model, messages=list(messages), stream=True, extra_body=body))
 
     def stream_prompt(
         self, ids: Sequence[int], max_tokens: int, *, stop: Sequence[str] = (), opened: str = "",
         special_tokens: bool = False,
-    ) -> Iterator[str]:  # fmt: skip
+    ) -> Words:  # fmt: skip
         """Stream the completion of one prompt, as `continue_prompts`. Raises `EndpointError` if the request fails."""
         create = self._client.completions.create
         body = self._continuation(max_tokens, stop, special_tokens)
-        yield from self._words(lambda: create(model=self.model, prompt=list(ids), stream=True, extra_body=body), opened)
+        return self._words(lambda: create(model=self.model, prompt=list(ids), stream=True, extra_body=body), opened)
 
-    def _words(self, ask: Callable[[], Any], opened: str = "") -> Iterator[str]:
+    def _words(self, ask: Callable[[], Any], opened: str = "") -> Words:
         """What the streamed reply says outside its thoughts. Raises `EndpointError` if that is no answer."""
         streamed = Streamed()
         yield from outside_thoughts(chain([opened], self._pieces(ask, streamed)))
-        if failure := reply_of(streamed, opened=opened).failure:
-            raise EndpointError(f"{hide_secrets(self.url)}: {_shown(_words_of(failure), at_most=300)}")
+        reply = reply_of(streamed, opened=opened)
+        if reply.failure:
+            raise EndpointError(f"{hide_secrets(self.url)}: {_shown(_words_of(reply.failure), at_most=300)}")
+        return reply.finished
 
     def _pieces(self, ask: Callable[[], Any], streamed: Streamed) -> Iterator[str]:
         from openai import OpenAIError
@@ -199,8 +204,9 @@ class Endpoint:
 
         key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "none")
         # Packed, 6 MB can be 6 GB; no reply is long enough to need it.
-        plain, hooks = {"Accept-Encoding": "identity"}, {"response": [self._bound]}
-        stays = DefaultHttpxClient(follow_redirects=False, headers=plain, event_hooks=hooks)
+        plain = {"Accept-Encoding": "identity"}
+        hooks: dict[str, Any] = {"response": [self._bound, _not_again_if_unpaid]}
+        stays = DefaultHttpxClient(follow_redirects=False, mounts=_past_the_proxy(self.url), event_hooks=hooks)
         limits: dict[str, Any] = {"timeout": self.timeout, "max_retries": self.retries}
         client = OpenAI(base_url=self.url, api_key=key, http_client=stays, default_headers=plain, **limits)
         if not f".{urlsplit(self.url).hostname or ''}".endswith(".openai.com"):
@@ -258,16 +264,20 @@ class Endpoint:
             return Reply(failure=str(error))
         except OpenAIError as error:
             hopeless = (APIConnectionError, AuthenticationError, NotFoundError, PermissionDeniedError)
-            redirects = _redirect(error) is not None
-            if first and (redirects or isinstance(error, hopeless)):
+            for_all = isinstance(error, hopeless) or _redirect(error) is not None or _is_unpaid(error)
+            if first and for_all:
                 raise EndpointError(self._problem(error)) from error
-            return Reply(failure=self._problem(error) if redirects else _with_its_cause(error))
+            return Reply(failure=self._failure(error))
         except _NO_REPLY as error:
             return Reply(failure=_no_reply(error))
 
+    def _failure(self, error: Exception) -> str:
+        """Why a request failed, with the way out where that is known."""
+        return self._problem(error) if _redirect(error) else "; ".join(filter(None, _explained(error)))
+
     def _problem(self, error: Exception) -> str:
         ways_out = {
-            "APIConnectionError": "is the server running, and is the address right?",
+            "APIConnectionError": f"is the server running, and is the address right?{_proxy_of(self.url)}",
             "APITimeoutError": f"no reply within {self.timeout:g} s; raise --endpoint_timeout",
             "AuthenticationError": f"set the environment variable {' or '.join(KEYS)} to its key",
             "PermissionDeniedError": f"is the key in {' or '.join(KEYS)} allowed to use this model?",
@@ -276,7 +286,8 @@ class Endpoint:
         name = type(error).__name__
         if redirect := _redirect(error):
             return f"{hide_secrets(self.url)}: {redirect}"
-        return f"{hide_secrets(self.url)}: {_with_its_cause(error)}; {ways_out.get(name, 'check the server log')}"
+        what, way_out = _explained(error)
+        return f"{hide_secrets(self.url)}: {what}; {way_out or ways_out.get(name, 'check the server log')}"
 
 
 def failing(why: str) -> Callable[..., list[Reply]]:
@@ -391,6 +402,74 @@ def _redirect(error: Exception) -> str | None:
         f"the server redirects ({response.status_code}) to {address}, and nothing was sent there; if you trust that "
         "address, use it instead"
     )
+
+
+# What OpenAI, vLLM, SGLang, llama.cpp, Ollama, TGI and others say of a prompt that is longer than the model's context.
+_TOO_LONG = re.compile(
+    r"context[ _](?:length|size|window)|maximum model length|exceed_context|(?:prompt|input) is too long"
+    r"|too many tokens|input token count|max_new_tokens.{0,5} must be <=|context the overflows",
+    re.IGNORECASE,
+)
+_UNPAID = re.compile(
+    r"insufficient_quota|billing_(?:hard_limit_reached|not_active)|insufficient (?:balance|credit|funds)"
+    r"|credit balance",
+    re.IGNORECASE,
+)
+
+
+def _explained(error: Exception) -> tuple[str, str]:
+    """What failed, and the way out of the refusals that every kind of server gives; "" where there is none."""
+    said, status = _with_its_cause(error), getattr(error, "status_code", None)
+    if _is_unpaid(error):
+        return f"the account's quota or credit is used up ({said})", "check its plan and billing"
+    if status == 429:
+        wait = _shown(error.response.headers.get("retry-after", ""), at_most=40)  # type: ignore[attr-defined]
+        asked = f", and asks to wait {wait}{' s' if wait.isdigit() else ''}" if wait else ""
+        return f"the server limits requests{asked} ({said})", "lower --concurrency, or set --requests_per_minute"
+    if status is not None and _TOO_LONG.search(str(error)):
+        what_to_do = "lower --eval_num_to_retrieve or --max_seq_length, or start the server with a longer context"
+        return f"the prompt is longer than the server's context ({said})", what_to_do
+    return said, ""
+
+
+def _is_unpaid(error: Exception) -> bool:
+    return _lacks_money(getattr(error, "status_code", None), str(error))
+
+
+def _lacks_money(status: int | None, text: str) -> bool:
+    """Whether a server refuses until somebody pays: no wait helps."""
+    return status == 402 or (status in (400, 403, 429) and _UNPAID.search(text) is not None)
+
+
+def _not_again_if_unpaid(response: Any) -> None:
+    """Tell the openai package, which would take it for a rate limit, not to repeat a request without credit."""
+    if response.status_code == 429:
+        response.read()
+        if _lacks_money(429, response.text):
+            response.headers["x-should-retry"] = "false"
+
+
+def _past_the_proxy(url: str) -> dict[str, None]:
+    """httpx's `mounts` by which a server on this machine is reached directly: no proxy can reach that."""
+    host = urlsplit(url).hostname or ""
+    return {f"all://{f'[{host}]' if ':' in host else host}": None} if _is_here(host) else {}
+
+
+def _is_here(host: str) -> bool:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
+
+
+def _proxy_of(url: str) -> str:
+    """The proxy through which a server is asked, and the way around it; empty if there is none."""
+    host, proxies = urlsplit(url).hostname or "", getproxies()
+    proxy = proxies.get(urlsplit(url).scheme) or proxies.get("all")
+    if not proxy or _is_here(host) or proxy_bypass(host):
+        return ""
+    return f" It is asked through the proxy {_shown(proxy, at_most=100)}; to ask it directly, add {host} to NO_PROXY"
 
 
 def _with_its_cause(error: Exception) -> str:

@@ -17,7 +17,7 @@ from groundtune.model.generation import Generated, generate_greedy, stream_greed
 from groundtune.model.replies import ONLY_THOUGHTS
 from groundtune.prompts.prompt import Prompt, request_ids, request_prompt
 from groundtune.prompts.thoughts import after_thoughts, outside_thoughts
-from groundtune.schema import ASSISTANT, USER, Reply, Turn
+from groundtune.schema import ASSISTANT, USER, Reply, Turn, Words
 
 OnDone = Callable[[int], None]
 
@@ -62,16 +62,18 @@ class LocalModel:
             )  # fmt: skip
         return [_reply(prompt, ids, written) for ids, written in zip(prompts, generated)]
 
-    def stream(self, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> Iterator[str]:
+    def stream(self, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> Words:
         """Stream the text of the greedy answer to `ids`; joined, it is the answer that an evaluation would give.
 
         Raises `ModelError` if it ends inside a thought.
         """
-        if (yield from outside_thoughts(self._pieces(prompt, ids, max_new_tokens))):
-            raise ModelError(STILL_THINKING)
-
-    def _pieces(self, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> Iterator[str]:
         new: list[int] = []
+        if (yield from outside_thoughts(self._pieces(prompt, ids, max_new_tokens, new))):
+            raise ModelError(STILL_THINKING)
+        return bool(new) and new[-1] in prompt.stop_ids
+
+    def _pieces(self, prompt: Prompt, ids: Sequence[int], max_new_tokens: int, new: list[int]) -> Iterator[str]:
+        """The text of the answer as it comes; its tokens are added to `new`."""
         shown = ""
         stream = stream_greedy(self.model, ids, stop_ids=prompt.stop_ids, max_new_tokens=max_new_tokens)
         while True:

@@ -16,6 +16,7 @@ from groundtune.aliases import Model, Tokenizer
 from groundtune.arguments import ModelArguments, is_commit
 from groundtune.errors import ModelError
 from groundtune.model.limits import check_vocabulary
+from groundtune.system.hub_access import HubError
 from groundtune.system.model_folders import hub_problems, loading, model_problems, why_not_loaded
 from groundtune.system.out_of_memory import is_out_of_memory
 from groundtune.system.panics import TRIAL, panics_raised
@@ -317,6 +318,8 @@ def _refuse(arguments: ModelArguments, weights: bool = True) -> None:
 
 def _cannot_load(what: str, arguments: ModelArguments, error: Exception) -> str:
     name = arguments.model_name_or_path
+    if isinstance(error, HubError):
+        return f"--model_name_or_path: {error}"
     inside = sorted(path.name for path in Path(name).iterdir())[:12] if os.path.isdir(name) else None
     where = f"the folder holds {', '.join(inside) or 'nothing'}" if inside is not None else "not a local folder either"
     return f"--model_name_or_path: cannot load the {what} of {name} ({where}): {why_not_loaded(error)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from groundtune.model.generators import LocalModel, Writer, to_device
 from groundtune.model.limits import check_vocabulary
 from groundtune.model.loading import computes_bf16, end_ids, load_model, load_tokenizer
 from groundtune.prompts.prompt import Prompt, make_prompt
+from groundtune.system.hub_access import HubError
 from groundtune.system.model_folders import (
     adapter_base_of,
     base_named_in,
@@ -173,7 +175,8 @@ def _with_adapter(model: Model, adapter: str, revision: str | None) -> PeftModel
         raise ModelError(problems[0])
     where: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        with loading(adapter):
+        with loading(adapter), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT's, about weights that are compared below
             config = PeftConfig.from_pretrained(adapter, **where)
             _check_patterns(config, model)
             saved = load_peft_weights(adapter, device="cpu", **where)
@@ -182,6 +185,8 @@ def _with_adapter(model: Model, adapter: str, revision: str | None) -> PeftModel
     except Exception as error:  # PEFT assumes that an adapter's configuration is valid
         if is_out_of_memory(error):
             raise
+        if isinstance(error, HubError):
+            raise ModelError(str(error)) from error
         reason = why_not_loaded(error)
         raise ModelError(f"{adapter}: cannot load the adapter on {model.config.name_or_path}: {reason}") from error
     # PEFT only warns about missing weights, and an adapter without half of its own answers nearly like the base model.

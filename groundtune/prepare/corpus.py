@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from groundtune.data.files import in_the_way, write_documents
 from groundtune.errors import DataError
 from groundtune.prepare.chunking import Chunker, load_counter
-from groundtune.prepare.pages import READERS, ReadOptions, missing_libraries, read_pages
+from groundtune.prepare.pages import READERS, kind_of, missing_libraries, read_pages
+from groundtune.prepare.readers.page import ReadOptions
+from groundtune.prepare.twins import merge_contained
 from groundtune.schema import Document
 from groundtune.system.inputs import special
 from groundtune.system.text import one_line, readable
@@ -23,6 +25,8 @@ from groundtune.system.workers import Give, Limits, Result, Run, results
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_NAMED = 5  # files in a note
 
 
 @dataclass
@@ -33,8 +37,10 @@ class Summary:
     pages: Counter[str] = field(default_factory=Counter)
     passages: Counter[str] = field(default_factory=Counter)
     duplicates: Counter[str] = field(default_factory=Counter)
+    merged: int = 0  # passages that were part of another one with the same title
     blank: int = 0  # pages without any text
-    other_kinds: Counter[str] = field(default_factory=Counter)  # files of unsupported types in folders
+    other_kinds: dict[str, list[str]] = field(default_factory=dict)  # files of unsupported types in folders
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # what is not read of files -> their sources
     problems: list[str] = field(default_factory=list)  # a line for each file or folder that could not be read
     unread: int = 0
 
@@ -54,10 +60,7 @@ class Found:
 
     path: Path
     source: str
-
-    @property
-    def kind(self) -> str:
-        return self.path.suffix.lower()
+    kind: str  # ".pdf"
 
 
 def write_corpus(
@@ -83,6 +86,7 @@ def write_corpus(
     if problems := missing_libraries(file.kind for file in found):
         raise DataError(problems)
     write_documents(output, _passages(found, output.parent, chunks, options, limits, summary, on_file))
+    summary.merged = merge_contained(output)
     return summary
 
 
@@ -92,7 +96,7 @@ def check(inputs: Sequence[str], output: Path, options: ReadOptions, size: int, 
     for path in map(Path, inputs):
         if kind := special(path):
             problems.append(f"{path}: is {kind}, not a file; save its contents to a file, and name that")
-        elif os.path.isfile(path) and path.suffix.lower() not in READERS:
+        elif os.path.isfile(path) and not kind_of(path):
             problems.append(f"{path}: unsupported file type; convert it to one of {', '.join(READERS)}")
     if output.suffix.lower() not in (".jsonl", ".parquet"):
         problems.append(f"--output: {output}: unsupported file type; use .jsonl or .parquet")
@@ -125,15 +129,15 @@ def find_files(inputs: Sequence[str], output: Path, summary: Summary, follow_lin
     for path in walk.named:
         base = path.parent if path.is_dir() or not path.is_relative_to(here) else here
         for file in walk.files(path) if path.is_dir() else [path]:
-            if file.suffix.lower() not in READERS:
-                summary.other_kinds[readable(file.suffix.lower()) or "no suffix"] += 1
-            elif kind := special(file):
-                walk.problems.append(f"{file}: leads to {kind}, not to a file; leave it out")
+            source = readable(file.relative_to(base).as_posix())
+            if not (kind := kind_of(file)):
+                summary.other_kinds.setdefault(readable(file.suffix.lower()) or "no suffix", []).append(source)
+            elif what := special(file):
+                walk.problems.append(f"{file}: leads to {what}, not to a file; leave it out")
             elif not os.path.isfile(file):
                 walk.problems.append(f"{file}: is a link whose target is missing, or a loop of links; leave it out")
             elif walk.may_read(file) and os.path.realpath(file) != os.path.realpath(output):
-                source = readable(file.relative_to(base).as_posix())
-                found.setdefault(os.path.realpath(file), Found(file, source))
+                found.setdefault(os.path.realpath(file), Found(file, source, kind))
     summary.problems += map(readable, walk.problems)
     if not found:
         nothing = f"{', '.join(inputs)}: no files of a supported type: {', '.join(READERS)}"
@@ -206,10 +210,12 @@ def _passages(
                     seen.add(digest)
                     summary.passages[file.kind] += 1
                     yield passage
-            pages, blank = result.summary
+            pages, blank, left_out = result.summary
             summary.files[file.kind] += 1
             summary.pages[file.kind] += pages
             summary.blank += blank
+            for what in left_out:
+                summary.left_out.setdefault(what, []).append(file.source)
     if not seen:
         names = ", ".join(file.source for file in found[:3]) + (", ..." if len(found) > 3 else "")
         blank = f"{summary.blank} of the texts are blank, " if summary.blank else ""
@@ -231,18 +237,21 @@ def _why_unread(file: Found, result: Result, limits: Limits) -> str:
 
 
 def file_reader(tokenizer: str, size: int, overlap: int, **options: Any) -> Run:
-    """What a process that reads files does: path and source of a file -> its passages, and its numbers of texts."""
+    """What a process that reads files does: path and source of a file -> its passages, its numbers of texts, and
+    what is left out of it."""
     chunker = Chunker(load_counter(Path(tokenizer)), size, overlap)
 
-    def read(task: tuple[str, str], give: Give) -> tuple[int, int]:
+    def read(task: tuple[str, str], give: Give) -> tuple[int, int, list[str]]:
         pages = [0, 0]  # with text, and blank
+        left_out: dict[str, None] = {}
         for page in read_pages(Path(task[0]), task[1], ReadOptions(**options)):
             blank = True
             for passage in chunker.passages(page):
                 blank = False
                 give(passage.to_dict())
             pages[blank] += 1
-        return pages[0], pages[1]
+            left_out.update(dict.fromkeys(page.left_out))
+        return pages[0], pages[1], list(left_out)
 
     return read
 
@@ -271,9 +280,19 @@ def summary_table(summary: Summary) -> Table:
 def notes(summary: Summary) -> list[str]:
     """Notes beside the table: what was left out, and why."""
     lines = [f"not read: {problem}" for problem in summary.problems]
+    if summary.merged:
+        lines.append(f"merged: {summary.merged:,} passages that are part of another one with the same title")
     if summary.blank:
         lines.append(f"skipped: {summary.blank:,} blank texts")
+    lines += [f"left out: {what}: {_named(sources)}" for what, sources in summary.left_out.items()]
     if summary.other_kinds:
-        kinds = ", ".join(f"{kind} ({n})" for kind, n in summary.other_kinds.most_common(8))
-        lines.append(f"skipped: {summary.other_kinds.total():,} files of unsupported types: {kinds}")
+        n = sum(map(len, summary.other_kinds.values()))
+        kinds = ", ".join(f"{kind} ({_named(names)})" for kind, names in summary.other_kinds.items())
+        lines.append(f"skipped: {n:,} {'file' if n == 1 else 'files'} of unsupported types: {kinds}")
     return lines
+
+
+def _named(sources: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(sources) - _NAMED:,} more" if len(sources) > _NAMED else ""
+    return f"{', '.join(sources[:_NAMED])}{more}"

@@ -25,7 +25,10 @@ _ON_THE_HUB = {F1: ("f1", "Token F1"), "generation/rougeL": ("rouge", "ROUGE-L")
 # Settings that serving needs besides the model, if they differ from the default.
 _SERVING = (
     (DataArguments, ("max_seq_length",)),
-    (RetrievalArguments, ("eval_num_to_retrieve", "retriever", "query_history", "query_prompt", "document_prompt")),
+    (
+        RetrievalArguments,
+        ("eval_num_to_retrieve", "retriever", "mix_weight", "query_history", "query_prompt", "document_prompt"),
+    ),
     (PromptArguments, (*PREFIXES, "instruction")),
     (EvaluationArguments, ("max_new_tokens",)),
 )

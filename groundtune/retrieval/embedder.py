@@ -23,7 +23,7 @@ from groundtune.retrieval.embedding_prompts import prompts_for
 from groundtune.retrieval.reading_limit import ReadingLimit, token_counts, try_embedding_model
 from groundtune.system.model_folders import loading, refuse_embedding_model
 from groundtune.system.panics import TRIAL, panics_raised
-from groundtune.system.progress import bars_shown
+from groundtune.system.progress import bar, bars_shown
 from groundtune.system.text import to_json
 
 if TYPE_CHECKING:
@@ -123,19 +123,17 @@ class Embedder:
         so_far: SoFar = lambda done, vectors: None,
         hidden: bool = True,
     ) -> np.ndarray:
-        from tqdm.auto import tqdm
-
         batches = list(self._batches(lengths))
         done: list[int] = []
         vectors = np.empty((0, 0), dtype=np.float32)
         encoded = self._encoded([[texts[i] for i in these] for these in batches], prompt)
-        with closing(encoded), tqdm(total=len(texts), desc="embedding", unit="text", disable=hidden) as bar:
+        with closing(encoded), bar("embedding", len(texts), hidden, unit="text") as progress:
             for these, some in zip(batches, encoded):
                 if not done:
                     vectors = np.empty((len(texts), some.shape[1]), dtype=np.float32)
                 vectors[these] = some
                 done += these
-                bar.update(len(these))
+                progress.update(len(these))
                 so_far(done, vectors)
         return vectors
 

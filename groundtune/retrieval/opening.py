@@ -10,7 +10,7 @@ from groundtune.retrieval.embedder import Embedder
 from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, HybridRetriever, MixRetriever, Retriever
 from groundtune.retrieval.stores.local import load_or_build_index
 from groundtune.schema import Document
-from groundtune.system.model_folders import why_not_loaded
+from groundtune.system.model_folders import cannot_load
 from groundtune.system.out_of_memory import is_out_of_memory
 from groundtune.system.outputs import inside
 
@@ -43,13 +43,16 @@ def open_retriever_with(
     except Exception as error:  # libraries do not validate a model's settings, so anything may be raised
         if is_out_of_memory(error):
             raise
-        reason = why_not_loaded(error)
-        raise ModelError(f"--embedding_model: cannot load {embedding_model}: {reason}") from error
+        raise ModelError(f"--embedding_model: {cannot_load(embedding_model, error)}") from error
     dense = DenseRetriever(embedder, load_or_build_index(index_folder, documents, embedder))
     if retrieval.retriever == "dense":
         return dense
     bm25 = BM25Retriever(documents)
-    return MixRetriever(dense, bm25) if retrieval.retriever == "mix" else HybridRetriever([dense, bm25])
+    return (
+        MixRetriever(dense, bm25, retrieval.mix_weight)
+        if retrieval.retriever == "mix"
+        else HybridRetriever([dense, bm25])
+    )
 
 
 def evaluation_model(retrieval: RetrievalArguments) -> str:

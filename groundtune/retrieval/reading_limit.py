@@ -12,6 +12,7 @@ from typing import Any
 
 from groundtune.aliases import Tokenizer
 from groundtune.retrieval.embedding_prompts import prompts_for
+from groundtune.system.hub_access import cache_if_no_hub
 from groundtune.system.model_folders import loading, refuse_embedding_model
 from groundtune.system.panics import TRIAL, panics_raised
 
@@ -105,7 +106,8 @@ def _read_json(name: str, filename: str) -> Any:
         from huggingface_hub.errors import EntryNotFoundError
 
         try:
-            path = Path(hf_hub_download(name, filename))
+            with cache_if_no_hub():
+                path = Path(hf_hub_download(name, filename))
         except EntryNotFoundError:
             return None
     return json.loads(path.read_text("utf-8")) if path.is_file() else None

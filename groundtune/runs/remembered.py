@@ -41,7 +41,8 @@ _SETTINGS: dict[str, tuple[type[Group] | None, tuple[str, ...]]] = {
     "retrieval": (
         RetrievalArguments,
         (
-            "eval_num_to_retrieve", "retriever", "query_history", "embedding_dtype", "query_prompt", "document_prompt",
+            "eval_num_to_retrieve", "retriever", "mix_weight", "query_history", "embedding_dtype", "query_prompt",
+            "document_prompt",
         ),
     ),
     "prompt": (PromptArguments, tuple(field.name for field in fields(PromptArguments))),
@@ -58,7 +59,7 @@ _OF_TRAINING = {"bf16": "bool | None", "load_best_model_at_end": "bool"}  # type
 # The least and the most of each number: more would take all time or memory.
 _BOUNDS = {
     "max_seq_length": (16, 10_000_000), "eval_num_to_retrieve": (1, 10_000_000), "max_new_tokens": (1, 10_000_000),
-    "bootstrap_samples": (100, 100_000),
+    "bootstrap_samples": (100, 100_000), "mix_weight": (0, 1),
 }  # fmt: skip
 _LARGEST = 16 * 2**20  # bytes of a run.json; real ones have a few thousand
 _LONGEST_NAME = 4096  # characters: the longest path on Linux
@@ -233,6 +234,7 @@ def _wrong(value: object, kind: str, choices: list[str] | None) -> str:
         "str": lambda v: isinstance(v, str),
         "bool": lambda v: isinstance(v, bool),
         "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
+        "float": lambda v: isinstance(v, (int, float)) and not isinstance(v, bool),
     }
     return "" if kinds[kind](value) else f"{_shown(value)} is not a {kind}"
 

@@ -14,10 +14,10 @@ from groundtune.prompts.prompt import Prompt, chat_messages, make_prompt, to_con
 from groundtune.prompts.rows import encode_questions
 from groundtune.retrieval.opening import index_folder, open_retriever
 from groundtune.retrieval.retrievers import Retriever, retrieve
-from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
+from groundtune.schema import ASSISTANT, USER, Document, Example, Turn, Words
 from groundtune.system.text import one_line
 
-Write = Callable[[Example, Passages], tuple[Sequence[Document], Iterator[str]]]
+Write = Callable[[Example, Passages], tuple[Sequence[Document], Words]]
 _NAMES = ("title", "source", "url", "id")  # metadata keys; the first one present is used
 _UNITS = {"sheet": "sheet", "number": "passage"}
 
@@ -51,7 +51,7 @@ class Dialogue:
     """A dialogue; each question is asked with the earlier turns.
 
     `write` answers an example from retrieved passages: it returns the passages in the prompt, and an iterator over
-    the words.
+    the words. `finished` says whether the last answer came to its end within --max_new_tokens.
     """
 
     retriever: Retriever
@@ -59,6 +59,7 @@ class Dialogue:
     query_history: str
     write: Write
     turns: list[Turn] = field(default_factory=list)
+    finished: bool = True
 
     def ask(self, question: str) -> tuple[list[Source], Iterator[str]]:
         """The sources, and the answer's words as they arrive; both turns are recorded after the last word.
@@ -71,12 +72,21 @@ class Dialogue:
         read, words = self.write(example, retrieved_passages(example, hits))
         return [Source(document, scores[document.id]) for document in read], self._kept(question, words)
 
-    def _kept(self, question: str, words: Iterator[str]) -> Iterator[str]:
-        said = []
-        for word in words:
-            said.append(word)
-            yield word
+    def _kept(self, question: str, words: Words) -> Iterator[str]:
+        said: list[str] = []
+        self.finished = yield from _noted(words, said)
         self.turns += [Turn(USER, question), Turn(ASSISTANT, "".join(said))]
+
+
+def _noted(words: Words, said: list[str]) -> Words:
+    """`words`, each of which is added to `said` as well."""
+    while True:
+        try:
+            word = next(words)
+        except StopIteration as end:
+            return end.value
+        said.append(word)
+        yield word
 
 
 def open_dialogue(arguments: InferenceArguments) -> Dialogue:
@@ -108,8 +118,8 @@ def _writer(arguments: InferenceArguments) -> Write:
     return _by_prompt(prompt, room, lambda ids: local.stream(prompt, ids, new))
 
 
-def _by_prompt(prompt: Prompt, room: int, stream: Callable[[list[int]], Iterator[str]]) -> Write:
-    def write(example: Example, passages: Passages) -> tuple[Sequence[Document], Iterator[str]]:
+def _by_prompt(prompt: Prompt, room: int, stream: Callable[[list[int]], Words]) -> Write:
+    def write(example: Example, passages: Passages) -> tuple[Sequence[Document], Words]:
         (question,) = encode_questions([_shortened(example, prompt, room)], [passages], prompt, room)
         return question.read, stream(question.prompt_ids)
 
@@ -117,7 +127,7 @@ def _by_prompt(prompt: Prompt, room: int, stream: Callable[[list[int]], Iterator
 
 
 def _by_chat(endpoint: Endpoint, instruction: str, new: int) -> Write:
-    def write(example: Example, passages: Passages) -> tuple[Sequence[Document], Iterator[str]]:
+    def write(example: Example, passages: Passages) -> tuple[Sequence[Document], Words]:
         read = kept(passages)
         messages = chat_messages(instruction, read, example.chat_history, example.question)
         return read, endpoint.stream(messages, new)

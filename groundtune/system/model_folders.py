@@ -12,11 +12,12 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
 from groundtune.errors import DataError
+from groundtune.system.hub_access import HubError, cache_if_no_hub, comes_of_being_offline, from_hub
 from groundtune.system.model_settings import ADAPTER, PATTERNS, layer_counts, read_json, settings_problems
 from groundtune.system.outputs import is_link
 from groundtune.system.text import harmless_line, one_line
@@ -63,6 +64,11 @@ def base_named_in(path: Path) -> str:
     return name
 
 
+def cannot_load(name: str, error: Exception) -> str:
+    """The line for a model that a library could not load."""
+    return str(error) if isinstance(error, HubError) else f"cannot load {name}: {why_not_loaded(error)}"
+
+
 def why_not_loaded(error: Exception) -> str:
     """A library's error about a model on one line, with its class if the text alone says little: KeyError('types')."""
     if denied := _denied(error):
@@ -98,6 +104,13 @@ def model_problems(name: str, gguf_file: str | None = None, weights: bool = True
     return _problems([Path(name)], gguf_file, weights, with_base)
 
 
+def tokenizer_problems(name: str) -> list[str]:
+    """Reasons to refuse the folder of any model of which only the tokenizer is read; empty for a name on the hub."""
+    if not os.path.isdir(name):
+        return list(_not_readable([Path(name)]))
+    return _problems([Path(name)], None, weights=False, with_base=False)
+
+
 def embedding_problems(name: str) -> list[str]:
     """Reasons to refuse the folder of a sentence-transformers model; empty for a name on the hub."""
     if not os.path.isdir(name):
@@ -126,7 +139,8 @@ def hub_problems(name: str, revision: str | None = None, embedding: bool = False
     from huggingface_hub import snapshot_download
 
     try:
-        root = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
+        with cache_if_no_hub():
+            root = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
     except Exception:  # no such model, or no network: loading the model reports it
         return []
     folders = [Path(at) for at, _, _ in os.walk(root)]
@@ -157,13 +171,14 @@ def pickles(folder: Path) -> list[str]:
 def loading(name: str) -> Iterator[None]:
     """For use while a library loads the model `name`.
 
-    Nothing is unpickled, every weight is there, chat templates have bounds and, for a folder, the hub is not used.
+    Nothing is unpickled, every weight is there and chat templates have bounds. For a folder the hub is not used; for a
+    name, its cache is used at once if the hub cannot be reached.
     """
     from groundtune.system.load_report import weights_complete  # here, because they import transformers
     from groundtune.system.templates import bound_templates
 
     bound_templates()
-    with nothing_unpickled(), weights_complete(), _without_hub(name) if os.path.isdir(name) else nullcontext():
+    with nothing_unpickled(), weights_complete(), _without_hub(name) if os.path.isdir(name) else from_hub(name):
         yield
 
 
@@ -176,20 +191,12 @@ def _without_hub(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if before or not _comes_of_being_offline(error):
+        if before or not comes_of_being_offline(error):
             raise
         why = "lacks a file or names another model, and nothing is downloaded for a folder"
         raise ValueError(f"{name} {why}") from error
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-def _comes_of_being_offline(error: BaseException | None) -> bool:
-    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    while error is not None and not isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 @contextmanager

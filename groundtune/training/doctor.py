@@ -36,7 +36,7 @@ from groundtune.retrieval.opening import evaluation_model
 from groundtune.retrieval.queries import queries_of, too_long
 from groundtune.retrieval.reading_limit import ReadingLimit, reading_limit, try_embedding_model
 from groundtune.schema import Document, Example, Hit
-from groundtune.system.model_folders import why_not_loaded
+from groundtune.system.model_folders import cannot_load
 from groundtune.system.text import harmless, hide_secrets
 from groundtune.training.labels import what_else_is_learnt
 
@@ -289,8 +289,7 @@ def _texts_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Finding]
             limit = reading_limit(name, retrieval.document_prompt, retrieval.query_prompt)
             try_embedding_model(name)
         except Exception as error:  # libraries raise many types, even bare exceptions for a damaged file
-            message = f"cannot load {name}: {why_not_loaded(error)}"
-            yield Finding(ERROR, "model", f"--{flag}", "", message)
+            yield Finding(ERROR, "model", f"--{flag}", "", cannot_load(name, error))
             continue
         if limit is not None and dataset.documents:
             yield from _passages_not_read(limit, dataset)

@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import EvalLoopOutput
@@ -27,6 +26,7 @@ from groundtune.prompts.rows import Row
 from groundtune.runs.hub import Hub
 from groundtune.system.out_of_memory import MicroBatch, halve_on_oom
 from groundtune.system.processes import share
+from groundtune.system.progress import bar
 from groundtune.system.signals import interruptible
 from groundtune.training.arguments import GOLD_LOSS, QATrainingArguments
 from groundtune.training.batching import (
@@ -164,8 +164,8 @@ class QATrainer(SafeTrainer):
             n, in_step = len(evaluator.examples), self._sharded()
             total = n if in_step else len(share(n))
             quiet = self.args.disable_tqdm or not self.is_world_process_zero()
-            with tqdm(total=total, desc=f"answering {evaluator.name}", unit="q", leave=False, disable=quiet) as bar:
-                return evaluator(model, on_answer=bar.update, in_step=in_step)
+            with bar(f"answering {evaluator.name}", total, hidden=quiet, unit="q", leave=False) as progress:
+                return evaluator(model, on_answer=progress.update, in_step=in_step)
 
     @interruptible()
     def evaluation_loop(
@@ -279,9 +279,17 @@ class _EvaluateAtTheEnd(TrainerCallback):
 
 
 class _Progress(ProgressCallback):
-    """Transformers' progress bar, with only the values that people follow instead of everything that is logged."""
+    """Transformers' progress bar, with only the values that people follow instead of everything that is logged.
+
+    In a log file it is a line every 30 seconds.
+    """
 
     _shown = ("loss", f"eval_{GOLD_LOSS}", "eval_generation/f1", "eval_generation/rougeL", "eval_generation/unfinished")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.training_bar = bar("training steps", state.max_steps, initial=state.global_step, dynamic_ncols=True)
+        self.current_step = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
         logs = logs or {}

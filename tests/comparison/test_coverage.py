@@ -116,7 +116,7 @@ def test_intervals_of_shares_cover(share):
                 holds = np.mean([interval.low <= share <= interval.high for interval in intervals])
                 found = f"share {share}, {passages} passages of {size} questions, ICC {icc}"
                 print(f"{found}: coverage {holds:.3f}")
-                assert holds >= 0.91, found
+                assert holds >= 0.92, found
 
 
 @pytest.mark.slow

@@ -202,7 +202,7 @@ class Outcome:
     name: str
     said: str
     seconds: float
-    memory_mb: float
+    memory_mb: float  # at least that of the process that calls `attempt`
     wrong: list[str]
 
 
@@ -278,7 +278,7 @@ def main() -> int:
     bad = [outcome for outcome in outcomes if outcome.wrong]
     slowest, largest = max(o.seconds for o in outcomes), max(o.memory_mb for o in outcomes)
     print(f"{len(outcomes)} cases, {len(bad)} wrong; at most {slowest:.1f} s, and {largest:.0f} MB in one process")
-    return 1 if bad else 0
+    return 1 if bad or largest > MEMORY_MB + 100 else 0  # 100: the program itself, which the kernel does not count
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def test_memory_is_measured_in_a_process_for_each_side(decoder):
 
 @pytest.mark.slow
 def test_a_corpus_is_made_indexed_and_searched_in_processes_of_their_own(static_embedding_folder, tmp_path):
-    pytest.importorskip("semantic_text_splitter", reason="needs the extra [documents]")
+    pytest.importorskip("markdown_it", reason="needs the extra [documents]")
     words = ["--quick", "--embedding_model", str(static_embedding_folder), "--folder", str(tmp_path / "made")]
     done = subprocess.run([sys.executable, "-m", "benchmarks.corpus", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

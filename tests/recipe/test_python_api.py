@@ -30,7 +30,7 @@ from groundtune.cli import main
 from groundtune.errors import DataError, ModelError
 from groundtune.model.endpoint import EndpointError
 from groundtune.reporting.report import write_results
-from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever
+from groundtune.retrieval.retrievers import BM25Retriever, MixRetriever
 
 SECRET = "hf_" + "aB3dE5" * 6  # made up; the shape is a token's
 QUESTION = tiny_examples()[3].question  # the first of test.jsonl; it has no history
@@ -489,7 +489,7 @@ def test_a_retriever_is_that_of_the_commands_and_ranks_many_questions_at_once(
         data_folder / "documents.jsonl", embedding_model=static_embedding_folder, quiet=True,
         full_dataset_index_path=tmp_path / "index",
     )  # fmt: skip
-    assert isinstance(retriever, DenseRetriever) and (tmp_path / "index").is_dir()
+    assert isinstance(retriever, MixRetriever) and (tmp_path / "index").is_dir()
     questions = [example.question for example in tiny_examples()]
     found = retriever.search(questions, k=3)
     assert [len(hits) for hits in found] == [3] * 6

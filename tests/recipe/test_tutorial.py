@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("semantic_text_splitter", reason="needs the extra [documents]")
+pytest.importorskip("markdown_it", reason="needs the extra [documents]")
 pytest.importorskip("bm25s", reason="needs the extra [bm25]")
 pytest.importorskip("openai", reason="needs the extra [endpoint]")
 

@@ -94,6 +94,10 @@ def test_an_answer_that_fails_is_counted_and_in_no_mean():
     assert found.scored("retrieval/mrr") == 6  # the retriever did not fail
 
 
+def _noting_its_end(words, ended):
+    ended.append((yield from words))
+
+
 def test_a_local_model_completes_messages_by_its_template(family):
     """As for a judge: one message, no instruction, no passages."""
     local = LocalModel(family.model(), family.tokenizer, bf16=False)
@@ -102,8 +106,10 @@ def test_a_local_model_completes_messages_by_its_template(family):
     text = family.tokenizer.decode(expected)
     assert INSTRUCTION not in text and text.count("Rate the answer.") == 1 and "\n\nRate" not in text
     (reply,) = local.complete([[{"role": "user", "content": "Rate the answer."}]], 8)
+    ended = []
+    streamed = "".join(_noting_its_end(local.stream(prompt, expected, 8), ended))
     assert reply.prompt_tokens == len(expected) and reply.new_tokens <= 8 and not reply.failure
-    assert reply.text == "".join(local.stream(prompt, expected, 8))
+    assert reply.text == streamed and ended == [reply.finished]
 
 
 @pytest.mark.parametrize("adapter", [False, True])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from groundtune.commands import ask
@@ -19,7 +21,7 @@ class Retriever:
         return [(Hit(PASSAGE, 0.5),) for _ in questions]
 
 
-def dialogue(*words):
+def dialogue(*words, finished=True):
     """A dialogue that answers every question with these words; exceptions among them are raised."""
 
     def say():
@@ -27,6 +29,7 @@ def dialogue(*words):
             if isinstance(word, BaseException):
                 raise word
             yield word
+        return finished
 
     return Dialogue(Retriever(), 1, "none", lambda example, passages: (kept(passages), say()))
 
@@ -86,3 +89,13 @@ def test_an_answer_that_is_stopped_is_forgotten_and_the_dialogue_goes_on(typed, 
     ask._converse(talk)
     shown = capsys.readouterr().out
     assert shown.count("It depends") == shown.count("stopped") == 2 and talk.turns == []
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_answer_that_was_cut_is_said_to_be(capsys, finished):
+    asked = dialogue("Yes", finished=finished)
+    for show in (ask._show, ask._show_answer):
+        show(asked, "Can I?")
+        assert (capsys.readouterr().err == f"{ask.CUT}\n") is not finished
+    ask._show_json(asked, "Can I?")
+    assert json.loads(capsys.readouterr().out)["finished"] is finished

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("semantic_text_splitter", reason="needs the extra [documents]")
+pytest.importorskip("markdown_it", reason="needs the extra [documents]")
 pytest.importorskip("bm25s", reason="needs the extra [bm25]")
 
 from conftest import make_tokenizer, write_data
@@ -46,7 +46,7 @@ READS = {
     "evaluate, judge prompt": "evaluate model --eval_file test.jsonl --contexts gold --output_dir out "
     "--judge model --judge_prompt IN.txt",
     "compare": "compare IN.jsonl IN.jsonl -o out.html",
-    "index, documents": "index --full_dataset_file_path IN.jsonl --embedding_model model --full_dataset_index_path out",
+    "index, documents": "index --full_dataset_file_path IN.jsonl --embedding_model bert --full_dataset_index_path out",
     "index, model": "index --full_dataset_file_path documents.jsonl --embedding_model IN --full_dataset_index_path out",
     "ask, model": "ask IN Why? --full_dataset_file_path documents.jsonl --retriever bm25",
     "ask, documents": "ask model Why? --full_dataset_file_path IN.jsonl --retriever bm25",
@@ -70,7 +70,7 @@ WRITES = {
     "evaluate": ("evaluate model --eval_file test.jsonl --contexts gold --output_dir OUT", "folder"),
     "compare": ("compare predictions.jsonl predictions.jsonl -o OUT.html", "file"),
     "index": (
-        "index --full_dataset_file_path documents.jsonl --embedding_model model --full_dataset_index_path OUT",
+        "index --full_dataset_file_path documents.jsonl --embedding_model bert --full_dataset_index_path OUT",
         "folder",
     ),
     "demo": ("demo --output_dir OUT", "folder"),
@@ -78,12 +78,13 @@ WRITES = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, families) -> Path:
+def folder(tmp_path_factory, families, bert_embedding_folder) -> Path:
     """A folder with valid inputs, and one of each kind of bad path."""
     made = write_data(tmp_path_factory.mktemp("inputs"))
     (made / "good.md").write_text("# Dogs\n\nDogs wait at the red door.\n")
     make_tokenizer("qwen").save_pretrained(made / "tokenizer")
     (made / "model").symlink_to(families["qwen"].folder)
+    (made / "bert").symlink_to(bert_embedding_folder)
     questions = [{"id": "1", "question": "Where?", "answers": [{"text": "Here", "answer_start": 0}]}]
     squad = {"data": [{"title": "T", "paragraphs": [{"context": "Here.", "qas": questions}]}]}
     (made / "squad.json").write_text(json.dumps(squad))

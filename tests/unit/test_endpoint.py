@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -155,6 +156,68 @@ def test_a_wrong_key_or_model_is_one_problem_at_once_without_the_key(monkeypatch
         Endpoint(server.url, "m").complete([said("a"), said("b")], 50)
     assert way_out in str(caught.value) and KEY not in str(caught.value)
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_a_server_on_this_machine_is_reached_without_the_proxy(monkeypatch, variable):
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    with FakeServer(lambda body: "yes") as server:
+        for url in (server.url, server.url.replace("127.0.0.1", "localhost")):
+            assert Endpoint(url, "m", retries=0).complete([said("a")], 50)[0].text == "yes"
+
+
+def test_a_proxy_that_does_not_reach_a_server_is_named_with_the_way_around_it(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://me:secret@127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(EndpointError) as caught:
+        Endpoint("http://gpu.invalid:8000/v1", "m", retries=0).complete([said("a")], 50)
+    assert "through the proxy http://***@127.0.0.1:9; to ask it directly, add gpu.invalid to NO_PROXY" in str(caught.value)
+
+
+@pytest.mark.parametrize("status, text", [(429, "insufficient_quota: see your plan"), (402, "Insufficient Balance")])
+def test_an_account_without_credit_is_one_problem_after_one_request(status, text):
+    with FakeServer(lambda body: Refusal(status, text)) as server, pytest.raises(EndpointError) as caught:
+        Endpoint(server.url, "m").complete([said("a"), said("b")], 50)
+    assert len(server.requests) == 1 and text in str(caught.value)
+    assert "quota or credit is used up" in str(caught.value) and str(caught.value).endswith("its plan and billing")
+
+
+def test_a_server_that_asks_to_wait_is_given_that_time():
+    wait = Refusal(429, headers={"retry-after-ms": "300"})
+    with FakeServer(lambda body: "yes" if len(server.requests) > 1 else wait) as server:
+        (reply,) = Endpoint(server.url, "m").complete([said("a")], 50)
+    first, second = (request["time"] for request in server.requests)
+    assert reply.text == "yes" and second - first >= 0.3
+
+
+def test_a_limit_that_stays_is_a_line_with_the_time_it_asks_for_and_the_flags():
+    refusal = Refusal(429, "slow down", {"retry-after-ms": "1", "retry-after": "7"})
+    with FakeServer(lambda body: refusal) as server:
+        (reply,) = Endpoint(server.url, "m", retries=1).complete([said("a")], 50)
+    assert reply.failure.startswith("the server limits requests, and asks to wait 7 s (") and "slow down" in reply.failure
+    assert reply.failure.endswith("; lower --concurrency, or set --requests_per_minute")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens",
+        "The input (5000 tokens) is longer than the model's context length (4096 tokens).",
+        "The decoder prompt (length 5000) is longer than the maximum model length of 4096.",
+        "request (5000 tokens) exceeds the available context size (4096 tokens), try increasing it",
+        "`inputs` tokens + `max_new_tokens` must be <= 4096.",
+        "prompt is too long: 5000 tokens > 4096 maximum",
+    ],
+)
+def test_a_prompt_that_is_too_long_for_the_server_is_a_line_with_the_flags_that_shorten_it(text):
+    with FakeServer(lambda body: Refusal(400, text)) as server:
+        endpoint = Endpoint(server.url, "m")
+        (reply,) = endpoint.complete([said("a")], 50)
+        with pytest.raises(EndpointError) as caught:
+            list(endpoint.stream(said("a"), 50))
+    for line in (reply.failure, str(caught.value)):
+        assert "the prompt is longer than the server's context (" in line and text[:60] in line
+        assert "lower --eval_num_to_retrieve or --max_seq_length" in line
 
 
 def test_a_key_that_is_refused_halfway_is_a_failure_and_loses_no_answer():
@@ -326,6 +389,18 @@ def test_a_stream_gives_the_words_as_they_come():
         assert list(endpoint.stream(said("count"), 50)) == ["one", " two", " three"]
         assert list(endpoint.stream_prompt([3, 4], 50, stop=["x"])) == ["one", " two", " three"]
     assert server.bodies[0]["stream"] is True and server.bodies[1]["prompt"] == [3, 4]
+
+
+@pytest.mark.parametrize("ended, finished", [("stop", True), ("length", False)])
+def test_a_stream_returns_whether_it_came_to_its_end(ended, finished):
+    event = {"choices": [{"index": 0, "delta": {"content": "one"}, "finish_reason": ended}]}
+    stream = b"data: " + json.dumps(event).encode() + b"\n\ndata: [DONE]\n\n"
+    with FakeServer(lambda body: stream, content_type="text/event-stream") as server:
+        words = Endpoint(server.url, "m").stream(said("count"), 50)
+        assert next(words) == "one"
+        with pytest.raises(StopIteration) as end:
+            next(words)
+    assert end.value.value is finished
 
 
 def test_a_stream_that_is_refused_is_a_problem():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import Family, loaded
 
+from groundtune.errors import ModelError
 from groundtune.model import generation
 from groundtune.model.attention import use_packed_attention
 from groundtune.model.generation import generate_greedy, stream_greedy
@@ -151,9 +152,16 @@ def test_dropout_is_off_while_generating_and_the_mode_is_restored(families, trai
 def test_the_mode_is_restored_also_when_the_model_fails(families):
     family = families["llama"]
     model = family.model().train()
-    with pytest.raises(IndexError):
-        answers(family, model, [[10**6]], 4, [0])
+    model.get_decoder().layers[0].mlp.act_fn = None
+    with pytest.raises(TypeError):
+        answers(family, model, [[1]], 4, [0])
     assert model.training
+
+
+def test_an_id_without_an_embedding_is_refused_before_the_model_reads_it(families):
+    family = families["llama"]
+    with pytest.raises(ModelError, match="produces ids up to 1,000,000, but the model has only"):
+        answers(family, family.model(), [[10**6]], 4, [0])
 
 
 def answers_and_passes(family, model, *arguments):

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 
 import pytest
 from conftest import write_data
+from fake_server import FakeServer, Refusal
 
 from groundtune.cli import main
-from groundtune.errors import gathered
+from groundtune.commands.terminal import Bars
+from groundtune.errors import DataError, gathered
+from groundtune.prepare.chunking import counter_file
+from groundtune.system import progress
+from groundtune.system.hub_access import HubError, from_hub
+from groundtune.system.progress import bar
 
 EXAMPLE = {"question": "Long?", "gold_docs": [{"page_content": "Two hours."}], "gold_answer": "Two."}
 CHAT = {"messages": [{"role": "user", "content": "Long?"}, {"role": "assistant", "content": "Two."}]}
@@ -129,3 +137,125 @@ def test_a_dialogue_is_left_by_the_words_that_people_try(monkeypatch, word, caps
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
     ask._converse(None)
     assert next(typed) == "never asked"
+
+
+# The hub
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """A hub that refuses connections, looked at anew."""
+    from huggingface_hub import constants
+
+    from groundtune.system import hub_access
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    hub_access._no_answer_from.cache_clear()
+    yield
+    hub_access._no_answer_from.cache_clear()
+
+
+def test_a_name_that_is_nowhere_without_network_is_one_line_at_once(folder, capfd, no_hub):
+    begin = time.monotonic()
+    for flag in ("--model_name_or_path", "--embedding_model"):
+        retriever = "dense" if flag == "--embedding_model" else "bm25"
+        (problem,) = doctor(capfd, flag, "nobody/nothing", "--retriever", retriever)
+        assert problem.startswith(f"error: {flag}: nobody/nothing: not a folder here, not in the cache, and the hub ")
+        assert "cannot be reached ([Errno " in problem and problem.endswith("; check the name or the network")
+    assert time.monotonic() - begin < 5
+
+
+def test_a_hub_name_as_tokenizer_of_passages_without_network_is_one_line(no_hub):
+    with pytest.raises(DataError, match=r"^--tokenizer: nobody/nothing: not a folder here, not in the cache, and the"):
+        counter_file("nobody/nothing")
+
+
+def test_a_path_that_is_no_name_of_the_hub_is_said_to_be_no_folder():
+    with pytest.raises(HubError, match=r"^runs/my/model: no such folder, and not a name on the hub"), from_hub(
+        "runs/my/model"
+    ):
+        pytest.fail("a library was asked")
+
+
+def test_a_hub_that_does_not_answer_is_waited_for_once_and_not_long(monkeypatch):
+    from groundtune.system import hub_access
+
+    monkeypatch.setattr(hub_access, "PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        begin = time.monotonic()
+        said = {hub_access._no_answer_from(address) for _ in range(5)}
+    assert len(said) == 1 and said != {""} and time.monotonic() - begin < 1
+
+
+@pytest.mark.parametrize(
+    "status, code, line",
+    [
+        (404, "RepoNotFound", "a/b: not a folder here, and not a model that the hub shows you (404); check the name or"),
+        (403, "GatedRepo", "a/b: gated on the hub (403); ask for access at "),
+        (401, "", "a/b: the hub refuses it (401); log in: hf auth login"),
+        (404, "RevisionNotFound", "a/b: the hub has no such revision of it; check the revision"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line_with_the_way_in(status, code, line, no_hub, monkeypatch):
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import hf_raise_for_status
+
+    with FakeServer(lambda body: Refusal(status, headers={"X-Error-Code": code})) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        with pytest.raises(HubError) as caught, from_hub("a/b"):
+            try:
+                hf_raise_for_status(get_session().get(hub.url))
+            except Exception as error:
+                raise OSError("what a library says of it") from error
+    assert str(caught.value).startswith(line) and ("hf auth login" in str(caught.value)) == (code != "RevisionNotFound")
+
+
+def test_a_model_in_the_cache_is_loaded_at_once_without_network(no_hub):
+    from huggingface_hub import constants
+
+    with from_hub("a/b"):
+        assert constants.HF_HUB_OFFLINE
+    assert not constants.HF_HUB_OFFLINE
+
+
+# Progress in log files
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test moves, in place of the one that progress looks at."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_log_file_gets_a_line_every_30_seconds_with_the_time_left_and_none_for_short_work(clock, capsys):
+    bars = Bars(True)
+    short, long = bars.begin("short", 10), bars.begin("answers", 500)
+    for second in range(1, 121):
+        clock[0] = float(second)
+        if second < 30:
+            short(1 if second < 10 else 0)
+        long(1)
+    assert capsys.readouterr().err.splitlines() == [
+        "answers: 30 of 500, about 8 min left", "answers: 60 of 500, about 7 min left",
+        "answers: 90 of 500, about 7 min left", "answers: 120 of 500, about 6 min left",
+    ]  # fmt: skip
+
+
+def test_bars_of_every_kind_are_lines_in_a_log_file_and_what_is_quiet_writes_none(clock, capsys):
+    files, hidden = Bars(True), Bars(False)
+    files.at("files", 0, None), hidden.at("files", 0, None)
+    with bar("embedding", 9000) as embedding, bar("quiet", 9000, hidden=True) as quiet:
+        clock[0] = 31.0
+        embedding.update(10), quiet.update(10), files.at("files", 1200, None), hidden.at("files", 1200, None)
+    assert capsys.readouterr().err.splitlines() == ["embedding: 10 of 9,000, about 8 h left", "files: 1,200"]
+
+
+def test_work_that_goes_on_where_it_was_estimates_from_its_own_speed(clock, capsys):
+    with bar("training steps", 1000, initial=900) as steps:
+        clock[0] = 60.0
+        steps.update(50)
+    assert capsys.readouterr().err == "training steps: 950 of 1,000, about 60 s left\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("semantic_text_splitter", reason="needs the extra [documents]")
+pytest.importorskip("markdown_it", reason="needs the extra [documents]")
 pytest.importorskip("bm25s", reason="needs the extra [bm25]")
 
 from conftest import make_tokenizer

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-pytest.importorskip("semantic_text_splitter", reason="needs the extra [documents]")
+pytest.importorskip("markdown_it", reason="needs the extra [documents]")
 pytest.importorskip("bm25s", reason="needs the extra [bm25]")
 
 from conftest import FakeEmbedder, make_tokenizer, tiny_documents, write_data

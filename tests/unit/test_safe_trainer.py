@@ -413,7 +413,7 @@ def test_of_equally_good_checkpoints_the_one_with_the_lowest_loss_with_gold_pass
         def evaluation_loop(self, *args, **kwargs):
             output = super().evaluation_loop(*args, **kwargs)
             at = (2, 4, 6, 7).index(self.state.global_step)
-            output.metrics |= {METRIC: losses[at], "eval_generation/f1": (0.3, 0.1 + 0.2, 0.3, 0.2)[at]}
+            output.metrics.update({METRIC: losses[at], "eval_generation/f1": (0.3, 0.1 + 0.2, 0.3, 0.2)[at]})
             return output
 
     trainer = make("run", trainer=Planned, metric_for_best_model="generation/f1")

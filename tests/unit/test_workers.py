@@ -151,7 +151,7 @@ def test_nothing_in_the_current_folder_is_imported(tmp_path, monkeypatch):
 def test_a_process_imports_neither_torch_nor_what_it_does_not_need(tmp_path):
     code = (
         "import sys, groundtune.prepare.corpus\n"
-        "unwanted = {'torch', 'transformers', 'sentence_transformers', 'numpy', 'rich', 'pypdf', 'bs4', 'mammoth'}\n"
+        "unwanted = {'torch', 'transformers', 'sentence_transformers', 'numpy', 'rich', 'pypdfium2', 'mammoth'}\n"
         "assert not unwanted & set(sys.modules), unwanted & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

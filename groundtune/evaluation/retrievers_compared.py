@@ -1,0 +1,92 @@
+"""Retrievers side by side on questions with known gold passages, without a language model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from groundtune.data.overlap import HOLDS, Hashes, grams, share_of
+from groundtune.evaluation.metrics import retrieval_scores
+from groundtune.evaluation.statistics import Interval, aggregate, clusters_of
+from groundtune.retrieval.retrievers import DenseRetriever, HybridRetriever, MixRetriever, Retriever, retrieve
+from groundtune.schema import Document, Example, Hit
+
+WEIGHTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of the vectors in the mix
+_DEPTH = 10  # passages behind nDCG
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The scores of one retriever on one set of questions; `flags` select it."""
+
+    name: str
+    flags: str
+    scores: dict[str, Interval]
+    seconds: float  # a question, embedding included
+
+    def to_dict(self) -> dict[str, object]:
+        means = {name: interval.to_dict() for name, interval in self.scores.items()}
+        return {"name": self.name, "flags": self.flags, "seconds_per_question": round(self.seconds, 5), **means}
+
+
+def all_retrievers(mix: MixRetriever) -> dict[str, tuple[str, Retriever]]:
+    """Name -> the flags that select it, and the retriever: all that share the vectors and words of `mix`."""
+    alone: dict[str, tuple[str, Retriever]] = {
+        "dense": ("--retriever dense", DenseRetriever(mix.dense.embedder, mix.dense.index)),
+        "bm25": ("--retriever bm25", mix.bm25),
+        "hybrid (rank fusion)": ("--retriever hybrid", HybridRetriever([mix.dense, mix.bm25])),
+    }
+    mixes = {
+        f"mix, weight {weight}": (f"--retriever mix --mix_weight {weight}", replace(mix, weight=weight))
+        for weight in WEIGHTS
+    }
+    return alone | mixes
+
+
+def measured(
+    name: str, flags: str, retriever: Retriever, examples: Sequence[Example], k: int, history: str
+) -> Measured:
+    """Recall and text recall at k, recall at 1, MRR and nDCG@10 of the questions, with 95 % intervals by passage.
+
+    A gold passage counts for *text recall* if one of the k passages has at least 60 % of its text ("likely accuracy" in
+    LocalRQA): another passage with the same text serves a reader as well.
+    """
+    begin = time.perf_counter()
+    hits = retrieve(retriever, examples, max(k, _DEPTH), history)
+    seconds = (time.perf_counter() - begin) / len(examples)
+    rows = [_scores(example, found, k) for example, found in zip(examples, hits, strict=True)]
+    return Measured(name, flags, aggregate(rows, clusters_of(examples)), seconds)
+
+
+def best_of(found: Sequence[Measured], k: int) -> Measured:
+    """The retriever with the highest recall at k; of equal ones, the one with the higher MRR."""
+    return max(found, key=lambda one: (one.scores[f"retrieval/recall@{k}"].value, one.scores["retrieval/mrr"].value))
+
+
+def _scores(example: Example, found: Sequence[Hit], k: int) -> dict[str, float]:
+    gold = {document.id for document in example.gold_documents}
+    ranked = [hit.document.id for hit in found]
+    held = [any(_holds(hit.document, document) for hit in found[:k]) for document in example.gold_documents]
+    first, deep = retrieval_scores(ranked, gold, ks=(1, k)), retrieval_scores(ranked, gold, ks=(_DEPTH,))
+    return {
+        "retrieval/recall@1": first["retrieval/recall@1"],
+        f"retrieval/recall@{k}": first[f"retrieval/recall@{k}"],
+        f"retrieval/text_recall@{k}": sum(held) / len(held),
+        "retrieval/mrr": deep["retrieval/mrr"],
+        f"retrieval/ndcg@{_DEPTH}": deep[f"retrieval/ndcg@{_DEPTH}"],
+    }
+
+
+def _holds(passage: Document, gold: Document) -> bool:
+    return passage.id == gold.id or share_of(_grams(_body(gold)), _grams(_body(passage))) >= HOLDS
+
+
+def _body(document: Document) -> str:
+    return document.page_content or document.text
+
+
+@lru_cache(maxsize=100_000)
+def _grams(text: str) -> Hashes:
+    return grams(text)
