@@ -807,7 +807,7 @@ def _forge(store: Path, **values: Any) -> None:
 
     about = json.loads((store / MANIFEST).read_text()) | values
     (store / MANIFEST).unlink()
-    write_manifest(store, {name: value for name, value in about.items() if name != "files"})
+    write_manifest(store, {name: value for name, value in about.items() if name not in ("files", "sha256")})
 
 
 def _manifest(content: bytes | dict[str, Any]) -> Callable[[Path], object]:

@@ -1,11 +1,14 @@
-"""A local OpenAI-compatible server that replies as a test tells it to, and remembers all requests."""
+"""Local servers: an OpenAI-compatible one that replies as a test tells it to, and others whose reply has no end."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socketserver
 import threading
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -99,3 +102,69 @@ class FakeServer:
                 {"id": "1", "object": "chunk", "created": 0, "model": "fake", "choices": [{"index": 0, **said}]}
             )
         return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
+
+
+# Replies without an end
+
+
+class Raw:
+    """A server that sends what `talk` yields, whatever it is asked, until nobody listens any more."""
+
+    def __init__(self, talk: Callable[[], Iterator[bytes]]):
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                self.request.recv(2**16)
+                with contextlib.suppress(OSError):
+                    for piece in talk():
+                        self.request.sendall(piece)
+
+        self.server: Any = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.server.server_port = self.server.server_address[1]
+
+    def __enter__(self) -> Raw:
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.server.shutdown()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}/v1"
+
+
+_OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+def endless_body() -> Iterator[bytes]:
+    yield _OK + b"\r\n" + b'{"choices": [{"message": {"content": "'
+    while True:
+        yield b"a" * 2**20
+
+
+def endless_header() -> Iterator[bytes]:
+    yield _OK
+    while True:
+        yield b"X-A: " + b"a" * 2**16 + b"\r\n"
+
+
+def drop_by_drop() -> Iterator[bytes]:
+    yield _OK + b"\r\n"
+    while True:
+        yield b" "
+        time.sleep(0.3)
+
+
+def endless_stream() -> Iterator[bytes]:
+    yield _OK.replace(b"application/json", b"text/event-stream") + b"\r\n"
+    while True:
+        yield b"data: " + b"a" * 2**20
+
+
+def packed_body() -> Iterator[bytes]:
+    yield _OK + b"Content-Encoding: gzip\r\n\r\n"
+    packer = zlib.compressobj(9, wbits=31)
+    for _ in range(6000):
+        yield packer.compress(bytes(2**20))
+    yield packer.flush()

@@ -18,7 +18,13 @@ _NAMES = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")
 _SENDS = ("socket.connect", "socket.sendto", "socket.sendmsg")
 _HERE = ("127.0.0.1", "localhost", "::1", b"127.0.0.1", b"localhost")
 # For processes that are started: Python imports this module from a folder on PYTHONPATH.
-SITE = f"import sys\nsys.path.insert(0, {os.path.dirname(__file__)!r})\nimport watching\nwatching.begin()\ndel sys.path[0]\n"
+SITE = f"""
+import sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+import watching
+watching.begin()
+del sys.path[0]
+"""
 
 
 def begin() -> None:
@@ -49,8 +55,8 @@ def _found(event: str, arguments: tuple[Any, ...], told: dict[str, Any]) -> str:
 
 
 def _is_own(arguments: tuple[Any, ...]) -> bool:
-    """Python itself, as the command starts it for files and patterns."""
-    return str(arguments[0]) == sys.executable
+    """Python itself, as the command starts it for files and patterns, and what `platform` asks the system."""
+    return str(arguments[0]) == sys.executable or arguments[1] == ["uname", "-p"]
 
 
 def _sent(event: str, address: Any, ports: list[int]) -> str:

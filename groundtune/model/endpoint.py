@@ -42,6 +42,7 @@ P = TypeVar("P")
 _NO_REPLY = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
 
 
+MOST_BYTES = 64 * 2**20  # of one reply
 SERVER = "openai:"  # prefix of a server's address in flags that also accept a model name
 
 
@@ -202,13 +203,23 @@ class Endpoint:
         from openai import DefaultHttpxClient, OpenAI
 
         key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "none")
-        hooks: dict[str, Any] = {"response": [_not_again_if_unpaid]}
+        # Packed, 6 MB can be 6 GB; no reply is long enough to need it.
+        plain = {"Accept-Encoding": "identity"}
+        hooks: dict[str, Any] = {"response": [self._bound, _not_again_if_unpaid]}
         stays = DefaultHttpxClient(follow_redirects=False, mounts=_past_the_proxy(self.url), event_hooks=hooks)
         limits: dict[str, Any] = {"timeout": self.timeout, "max_retries": self.retries}
-        client = OpenAI(base_url=self.url, api_key=key, http_client=stays, **limits)
+        client = OpenAI(base_url=self.url, api_key=key, http_client=stays, default_headers=plain, **limits)
         if not f".{urlsplit(self.url).hostname or ''}".endswith(".openai.com"):
             client.organization = client.project = None  # never send OPENAI_ORG_ID or OPENAI_PROJECT_ID elsewhere
         return client
+
+    def _bound(self, response: Any) -> None:
+        """Let the reply have no more time and bytes than it may: the client's own timeout begins again at each byte."""
+        packing = response.headers.get("content-encoding", "identity")
+        if packing != "identity":
+            raise EndpointError(f"{hide_secrets(self.url)}: its reply is packed ({_shown(packing, 40)}), unasked")
+        kind = type("Bounded", (_Bounded, *type(response.stream).__bases__), {})  # it must be a stream of the client
+        response.stream = kind(response.stream, hide_secrets(self.url), self.timeout)
 
     @cached_property
     def _pace(self) -> _Pace:
@@ -247,6 +258,10 @@ class Endpoint:
             read, written = (_count(getattr(usage, f"{name}_tokens", None)) for name in ("prompt", "completion"))
             reply = reply_of(choice, read, written, opened)
             return replace(reply, text=_words_of(reply.text), failure=_shown(_words_of(reply.failure), at_most=300))
+        except EndpointError as error:  # the reply has no end
+            if first:
+                raise
+            return Reply(failure=str(error))
         except OpenAIError as error:
             hopeless = (APIConnectionError, AuthenticationError, NotFoundError, PermissionDeniedError)
             for_all = isinstance(error, hopeless) or _redirect(error) is not None or _is_unpaid(error)
@@ -325,6 +340,27 @@ def _in_threads(function: Callable[[P], T], items: Sequence[P], threads: int) ->
         return [future.result() for future in futures]
     finally:
         waiting.clear()  # after Ctrl-C, start nothing more
+
+
+class _Bounded:
+    """The bytes of a reply: an error if there are too many of them, or if no line of it ends in time."""
+
+    def __init__(self, stream: Any, url: str, timeout: float) -> None:
+        self.stream, self.url, self.timeout = stream, url, timeout
+
+    def __iter__(self) -> Iterator[bytes]:
+        left, until = MOST_BYTES, time.monotonic() + self.timeout
+        for piece in self.stream:
+            now, left = time.monotonic(), left - len(piece)
+            if left < 0:
+                raise EndpointError(f"{self.url}: its reply is longer than {MOST_BYTES // 2**20} MB")
+            if now > until:
+                raise EndpointError(f"{self.url}: no reply within {self.timeout:g} s; raise --endpoint_timeout")
+            until = now + self.timeout if b"\n" in piece else until
+            yield piece
+
+    def close(self) -> None:
+        self.stream.close()
 
 
 class _Pace:

@@ -34,7 +34,8 @@ from groundtune.system.durable import (
 )
 from groundtune.system.model_folders import pickles
 from groundtune.system.outputs import is_link, usual_modes
-from groundtune.system.text import to_json
+from groundtune.system.text import one_line, to_json
+from groundtune.system.weights import file_problem
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,23 @@ def read_checkpoint(folder: Path, to_resume: bool = True) -> Checkpoint:
     for path in (folder, *folder.iterdir()):  # PEFT also keeps adapters in subfolders
         if found := pickles(path):
             raise Damaged(f"was not read: {found[0]}")
+    if problem := _unreadable(folder):
+        raise Damaged(f"was not read: {problem}")
     return Checkpoint(folder, about["step"], about)
+
+
+def _unreadable(folder: Path) -> str:
+    """Why a file is no tensors or JSON, though its checksum is right: a stranger can write a manifest too."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".safetensors" and (problem := file_problem(path)):
+            return problem
+        try:
+            content = json.loads(path.read_bytes()) if path.suffix == ".json" else {}
+        except (ValueError, RecursionError) as error:
+            return f"{path}: {one_line(error)}"
+        if path.name == "trainer_state.json" and not isinstance(content, dict):
+            return f"{path}: is no object"
+    return ""
 
 
 def checkpoint_folders(output_dir: Path) -> list[Path]:

@@ -188,7 +188,7 @@ def _own_run(digest: str) -> dict[str, Any] | None:
     """This machine's record of the run; None if it did not make the run."""
     try:
         record = json.loads((_own_runs() / f"{digest}.json").read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

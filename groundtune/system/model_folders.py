@@ -118,9 +118,11 @@ def embedding_problems(name: str) -> list[str]:
     root = Path(name)
     folders = [Path(at) for at, _, _ in os.walk(root)]
     linked = [Path(at, entry) for at, entries, _ in os.walk(root) for entry in entries]
-    outside = _links_outside(filter(is_link, linked), root)
+    read = {path: None for path in (*filter(is_link, linked), *_read_from(root))}
+    if outside := _links_outside(iter(read), root):
+        return outside  # before anything behind such a link is opened
     bases = (problem for folder in folders for problem in _base_outside(folder, root))
-    problems = [*bases, *_problems(folders, None, weights=True, with_base=False), *outside, *_modules(root)]
+    problems = [*bases, *_problems(folders, None, weights=True, with_base=False), *_modules(root)]
     return problems or _decoder(root, name)
 
 

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import resource
-import shlex
 import signal
 import stat
 import sys
@@ -39,7 +38,7 @@ WRITES = {chr(code) for code in (*range(32), *range(127, 160))} - set("\n\r\t") 
 
 @dataclass
 class Outcome:
-    """What the command did with a case: what it should not have done, by kind; `wrong`: another answer than expected."""
+    """What a command did with a case: what it should not have done, by kind; `wrong`: another answer than expected."""
 
     attack: Attack
     status: int
@@ -57,7 +56,7 @@ class World(broken_models.World):
         from groundtune.cli import main
 
         super()._make()
-        return main(shlex.split(TRAIN.format(**self.paths(), out=self.folder / "trained")))
+        return main(TRAIN.format(**self.paths(), out=self.folder / "trained").split())
 
     def paths(self) -> dict[str, str]:
         names = ("model", "adapter", "embedding", "run", "index", "data", "trained")
@@ -112,9 +111,15 @@ def _run(attack: Attack, place: Place, paths: dict[str, str]) -> int:
         attack.before(place)
         if attack.instead:
             return attack.instead(place)
-        given = paths | place.paths() | {"train": ""} | ({"server": server.url} if server else {})
-        given["train"] = TRAIN.format(**given)
-        return main([word.format(**given) for word in shlex.split(attack.command.replace("{train}", given["train"]))])
+        return main(_words(attack, paths | place.paths() | ({"server": server.url} if server else {})))
+
+
+def _words(attack: Attack, given: dict[str, str]) -> list[str]:
+    """Names of files stay whole, whatever they contain."""
+    words: list[str] = []
+    for word in attack.command.replace("{train}", TRAIN).split():
+        words += given[word[1:-1]].split() if word == "{documents}" else [word.format(**given)]
+    return words
 
 
 def _watch(place: Place, ports: list[int]) -> None:
@@ -177,7 +182,7 @@ def _wrong(outcome: Outcome, place: Place) -> list[str]:
         wrong.append(f"status {outcome.status}")
     if attack.says not in outcome.said:
         wrong.append(f"does not say {attack.says!r}")
-    if outcome.status == 2 and len(lines) != 1:
+    if outcome.status == 2 and len(lines) != attack.lines:
         wrong.append(f"{len(lines)} lines")
     if WRITES & set(outcome.said):
         wrong.append(f"writes on the terminal: {ascii(WRITES & set(outcome.said))}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import damages
 import fuzz_parsers
 import hostile_files
+import hostile_inputs
 import hostile_pickles
 import malformed_inputs
 import pytest
@@ -115,6 +118,27 @@ def test_a_hostile_file_is_named_and_those_around_it_are_read(tmp_path, tokenize
 @pytest.mark.parametrize("name", hostile_files.CASES)
 def test_every_hostile_file_is_named_and_those_around_it_are_read(tmp_path, tokenizer, name):
     assert hostile_files.attempt(name, tmp_path, tokenizer).wrong == []
+
+
+def test_every_input_that_may_come_from_a_stranger_is_attacked_at_least_four_times():
+    attacks = Counter(case.group for case in hostile_inputs.cases())
+    assert set(attacks) == set(hostile_inputs.GROUPS) and min(attacks.values()) >= 4
+    rows = (Path(__file__).parents[2] / "docs/security.md").read_text("utf-8").partition("|---|")[2].split("\n\n")[0]
+    assert {line.split(" | ")[0].strip("| ") for line in rows.splitlines()[1:]} <= set(hostile_inputs.GROUPS)
+
+
+SAMPLE = (
+    "code of its own", "documents elsewhere", "vectors that are a pickle", "an alias", "a redirect to another",
+    "forty-six bytes", "a template's complaint", "os.system by reduce",
+)  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="measured only where the system tells the memory of a process")
+def test_attacks_are_withstood_and_what_they_would_do_is_seen():
+    """In a process of its own: one that has computed cannot be forked safely."""
+    done = subprocess.run([sys.executable, hostile_inputs.__file__, *SAMPLE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10 cases, 0 not withstood" in done.stdout and "6 of 6 controls seen" in done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ def test_what_is_drawn_inside_is_not_missed_outside_also_after_an_error():
 def make(output: Path, step: int, text: str = "weights", **about) -> Path:
     target = output / f"checkpoint-{step}"
     with writing(target, {"step": step, "run": {}, "resumable": True, **about}, needed=1) as folder:
-        (folder / "model.safetensors").write_text(text)
+        (folder / "weights.txt").write_text(text)
     return target
 
 
@@ -145,7 +145,7 @@ def test_where_there_is_none_none_is_found(tmp_path):
 
 def test_a_damaged_one_is_passed_over_for_the_one_before_with_a_warning_for_each(tmp_path, caplog):
     make(tmp_path, 2)
-    (make(tmp_path, 4) / "model.safetensors").write_text("Weights")
+    (make(tmp_path, 4) / "weights.txt").write_text("Weights")
     (tmp_path / "checkpoint-6").mkdir()
     make(tmp_path, 8).rename(tmp_path / "checkpoint-7")
     make(tmp_path, 9, resumable=False)
@@ -154,7 +154,7 @@ def test_a_damaged_one_is_passed_over_for_the_one_before_with_a_warning_for_each
     messages = [record.getMessage() for record in caplog.records]
     assert [message.partition(": ")[2] for message in messages] == [
         "contains a model but no training state (--save_only_model)", "was written as checkpoint-8",
-        "has no manifest.json: never completed", "model.safetensors does not match its checksum",
+        "has no manifest.json: never completed", "weights.txt does not match its checksum",
     ]  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def test_a_save_that_fails_leaves_the_checkpoint_of_that_step_and_no_rubbish(tmp
     with pytest.raises(RuntimeError, match="in the middle"), writing(tmp_path / "checkpoint-2", {}, needed=1) as folder:
         (folder / "half").write_text("x")
         raise RuntimeError("in the middle")
-    assert (read_checkpoint(tmp_path / "checkpoint-2").folder / "model.safetensors").read_text() == "before"
+    assert (read_checkpoint(tmp_path / "checkpoint-2").folder / "weights.txt").read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
@@ -180,13 +180,13 @@ def test_a_whole_checkpoint_that_did_not_get_its_name_is_given_it_by_the_next_st
         make(tmp_path, 2, "after")
     monkeypatch.undo()
     assert newest_checkpoint(tmp_path).step == 2
-    assert (tmp_path / "checkpoint-2/model.safetensors").read_text() == "after"
+    assert (tmp_path / "checkpoint-2/weights.txt").read_text() == "after"
 
 
 def test_what_a_killed_save_left_half_written_is_removed_by_the_next_start(tmp_path):
     make(tmp_path, 2)
     (tmp_path / ".writing-checkpoint-4").mkdir()
-    (tmp_path / ".writing-checkpoint-4/model.safetensors").write_text("ha")
+    (tmp_path / ".writing-checkpoint-4/weights.txt").write_text("ha")
     assert newest_checkpoint(tmp_path).step == 2
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 

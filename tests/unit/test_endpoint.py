@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_server import FakeServer, Refusal
+from fake_server import FakeServer, Raw, Refusal, drop_by_drop, endless_body, endless_stream, packed_body
 
 from groundtune.model.endpoint import Endpoint, EndpointError, lasting
 
@@ -116,6 +116,28 @@ def test_what_is_no_reply_is_a_failure_and_the_others_are_answered(nonsense, kin
         replies = Endpoint(server.url, "m").complete([said(c) for c in "abc"], 50)
     assert [reply.text for reply in replies] == ["yes", "", "yes"]
     assert [bool(reply.failure) for reply in replies] == [False, True, False]
+
+
+ENDLESS = {
+    endless_body: "its reply is longer than 1 MB", endless_stream: "its reply is longer than 1 MB",
+    drop_by_drop: "no reply within 1 s", packed_body: "its reply is packed (gzip), unasked",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("talk", ENDLESS)
+def test_a_reply_without_an_end_is_one_problem_on_every_road(monkeypatch, talk):
+    monkeypatch.setattr("groundtune.model.endpoint.MOST_BYTES", 2**20)
+    for road in ROADS.values():
+        with Raw(talk) as server, pytest.raises(EndpointError) as caught:
+            road(Endpoint(server.url, "m", retries=0, timeout=1))
+        assert str(caught.value).startswith(f"{server.url}: {ENDLESS[talk]}")
+
+
+def test_a_reply_without_an_end_halfway_is_a_failure_and_loses_no_answer(monkeypatch):
+    monkeypatch.setattr("groundtune.model.endpoint.MOST_BYTES", 1000)
+    with FakeServer(lambda body: "a" * 2000 if content(body) == "b" else "yes") as server:
+        replies = Endpoint(server.url, "m").complete([said(c) for c in "abc"], 50)
+    assert [reply.text for reply in replies] == ["yes", "", "yes"] and "its reply is longer than" in replies[1].failure
 
 
 def test_a_server_that_is_not_there_is_one_problem_at_once():

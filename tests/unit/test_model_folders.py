@@ -425,6 +425,19 @@ def test_a_checkpoint_with_a_pickle_is_not_resumed_from(bomb, tmp_path, caplog, 
     assert "is a pickle" in caplog.text
 
 
+@pytest.mark.parametrize("name, content", [
+    ("trainer_state.json", b"[" * 100_000), ("trainer_state.json", b"17"), ("optimizer.json", b"{"),
+    ("optimizer.safetensors", b"no tensors"),
+])  # fmt: skip
+def test_a_checkpoint_with_a_file_that_no_library_can_read_is_not_resumed_from(tmp_path, caplog, name, content):
+    folder = tmp_path / "run" / "checkpoint-2"
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(content)
+    write_manifest(folder, {"step": 2, "resumable": True})
+    assert newest_checkpoint(tmp_path / "run") is None
+    assert f"was not read: {folder / name}: " in caplog.text
+
+
 def test_the_bomb_is_one(bomb, tmp_path):
     torch.load(tmp_path / "bomb")
     assert (tmp_path / "ran").exists()

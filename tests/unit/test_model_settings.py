@@ -142,6 +142,15 @@ def test_no_link_in_a_subfolder_leads_out_of_a_model(model, secret, linked):  # 
 
 
 @links
+def test_no_file_behind_a_link_of_an_embedding_model_is_opened(embedding, secret, monkeypatch):  # noqa: F811
+    (embedding / "1_Pooling/config.json").unlink()
+    (embedding / "1_Pooling/config.json").symlink_to(secret)
+    monkeypatch.setattr(Path, "read_text", lambda path, *args: pytest.fail(f"{path} was opened"))
+    (problem,) = embedding_problems(str(embedding))
+    assert "1_Pooling/config.json leads to" in problem and "outside the model's folder" in problem
+
+
+@links
 def test_what_a_run_leaves_beside_its_model_may_be_linked(model, secret):  # noqa: F811
     (model / "index").symlink_to(secret.parent)
     assert model_problems(str(model)) == []

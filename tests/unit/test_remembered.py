@@ -89,6 +89,14 @@ def test_a_run_is_known_by_its_record_wherever_it_lies_and_no_longer_when_that_c
     assert stat.S_IMODE((cache_folder() / "runs").stat().st_mode) == 0o700
 
 
+@pytest.mark.parametrize("content", [b"{", b"[]", b"[" * 100_000, b"\xff", b""])
+def test_a_record_in_the_cache_that_is_damaged_makes_a_run_a_strangers(tmp_path, content):
+    record_own_run(folder := write(tmp_path / "run", record()))
+    (found,) = (cache_folder() / "runs").iterdir()
+    found.write_bytes(content)
+    assert not remembered(str(folder)).own
+
+
 def test_a_cache_that_cannot_be_written_to_is_a_warning(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GROUNDTUNE_CACHE", str(tmp_path / "file"))
