@@ -324,7 +324,7 @@ def only_eos_stops(patch: Patch, world: World) -> None:
 def cut_on_the_right(patch: Patch, world: World) -> None:
     """rows cut on the right"""
 
-    def encode(these: Any, passages: Any, prompt: Any, max_length: int) -> list[examples.Row]:
+    def encode(these: Any, passages: Any, prompt: Any, max_length: int, shorten: bool = False) -> list[examples.Row]:
         return [
             replace(
                 row,
