@@ -284,6 +284,8 @@ def test_sheets_that_are_images_are_named_with_what_reads_them(tmp_path):
     assert left_out(path) == (
         "sheets 2, 4-6 without text, only images; to read them: ocrmypdf --skip-text a.pdf with_text.pdf"
     )
+    (page,) = pages(path)
+    assert page.text == "One.\n\nScanned in May" and page.sheets[1] < page.sheets[5] == page.text.index("Scanned")
     scan = refusal(write_pdf(tmp_path / "b.pdf", SCAN, SCAN))
     assert scan.endswith("contains no text, only images; add it with OCR: ocrmypdf --skip-text b.pdf with_text.pdf")
 

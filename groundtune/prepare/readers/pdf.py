@@ -35,10 +35,12 @@ def pdf_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
         raise unreadable(path, what, f"add it with OCR: {ocr}" if scanned else "leave it out")
     if scanned:
         left_out.insert(0, f"{_numbers(scanned)} without text, only images; to read them: {ocr}")
-    starts = [0]
-    for text in texts[:-1]:
-        starts.append(starts[-1] + len(text) + 2)
-    yield Page("\n\n".join(texts), title or path.stem, source, sheets=tuple(starts), left_out=tuple(left_out))
+    starts, length = [], 0
+    for text in texts:
+        length += 2 if text and length else 0  # sheets without text leave no blank lines behind
+        starts.append(length)
+        length += len(text)
+    yield Page("\n\n".join(filter(None, texts)), title or path.stem, source, sheets=tuple(starts), left_out=tuple(left_out))
 
 
 def _sheets(pdf: pypdfium2.PdfDocument) -> tuple[list[str], list[int], list[str]]:
