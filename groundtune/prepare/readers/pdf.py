@@ -40,7 +40,8 @@ def pdf_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
         length += 2 if text and length else 0  # sheets without text leave no blank lines behind
         starts.append(length)
         length += len(text)
-    yield Page("\n\n".join(filter(None, texts)), title or path.stem, source, sheets=tuple(starts), left_out=tuple(left_out))
+    text = "\n\n".join(filter(None, texts))
+    yield Page(text, title or path.stem, source, sheets=tuple(starts), left_out=tuple(left_out))
 
 
 def _sheets(pdf: pypdfium2.PdfDocument) -> tuple[list[str], list[int], list[str]]:
