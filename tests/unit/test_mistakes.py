@@ -197,8 +197,9 @@ def test_a_hub_name_as_tokenizer_of_passages_without_network_is_one_line(no_hub)
 
 
 def test_a_path_that_is_no_name_of_the_hub_is_said_to_be_no_folder():
-    with pytest.raises(HubError, match=r"^runs/my/model: no such folder, and not a name on the hub"), from_hub(
-        "runs/my/model"
+    with (
+        pytest.raises(HubError, match=r"^runs/my/model: no such folder, and not a name on the hub"),
+        from_hub("runs/my/model"),
     ):
         pytest.fail("a library was asked")
 
