@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,8 @@ def _json_of(arguments: ModelArguments, name: str) -> dict[str, Any]:
     events = ("missing_entries", "connection_errors")
     quiet: dict[str, Any] = {f"_raise_exceptions_for_{event}": False for event in events}
     try:
-        with cache_if_no_hub():
+        # For a folder, the hub is not even asked whether it is there.
+        with nullcontext() if os.path.isdir(arguments.model_name_or_path) else cache_if_no_hub():
             path = cached_file(arguments.model_name_or_path, name, revision=arguments.model_revision, **quiet)
         content = json.loads(Path(path).read_text("utf-8")) if path else {}
     except (OSError, ValueError, RecursionError):  # the model itself is loaded later, and says so

@@ -80,7 +80,7 @@ def _unreadable(folder: Path) -> str:
         except (ValueError, RecursionError) as error:
             return f"{path}: {one_line(error)}"
         if path.name == "trainer_state.json" and not isinstance(content, dict):
-            return f"{path}: is no object"
+            return f"{path}: is not a JSON object"
     return ""
 
 

@@ -13,11 +13,11 @@ from test_model_folders import adapter, bomb, changed, embedding, load, model, s
 from groundtune.arguments import ModelArguments
 from groundtune.cli import main
 from groundtune.errors import ModelError
-from groundtune.model.loading import load_tokenizer
+from groundtune.model.loading import end_ids, load_tokenizer
 from groundtune.model.opening import _with_adapter
 from groundtune.retrieval.embedder import Embedder
 from groundtune.retrieval.reading_limit import reading_limit
-from groundtune.system import model_folders
+from groundtune.system import hub_access, model_folders
 from groundtune.system.model_folders import embedding_problems, hub_problems, loading, model_problems
 
 links = pytest.mark.skipif(os.name == "nt", reason="not everybody may make links on Windows")
@@ -207,7 +207,9 @@ def test_the_base_of_an_embedding_model_s_adapter_is_in_its_folder(model, adapte
 
 def test_no_hub_is_asked_while_a_folder_is_loaded(model, embedding, asked, monkeypatch, tmp_path):  # noqa: F811
     monkeypatch.chdir(tmp_path)
-    assert load_tokenizer(ModelArguments(model_name_or_path="model")) and load(Path("model"))
+    monkeypatch.setattr(hub_access, "_no_answer_from", lambda address: asked.append(address) or "")
+    arguments = ModelArguments(model_name_or_path="model")
+    assert load_tokenizer(arguments) and load(Path("model")) and end_ids(arguments)
     assert Embedder("embedding") and reading_limit("embedding")
     processor = {"audio_tokenizer_class": "DacModel", "audio_tokenizer_name_or_path": "owner/audio"}
     put(embedding / "processor_config.json", processor_class="DiaProcessor", audio_tokenizer=processor)
