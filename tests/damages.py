@@ -171,7 +171,7 @@ def _nan(tensors: dict[str, Any]) -> None:
 
 
 def _rename_first(tensors: dict[str, Any]) -> None:
-    tensors["nobody.knows.weight"] = tensors.pop(next(iter(tensors)))
+    tensors["nobody.knows.weight"] = tensors.pop(min(tensors))  # a file lists them in any order
 
 
 def _transposed(tensors: dict[str, Any]) -> None:

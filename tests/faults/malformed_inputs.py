@@ -282,8 +282,11 @@ def _damaged_fields(file: str, data: bytes, damages: dict[str, tuple[Callable[[d
 
 def run(command: list[str]) -> tuple[int | str, str, str]:
     """Exit status, standard output and standard error of a command, however it ends."""
+    from transformers.utils.logging import disable_progress_bar
+
     from groundtune.cli import main
 
+    disable_progress_bar()  # as in a process whose standard error has been a file from the start
     out, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
         try:
