@@ -275,7 +275,7 @@ def test_word_keeps_its_headings(tmp_path):
 
 def test_a_pdf_knows_on_which_sheet_each_text_stands(tmp_path, counter):
     (page,) = pages(write_pdf(tmp_path / "flyer.pdf", "Dogs wait outside.", "", "Guests drink water."))
-    assert page.text == "Dogs wait outside.\n\n\n\nGuests drink water."
+    assert page.text == "Dogs wait outside.\n\nGuests drink water."
     assert [page.text[start:][:6] for start in page.sheets] == ["Dogs w", "\n\nGues", "Guests"]
     passages = list(Chunker(counter, 40, 0).passages(page))
     assert [passage.metadata["sheet"] for passage in passages] == [1, 3]
