@@ -52,6 +52,11 @@ class Document(_Composed):
         """The text that retrievers and models read: `fmt_content`, else `page_content`, stripped."""
         return self.fmt_content.strip() or self.page_content.strip()
 
+    @property
+    def body(self) -> str:
+        """The text without its metadata: `page_content`, else `text`; for comparing what passages say."""
+        return self.page_content or self.text
+
     @cached_property
     def id(self) -> str:
         """First 16 hex digits of the SHA-256 of `text`, so equal texts are one document, whatever their file."""

@@ -18,14 +18,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from groundtune.data.files import read_examples, write_text
-from groundtune.data.words import words
+from groundtune.data.groups import connected
+from groundtune.data.overlap import Hashes, grams, share_of
 from groundtune.errors import DataError
-from groundtune.evaluation.statistics import clusters_of
-from groundtune.schema import Document, Example
+from groundtune.schema import Example
 
 SHARE = 0.15  # of the articles
-_SEQUENCE = 5  # words
-_TWIN = 0.7  # of a passage's sequences of words that a twin has, too
+_TWIN = 0.7  # of a passage's 5-grams that a twin has, too
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,10 +52,8 @@ def split(examples: Sequence[Example], share: float = SHARE) -> dict[str, list[E
     """`train` and `dev`. Raises `DataError` if an example's articles are not known, or if there are too few."""
     if unknown := [example.source for example in examples if not articles(example)]:
         raise DataError([f"{unknown[0]}: no gold passage with a source in its metadata; articles cannot be told apart"])
-    # Examples that share an article are connected as those that share a passage are.
-    connected = clusters_of([Example("", "", tuple(map(Document, sorted(articles(e))))) for e in examples])
     groups: dict[int, set[str]] = {}
-    for number, example in zip(connected, examples, strict=True):
+    for number, example in zip(connected([sorted(articles(e)) for e in examples]), examples, strict=True):
         groups.setdefault(number, set()).update(articles(example))
     wanted, dev = round(share * sum(map(len, groups.values()))), set[str]()
     for names in sorted(groups.values(), key=lambda names: min(map(_hash, names))):
@@ -79,7 +76,7 @@ def counts(examples: Sequence[Example], train: Sequence[Example]) -> Mapping[str
     found = {"questions": len(examples), "passages": len(_passages(examples)), "articles": len(_articles(examples))}
     if examples is train:
         return found
-    known, sequences = _passages(train), [_sequences(text) for text in _passages(train)]
+    known, sequences = _passages(train), [grams(text) for text in _passages(train)]
     asked = {example.question for example in train}
     return found | {
         "questions that train asks, too": sum(example.question in asked for example in examples),
@@ -99,15 +96,10 @@ def _articles(examples: Sequence[Example]) -> set[str]:
     return set().union(*map(articles, examples))
 
 
-def _sequences(text: str) -> set[tuple[str, ...]]:
-    found = words(text)
-    return {tuple(found[i : i + _SEQUENCE]) for i in range(len(found) - _SEQUENCE + 1)}
-
-
-def _is_twin(text: str, others: Sequence[set[tuple[str, ...]]]) -> bool:
+def _is_twin(text: str, others: Sequence[Hashes]) -> bool:
     """Whether another passage says most of the same."""
-    own = _sequences(text)
-    return bool(own) and max((len(own & other) for other in others), default=0) >= _TWIN * len(own)
+    own = grams(text)
+    return any(share_of(own, other) >= _TWIN for other in others)
 
 
 def _hash(name: str) -> str:

@@ -417,6 +417,22 @@ def tiny_examples() -> list[Example]:
 
 
 @pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory) -> Path:
+    """A fast tokenizer alone, as `groundtune documents` reads it."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer("qwen").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def counter(tokenizer_folder):
+    """What counts the tokens of passages."""
+    from groundtune.prepare.chunking import load_counter
+
+    return load_counter(tokenizer_folder / "tokenizer.json")
+
+
+@pytest.fixture(scope="session")
 def data_folder(tmp_path_factory) -> Path:
     return write_data(tmp_path_factory.mktemp("data"))
 

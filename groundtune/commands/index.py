@@ -15,8 +15,9 @@ from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
 
 if TYPE_CHECKING:
+    from groundtune.evaluation.retrievers_compared import Measured
     from groundtune.retrieval.retrievers import DenseRetriever, MixRetriever
-    from groundtune.schema import Example
+    from groundtune.schema import Document, Example
 
 DESCRIPTION = """Embed the documents into a folder that training, evaluate and ask read. Only new or changed documents
 are embedded. Each embedding model and prompt has its own subfolder, so they do not replace each other. With examples,
@@ -73,7 +74,13 @@ def main(argv: Sequence[str]) -> int:
         "seconds": round(time.perf_counter() - begin, 1),
     }
     if isinstance(retriever, MixRetriever):
-        found["retrievers"] = _compared(retriever, examples, reported, retrieval, quiet)
+        rows, best = _compared(retriever, examples, reported, retrieval)
+        found["retrievers"] = {
+            "best": best.flags, "chosen_on": len(examples), "table": [one.to_dict() for one in rows]
+        }  # fmt: skip
+        if not words["json"]:
+            k = _k(retrieval, index.documents)
+            _show_compared(rows, best, k, len(examples), len(reported), retrieval.query_history)
     elif examples:
         found["retrieval"] = _measured(retriever, examples, retrieval)
     if words["json"]:
@@ -85,18 +92,29 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _compared(
-    mix: MixRetriever, chosen_on: list[Example], reported: list[Example], retrieval: RetrievalArguments, quiet: bool
-) -> dict[str, Any]:
-    """Measure every retriever, show the table unless `quiet`, and return it with the flags of the best."""
+    mix: MixRetriever, chosen_on: list[Example], reported: list[Example], retrieval: RetrievalArguments
+) -> tuple[list[Measured], Measured]:
+    """Every retriever as measured on `reported`, and the best on `chosen_on`."""
     from groundtune.evaluation.retrievers_compared import all_retrievers, best_of, measured
+
+    k, history = _k(retrieval, mix.dense.index.documents), retrieval.query_history
+
+    def measure(examples: list[Example]) -> list[Measured]:
+        found = all_retrievers(mix).items()
+        return [measured(name, flags, retriever, examples, k, history) for name, (flags, retriever) in found]
+
+    found = measure(chosen_on)
+    return (measure(reported) if reported else found), best_of(found, k)
+
+
+def _k(retrieval: RetrievalArguments, documents: Sequence[Document]) -> int:
+    return min(retrieval.eval_num_to_retrieve, len(documents))
+
+
+def _show_compared(found: list[Measured], best: Measured, k: int, chosen_on: int, reported: int, history: str) -> None:
+    from groundtune.commands.terminal import say_table
     from groundtune.system.tables import TextTable
 
-    k, history = min(retrieval.eval_num_to_retrieve, len(mix.dense.index.documents)), retrieval.query_history
-    retrievers = all_retrievers(mix)
-    found = [measured(name, flags, one, chosen_on, k, history) for name, (flags, one) in retrievers.items()]
-    best = best_of(found, k)
-    if reported:
-        found = [measured(name, flags, one, reported, k, history) for name, (flags, one) in retrievers.items()]
     names = [name.partition("/")[2] for name in found[0].scores]
     table = TextTable("retriever", *names, "ms", box=None, padding=(0, 1, 0, 0))
     for one in found:
@@ -104,18 +122,14 @@ def _compared(
         recall = one.scores[f"retrieval/recall@{k}"]
         cells[1] += f" [{recall.low:.2f}, {recall.high:.2f}]"
         table.add_row(one.name + (" *" if one.name == best.name else ""), *cells, f"{1000 * one.seconds:.1f}")
-    if not quiet:
-        from groundtune.commands.terminal import say_table
-
-        say_table(table)
-        on = f"{len(reported or chosen_on)} questions"
-        say(
-            f"* chosen by recall@{k} on {len(chosen_on)} questions of --eval_file; the table is of {on}, with 95 % "
-            "intervals by passage; text_recall counts a passage with at least 60 % of the gold text; ms per question"
-            + ("" if reported else ". Chosen and measured on the same questions, the best looks a little too good"),
-            f"Flags of the best: {best.flags} --query_history {history}",
-        )
-    return {"best": best.flags, "chosen_on": len(chosen_on), "table": [one.to_dict() for one in found]}
+    say_table(table)
+    say(
+        f"* chosen by recall@{k} on {chosen_on} questions of --eval_file; the table is of {reported or chosen_on} "
+        "questions, with 95 % intervals by passage; text_recall counts a passage with at least 60 % of the gold text; "
+        "ms per question"
+        + ("" if reported else ". Chosen and measured on the same questions, the best looks a little too good"),
+        f"Flags of the best: {best.flags} --query_history {history}",
+    )
 
 
 def _searchable(path: str) -> list[Example]:
@@ -137,7 +151,7 @@ def _measured(retriever: Any, examples: list[Example], retrieval: RetrievalArgum
     from groundtune.evaluation.statistics import aggregate, clusters_of
     from groundtune.retrieval.retrievers import retrieve
 
-    k = min(retrieval.eval_num_to_retrieve, len(retriever.index.documents))
+    k = _k(retrieval, retriever.index.documents)
     hits = retrieve(retriever, examples, k, retrieval.query_history)
     scores = [
         retrieval_scores([hit.document.id for hit in found], {d.id for d in example.gold_documents}, ks=(1, k))

@@ -17,6 +17,7 @@ from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
 from groundtune.evaluation.arguments import SERVER, GeneratorArguments
 from groundtune.model.endpoint import is_server, server_problems
+from groundtune.prepare.split import share_problems
 from groundtune.runs.remembered import base_not_followed
 from groundtune.system.locks import alone
 from groundtune.system.outputs import links_at
@@ -222,8 +223,7 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
     problems += in_the_way("output_dir", arguments.output_dir, folder=True)
     written = ("generated", "train", "eval", "test", "rejected")
     problems += links_at((arguments.output_dir / f"{name}.jsonl" for name in written), "output_dir")
-    if arguments.eval_share + arguments.test_share >= 1:
-        problems.append("--eval_share and --test_share: leave nothing to train on; their sum must be below 1")
+    problems += share_problems(arguments.eval_share, arguments.test_share)
     problems += check_retrieval(_retrieval(arguments)) + too_small(_server(arguments).least)
     for flag, (name, model, options) in {"generator": _generator(arguments), "checker": _checker(arguments)}.items():
         asked = flag == "generator" or arguments.support != "lexical"

@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     with alone(arguments.output_dir):
         for name, these in splits.items():
             write_jsonl(arguments.output_dir / f"{name}.jsonl", (example.to_dict() for example in these))
-            counts[name] = {"examples": len(these), "groups": len(list(groups_of(these, arguments.by)))}
+            counts[name] = {"examples": len(these), "groups": len(groups_of(these, arguments.by))}
             table.add_row(f"{name}.jsonl", *(f"{n:,}" for n in counts[name].values()))
     show({"splits": counts}, table, [f"Wrote {len(splits)} files to {arguments.output_dir}"], arguments)
     return 0
@@ -63,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _problems(arguments: argparse.Namespace) -> list[str]:
     from groundtune.data.files import in_the_way
+    from groundtune.prepare.split import share_problems
     from groundtune.system.outputs import links_at
 
     written = [arguments.output_dir / f"{name}.jsonl" for name in ("train", "eval", "test")]
@@ -75,6 +76,4 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
     for flag, share in (("eval_share", arguments.eval_share), ("test_share", arguments.test_share)):
         if not 0 <= share < 1:
             problems.append(f"--{flag}: is {share}; give a share from 0 to below 1")
-    if arguments.eval_share + arguments.test_share >= 1:
-        problems.append("--eval_share and --test_share: leave nothing to train on; their sum must be below 1")
-    return problems
+    return problems + share_problems(arguments.eval_share, arguments.test_share)

@@ -19,8 +19,8 @@ def changed_gold(
     holds at least 60 % of it, and *gone* otherwise, which is an error. `places[i]` is the file and line of `new[i]`.
     """
     before, after = {document.id for document in old}, {document.id for document in new}
-    bodies = {_body(document).strip(): place for document, place in zip(new, places, strict=True)}
-    overlap = Overlap(map(_body, new))
+    bodies = {document.body.strip(): place for document, place in zip(new, places, strict=True)}
+    overlap = Overlap(document.body for document in new)
     for example in examples:
         for i, gold in enumerate(example.gold_documents):
             if gold.id in before and gold.id not in after:
@@ -31,9 +31,9 @@ def changed_gold(
 def _became(
     gold: Document, bodies: dict[str, str], overlap: Overlap, new: Sequence[Document], places: Sequence[str]
 ) -> tuple[str, str, str]:
-    if place := bodies.get(_body(gold).strip()):
+    if place := bodies.get(gold.body.strip()):
         return WARNING, "moved-gold", f"moved: {place} has this text under another title or source; use that passage"
-    shares = overlap.shares(_body(gold))
+    shares = overlap.shares(gold.body)
     best = max(shares, key=lambda j: (shares[j], article_of(new[j]) == article_of(gold)), default=None)
     if best is not None and shares[best] >= HOLDS:
         held = f"{places[best]} has {100 * shares[best]:.0f} % of its text"
@@ -43,7 +43,3 @@ def _became(
             f"reworded or cut elsewhere: {held}; check that the answer still holds, and use it",
         )
     return ERROR, "gone-gold", "gone: no new passage has its text; write the question again, or delete the line"
-
-
-def _body(document: Document) -> str:
-    return document.page_content or document.text

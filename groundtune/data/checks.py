@@ -354,9 +354,9 @@ def _gold_as_negatives(dataset: Dataset) -> Iterator[Finding]:
 
 def _negatives_with_gold_text(dataset: Dataset) -> Iterator[Finding]:
     for example in _all_examples(dataset):
-        gold = {document.id: _body(document) for document in example.gold_documents}
+        gold = {document.id: document.body for document in example.gold_documents}
         for i, negative in enumerate(example.hard_negatives):
-            shares = [share_held(text, _body(negative)) for text in gold.values()]
+            shares = [share_held(text, negative.body) for text in gold.values()]
             if negative.id not in gold and shares and max(shares) >= HOLDS:
                 message = f"has {100 * max(shares):.0f} % of a gold passage's text, so it may answer too; remove it"
                 yield _warning("negative-with-gold-text", example.source, f"hard_neg_docs[{i}]", message)
@@ -364,7 +364,7 @@ def _negatives_with_gold_text(dataset: Dataset) -> Iterator[Finding]:
 
 def _twins(dataset: Dataset) -> Iterator[Finding]:
     """Documents whose text another document contains."""
-    bodies = [_body(document) for document in dataset.documents[:_MOST_COMPARED]]
+    bodies = [document.body for document in dataset.documents[:_MOST_COMPARED]]
     for i, j in twins(bodies, _CONTAINED).items():
         if bodies[i] == bodies[j] and i < j:
             continue  # of two equal ones the second is enough
@@ -387,10 +387,6 @@ def _shared_articles(dataset: Dataset) -> Iterator[Finding]:
                 "they are easier than new articles; groundtune split --by article separates them"
             )
             yield _warning("shared-article", path, "", message)
-
-
-def _body(document: Document) -> str:
-    return document.page_content or document.text
 
 
 def _histories(dataset: Dataset) -> Iterator[Finding]:

@@ -80,11 +80,7 @@ def _scores(example: Example, found: Sequence[Hit], k: int) -> dict[str, float]:
 
 
 def _holds(passage: Document, gold: Document) -> bool:
-    return passage.id == gold.id or share_of(_grams(_body(gold)), _grams(_body(passage))) >= HOLDS
-
-
-def _body(document: Document) -> str:
-    return document.page_content or document.text
+    return passage.id == gold.id or share_of(_grams(gold.body), _grams(passage.body)) >= HOLDS
 
 
 @lru_cache(maxsize=100_000)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from groundtune.data.groups import connected
 from groundtune.schema import Example
 
 TIE = 1e-9  # scores that differ by no more are mathematically equal
@@ -80,20 +81,7 @@ def clusters_of(examples: Sequence[Example]) -> list[int]:
 
     Passages are equal if their text is. An unanswerable example is alone: no passage holds its answer.
     """
-    leader: dict[str, str] = {}
-
-    def find(document: str) -> str:
-        while leader.setdefault(document, document) != document:
-            leader[document] = document = leader[leader[document]]
-        return document
-
-    gold = [[document.id for document in e.gold_documents] if e.answerable else [] for e in examples]
-    for ids in gold:
-        for other in ids[1:]:
-            leader[find(other)] = find(ids[0])
-    names = [find(ids[0]) if ids else f"example {number}" for number, ids in enumerate(gold)]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return [numbers[name] for name in names]
+    return connected([[d.id for d in example.gold_documents] if example.answerable else [] for example in examples])
 
 
 def mean_interval(

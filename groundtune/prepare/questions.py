@@ -100,7 +100,7 @@ def sample_passages(documents: Iterable[Document], settings: Settings) -> list[D
 
     A larger sample contains every smaller one, so `passages` can be raised to continue earlier work.
     """
-    suitable = (document for document in documents if _suitable(document.page_content or document.text, settings))
+    suitable = (document for document in documents if _suitable(document.body, settings))
     return sorted(suitable, key=lambda document: chance(settings.seed, document))[: settings.passages]
 
 

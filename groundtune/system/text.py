@@ -8,7 +8,7 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import Enum
 from typing import Any
@@ -93,11 +93,6 @@ def encodable(value: object) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def harmless_lines(texts: Iterable[object]) -> str:
-    """`harmless_line` of each text, one per line."""
-    return "\n".join(harmless_line(str(text)) for text in texts)
 
 
 def harmless_code(text: str) -> str:

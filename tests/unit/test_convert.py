@@ -561,6 +561,13 @@ def test_a_table_is_read_whatever_its_separator_and_order(tmp_path, table):
     assert (example.question, example.answer, gold(example)) == ("Long?", "Two.", [PARKING])
 
 
+def test_a_table_that_is_no_csv_is_named_by_its_line(tmp_path, capsys):
+    path = tmp_path / "in.csv"
+    path.write_text('sep=;\nquestion;answer\nLong?;Two.\n"Free?;Yes.\n')
+    assert run("csv", path, "-o", tmp_path / "out") == 2
+    assert capsys.readouterr().err.startswith(f"{path}: line 4: is not valid CSV (")
+
+
 def test_the_passage_of_an_example_without_one_is_found_in_the_documents(tmp_path, capsys):
     texts = [PARKING, "Dogs may enter on a lead.", "The shop opens at nine and closes at six."]
     documents = write(tmp_path / "database.jsonl", [{"page_content": text} for text in texts])

@@ -22,7 +22,8 @@ import pytest
 
 pytest.importorskip("pypdfium2", reason="needs the extra [documents]")
 
-from conftest import make_tokenizer
+from files_by_hand import line
+from files_by_hand import write_pdf as pdf_by_hand
 
 from groundtune.cli import main
 from groundtune.data.files import read_documents
@@ -41,44 +42,9 @@ WORD = """<?xml version="1.0"?><w:document xmlns:w="http://schemas.openxmlformat
 <w:p><w:r><w:t>A card costs four coins.</w:t></w:r></w:p></w:body></w:document>"""
 
 
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    make_tokenizer("qwen").save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def counter(tokenizer_folder):
-    from groundtune.prepare.chunking import load_counter
-
-    return load_counter(tokenizer_folder / "tokenizer.json")
-
-
 def write_pdf(path: Path, *sheets: str) -> Path:
     """A handmade PDF with one line of text per page."""
-    kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(len(sheets)))
-    objects = [
-        "<< /Type /Catalog /Pages 2 0 R >>",
-        f"<< /Type /Pages /Kids [{kids}] /Count {len(sheets)} >>",
-        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-    ]
-    for n, text in enumerate(sheets):
-        content = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET" if text else ""
-        objects += [
-            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {5 + 2 * n} 0 R "
-            "/Resources << /Font << /F1 3 0 R >> >> >>",
-            f"<< /Length {len(content)} >>\nstream\n{content}\nendstream",
-        ]
-    written, offsets = "%PDF-1.4\n", []
-    for number, body in enumerate(objects, 1):
-        offsets.append(len(written))
-        written += f"{number} 0 obj\n{body}\nendobj\n"
-    table = "".join(f"{offset:010} 00000 n \n" for offset in offsets)
-    trailer = f"trailer\n<< /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{len(written)}\n%%EOF\n"
-    written += f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}{trailer}"
-    path.write_bytes(written.encode("latin-1"))
-    return path
+    return pdf_by_hand(path, *(line(72, 720, text) if text else "" for text in sheets))
 
 
 def write_docx(path: Path) -> Path:

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("markdown_it", reason="needs the extra [documents]")
 
-from conftest import make_tokenizer
 
 from groundtune.cli import main
 from groundtune.data.files import read_documents, write_documents
-from groundtune.prepare.chunking import Chunker, load_counter
+from groundtune.prepare.chunking import Chunker
 from groundtune.prepare.readers.page import Page
 from groundtune.prepare.twins import merge_contained
 from groundtune.schema import Document
 
 SENTENCES = [f"Sentence number {n} says that book {n} lies on shelf {n}." for n in range(1, 61)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    make_tokenizer("qwen").save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def counter(tokenizer_folder):
-    return load_counter(tokenizer_folder / "tokenizer.json")
 
 
 def texts(counter, text: str, size: int, overlap: int = 0, markdown: bool = True) -> list[str]:

@@ -21,26 +21,34 @@ _NAMED_SEPARATOR = re.compile(r'"?sep=(.)"?,*\n', re.IGNORECASE)  # a first line
 
 def csv_pages(path: Path, source: str, options: ReadOptions) -> Iterator[Page]:
     """One page per row: its text column or, if there is none, all of its columns as `name: value` lines."""
-    csv.field_size_limit(2**31 - 1)  # the default refuses a cell of more than 131,072 characters
     text, notes = decoded(path, contents(path), options.encoding)
-    first = _NAMED_SEPARATOR.match(text)
-    text = text[first.end() :] if first else text
-    skipped = 1 if first else 0
-    file = io.StringIO(text, newline="")
-    rows = csv.reader(file, delimiter=first[1] if first else _separator(text), strict=True)
+    rows = rows_of(text)
     try:
-        names = _told_apart(next((row for row in rows if row), []))
-        for cells in filter(None, rows):
-            number = rows.line_num + skipped
+        names = _told_apart(next(rows, (0, []))[1])
+        for number, cells in rows:
             where = f"{path}:{number}"
             if any(map(str.strip, cells[len(names) :])):
                 raise DataError([f"{where}: has more cells than the first line names; quote cells that hold a comma"])
             row = dict(zip(names, [*cells, *[""] * (len(names) - len(cells))]))
             yield page_of(row, where, f"{source}#{number}", options, notes)
             notes = ()
+    except ValueError as error:
+        raise unreadable(path, str(error), "write it again") from error
+
+
+def rows_of(text: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file that are not empty, with their line numbers, whatever separates their cells.
+
+    Raises `ValueError` for the line that is not valid CSV.
+    """
+    csv.field_size_limit(2**31 - 1)  # the default refuses a cell of more than 131,072 characters
+    first = _NAMED_SEPARATOR.match(text)
+    text, skipped = (text[first.end() :], 1) if first else (text, 0)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=first[1] if first else _separator(text), strict=True)
+    try:
+        yield from ((rows.line_num + skipped, cells) for cells in rows if cells)
     except csv.Error as error:
-        line = rows.line_num + skipped
-        raise unreadable(path, f"line {line}: is not valid CSV ({error})", "write it again") from error
+        raise ValueError(f"line {rows.line_num + skipped}: is not valid CSV ({error})") from error
 
 
 def _separator(text: str) -> str:
