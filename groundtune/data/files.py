@@ -27,7 +27,7 @@ from groundtune.system.durable import disk_errors
 from groundtune.system.inputs import NotAFile, open_file
 from groundtune.system.outputs import in_place_of, is_link, links_at
 from groundtune.system.packages import pip_install
-from groundtune.system.text import one_line, to_json
+from groundtune.system.text import few, one_line, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def read_examples(path: FilePath) -> list[Example]:
     if not usable:
         raise DataError([f"{path}: every question or answer is blank; write at least one example"])
     if blank := [example.source for example in examples if not (example.question.strip() and example.answer.strip())]:
-        logger.warning("%s: left out %d examples with a blank question or answer: %s", path, len(blank), _few(blank))
+        logger.warning("%s: left out %d examples with a blank question or answer: %s", path, len(blank), few(blank))
     return usable
 
 
@@ -185,10 +185,6 @@ def sha256_of(path: FilePath) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _few(names: list[str], at_most: int = 5) -> str:
-    return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
 
 
 def _scan(path: FilePath, rows: Reader, build: Callable[[Record], T]) -> Contents[T]:

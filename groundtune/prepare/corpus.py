@@ -20,13 +20,11 @@ from groundtune.prepare.readers.page import ReadOptions
 from groundtune.prepare.twins import merge_contained
 from groundtune.schema import Document
 from groundtune.system.inputs import special
-from groundtune.system.text import one_line, readable
+from groundtune.system.text import few, one_line, readable
 from groundtune.system.workers import Give, Limits, Result, Run, results
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-_NAMED = 5  # files in a note
 
 
 @dataclass
@@ -284,15 +282,9 @@ def notes(summary: Summary) -> list[str]:
         lines.append(f"merged: {summary.merged:,} passages that are part of another one with the same title")
     if summary.blank:
         lines.append(f"skipped: {summary.blank:,} blank texts")
-    lines += [f"left out: {what}: {_named(sources)}" for what, sources in summary.left_out.items()]
+    lines += [f"left out: {what}: {few(sources)}" for what, sources in summary.left_out.items()]
     if summary.other_kinds:
         n = sum(map(len, summary.other_kinds.values()))
-        kinds = ", ".join(f"{kind} ({_named(names)})" for kind, names in summary.other_kinds.items())
+        kinds = ", ".join(f"{kind} ({few(names)})" for kind, names in summary.other_kinds.items())
         lines.append(f"skipped: {n:,} {'file' if n == 1 else 'files'} of unsupported types: {kinds}")
     return lines
-
-
-def _named(sources: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(sources) - _NAMED:,} more" if len(sources) > _NAMED else ""
-    return f"{', '.join(sources[:_NAMED])}{more}"

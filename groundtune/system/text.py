@@ -8,7 +8,7 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
 from typing import Any
@@ -81,6 +81,12 @@ def one_line(text: object, at_most: int = 0) -> str:
     its class name."""
     line = " ".join(str(text).split()) or (type(text).__name__ if isinstance(text, BaseException) else "")
     return line if not at_most or len(line) <= at_most else f"{line[: at_most - 3]}..."
+
+
+def few(names: Sequence[str], at_most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - at_most:,} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more
 
 
 HALF_A_CHARACTER = "contains half of a surrogate pair, which UTF-8 cannot encode; write the complete character"
