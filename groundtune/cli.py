@@ -167,6 +167,8 @@ def _set_up_logging() -> None:
     logging.captureWarnings(True)  # they quote files as well
     handler = logging.StreamHandler()
     handler.setFormatter(HarmlessFormatter("%(message)s"))
+    # transformers has its own handler, and propagates as well where the environment variable CI is set.
+    handler.addFilter(lambda record: not record.name.startswith("transformers."))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("groundtune").setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").propagate = False  # it has its own handler, and would log twice

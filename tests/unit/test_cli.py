@@ -6,7 +6,9 @@ import importlib.util
 import io
 import json
 import logging
+import os
 import shlex
+import subprocess
 import sys
 import types
 from dataclasses import fields
@@ -634,3 +636,15 @@ def test_the_deepspeed_configuration_is_there_and_a_missing_package_is_one_line_
     assert run("sft", "--deepspeed", path, "--output_dir", "out") == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("--deepspeed")]
     assert "pip install deepspeed" in line
+
+
+def test_a_warning_of_transformers_is_shown_once_in_a_ci_job_too():
+    """Where CI is set, transformers hands its messages to the root logger as well."""
+    program = (
+        "from groundtune.cli import _set_up_logging; _set_up_logging();"
+        "from transformers.utils import logging; logging.get_logger('transformers.any').warning('heard')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | {"CI": "true"}
+    )
+    assert done.stderr.splitlines() == ["[transformers] heard"]
