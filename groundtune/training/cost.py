@@ -27,7 +27,7 @@ _GRADIENT, _ADAM = 4, 8  # bytes for each trained weight, which is float32, as a
 _FOUR_BITS = 0.53  # bytes of a weight in NF4 with double quantisation (Dettmers et al. 2023, QLoRA)
 # Measured by benchmarks/cost.py: the share of a matrix product's rate that a step reaches, and what passes need beside
 # the tensors that they keep.
-_REACHED, _TRANSIENT = 0.6, 1.2
+_REACHED, _TRANSIENT = 0.7, 1.25
 
 
 @dataclass(frozen=True)
@@ -234,6 +234,8 @@ class _Attention:
     def __call__(self, module: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
         heads, of_query, of_value = query.shape[1], query.shape[-1], value.shape[-1]
         self.operations += 2 * heads * (of_query + of_value)
+        if not torch.cuda.is_available():  # as `packing.Packed` attends there
+            key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
         return _Kept.apply(query, key, value).transpose(1, 2).contiguous(), None
 
 
