@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from groundtune.commands.parsing import given, light_parser
-from groundtune.commands.terminal import add_output_flags, print_comparison, say, say_json
+from groundtune.commands.terminal import add_output_flags, print_comparison, say, say_json, tell
 from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
 from groundtune.system.durable import disk_errors
@@ -17,29 +17,37 @@ from groundtune.system.durable import disk_errors
 if TYPE_CHECKING:
     from groundtune.evaluation.comparison import Comparison
 
+USAGE = "A B [C ...] [--names NAME ...] [--fail_if CONDITION ...] [-o FILE]"
 DESCRIPTION = """Compare systems that answered the same questions: run folders (the tuned model's answers to the test
 questions), folders written by `groundtune evaluate`, or prediction files. Every other system is compared with the
-first, question by question. No model is loaded."""
+first, question by question. No model is loaded. With --fail_if, the exit status is 1 unless every other system meets
+the condition, so that a script or a CI job stops."""
 EXAMPLES = """examples:
   groundtune compare runs/sft runs/swr
-  groundtune compare runs/swr/predictions/test_base.jsonl runs/swr runs/other --names base swr other"""
+  groundtune compare runs/swr/predictions/test_base.jsonl runs/swr runs/other --names base swr other
+  groundtune compare runs/released runs/new --fail_if worse worse:f1:0.02"""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compare, print the table, write the page."""
+    """Compare, print the table, write the page; returns 1 if a condition of --fail_if does not hold, else 0."""
     words = given(parser(), argv)
+
+    from groundtune.evaluation.requirements import check_worse, read_worse
+
+    conditions = read_worse(words.get("fail_if", []))
     page = words.get("output") or beside(words["systems"][0])
     comparison = compared(words["systems"], words.get("names", []), page)
-    notes = comparison.notes
+    notes, checked = comparison.notes, check_worse(comparison, conditions)
     if words["json"]:
         from groundtune.reporting.comparison_page import failures
 
-        say_json(comparison.to_dict() | {"notes": notes, "failures": failures(comparison)})
-        return 0
-    print_comparison(comparison)
-    if not words["quiet"]:
-        say(*notes, f"Report: {page}")
-    return 0
+        listed = {"checked": [one.to_dict() for one in checked]} if conditions else {}
+        say_json(comparison.to_dict() | {"notes": notes, "failures": failures(comparison)} | listed)
+    else:
+        print_comparison(comparison)
+        if not words["quiet"]:
+            say(*notes, f"Report: {page}")
+    return tell(checked, words["json"] or words["quiet"])
 
 
 def compared(paths: Sequence[str], names: Sequence[str], output: str | None) -> Comparison:
@@ -71,9 +79,15 @@ def compared(paths: Sequence[str], names: Sequence[str], output: str | None) -> 
 
 def parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
-    made = light_parser("groundtune compare", "A B [C ...] [--names NAME ...] [-o FILE]", DESCRIPTION, EXAMPLES)
+    made = light_parser("groundtune compare", USAGE, DESCRIPTION, EXAMPLES)
     made.add_argument("systems", nargs="+", metavar="A B", help="Run folders, evaluation folders or prediction files.")
     made.add_argument("--names", nargs="+", metavar="NAME", help="Names of the systems, in the same order.")
+    made.add_argument(
+        "--fail_if", nargs="+", metavar="CONDITION",
+        help="Exit with status 1 if a system meets a condition: worse or worse:METRIC (significantly worse than the "
+        "first by token F1, or by METRIC), or worse:METRIC:MARGIN (not shown to be less than MARGIN worse: its 95 % "
+        "interval reaches that far). METRIC is f1, recall@4, judge/correctness ..., as in metrics.json.",
+    )  # fmt: skip
     made.add_argument(
         "-o", "--output", metavar="FILE",
         help="Output page (.html); the numbers are written next to it as .json. (default: comparison.html beside the "

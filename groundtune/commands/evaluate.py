@@ -10,7 +10,7 @@ from typing import Any
 
 from groundtune.commands.flags import add_group, filled
 from groundtune.commands.parsing import given, light_parser
-from groundtune.commands.terminal import add_output_flags, be_quiet, print_comparison, progress, say, say_json
+from groundtune.commands.terminal import add_output_flags, be_quiet, print_comparison, progress, say, say_json, tell
 from groundtune.errors import DataError
 from groundtune.evaluation.arguments import GROUPS, InferenceArguments, with_flags
 from groundtune.runs.remembered import BASE_MODEL, Remembered, remembered
@@ -41,7 +41,7 @@ _HELPS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Evaluate and print the table; returns 1 if an answer or a judgement failed, else 0."""
+    """Evaluate and print the table; returns 1 if an answer, a judgement or a condition failed, else 0."""
     words = given(parser(), argv)
     typed = partial(with_flags, ["groundtune", "evaluate", *argv])
     arguments = inference_arguments(words, for_questions=True, again=typed)
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     with progress(words["quiet"] or words["json"]) as bars:
         found = evaluate(arguments, bars.begin)
     _show(found, words["json"], words["quiet"])
-    return 1 if found.failures else 0
+    return tell(found.checked, words["json"] or words["quiet"]) or int(bool(found.failures))
 
 
 def parser() -> argparse.ArgumentParser:

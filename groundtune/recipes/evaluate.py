@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from os.path import realpath
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from groundtune.evaluation.evaluator import spread
 from groundtune.evaluation.judge import JudgePrompt, judged, open_judge, probe_judge, read_judge_prompts
 from groundtune.evaluation.outcomes import Rightness, outcome_counts, with_outcomes
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, write_predictions
+from groundtune.evaluation.requirements import Checked, check_limits
 from groundtune.model.endpoint import failing, lasting
 from groundtune.model.limits import check_positions
 from groundtune.prompts.rows import left_out_note
@@ -58,6 +59,7 @@ class Evaluated:
     right: Rightness
     notes: list[str]
     output_dir: Path
+    checked: list[Checked] = field(default_factory=list)  # the conditions of --fail_under and --fail_over
 
     @property
     def failures(self) -> list[str]:
@@ -70,6 +72,7 @@ class Evaluated:
             "right": str(self.right),
             "notes": self.notes,
             "failures": self.failures,
+            **({"checked": [one.to_dict() for one in self.checked]} if self.checked else {}),
             "evaluations": {
                 context: {
                     name: {**evaluation.to_dict(), "outcomes": outcome_counts(evaluation.predictions)}
@@ -122,7 +125,10 @@ def _evaluate(
     evaluations = _judge(arguments, judges, evaluations, on_progress, durations)
     evaluations = {context: _with_outcomes(by_system, right) for context, by_system in evaluations.items()}
 
-    found = Evaluated(evaluations, _comparisons(evaluations, arguments.name), right, notes, output_dir)
+    comparisons = _comparisons(evaluations, arguments.name)
+    end_to_end = evaluations.get("retrieved") or next(iter(evaluations.values()))
+    checked = check_limits(end_to_end[MODEL], arguments.limits(), arguments.name)
+    found = Evaluated(evaluations, comparisons, right, notes, output_dir, checked)
     with disk_errors(output_dir):
         _write(found, arguments, judges, durations)
     return found
