@@ -122,6 +122,24 @@ def test_a_mean_beyond_its_limit_ends_with_status_1_after_everything_is_written(
     assert status == 2 and len(complaints.splitlines()) == 2
 
 
+def test_one_screen_is_printed_outcomes_first_and_all_of_it_with_full(adapter_run, capsys, tmp_path):
+    words = ["evaluate", str(adapter_run), "--contexts", "all", "--with_base", "--output_dir", str(tmp_path)]
+    assert main(words) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split()[0] == "outcome" and len(printed) < 45
+    text = "\n".join(printed)
+    assert "questions answered right" in text and f"Ask it: groundtune ask {adapter_run}" in text
+    assert "Token F1" in text and "ROUGE-L" not in text and " difference" in text
+    page = (tmp_path / "evaluation.html").read_text("utf-8")
+    assert page.index("token F1") < page.index("What next") < page.index('aria-label="Contents"')
+    assert page.index('aria-label="Contents"') < page.index("What became of each question") < page.index("ROUGE-L")
+    answers = (tmp_path / "evaluation_answers.html").read_text("utf-8")
+    assert all(f"{context} against {context}, base" in answers for context in CONTEXTS)
+    assert main([*words, "--full"]) == 0
+    full = capsys.readouterr().out
+    assert "ROUGE-L" in full and full.count("outcome ") == 5
+
+
 def test_contexts_without_search_need_no_documents(families, data_folder, capsys, tmp_path):
     status, found, _ = run(
         capsys, "evaluate", families["gemma"].folder, "--eval_file", data_folder / "test.jsonl", "--contexts",
