@@ -234,7 +234,7 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
     return problems
 
 
-def _retriever(arguments: argparse.Namespace, documents: list[Document]) -> Retriever:
+def _retriever(arguments: argparse.Namespace, documents: Sequence[Document]) -> Retriever:
     from groundtune.retrieval.opening import index_folder, open_retriever
 
     data = DataArguments(

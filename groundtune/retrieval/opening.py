@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from groundtune.arguments import DataArguments, RetrievalArguments
@@ -15,7 +16,7 @@ from groundtune.system.out_of_memory import is_out_of_memory
 from groundtune.system.outputs import inside
 
 
-def open_retriever(retrieval: RetrievalArguments, documents: list[Document], index_folder: Path) -> Retriever:
+def open_retriever(retrieval: RetrievalArguments, documents: Sequence[Document], index_folder: Path) -> Retriever:
     """The retriever that `--retriever` selects, with the embedding model for evaluation (`evaluation_model`).
 
     Raises `ModelError` if the embedding model cannot be loaded.
@@ -24,7 +25,7 @@ def open_retriever(retrieval: RetrievalArguments, documents: list[Document], ind
 
 
 def open_retriever_with(
-    embedding_model: str, retrieval: RetrievalArguments, documents: list[Document], index_folder: Path
+    embedding_model: str, retrieval: RetrievalArguments, documents: Sequence[Document], index_folder: Path
 ) -> Retriever:
     """The retriever that `--retriever` selects, with this embedding model.
 
