@@ -13,10 +13,13 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
+from groundtune.filters import filter_problems
 from groundtune.schema import nfc
 from groundtune.system.inputs import special
 from groundtune.system.model_folders import embedding_problems, may_not_read, model_problems
 from groundtune.system.packages import pip_install
+from groundtune.system.servers import MILVUS, milvus_problems
+from groundtune.system.text import hide_secrets, one_line
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -131,6 +134,22 @@ class RetrievalArguments:
     )
     document_prompt: str | None = argument(
         None, "Prefix for documents when they are embedded. Default: the prefix defined by the embedding model."
+    )
+    filter: str = argument(
+        "",
+        'Search only passages whose metadata meet this condition, such as \'lang == "en" and date >= "2025"\': '
+        "comparisons (== != < <= > >= in), and, or, not, parentheses. Empty: all passages.",
+    )
+    store: str = argument(
+        "local",
+        "Where the documents' vectors are: local, in files of the index folder; milvus:FILE.db, in a file of Milvus "
+        "Lite; milvus:URL#NAME, in a collection of a Milvus server, whose token is read from GROUNDTUNE_MILVUS_TOKEN.",
+    )
+    vector_dtype: str = argument(
+        "float32",
+        "Data type of the vectors on disk. float16 halves their size and changes them slightly, so it gets its own "
+        "index.",
+        ["float32", "float16"],
     )
 
 
@@ -326,10 +345,19 @@ def check_retrieval(
         problems.append(f"--embedding_model: missing; {for_training} needs it to retrieve training passages")
     for flag in ("embedding_model", "eval_embedding_model"):
         problems += check_model_name(flag, getattr(retrieval, flag))
+    problems += [*filter_problems(retrieval.filter), *_check_store(retrieval.store)]
     if retrieval.retriever != "bm25":
         named = dict.fromkeys((retrieval.embedding_model, retrieval.eval_embedding_model))
         problems += [problem for name in named for problem in embedding_problems(name)]
     return problems
+
+
+def _check_store(store: str) -> list[str]:
+    if store == "local":
+        return []
+    if not store.startswith(MILVUS):
+        return [f"--store: {one_line(hide_secrets(store), 200)!r} is unknown; use local or milvus:FILE_OR_URL"]
+    return milvus_problems(store)
 
 
 def _check_model(model: ModelArguments, complete: bool) -> list[str]:

@@ -75,6 +75,10 @@ class Embedder:
         library's default)."""
         return self.model.similarity_fn_name or "cosine"
 
+    @property
+    def dimensions(self) -> int:
+        return int(self.model.get_embedding_dimension() or 0)
+
     @cached_property
     def limit(self) -> ReadingLimit | None:
         """How much of a text the model reads; None for models with static vectors, which read texts of any length.

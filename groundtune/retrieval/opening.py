@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from groundtune.arguments import DataArguments, RetrievalArguments
 from groundtune.errors import ModelError
+from groundtune.filters import kept, parsed
 from groundtune.retrieval.embedder import Embedder
 from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, HybridRetriever, MixRetriever, Retriever
 from groundtune.retrieval.stores.local import load_or_build_index
+from groundtune.retrieval.stores.milvus import open_milvus
+from groundtune.retrieval.stores.store import Store
 from groundtune.schema import Document
 from groundtune.system.model_folders import cannot_load
 from groundtune.system.out_of_memory import is_out_of_memory
 from groundtune.system.outputs import inside
+
+logger = logging.getLogger(__name__)
 
 
 def open_retriever(retrieval: RetrievalArguments, documents: Sequence[Document], index_folder: Path) -> Retriever:
@@ -31,8 +40,10 @@ def open_retriever_with(
 
     Raises `ModelError` if the embedding model cannot be loaded.
     """
+    allowed = _allowed(retrieval.filter, documents)
+    bm25 = BM25Retriever(documents, index_folder, allowed)
     if retrieval.retriever == "bm25":
-        return BM25Retriever(documents)
+        return bm25
     try:
         embedder = Embedder(
             embedding_model,
@@ -45,15 +56,37 @@ def open_retriever_with(
         if is_out_of_memory(error):
             raise
         raise ModelError(f"--embedding_model: {cannot_load(embedding_model, error)}") from error
-    dense = DenseRetriever(embedder, load_or_build_index(index_folder, documents, embedder))
+    dense = DenseRetriever(embedder, _open_store(retrieval, documents, embedder, index_folder, allowed))
     if retrieval.retriever == "dense":
         return dense
-    bm25 = BM25Retriever(documents)
     return (
         MixRetriever(dense, bm25, retrieval.mix_weight)
         if retrieval.retriever == "mix"
         else HybridRetriever([dense, bm25])
     )
+
+
+def _open_store(
+    retrieval: RetrievalArguments,
+    documents: Sequence[Document],
+    embedder: Embedder,
+    index_folder: Path,
+    allowed: np.ndarray | None,
+) -> Store:
+    if retrieval.store == "local":
+        index = load_or_build_index(index_folder, documents, embedder, retrieval.vector_dtype)
+        return replace(index, allowed=allowed)
+    condition = parsed(retrieval.filter) if retrieval.filter else None
+    return open_milvus(retrieval.store, documents, embedder, allowed, condition)
+
+
+def _allowed(text: str, documents: Sequence[Document]) -> np.ndarray | None:
+    """Positions of the documents that `--filter` leaves; None: all. Raises `DataError` if it leaves none."""
+    positions = kept(text, documents)
+    if positions is None:
+        return None
+    logger.info("--filter leaves %d of %d passages", len(positions), len(documents))
+    return np.array(positions, dtype=np.int64)
 
 
 def evaluation_model(retrieval: RetrievalArguments) -> str:

@@ -1,4 +1,4 @@
-"""The documents' vectors on disk, with a fingerprint, and the search over them: exact, or approximate if they are many."""
+"""The documents' vectors on disk, with a fingerprint, and their search: exact, or approximate if they are many."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def load_or_build_index(
     Raises `DiskError`, and `DataError` for a folder that cannot be written to.
     """
     settings = embedder.settings if dtype == "float32" else {**embedder.settings, "stored": dtype}
-    store, ids = Path(folder) / _fingerprint(settings), ids_of(documents)
+    store, ids = Path(folder) / fingerprint(settings), ids_of(documents)
     cached = _read(store, settings, tell=False)
     if not _fits(cached.ids, ids):
         with disk_errors(store), _held(store):
@@ -133,7 +133,12 @@ def _rows(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def _completed(
-    store: Path, settings: dict[str, Any], documents: Sequence[Document], ids: np.ndarray, embedder: Embedder, dtype: str
+    store: Path,
+    settings: dict[str, Any],
+    documents: Sequence[Document],
+    ids: np.ndarray,
+    embedder: Embedder,
+    dtype: str,
 ) -> _Cached:
     """Embed missing documents and write the index.
 
@@ -147,7 +152,7 @@ def _completed(
     first = np.sort(first)
     known = np.concatenate([cached.ids, *(part.ids for part in parts)])
     missing = first[~np.isin(ids[first], known)]
-    pieces = [cached, *parts] if len(known) else []
+    pieces = [piece for piece in (cached, *parts) if len(piece.ids)]
     written = 0
 
     def so_far(done: Sequence[int], vectors: np.ndarray) -> None:
@@ -209,7 +214,7 @@ def _held(store: Path) -> Iterator[None]:
         yield
 
 
-def _fingerprint(settings: dict[str, Any]) -> str:
+def fingerprint(settings: dict[str, Any]) -> str:
     return _sha256_of_json({"format": _FORMAT, **settings})[:16]
 
 
@@ -223,8 +228,9 @@ def _read(store: Path, settings: dict[str, Any], tell: bool = True) -> _Cached:
             raise ValueError("manifest.json belongs to another embedding model")
         if manifest["settings"] != _plain(settings):
             raise ValueError("its vectors were made with other settings, under the same fingerprint")
-        ids, vectors = _ids(store, manifest), _vectors(
-            store, settings.get("stored", "float32"), settings.get("similarity") == "cosine"
+        ids, vectors = (
+            _ids(store, manifest),
+            _vectors(store, settings.get("stored", "float32"), settings.get("similarity") == "cosine"),
         )
         if vectors.shape != (len(ids), manifest["dimensions"]) or len(np.unique(ids)) < len(ids):
             raise ValueError(f"vectors.npy is {vectors.dtype} {vectors.shape}, unlike the manifest")

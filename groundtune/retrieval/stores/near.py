@@ -38,8 +38,7 @@ class Near:
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> np.ndarray:
         """Positions of about the k nearest vectors of each query, [queries, k], -1 where fewer were found."""
-        import faiss
-
+        faiss = _faiss()
         some = {} if allowed is None else {"sel": faiss.IDSelectorBitmap(_bits(allowed, self.index.ntotal))}
         found = self.index.search(queries, k, params=faiss.SearchParametersIVF(nprobe=self.lists, **some))
         return found[1]
@@ -47,7 +46,7 @@ class Near:
 
 def near_in(folder: Path, vectors: np.ndarray, of: str, similarity: str) -> Near:
     """The index of the vectors (whose file has the SHA-256 `of`) in `folder`, which is built first if it is another."""
-    import faiss
+    faiss = _faiss()
 
     def make() -> dict[str, Any]:
         begin = time.perf_counter()
@@ -68,10 +67,9 @@ def near_in(folder: Path, vectors: np.ndarray, of: str, similarity: str) -> Near
 
 
 def _built(vectors: np.ndarray, similarity: str) -> Any:
-    import faiss
-
+    faiss = _faiss()
     n, dimensions = vectors.shape
-    lists = 2 ** round(np.log2(4 * np.sqrt(n)))
+    lists = 2 ** round(np.log2(max(1, min(4 * np.sqrt(n), n / _TRAINED_ON))))
     metric = faiss.METRIC_L2 if similarity == "euclidean" else faiss.METRIC_INNER_PRODUCT
     logger.info(
         "building an approximate index of %d vectors, once; needs about %.1f GB of memory and %s",
@@ -104,8 +102,7 @@ def _time(n: int, lists: int, dimensions: int) -> str:
 def _tuned(index: Any, vectors: np.ndarray, similarity: str) -> tuple[int, float]:
     """How many lists to search, and the recall@10 against exact search: of queries between two documents each, which
     are as far from any document as questions are."""
-    import faiss
-
+    faiss = _faiss()
     first, second = (_rows(vectors, _drawn(len(vectors), _TRIED, seed)) for seed in (1, 2))
     queries = (first + second) / 2
     right = exact(queries, vectors, 10, similarity)[1]
@@ -133,19 +130,25 @@ def exact(
         scores, positions = np.hstack([scores, found]), np.hstack([positions, these[at]])
         if len(these) < n:
             best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-            scores, positions = (np.take_along_axis(all, best, axis=1) for all in (scores, positions))
+            scores, positions = np.take_along_axis(scores, best, axis=1), np.take_along_axis(positions, best, axis=1)
     return scores, positions
 
 
 def knn(queries: np.ndarray, vectors: np.ndarray, k: int, similarity: str) -> tuple[np.ndarray, np.ndarray]:
     """Scores and positions of the k nearest of these float32 vectors, without a copy of them."""
-    import faiss
-
+    faiss = _faiss()
     if similarity in ("cosine", "dot"):
         return faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
     metric = {"euclidean": faiss.METRIC_L2, "manhattan": faiss.METRIC_L1}[similarity]
     distances, positions = faiss.knn(queries, vectors, k, metric=metric)
     return -(np.sqrt(distances) if similarity == "euclidean" else distances), positions
+
+
+def _faiss() -> Any:
+    """The library, whose stated types lack what its C++ part has."""
+    import faiss
+
+    return faiss
 
 
 def _drawn(n: int, many: int, seed: int = 0) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from groundtune.data.mapped import ids_of
 from groundtune.schema import Document
 
 # Above this number of documents, files are mapped instead of read, a search looks at the most similar documents only,
@@ -44,6 +45,7 @@ class Store(Protocol):
         """The similarity of each query to each document, or to those at the positions `among`: [queries, documents]."""
 
 
-def count_of(store: Store) -> int:
-    """How many documents a search can find."""
-    return len(store.documents) if store.allowed is None else len(store.allowed)
+def findable(store: Store) -> set[str]:
+    """The ids of the documents that a search can find."""
+    ids = ids_of(store.documents)
+    return {f"{int(id):016x}" for id in (ids if store.allowed is None else ids[store.allowed])}

@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import numpy as np
-
 from groundtune.errors import DataError
 from groundtune.schema import Document, nfc
 from groundtune.system.text import few, one_line, to_json
@@ -106,7 +104,7 @@ def filter_problems(text: str) -> list[str]:
     return []
 
 
-def kept(text: str, documents: Sequence[Document]) -> np.ndarray | None:
+def kept(text: str, documents: Sequence[Document]) -> list[int] | None:
     """Positions of the documents that the filter leaves, in order; None without a filter.
 
     Raises `DataError` if none is left, with the fields that there are.
@@ -118,7 +116,7 @@ def kept(text: str, documents: Sequence[Document]) -> np.ndarray | None:
     if not positions:
         raise DataError([f"--filter: {one_line(text, 200)} leaves none of the {len(documents):,} passages; "
                          f"{_fields_there(condition, documents)}"])  # fmt: skip
-    return np.array(positions, dtype=np.int64)
+    return positions
 
 
 def in_milvus(condition: Condition, field: str) -> str:
@@ -130,12 +128,12 @@ def in_milvus(condition: Condition, field: str) -> str:
     path = field + "".join(f"[{to_json(name, ensure_ascii=False)}]" for name in condition.field)
     values = [to_json(value, ensure_ascii=False) for value in condition.values]
     if condition.sign == "holds":
-        return f"json_contains({path}, {values[0]})"
-    if condition.sign == "in":
-        return f"({path} in [{', '.join(values)}])"
-    if condition.sign == "!=":  # of a field that is missing, it would be true there
-        return f"(exists {path} and {path} != {values[0]})"
-    return f"({path} {condition.sign} {values[0]})"
+        met = f"json_contains({path}, {values[0]})"
+    elif condition.sign == "in":  # Milvus Lite knows no `in` inside JSON
+        met = "(" + " or ".join(f"{path} == {value}" for value in values) + ")"
+    else:
+        met = f"{path} {condition.sign} {values[0]}"
+    return f"(exists {path} and {met})"  # or `not` would leave out what lacks the field
 
 
 def _fields_there(condition: Condition, documents: Sequence[Document]) -> str:
