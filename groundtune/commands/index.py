@@ -32,7 +32,8 @@ EXAMPLES = """examples:
       --retriever all --eval_file eval.jsonl --test_file test.jsonl"""
 _DATA = ["full_dataset_file_path", "full_dataset_index_path", "eval_file", "test_file"]
 _RETRIEVAL = [
-    "embedding_model", "embedding_batch_size", "embedding_dtype", "query_prompt", "document_prompt", "query_history",
+    "embedding_model", "embedding_server_model",
+    "embedding_batch_size", "embedding_dtype", "query_prompt", "document_prompt", "query_history",
     "eval_num_to_retrieve", "filter", "store", "vector_dtype",
 ]  # fmt: skip
 _HELPS = {

@@ -1,4 +1,4 @@
-"""Texts -> vectors by a server's `/v1/embeddings`, in the form of OpenAI's, which vLLM, TEI, Ollama and others share."""
+"""Texts -> vectors by a server's `/v1/embeddings`, as OpenAI, vLLM, TEI, Ollama and others have it."""
 
 from __future__ import annotations
 
@@ -117,4 +117,6 @@ class ServerEmbedder:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < 1e18
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < 1e18
+    )

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from groundtune.arguments import DataArguments, RetrievalArguments
-from groundtune.errors import ModelError
+from groundtune.errors import DataError, ModelError
 from groundtune.filters import kept, parsed
-from groundtune.retrieval.embedder import Embedder
+from groundtune.retrieval.embedder import AnyEmbedder, Embedder
+from groundtune.retrieval.embedding_server import ServerEmbedder
 from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, HybridRetriever, MixRetriever, Retriever
 from groundtune.retrieval.stores.local import load_or_build_index
 from groundtune.retrieval.stores.milvus import open_milvus
@@ -21,8 +22,12 @@ from groundtune.schema import Document
 from groundtune.system.model_folders import cannot_load
 from groundtune.system.out_of_memory import is_out_of_memory
 from groundtune.system.outputs import inside
+from groundtune.system.servers import server_kind
+from groundtune.system.text import hide_secrets
 
 logger = logging.getLogger(__name__)
+
+_ALIKE = 0.98  # cosine of two vectors of one text, in whatever batch and on whatever machine
 
 
 def open_retriever(retrieval: RetrievalArguments, documents: Sequence[Document], index_folder: Path) -> Retriever:
@@ -44,8 +49,31 @@ def open_retriever_with(
     bm25 = BM25Retriever(documents, index_folder, allowed)
     if retrieval.retriever == "bm25":
         return bm25
+    embedder = open_embedder(embedding_model, retrieval)
+    dense = DenseRetriever(embedder, _open_store(retrieval, documents, embedder, index_folder, allowed))
+    if isinstance(embedder, ServerEmbedder):
+        _still_the_same(embedder, dense.index)
+    if retrieval.retriever == "dense":
+        return dense
+    return (
+        MixRetriever(dense, bm25, retrieval.mix_weight)
+        if retrieval.retriever == "mix"
+        else HybridRetriever([dense, bm25])
+    )
+
+
+def open_embedder(embedding_model: str, retrieval: RetrievalArguments) -> AnyEmbedder:
+    """The embedding model with its prompts. Raises `ModelError` if it cannot be loaded."""
+    if server_kind(embedding_model):
+        return ServerEmbedder(
+            embedding_model,
+            retrieval.embedding_server_model,
+            retrieval.query_prompt,
+            retrieval.document_prompt,
+            retrieval.embedding_batch_size,
+        )
     try:
-        embedder = Embedder(
+        return Embedder(
             embedding_model,
             query_prompt=retrieval.query_prompt,
             document_prompt=retrieval.document_prompt,
@@ -56,20 +84,12 @@ def open_retriever_with(
         if is_out_of_memory(error):
             raise
         raise ModelError(f"--embedding_model: {cannot_load(embedding_model, error)}") from error
-    dense = DenseRetriever(embedder, _open_store(retrieval, documents, embedder, index_folder, allowed))
-    if retrieval.retriever == "dense":
-        return dense
-    return (
-        MixRetriever(dense, bm25, retrieval.mix_weight)
-        if retrieval.retriever == "mix"
-        else HybridRetriever([dense, bm25])
-    )
 
 
 def _open_store(
     retrieval: RetrievalArguments,
     documents: Sequence[Document],
-    embedder: Embedder,
+    embedder: AnyEmbedder,
     index_folder: Path,
     allowed: np.ndarray | None,
 ) -> Store:
@@ -78,6 +98,17 @@ def _open_store(
         return replace(index, allowed=allowed)
     condition = parsed(retrieval.filter) if retrieval.filter else None
     return open_milvus(retrieval.store, documents, embedder, allowed, condition)
+
+
+def _still_the_same(embedder: ServerEmbedder, store: Store) -> None:
+    """Raise `DataError` if the server gives a document another vector than the stored one: under the same name, another
+    model may be served now."""
+    again = embedder.embed_documents([store.documents[0].text])
+    alike = float(store.scores(again, np.array([0]))[0, 0]) if again.shape[1] == store.dimensions else 0.0
+    if alike < _ALIKE:
+        why = f"now gives a document another vector than the stored one (cosine {alike:.2f}); has its model changed?"
+        way_out = "To embed everything again, name another --full_dataset_index_path or collection"
+        raise DataError([f"--embedding_model: {hide_secrets(embedder.name)} {why} {way_out}"])
 
 
 def _allowed(text: str, documents: Sequence[Document]) -> np.ndarray | None:

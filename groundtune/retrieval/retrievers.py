@@ -13,12 +13,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from groundtune.data.words import search_words
-from groundtune.retrieval.embedder import Embedder
+from groundtune.errors import DataError
+from groundtune.retrieval.embedder import AnyEmbedder
 from groundtune.retrieval.queries import Query, queries_of, texts_within, too_long_note
 from groundtune.retrieval.reading_limit import ReadingLimit
 from groundtune.retrieval.stores.postings import Postings, postings_in, postings_of
 from groundtune.retrieval.stores.store import LARGE, Store
 from groundtune.schema import Document, Example, Hit, nfc
+from groundtune.system.text import hide_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class Retriever(Protocol):
 class DenseRetriever:
     """Nearest vectors of an embedding model; all queries are embedded in batches and searched in one call."""
 
-    embedder: Embedder
+    embedder: AnyEmbedder
     index: Store
 
     @property
@@ -74,6 +76,10 @@ class DenseRetriever:
             logger.warning(line)
         parts = [part for query in queries for part in query.parts]
         vectors = self.embedder.embed_questions(texts_within(parts, self.limit))
+        if vectors.shape[1] != self.index.dimensions:  # a server may serve another model under the same name
+            told = f"{self.embedder.name} gives vectors of {vectors.shape[1]} dimensions, and the index has"
+            way_out = "name the model that made the index, or another --full_dataset_index_path"
+            raise DataError([f"--embedding_model: {hide_secrets(told)} {self.index.dimensions}; {way_out}"])
         ends = np.cumsum([len(query.parts) for query in queries])
         return np.split(vectors, ends[:-1])
 

@@ -121,7 +121,11 @@ def test_documents_are_inserted_replaced_and_deleted_as_they_change(address, mon
     again = FakeEmbedder()
     open_milvus(address, documents[::-1], again)
     assert again.documents == []
-    changed = [*documents[:50], Document("a new evening"), Document(documents[50].page_content, metadata={"number": -1})]
+    changed = [
+        *documents[:50],
+        Document("a new evening"),
+        Document(documents[50].page_content, metadata={"number": -1}),
+    ]
     monkeypatch.setattr(FakeClient, "passes", staticmethod(lambda row: row["metadata"].get("number") == -1))
     store = open_milvus(address, changed, again, condition=parsed("number == -1"), allowed=np.array([51]))
     assert again.documents == ["a new evening"]

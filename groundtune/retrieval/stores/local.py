@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from groundtune.data.mapped import id_number, ids_of
-from groundtune.retrieval.embedder import Embedder, off_length
+from groundtune.retrieval.embedder import AnyEmbedder, off_length
 from groundtune.retrieval.stores.near import Near, exact, near_in
 from groundtune.retrieval.stores.store import LARGE
 from groundtune.schema import Document
@@ -97,7 +97,7 @@ _NOTHING = _Cached(np.empty(0, np.uint64), np.empty((0, 0), np.float32))
 
 
 def load_or_build_index(
-    folder: str | Path, documents: Sequence[Document], embedder: Embedder, dtype: str = "float32"
+    folder: str | Path, documents: Sequence[Document], embedder: AnyEmbedder, dtype: str = "float32"
 ) -> Index:
     """The index of the documents, from the cache in `folder` if it matches; only missing documents are embedded.
 
@@ -137,7 +137,7 @@ def _completed(
     settings: dict[str, Any],
     documents: Sequence[Document],
     ids: np.ndarray,
-    embedder: Embedder,
+    embedder: AnyEmbedder,
     dtype: str,
 ) -> _Cached:
     """Embed missing documents and write the index.
@@ -177,7 +177,7 @@ def _completed(
     return _Cached(ids[first], vectors)
 
 
-def _needed(documents: int, embedder: Embedder) -> str:
+def _needed(documents: int, embedder: AnyEmbedder) -> str:
     """What many vectors take, said before they are made."""
     dimensions = embedder.dimensions if documents > LARGE else 0
     size = documents * dimensions * 4 / 2**30
@@ -295,7 +295,7 @@ def _sha256_of_json(content: object) -> str:
 
 
 def _write(
-    store: Path, settings: dict[str, Any], ids: np.ndarray, vectors: np.ndarray, embedder: Embedder, dtype: str
+    store: Path, settings: dict[str, Any], ids: np.ndarray, vectors: np.ndarray, embedder: AnyEmbedder, dtype: str
 ) -> None:
     """Write vectors first, then the manifest, so that a run killed in between leaves no index that looks complete."""
     with disk_errors(store, needed=vectors.size * np.dtype(dtype).itemsize):

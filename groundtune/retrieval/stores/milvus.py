@@ -20,7 +20,7 @@ import numpy as np
 from groundtune.data.mapped import ids_of
 from groundtune.errors import DataError
 from groundtune.filters import Condition, in_milvus
-from groundtune.retrieval.embedder import Embedder
+from groundtune.retrieval.embedder import AnyEmbedder
 from groundtune.retrieval.stores.local import fingerprint
 from groundtune.schema import Document
 from groundtune.system.servers import milvus_address
@@ -104,7 +104,7 @@ class MilvusStore:
 def open_milvus(
     store: str,
     documents: Sequence[Document],
-    embedder: Embedder,
+    embedder: AnyEmbedder,
     allowed: np.ndarray | None = None,
     condition: Condition | None = None,
 ) -> MilvusStore:
@@ -136,7 +136,7 @@ def _client(address: str) -> Any:
     return MilvusClient(address, token=os.environ.get(_TOKEN, ""), timeout=60)
 
 
-def _create(client: Any, collection: str, embedder: Embedder) -> None:
+def _create(client: Any, collection: str, embedder: AnyEmbedder) -> None:
     from pymilvus import DataType
 
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -149,7 +149,7 @@ def _create(client: Any, collection: str, embedder: Embedder) -> None:
     client.create_collection(collection, schema=schema, index_params=index, consistency_level="Strong")
 
 
-def _bring_up_to_date(client: Any, collection: str, documents: Sequence[Document], embedder: Embedder) -> None:
+def _bring_up_to_date(client: Any, collection: str, documents: Sequence[Document], embedder: AnyEmbedder) -> None:
     """Insert what is new, replace what has other metadata, delete what is in no document."""
     client.load_collection(collection)
     there = dict(_rows(client, collection))
