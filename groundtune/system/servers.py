@@ -51,14 +51,14 @@ def milvus_problems(store: str) -> list[str]:
     address, name = milvus_address(store)
     shown = one_line(hide_secrets(address), 200)
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,60}", name or "documents"):
-        return [f"--store: {name!r} is no name of a collection; use letters, digits and _"]
+        return [f"--store: {name!r} cannot be the name of a collection; use letters, digits and _"]
     for package in ("pymilvus",) if _is_server(address) else ("pymilvus", "milvus_lite"):
         if importlib.util.find_spec(package) is None:
             return [f"--store: Milvus needs the package {package.replace('_', '-')}; {pip_install('milvus')}"]
     if _is_server(address):
         return [] if name else [f"--store: name a collection after a #, such as {MILVUS}{shown}#handbook"]
     if not address.endswith(".db"):
-        return [f"--store: {shown!r} is no file *.db and no server; write milvus:vectors.db or milvus:http://HOST#NAME"]
+        return [f"--store: {shown!r} is neither a file *.db nor a server; write milvus:vectors.db or milvus:http://HOST#NAME"]
     folder = os.path.dirname(os.path.abspath(address))
     if not os.path.isdir(folder):
         return [f"--store: there is no folder {folder}; name a file in an existing one"]

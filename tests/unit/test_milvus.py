@@ -209,9 +209,9 @@ def test_retrievers_search_in_milvus_as_they_do_here(address, tmp_path, monkeypa
     [
         ("sqlite:x", "'sqlite:x' is unknown; use local or milvus:"),
         ("milvus:http://me:secret@host:19530", "name a collection after a #"),
-        ("milvus:x.sqlite", "is no file *.db and no server"),
+        ("milvus:x.sqlite", "is neither a file *.db nor a server"),
         ("milvus:no/such/folder/x.db", "there is no folder"),
-        ("milvus:x.db#two words", "'two words' is no name of a collection"),
+        ("milvus:x.db#two words", "'two words' cannot be the name of a collection"),
     ],
 )
 def test_an_address_that_cannot_be_one_is_one_line(monkeypatch, store, said):
