@@ -29,7 +29,9 @@ _FUSION_DEPTH = 100
 _FUSION_K = 60
 # Of many documents, the mix scores only so many of the best of each retriever.
 _MIXED_DEPTH = 1000
-_SEARCHED_AT_ONCE = 1024  # queries: the candidates of all of them are held in memory
+# Queries that are mixed at once, and similarities that are held in memory for them.
+_SEARCHED_AT_ONCE = 1024
+_SCORES_AT_ONCE = 2**24
 
 
 class Retriever(Protocol):
@@ -179,28 +181,36 @@ class MixRetriever:
 
     def search(self, queries: Sequence[str | Query], k: int) -> list[tuple[Hit, ...]]:
         asked, found = _several(queries), []
-        for start in range(0, len(asked), _SEARCHED_AT_ONCE):
-            some = asked[start : start + _SEARCHED_AT_ONCE]
-            vectors = self.dense.vectors(some)
-            found += [
-                self._found(query, these, among, k)
-                for query, these, among in zip(some, vectors, self._candidates(some, vectors))
-            ]
+        at_once = max(1, min(_SEARCHED_AT_ONCE, _SCORES_AT_ONCE // max(1, len(self.dense.index.documents))))
+        for start in range(0, len(asked), at_once):
+            some = asked[start : start + at_once]
+            similar = self._similar(some, self.dense.vectors(some))
+            found += [self._found(query, among, scores, k) for query, (among, scores) in zip(some, similar)]
         return found
 
-    def _found(self, query: Query, vectors: np.ndarray, among: np.ndarray | None, k: int) -> tuple[Hit, ...]:
-        similarities, words = self.dense.index.scores(vectors, among), self.bm25.scores(query, among)
-        mixed = (self.weight * _scaled(similarities) + (1 - self.weight) * _scaled(words)).mean(axis=0)
-        best = _best(mixed, k, similarities.mean(axis=0))
+    def _found(self, query: Query, among: np.ndarray | None, similar: np.ndarray, k: int) -> tuple[Hit, ...]:
+        words = self.bm25.scores(query, among)
+        mixed = (self.weight * _scaled(similar) + (1 - self.weight) * _scaled(words)).mean(axis=0)
+        best = _best(mixed, k, similar.mean(axis=0))
         return _hits(self.dense.index.documents, best if among is None else among[best], mixed[best])
 
-    def _candidates(self, queries: Sequence[Query], vectors: Sequence[np.ndarray]) -> Iterator[np.ndarray | None]:
-        """For each query the positions of the documents whose scores are mixed, in order; None: all."""
+    def _similar(
+        self, queries: Sequence[Query], vectors: Sequence[np.ndarray]
+    ) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
+        """For each query the positions of the documents whose scores are mixed (None: all), and their similarities to
+        its parts."""
         index = self.dense.index
-        if index.whole:
-            yield from (index.allowed for _ in queries)
+        if not index.whole:
+            for these, among in zip(vectors, self._candidates(queries, vectors)):
+                yield among, index.scores(these, among)
             return
-        by_vectors = index.search(np.concatenate(vectors), _MIXED_DEPTH)[1]
+        scores = index.scores(np.concatenate(vectors), index.allowed)
+        for some in np.split(scores, np.cumsum([len(these) for these in vectors])[:-1]):
+            yield index.allowed, some
+
+    def _candidates(self, queries: Sequence[Query], vectors: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """For each query the positions of the best documents by either, in order."""
+        by_vectors = self.dense.index.search(np.concatenate(vectors), _MIXED_DEPTH)[1]
         ends = np.cumsum([len(these) for these in vectors])
         for query, found in zip(queries, np.split(by_vectors, ends[:-1])):
             yield np.union1d(_found(found), self.bm25.candidates(query, _MIXED_DEPTH))

@@ -58,7 +58,9 @@ def milvus_problems(store: str) -> list[str]:
     if _is_server(address):
         return [] if name else [f"--store: name a collection after a #, such as {MILVUS}{shown}#handbook"]
     if not address.endswith(".db"):
-        return [f"--store: {shown!r} is neither a file *.db nor a server; write milvus:vectors.db or milvus:http://HOST#NAME"]
+        return [
+            f"--store: {shown!r} is neither a file *.db nor a server; write milvus:vectors.db or milvus:http://HOST#NAME"
+        ]
     folder = os.path.dirname(os.path.abspath(address))
     if not os.path.isdir(folder):
         return [f"--store: there is no folder {folder}; name a file in an existing one"]
