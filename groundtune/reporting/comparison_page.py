@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundtune.data.files import write_text
+from groundtune.evaluation.abstention import ANSWERABLE as REFUSED
 from groundtune.evaluation.comparison import HOW_TO_READ, Comparison
 from groundtune.evaluation.outcomes import OUTCOMES, WITHOUT_ANSWER, WITHOUT_PASSAGES
 from groundtune.evaluation.verdicts import F1
@@ -163,7 +164,7 @@ def comparison_table(comparison: Comparison, only: Collection[str] = ()) -> Tabl
 def essential(comparison: Comparison) -> list[str]:
     """The labels of the metrics that fit on one screen: what the verdict rests on, and the usual suspects."""
     recalls = [metric for metric in comparison.labels if "/recall@" in metric]
-    shown = [F1, "generation/contradiction", "generation/unfinished", "abstained/answerable", *recalls[-1:]]
+    shown = [F1, "generation/contradiction", "generation/unfinished", REFUSED, *recalls[-1:]]
     return [label for m, label in comparison.labels.items() if m in shown or m.startswith("judge/")]
 
 
