@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,7 +18,18 @@ from groundtune.cli import main
 from groundtune.data.files import read_examples, write_documents
 from groundtune.prepare import gates, questions
 from groundtune.prepare.gates import GATES, gates_of
-from groundtune.prepare.questions import Asker, Settings, parse_answer, parse_questions, read_prompt, sample_passages
+from groundtune.prepare.given import find, read_questions
+from groundtune.prepare.questions import (
+    Asker,
+    Sampled,
+    Settings,
+    found_within,
+    own_part,
+    parse_answer,
+    parse_questions,
+    read_prompt,
+    sample_passages,
+)
 from groundtune.prepare.support import check_support, parse_verdict, support, support_prompt
 from groundtune.retrieval.retrievers import BM25Retriever
 from groundtune.schema import Document, Reply
@@ -61,22 +72,27 @@ class FakeGenerator:
     reply: object = reply_to
     prompts: list[str] = field(default_factory=list)
 
-    def complete(self, messages_list, max_tokens):
+    def complete(self, messages_list, max_tokens, *, on_done=lambda done: None):
         self.prompts += [messages[-1]["content"] for messages in messages_list]
         texts = [self.reply(messages[-1]["content"]) for messages in messages_list]
+        for _ in texts:
+            on_done(1)
         return [Reply(failure="no luck") if t is None else Reply(t, not t.endswith("...")) for t in texts]
 
 
-def make(folder: Path, generator: FakeGenerator, documents_: list[Document], **changes):
-    """Generate and judge questions, as the command does."""
+def make(folder: Path, generator: FakeGenerator, documents_: list[Document], asked: list[str] | None = None, **changes):
+    """Generate and judge questions, or answer those `asked`, as the command does."""
     chosen = settings(**changes)
-    passages = sample_passages(documents_, chosen)
+    chosen = replace(chosen, retrieved_within=chosen.retrieved_within or found_within(len(documents_)))
+    retriever = BM25Retriever(documents_)
+    work = find(asked, chosen, retriever) if asked else Sampled(sample_passages(documents_, chosen))
     journal = questions.open_journal(folder, chosen, "fake")
     ask = Asker(lambda: generator, journal, chosen.max_new_tokens, batch=8)
-    questions.generate(passages, chosen, ask)
-    if chosen.support != "lexical":
-        check_support(passages, chosen, ask)
-    return gates.judge(passages, chosen, journal, BM25Retriever(documents_)), ask.failures
+    lexical = chosen.support == "lexical"
+    work.write(chosen, ask, lambda pairs: None if lexical else check_support(pairs, chosen, ask))
+    result = gates.judge(work.asked(journal), chosen, journal, retriever)
+    result.counts["passages"] = len(work.read(journal))
+    return result, ask.failures
 
 
 # Sampling and parsing
