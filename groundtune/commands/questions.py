@@ -18,7 +18,7 @@ from groundtune.commands.flags import add_group, filled
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
 from groundtune.data.files import in_the_way
-from groundtune.errors import DataError
+from groundtune.errors import DataError, ModelError
 from groundtune.evaluation.arguments import SERVER, GeneratorArguments
 from groundtune.model.endpoint import is_server, server_problems
 from groundtune.prepare.split import share_problems
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 REVIEW = "review.md"
+_PROMPTS = {"question_prompt": "questions.txt", "answer_prompt": "answer.txt", "support_prompt": "support.txt"}
 
 # Name, help, default, type.
 _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
@@ -151,13 +152,16 @@ def main(argv: Sequence[str]) -> int:
 
     from groundtune.data.files import read_documents
     from groundtune.prepare import gates, questions
+    from groundtune.prepare.given import find
 
     documents = read_documents(arguments.documents)
     settings = _settings(arguments, len(documents))
+    subjects = _subjects(arguments, settings, documents)
+    settings = replace(settings, **_packaged_prompts(arguments, settings))
     with alone(arguments.output_dir):  # otherwise two commands would pay for the same replies
         journal = questions.open_journal(arguments.output_dir, settings, _called(*_generator(arguments)))
         retriever = _retriever(arguments, documents)
-        work = _work(arguments, settings, documents, retriever)
+        work = find(subjects[0], settings, retriever) if arguments.questions else questions.Sampled(subjects[1])
         with _kept(journal):
             failures = [] if arguments.resume else _ask(arguments, settings, work, journal)
             result = gates.judge(work.asked(journal), settings, journal, retriever)
@@ -188,19 +192,18 @@ def _show(
     show(summary, gates.summary_table(result), notes, arguments)
 
 
-def _work(
-    arguments: argparse.Namespace, settings: Settings, documents: Sequence[Document], retriever: Retriever
-) -> Work:
-    """The questions to answer: given ones, or those that the generator writes about a sample of passages."""
-    from groundtune.prepare import given as given_questions
-    from groundtune.prepare import questions
+def _subjects(
+    arguments: argparse.Namespace, settings: Settings, documents: Sequence[Document]
+) -> tuple[list[str], list[Document]]:
+    """The given questions, or else the passages to write questions about."""
+    from groundtune.prepare.given import read_questions
+    from groundtune.prepare.questions import sample_passages
 
     if arguments.questions:
-        return given_questions.find(given_questions.read_questions(arguments.questions), settings, retriever)
-    passages = questions.sample_passages(documents, settings)
-    if not passages:
+        return read_questions(arguments.questions), []
+    if not (passages := sample_passages(documents, settings)):
         raise DataError([f"{arguments.documents}: no passage has {settings.min_words} words; lower --min_words"])
-    return questions.Sampled(passages)
+    return [], passages
 
 
 @contextmanager
@@ -247,32 +250,45 @@ def _not_read(arguments: argparse.Namespace) -> list[str]:
 
 
 def _settings(arguments: argparse.Namespace, documents: int) -> Settings:
+    """The settings with the user's own prompts; of the others, `_packaged_prompts` decides."""
     from groundtune.prepare.questions import Settings, found_within, read_prompt
 
-    def prompt(flag: str, packaged: str, who: str) -> str:
-        own = getattr(arguments, flag)
-        return read_prompt(own, packaged, by_example=not own and _lacks_template(who))
-
-    writer, checker = arguments.generator, _checker(arguments)[0]
+    read = {flag: read_prompt(path, name) for flag, name in _PROMPTS.items() if (path := getattr(arguments, flag))}
     within = arguments.retrieved_within or found_within(documents)
     own: dict[str, Any] = {
-        "question_prompt": prompt("question_prompt", "questions.txt", writer),
-        "answer_prompt": prompt("answer_prompt", "answer.txt", writer),
-        "support_prompt": prompt("support_prompt", "support.txt", "" if arguments.support == "lexical" else checker),
+        **dict.fromkeys(_PROMPTS, ""),
+        **read,
         "checker": _called(*_checker(arguments)) if arguments.checker or arguments.checker_model else "",
         "retrieved_within": max(within, arguments.passages_tried if arguments.questions else 0),
     }
     return Settings(**own, **{f.name: getattr(arguments, f.name) for f in fields(Settings) if f.name not in own})
 
 
+def _packaged_prompts(arguments: argparse.Namespace, settings: Settings) -> dict[str, str]:
+    """The packaged prompts that are used, with examples for a model without a chat template."""
+    from groundtune.prepare.questions import read_prompt
+
+    who = dict.fromkeys(_PROMPTS, ("generator", arguments.generator))
+    if arguments.support != "lexical":
+        who["support_prompt"] = ("checker" if arguments.checker else "generator", _checker(arguments)[0])
+    return {
+        flag: read_prompt(None, name, by_example=_lacks_template(*who[flag]))
+        for flag, name in _PROMPTS.items()
+        if not getattr(settings, flag)
+    }
+
+
 @cache
-def _lacks_template(name: str) -> bool:
+def _lacks_template(flag: str, name: str) -> bool:
     """Whether a model is loaded here and has no chat template; a server applies one itself."""
-    if not name or is_server(name):
+    if is_server(name):
         return False
     from groundtune.model.opening import writing_model
 
-    lacks = not writing_model(name, bf16=False).open_tokenizer().chat_template
+    try:
+        lacks = not writing_model(name, bf16=False).open_tokenizer().chat_template
+    except ModelError as error:
+        raise ModelError(str(error).replace("--model_name_or_path", f"--{flag}")) from error
     if lacks:
         logger.info("%s has no chat template, so the built-in prompts for it contain examples", name)
     return lacks

@@ -42,6 +42,7 @@ _KIND = r"(?:(?P<kind>question|answer)\s*\d*|(?P<rejected>rejected)\s*\([^:\uff1
 _MARKER = re.compile(
     rf"(?:[-+*]\s+)?(?P<mark>[*_]{{0,3}}){_KIND}(?:(?P=mark)\s*[:\uff1a]|[:\uff1a](?P=mark))\s*", re.IGNORECASE
 )
+_QUOTED = ">"
 _RULE = re.compile(r"([-*_])\s*(?:\1\s*){2,}")
 
 
@@ -124,7 +125,9 @@ def _parts(path: Path, lines: Sequence[str], problems: list[str]) -> Iterator[_P
         elif not line.strip() or _RULE.fullmatch(line.rstrip()):
             part.lines.append("")
         elif part.kind == "passage":
-            if not line.startswith(">"):
+            if line.startswith(">") or part.lines[-1] == _QUOTED:  # a line that an editor broke
+                part.lines.append(_QUOTED)
+            else:
                 problems.append(f"{where}: {shown(line)} belongs to no question; begin it with Question: or Answer:")
         elif line.startswith(("#", ">")):
             problems.append(f"{where}: {shown(line)} is below a question; indent it by two spaces if it belongs to it, "
@@ -167,9 +170,10 @@ class _Reader:
             return
         self.close()
         if part.kind == "passage":
-            self.passage, self.named = self.documents.get(part.text), True
+            id = part.lines[0]
+            self.passage, self.named = self.documents.get(id), True
             if self.passage is None:
-                self._problem(part, f"passage {part.text} is not in the documents; name one that is, or delete it")
+                self._problem(part, f"passage {id} is not in the documents; name one that is, or delete it")
         else:
             self.open = part
             if not self.named:
