@@ -268,11 +268,11 @@ def _packaged_prompts(arguments: argparse.Namespace, settings: Settings) -> dict
     """The packaged prompts that are used, with examples for a model without a chat template."""
     from groundtune.prepare.questions import read_prompt
 
+    checks = arguments.support != "lexical"
     who = dict.fromkeys(_PROMPTS, ("generator", arguments.generator))
-    if arguments.support != "lexical":
-        who["support_prompt"] = ("checker" if arguments.checker else "generator", _checker(arguments)[0])
+    who["support_prompt"] = ("checker" if arguments.checker else "generator", _checker(arguments)[0])
     return {
-        flag: read_prompt(None, name, by_example=_lacks_template(*who[flag]))
+        flag: read_prompt(None, name, (checks or flag != "support_prompt") and _lacks_template(*who[flag]))
         for flag, name in _PROMPTS.items()
         if not getattr(settings, flag)
     }
