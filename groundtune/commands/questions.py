@@ -66,7 +66,8 @@ _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
     ("batch_size", "batch size of a locally loaded model", 8, int),
 )
 _RETRIEVAL = [
-    "embedding_model", "retriever", "query_prompt", "document_prompt", "embedding_batch_size", "embedding_dtype",
+    "embedding_model", "embedding_server_model",
+    "retriever", "query_prompt", "document_prompt", "embedding_batch_size", "embedding_dtype",
 ]  # fmt: skip
 _HELPS = {
     "embedding_model": "Embedding model (hub name or folder) for finding the passages of a question. Default: BM25.",
@@ -239,8 +240,8 @@ def _reviewed(
 ) -> GateResult:  # fmt: skip
     from groundtune.prepare import review
 
-    by_id = {document.id: document for document in documents}
-    return review.apply(result, review.read(arguments.output_dir / REVIEW, by_id), settings, retriever)
+    entries = review.read(arguments.output_dir / REVIEW, documents)
+    return review.apply(result, entries, settings, retriever)
 
 
 def _not_read(arguments: argparse.Namespace) -> list[str]:
@@ -388,7 +389,7 @@ def _review_problems(arguments: argparse.Namespace) -> list[str]:
     return []
 
 
-def _retriever(arguments: argparse.Namespace, documents: list[Document]) -> Retriever:
+def _retriever(arguments: argparse.Namespace, documents: Sequence[Document]) -> Retriever:
     from groundtune.retrieval.opening import index_folder, open_retriever
 
     data = DataArguments(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,8 +93,8 @@ class _Part:
         return "\n".join(self.lines).strip()
 
 
-def read(path: Path, documents: Mapping[str, Document]) -> list[Entry]:
-    """The questions of an edited file with their passages, from `documents` by id.
+def read(path: Path, documents: Iterable[Document]) -> list[Entry]:
+    """The questions of an edited file with their passages, which are among `documents`.
 
     Raises `DataError` with every problem.
     """
@@ -104,7 +104,10 @@ def read(path: Path, documents: Mapping[str, Document]) -> list[Entry]:
         problem = f"{path}: cannot be read ({one_line(error, 200)}); save it as text in UTF-8, or write it again"
         raise DataError([f"{problem} with --review"]) from error
     problems: list[str] = []
-    entries = list(_entries(_parts(path, lines, problems), documents, problems))
+    parts = list(_parts(path, lines, problems))
+    named = {part.lines[0] for part in parts if part.kind == "passage"}
+    by_id = {document.id: document for document in documents if document.id in named}
+    entries = list(_entries(parts, by_id, problems))
     if problems:
         raise DataError(problems)
     if not entries:
@@ -146,7 +149,7 @@ def _begun(where: str, line: str) -> _Part | None:
     return _Part(where, "passage", [heading[1].lower()]) if heading else None
 
 
-def _entries(parts: Iterator[_Part], documents: Mapping[str, Document], problems: list[str]) -> Iterator[Entry]:
+def _entries(parts: Sequence[_Part], documents: Mapping[str, Document], problems: list[str]) -> Iterator[Entry]:
     reader = _Reader(documents, problems)
     for part in parts:
         yield from reader.take(part)

@@ -55,7 +55,7 @@ def edited(tmp_path) -> Callable[..., GateResult]:
             assert (changed := edit(text)) != text
             text = changed
         path.write_bytes(text.encode(encoding))
-        entries = review.read(path, {document.id: document for document in DOCUMENTS})
+        entries = review.read(path, DOCUMENTS)
         return review.apply(result(), entries, SETTINGS, BM25Retriever(DOCUMENTS))
 
     return apply
