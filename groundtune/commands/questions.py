@@ -153,7 +153,7 @@ def main(argv: Sequence[str]) -> int:
 
     from groundtune.data.files import read_documents
     from groundtune.prepare import gates, questions
-    from groundtune.prepare.given import find
+    from groundtune.prepare.given import find, left_out
 
     documents = read_documents(arguments.documents)
     settings = _settings(arguments, len(documents))
@@ -172,7 +172,7 @@ def main(argv: Sequence[str]) -> int:
         elif arguments.review and (result.kept or result.rejected):
             return _stop_for_review(arguments, argv, result, work.read(journal), failures)
         if not result.counts["kept"]:
-            raise DataError(gates.why_none(result, failures))
+            raise DataError([*(left_out(result) if arguments.questions else []), *gates.why_none(result, failures)])
         empty = gates.write(result, arguments.output_dir)
     written = f"Wrote {result.counts['kept']:,} examples to {arguments.output_dir}"
     _show(arguments, result, failures, empty, [*_not_read(arguments), written])
@@ -190,7 +190,7 @@ def _show(
     summary = {"counts": result.counts, "splits": splits, "failed_requests": len(failures)}
     summary |= {"reviewed": result.reviewed} if result.reviewed else {}
     notes = [*(left_out(result) if arguments.questions else []), *gates.notes(result, failures, empty), *last]
-    show(summary, gates.summary_table(result), notes, arguments)
+    show(summary, gates.summary_table(result, arguments.review), notes, arguments)
 
 
 def _subjects(
@@ -229,7 +229,9 @@ def _stop_for_review(
     words = ["groundtune", "questions", *(word for word in argv if word != "--review"), "--resume"]
     command = hide_secrets(shlex.join(words))
     review.write(result, passages, path, command)
-    last = [f"Wrote {len(result.kept):,} questions to {path}: edit it, then continue with", command]
+    left = sum(bool(row["passage"]) for row in result.rejected)
+    about = f"questions that passed the gates: {len(result.kept):,}, and rejected ones: {left:,}"
+    last = [f"Wrote {path} ({about}); edit it, then continue with", command]
     _show(arguments, result, failures, [], last)
     return 0
 
@@ -265,7 +267,7 @@ def _settings(arguments: argparse.Namespace, documents: int) -> Settings:
     return Settings(**own, **{f.name: getattr(arguments, f.name) for f in fields(Settings) if f.name not in own})
 
 
-def _packaged_prompts(arguments: argparse.Namespace, settings: Settings) -> dict[str, str]:
+def _packaged_prompts(arguments: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     """The packaged prompts that are used, with examples for a model without a chat template."""
     from groundtune.prepare.questions import read_prompt
 
@@ -365,6 +367,8 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
             if getattr(arguments, name)
         ]
         problems += [f"--{name}: has no effect with --support lexical; use --support llm or both" for name in unused]
+    if arguments.questions and arguments.question_prompt:
+        problems.append("--question_prompt: has no effect with --questions; remove one of them")
     problems += in_the_way("output_dir", arguments.output_dir, folder=True)
     written = [*(f"{name}.jsonl" for name in ("generated", "train", "eval", "test", "rejected")), REVIEW]
     problems += links_at((arguments.output_dir / name for name in written), "output_dir")

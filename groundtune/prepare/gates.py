@@ -209,12 +209,12 @@ def why_none(result: GateResult, failures: Sequence[str]) -> list[str]:
     reasons = ", ".join(f"{counts[gate]} {gate}" for gate in GATES if counts[gate]) or "no question was written"
     return [
         f"none of {counts['questions']} questions passed the gates: {reasons}; see generated.jsonl for what the model "
-        "wrote, and use a stronger --generator or a --question_prompt that it follows"
+        "wrote, and use a stronger --generator or prompts that it follows"
     ]
 
 
-def summary_table(result: GateResult) -> Table:
-    """Counts of what was asked, what each gate rejected and what was kept, as a rich table."""
+def summary_table(result: GateResult, before_split: bool = False) -> Table:
+    """Counts of what was asked, what each gate rejected, what was kept and where it is, as a rich table."""
     from groundtune.system.tables import TextTable
 
     table = TextTable("", "number")
@@ -227,7 +227,7 @@ def summary_table(result: GateResult) -> Table:
     for what, number in result.reviewed.items():
         table.add_row(f"review: {what}", f"{number:,}")
     table.add_row("kept", f"{result.counts['kept']:,}", end_section=True)
-    for name, examples in result.splits.items():
+    for name, examples in () if before_split else result.splits.items():
         passages = len({example.gold_documents[0].id for example in examples})
         table.add_row(f"{name}.jsonl, on {passages:,} passages", f"{len(examples):,}")
     return table

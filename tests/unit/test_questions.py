@@ -768,10 +768,12 @@ def test_a_review_stops_before_the_split_and_the_command_that_it_prints_continue
     out = tmp_path / "qa 1"
     assert run(*flags, "-o", out, "--review") == 0
     said = capsys.readouterr().out.splitlines()
-    assert f"Wrote 24 questions to {out / 'review.md'}: edit it, then continue with" in said
+    counted = "(questions that passed the gates: 24, and rejected ones: 0)"
+    assert f"Wrote {out / 'review.md'} {counted}; edit it, then continue with" in said
     assert {path.name for path in out.iterdir()} == {"generated.jsonl", "review.md"}
     command = shlex.split(said[-1])
     assert command[:2] == ["groundtune", "questions"] and said[-1] in (out / "review.md").read_text("utf-8")
+    assert not any("train.jsonl" in line for line in said)
     asked = len(server.requests)
     assert run(*command[2:]) == 0
     assert re.search(r"review: unchanged\W+24", capsys.readouterr().out)
@@ -793,7 +795,11 @@ def test_given_questions_without_an_answer_are_named(server, database, tmp_path,
     flags = ("--generator", server.generator, "--generator_model", "m", "--questions", tmp_path / "mine.txt")
     assert run(database, "-o", tmp_path / "qa", *flags) == 0
     said = capsys.readouterr().out
-    assert 'passage not retrieved for it: "xyzzy?"' in said and "Wrote 1 examples" in said
+    assert '1 left out, passage not retrieved for it: "xyzzy?"' in said and "Wrote 1 examples" in said
+    (tmp_path / "mine.txt").write_text("xyzzy?")
+    assert run(database, "-o", tmp_path / "none", *flags) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert '"xyzzy?"' in lines[0] and lines[1].startswith("none of 1 questions passed the gates: 1 passage not")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
