@@ -134,9 +134,9 @@ def _show_compared(found: list[Measured], best: Measured, k: int, chosen_on: int
 
 def _searchable(path: str) -> list[Example]:
     """The answerable examples with a question; raises `DataError` if there are none."""
-    from groundtune.data.files import scan_examples
+    from groundtune.data.files import scan_questions
 
-    contents = scan_examples(path)
+    contents = scan_questions(path)
     if contents.problems:
         raise DataError(contents.problems)
     examples = [example for _, example in contents.entries if example.has_evidence and example.question.strip()]

@@ -32,8 +32,15 @@ def open_retriever_with(
     """
     if retrieval.retriever == "bm25":
         return BM25Retriever(documents)
+    embedder = open_embedder(embedding_model, retrieval)
+    dense = DenseRetriever(embedder, load_or_build_index(index_folder, documents, embedder))
+    return dense if retrieval.retriever == "dense" else with_words(dense, BM25Retriever(documents), retrieval)
+
+
+def open_embedder(embedding_model: str, retrieval: RetrievalArguments) -> Embedder:
+    """The embedding model with its prompts. Raises `ModelError` if it cannot be loaded."""
     try:
-        embedder = Embedder(
+        return Embedder(
             embedding_model,
             query_prompt=retrieval.query_prompt,
             document_prompt=retrieval.document_prompt,
@@ -44,15 +51,13 @@ def open_retriever_with(
         if is_out_of_memory(error):
             raise
         raise ModelError(f"--embedding_model: {cannot_load(embedding_model, error)}") from error
-    dense = DenseRetriever(embedder, load_or_build_index(index_folder, documents, embedder))
-    if retrieval.retriever == "dense":
-        return dense
-    bm25 = BM25Retriever(documents)
-    return (
-        MixRetriever(dense, bm25, retrieval.mix_weight)
-        if retrieval.retriever == "mix"
-        else HybridRetriever([dense, bm25])
-    )
+
+
+def with_words(dense: DenseRetriever, bm25: BM25Retriever, retrieval: RetrievalArguments) -> Retriever:
+    """The retriever that combines both as `--retriever` says."""
+    if retrieval.retriever == "hybrid":
+        return HybridRetriever([dense, bm25])
+    return MixRetriever(dense, bm25, retrieval.mix_weight)
 
 
 def evaluation_model(retrieval: RetrievalArguments) -> str:
