@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -55,7 +55,7 @@ _HELPS = {
     "retriever": "The retriever that will be used, inside which the models are compared. (default: mix)",
 }
 # Arguments of `TrainingArguments` that follow from others here.
-_FOLLOW = {
+FOLLOW = {
     "save_strategy": "--eval_strategy", "save_steps": "--eval_steps", "load_best_model_at_end": "--eval_strategy",
     "metric_for_best_model": "--eval_num_to_retrieve", "greater_is_better": "--eval_num_to_retrieve",
 }  # fmt: skip
@@ -63,16 +63,16 @@ _FOLLOW = {
 
 def main(argv: Sequence[str]) -> int:
     """Train and print the tables; returns 0, 1 if the training diverged, 143 after SIGTERM, or 130 after SIGINT."""
-    return train_with(argv, {})
-
-
-def train_with(argv: Sequence[str], defaults: Mapping[str, Any]) -> int:
-    """`main` with other defaults."""
     if {"-h", "--help"} & set(argv):
         parser().parse_args(["-h"])
+    return train_with(lambda: run_of(given(whole_parser(), argv)))
+
+
+def train_with(arguments: Callable[[], RetrieverRun]) -> int:
+    """`main` with these arguments; reading them imports torch, which takes seconds."""
     try:
         with watched():
-            return _run(parsed(argv, defaults))
+            return _run(arguments())
     except Stopped as stopped:
         complain(f"{stopped}; the same command resumes from the last checkpoint")
         return stopped.exit_status
@@ -91,11 +91,10 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def parsed(argv: Sequence[str], defaults: Mapping[str, Any] | None = None) -> RetrieverRun:
-    """The arguments of a run. Raises `DataError` with every unknown flag, or with the first bad value."""
-    words = {**(defaults or {}), **given(_whole_parser(), argv)}
+def run_of(words: Mapping[str, Any]) -> RetrieverRun:
+    """The arguments of a run, from the words of `whole_parser`. Raises `DataError`."""
     if problems := [
-        f"--{name}: follows from {other} here; remove it" for name, other in _FOLLOW.items() if name in words
+        f"--{name}: follows from {other} here; remove it" for name, other in FOLLOW.items() if name in words
     ]:
         raise DataError(problems)
     groups: Any = [
@@ -104,11 +103,12 @@ def parsed(argv: Sequence[str], defaults: Mapping[str, Any] | None = None) -> Re
     known = {field.name for group in groups for field in fields(group)} | {"quiet", "json", "config"}
     output = OutputArguments(quiet=words["quiet"], json=words["json"])
     more = {name: value for name, value in words.items() if name not in known}
-    return RetrieverRun(*groups, output, more)
+    data, retrieval, retriever, training = groups
+    return RetrieverRun(data, retrieval, retriever, training, output, more)
 
 
-def _whole_parser() -> argparse.ArgumentParser:
-    """The flags of the help, and all others of `TrainingArguments`, which are absent from the result if not given."""
+def whole_parser() -> argparse.ArgumentParser:
+    """The flags that the help shows, and all others of `TrainingArguments`, absent from the result if not given."""
     from transformers import HfArgumentParser, TrainingArguments
 
     made, of_transformers = parser(), HfArgumentParser(cast(Any, TrainingArguments))

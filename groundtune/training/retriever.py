@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -107,7 +108,7 @@ class _RetrieverTrainer(SafeTrainer):
         """Inside, the model reads at most `max_tokens` of a text."""
         model: Any = self.accelerator.unwrap_model(self.model)
         reads = model.max_seq_length
-        if reads is None or reads <= self.max_tokens:  # static vectors read texts of any length
+        if reads is None or math.isinf(reads) or reads <= self.max_tokens:  # static vectors read texts of any length
             yield
             return
         model.max_seq_length = self.max_tokens
