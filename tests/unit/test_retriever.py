@@ -400,12 +400,13 @@ def test_the_training_script_takes_localrqa_s_flags(folder, bert_embedding_folde
     ])  # fmt: skip
     status = script(
         "train/retriever/train_ctl_retriever.py", "--pooling_type", "cls", "--learning_rate", "1e-5",
-        "--hard_neg_ratio", "0.05", "--per_device_train_batch_size", "256", "--per_device_eval_batch_size", "128", "--temperature", "1.2",
-        "--metric_for_best_model", "eval_retr/document_recall/recall4", "--model_name_or_path",
-        str(bert_embedding_folder), "--max_steps", "2", "--eval_steps", "1", "--save_steps", "1",
-        "--logging_steps", "1", "--evaluation_strategy", "steps", "--warmup_ratio", "0.1", "--report_to", "none", "--run_group", "x",
-        "--do_train", "true", "--write_predictions", "true", "--output_dir", str(tmp_path / "out"), "--train_file",
-        str(tmp_path / "q.jsonl"), "--eval_file", str(tmp_path / "q.jsonl"), "--test_file", str(tmp_path / "q.jsonl"),
+        "--hard_neg_ratio", "0.05", "--per_device_train_batch_size", "256", "--per_device_eval_batch_size", "128",
+        "--temperature", "1.2", "--metric_for_best_model", "eval_retr/document_recall/recall4", "--run_group", "x",
+        "--model_name_or_path", str(bert_embedding_folder), "--max_steps", "2", "--eval_steps", "1",
+        "--save_steps", "1", "--logging_steps", "1", "--evaluation_strategy", "steps", "--warmup_ratio", "0.1",
+        "--report_to", "none", "--do_train", "true", "--write_predictions", "true", "--output_dir",
+        str(tmp_path / "out"), "--train_file", str(tmp_path / "q.jsonl"), "--eval_file", str(tmp_path / "q.jsonl"),
+        "--test_file", str(tmp_path / "q.jsonl"),
         "--full_dataset_file_path", str(folder / "documents.jsonl"), "--quiet", monkeypatch=monkeypatch,
     )  # fmt: skip
     assert status == 0
