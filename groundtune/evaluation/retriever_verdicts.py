@@ -11,6 +11,7 @@ from groundtune.evaluation.statistics import Interval, PairedDifference, aggrega
 from groundtune.schema import Example
 
 Rows = Sequence[dict[str, float]]
+Line = tuple[Interval, Interval, PairedDifference]  # untrained, tuned, and the difference
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,23 @@ class Compared:
     def passages(self) -> int:
         return len(set(self._clusters))
 
-    def means(self, retriever: str) -> tuple[dict[str, Interval], dict[str, Interval]]:
-        return tuple(aggregate(rows[retriever], self._clusters) for rows in (self.untrained, self.tuned))  # type: ignore[return-value]
-
-    def difference(self, retriever: str, metric: str) -> PairedDifference:
-        before, after = ([row[metric] for row in rows[retriever]] for rows in (self.untrained, self.tuned))
-        return paired_difference(before, after, self._clusters)
-
     @cached_property
+    def table(self) -> dict[str, dict[str, Line]]:
+        """Retriever -> metric -> both means and their difference."""
+        return {name: self._lines(name) for name in self.retrievers}
+
+    def _lines(self, retriever: str) -> dict[str, Line]:
+        before, after = self.untrained[retriever], self.tuned[retriever]
+        untrained, tuned = (aggregate(rows, self._clusters) for rows in (before, after))
+        return {name: (untrained[name], tuned[name], self._difference(name, before, after)) for name in tuned}
+
+    def _difference(self, metric: str, before: Rows, after: Rows) -> PairedDifference:
+        return paired_difference([row[metric] for row in before], [row[metric] for row in after], self._clusters)
+
+    @property
     def decisive(self) -> PairedDifference:
         """Of recall inside the retriever that will be used."""
-        return self.difference(self.retrievers[-1], self.recall)
+        return self.table[self.retrievers[-1]][self.recall][2]
 
     @property
     def better(self) -> bool:
@@ -59,19 +66,14 @@ class Compared:
             "what": self.what,
             "questions": len(self.examples),
             "passages": self.passages,
-            "retrievers": {name: self._to_dict(name) for name in self.retrievers},
+            "retrievers": {
+                name: {metric: _to_dict(line) for metric, line in lines.items()} for name, lines in self.table.items()
+            },
         }
 
-    def _to_dict(self, retriever: str) -> dict[str, Any]:
-        untrained, tuned = self.means(retriever)
-        return {
-            metric: {
-                "untrained": untrained[metric].to_dict(),
-                "tuned": tuned[metric].to_dict(),
-                "difference": self.difference(retriever, metric).to_dict(),
-            }
-            for metric in tuned
-        }
+
+def _to_dict(line: Line) -> dict[str, Any]:
+    return {name: one.to_dict() for name, one in zip(("untrained", "tuned", "difference"), line)}
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class RetrieverResults:
             return f"No step of the training finds more than the untrained model on --eval_file: {kept}"
         first = self.compared[0]
         found, name, k = first.decisive, first.retrievers[-1], first.recall.rpartition("@")[2]
-        untrained, tuned = (means[first.recall].value for means in first.means(name))
+        untrained, tuned = (mean.value for mean in first.table[name][first.recall][:2])
         words = {"better": "Better", "worse": "Worse"}.get(found.verdict, "No clear difference")
         if first.better and not self.tuned:
             kept = f"but no step of the last training found more on the questions that choose it: {kept}"

@@ -58,11 +58,9 @@ def _title(compared: Compared) -> str:
 
 
 def _rows(compared: Compared) -> Iterator[list[str]]:
-    for retriever in compared.retrievers:
-        untrained, tuned = compared.means(retriever)
-        for metric, mean in tuned.items():
-            found = compared.difference(retriever, metric)
-            cells = [_cell(untrained[metric]), _cell(mean), _cell(found, "+")]
+    for retriever, lines in compared.table.items():
+        for metric, (untrained, tuned, found) in lines.items():
+            cells = [_cell(untrained), _cell(tuned), _cell(found, "+")]
             verdict = _SHORT.get(found.verdict, found.verdict)
             yield [f"{retriever}: {metric.partition('/')[2]}", *cells, verdict]
 
