@@ -106,6 +106,6 @@ def test_the_defaults_of_the_retriever_script_are_those_of_the_table():
     rows = [
         [cell.strip().strip("`") for cell in line.split("|")] for line in re.findall(r"^\|(.*)\|$", PAGE, re.MULTILINE)
     ]
-    found = {row[0]: row[1:3] for row in rows if len(row) == 4 and row[0].startswith("--")}
+    found = {row[0]: row[1:3] for row in rows if len(row) == 4 and re.match(r"--\w", row[0])}
     today = {f"--{name}": str(values[name]) or "none" for name in TRAINING_DEFAULTS}
     assert found == {f"--{name}": [str(value), today[f"--{name}"]] for name, value in TRAINING_DEFAULTS.items()}
