@@ -95,7 +95,7 @@ def _train(run: RetrieverRun, identity: dict[str, Any], checkpoint: Checkpoint |
 
 @dataclass(frozen=True)
 class _Data:
-    documents: list[Document]
+    documents: Sequence[Document]
     train: list[Example]
     eval: list[Example]
     test: list[Example]
@@ -118,7 +118,7 @@ def _read(run: RetrieverRun) -> _Data:
     """Raises `DataError` with the problems of all files."""
     problems: list[str] = []
     notes: list[str] = []
-    documents: list[Document] = []
+    documents: Sequence[Document] = []
     try:
         documents = read_documents(run.data.full_dataset_file_path)
     except DataError as error:

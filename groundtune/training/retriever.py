@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
@@ -181,7 +181,7 @@ class EmbeddingKind:
     def open(self) -> Embedder:
         """The untrained model."""
         retrieval, pooling = self.run.retrieval, self.run.retriever.pooling_type
-        embedder = open_embedder(retrieval.embedding_model, retrieval)
+        embedder = cast(Embedder, open_embedder(retrieval.embedding_model, retrieval))  # servers are refused
         if pooling != "model":
             _set_pooling(embedder.model, pooling)
         # The folder that is saved has another name, by which no prompts are known.

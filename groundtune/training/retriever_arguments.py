@@ -25,6 +25,7 @@ from groundtune.arguments import (
 )
 from groundtune.data.files import in_the_way
 from groundtune.system.packages import pip_install
+from groundtune.system.servers import server_kind
 
 KINDS = ("embedding", "cross_encoder")
 # What training arguments cannot mean here, and what to do instead.
@@ -160,7 +161,7 @@ class RetrieverRun:
         problems = check_retrieval(self.retrieval)
         if self.retriever.kind == "embedding" and self.retrieval.retriever == "bm25":
             problems.append("--retriever bm25: compares words only, so there is nothing to train; use mix or dense")
-        if self.retrieval.embedding_model.startswith("openai:"):
+        if server_kind(self.retrieval.embedding_model):
             problems.append("--embedding_model: a server cannot be trained; name a hub model or a folder")
         if importlib.util.find_spec("datasets") is None:
             problems.append(f"groundtune retriever: needs the package datasets; {pip_install('retriever')}")
