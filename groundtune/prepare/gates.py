@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from groundtune.data.files import write_jsonl
 from groundtune.data.words import stem, telling_words, words
+from groundtune.evaluation.abstention import abstains
 from groundtune.prepare.journal import Journal
 from groundtune.prepare.questions import Settings, chance
 from groundtune.prepare.support import answers_of, cut_answers_of, lexical, verdicts_of
@@ -170,7 +171,7 @@ def not_answered_by(pair: Pair, settings: Settings) -> str:
     """The first of the gates for answers that the pair fails, or ""."""
     verdict = pair.verdict
     stops = {
-        NO_ANSWER: lambda: not pair.answer,
+        NO_ANSWER: lambda: not pair.answer or abstains(pair.answer, ()),
         CUT: lambda: not pair.finished,
         UNSUPPORTED: lambda: not lexical(settings, pair.passage, pair.question, pair.answer),
         UNSUPPORTED_BY_LLM: lambda: verdict and verdict["supported"] is False,

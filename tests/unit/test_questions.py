@@ -22,18 +22,9 @@ from groundtune.data.files import read_examples, write_documents
 from groundtune.prepare import gates, questions
 from groundtune.prepare.gates import GATES, gates_of
 from groundtune.prepare.given import find, read_questions
-from groundtune.prepare.questions import (
-    Asker,
-    Sampled,
-    Settings,
-    found_within,
-    own_part,
-    parse_answer,
-    parse_questions,
-    read_prompt,
-    sample_passages,
-)
+from groundtune.prepare.questions import Asker, Sampled, Settings, found_within, read_prompt, sample_passages
 from groundtune.prepare.support import check_support, parse_verdict, support, support_prompt
+from groundtune.prepare.written import own_part, parse_answer, parse_questions
 from groundtune.retrieval.retrievers import BM25Retriever
 from groundtune.schema import Document, Reply
 
@@ -292,6 +283,13 @@ def test_a_question_that_fits_many_passages_fails_because_its_own_is_not_found_b
     assert result.counts["passage not retrieved for it"] >= 38 - result.counts["repeats another question"]
     rows = {row["why"] for row in result.rejected}
     assert rows <= {"passage not retrieved for it", "repeats another question"} and len(result.rejected) >= 38
+
+
+@pytest.mark.parametrize("declines", ["The passage does not mention it.", "I don't know.", "Das steht nicht im Text."])
+def test_an_answer_that_declines_in_its_own_words_is_no_answer(tmp_path, declines):
+    reply = lambda prompt: declines if "Question:" in prompt else reply_to(prompt)  # noqa: E731
+    result, _ = make(tmp_path, FakeGenerator(reply), documents(3), passages=3)
+    assert result.counts["not answered by its passage"] == 6 and not result.kept
 
 
 def stopped_passages(result) -> dict[str, set[int]]:
