@@ -112,8 +112,8 @@ def judge(
     for (question, passages), found in zip(asked, hits, strict=True):
         pairs = [pair for passage in passages if (pair := pair_of(passage, question))]
         result.counts["answers"] += len(pairs)
-        if passages and not pairs:  # the request failed
-            continue
+        if len(pairs) < len(passages) and all(not_answered_by(pair, settings) for pair in pairs):
+            continue  # a request failed: the next run asks again
         pair, gate = _chosen(pairs, found, seen, settings)
         if not gate and pair:
             seen.add(_key(question))

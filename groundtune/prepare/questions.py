@@ -212,7 +212,7 @@ def fill(prompt: str, number: int = 0, **texts: str) -> str:
     """The prompt with each `{name}` replaced by its text, and each `{<name>}` by its text inside a fence.
 
     Braces in the texts are not replaced. The packaged prompts fence all texts, as a passage may contain something that
-    reads like an instruction; a prompt with examples for a base model needs the texts alone.
+    reads like an instruction; a prompt of the user's own may take the texts alone.
     """
     values = {"{number}": str(number)}
     for name, text in texts.items():

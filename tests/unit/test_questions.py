@@ -486,6 +486,15 @@ def test_a_given_question_whose_request_failed_waits_for_the_next_run_and_is_not
     assert not failures and [e.question for e in result.kept] == asked
 
 
+def test_a_question_is_unanswered_only_once_all_its_passages_were_read(tmp_path):
+    asked = ["What does lamp number 0 or number 11 cost?"]
+    reply = lambda prompt: None if "The lamp number 0 " in prompt else "NOT ANSWERED"  # noqa: E731
+    result, failures = make(tmp_path, FakeGenerator(reply), documents(12), asked, retrieved_within=3)
+    assert failures and result.counts["answers"] < 3 and not result.rejected
+    result, _ = make(tmp_path, FakeGenerator(lambda _: "NOT ANSWERED"), documents(12), asked, retrieved_within=3)
+    assert result.counts["answers"] == 3 and [row["question"] for row in result.rejected] == asked
+
+
 @pytest.mark.parametrize("support", ["llm", "both"])
 def test_an_answer_that_the_llm_rejects_is_sought_in_the_next_passage(tmp_path, support):
     def reply(prompt: str) -> str:
