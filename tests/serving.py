@@ -18,7 +18,8 @@ from groundtune.commands.evaluate import inference_arguments
 from groundtune.commands.flags import filled
 from groundtune.commands.parsing import given
 from groundtune.evaluation.arguments import InferenceArguments
-from groundtune.serving.api import Serving, make_app
+from groundtune.serving.answers import Serving
+from groundtune.serving.api import make_app
 from groundtune.serving.arguments import ServeArguments
 
 

@@ -22,7 +22,7 @@ from groundtune.serving.arguments import ServeArguments
 if TYPE_CHECKING:
     import socket
 
-    from groundtune.serving.api import Serving
+    from groundtune.serving.answers import Serving
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ _HELPS = {
 
 def open_serving(arguments: InferenceArguments, server: ServeArguments) -> Serving:
     """Everything that is loaded before the first question. Raises `DataError` or `ModelError`."""
-    from groundtune.serving.api import Serving
+    from groundtune.serving.answers import Serving
     from groundtune.serving.batching import Batching
     from groundtune.serving.feedback import FeedbackFile
     from groundtune.serving.finding import Finder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
@@ -68,13 +68,13 @@ class _Request(BaseModel):
 class Request:
     """What a client asks: the last message is the question, and the earlier ones its history."""
 
-    model: str
     question: str
-    history: tuple[Turn, ...]
-    system: str
-    stream: bool
-    include_usage: bool
-    max_new_tokens: int | None
+    history: tuple[Turn, ...] = ()
+    model: str = ""
+    system: str = ""
+    stream: bool = False
+    include_usage: bool = False
+    max_new_tokens: int | None = None
 
 
 def read_request(body: bytes, most_characters: int) -> Request:
@@ -87,23 +87,28 @@ def read_request(body: bytes, most_characters: int) -> Request:
     spoken = [message for message in asked.messages if message.role in (USER, ASSISTANT)]
     if not spoken or asked.messages[-1].role != USER or not spoken[-1].text.strip():
         raise Refused(400, "messages: the last one must be the user's question")
-    question = spoken[-1].text
-    if len(question) > most_characters:
-        raise Refused(400, f"messages: the question has {len(question):,} characters; at most {most_characters:,}")
-    turns = [Turn(message.role, text) for message in spoken[:-1] if (text := message.text)]
     system = "\n\n".join(m.text for m in asked.messages if m.role not in (USER, ASSISTANT)).strip()
     if len(system) > most_characters:
         raise Refused(400, f"messages: the system message has {len(system):,} characters; at most {most_characters:,}")
     limits = [limit for limit in (asked.max_tokens, asked.max_completion_tokens) if limit]
-    return Request(
+    turns = [Turn(message.role, text) for message in spoken[:-1] if (text := message.text)]
+    return replace(
+        request_of(spoken[-1].text, turns, most_characters),
         model=asked.model,
-        question=question,
-        history=_latest(turns, most_characters),
         system=system,
         stream=bool(asked.stream),
         include_usage=bool(asked.stream_options and asked.stream_options.include_usage),
         max_new_tokens=min(limits, default=None),
     )
+
+
+def request_of(question: str, turns: Sequence[Turn], most_characters: int) -> Request:
+    """The request for an answer to a question. Raises `Refused` if there is none, or too much of one."""
+    if not question.strip():
+        raise Refused(400, "the question is empty")
+    if len(question) > most_characters:
+        raise Refused(400, f"the question has {len(question):,} characters; at most {most_characters:,}")
+    return Request(question, _latest(turns, most_characters))
 
 
 def parsed(kind: type[Any], body: bytes) -> Any:

@@ -1,0 +1,104 @@
+"""Two tools for agents, by the Model Context Protocol: search the documents, and ask the model about them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.transport_security import TransportSecuritySettings
+from starlette.types import Message, Receive, Scope, Send
+
+from groundtune.schema import Turn
+from groundtune.serving.answers import Answer, Serving, refusal
+from groundtune.serving.chat import Refused, request_of, shown_source
+
+_MOST_PASSAGES = 50
+
+
+def make_tools(serving: Serving) -> MCPServer[Any]:
+    """The tools; every call is a question in the same queue as those of the API."""
+    server: MCPServer[Any] = MCPServer("groundtune", subscriptions=False, log_level="WARNING")
+
+    @server.tool()
+    async def search(question: str, passages: int = 4) -> dict[str, Any]:
+        """Find the passages of the documents that are about a question: title, file, page, score and text of each."""
+        if not 1 <= passages <= _MOST_PASSAGES:
+            raise ToolError(f"passages: is {passages}; ask for 1 to {_MOST_PASSAGES}")
+        answer = _asked(serving, question, [])
+        answer.ticket.voice, answer.ticket.k = "", passages
+        await _run(answer, answer.find())
+        return {"passages": [shown_source(source) for source in answer.sources]}
+
+    @server.tool()
+    async def ask(question: str, history: list[str] | None = None) -> dict[str, Any]:
+        """Answer a question from the documents, with the passages that were read. `history` has the earlier messages of
+        the dialogue, oldest first: a question of the user, its answer, the next question ..."""
+        answer = _asked(serving, question, history or [])
+        await _run(answer, answer.whole())
+        sources = [shown_source(source, answer.text) for source in answer.sources]
+        return {"answer": answer.text, "finished": answer.finished, "passages": sources}
+
+    return server
+
+
+def _asked(serving: Serving, question: str, history: list[str]) -> Answer:
+    turns = [Turn(("user", "assistant")[i % 2], text) for i, text in enumerate(history) if text.strip()]
+    try:
+        request = request_of(question, turns, serving.most_characters)
+        return Answer(serving, request, serving.wanted(request))
+    except Refused as refused:
+        raise ToolError(refused.message) from refused
+
+
+async def _run(answer: Answer, work: Any) -> None:
+    """Put the question into the queue, and wait for `work`; a failure is told to the agent."""
+    try:
+        answer.serving.enqueue(answer.ticket)
+    except Refused as refused:
+        work.close()
+        raise ToolError(refused.message) from refused
+    try:
+        await work
+    except Exception as error:
+        raise ToolError(refusal(error).message) from error
+    finally:
+        answer.serving.batching.leave(answer.ticket)
+
+
+class ToolsApp:
+    """The tools as an ASGI application without sessions; a call is given up when its client hangs up."""
+
+    def __init__(self, server: MCPServer[Any]) -> None:
+        checked_by_our_guard = TransportSecuritySettings(enable_dns_rebinding_protection=False)
+        server.streamable_http_app(stateless_http=True, json_response=True, transport_security=checked_by_our_guard)
+        self.manager = server.session_manager
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        first = await receive()  # all of the body: the guard has read it
+
+        given = False
+
+        async def once() -> Message:
+            nonlocal given
+            if given:
+                await asyncio.sleep(math.inf)
+            given = True
+            return first
+
+        call = asyncio.ensure_future(self.manager.handle_request(scope, once, send))
+        gone = asyncio.ensure_future(_hung_up(receive))
+        try:
+            await asyncio.wait([call, gone], return_when=asyncio.FIRST_COMPLETED)
+            if call.done():
+                call.result()
+        finally:
+            call.cancel()
+            gone.cancel()
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
