@@ -21,13 +21,8 @@ from groundtune.serving.chat import Refused
 MOST_BYTES = 2**20  # of a request
 _SECONDS = 30  # for all of its body
 HERE = ("localhost", "127.0.0.1", "::1")
-OPEN = (
-    "/",
-    "/chat.js",
-    "/chat.css",
-    "/favicon.ico",
-    "/health",
-)  # without a key: they show nothing of documents or answers
+# Without a key: they show nothing of documents or answers.
+OPEN = ("/", "/chat.js", "/chat.css", "/favicon.ico", "/health")
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
