@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from typing import Any
 
@@ -20,6 +21,7 @@ _MOST_PASSAGES = 50
 
 def make_tools(serving: Serving) -> MCPServer[Any]:
     """The tools; every call is a question in the same queue as those of the API."""
+    logging.getLogger("mcp").setLevel(logging.WARNING)
     server: MCPServer[Any] = MCPServer("groundtune", subscriptions=False, log_level="WARNING")
 
     @server.tool()

@@ -128,7 +128,7 @@ async function answer(turn) {
     title.hidden = !turn.blind;
     title.textContent = `Answer ${one.side}`;
   }
-  turn.shown.scrollIntoView({ block: "end" });
+  turn.shown.scrollIntoView({ block: "start" });
   try {
     await Promise.all(turn.answers.map((one) => stream(turn, one, running.signal)));
     $("said").textContent = turn.answers.map((one) => (turn.blind ? `Answer ${one.side}: ` : "") + one.text).join("\n");
@@ -184,16 +184,9 @@ function heard(turn, one, event) {
   if (choice?.delta.content) {
     one.text += choice.delta.content;
     one.shown.querySelector(".text").textContent = one.text;
-    followEnd();
   }
   if (choice?.finish_reason === "length") one.shown.querySelector(".cut").hidden = false;
   return false;
-}
-
-// Stay at the end while it is in view; somebody who has scrolled up is reading.
-function followEnd() {
-  const page = document.documentElement;
-  if (page.scrollHeight - page.scrollTop - page.clientHeight < 160) page.scrollTop = page.scrollHeight;
 }
 
 // Passages
@@ -209,7 +202,7 @@ function showSources(turn) {
     ...sources.map((source, i) => {
       const item = copyOf("source");
       item.querySelector(".title").textContent = `${i + 1}. ${source.title}`;
-      item.querySelector(".place").textContent = source.place;
+      item.querySelector(".place").textContent = `${source.place} (${source.score.toFixed(2)})`.trim();
       item.querySelector("details").open = open[i] ?? i === 0;
       const used = turn.answers.flatMap((one) => one.sources[i]?.used || []);
       item.querySelector(".text").replaceChildren(...marked(source.text, used));
@@ -236,7 +229,7 @@ function marked(text, used) {
 
 // Votes
 
-const ONE = [["up", "👍 Good answer"], ["down", "👎 Bad answer"]];
+const ONE = [["up", "Good answer"], ["down", "Bad answer"]];
 const TWO = [["left", "A is better"], ["right", "B is better"], ["both", "Both are good"], ["neither", "Neither is good"]];
 
 function offerVotes(turn, complete = true) {
