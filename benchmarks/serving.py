@@ -30,13 +30,7 @@ from rich.table import Table
 
 from benchmarks.measure import arguments, decoder_folder, load_data
 from benchmarks.retrieval import add_embedding_flag
-from groundtune.arguments import (
-    DataArguments,
-    EvaluationArguments,
-    ModelArguments,
-    PromptArguments,
-    RetrievalArguments,
-)
+from groundtune.arguments import DataArguments, EvaluationArguments, ModelArguments, PromptArguments, RetrievalArguments
 from groundtune.data.files import write_documents
 from groundtune.evaluation.arguments import AnswerArguments, GeneratorArguments, InferenceArguments, JudgeArguments
 from groundtune.prompts.policies import kept, retrieved_passages

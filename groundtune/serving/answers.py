@@ -228,3 +228,14 @@ class Answer:
             yield DONE
         except Exception as error:
             yield failed(refusal(error))
+
+
+async def searched(serving: Serving, request: Request, k: int | None = None) -> list[Source]:
+    """The passages for a question, without an answer. Raises `Refused` if the queue is full."""
+    ticket = serving.wanted(request)
+    ticket.voice, ticket.k = "", k
+    serving.enqueue(ticket)
+    try:
+        return await asyncio.wrap_future(ticket.found)
+    finally:
+        serving.batching.leave(ticket)

@@ -15,9 +15,10 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from groundtune.serving.answers import Answer, Serving, refusal
-from groundtune.serving.chat import Refused, parsed, read_request
-from groundtune.serving.feedback import Vote, as_shown, line_of
+from groundtune.schema import Turn
+from groundtune.serving.answers import Answer, Serving, refusal, searched
+from groundtune.serving.chat import Refused, Request, parsed, read_request
+from groundtune.serving.feedback import Shown, Vote, answered, line_of
 from groundtune.serving.guard import Guard
 from groundtune.serving.tools import ToolsApp, make_tools
 from groundtune.serving.voices import BASE, TUNED
@@ -83,16 +84,22 @@ async def vote(serving: Serving, http: HttpRequest) -> Response:
     if cast.vote not in (("", "up", "down") if one else ("", "left", "right", "both", "neither")):
         raise Refused(400, f"vote: {cast.vote} is not about {'one answer' if one else 'two answers'}")
     keys = [cast.id] if one else [f"{cast.id}:{side}" for side in (0, 1)]
-    documents = serving.batching.finder.now.documents
-    answers = []
-    for key, shown in zip(keys, cast.shown, strict=True):
-        known = serving.given.get(key)
-        answers.append(known or as_shown(shown, documents))
+    answers = [
+        serving.given.get(key) or await _of_before(serving, shown) for key, shown in zip(keys, cast.shown, strict=True)
+    ]
     models = [TUNED] if one else serving.order(cast.id)
     answers = [{"model": model} | answer for model, answer in zip(models, answers, strict=True)]
     row = line_of(cast, answers, serving.facts)
     await asyncio.get_running_loop().run_in_executor(None, serving.feedback.add, row)
     return JSONResponse({"saved": True})
+
+
+async def _of_before(serving: Serving, shown: Shown) -> dict[str, Any]:
+    """An answer of before a restart, as the page shows it; its passages are found again, and never the page's."""
+    turns = tuple(Turn(turn.speaker, turn.message) for turn in shown.history)
+    found = await searched(serving, Request(shown.question, turns))
+    read = [source for source in found if source.document.id in shown.sources]
+    return answered(shown.question, [turn.model_dump() for turn in shown.history], shown.answer, read)
 
 
 def make_app(serving: Serving) -> FastAPI:
@@ -146,9 +153,14 @@ def make_app(serving: Serving) -> FastAPI:
         return Response(status_code=204)
 
     @app.get("/health")
-    async def health() -> dict[str, Any]:
+    async def health() -> Response:
         batching = serving.batching
-        return {"status": "ok", "answering": batching.busy, "waiting": len(batching.waiting)}
+        told = {
+            "status": "ok" if batching.alive else "failed",
+            "answering": batching.busy,
+            "waiting": len(batching.waiting),
+        }
+        return JSONResponse(told, 200 if batching.alive else 503)
 
     return app
 

@@ -71,6 +71,10 @@ class Batching:
         self._thread.join()
 
     @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
     def slots(self) -> int:
         return sum(voice.free + voice.busy for voice in self.voices.values())
 

@@ -12,14 +12,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from groundtune.schema import Document
 from groundtune.serving.chat import Refused
 from groundtune.serving.dialogue import Source
 from groundtune.system.durable import sync_folder
 from groundtune.system.outputs import inside, no_follow
 from groundtune.system.text import to_json
 
-_REMEMBERED = 5000  # answers
+_REMEMBERED = 2000  # answers
 _MOST_CHARACTERS = 20_000
 
 
@@ -28,7 +27,7 @@ class _Turn(BaseModel):
     message: str = Field(max_length=_MOST_CHARACTERS)
 
 
-class _Shown(BaseModel):
+class Shown(BaseModel):
     """An answer as the page shows it: used if this process has not given it, because the server was restarted."""
 
     question: str = Field(max_length=_MOST_CHARACTERS)
@@ -44,7 +43,7 @@ class Vote(BaseModel):
     vote: Literal["up", "down", "left", "right", "both", "neither", ""]
     comment: str = Field("", max_length=_MOST_CHARACTERS)
     correction: str = Field("", max_length=_MOST_CHARACTERS)  # what the answer should have been
-    shown: list[_Shown] = Field(min_length=1, max_length=2)
+    shown: list[Shown] = Field(min_length=1, max_length=2)
 
 
 class Given:
@@ -66,14 +65,6 @@ def answered(question: str, history: list[dict[str, str]], answer: str, sources:
     """An answer as a part of a line."""
     shown = [{"id": source.document.id, "score": source.score, **source.document.to_dict()} for source in sources]
     return {"question": question, "history": history, "answer": answer, "sources": shown}
-
-
-def as_shown(shown: _Shown, documents: Mapping[str, Document]) -> dict[str, Any]:
-    """The same of what the page says; its passages are those of our documents, never the page's."""
-    history = [turn.model_dump() for turn in shown.history]
-    read = [documents[id] for id in shown.sources if id in documents]
-    sources = [{"id": document.id, "score": None, **document.to_dict()} for document in read]
-    return {"question": shown.question, "history": history, "answer": shown.answer, "sources": sources}
 
 
 def line_of(vote: Vote, answers: list[dict[str, Any]], facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from groundtune.errors import DataError
 from groundtune.evaluation.arguments import InferenceArguments
 from groundtune.retrieval.opening import index_folder, open_retriever
 from groundtune.retrieval.retrievers import Retriever, retrieve
-from groundtune.schema import Document, Example, Hit
+from groundtune.schema import Example, Hit
 from groundtune.system.text import one_line
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class Opened:
     """A state of the document database, ready to be searched."""
 
     retriever: Retriever
-    documents: dict[str, Document]  # by id
+    documents: int
     sha256: str
     seen: tuple[int, ...]  # what tells a changed file
 
@@ -65,13 +65,13 @@ class Finder:
             logger.warning("%s has changed but cannot be read; the earlier documents stay in use: %s", self.path, why)
         else:
             self._tried = self.now.seen
-            logger.info("%s has changed; its %d documents are in use now", self.path, len(self.now.documents))
+            logger.info("%s has changed; its %d documents are in use now", self.path, self.now.documents)
 
     def _open(self) -> Opened:
         seen = self._seen()  # before reading: a change while it is read is noticed at the next look
         documents = read_documents(self.path)
         retriever = open_retriever(self.arguments.retrieval, documents, index_folder(self.arguments.data))
-        return Opened(retriever, {document.id: document for document in documents}, sha256_of(self.path), seen)
+        return Opened(retriever, len(documents), sha256_of(self.path), seen)
 
     def _seen(self) -> tuple[int, ...]:
         """Time, size and number of the file; empty while there is none."""

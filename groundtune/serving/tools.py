@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
@@ -13,9 +14,11 @@ from mcp.server.transport_security import TransportSecuritySettings
 from starlette.types import Message, Receive, Scope, Send
 
 from groundtune.schema import Turn
-from groundtune.serving.answers import Answer, Serving, refusal
-from groundtune.serving.chat import Refused, request_of, shown_source
+from groundtune.serving.answers import Answer, Serving, refusal, searched
+from groundtune.serving.chat import request_of, shown_source
+from groundtune.serving.dialogue import Source
 
+T = TypeVar("T")
 _MOST_PASSAGES = 50
 
 
@@ -29,45 +32,42 @@ def make_tools(serving: Serving) -> MCPServer[Any]:
         """Find the passages of the documents that are about a question: title, file, page, score and text of each."""
         if not 1 <= passages <= _MOST_PASSAGES:
             raise ToolError(f"passages: is {passages}; ask for 1 to {_MOST_PASSAGES}")
-        answer = _asked(serving, question, [])
-        answer.ticket.voice, answer.ticket.k = "", passages
-        await _run(answer, answer.find())
-        return {"passages": [shown_source(source) for source in answer.sources]}
+        found = await _told(_found(serving, question, passages))
+        return {"passages": [shown_source(source) for source in found]}
 
     @server.tool()
     async def ask(question: str, history: list[str] | None = None) -> dict[str, Any]:
         """Answer a question from the documents, with the passages that were read. `history` has the earlier messages of
         the dialogue, oldest first: a question of the user, its answer, the next question ..."""
-        answer = _asked(serving, question, history or [])
-        await _run(answer, answer.whole())
+        turns = [Turn(("user", "assistant")[i % 2], text) for i, text in enumerate(history or []) if text.strip()]
+        answer = await _told(_answered(serving, question, turns))
         sources = [shown_source(source, answer.text) for source in answer.sources]
         return {"answer": answer.text, "finished": answer.finished, "passages": sources}
 
     return server
 
 
-def _asked(serving: Serving, question: str, history: list[str]) -> Answer:
-    turns = [Turn(("user", "assistant")[i % 2], text) for i, text in enumerate(history) if text.strip()]
-    try:
-        request = request_of(question, turns, serving.most_characters)
-        return Answer(serving, request, serving.wanted(request))
-    except Refused as refused:
-        raise ToolError(refused.message) from refused
+async def _found(serving: Serving, question: str, passages: int) -> list[Source]:
+    return await searched(serving, request_of(question, (), serving.most_characters), passages)
 
 
-async def _run(answer: Answer, work: Any) -> None:
-    """Put the question into the queue, and wait for `work`; a failure is told to the agent."""
+async def _answered(serving: Serving, question: str, turns: list[Turn]) -> Answer:
+    request = request_of(question, turns, serving.most_characters)
+    answer = Answer(serving, request, serving.wanted(request))
+    serving.enqueue(answer.ticket)
     try:
-        answer.serving.enqueue(answer.ticket)
-    except Refused as refused:
-        work.close()
-        raise ToolError(refused.message) from refused
+        await answer.whole()
+    finally:
+        serving.batching.leave(answer.ticket)
+    return answer
+
+
+async def _told(work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`; a failure is told to the agent."""
     try:
-        await work
+        return await work
     except Exception as error:
         raise ToolError(refusal(error).message) from error
-    finally:
-        answer.serving.batching.leave(answer.ticket)
 
 
 class ToolsApp:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+import torch
 from conftest import FACTS, tiny_documents
+from peft import LoraConfig, get_peft_model
 from serving import arguments_of, running, tiny_flags
 
 from groundtune.commands.serve import open_serving
@@ -29,14 +31,14 @@ PRICE, DOGS = (document for document in tiny_documents() if document.metadata["t
 
 @pytest.fixture(scope="module")
 def server(families, static_embedding_folder, data_folder, tmp_path_factory):
-    """A model and, as its base, another one."""
-    folder = tmp_path_factory.mktemp("votes")
-    flags = tiny_flags(families["qwen"], static_embedding_folder, data_folder, folder / "index")
-    base = {"with_base": "true", "base_model": families["llama"].folder}
-    serving = open_serving(
-        *arguments_of(families["qwen"].folder, **flags, feedback_file=folder / "votes.jsonl", **base)
-    )
-    with running(serving) as found:
+    """An adapter and its base model."""
+    folder, base = tmp_path_factory.mktemp("votes"), families["qwen"]
+    torch.manual_seed(0)
+    settings = LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(base.model(), settings).save_pretrained(folder / "adapter")
+    flags = tiny_flags(base, static_embedding_folder, data_folder, folder / "index") | {"with_base": "true"}
+    named = {"base_model": base.folder, "feedback_file": folder / "votes.jsonl"}
+    with running(open_serving(*arguments_of(folder / "adapter", **flags, **named))) as found:
         yield found
 
 
