@@ -41,8 +41,8 @@ def start(tmp_path):
     processes = []
     with FakeServer(speak) as behind:
         flags = {
-            "full_dataset_file_path": tmp_path / "documents.jsonl", "retriever": "bm25", "generator": f"openai:{behind.url}",
-            "generator_model": "m", "feedback_file": tmp_path / "votes.jsonl", "port": 0,
+            "full_dataset_file_path": tmp_path / "documents.jsonl", "retriever": "bm25", "generator_model": "m",
+            "generator": f"openai:{behind.url}", "feedback_file": tmp_path / "votes.jsonl", "port": 0,
         }  # fmt: skip
         words = [sys.executable, "-m", "groundtune.cli", "serve", "--json"]
         words += [str(word) for flag in flags.items() for word in (f"--{flag[0]}", flag[1])]
@@ -77,18 +77,14 @@ def test_sigterm_first_finishes_the_answer_and_ends_with_143(start):
     assert process.returncode == 143 and out == "" and err.splitlines()[-1] == "stopped by SIGTERM"
 
 
+@pytest.mark.slow
 def test_killed_and_restarted_while_people_vote_no_acknowledged_vote_is_lost(start, tmp_path):
     start.released.set()
     process, url = start()
     body = {"model": "", "messages": ASKED}
     reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20).json()
-    shown = [
-        {
-            "question": ASKED[0]["content"],
-            "answer": "Four coins a year.",
-            "sources": [s["id"] for s in reply["sources"]],
-        }
-    ]
+    sources = [source["id"] for source in reply["sources"]]
+    shown = [{"question": ASKED[0]["content"], "answer": "Four coins a year.", "sources": sources}]
     saved: list[str] = []
     enough = threading.Event()
 
@@ -112,8 +108,7 @@ def test_killed_and_restarted_while_people_vote_no_acknowledged_vote_is_lost(sta
     _, url = start()  # whose page is still open in a browser
     body = {"id": reply["id"], "vote": "down", "comment": "after", "shown": shown}
     assert httpx.post(f"{url}/feedback", json=body, timeout=20).status_code == 200
-    lines = [
-        json.loads(line) for line in (tmp_path / "votes.jsonl").read_text("utf-8").splitlines() if line[-1:] == "}"
-    ]
+    written = (tmp_path / "votes.jsonl").read_text("utf-8").splitlines()
+    lines = [json.loads(line) for line in written if line.endswith("}")]
     assert {line["comment"] for line in lines} >= {*saved, "after"}
     assert lines[-1]["answer"] == "Four coins a year." and len(lines[-1]["sources"]) == len(reply["sources"])
