@@ -30,7 +30,8 @@ class _Events(StreamingResponse):
     """An answer that is streamed; its ticket is given back at the end, or when the client hangs up."""
 
     def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.events(), media_type="text/event-stream")
+        # nginx would keep the words until there are many.
+        super().__init__(answer.events(), headers={"x-accel-buffering": "no"}, media_type="text/event-stream")
         self.answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -59,7 +59,7 @@ class ServeArguments:
         problems = []
         if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
             problems.append(f"serve: needs the package {', '.join(missing)}: {pip_install('serve')}")
-        if not _is_own(self.host) and not self.key:
+        if not is_own(self.host) and not self.key:
             problems.append(
                 f"--host: {self.host} can be reached from other machines; name a key with --api_key or {KEY}, or "
                 "listen on 127.0.0.1"
@@ -91,8 +91,8 @@ class ServeArguments:
         return made
 
 
-def _is_own(host: str) -> bool:
-    """Whether only this machine can reach it."""
+def is_own(host: str) -> bool:
+    """Whether an address is one that only this machine can reach."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from groundtune.serving.arguments import is_own
 from groundtune.serving.chat import Refused
 
 MOST_BYTES = 2**20  # of a request
 _SECONDS = 30  # for all of its body
-HERE = ("localhost", "127.0.0.1", "::1")
 # Without a key: they show nothing of documents or answers.
 OPEN = ("/", "/chat.js", "/chat.css", "/favicon.ico", "/health")
 _HEADERS = {
@@ -67,7 +67,7 @@ class Guard:
 
     def _check(self, path: str, method: str, headers: Headers) -> None:
         host = headers.get("host", "")
-        if not self.key and _name_of(host) not in HERE:
+        if not self.key and not is_own(_name_of(host)):
             raise Refused(
                 421, "this server answers to localhost only; with --api_key it answers to other names as well"
             )
@@ -76,7 +76,7 @@ class Guard:
             raise Refused(403, "a page of another site must not use this server")
         if path not in OPEN and self.key and not hmac.compare_digest(self.key, _digest(_bearer(headers))):
             raise Refused(401, "the API key is missing or wrong", "invalid_api_key", {"www-authenticate": "Bearer"})
-        if method == "POST" and headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        if method == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refused(415, "the content-type must be application/json")
 
 
