@@ -32,6 +32,7 @@ from benchmarks.measure import arguments, decoder_folder, load_data
 from benchmarks.retrieval import add_embedding_flag
 from groundtune.arguments import DataArguments, EvaluationArguments, ModelArguments, PromptArguments, RetrievalArguments
 from groundtune.data.files import write_documents
+from groundtune.demo import embedding_model
 from groundtune.evaluation.arguments import AnswerArguments, GeneratorArguments, InferenceArguments, JudgeArguments
 from groundtune.prompts.policies import kept, retrieved_passages
 from groundtune.prompts.prompt import chat_messages
@@ -67,18 +68,17 @@ def main() -> int:
     parser = arguments(__doc__.splitlines()[0])
     add_embedding_flag(parser)
     parser.add_argument("--users", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument(
-        "--questions", type=int, default=16, help="Questions of one measurement, for all users together"
-    )
+    parser.add_argument("--rounds", type=int, default=4, help="Questions of each user; of one user, four times as many")
     parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("--bf16", default="false", choices=["true", "false"], help="In float32, answers must be equal")
     parser.add_argument("--transformers", action="store_true", help="Also measure `transformers serve`")
     options = parser.parse_args()
     if options.quick:
-        options.users, options.questions, options.max_new_tokens = [1, 3], 6, 8
+        options.users, options.rounds, options.max_new_tokens = [1, 5], 1, 8
+    options.embedding_model = options.embedding_model or str(embedding_model())
     documents, _, held_out = load_data(options.data)
     folder = str(decoder_folder(options))
-    questions = [example for example in held_out if not example.chat_history][: options.questions]
+    questions = [example for example in held_out if not example.chat_history]
     with tempfile.TemporaryDirectory() as temporary:
         found = measure(
             Sides(folder, Path(temporary), documents[:200] if options.quick else documents, options), questions
@@ -90,17 +90,20 @@ def main() -> int:
 
 def measure(sides: Sides, questions: Sequence[Example]) -> list[Measured]:
     """Every side with every number of users; one server runs at a time."""
-    options, found = sides.options, []
+    options, found = sides.options, list[Measured]()
+
+    def part(asked: list[Any], users: int) -> list[Any]:
+        return asked[: options.rounds * max(users, 4)]
+
     plain = [[{"role": "user", "content": example.question}] for example in questions]
     for side, slots in (("groundtune serve", max(options.users)), ("one at a time", 1)):
         with sides.ours(slots) as url:
-            found += [timed(side, url, "", plain, users, options) for users in options.users]
+            found += [timed(side, url, "", part(plain, users), users, options) for users in options.users]
     if options.transformers:
         with sides.theirs() as url:
-            prompts = sides.with_passages(questions)
-            found += [
-                timed("transformers serve", url, sides.folder, prompts, users, options) for users in options.users
-            ]
+            prompts = sides.with_passages(questions[: options.rounds * max(*options.users, 4)])
+            for users in options.users:
+                found.append(timed("transformers serve", url, sides.folder, part(prompts, users), users, options))
     return found
 
 
@@ -238,10 +241,10 @@ def check_nothing_is_lost(found: Sequence[Measured]) -> None:
 
 def show(found: Sequence[Measured]) -> None:
     """JSON lines and a table; `equal` is the share of the answers that are those given one at a time."""
-    alone = next((one.texts for one in found if one.side == "one at a time" and one.users == 1), [])
+    alone = max((one.texts for one in found if one.side == "one at a time"), key=len)
     table = Table("side", "users", "answers/s", "first token, s", "equal to one at a time")
     for one in found:
-        same = sum(a == b for a, b in zip(one.texts, alone, strict=True)) / max(1, len(alone))
+        same = sum(a == b for a, b in zip(one.texts, alone)) / len(one.texts)
         print(json.dumps({**one.to_dict(), "equal": round(same, 3)}))
         table.add_row(one.side, str(one.users), f"{one.per_second:.3f}", f"{one.first_token_s:.2f}", f"{same:.0%}")
     Console().print(table)
