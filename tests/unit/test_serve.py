@@ -204,7 +204,7 @@ def test_a_body_is_refused_as_soon_as_it_is_too_large_whatever_its_stated_length
 @pytest.fixture
 def one_slot(model, flags, tmp_path):
     """A server that answers one question at a time, at length, while one more may wait."""
-    longer = {"max_seq_length": 2000, "max_new_tokens": 1800, "per_device_eval_batch_size": 1, "queue_size": 1}
+    longer = {"max_seq_length": 2000, "max_new_tokens": 900, "per_device_eval_batch_size": 1, "queue_size": 1}
     with running(opened(model, flags | longer, tmp_path)) as server:
         yield server
 
