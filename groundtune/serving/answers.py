@@ -89,7 +89,7 @@ class Serving:
         new = min(request.max_new_tokens or self.max_new_tokens, self.max_new_tokens)
         example = Example(request.question, "", (), request.history, source="your question")
         instruction = request.system if self.allow_system_prompt else ""
-        return Ticket(Writing(example, new, instruction), self.voice(request.model))
+        return Ticket(Writing(example, new, instruction), self.voice(request.model), filter=request.filter)
 
     def enqueue(self, ticket: Ticket) -> None:
         """Put a ticket into the queue; raises `Refused` if that is full."""
@@ -143,7 +143,7 @@ def refusal(error: BaseException) -> Refused:
         logger.warning(error.problems[0])
         return Refused(502, "the model server behind this one has failed")
     if isinstance(error, DataError):
-        return Refused(400, error.problems[0].partition("; raise --")[0])  # a client has no flags
+        return Refused(400, error.problems[0].removeprefix("--").partition("; raise --")[0])  # a client has no flags
     if isinstance(error, ModelError):
         return Refused(500, one_line(error))
     logger.error("a request failed: %s: %s", type(error).__name__, one_line(error, 300))

@@ -38,6 +38,7 @@ class Ticket:
     writing: Writing
     voice: str = TUNED
     k: int | None = None
+    filter: str = ""
     found: Future[list[Source]] = field(default_factory=Future)
     begun: float = field(default_factory=time.monotonic)
 
@@ -145,12 +146,13 @@ class Batching:
 
     def _begin(self, tickets: Sequence[Ticket]) -> None:
         """Search for all tickets in one go, and begin their answers."""
-        for k in {ticket.k for ticket in tickets}:
-            these = [ticket for ticket in tickets if ticket.k == k]
+        for k, filter in {(ticket.k, ticket.filter) for ticket in tickets}:
+            these = [ticket for ticket in tickets if (ticket.k, ticket.filter) == (k, filter)]
             try:
-                hits = self.finder.search([ticket.writing.example for ticket in these], k)
+                hits = self.finder.search([ticket.writing.example for ticket in these], k, filter)
             except Exception as error:
-                logger.exception("a search failed")
+                if not isinstance(error, DataError):
+                    logger.exception("a search failed")
                 for ticket in these:
                     _settle(ticket, error)
                 continue

@@ -9,11 +9,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from groundtune.data.words import places_of, telling_words
+from groundtune.filters import filter_problems
 from groundtune.schema import ASSISTANT, USER, Turn
 from groundtune.serving.dialogue import Source
 from groundtune.system.text import one_line, to_json
 
-_MOST_MESSAGES = 2000
+_MOST_MESSAGES, _LONGEST_FILTER = 2000, 2000
 
 
 class Refused(Exception):
@@ -62,6 +63,7 @@ class _Request(BaseModel):
     stop: str | list[str] | None = None
     logprobs: bool | None = None
     response_format: dict[str, Any] | None = None
+    filter: str | None = Field(None, max_length=_LONGEST_FILTER)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Request:
     stream: bool = False
     include_usage: bool = False
     max_new_tokens: int | None = None
+    filter: str = ""  # only passages whose metadata meet it
 
 
 def read_request(body: bytes, most_characters: int) -> Request:
@@ -99,7 +102,15 @@ def read_request(body: bytes, most_characters: int) -> Request:
         stream=bool(asked.stream),
         include_usage=bool(asked.stream_options and asked.stream_options.include_usage),
         max_new_tokens=min(limits, default=None),
+        filter=checked_filter(asked.filter or ""),
     )
+
+
+def checked_filter(text: str) -> str:
+    """A condition on metadata, as `--filter` takes it. Raises `Refused` if it cannot be read."""
+    if len(text) > _LONGEST_FILTER or (problems := filter_problems(text.strip())):
+        raise Refused(400, problems[0].removeprefix("--") if len(text) <= _LONGEST_FILTER else "filter: too long")
+    return text.strip()
 
 
 def request_of(question: str, turns: Sequence[Turn], most_characters: int) -> Request:

@@ -6,13 +6,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 
 from groundtune.data.files import read_documents, sha256_of
 from groundtune.errors import DataError
 from groundtune.evaluation.arguments import InferenceArguments
-from groundtune.retrieval.opening import index_folder, open_retriever
+from groundtune.retrieval.opening import index_folder, narrowed, open_retriever
 from groundtune.retrieval.retrievers import Retriever, retrieve
 from groundtune.schema import Example, Hit
 from groundtune.system.text import one_line
@@ -31,6 +32,11 @@ class Opened:
     sha256: str
     seen: tuple[int, ...]  # what tells a changed file
 
+    @cached_property
+    def among(self) -> Callable[[str], Retriever]:
+        """The retriever among the passages that a filter leaves; the latest ones are kept."""
+        return lru_cache(maxsize=16)(partial(narrowed, self.retriever))
+
 
 class Finder:
     """Searches the documents. `refresh` is called often, and replaces the retriever once it is open again."""
@@ -42,9 +48,11 @@ class Finder:
         self._tried, self._next_look = self.now.seen, 0.0
         self._opening: threading.Thread | None = None
 
-    def search(self, examples: Sequence[Example], k: int | None = None) -> list[tuple[Hit, ...]]:
+    def search(self, examples: Sequence[Example], k: int | None = None, filter: str = "") -> list[tuple[Hit, ...]]:
+        """The hits of each question, among the passages that a filter leaves. Raises `DataError` if it leaves none."""
         retrieval = self.arguments.retrieval
-        return retrieve(self.now.retriever, examples, k or retrieval.eval_num_to_retrieve, retrieval.query_history)
+        retriever = self.now.among(filter) if filter else self.now.retriever
+        return retrieve(retriever, examples, k or retrieval.eval_num_to_retrieve, retrieval.query_history)
 
     def refresh(self) -> None:
         """Begin to open the documents again if their file has changed since they were read."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from mcp.server.mcpserver import MCPServer
@@ -15,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from groundtune.schema import Turn
 from groundtune.serving.answers import Answer, Serving, refusal, searched
-from groundtune.serving.chat import request_of, shown_source
+from groundtune.serving.chat import checked_filter, request_of, shown_source
 from groundtune.serving.dialogue import Source
 
 T = TypeVar("T")
@@ -28,31 +29,34 @@ def make_tools(serving: Serving) -> MCPServer[Any]:
     server: MCPServer[Any] = MCPServer("groundtune", subscriptions=False, log_level="WARNING")
 
     @server.tool()
-    async def search(question: str, passages: int = 4) -> dict[str, Any]:
-        """Find the passages of the documents that are about a question: title, file, page, score and text of each."""
+    async def search(question: str, passages: int = 4, filter: str = "") -> dict[str, Any]:
+        """Find the passages of the documents that are about a question: title, file, page, score and text of each.
+        `filter` is a condition on their metadata, such as: lang == "en" and date >= "2025"."""
         if not 1 <= passages <= _MOST_PASSAGES:
             raise ToolError(f"passages: is {passages}; ask for 1 to {_MOST_PASSAGES}")
-        found = await _told(_found(serving, question, passages))
+        found = await _told(_found(serving, question, passages, filter))
         return {"passages": [shown_source(source) for source in found]}
 
     @server.tool()
-    async def ask(question: str, history: list[str] | None = None) -> dict[str, Any]:
-        """Answer a question from the documents, with the passages that were read. `history` has the earlier messages of
-        the dialogue, oldest first: a question of the user, its answer, the next question ..."""
+    async def ask(question: str, history: list[str] | None = None, filter: str = "") -> dict[str, Any]:
+        """Answer a question from the documents, with the passages that were read.
+        `history` has the earlier messages of the dialogue, oldest first: a question, its answer, the next question ...
+        `filter` is as in search."""
         turns = [Turn(("user", "assistant")[i % 2], text) for i, text in enumerate(history or []) if text.strip()]
-        answer = await _told(_answered(serving, question, turns))
+        answer = await _told(_answered(serving, question, turns, filter))
         sources = [shown_source(source, answer.text) for source in answer.sources]
         return {"answer": answer.text, "finished": answer.finished, "passages": sources}
 
     return server
 
 
-async def _found(serving: Serving, question: str, passages: int) -> list[Source]:
-    return await searched(serving, request_of(question, (), serving.most_characters), passages)
+async def _found(serving: Serving, question: str, passages: int, filter: str) -> list[Source]:
+    request = replace(request_of(question, (), serving.most_characters), filter=checked_filter(filter))
+    return await searched(serving, request, passages)
 
 
-async def _answered(serving: Serving, question: str, turns: list[Turn]) -> Answer:
-    request = request_of(question, turns, serving.most_characters)
+async def _answered(serving: Serving, question: str, turns: list[Turn], filter: str) -> Answer:
+    request = replace(request_of(question, turns, serving.most_characters), filter=checked_filter(filter))
     answer = Answer(serving, request, serving.wanted(request))
     serving.enqueue(answer.ticket)
     try:

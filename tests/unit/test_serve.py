@@ -273,6 +273,17 @@ def test_with_a_key_nobody_else_is_answered_and_the_name_of_the_host_is_free(mod
         assert httpx.get(f"{server.url}/").status_code == httpx.get(f"{server.url}/health").status_code == 200
 
 
+def test_a_filter_narrows_the_search_of_one_request(server):
+    ask = client(server).chat.completions.create
+    narrow = {"filter": 'title == "Dogs" or title == "Food"'}
+    reply = ask(model="", messages=said(QUESTIONS[0]), extra_body=narrow)
+    assert sorted(source["title"] for source in reply.sources) == ["Dogs", "Food"]
+    assert "Opening" in {source["title"] for source in ask(model="", messages=said(QUESTIONS[0])).sources}
+    for wrong, told in (('title = "Dogs"', "filter"), ('title == "Cats"', "leaves none of the 6 passages")):
+        with pytest.raises(openai.BadRequestError, match=told):
+            ask(model="", messages=said(QUESTIONS[0]), extra_body={"filter": wrong})
+
+
 def test_documents_that_have_changed_are_in_use_without_a_restart(model, flags, tmp_path, caplog):
     documents = tmp_path / "documents.jsonl"
     write_documents(documents, tiny_documents()[:3])

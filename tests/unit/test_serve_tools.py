@@ -56,6 +56,11 @@ def test_a_search_gives_the_passages_that_the_retriever_finds(server):
     assert [one["score"] for one in found] == pytest.approx([hit.score for hit in hits])
 
 
+def test_a_search_can_be_narrowed(server):
+    found = called(server, "search", question=QUESTIONS[1], filter='title == "Dogs"').structured_content["passages"]
+    assert [one["title"] for one in found] == ["Dogs"]
+
+
 def test_an_answer_is_that_of_ask_with_its_history_and_passages(server, words):
     arguments, _ = arguments_of(words[0], **words[1])
     dialogue = open_dialogue(arguments)

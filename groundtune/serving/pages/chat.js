@@ -103,6 +103,7 @@ async function ask(question) {
   if (running) return;
   const turn = { question, blind: !$("compare").hidden && $("blind").checked, answers: [], chosen: 0 };
   turn.before = history(turns);
+  turn.filter = $("filter").value.trim();
   turns.push(turn);
   turn.shown = copyOf("turn");
   turn.shown.querySelector("h2").textContent = question;
@@ -153,7 +154,7 @@ function blindPair(turn) {
 
 async function stream(turn, one, signal) {
   const messages = [...turn.before, { role: "user", content: turn.question }];
-  const reply = await request("v1/chat/completions", { model: one.model, messages, stream: true }, signal);
+  const reply = await request("v1/chat/completions", { model: one.model, messages, stream: true, filter: turn.filter }, signal);
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   let ended = false;
