@@ -123,12 +123,13 @@ class LocalVoice:
         try:
             with computing(self.model, self.bf16), self._adapter():
                 self._go_on()
+            return
         except Exception as error:
             if not is_out_of_memory(error):
                 logger.exception("the model failed")
                 self._fail(error)
-            else:
-                self._with_fewer_slots()
+                return
+        self._with_fewer_slots()  # here, because the error holds on to the memory
 
     def ended(self, writing: Writing) -> None:
         """Nothing to do: a slot is free as soon as the last word is written, or the asker seen to have left."""
@@ -146,6 +147,9 @@ class LocalVoice:
             self.decoder.step()
             self._deliver(self.decoder)
         while self.waiting and len(self.running) < self.slots:
+            if self.waiting[0].gone:
+                self.waiting.popleft()
+                continue
             # One by one on a CPU, where the first then need not wait for the others; together on a GPU.
             at_once = 1 if self.model.device.type == "cpu" else self.slots - len(self.running)
             new = list(self.waiting)[:at_once]
@@ -159,7 +163,6 @@ class LocalVoice:
         for growing, writing in list(self.running.items()):
             if writing.gone:
                 self._remove(growing, decoder)
-        self.waiting = deque(writing for writing in self.waiting if not writing.gone)
 
     def _deliver(self, decoder: Decoder) -> None:
         for growing, writing in list(self.running.items()):
@@ -237,8 +240,10 @@ class Prompts:
         return prompt
 
     def _made(self, instruction: str) -> Prompt:
-        arguments = replace(self.arguments, instruction=instruction) if instruction else self.arguments
-        return make_prompt(self.tokenizer, arguments)
+        if not instruction:
+            return make_prompt(self.tokenizer, self.arguments)
+        inert = self.of("").tokens.inert(instruction)  # a client's text, which must not begin or end a turn
+        return make_prompt(self.tokenizer, replace(self.arguments, instruction=inert))
 
     def fitted(self, writing: Writing, hits: Sequence[Hit], prompt: Prompt) -> Question:
         return fitted(writing.example, retrieved_passages(writing.example, hits), prompt, self.room)
