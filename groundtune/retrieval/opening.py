@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -72,7 +73,8 @@ def narrowed(retriever: Retriever, filter: str) -> Retriever:
         return _bm25(retriever, filter)
     if isinstance(retriever, DenseRetriever):
         return _dense(retriever, filter)
-    raise DataError([f"--filter: a {type(retriever).__name__} cannot be narrowed"])
+    around: Any = retriever  # one around another, such as a reranker
+    return cast(Retriever, replace(around, retriever=narrowed(around.retriever, filter)))
 
 
 def _dense(dense: DenseRetriever, filter: str) -> DenseRetriever:
