@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 ASKED = [{"role": "user", "content": "What does a card cost?"}]
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="ended by signals"),
-    pytest.mark.model,  # not one of the quick ones
+    pytest.mark.slow,  # they start the command several times
 ]
 
 
@@ -77,7 +77,6 @@ def test_sigterm_first_finishes_the_answer_and_ends_with_143(start):
     assert process.returncode == 143 and out == "" and err.splitlines()[-1] == "stopped by SIGTERM"
 
 
-@pytest.mark.slow
 def test_killed_and_restarted_while_people_vote_no_acknowledged_vote_is_lost(start, tmp_path):
     start.released.set()
     process, url = start()
