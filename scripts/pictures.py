@@ -92,7 +92,8 @@ def _stamp(path: Path, figures: str) -> None:
 
     info = PngInfo()
     info.add_text(_FIGURES, figures)
-    Image.open(path).quantize(128).save(path, pnginfo=info, optimize=True)
+    picture = Image.open(path).convert("RGB")
+    picture.save(path, pnginfo=info, optimize=True)
 
 
 if __name__ == "__main__":

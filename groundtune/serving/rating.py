@@ -161,6 +161,7 @@ class RatingServer(ThreadingHTTPServer):
     """Serves one page to this machine; `address` is what to open."""
 
     daemon_threads = True
+    request_queue_size = 128  # the standard library's 5 refuses requests that arrive together on a busy machine
 
     def __init__(self, grades: Grades, port: int = 0) -> None:
         self.grades, self.key = grades, secrets.token_urlsafe(16)
