@@ -118,8 +118,8 @@ class EndToEndEvaluator:
 def passages_of(context: str, examples: Sequence[Example], hits: Sequence[Sequence[Hit]]) -> list[Passages]:
     """The passages that each example's question is answered from, in a context of `passages.CONTEXTS`."""
     return [
-        CONTEXTS[context](example, found, draw(0, 0, i))
-        for i, (example, found) in enumerate(zip(examples, hits, strict=True))
+        CONTEXTS[context](example, found, draw(0, 0, example.question))
+        for example, found in zip(examples, hits, strict=True)
     ]
 
 

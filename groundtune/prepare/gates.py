@@ -10,11 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from groundtune.data.evidence import support
 from groundtune.data.files import write_jsonl
 from groundtune.data.words import stem, telling_words, words
 from groundtune.prepare.journal import Journal
 from groundtune.prepare.questions import Settings, chance, questions_of
-from groundtune.prepare.support import answers_of, cut_answers_of, support, verdicts_of
+from groundtune.prepare.support import answers_of, cut_answers_of, verdicts_of
 from groundtune.retrieval.retrievers import Retriever
 from groundtune.schema import Document, Example, Hit
 

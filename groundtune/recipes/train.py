@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -94,7 +94,7 @@ def _train(arguments: RunArguments, run: dict[str, Any], checkpoint: Checkpoint 
     with _timed("index and retrieve", durations):
         hits, seconds = run_on_main(lambda: _retrieve(method, arguments, diagnosis.dataset.documents, examples))
 
-    rows = _encoded(method, arguments, examples, hits, prompt)
+    rows = _encoded(method, arguments, diagnosis.dataset.documents, examples, hits, prompt)
     notes += _shortened(rows)
     run = run | rows_identity(rows["train"])
     if checkpoint is not None:
@@ -192,15 +192,23 @@ def _is_quiet(arguments: RunArguments) -> bool:
 def _encoded(
     method: Method,
     arguments: RunArguments,
+    documents: list[Document],
     examples: dict[str, list[Example]],
     hits: dict[str, list[tuple[Hit, ...]]],
     prompt: Prompt,
 ) -> dict[str, EpochRows]:
-    """The training and evaluation rows."""
+    """The training and evaluation rows; the latter keep their gold, as the name of their loss says."""
     max_length, seed = arguments.data.max_seq_length, arguments.training.seed
     encode = partial(method.encode, shorten=arguments.data.too_long == "shorten")
+    flags, k = arguments.passages, arguments.retrieval.embedding_max_num_to_retrieve
+    draws = {
+        "train": method.draws(flags, k, documents),
+        "eval": method.draws(replace(flags, gold_dropout=0.0), k, documents),
+    }
     return {
-        split: EpochRows(encode, method.policy, examples[split], hits[f"{split} rows"], prompt, max_length, seed)
+        split: EpochRows(
+            encode, method.policy, examples[split], hits[f"{split} rows"], prompt, max_length, seed, draws[split]
+        )
         for split in ("train", "eval")
     }
 
@@ -346,9 +354,10 @@ def _retrieve(
     retrieval = arguments.retrieval
     for_evaluation = evaluation_model(retrieval)
     searches = {split: (for_evaluation, retrieval.eval_num_to_retrieve) for split in ("eval", "test")}
-    if method.retrieves:
+    if method.searches(arguments.passages):
         model = retrieval.embedding_model or for_evaluation
-        searches |= {f"{s} rows": (model, retrieval.embedding_max_num_to_retrieve) for s in ("train", "eval")}
+        depth = arguments.passages.searched(retrieval.embedding_max_num_to_retrieve)
+        searches |= {f"{s} rows": (model, depth) for s in ("train", "eval")}
     elif any(reads_hits(example) for split in ("train", "eval") for example in examples[split]):
         searches |= {f"{s} rows": searches["eval"] for s in ("train", "eval")}
     folder = index_folder(arguments.data)
@@ -393,7 +402,7 @@ def _row_counts(diagnosis: Diagnosis) -> dict[str, int]:
 def _record(arguments: RunArguments, durations: dict[str, float], rows: dict[str, int]) -> dict[str, Any]:
     groups = {
         name: asdict(getattr(arguments, name))
-        for name in ("data", "retrieval", "prompt", "model", "evaluation", "logger", "output")
+        for name in ("data", "retrieval", "passages", "prompt", "model", "evaluation", "logger", "output")
     }
     everything = {"method": arguments.method, **groups, "training": arguments.training.to_dict()}
     files = ("train_file", "eval_file", "test_file", "full_dataset_file_path")

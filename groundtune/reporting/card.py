@@ -16,7 +16,17 @@ from groundtune.arguments import DataArguments, EvaluationArguments, PromptArgum
 from groundtune.evaluation.verdicts import F1
 from groundtune.methods import METHODS
 from groundtune.reporting.markdown import md, md_fence, md_list, md_table
-from groundtune.reporting.results import HOW_TO_READ, Results, comparison, flat, for_scale, notes, questions, warning
+from groundtune.reporting.results import (
+    HOW_TO_READ,
+    Results,
+    comparison,
+    flat,
+    for_scale,
+    notes,
+    passages_of_rows,
+    questions,
+    warning,
+)
 
 PREFIXES = ("user_prefix", "assistant_prefix", "sep_user", "sep_sys")
 # Metrics for which the hub has its own names.
@@ -201,6 +211,7 @@ def _facts(results: Results, arguments: Mapping[str, Any]) -> dict[str, str]:
     shown = {
         "Base model": f"{base}{revision}" if on_hub else f"{base} (a local folder)" if base else "",
         "Trained by": how,
+        "Passages of a row": passages_of_rows(arguments),
         "Checkpoint": "the last weights" if step is None else f"step {step}, best {results.selection_metric}",
         "Retriever": f"{found_by or 'dense'}, {passages} passages per question",
         "Prompt": _style(record),

@@ -6,11 +6,12 @@ import math
 import numbers
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from groundtune.arguments import PassageArguments
 from groundtune.evaluation.abstention import note
 from groundtune.evaluation.metrics import token_f1
 from groundtune.evaluation.statistics import Interval, PairedDifference
@@ -191,6 +192,7 @@ def facts(results: Results) -> dict[str, str]:
     shown = {
         "Model": arguments.get("model_name_or_path"),
         "Trained by": trained_by + (", LoRA" if arguments.get("use_peft") else ""),
+        "Passages of a row": passages_of_rows(arguments),
         "Checkpoint": step,
         "Questions": questions(results.base) + (f", from {test}" if test else ""),
         "Training file": arguments.get("train_file"),
@@ -199,6 +201,18 @@ def facts(results: Results) -> dict[str, str]:
         "Seed": results.record.get("seed"),
     }
     return {name: str(value) for name, value in shown.items() if value not in (None, "")}
+
+
+def passages_of_rows(arguments: Mapping[str, Any]) -> str:
+    """How flags chose the passages of training rows, in words; empty if the method did."""
+    flags = PassageArguments(**{one.name: arguments[one.name] for one in fields(PassageArguments)
+                                if one.name in arguments})  # fmt: skip
+    if not flags.given:
+        return ""
+    kinds = ", ".join(flags.distractors)
+    number = "" if flags.num_distractors is None else f"{flags.num_distractors} "
+    dropped = f"; without gold in {flags.gold_dropout:.0%} of the rows" if flags.gold_dropout else ""
+    return f"{flags.passage_order.replace('_', ' ')}; {number}distractors: {kinds}{dropped}"
 
 
 def questions(evaluation: Evaluation) -> str:

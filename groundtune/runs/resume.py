@@ -80,7 +80,10 @@ def identity(arguments: Arguments[TrainingArguments]) -> dict[str, Any]:
     Two starts with the same identity are the same run, wherever its files are. Raises `DataError` if a file cannot be
     read.
     """
-    groups = (arguments.data, arguments.retrieval, arguments.prompt, arguments.model, arguments.evaluation)
+    groups = (
+        arguments.data, arguments.retrieval, arguments.passages, arguments.prompt, arguments.model,
+        arguments.evaluation,
+    )  # fmt: skip
     values: dict[str, Any] = {"method": arguments.method}
     for group in (*groups, arguments.training):
         names = [field.name for field in fields(group) if field.init and field.name not in _WITHOUT_INFLUENCE]
