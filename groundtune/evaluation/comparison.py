@@ -17,17 +17,7 @@ from groundtune.evaluation.metrics import greater_is_better
 from groundtune.evaluation.outcomes import outcome_counts
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, read_predictions
 from groundtune.evaluation.statistics import PairedDifference, clusters_of, paired_difference
-from groundtune.evaluation.verdicts import (
-    ABSTENTION,
-    CHECKS,
-    F1,
-    HOW_MEASURED,
-    SCORES,
-    Change,
-    alike,
-    most_changed,
-    verdict,
-)
+from groundtune.evaluation.verdicts import F1, HOW_MEASURED, OF_ANSWERS, Change, alike, most_changed, shown, verdict
 from groundtune.schema import Prediction
 from groundtune.system.inputs import special
 from groundtune.system.text import harmless_line
@@ -73,8 +63,7 @@ class Comparison:
         judges = {name: f"Judge: {name.partition('/')[2]}" for name in measured if name.startswith("judge/")}
         recalls = sorted((n for n in measured if "/recall@" in n), key=lambda n: int(n.partition("@")[2]))
         retrieval = {name: name.partition("/")[2].capitalize() for name in recalls} | {"retrieval/mrr": "MRR"}
-        labels = SCORES | CHECKS | ABSTENTION | judges | _OTHERS | retrieval
-        return {name: label for name, label in labels.items() if name in measured}
+        return shown(OF_ANSWERS | judges | _OTHERS | retrieval, *self.evaluations.values())
 
     @cached_property
     def differences(self) -> dict[str, dict[str, PairedDifference]]:

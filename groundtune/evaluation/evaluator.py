@@ -14,11 +14,9 @@ from pathlib import Path
 
 from groundtune.aliases import Model
 from groundtune.arguments import room_for_prompt
-from groundtune.evaluation.abstention import answer_scores, read_wordings, unknown_texts
-from groundtune.evaluation.contradictions import contradiction_scores
-from groundtune.evaluation.groundedness import groundedness_scores
+from groundtune.evaluation.abstention import read_wordings, unknown_texts
 from groundtune.evaluation.metrics import retrieval_scores
-from groundtune.evaluation.predictions import Evaluation, evaluation_of
+from groundtune.evaluation.predictions import Evaluation, evaluation_of, text_scores
 from groundtune.model.generation import Generated, generate_greedy
 from groundtune.prompts.policies import CONTEXTS, Passages, draw
 from groundtune.prompts.prompt import Prompt
@@ -112,7 +110,7 @@ class EndToEndEvaluator:
     def _reply(self, question: Question, generated: Generated) -> Reply:
         text, inside_thoughts = after_thoughts(self.prompt.answer_text(generated.ids))
         finished = generated.finished and not inside_thoughts
-        return Reply(text, finished, len(question.prompt_ids), len(generated.ids))
+        return Reply(text, finished, len(question.prompt_ids), len(generated.ids), logprob=generated.logprob)
 
 
 def passages_of(context: str, examples: Sequence[Example], hits: Sequence[Sequence[Hit]]) -> list[Passages]:
@@ -156,6 +154,7 @@ def score_replies(
             context=context,
             read=tuple(passages),
             failure=reply.failure,
+            logprob=reply.logprob,
         )
         for example, found, passages, reply in zip(examples, hits, read, replies, strict=True)
     ]
@@ -175,9 +174,7 @@ def _generation(
     if reply.failure:
         return {}
     return {
-        **answer_scores(reply.text, example, unknown, abstentions),
-        **contradiction_scores(reply.text, example),
-        **(groundedness_scores(reply.text, read) if read else {}),
+        **text_scores(example, read, reply.text, unknown, abstentions),
         "generation/unfinished": float(not reply.finished),
         **({} if reply.new_tokens is None else {"generation/new_tokens": float(reply.new_tokens)}),
         "latency/generation_s": seconds,
@@ -199,6 +196,7 @@ def read_evaluation(path: str | os.PathLike[str], evaluator: EndToEndEvaluator) 
             scores={name: math.nan if score is None else score for name, score in row["scores"].items()},
             context=evaluator.context,
             read=question.read,
+            logprob=row.get("logprob"),
             **{name: row[name] for name in ("answer", "finished", "passages_read", "prompt_tokens", "new_tokens")},
         )
         for example, hits, question, row in zip(

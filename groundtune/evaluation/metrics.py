@@ -31,8 +31,9 @@ METRICS: dict[str, str] = {
     "number, unit or date; lower is better",
     "generation/unfinished": "share of answers cut at the token limit; lower is better",
     "generation/new_tokens": "tokens generated for an answer; a cost, so lower counts as better",
-    "abstained/unanswerable": "share of unanswerable questions on which the model said that it does not know",
-    "abstained/answerable": "share of answerable questions on which it did; lower is better",
+    "errors/unanswerable_answered": "share of unanswerable questions that the model answered; lower is better",
+    "errors/answerable_refused": "share of answerable questions on which it said that it does not know; lower is "
+    "better",
     "grounded/tokens": "share of the answer's tokens that are in the passages it read",
     "grounded/quotes": "share of the spans quoted in the answer that occur verbatim in the passages it read",
     "judge/*": "a language model's grade of the answer, from 0 to 1",
@@ -45,7 +46,8 @@ METRICS: dict[str, str] = {
     "loss_with_gold_passage": "the same with the gold passage in the prompt, so not end to end; lower is better",
 }
 _LOWER_IS_BETTER = (
-    "generation/unfinished", "generation/new_tokens", "generation/contradiction", "abstained/answerable",
+    "generation/unfinished", "generation/new_tokens", "generation/contradiction", "errors/unanswerable_answered",
+    "errors/answerable_refused",
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice
 
 import torch
 
@@ -24,10 +25,14 @@ _GUESSED = 5  # tokens; with more, wrong guesses cost as much as right ones save
 
 @dataclass(frozen=True)
 class Generated:
-    """New ids for one prompt (including the stop token), and whether the model stopped by itself."""
+    """New ids for one prompt (including the stop token), and whether the model stopped by itself.
+
+    `logprob` is the mean log-probability of the ids: how likely the model itself finds its answer.
+    """
 
     ids: list[int]
     finished: bool
+    logprob: float | None = None
 
 
 @torch.no_grad()
@@ -95,7 +100,7 @@ def stream_greedy(
     cache = KVCache(1, len(prompt) + max_new_tokens)
     with torch.no_grad():
         first = _read(model, [prompt], cache, 0)
-    sequence, shown = _Sequence(prompt, first[0], set(stop_ids), max_new_tokens), 0
+    sequence, shown = _Sequence(prompt, *first[0], set(stop_ids), max_new_tokens), 0
     while True:
         yield from sequence.new[shown:]
         if sequence.done:
@@ -108,19 +113,21 @@ def stream_greedy(
 class _Sequence:
     """A prompt and its answer so far."""
 
-    def __init__(self, prompt: Sequence[int], first: int, stop_ids: set[int], max_new_tokens: int):
+    def __init__(self, prompt: Sequence[int], first: int, logprob: float, stop_ids: set[int], max_new_tokens: int):
         self.lookup, self.stop_ids, self.max_new_tokens = Lookup(prompt), stop_ids, max_new_tokens
         self.new: list[int] = []
-        self.add([first])
+        self.logprobs: list[float] = []
+        self.add([first], [logprob])
 
     def guess(self) -> Sequence[int]:
         """Guessed next tokens, at most as many as leave room for one more."""
         return self.lookup.guess(min(_GUESSED, self.max_new_tokens - len(self.new) - 1))
 
-    def add(self, ids: Sequence[int]) -> None:
+    def add(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
         """Append `ids` until the answer stops."""
         end = next((j + 1 for j, id in enumerate(ids) if id in self.stop_ids), len(ids))
         self.new += ids[:end]
+        self.logprobs += logprobs[:end]
         self.lookup.extend(ids[:end])
 
     @property
@@ -150,13 +157,13 @@ def _generate_packed(
             new = [waiting.popleft() for _ in range(min(slots - len(running), len(waiting)))]
             for part in _up_to_tokens(new, prompts, _PREFILL_TOKENS):
                 first = _read(model, [prompts[i] for i in part], cache, len(running))
-                running += [(i, _Sequence(prompts[i], id, stop_ids, max_new_tokens)) for i, id in zip(part, first)]
+                running += [(i, _Sequence(prompts[i], *id, stop_ids, max_new_tokens)) for i, id in zip(part, first)]
         else:
             _step(model, [sequence for _, sequence in running], cache)
         for slot in reversed(range(len(running))):
             i, sequence = running[slot]
             if sequence.done:
-                yield i, Generated(sequence.new, sequence.finished)
+                yield i, Generated(sequence.new, sequence.finished, _mean(sequence.logprobs))
                 # Move the last sequence into the gap, so that the running ones always occupy the first slots.
                 last = running.pop()
                 if slot < len(running):
@@ -181,8 +188,9 @@ def _up_to_tokens(members: Sequence[int], prompts: Sequence[Sequence[int]], at_m
     yield part
 
 
-def _read(model: Model, prompts: Sequence[Sequence[int]], cache: KVCache, slot: int) -> list[int]:
-    """Prefill the slots from `slot` with the prompts' keys and values; the first token of each answer."""
+def _read(model: Model, prompts: Sequence[Sequence[int]], cache: KVCache, slot: int) -> list[tuple[int, float]]:
+    """Prefill the slots from `slot` with the prompts' keys and values; each answer's first token, with its
+    log-probability."""
     packing = pack(prompts, [len(prompt) - 1 for prompt in prompts])
     slots: list[int | None] = [None] * len(packing.segments)
     for i, end in enumerate(packing.ends):
@@ -194,8 +202,20 @@ def _read(model: Model, prompts: Sequence[Sequence[int]], cache: KVCache, slot: 
         logits = model(**inputs, use_cache=False).logits
     # The head's outputs are in the order of the packed row, not of the prompts.
     row_order = sorted(range(len(prompts)), key=packing.last.__getitem__)
-    ids = dict(zip(row_order, logits.argmax(dim=-1).tolist()))
-    return [ids[i] for i in range(len(prompts))]
+    logits = logits.reshape(len(prompts), -1)
+    first = dict(zip(row_order, zip(logits.argmax(dim=-1).tolist(), _logprobs(logits))))
+    return [first[i] for i in range(len(prompts))]
+
+
+def _logprobs(logits: torch.Tensor) -> list[float]:
+    """The log-probability of the most likely token of each row."""
+    found: list[float] = (logits.amax(dim=-1).float() - logits.float().logsumexp(dim=-1)).tolist()
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Rounded, because the last digits depend on what else is in the batch."""
+    return round(sum(values) / len(values), 3)
 
 
 def _step(model: Model, sequences: Sequence[_Sequence], cache: KVCache) -> None:
@@ -205,12 +225,20 @@ def _step(model: Model, sequences: Sequence[_Sequence], cache: KVCache) -> None:
     lengths = [len(sequence.lookup.ids) - 1 for sequence in sequences]
     layout = Decoding(cache, lengths, [len(ids) for ids in new], model.device)
     row = torch.tensor([[id for ids in new for id in ids]], device=model.device)
-    logits = model(**model_inputs(row, layout.positions[None], layout), use_cache=False).logits
-    chosen = logits[0].argmax(dim=-1).cpu().split(layout.counts)
-    for sequence, guess, after in zip(sequences, guesses, map(torch.Tensor.tolist, chosen)):
-        # after[j] is the model's choice after guess[:j]
-        right = next((j for j, id in enumerate(guess) if id != after[j]), len(guess))
-        sequence.add(after[: right + 1])
+    logits = model(**model_inputs(row, layout.positions[None], layout), use_cache=False).logits[0]
+    chosen = [after.tolist() for after in logits.argmax(dim=-1).cpu().split(layout.counts)]
+    # chosen[i][j] is the model's choice after guesses[i][:j]
+    right = [after[: _agreeing(guess, after) + 1] for guess, after in zip(guesses, chosen)]
+    starts = accumulate(layout.counts, initial=0)
+    kept = [start + j for start, ids in zip(starts, right) for j in range(len(ids))]
+    logprobs = iter(_logprobs(logits[kept]))  # of these alone: over a large vocabulary it takes time
+    for sequence, ids in zip(sequences, right):
+        sequence.add(ids, list(islice(logprobs, len(ids))))
+
+
+def _agreeing(guess: Sequence[int], after: Sequence[int]) -> int:
+    """How many of the guessed tokens are the model's own choices."""
+    return next((j for j, id in enumerate(guess) if id != after[j]), len(guess))
 
 
 def _generate_by_rows(
@@ -229,18 +257,22 @@ def _generate_batch(
     model: Model, prompts: Sequence[Sequence[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int
 ) -> list[Generated]:
     answers: list[list[int]] = [[] for _ in prompts]
+    logprobs: list[list[float]] = [[] for _ in prompts]
     rows = read(model, prompts, pad_id)
     alive = list(range(len(prompts)))  # prompt number of each remaining row
     for _ in range(max_new_tokens):
-        next_ids = rows.logits().argmax(dim=-1).tolist()
-        for row, id in zip(alive, next_ids):
+        logits = rows.logits()
+        logits = logits.reshape(len(alive), -1)
+        next_ids = logits.argmax(dim=-1).tolist()
+        for row, id, logprob in zip(alive, next_ids, _logprobs(logits)):
             answers[row].append(id)
+            logprobs[row].append(logprob)
         going_on = [i for i, id in enumerate(next_ids) if id not in stop_ids]
         if not going_on:
             break
         rows.go_on(going_on, [next_ids[i] for i in going_on])
         alive = [alive[i] for i in going_on]
-    return [Generated(ids, ids[-1] in stop_ids) for ids in answers]
+    return [Generated(ids, ids[-1] in stop_ids, _mean(likely)) for ids, likely in zip(answers, logprobs)]
 
 
 def _stream_by_rows(model: Model, prompt: Sequence[int], stop_ids: set[int], max_new_tokens: int) -> Iterator[int]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from groundtune.data.files import write_text
 from groundtune.evaluation.comparison import HOW_TO_READ, Comparison
+from groundtune.evaluation.confidence import Thresholds
 from groundtune.evaluation.outcomes import OUTCOMES, WITHOUT_ANSWER, WITHOUT_PASSAGES
-from groundtune.reporting.plots import differences_plot, systems_plot
+from groundtune.reporting.plots import abstention_plot, differences_plot, systems_plot
 from groundtune.reporting.report import callout, html_changes, html_pairs, minus, page
 from groundtune.reporting.results import cells, questions, verdict_word
 from groundtune.system.text import as_json
@@ -31,13 +32,18 @@ def write_comparisons(
     facts: Mapping[str, str],
     notes: Sequence[str],
     record: Mapping[str, Any],
+    abstention: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write the page, and the same numbers as JSON beside it under the same name."""
+    """Write the page, and the same numbers as JSON beside it under the same name.
+
+    `abstention`: by context and system, what thresholds on the likelihood of answers would do (`confidence.curve`).
+    """
     path = Path(path)
     content = {"facts": dict(facts), "notes": list(notes), "comparisons": [c.to_dict() for c in comparisons]}
     write_text(path.with_suffix(".json"), as_json(content))
     sections = (_section(c, "Side by side" if c.title == title else c.title) for c in comparisons)
     body = f'<dl class="facts">{html_pairs(facts)}</dl>\n{"".join(sections)}'
+    body += _html_abstention(abstention or {})
     if notes:
         body = callout(f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>") + body
     write_text(path, page(kind, title, body, record))
@@ -179,6 +185,43 @@ def _html_outcomes(comparison: Comparison) -> str:
         f'<section><h2>What became of each question</h2><table class="outcomes"><thead><tr><th></th>{head}'
         f"</tr></thead><tbody>{rows}</tbody></table></section>"
     )
+
+
+def _html_abstention(abstention: Mapping[str, Mapping[str, Any]]) -> str:
+    """What thresholds would do to both error rates, if there were unanswerable questions; else empty."""
+    plots = "".join(
+        abstention_plot(f"{context}, by {_BY[signal]}", {name: found[signal] for name, found in by_system.items()})
+        for context, by_system in abstention.items()
+        for signal in _BY
+        if all("chosen" in found and len(found[signal]) > 1 for found in by_system.values())
+    )
+    how = (
+        "Each point is a threshold: answers below it are withheld. Chosen is the pair of thresholds with the highest "
+        "token F1 on these questions; to use it on others, give this folder to --abstain_below."
+    )
+    chosen = "".join(
+        f"<li>{escape(f'{context}, {name}: {_chosen(found)}')}</li>"
+        for context, by_system in abstention.items()
+        for name, found in by_system.items()
+        if "chosen" in found
+    )
+    if not plots:
+        return ""
+    return (
+        f'<section><h2>If unlikely answers were withheld</h2><p class="small">{escape(how)}</p><ul>{chosen}</ul>'
+        f'<div class="pair">{plots}</div></section>'
+    )
+
+
+def _chosen(found: Mapping[str, Any]) -> str:
+    point = found["chosen"]
+    return (
+        f"{Thresholds(point['logprob'], point['score'])}: token F1 {point['f1']:.2f}, unanswerable answered "
+        f"{point['unanswerable_answered']:.2f}, answerable refused {point['answerable_refused'] or 0:.2f}"
+    )
+
+
+_BY = {"logprob": "mean log-probability", "score": "retrieval score"}
 
 
 def _html_answers(comparison: Comparison, name: str) -> str:

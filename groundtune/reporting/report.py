@@ -24,7 +24,6 @@ from groundtune.reporting.card import model_card
 from groundtune.reporting.markdown import md, md_fence, md_list, md_table
 from groundtune.reporting.plots import dot_plot, loss_plot, metric_plot
 from groundtune.reporting.results import (
-    EVALUATION_COLUMNS,
     HOW_TO_READ,
     Results,
     comparison,
@@ -136,7 +135,7 @@ def _markdown(results: Results) -> str:
         for row in comparison(results)
     ]
     gained, lost = gained_and_lost(results)
-    during = evaluations(results)
+    columns, during = evaluations(results)
     blocks = [
         "# Groundtune report",
         f"**{md(results.verdict)}.**",
@@ -147,7 +146,7 @@ def _markdown(results: Results) -> str:
         md(for_scale(results)),
         md(HOW_TO_READ),
         *(["## Notes", "\n".join(remarks)] if remarks else []),
-        *(["## During training", md_table(EVALUATION_COLUMNS, during)] if during else []),
+        *(["## During training", md_table(columns, during)] if during else []),
         "## Answers that gained most", _md_changes(gained),
         "## Answers that lost most", _md_changes(lost),
         "## To reproduce", md_fence(record.get("command", "")), md_list(run_facts(record) | inputs(record)),
@@ -259,8 +258,9 @@ def _html_metrics(results: Results) -> str:
 
 
 def _html_evaluations(results: Results) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in EVALUATION_COLUMNS)
-    rows = "".join(map(html_cells, evaluations(results)))
+    columns, during = evaluations(results)
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    rows = "".join(map(html_cells, during))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
