@@ -43,6 +43,7 @@ def argument(default: Any, help: str, choices: list[str] | None = None) -> Any:
 
 GOLD_FIRST, SHUFFLED, RANKED = ORDERS = ("gold_first", "shuffled", "ranked")
 DISTRACTORS = ("retrieved", "given", "mined", "random")
+OFF, TAUGHT, AFTERWARDS = "off", "taught", "afterwards"  # citations
 TOO_LONG = ("error", "drop", "shorten")  # what to do with an example that does not fit into a row
 
 
@@ -204,6 +205,13 @@ class PromptArguments:
         "answer without thoughts. keep: the prompt ends as the template's generation prompt, and the model may think. "
         "Thoughts are never part of an answer.",
         ["drop", "keep"],
+    )
+    citations: str = argument(
+        OFF,
+        "Which passage each sentence of an answer is taken from. taught: passages are numbered, and the model learns "
+        "to write ⟦1⟧ after a sentence; scores and judges see answers without such marks. afterwards: marks are found "
+        "for the answers of any model, by the words that sentence and passage share; prompts do not change.",
+        [OFF, TAUGHT, AFTERWARDS],
     )
 
     def __post_init__(self) -> None:

@@ -148,7 +148,8 @@ class Prediction:
     `finished` is False if the answer was cut off at the token limit.
     `failure` is not empty if there is no answer to score; `outcome` is one of `outcomes.OUTCOMES`, or empty. `logprob`
     is the mean log-probability of the answer's tokens. `withheld` is what the model wrote, if it was too unlikely to be
-    given as the answer (`evaluation.confidence`).
+    given as the answer (`evaluation.confidence`). `cited` is the answer with the marks of its passages, if they were
+    asked for (`prompts.citations`).
     """
 
     example: Example
@@ -166,6 +167,7 @@ class Prediction:
     judged: dict[str, str] = field(default_factory=dict)  # what each judge wrote
     logprob: float | None = None
     withheld: str = ""
+    cited: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         optional = {
@@ -174,6 +176,7 @@ class Prediction:
             "outcome": self.outcome,
             "judged": self.judged,
             "withheld": self.withheld,
+            "cited": self.cited,
         }
         return {
             "source": self.example.source,

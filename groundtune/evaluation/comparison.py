@@ -29,6 +29,13 @@ HOW_TO_READ = (
 _OTHERS = {
     "grounded/tokens": "Found in passages",
     "grounded/quotes": "Quotes found",
+    "citations/precision": "Citations, precision",
+    "citations/afterwards_precision": "  found afterwards",
+    "citations/most_similar": "  always the most similar",
+    "citations/always_first": "  always the first",
+    "citations/at_random": "  any, at random",
+    "citations/recall": "Citations, recall",
+    "citations/afterwards_recall": "  recall, found afterwards",
     "generation/unfinished": "Unfinished",
     "generation/new_tokens": "New tokens",
 }

@@ -131,9 +131,10 @@ def abstaining(evaluation: Evaluation, thresholds: Thresholds, samples: int, abs
     def given(prediction: Prediction) -> Prediction:
         if prediction.failure or not thresholds.withhold(prediction):
             return prediction
-        scores = {name: score for name, score in prediction.scores.items() if name != "grounded/quotes"}
+        of_text = ("grounded/", "citations/")
+        scores = {name: score for name, score in prediction.scores.items() if not name.startswith(of_text)}
         scores |= text_scores(prediction.example, prediction.read, UNANSWERABLE, unknown, abstentions)
-        return replace(prediction, answer=UNANSWERABLE, withheld=prediction.answer, scores=scores)
+        return replace(prediction, answer=UNANSWERABLE, withheld=prediction.answer, cited="", scores=scores)
 
     return evaluation_of([given(prediction) for prediction in evaluation.predictions], samples)
 

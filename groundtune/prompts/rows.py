@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import overload
 
 from groundtune.errors import DataError
+from groundtune.prompts.citations import taught
 from groundtune.prompts.policies import Draws, Passages, Policy, draw, kept
 from groundtune.prompts.prompt import Prompt
 from groundtune.schema import USER, Document, Example, Hit, Turn
@@ -28,12 +29,16 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Row:
-    """One training row: the model reads `prompt_ids + answer_ids` and learns `answer_ids`, end of turn included."""
+    """One training row: the model reads `prompt_ids + answer_ids` and learns `answer_ids`, end of turn included.
+
+    They are the ids of the text `answer`.
+    """
 
     prompt_ids: list[int]
     answer_ids: list[int]
     source: str
     left_out: LeftOut = LeftOut()
+    answer: str = ""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.answer_ids)
@@ -57,13 +62,22 @@ def encode_rows(
     Retrieved passages are dropped to fit. `shorten` first drops the earliest turns of the chat history, and at last
     gold passages after the first. Raises `DataError` that names every example that does not fit even then.
     """
-    answers = [prompt.answer_ids(example.answer) for example in examples]
+    every = [kept(these) for these in passages]
+    answers = [prompt.answer_ids(_answer(example, read, prompt)) for example, read in zip(examples, every, strict=True)]
     rooms = [max_length - len(ids) for ids in answers]
     questions = _fitted(examples, passages, prompt, rooms, max_length, shorten)
-    return [
-        Row(question.prompt_ids, ids, question.source, question.left_out)
-        for question, ids in zip(questions, answers, strict=True)
-    ]
+    rows = []
+    for example, read, question, ids in zip(examples, every, questions, answers, strict=True):
+        answer = _answer(example, question.read, prompt)
+        # Numbers of passages change if some are left out.
+        ids = ids if len(read) == len(question.read) else prompt.answer_ids(answer)
+        rows.append(Row(question.prompt_ids, ids, question.source, question.left_out, answer))
+    return rows
+
+
+def _answer(example: Example, read: Sequence[Document], prompt: Prompt) -> str:
+    """What a row teaches after these passages."""
+    return taught(example, read) if prompt.cites else example.answer
 
 
 def encode_questions(

@@ -14,7 +14,7 @@ from typing import Any, cast
 from transformers import PrinterCallback, set_seed
 
 from groundtune.aliases import Model
-from groundtune.arguments import DataArguments
+from groundtune.arguments import OFF, DataArguments
 from groundtune.data.checks import counts, place
 from groundtune.data.files import in_the_way, sha256_of
 from groundtune.errors import DataError
@@ -169,6 +169,7 @@ def _evaluators(
             bootstrap_samples=arguments.evaluation.bootstrap_samples,
             abstentions=arguments.evaluation.abstentions,
             shorten=arguments.data.too_long == "shorten",
+            **({} if arguments.prompt.citations == OFF else {"citations": arguments.prompt.citations}),
         )
         for split in ("eval", "test")
     }

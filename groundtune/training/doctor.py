@@ -225,7 +225,7 @@ def _rows(arguments: Arguments, dataset: Dataset, split: str, prompt: Prompt, fi
         except DataError as error:
             findings += _too_long(error, example, "row", data.too_long)
             continue
-        if (learnt := what_else_is_learnt(row, example.answer, prompt)) is not None:
+        if (learnt := what_else_is_learnt(row, row.answer or example.answer, prompt)) is not None:
             message = f"would teach {learnt[:60]!r} instead of the gold answer; correct the chat template"
             findings.append(Finding(ERROR, "other-answer", example.source, "row", message))
         yield row
