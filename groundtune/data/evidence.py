@@ -22,14 +22,18 @@ def support(answer: str, question: str, passage: str) -> float:
     Stop words do not count. 0 if the answer has a number that is in neither of the two: a wrong figure makes any
     sentence wrong.
     """
-    said = telling_words(answer)
     asked, (held, held_stems) = set(words(question)), _words_of(passage)
-    if any(_is_number(word) and word not in held and word not in asked for word in said):
+    if any(_is_number(word) and word not in held and word not in asked for word in telling_words(answer)):
         return 0.0
-    asked_stems = set(map(stem, asked))
-    stems = list(map(stem, said))
-    added = [one for one in stems if one not in asked_stems] or stems
+    added = stems_added(answer, question)
     return sum(one in held_stems for one in added) / len(added) if added else 0.0
+
+
+def stems_added(answer: str, question: str) -> list[str]:
+    """The stems of an answer's words that are not in the question; all of them if there are no others."""
+    asked = set(map(stem, words(question)))
+    stems = list(map(stem, telling_words(answer)))
+    return [one for one in stems if one not in asked] or stems
 
 
 def repeats(passage: Document, others: Sequence[Document]) -> bool:

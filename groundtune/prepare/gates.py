@@ -172,7 +172,7 @@ def summary_table(result: GateResult) -> Table:
         table.add_row(f"left out: {gate}", f"{result.counts[gate]:,}")
     table.add_row("kept", f"{result.counts['kept']:,}", end_section=True)
     for name, examples in result.splits.items():
-        passages = len({example.gold_documents[0].id for example in examples})
+        passages = len({document.id for example in examples for document in example.gold_documents[:1]})
         table.add_row(f"{name}.jsonl, on {passages:,} passages", f"{len(examples):,}")
     return table
 

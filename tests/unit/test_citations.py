@@ -27,7 +27,7 @@ OTHER = Document("The canteen is on the second floor and serves soup.")
 ANSWER = "Parcels travel overnight by ship. A parcel of two kilograms costs nine euros."
 EXAMPLE = Example("How do they travel, and for how much?", ANSWER, (SHIPS, COSTS))
 TEXTS = [
-    ANSWER, "One sentence only", "", "It is 3.5 km, i.e. far. Use x[1] and a[[2]] there.\n\n- The first one\n- The last",
+    ANSWER, "One sentence only", "", "It is 3.5 km, i.e. far. Use x[1] and a[[2]].\n\n- The first one\n- The last",
     "開いています。九時からです。とても長い文がここにあります。", 'Why? Because it is so! "Really so." He said this.',
     "  led by spaces and more. Then on",
 ]  # fmt: skip
