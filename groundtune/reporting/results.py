@@ -214,10 +214,10 @@ def passages_of_rows(arguments: Mapping[str, Any]) -> str:
                                 if one.name in arguments})  # fmt: skip
     if not flags.given:
         return ""
-    kinds = ", ".join(flags.distractors)
-    number = "" if flags.num_distractors is None else f"{flags.num_distractors} "
-    dropped = f"; without gold in {flags.gold_dropout:.0%} of the rows" if flags.gold_dropout else ""
-    return f"{flags.passage_order.replace('_', ' ')}; {number}distractors: {kinds}{dropped}"
+    number = flags.num_distractors
+    distractors = f"{'' if number is None else f'{number} '}distractor{'' if number == 1 else 's'}"
+    dropped = f"; without gold in {100 * flags.gold_dropout:.0f} % of the rows" if flags.gold_dropout else ""
+    return f"{flags.passage_order.replace('_', ' ')}; {distractors}: {', '.join(flags.distractors)}{dropped}"
 
 
 def questions(evaluation: Evaluation) -> str:

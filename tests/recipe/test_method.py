@@ -188,7 +188,7 @@ def test_flags_choose_the_passages_of_any_method_and_every_page_says_so(words, t
     run(capsys, "sft", *words(folder, **flags))
     for page in ("README.md", "report.md", "report.html"):
         text = (folder / page).read_text("utf-8")
-        assert "ranked; 1 distractors: retrieved; without gold in 50% of the rows" in text, page
+        assert "ranked; 1 distractor: retrieved; without gold in 50 % of the rows" in text, page
     capsys.readouterr()
     assert main(["sft", *words(folder, **flags | {"gold_dropout": 0.25})]) == 2
     assert "--gold_dropout: 0.5" in capsys.readouterr().err
