@@ -32,8 +32,9 @@ EXAMPLES = """examples:
       --retriever all --eval_file eval.jsonl --test_file test.jsonl"""
 _DATA = ["full_dataset_file_path", "full_dataset_index_path", "eval_file", "test_file"]
 _RETRIEVAL = [
-    "embedding_model", "embedding_batch_size", "embedding_dtype", "query_prompt", "document_prompt", "query_history",
-    "eval_num_to_retrieve",
+    "embedding_model", "embedding_server_model",
+    "embedding_batch_size", "embedding_dtype", "query_prompt", "document_prompt", "query_history",
+    "eval_num_to_retrieve", "filter", "store", "vector_dtype",
 ]  # fmt: skip
 _HELPS = {
     "embedding_model": "Embedding model (hub name or folder).",
@@ -61,15 +62,15 @@ def main(argv: Sequence[str]) -> int:
     begin = time.perf_counter()
     documents = read_documents(data.full_dataset_file_path)
     folder = index_folder(data)
-    examples = _searchable(data.eval_file) if data.eval_file else []
-    reported = _searchable(data.test_file) if data.test_file else []
+    examples = searchable(data.eval_file) if data.eval_file else []
+    reported = searchable(data.test_file) if data.test_file else []
     retriever = open_retriever_with(retrieval.embedding_model, retrieval, documents, folder)
     dense = retriever.dense if isinstance(retriever, MixRetriever) else cast("DenseRetriever", retriever)
     index = dense.index
     found: dict[str, Any] = {
         "folder": str(folder),
         "documents": len(index.documents),
-        "dimensions": int(index.vectors.shape[1]),
+        "dimensions": index.dimensions,
         "embedding_model": retrieval.embedding_model,
         "seconds": round(time.perf_counter() - begin, 1),
     }
@@ -132,11 +133,11 @@ def _show_compared(found: list[Measured], best: Measured, k: int, chosen_on: int
     )
 
 
-def _searchable(path: str) -> list[Example]:
+def searchable(path: str) -> list[Example]:
     """The answerable examples with a question; raises `DataError` if there are none."""
-    from groundtune.data.files import scan_examples
+    from groundtune.data.files import scan_questions
 
-    contents = scan_examples(path)
+    contents = scan_questions(path)
     if contents.problems:
         raise DataError(contents.problems)
     examples = [example for _, example in contents.entries if example.has_evidence and example.question.strip()]
@@ -150,6 +151,7 @@ def _measured(retriever: Any, examples: list[Example], retrieval: RetrievalArgum
     from groundtune.evaluation.metrics import retrieval_scores
     from groundtune.evaluation.statistics import aggregate, clusters_of
     from groundtune.retrieval.retrievers import retrieve
+    from groundtune.retrieval.stores.store import findable
 
     k = _k(retrieval, retriever.index.documents)
     hits = retrieve(retriever, examples, k, retrieval.query_history)
@@ -157,7 +159,7 @@ def _measured(retriever: Any, examples: list[Example], retrieval: RetrievalArgum
         retrieval_scores([hit.document.id for hit in found], {d.id for d in example.gold_documents}, ks=(1, k))
         for example, found in zip(examples, hits, strict=True)
     ]
-    known = {document.id for document in retriever.index.documents}
+    known = findable(retriever.index)
     absent = sum(not known & {d.id for d in example.gold_documents} for example in examples)
     clusters = clusters_of(examples)
     means = {name: interval.to_dict() for name, interval in aggregate(scores, clusters).items()}

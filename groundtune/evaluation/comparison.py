@@ -70,7 +70,8 @@ class Comparison:
         judges = {name: f"Judge: {name.partition('/')[2]}" for name in measured if name.startswith("judge/")}
         recalls = sorted((n for n in measured if "/recall@" in n), key=lambda n: int(n.partition("@")[2]))
         retrieval = {name: name.partition("/")[2].capitalize() for name in recalls} | {"retrieval/mrr": "MRR"}
-        return shown(OF_ANSWERS | judges | _OTHERS | retrieval, *self.evaluations.values())
+        people = {name: f"People: {name.partition('/')[2]}" for name in measured if name.startswith("people/")}
+        return shown(OF_ANSWERS | people | judges | _OTHERS | retrieval, *self.evaluations.values())
 
     @cached_property
     def differences(self) -> dict[str, dict[str, PairedDifference]]:

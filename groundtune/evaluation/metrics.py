@@ -44,6 +44,10 @@ METRICS: dict[str, str] = {
     "citations/always_first": "precision and recall if every sentence cited the first passage",
     "citations/at_random": "the same for a passage drawn at random, as an expectation",
     "citations/most_similar": "the same for the passage that has most words of the answer",
+    "people/correct": "share of raters who said that the answer is correct; so for the next three",
+    "people/helpful": "that it helps",
+    "people/grounded": "that all of it is in the passages",
+    "people/harmful": "that it could do harm; lower is better",
     "judge/*": "a language model's grade of the answer, from 0 to 1",
     "retrieval/recall@k": "share of a question's gold documents among the first k retrieved",
     "retrieval/mrr": "mean reciprocal rank of the first gold document",
@@ -55,7 +59,7 @@ METRICS: dict[str, str] = {
 }
 _LOWER_IS_BETTER = (
     "generation/unfinished", "generation/new_tokens", "generation/contradiction", "errors/unanswerable_answered",
-    "errors/answerable_refused",
+    "errors/answerable_refused", "people/harmful",
 )  # fmt: skip
 
 

@@ -185,9 +185,8 @@ def facts(results: Results) -> dict[str, str]:
     """Facts about the comparison, a few words each."""
     arguments = flat(results.record.get("arguments", {}))
     test = arguments.get("test_file") or arguments.get("eval_file")
-    embedding = arguments.get("eval_embedding_model") or arguments.get("embedding_model")
-    if embedding and os.path.isabs(embedding):  # the command shows the full path
-        embedding = os.path.join(*Path(embedding).parts[-2:])
+    model = _short(arguments.get("model_name_or_path"))
+    embedding = _short(arguments.get("eval_embedding_model") or arguments.get("embedding_model"))
     retriever = arguments.get("retriever") or "dense"
     found_by = retriever if retriever == "bm25" or not embedding else f"{embedding} ({retriever})"
     passages = arguments.get("eval_num_to_retrieve") or len(results.base.predictions[0].hits)
@@ -195,7 +194,7 @@ def facts(results: Results) -> dict[str, str]:
     trained_by = f"{method.title}: {method.reads}" if method else results.method
     step = "last weights" if results.best_step is None else f"step {results.best_step}, best {results.selection_metric}"
     shown = {
-        "Model": arguments.get("model_name_or_path"),
+        "Model": model,
         "Trained by": trained_by + (", LoRA" if arguments.get("use_peft") else ""),
         "Passages of a row": passages_of_rows(arguments),
         "Checkpoint": step,
@@ -218,6 +217,11 @@ def passages_of_rows(arguments: Mapping[str, Any]) -> str:
     distractors = f"{'' if number is None else f'{number} '}distractor{'' if number == 1 else 's'}"
     dropped = f"; without gold in {100 * flags.gold_dropout:.0f} % of the rows" if flags.gold_dropout else ""
     return f"{flags.passage_order.replace('_', ' ')}; {distractors}: {', '.join(flags.distractors)}{dropped}"
+
+
+def _short(path: str | None) -> str:
+    """The last two parts of a path, or the name on the hub; the command shows all of it."""
+    return os.path.join(*Path(path).parts[-2:]) if path else ""
 
 
 def questions(evaluation: Evaluation) -> str:
