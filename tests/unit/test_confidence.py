@@ -97,7 +97,7 @@ def test_the_page_shows_the_curve_where_questions_lack_an_answer(tmp_path):
     for name, some in (("with", made), ("without", made[:4])):
         write_comparisons(
             tmp_path / f"{name}.html", "evaluation", "one", [compared], {}, [], {},
-            {"retrieved": {"model": curve(some), "base": curve(some)}},
+            abstention={"retrieved": {"model": curve(some), "base": curve(some)}},
         )  # fmt: skip
     page = (tmp_path / "with.html").read_text("utf-8")
     assert "If unlikely answers were withheld" in page and page.count("unanswerable, answered</text>") == 2
