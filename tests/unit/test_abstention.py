@@ -213,8 +213,8 @@ def test_the_report_of_a_run_says_of_how_many_each_mean_is(tmp_path):
     made = Results("sft", base, tuned, [], None, None, False, [], {"arguments": {}})
     rows = {row.label: row for row in comparison(made)}
     assert rows["Recall@1 (n = 4)"].base[0] == "0.50"
-    assert rows["Abstained, rightly (n = 2)"].tuned[0] == "1.00"
-    assert rows["Abstained, wrongly (n = 4)"].difference[0] == "-0.25"
+    assert rows["Unanswerable, answered (n = 2)"].tuned[0] == "0.00"
+    assert rows["Answerable, refused (n = 4)"].difference[0] == "-0.25"
     assert rows["Token F1"].tuned[0] == "1.00"
     assert notes(made)[0].startswith("2 of 6 questions are unanswerable")
     write_results(tmp_path, made)
