@@ -40,6 +40,7 @@ COMMANDS = {
     "evaluate": ("evaluate any model or server end to end, in four contexts", "commands.evaluate:main"),
     "compare": ("compare runs side by side: paired intervals, wins and losses", "commands.compare:main"),
     "index": ("embed the documents in advance, or measure a retriever", "commands.index:main"),
+    "export": ("write a run's model for other servers, and prove that it answers alike", "commands.export:main"),
     "ask": ("ask a model about the documents, once or in a dialogue", "commands.ask:main"),
     "demo": ("train and compare a small bundled model; needs no hub", "commands.train:demo"),
 }
