@@ -63,8 +63,8 @@ def read_about(folder: Path) -> About | None:
 
 def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `About`, each of its type. Raises `TypeError`."""
-    kinds = {"str": str, "int": int, "float": (int, float), "bool": bool}
-    found = {}
+    kinds: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool}
+    found: dict[str, Any] = {}
     for one in fields(About):
         if one.name not in content and (one.default is not MISSING or one.default_factory is not MISSING):
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from groundtune.aliases import Model, Tokenizer
 from groundtune.data.files import in_folder
 from groundtune.export.chat_template import encoded, rendered
-from groundtune.export.merging import adapted, change_of, is_adapted, sum_of
+from groundtune.export.merging import adapted, change_of, sum_of, without_adapter
 from groundtune.prompts.prompt import Prompt
 from groundtune.system.inputs import read_text
 from groundtune.system.text import few, one_line
@@ -91,18 +91,18 @@ def _plain(value: Any) -> Any:
 
 def weights_differ(folder: Path, model: Model) -> Iterator[str]:
     """Lines for weights that are not those of the run's `model`, its adapter added once and rounded to their dtype."""
-    of_layer = {f"{name}.weight": change for name, change in _changes(model)}
-    inner = model.get_base_model() if is_adapted(model) else model
-    ours = {n.replace(".base_layer.", "."): w for n, w in inner.state_dict().items() if ".lora_" not in n}
+    layers = {f"{name}.weight": layer for name, layer in adapted(model)}
+    tensors = without_adapter(model).state_dict()
+    ours = {name.replace(".base_layer.", "."): w for name, w in tensors.items() if ".lora_" not in name}
     other, infinite, unknown, moved, wanted = [], [], [], 0.0, 0.0
     for name, theirs in _tensors(folder):
         if not bool(torch.isfinite(theirs).all()):
             infinite.append(name)
         elif name not in ours or ours[name].shape != theirs.shape:
             unknown.append(name)
-        elif name in of_layer:
+        elif name in layers:
             before = ours[name].detach().cpu().to(theirs.dtype)
-            after = sum_of(before, of_layer[name]().cpu())
+            after = sum_of(before, change_of(layers[name]).cpu())
             moved += float((theirs.float() - after.float()).square().sum())
             wanted += float((after.float() - before.float()).square().sum())
         elif not torch.equal(theirs, ours[name].detach().cpu().to(theirs.dtype)):
@@ -118,12 +118,6 @@ def weights_differ(folder: Path, model: Model) -> Iterator[str]:
             f"they differ by {(moved / wanted) ** 0.5:.2f} times what the adapter changes" if wanted else "they differ"
         )
         yield f"weights: not the base model with the adapter added once: {off}"
-
-
-def _changes(model: Model) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
-    if is_adapted(model):
-        for name, layer in adapted(model):
-            yield name, lambda layer=layer: change_of(layer)  # one layer's at a time in memory
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
 
 from groundtune.aliases import Model
 from groundtune.errors import ModelError
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 
 def merged(model: Model) -> tuple[Model, float]:
@@ -21,16 +18,16 @@ def merged(model: Model) -> tuple[Model, float]:
     weight is not finite.
     """
     share = 1.0
-    if is_adapted(model):
+    if layers := list(adapted(model)):
         lost = total = 0.0
-        for _, layer in adapted(model):
+        for _, layer in layers:
             before, change = layer.base_layer.weight, change_of(layer)
             after = sum_of(before, change)
             lost += float(((after.float() - before.float() - change) * change).sum())
             total += float((change * change).sum())
             layer.base_layer.weight.data = after
         share = 1 + lost / total if total else 1.0
-        model = model.unload()
+        model = cast(Any, model).unload()
     for name, weight in model.named_parameters():
         if not bool(torch.isfinite(weight).all()):
             dtype = str(weight.dtype).removeprefix("torch.")
@@ -38,15 +35,16 @@ def merged(model: Model) -> tuple[Model, float]:
     return model, share
 
 
-def is_adapted(model: Model) -> bool:
-    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+def without_adapter(model: Model) -> Any:
+    """The model inside a PEFT model, with its names; another model itself."""
+    return cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def adapted(model: PeftModel) -> Iterator[tuple[str, Any]]:
+def adapted(model: Model) -> Iterator[tuple[str, Any]]:
     """Name and layer of every layer with an adapter, as the base model names them."""
     from peft.tuners.lora.layer import LoraLayer
 
-    for name, layer in model.get_base_model().named_modules():
+    for name, layer in without_adapter(model).named_modules():
         if isinstance(layer, LoraLayer):
             yield name, layer
 

@@ -63,9 +63,10 @@ class Verified:
 
     @property
     def status(self) -> str:
-        if self.faults or not (self.same == self.n or self._not_worse):
+        if self.faults:
             return FAILED
-        return UNKNOWN if self.unknown or not self.n else VERIFIED
+        shown = self.n and (self.same == self.n or self._not_worse)
+        return VERIFIED if shown and not self.unknown else UNKNOWN
 
     @property
     def _not_worse(self) -> bool:
@@ -80,10 +81,10 @@ class Verified:
     @property
     def _verdict(self) -> str:
         if not self.n:
-            return f"Not the model of the run; nothing was asked: {len(self.faults)} differences from it"
+            return f"Failed: not the model of the run ({len(self.faults)} differences), so no question was asked"
         answers = f"{self.same} of {self.n} answers by {self.by} are the run's"
         if self.same == self.n or self.difference is None:
-            return f"{'Verified' if self.status == VERIFIED else self.status.capitalize()}: {answers}"
+            return f"{self.status.capitalize()}: {answers}"
         d = self.difference
         change = f"token F1 {d.value:+.3f} [{d.low:.3f}, {d.high:.3f}]"
         if self._not_worse:
@@ -94,7 +95,7 @@ class Verified:
             )
         else:
             verdict = f"it may be worse by more than {self.margin:g}"
-        return f"{self.status.capitalize()}: {answers}; the others: {change}, {verdict}"
+        return f"{self.status.capitalize()}: {answers}; all questions: {change}, {verdict}"
 
     def to_dict(self) -> dict[str, Any]:
         difference = self.difference.to_dict() if self.difference else None
@@ -115,6 +116,7 @@ def verify(
     At most `most` questions are asked (0: all). Raises `DataError` and `ModelError` if either cannot be read.
     """
     measured = _measured(arguments, about, most)
+    arguments = replace(arguments, model=replace(arguments.model, dtype=about.dtype))
     run = arguments.answering_model()
     tokenizer = run.open_tokenizer()
     prompt = make_prompt(tokenizer, arguments.prompt)
@@ -136,7 +138,10 @@ def verify(
     unknown = []
     if elsewhere := _ELSEWHERE.get(about.to):
         unknown = [f"Not verified: {elsewhere}, which nothing here runs; start it and add --endpoint openai:URL"]
-    found = _here(arguments, folder, about, evaluator, measured, margin, on_progress("the export answers", n))
+    # What was trained in float32 was measured under autocast. An adapter was not added to the weights then, and what it
+    # changes would be rounded away. float16 under autocast would compute in bfloat16, and hide what overflows.
+    bf16 = arguments.bf16 and (about.dtype == "bfloat16" or (run.trained_whole and about.dtype == "float32"))
+    found = _here(folder, about, evaluator, measured, margin, bf16, on_progress("the export answers", n))
     return replace(found, unknown=unknown)
 
 
@@ -187,15 +192,14 @@ def _messages(about: About, evaluator: EndToEndEvaluator) -> list[list[dict[str,
 
 
 def _here(
-    arguments: InferenceArguments,
     folder: Path,
     about: About,
     evaluator: EndToEndEvaluator,
     measured: Sequence[Prediction],
     margin: float,
+    bf16: bool,
     on_done: Callable[[int], None],
 ) -> Verified:
-    bf16 = arguments.bf16 and about.dtype != "float16"  # which would compute in bfloat16, and hide what overflows
     exported = ModelArguments(model_name_or_path=str(folder), dtype=about.dtype)
     model = AnsweringModel(exported, bf16).open(evaluator.prompt, evaluator.pad_id)
     with computing(model, bf16):

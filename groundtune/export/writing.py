@@ -62,7 +62,7 @@ def write_export(arguments: InferenceArguments, wanted: Wanted) -> About:
         write_about(folder, about)  # not complete: what a killed process left may be written again
         model, kept = merged(opening.open_to_merge(prompt, tokenizer.pad_token_id))
         with usual_modes(folder):
-            model.save_pretrained(folder)
+            model.save_pretrained(str(folder))
             asked.save_pretrained(folder)
         if script:
             convert(script, folder, folder / GGUF, wanted.gguf_type)

@@ -66,7 +66,7 @@ def change(path: Path, **values) -> None:
 
 def test_an_export_is_the_model_that_was_measured_and_opens_with_transformers_alone(run_folder, exported):
     about = read_about(exported)
-    assert about.complete and about.kept == 1.0 and about.verified["status"] == "verified"
+    assert about.complete and about.kept == pytest.approx(1, abs=1e-3) and about.verified["status"] == "verified"
     assert about.verified["same"] == about.verified["n"] == 3 and "model.safetensors" in about.files
     assert not list(exported.glob("adapter*")) and str(run_folder) not in (exported / "config.json").read_text()
     tokenizer, model = AutoTokenizer.from_pretrained(exported), AutoModelForCausalLM.from_pretrained(exported)
@@ -238,7 +238,7 @@ def test_a_fault_in_the_server_is_found_by_its_answers(run_folder, copy, capsys,
     with FakeServer(Server(copy, **IN_SERVER[fault]).speak) as server:
         words = ("--endpoint", f"openai:{server.url}", "--endpoint_model", "m", "--concurrency", 1)
         status, found = verify(run_folder, copy, capsys, *words)
-    assert status == 1 and found["status"] == "failed" and found["same"] < found["n"] == 3
+    assert status == 1 and found["status"] == "not verified" and found["same"] < found["n"] == 3
 
 
 def test_a_server_that_answers_as_the_run_did_is_verified_whatever_it_counts(run_folder, copy, capsys):
@@ -261,7 +261,7 @@ def test_answers_that_differ_need_a_margin_and_enough_passages(run_folder):
 
     other = [replace(p, answer="x", scores={**p.scores, "generation/f1": 0.0}) for p in measured[:1]] + measured[1:]
     found = _compared("m", 0.02, measured, other, [])
-    assert (found.status, found.same) == ("failed", 2)
+    assert (found.status, found.same) == ("not verified", 2)
     assert "fewer than 20 passages (here 3)" in found.lines[0]
 
 
