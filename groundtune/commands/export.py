@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--config", metavar="FILE", help="YAML or JSON file of arguments; flags after it override it.")
     made.add_argument("-o", "--output_dir", required=True, metavar="DIR", help="New folder for the export.")
     made.add_argument(
-        "--to", choices=TARGETS, default="merged",
+        "--to", choices=TARGETS,
         help="merged: a folder for transformers and servers. vllm: the same, with the line that serves it. gguf: also "
         "model.gguf, by an installed llama.cpp. ollama: also a Modelfile. (default: merged)",
     )  # fmt: skip
@@ -104,11 +104,11 @@ def main(argv: Sequence[str]) -> int:
         be_quiet()
     with alone(folder):
         about = read_about(folder)
-        written = about is None or not about.complete or not words["verify"]
-        if written:
-            wanted = Wanted(folder, words["to"], words["llama_cpp"], words["gguf_type"])
+        if about is None or not about.complete or not words["verify"]:
+            wanted = Wanted(folder, words.get("to", "merged"), words["llama_cpp"], words["gguf_type"])
             about = write_export(arguments, wanted)
-        assert about is not None  # noqa: S101  for the types
+        elif words.get("to", about.to) != about.to:
+            raise DataError([f"--to: {folder} holds an export for {about.to}; name another folder"])
         told = notes(about, arguments)
         found = _verified(arguments, folder, about, words) if words["verify"] else None
     _show(about, folder, told, found, words)

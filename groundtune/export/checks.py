@@ -43,11 +43,11 @@ def prompts_differ(tokenizer: Tokenizer, asked: Sequence[Messages], trained: Seq
 
 
 def _how(tokenizer: Tokenizer, written: list[int], trained: list[int]) -> str:
-    bos = tokenizer.bos_token_id
-    if bos is not None and written == [bos, *trained]:
-        return "it begins with one BOS token too many"
-    if bos is not None and [bos, *written] == trained:
-        return "its BOS token is lost"
+    bos = [tokenizer.bos_token_id]
+    if written[:2] == bos * 2 != trained[:2]:
+        return "the first begins with one BOS token too many"
+    if trained[:1] == bos != written[:1]:
+        return "the first has lost its BOS token"
     at = next((i for i, (a, b) in enumerate(zip(written, trained)) if a != b), min(len(written), len(trained)))
     texts = [one_line(repr(tokenizer.decode(ids[at : at + 8])), 60) for ids in (written, trained)]
     return (
@@ -128,11 +128,6 @@ def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         with safe_open(in_folder(folder, path.name), framework="pt", device="cpu") as file:
             for name in file.keys():  # noqa: SIM118  it is no dictionary
                 yield name, file.get_tensor(name)
-
-
-def adapter_left(folder: Path) -> Iterator[str]:
-    if left := sorted(path.name for path in folder.glob("adapter_*")):
-        yield f"weights: {', '.join(left)} lies beside them: a server may add the adapter a second time"
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:

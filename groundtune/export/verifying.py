@@ -25,14 +25,7 @@ from groundtune.evaluation.predictions import read_predictions
 from groundtune.evaluation.statistics import FEWEST_PASSAGES, PairedDifference, clusters_of, paired_difference
 from groundtune.evaluation.verdicts import F1
 from groundtune.export.about import About
-from groundtune.export.checks import (
-    adapter_left,
-    prompts_differ,
-    settings_differ,
-    stops_differ,
-    vocabulary_differs,
-    weights_differ,
-)
+from groundtune.export.checks import prompts_differ, settings_differ, stops_differ, vocabulary_differs, weights_differ
 from groundtune.model.endpoint import Endpoint
 from groundtune.model.generators import computing
 from groundtune.model.loading import load_tokenizer
@@ -121,7 +114,7 @@ def verify(
     tokenizer = run.open_tokenizer()
     prompt = make_prompt(tokenizer, arguments.prompt)
     evaluator = _evaluator(arguments, measured, prompt, tokenizer.pad_token_id)
-    faults = [*_run_changed(measured, evaluator), *adapter_left(folder), *stops_differ(folder, prompt)]
+    faults = [*_run_changed(measured, evaluator), *stops_differ(folder, prompt)]
     exported = load_tokenizer(ModelArguments(model_name_or_path=str(folder)))
     messages = _messages(about, evaluator)
     faults += vocabulary_differs(exported, tokenizer)

@@ -18,8 +18,8 @@ from groundtune.export.gguf import convert, converter
 from groundtune.export.merging import merged
 from groundtune.export.ollama import frame_of, modelfile
 from groundtune.prompts.prompt import Prompt, make_prompt
-from groundtune.reporting.card import model_card
-from groundtune.reporting.markdown import md, md_fence, md_list
+from groundtune.reporting.card import model_card, without_folders
+from groundtune.reporting.markdown import md_fence, md_list
 from groundtune.reporting.report import read_results
 from groundtune.system.durable import disk_errors
 from groundtune.system.outputs import inside, refuse_links, usual_modes
@@ -147,8 +147,8 @@ def _card(results: Any, about: About) -> str:
         "Most tokens, answer included": f"{about.context:,}",
         "An answer ends at": ", ".join(about.stop_tokens),
     }
-    blocks = ["## Serve it", md_list({name: md(text) for name, text in how.items()})]
-    blocks += [md_fence(about.serve, "shell")] if about.serve else []
+    blocks = ["## Serve it", md_list(how)]
+    blocks += [md_fence(without_folders(about.serve), "shell")] if about.serve else []
     return model_card(replace(results, record=record)) + "\n" + "\n\n".join(blocks) + "\n"
 
 

@@ -136,7 +136,7 @@ def other_base(folder: Path) -> None:
 NOT_ONCE = "not the base model with the adapter added once: they are off by"
 FAULTS = {
     "wrong template": (lambda f: template(f, "[INST] ", "[INST]\n"), "prompt: 3 of 3 prompts are not the run's"),
-    "lost BOS": (lambda f: template(f, "{{ bos_token }}", ""), "its BOS token is lost"),
+    "lost BOS": (lambda f: template(f, "{{ bos_token }}", ""), "has lost its BOS token"),
     "doubled BOS": (
         lambda f: template(f, "{{ bos_token }}", "{{ bos_token + bos_token }}"),
         "begins with one BOS token too many",
@@ -150,7 +150,6 @@ FAULTS = {
     "sampling": (lambda f: change(f / "generation_config.json", do_sample=True, temperature=0.7), "temperature is 0.7"),
     "adapter not merged": (lambda f: not_merged(f, 0), NOT_ONCE),
     "adapter merged twice": (lambda f: not_merged(f, 2), NOT_ONCE),
-    "adapter left beside": (lambda f: (f / "adapter_config.json").write_text("{}"), "adapter_config.json lies beside"),
     "wrong base": (other_base, "not those of the base model that the run was trained on"),
     "float16 overflow": (infinite, "are not finite"),
     "truncated context": (
@@ -212,7 +211,7 @@ class Server:
         ids = self.ids(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
         end = {} if self.stops else {"eos_token_id": 10**6}
         new = self.model.generate(torch.tensor([ids]), max_new_tokens=body["max_tokens"], **end)[0, len(ids) :]
-        return self.tokenizer.decode(new, skip_special_tokens=True).strip()
+        return self.tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
 
 def reordered(messages: list[dict]) -> list[dict]:
@@ -241,14 +240,12 @@ def test_a_fault_in_the_server_is_found_by_its_answers(run_folder, copy, capsys,
     assert status == 1 and found["status"] == "not verified" and found["same"] < found["n"] == 3
 
 
-def test_a_server_that_answers_as_the_run_did_is_verified_whatever_it_counts(run_folder, copy, capsys):
-    with FakeServer(Server(copy).speak) as server:
+def test_a_server_that_answers_as_the_run_did_is_verified_however_it_counts_tokens(run_folder, copy, capsys):
+    finished = [p.finished for p in read_predictions(run_folder / "predictions/test_tuned.jsonl")]
+    with FakeServer(Server(copy).speak, finish_reason="stop" if all(finished) else "length") as server:
         words = ("--endpoint", f"openai:{server.url}", "--endpoint_model", "m", "--concurrency", 1)
-        assert main(["export", str(run_folder), "-o", str(copy), "--verify", *map(str, words)]) in (0, 1)
         status, found = verify(run_folder, copy, capsys, *words)
-    answers = read_predictions(run_folder / "predictions/test_tuned.jsonl")
-    # The fake server always says "stop", also of an answer at the limit.
-    same = sum(prediction.finished for prediction in answers)
+    same = max(sum(finished), 3 - sum(finished))  # the fake server gives one reason for all answers
     assert found["same"] == same and status == (0 if same == 3 else 1)
 
 
