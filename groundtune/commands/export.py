@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,27 +18,26 @@ from groundtune.commands.terminal import add_output_flags, be_quiet, progress, s
 from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
 from groundtune.evaluation.arguments import SERVER, AnswerArguments, GeneratorArguments, InferenceArguments, with_flags
+from groundtune.export.about import TARGETS, About, read_about, write_about
+from groundtune.export.gguf import TYPES
 from groundtune.model.endpoint import Endpoint, endpoint_at, server_problems
 from groundtune.runs.remembered import remembered
 from groundtune.system.locks import alone
 from groundtune.system.outputs import links_in
 
 if TYPE_CHECKING:
-    from groundtune.export.about import About
     from groundtune.export.verifying import Verified
 
-TARGETS = ("merged", "ollama", "gguf", "vllm")
-TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 USAGE = "RUN -o DIR [--to merged|ollama|gguf|vllm] [--verify] [--FLAG VALUE ...]"
-DESCRIPTION = """Write the model of a run for use elsewhere: merged weights, a tokenizer whose chat template is the
-prompt that was trained, every stop token, and a card. --verify proves that the export is the model that was measured:
-it compares prompt, stop tokens, settings and weights with the run's, and then the answers to the run's test questions
+DESCRIPTION = """Write the model of a run for use elsewhere: merged weights, a tokenizer whose chat template is the prompt
+that was trained, every stop token, and a card. --verify proves that the export is the model that was measured: it
+compares prompt, stop tokens, settings and weights with the run's, and then the answers to the run's test questions,
 one by one. A folder that already holds an export is only verified. docs/howto/export.md says more."""
 EXAMPLES = """examples:
   groundtune export runs/swr -o exported --verify
   groundtune export runs/swr -o exported --verify --endpoint openai:http://localhost:8000/v1 \\
       --endpoint_model exported"""
-_OF_MODEL = ["model_revision", "gguf_file", "trust_remote_code", "dtype"]
+_OF_MODEL = ["model_revision", "gguf_file", "dtype"]
 _OF_ANSWERS = ["base_model", "bf16", "per_device_eval_batch_size"]
 _HELPS = {
     "gguf_file": "Name of a GGUF file in the base model's folder.",
@@ -97,7 +96,6 @@ def main(argv: Sequence[str]) -> int:
     arguments = _arguments(words, argv)
     folder = Path(words["output_dir"])
 
-    from groundtune.export.about import read_about
     from groundtune.export.writing import Wanted, notes, write_export
 
     if words["quiet"] or words["json"]:
@@ -117,7 +115,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _verified(arguments: InferenceArguments, folder: Path, about: About, words: Mapping[str, Any]) -> Verified:
     """The outcome of the verification, which is also written into export.json."""
-    from groundtune.export.about import write_about
     from groundtune.export.verifying import verify
     from groundtune.export.writing import hashes
 
@@ -172,8 +169,6 @@ def _endpoint(words: Mapping[str, Any]) -> Endpoint | None:
 
 def _show(about: About, folder: Path, told: list[str], found: Verified | None, words: Mapping[str, Any]) -> None:
     if words["json"]:
-        from dataclasses import asdict
-
         verified = found.to_dict() if found else None
         say_json({"output_dir": str(folder), **asdict(about), "notes": told, "verified": verified})
         return

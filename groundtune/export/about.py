@@ -15,6 +15,7 @@ from groundtune.system.outputs import inside
 from groundtune.system.text import as_json, one_line
 
 FILE = "export.json"
+TARGETS = ("merged", "ollama", "gguf", "vllm")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from groundtune.system.durable import disk_errors
 from groundtune.system.outputs import inside, refuse_links, usual_modes
 from groundtune.system.text import few
 
-TARGETS = ("merged", "ollama", "gguf", "vllm")
 GGUF, MODELFILE = "model.gguf", "Modelfile"
 _LEAST_KEPT = 0.9  # of the adapter; below, a note says which dtype keeps more
 

@@ -202,15 +202,14 @@ def test_a_dtype_that_overflows_only_while_it_computes_is_found(families, export
 class Server:
     """The export behind a chat API, answered by transformers' own `generate`; `ask` and `ids` may plant a fault."""
 
-    def __init__(self, folder: Path, ask=lambda messages: messages, ids=lambda ids: ids, stops=True):
+    def __init__(self, folder: Path, ask=lambda messages: messages, ids=lambda ids: ids):
         self.tokenizer, self.model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-        self.ask, self.ids, self.stops = ask, ids, stops
+        self.ask, self.ids = ask, ids
 
     def speak(self, body: dict) -> str:
         messages = self.ask(body["messages"])
         ids = self.ids(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
-        end = {} if self.stops else {"eos_token_id": 10**6}
-        new = self.model.generate(torch.tensor([ids]), max_new_tokens=body["max_tokens"], **end)[0, len(ids) :]
+        new = self.model.generate(torch.tensor([ids]), max_new_tokens=body["max_tokens"])[0, len(ids) :]
         return self.tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
 
