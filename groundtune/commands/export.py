@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from groundtune.export.verifying import Verified
 
 USAGE = "RUN -o DIR [--to merged|ollama|gguf|vllm] [--verify] [--FLAG VALUE ...]"
-DESCRIPTION = """Write the model of a run for use elsewhere: merged weights, a tokenizer whose chat template is the prompt
-that was trained, every stop token, and a card. --verify proves that the export is the model that was measured: it
+DESCRIPTION = """Write the model of a run for use elsewhere: merged weights, a tokenizer whose chat template is the
+trained prompt, every stop token, and a card. --verify proves that the export is the model that was measured: it
 compares prompt, stop tokens, settings and weights with the run's, and then the answers to the run's test questions,
 one by one. A folder that already holds an export is only verified. docs/howto/export.md says more."""
 EXAMPLES = """examples:
