@@ -67,6 +67,7 @@ def test_the_wheel_from_the_source_distribution_holds_every_file_of_the_package(
 
 
 @needs_setuptools
+@pytest.mark.slow
 def test_an_installed_wheel_finds_its_prompts_pages_and_commands(wheel, tmp_path):
     """In an environment of its own; the dependencies are those of this one."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)

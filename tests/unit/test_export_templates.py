@@ -92,7 +92,7 @@ def test_the_template_for_ollama_gives_the_text_of_the_chat_template(tokenizers,
         "{% for m in messages %}{{ loop.index ~ m['content'] }}{% endfor %}",
         "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}",
         "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}",
-        "{% for m in messages if loop.index0 == 0 or m['role'] == 'user' %}{{ m['content'] }}{% endfor %}",
+        "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}",
     ],
 )
 def test_prompts_that_are_more_than_texts_around_messages_are_refused_for_ollama(tokenizers, template):
