@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from groundtune.aliases import Model, Tokenizer
+from groundtune.arguments import ModelArguments
 from groundtune.data.files import in_folder
 from groundtune.export.chat_template import encoded, rendered
 from groundtune.export.merging import adapted, change_of, sum_of, without_adapter
+from groundtune.model.loading import load_model
 from groundtune.prompts.prompt import Prompt
 from groundtune.system.inputs import read_text
 from groundtune.system.text import few, one_line
@@ -95,7 +98,7 @@ def weights_differ(folder: Path, model: Model) -> Iterator[str]:
     tensors = without_adapter(model).state_dict()
     ours = {name.replace(".base_layer.", "."): w for name, w in tensors.items() if ".lora_" not in name}
     other, infinite, unknown, moved, wanted = [], [], [], 0.0, 0.0
-    for name, theirs in _tensors(folder):
+    for name, theirs in _weights(folder, ours):
         if not bool(torch.isfinite(theirs).all()):
             infinite.append(name)
         elif name not in ours or ours[name].shape != theirs.shape:
@@ -120,14 +123,27 @@ def weights_differ(folder: Path, model: Model) -> Iterator[str]:
         yield f"weights: not the base model with the adapter added once: {off}"
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of the safetensors files in a folder, one at a time."""
+def _weights(folder: Path, known: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight of the export: one at a time from its files, if their names are `known`, else from the loaded model.
+
+    Some models are saved under other names than they have in memory, such as those with experts.
+    """
+    if all(name in known for name, _ in _tensors(folder)):
+        yield from ((name, tensor()) for name, tensor in _tensors(folder))
+        return
+    dtype = str(_json(folder, "config.json").get("dtype", "auto"))
+    arguments = ModelArguments(model_name_or_path=str(folder), dtype=dtype)
+    yield from load_model(arguments, bf16=False, stop_ids=(0,), pad_id=0).state_dict().items()
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+    """The name of every tensor in the safetensors files of a folder, and what reads it."""
     from safetensors import safe_open
 
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(in_folder(folder, path.name), framework="pt", device="cpu") as file:
             for name in file.keys():  # noqa: SIM118  it is no dictionary
-                yield name, file.get_tensor(name)
+                yield name, partial(file.get_tensor, name)
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:

@@ -249,7 +249,7 @@ def _compared(
     if not answered:
         return Verified(by, margin, faults)
     pairs = list(zip(measured, answered, strict=True))
-    same = sum(a.answer == b.answer and a.finished == b.finished and not b.failure for a, b in pairs)
+    same = sum(a.answer.strip() == b.answer.strip() and a.finished == b.finished and not b.failure for a, b in pairs)
     both = [(a, b) for a, b in pairs if F1 in a.scores and F1 in b.scores]
     difference = None
     if both:

@@ -14,12 +14,13 @@ from conftest import make_tokenizer
 from fake_server import FakeServer
 from safetensors.torch import load_file, save_file
 from test_recipes import flags
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from groundtune.cli import main
 from groundtune.errors import ModelError
 from groundtune.evaluation.predictions import read_predictions
 from groundtune.export.about import read_about
+from groundtune.export.checks import weights_differ
 from groundtune.export.merging import merged
 from groundtune.export.verifying import _compared, _not_finite
 
@@ -179,6 +180,19 @@ def test_a_planted_fault_is_found_and_named(run_folder, copy, base_weights, caps
 def test_a_copy_without_a_fault_is_verified_again(run_folder, copy, capsys):
     status, found = verify(run_folder, copy, capsys, "--max_questions", 2)
     assert (status, found["same"], found["n"]) == (0, 2, 2)
+
+
+def test_weights_that_are_saved_under_other_names_are_compared_too(tmp_path):
+    """transformers joins the experts of a layer while it loads them, and parts them again while it saves."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = MixtralForCausalLM(MixtralConfig(vocab_size=32, num_key_value_heads=1, num_local_experts=2, **shape))
+    model.save_pretrained(tmp_path)
+    assert list(load_file(tmp_path / "model.safetensors")) != sorted(model.state_dict())
+    assert list(weights_differ(tmp_path, model)) == []
+    model.lm_head.weight.data += 1
+    (fault,) = weights_differ(tmp_path, model)
+    assert "not those of the base model" in fault and "lm_head.weight" in fault
 
 
 def test_weights_beyond_float16_are_refused_before_they_are_written(families):
