@@ -60,7 +60,8 @@ logger = logging.getLogger(__name__)
 
 _ONE_AT_A_TIME = threading.RLock()  # random generators and accelerate's state belong to the process
 # Flags that exist only on the command line.
-_NOT_HERE = {"config": "is not an argument of this function", "json": "controls printing, which functions never do"}
+_PRINTS = "controls printing, which functions never do"
+_NOT_HERE = {"config": "is not an argument of this function", "json": _PRINTS, "full": _PRINTS}
 _SET_BY_TRAINING = re.compile(r"ACCELERATE_|WANDB_RUN_GROUP$")  # environment variables
 _RETRIEVER = (
     (DataArguments, ["full_dataset_file_path", "full_dataset_index_path"]),
@@ -68,6 +69,10 @@ _RETRIEVER = (
         RetrievalArguments,
         [
             "embedding_model",
+            "embedding_server_model",
+            "filter",
+            "store",
+            "vector_dtype",
             "retriever",
             "mix_weight",
             "embedding_batch_size",
@@ -332,9 +337,11 @@ def open_retriever(
     Args:
         full_dataset_file_path: The document database (.jsonl, .parquet, or a LocalRQA .pkl).
         config: A YAML or JSON file of arguments; keywords override it.
-        arguments: `embedding_model`, `retriever` ("mix", "dense", "bm25" or "hybrid"), `full_dataset_index_path`,
-            `embedding_batch_size`, `embedding_dtype`, `query_prompt`, `document_prompt`; see `groundtune index`.
-            `quiet=True` shows no progress.
+        arguments: `embedding_model`, `embedding_server_model`, `retriever` ("mix", "dense", "bm25" or "hybrid"),
+            `full_dataset_index_path`,
+            `embedding_batch_size`, `embedding_dtype`, `store`, `vector_dtype`, `query_prompt`, `document_prompt`, and
+            `filter`, a condition on metadata such as 'lang == "en"'; see `groundtune index`. `quiet=True` shows no
+            progress.
 
     Returns:
         An object with `search(questions, k)`: for each question a tuple of the min(k, documents) best `Hit`s, best

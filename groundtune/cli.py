@@ -38,6 +38,7 @@ COMMANDS = {
     "split": ("split examples into train, eval and test without a common passage", "commands.split:main"),
     "doctor": ("list every problem in the data of a training command", "commands.doctor:main"),
     "evaluate": ("evaluate any model or server end to end, in four contexts", "commands.evaluate:main"),
+    "rate": ("let people grade answers on a local page, blind if there are two systems", "commands.rate:main"),
     "compare": ("compare runs side by side: paired intervals, wins and losses", "commands.compare:main"),
     "index": ("embed the documents in advance, or measure a retriever", "commands.index:main"),
     "export": ("write a run's model for other servers, and prove that it answers alike", "commands.export:main"),

@@ -32,8 +32,9 @@ EXAMPLES = """examples:
       --retriever all --eval_file eval.jsonl --test_file test.jsonl"""
 _DATA = ["full_dataset_file_path", "full_dataset_index_path", "eval_file", "test_file"]
 _RETRIEVAL = [
-    "embedding_model", "embedding_batch_size", "embedding_dtype", "query_prompt", "document_prompt", "query_history",
-    "eval_num_to_retrieve",
+    "embedding_model", "embedding_server_model",
+    "embedding_batch_size", "embedding_dtype", "query_prompt", "document_prompt", "query_history",
+    "eval_num_to_retrieve", "filter", "store", "vector_dtype",
 ]  # fmt: skip
 _HELPS = {
     "embedding_model": "Embedding model (hub name or folder).",
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     found: dict[str, Any] = {
         "folder": str(folder),
         "documents": len(index.documents),
-        "dimensions": int(index.vectors.shape[1]),
+        "dimensions": index.dimensions,
         "embedding_model": retrieval.embedding_model,
         "seconds": round(time.perf_counter() - begin, 1),
     }
@@ -150,6 +151,7 @@ def _measured(retriever: Any, examples: list[Example], retrieval: RetrievalArgum
     from groundtune.evaluation.metrics import retrieval_scores
     from groundtune.evaluation.statistics import aggregate, clusters_of
     from groundtune.retrieval.retrievers import retrieve
+    from groundtune.retrieval.stores.store import findable
 
     k = _k(retrieval, retriever.index.documents)
     hits = retrieve(retriever, examples, k, retrieval.query_history)
@@ -157,7 +159,7 @@ def _measured(retriever: Any, examples: list[Example], retrieval: RetrievalArgum
         retrieval_scores([hit.document.id for hit in found], {d.id for d in example.gold_documents}, ks=(1, k))
         for example, found in zip(examples, hits, strict=True)
     ]
-    known = {document.id for document in retriever.index.documents}
+    known = findable(retriever.index)
     absent = sum(not known & {d.id for d in example.gold_documents} for example in examples)
     clusters = clusters_of(examples)
     means = {name: interval.to_dict() for name, interval in aggregate(scores, clusters).items()}

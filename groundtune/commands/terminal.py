@@ -19,6 +19,7 @@ from groundtune.system.text import harmless_code, harmless_line, json_to_print
 
 if TYPE_CHECKING:
     from groundtune.evaluation.comparison import Comparison
+    from groundtune.evaluation.requirements import Checked
 
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +59,16 @@ def complain(*lines: object) -> None:
     """Print lines on standard error."""
     for line in lines:
         print(harmless_line(str(line)), file=sys.stderr)
+
+
+def tell(checked: Sequence[Checked], quiet: bool = False) -> int:
+    """Print what came of each condition, failures on standard error; returns the exit status, 1 if any failed."""
+    for one in checked:
+        if not one.passed:
+            complain(one)
+        elif not quiet:
+            say(one)
+    return int(not all(one.passed for one in checked))
 
 
 def say_text(text: str, end: str = "\n") -> None:

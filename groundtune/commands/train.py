@@ -123,7 +123,7 @@ def _run(method: str, argv: Sequence[str], defaults: Mapping[str, Any] | None) -
         if address and not output.quiet:
             say(f"Pushed: {address}")
     if output.json:
-        _print_json(Path(arguments.training.output_dir), address)
+        _print_json(Path(arguments.training.output_dir), address, results)
     return status
 
 
@@ -154,20 +154,24 @@ def _name_on_card(folder: Path, name: str) -> None:
 
 
 def _print_results(results: Results, arguments: RunArguments) -> None:
-    from groundtune.reporting.report import summary_table
+    from groundtune.reporting.report import run_steps, summary_table
 
     say_table(summary_table(results))
     say(results.verdict)
     if not arguments.output.quiet:
-        say(f"Report: {Path(arguments.training.output_dir) / 'report.html'}")
+        folder = arguments.training.output_dir
+        say(*run_steps(results), f"Report: {Path(folder) / 'report.html'}")
 
 
-def _print_json(output_dir: Path, pushed: str) -> None:
-    """Print metrics.json without its history, the paths of the run, and its hub address if it was pushed."""
+def _print_json(output_dir: Path, pushed: str, results: Results | None) -> None:
+    """Print metrics.json without its history, what comes next, the paths of the run, and its hub address if pushed."""
+    from groundtune.reporting.report import read_results, run_steps
+
     metrics = json.loads((output_dir / "metrics.json").read_text("utf-8"))
     del metrics["history"]
     where = {"output_dir": str(output_dir), "report": str(output_dir / "report.html")}
-    say_json({**metrics, **where, **({"pushed": pushed} if pushed else {})})
+    steps = map(str, run_steps(results or read_results(output_dir)))
+    say_json({**metrics, "next": list(steps), **where, **({"pushed": pushed} if pushed else {})})
 
 
 @contextmanager

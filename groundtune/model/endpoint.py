@@ -29,9 +29,12 @@ from groundtune.model.replies import Streamed, reply_of
 from groundtune.prompts.thoughts import outside_thoughts
 from groundtune.schema import Reply, Words
 from groundtune.system.packages import pip_install
+from groundtune.system.servers import server_kind
 from groundtune.system.text import hide_secrets, one_line
 
 KEYS = ("GROUNDTUNE_API_KEY", "OPENAI_API_KEY")  # the first that is set is used; local servers usually need none
+RERANKER_KEYS = ("GROUNDTUNE_RERANKER_KEY",)  # a server that is no writer is not told the writer's key
+EMBEDDING_KEYS = ("GROUNDTUNE_EMBEDDING_KEY",)
 
 Messages = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "..."}, ...]
 
@@ -47,8 +50,8 @@ SERVER = "openai:"  # prefix of a server's address in flags that also accept a m
 
 
 def is_server(name: str) -> bool:
-    """Whether `name` is a server's address ("openai:http://localhost:8000/v1") rather than a model name."""
-    return name.startswith(SERVER)
+    """Whether `name` is the address of a server that writes ("openai:http://localhost:8000/v1"), and no model name."""
+    return server_kind(name) == "openai"
 
 
 def endpoint_at(name: str, model: str, options: str = "", **limits: Any) -> Endpoint:
@@ -97,6 +100,7 @@ class Endpoint:
     retries: int = 5
     timeout: float = 120.0  # seconds for one request
     requests_per_minute: float = 0.0  # 0: no limit
+    keys: tuple[str, ...] = KEYS  # environment variables; the first that is set has the key
 
     def check(self, flag: str) -> list[str]:
         """What is wrong with this endpoint as given by `flag` ("generator"); sends no request."""
@@ -157,6 +161,25 @@ class Endpoint:
 
         return self._replies(ask, prompts, on_done, opened)
 
+    def ask(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """What the server says to each request to `path` below its address, in order: the JSON, as it comes.
+
+        Raises `EndpointError` for the first request that fails.
+        """
+        from openai import OpenAIError
+
+        def said(body: Mapping[str, Any]) -> Any:
+            self._pace()
+            try:
+                return self._client.post(path, body={**body, **self.options}, cast_to=object)
+            except OpenAIError as error:
+                raise EndpointError(self._problem(error)) from error
+            except _NO_REPLY as error:
+                raise EndpointError(f"{hide_secrets(self.url)}: not JSON ({_with_its_cause(error)})") from error
+
+        # The first goes alone, so that a wrong address or key is asked only once.
+        return [said(body) for body in bodies[:1]] + _in_threads(said, bodies[1:], self.concurrency)
+
     def stream(self, messages: Messages, max_tokens: int) -> Words:
         """Stream the reply to one conversation. Raises `EndpointError` if the request fails."""
         create = self._client.chat.completions.create
@@ -202,7 +225,7 @@ class Endpoint:
     def _client(self) -> Any:
         from openai import DefaultHttpxClient, OpenAI
 
-        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "none")
+        key = next((os.environ[name] for name in self.keys if os.environ.get(name)), "none")
         # Packed, 6 MB can be 6 GB; no reply is long enough to need it.
         plain = {"Accept-Encoding": "identity"}
         hooks: dict[str, Any] = {"response": [self._bound, _not_again_if_unpaid]}
@@ -279,9 +302,11 @@ class Endpoint:
         ways_out = {
             "APIConnectionError": f"is the server running, and is the address right?{_proxy_of(self.url)}",
             "APITimeoutError": f"no reply within {self.timeout:g} s; raise --endpoint_timeout",
-            "AuthenticationError": f"set the environment variable {' or '.join(KEYS)} to its key",
-            "PermissionDeniedError": f"is the key in {' or '.join(KEYS)} allowed to use this model?",
-            "NotFoundError": f"does the address end in /v1, and does the server have a model {self.model!r}?",
+            "AuthenticationError": f"set the environment variable {' or '.join(self.keys)} to its key",
+            "PermissionDeniedError": f"is the key in {' or '.join(self.keys)} allowed to use this model?",
+            "NotFoundError": f"does the address end in /v1, and does the server have a model {self.model!r}?"
+            if self.model
+            else "is the address right, and does the server do this?",
         }
         name = type(error).__name__
         if redirect := _redirect(error):
@@ -480,6 +505,6 @@ def _with_its_cause(error: Exception) -> str:
 
 def _shown(text: str, at_most: int) -> str:
     text = one_line(text)
-    for key in filter(None, map(os.environ.get, KEYS)):
+    for key in filter(None, map(os.environ.get, KEYS + RERANKER_KEYS + EMBEDDING_KEYS)):
         text = text.replace(key, "***")
     return one_line(hide_secrets(text), at_most)

@@ -42,7 +42,7 @@ _SETTINGS: dict[str, tuple[type[Group] | None, tuple[str, ...]]] = {
         RetrievalArguments,
         (
             "eval_num_to_retrieve", "retriever", "mix_weight", "query_history", "embedding_dtype", "query_prompt",
-            "document_prompt",
+            "document_prompt", "filter", "vector_dtype", "embedding_server_model",
         ),
     ),
     "prompt": (PromptArguments, tuple(field.name for field in fields(PromptArguments))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from fake_server import FakeServer, Raw, Refusal, drop_by_drop, endless_body, endless_stream, packed_body
 
 from groundtune.model.endpoint import Endpoint, EndpointError, lasting
+from groundtune.system.servers import address_problems, server_kind
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-SECRET-0123456789"
@@ -438,3 +440,45 @@ def test_what_can_be_seen_before_asking_is_said_together(monkeypatch):
     problems = Endpoint("localhost:8000", "").check("judge")
     assert [problem.split(":")[0] for problem in problems] == ["--judge", "--judge_model", "--judge"]
     assert 'pip install "openai>=' in problems[2]
+
+
+# Requests of other kinds
+
+
+def as_json(said: object) -> bytes:
+    return json.dumps(said).encode()
+
+
+def test_a_request_of_another_kind_gets_the_json_that_comes_in_the_order_of_the_requests():
+    with FakeServer(lambda body: as_json([body["n"]]), content_type="application/json") as server:
+        found = Endpoint(server.url, "", {"extra": 1}).ask("/rank", [{"n": i} for i in range(5)])
+    assert found == [[i] for i in range(5)]
+    assert {request["path"] for request in server.requests} == {"/v1/rank"}
+    assert all(body["extra"] == 1 for body in server.bodies)
+
+
+@pytest.mark.parametrize(
+    "reply, said",
+    [
+        (Refusal(404, "no such path"), "is the address right, and does the server do this?"),
+        (Refusal(401, "who are you?"), "set the environment variable OWN_KEY to its key"),
+        (Refusal(307, headers={"location": "http://elsewhere.test/"}), "the server redirects (307)"),
+        (b"<html>", "not JSON"),
+    ],
+)
+def test_a_request_of_another_kind_that_fails_is_one_line(reply, said, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with FakeServer(lambda body: reply, content_type="application/json") as server:
+        with pytest.raises(EndpointError, match=re.escape(said)) as error:
+            Endpoint(server.url, "", retries=0, keys=("OWN_KEY",)).ask("/rank", [{}, {}])
+        assert "\n" not in str(error.value) and len(server.requests) == 1
+        assert KEY not in str(server.requests)
+
+
+def test_only_a_server_with_an_address_and_of_the_right_kind_can_be_named():
+    assert server_kind("jina:http://a") == "jina" and server_kind("owner/model") == server_kind("tei") == ""
+    assert address_problems("reranker", "jina:https://a/v1", ["jina", "tei"]) == []
+    (problem,) = address_problems("reranker", "openai:http://a", ["jina", "tei"])
+    assert "write jina:URL, tei:URL" in problem
+    (problem,) = address_problems("reranker", "tei:localhost", ["jina", "tei"])
+    assert "has no address; write one such as tei:http://" in problem

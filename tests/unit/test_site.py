@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from documented import pages
+from PIL import Image
 
 import groundtune
 from groundtune.cli import all_commands
@@ -28,9 +29,10 @@ def test_the_table_on_security_has_a_row_with_tests_for_every_input():
     page = (ROOT / "docs/security.md").read_text("utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
     tests = {name: re.findall(r"`tests/[\w/]+\.py::test_\w+`", named) for name, _, _, named in rows[2:]}
-    inputs = """model folder, embedding model, run folder, checkpoint, adapter, index, documents, data files,
-        config file, server, tracker, hub, cache of own runs, terminal and log, text in prompts that judge or write,
-        files in an output folder"""
+    inputs = """model folder, embedding model, run folder, checkpoint, adapter, index,
+        approximate index and index of words, filter, vectors from a server, documents, data files, config file, server,
+        tracker, hub, cache of own runs, terminal and log, text in prompts that judge or write,
+        files in an output folder, rating page"""
     assert list(tests) == [" ".join(name.split()) for name in inputs.split(",")] and all(tests.values())
 
 
@@ -120,3 +122,10 @@ def test_the_site_builds_strictly(tmp_path, monkeypatch):
     build(load_config("mkdocs.yml", strict=True, site_dir=str(tmp_path)))
     assert "min_support" in (tmp_path / "search" / "search_index.json").read_text("utf-8")
     assert not (tmp_path / "hooks.py").exists()
+
+
+def test_the_page_about_reports_says_what_its_picture_shows():
+    """Both are written by scripts/pictures.py, from one run."""
+    with Image.open(ROOT / "docs/howto/report.png") as picture:
+        shown = picture.text["figures"]
+    assert shown in (ROOT / "docs/howto/report.md").read_text("utf-8")
