@@ -22,6 +22,7 @@ from groundtune.errors import DataError
 from groundtune.evaluation.arguments import InferenceArguments
 from groundtune.evaluation.evaluator import EndToEndEvaluator
 from groundtune.evaluation.predictions import read_predictions
+from groundtune.evaluation.requirements import non_inferior
 from groundtune.evaluation.statistics import FEWEST_PASSAGES, PairedDifference, clusters_of, paired_difference
 from groundtune.evaluation.verdicts import F1
 from groundtune.export.about import About
@@ -63,8 +64,7 @@ class Verified:
 
     @property
     def _not_worse(self) -> bool:
-        d = self.difference
-        return d is not None and d.passages >= FEWEST_PASSAGES and d.low >= -self.margin
+        return self.difference is not None and non_inferior(self.difference, self.margin)
 
     @property
     def lines(self) -> list[str]:
