@@ -31,7 +31,9 @@ RUN_BY = {
     "configs/databricks/": "tests/unit/test_use_cases.py",
 }
 _BLOCK = re.compile(r"^(?:<!-- not run: (.*?) -->\n\n?)?```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_SCRIPTS = {"train_w_gt.py": "sft", "train_w_fixed_retriever.py": "swr"}
+_SCRIPTS = {
+    "train_w_gt.py": "sft", "train_w_fixed_retriever.py": "swr", "train_ctl_retriever.py": "retriever"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

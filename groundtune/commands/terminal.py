@@ -10,7 +10,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from groundtune.commands.parsing import light_parser
@@ -47,6 +47,13 @@ def be_quiet() -> None:
         from transformers.utils import logging as of_transformers
 
         of_transformers.disable_progress_bar()
+
+
+@contextmanager
+def prints_elsewhere(to_standard_error: bool) -> Iterator[None]:
+    """Redirect output of libraries and trackers to standard error, so that standard output has only the JSON object."""
+    with redirect_stdout(sys.stderr) if to_standard_error else nullcontext():
+        yield
 
 
 def say(*lines: object) -> None:

@@ -55,11 +55,7 @@ def open_retriever_with(
         _still_the_same(embedder, dense.index)
     if retrieval.retriever == "dense":
         return dense
-    return (
-        MixRetriever(dense, bm25, retrieval.mix_weight)
-        if retrieval.retriever == "mix"
-        else HybridRetriever([dense, bm25])
-    )
+    return with_words(dense, bm25, retrieval)
 
 
 def open_embedder(embedding_model: str, retrieval: RetrievalArguments) -> AnyEmbedder:
@@ -84,6 +80,13 @@ def open_embedder(embedding_model: str, retrieval: RetrievalArguments) -> AnyEmb
         if is_out_of_memory(error):
             raise
         raise ModelError(f"--embedding_model: {cannot_load(embedding_model, error)}") from error
+
+
+def with_words(dense: DenseRetriever, bm25: BM25Retriever, retrieval: RetrievalArguments) -> Retriever:
+    """The retriever that combines both as `--retriever` says."""
+    if retrieval.retriever == "hybrid":
+        return HybridRetriever([dense, bm25])
+    return MixRetriever(dense, bm25, retrieval.mix_weight)
 
 
 def _open_store(
