@@ -44,6 +44,7 @@ COMMANDS = {
     "retriever": ("train an embedding model or a reranker, if that finds more", "commands.retriever:main"),
     "export": ("write a run's model for other servers, and prove that it answers alike", "commands.export:main"),
     "ask": ("ask a model about the documents, once or in a dialogue", "commands.ask:main"),
+    "serve": ("serve a model: chat page, OpenAI-compatible API, tools for agents", "commands.serve:main"),
     "demo": ("train and compare a small bundled model; needs no hub", "commands.train:demo"),
 }
 
