@@ -4,7 +4,7 @@
 FROM python:3.12-slim
 ARG CUDA=cpu
 ARG TORCH=2.13.0
-ARG EXTRAS=documents,endpoint,parquet
+ARG EXTRAS=documents,endpoint,parquet,serve
 RUN useradd --create-home --uid 1000 groundtune && mkdir /data && chown groundtune /data
 WORKDIR /source
 # PyTorch first, in a layer of its own: it is the largest by far, and changes least.
