@@ -73,6 +73,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=4, help="Questions of each user; of one user, four times as many")
     parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("--bf16", default="false", choices=["true", "false"], help="In float32, answers must be equal")
+    parser.add_argument("--retriever", default=RetrievalArguments().retriever, help="As Groundtune's flag")
     parser.add_argument("--transformers", action="store_true", help="Also measure `transformers serve`")
     options = parser.parse_args()
     if options.quick:
@@ -158,7 +159,7 @@ class Sides:
     def settings(self) -> dict[str, Any]:
         return {
             "full_dataset_file_path": self.temporary / "documents.jsonl", "max_new_tokens": self.options.max_new_tokens,
-            "full_dataset_index_path": self.temporary / "index", "embedding_model": self.options.embedding_model,
+            "full_dataset_index_path": self.temporary / "index", "embedding_model": self.options.embedding_model, "retriever": self.options.retriever,
         }  # fmt: skip
 
     def with_passages(self, questions: Sequence[Example]) -> list[list[dict[str, str]]]:
@@ -168,7 +169,8 @@ class Sides:
                 full_dataset_file_path=str(self.settings["full_dataset_file_path"]),
                 full_dataset_index_path=str(self.settings["full_dataset_index_path"]),
             ),
-            RetrievalArguments(embedding_model=self.options.embedding_model), PromptArguments(), ModelArguments(),
+            RetrievalArguments(embedding_model=self.options.embedding_model, retriever=self.options.retriever),
+            PromptArguments(), ModelArguments(),
             EvaluationArguments(), GeneratorArguments(), JudgeArguments(), AnswerArguments(),
         ]  # fmt: skip
         using = InferenceArguments(*groups)
