@@ -159,7 +159,8 @@ class Sides:
     def settings(self) -> dict[str, Any]:
         return {
             "full_dataset_file_path": self.temporary / "documents.jsonl", "max_new_tokens": self.options.max_new_tokens,
-            "full_dataset_index_path": self.temporary / "index", "embedding_model": self.options.embedding_model, "retriever": self.options.retriever,
+            "full_dataset_index_path": self.temporary / "index", "retriever": self.options.retriever,
+            "embedding_model": self.options.embedding_model,
         }  # fmt: skip
 
     def with_passages(self, questions: Sequence[Example]) -> list[list[dict[str, str]]]:
