@@ -22,7 +22,12 @@ from groundtune.schema import Document, Example, Hit
 if TYPE_CHECKING:
     from rich.table import Table
 
-_MENTIONS = re.compile(r"\b(?:the|above) (?:passage|text|excerpt|paragraph|context)\b", re.IGNORECASE)
+_MENTIONS = re.compile(
+    r"\b(?:the|this|above) (?:passage|text|excerpt|paragraph|context)\b(?! of\b)|\bof the following\b"
+    r"|\b(?:this|these|the (?:above|given|following|provided)) "
+    r"(?:document|article|section|page|example|snippet|code|table|list)s?\b",
+    re.IGNORECASE,
+)
 # "What is the purpose of this code?" points at something that only its passage shows; after several words of meaning,
 # "this" may point at one of them, and "this year" needs no passage.
 _POINTS = re.compile(r"\b(?:this|these)\b(?!\s+(?:year|quarter|month|week|season)s?\b)", re.IGNORECASE)
