@@ -500,6 +500,15 @@ def test_a_question_is_unanswered_only_once_all_its_passages_were_read(tmp_path)
     assert result.counts["answers"] == 3 and [row["question"] for row in result.rejected] == asked
 
 
+def test_a_question_without_a_good_answer_is_rejected_for_what_is_wrong_with_its_best_answer(tmp_path):
+    """An answer that was only cut off is of more use to the user than what a later passage made the model invent."""
+    said = iter(["NOT ANSWERED", "It costs 100 coins and ...", "It costs 7 coins."])
+    asked = ["What does lamp number 0 cost?"]
+    result, _ = make(tmp_path, FakeGenerator(lambda _: next(said)), documents(12), asked, retrieved_within=3)
+    (row,) = result.rejected
+    assert (row["why"], row["answer"]) == ("answer cut at the token limit", "It costs 100 coins and ...")
+
+
 @pytest.mark.parametrize("support", ["llm", "both"])
 def test_an_answer_that_the_llm_rejects_is_sought_in_the_next_passage(tmp_path, support):
     def reply(prompt: str) -> str:
