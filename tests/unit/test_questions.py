@@ -181,6 +181,16 @@ def test_of_a_reply_that_did_not_stop_by_itself_only_its_own_part_counts():
     assert parse_verdict(own_part(Reply("It does. [[no]]\n\nPassage:\n... [[yes]]", finished=False))) is False
 
 
+def test_of_a_base_model_only_the_first_line_is_the_answer_as_in_the_examples_of_its_prompt():
+    repeated = Reply("\nIt costs ten.\nIt costs ten.\nIt costs", finished=False)
+    assert parse_answer(repeated) == (repeated.text.strip(), False)
+    assert parse_answer(repeated, one_line=True) == ("It costs ten.", True)
+    assert parse_answer(Reply("It costs", finished=False), one_line=True) == ("It costs", False)
+    assert parse_answer(Reply("NOT ANSWERED\n\nPassage:", finished=False), one_line=True) == ("", True)
+    answers = read_prompt(None, "answer.txt", by_example=True).split("Answer:\n")[1:-1]
+    assert all(re.fullmatch(r"[^\n]+\n\nPassage:\n.*", answer, re.DOTALL) for answer in answers)
+
+
 @pytest.mark.parametrize("name", ["questions", "answer", "support"])
 def test_a_packaged_prompt_with_examples_ends_in_the_form_of_its_examples(name):
     prompt = read_prompt(None, f"{name}.txt", by_example=True)
@@ -900,4 +910,5 @@ def test_a_generator_without_a_chat_template_gets_prompts_with_examples_and_one_
         if made is prompts[2]:
             read["question_prompt"] = "{passage}"
         assert {flag: getattr(made, flag) for flag in names} == read
+        assert made.one_line_answers is by_example
     assert len(prompts) == 3
