@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from groundtune.evaluation.abstention import ANSWERABLE as REFUSED
+from groundtune.evaluation.abstention import REFUSED
 from groundtune.evaluation.outcomes import KNEW, LUCKY, MISSED, RIGHT, WRONG, Rightness, with_outcomes
 from groundtune.evaluation.statistics import FEWEST_PASSAGES, PairedDifference
 from groundtune.methods import METHODS
@@ -55,7 +55,8 @@ def next_steps(known: Known) -> list[Step]:
 
 
 def _talk(known: Known) -> list[Step]:
-    return [Step("Ask it", _words("ask", known.model))] if known.model else []
+    ways = {"Ask it": "ask", "Talk to it in a browser, or let programs ask it": "serve"}
+    return [Step(text, _words(command, known.model)) for text, command in ways.items()] if known.model else []
 
 
 def _summary(known: Known) -> Step:
