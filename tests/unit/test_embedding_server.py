@@ -157,7 +157,5 @@ def test_the_address_and_the_name_of_the_model_are_checked_before_anything_is_se
 
 
 def test_what_reads_single_tokens_is_told_that_a_server_does_not_give_them():
-    with pytest.raises(
-        DataError, match="openai:http://host/v1 is a server, which gives no vectors"
-    ):
+    with pytest.raises(DataError, match="openai:http://host/v1 is a server, which gives no vectors"):
         _ = ServerEmbedder("openai:http://host/v1", "m").model

@@ -69,7 +69,7 @@ def near_in(folder: Path, vectors: np.ndarray, of: str, similarity: str) -> Near
 def _built(vectors: np.ndarray, similarity: str) -> Any:
     faiss = _faiss()
     n, dimensions = vectors.shape
-    lists = 2 ** round(np.log2(max(1, min(4 * np.sqrt(n), n / _TRAINED_ON))))
+    lists = 2 ** round(np.log2(max(1, min(2 * np.sqrt(n), n / _TRAINED_ON))))
     metric = faiss.METRIC_L2 if similarity == "euclidean" else faiss.METRIC_INNER_PRODUCT
     logger.info(
         "building an approximate index of %d vectors, once; needs about %.1f GB of memory and %s",
