@@ -11,13 +11,13 @@ from groundtune.arguments import PromptArguments
 from groundtune.data.files import read_documents, read_examples, write_documents
 from groundtune.data.languages import language_of, languages_of, limits_of
 from groundtune.data.numbers import value_of
-from groundtune.data.words import search_words, word_count, words
+from groundtune.data.words import places_of, search_words, telling_words, word_count, words
 from groundtune.evaluation.arguments import AnswerArguments
 from groundtune.evaluation.groundedness import groundedness_scores
 from groundtune.evaluation.metrics import exact_match, generation_scores, numeric_match, rouge, token_f1
 from groundtune.prepare.formats.format import converted
 from groundtune.prepare.pages import ReadOptions, read_pages
-from groundtune.prepare.questions import parse_answer, parse_questions
+from groundtune.prepare.written import parse_answer, parse_questions
 from groundtune.retrieval.retrievers import BM25Retriever
 from groundtune.schema import Document, Example, Reply, Turn
 
@@ -208,6 +208,31 @@ def test_a_label_before_the_answer_is_no_part_of_it(text):
     assert parse_answer(Reply(text)) == ("Ten.", True)
 
 
+@pytest.mark.parametrize(
+    "written", ["{}", "“{}”", "「{}」", "«{}»", "1、{}", "（1）{}", "１．{}", "② {}", "a) {}", "- [ ] {}"]
+)
+@pytest.mark.parametrize("question", ["几天内可退货？", "¿Cuándo abre el museo?", "Когда открыто?", "いつ開きますか。"])
+@pytest.mark.parametrize(
+    "label", ["", "问题1：", "問題：", "質問: ", "Frage 2: ", "**Pregunta:** ", "Вопрос: ", "Question : "]
+)
+def test_a_question_has_no_label_number_or_quotes_of_any_language_around_it(written, question, label):
+    assert parse_questions(written.format(label + question), 2) == [question]
+
+
+@pytest.mark.parametrize(
+    "label", ["答案：", "回答: ", "Antwort: ", "**Réponse :** ", "Ответ: ", "**Respuesta**: ", "답변："]
+)
+def test_a_label_in_another_language_is_no_part_of_an_answer(label):
+    assert parse_answer(Reply(f"{label}10 000 €.")) == ("10 000 €.", True)
+
+
+@pytest.mark.parametrize(
+    "text", ["Answers vary: some pay.", "Question marks: none.", "答え方は二つある。", "Svarte hull: ja."]
+)
+def test_words_that_begin_like_a_label_stay(text):
+    assert parse_answer(Reply(text)) == (text, True)
+
+
 @pytest.mark.parametrize("text", ["NOT ANSWERED", "**NOT ANSWERED**", "Not answered.", "Answer: NOT ANSWERED."])
 def test_not_answered_is_no_answer_where_it_is_all_that_is_said(text):
     assert parse_answer(Reply(text))[0] == ""
@@ -234,3 +259,17 @@ def test_what_cannot_be_measured_in_a_language_is_listed():
     assert "compounds" not in " ".join(limits_of("de", False, False))
     assert "characters" in limits_of("zh", False, True)[0]
     assert "--abstentions" in " ".join(limits_of("ru", False, True))
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "marked"),
+    [
+        ("The library opens.", "Opening: a Library opened.", ["Opening", "Library", "opened"]),
+        ("it is the", "it is the", []),
+        ("für Öffnungen", "Die Öffnungen 😀 für alle", ["Öffnungen", "für"]),
+        ("図書館", "その図書館は", ["図", "書", "館"]),
+        ("１２", "12 and １２", ["12", "１２"]),
+    ],
+)
+def test_the_places_of_an_answers_words_are_where_they_stand_in_the_text(answer, text, marked):
+    assert [text[begin:end] for begin, end in places_of(telling_words(answer), text)] == marked
