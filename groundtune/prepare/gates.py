@@ -229,7 +229,7 @@ def summary_table(result: GateResult, before_split: bool = False) -> Table:
         table.add_row(f"review: {what}", f"{number:,}")
     table.add_row("kept", f"{result.counts['kept']:,}", end_section=True)
     for name, examples in () if before_split else result.splits.items():
-        passages = len({example.gold_documents[0].id for example in examples})
+        passages = len({document.id for example in examples for document in example.gold_documents[:1]})
         table.add_row(f"{name}.jsonl, on {passages:,} passages", f"{len(examples):,}")
     return table
 

@@ -12,11 +12,22 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from groundtune.arguments import DataArguments, EvaluationArguments, PromptArguments, RetrievalArguments
+from groundtune.arguments import TAUGHT, DataArguments, EvaluationArguments, PromptArguments, RetrievalArguments
 from groundtune.evaluation.verdicts import F1
 from groundtune.methods import METHODS
+from groundtune.prompts.citations import CITE
 from groundtune.reporting.markdown import md, md_fence, md_list, md_table
-from groundtune.reporting.results import HOW_TO_READ, Results, comparison, flat, for_scale, notes, questions, warning
+from groundtune.reporting.results import (
+    HOW_TO_READ,
+    Results,
+    comparison,
+    flat,
+    for_scale,
+    notes,
+    passages_of_rows,
+    questions,
+    warning,
+)
 
 PREFIXES = ("user_prefix", "assistant_prefix", "sep_user", "sep_sys")
 # Metrics for which the hub has its own names.
@@ -29,7 +40,7 @@ _SERVING = (
         RetrievalArguments,
         ("eval_num_to_retrieve", "retriever", "mix_weight", "query_history", "query_prompt", "document_prompt"),
     ),
-    (PromptArguments, (*PREFIXES, "instruction")),
+    (PromptArguments, (*PREFIXES, "instruction", "citations")),
     (EvaluationArguments, ("max_new_tokens",)),
 )
 
@@ -109,6 +120,8 @@ def loading_code(record: Mapping[str, Any]) -> str:
     if adapter and arguments.get("gguf_file"):
         options += f", gguf_file={arguments['gguf_file']!r}"
     instruction = arguments.get("instruction", PromptArguments().instruction)
+    cites = arguments.get("citations") == TAUGHT
+    instruction = f"{instruction} {CITE}".strip() if cites else instruction
     lines = [
         "from peft import AutoPeftModelForCausalLM" if adapter else "",
         f"from transformers import {imports}",
@@ -118,6 +131,7 @@ def loading_code(record: Mapping[str, Any]) -> str:
         f"model = {loader}.from_pretrained(name, {options}).eval()",
         "",
         'passages = ["Title: Returns\\nReturns are accepted within 60 days."]  # the best first',
+        *(['passages = [f"⟦{i}⟧ {passage}" for i, passage in enumerate(passages, 1)]'] if cites else []),
         'question = "Can I return it?"',
         f'opening = "\\n\\n".join([{instruction!r}, *passages])',
         *_prompt_lines(record),
@@ -201,6 +215,7 @@ def _facts(results: Results, arguments: Mapping[str, Any]) -> dict[str, str]:
     shown = {
         "Base model": f"{base}{revision}" if on_hub else f"{base} (a local folder)" if base else "",
         "Trained by": how,
+        "Passages of a row": passages_of_rows(arguments),
         "Checkpoint": "the last weights" if step is None else f"step {step}, best {results.selection_metric}",
         "Retriever": f"{found_by or 'dense'}, {passages} passages per question",
         "Prompt": _style(record),

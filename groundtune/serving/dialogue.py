@@ -6,9 +6,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from groundtune.arguments import room_for_prompt
+from groundtune.arguments import OFF, TAUGHT, room_for_prompt
 from groundtune.data.files import read_documents
 from groundtune.evaluation.arguments import InferenceArguments
+from groundtune.evaluation.citations import marked
 from groundtune.model.endpoint import Endpoint
 from groundtune.prompts.policies import Passages, kept, retrieved_passages
 from groundtune.prompts.prompt import Prompt, chat_messages, make_prompt, to_continue
@@ -71,7 +72,8 @@ class Dialogue:
     """A dialogue; each question is asked with the earlier turns.
 
     `write` answers an example from retrieved passages: it returns the passages in the prompt, and an iterator over
-    the words. `finished` says whether the last answer came to its end within --max_new_tokens.
+    the words. `finished` says whether the last answer came to its end within --max_new_tokens; `answer` is it without
+    marks of passages, and `cited` with them, if there are `citations`.
     """
 
     retriever: Retriever
@@ -80,6 +82,9 @@ class Dialogue:
     write: Write
     turns: list[Turn] = field(default_factory=list)
     finished: bool = True
+    citations: str = OFF
+    answer: str = ""
+    cited: str = ""
 
     def ask(self, question: str) -> tuple[list[Source], Iterator[str]]:
         """The sources, and the answer's words as they arrive; both turns are recorded after the last word.
@@ -89,12 +94,16 @@ class Dialogue:
         example = Example(question, "", (), tuple(self.turns), source="your question")
         hits = retrieve(self.retriever, [example], self.k, self.query_history)[0]
         read, words = self.write(example, retrieved_passages(example, hits))
-        return sources_of(read, hits), self._kept(question, words)
+        return sources_of(read, hits), self._kept(question, words, read)
 
-    def _kept(self, question: str, words: Words) -> Iterator[str]:
+    def _kept(self, question: str, words: Words, read: Sequence[Document]) -> Iterator[str]:
         said: list[str] = []
         self.finished = yield from _noted(words, said)
-        self.turns += [Turn(USER, question), Turn(ASSISTANT, "".join(said))]
+        self.answer, self.cited = "".join(said), ""
+        if self.citations != OFF:
+            found = marked(self.answer, read, self.citations)
+            self.answer, self.cited = found.answer, found.marked
+        self.turns += [Turn(USER, question), Turn(ASSISTANT, self.answer)]
 
 
 def _noted(words: Words, said: list[str]) -> Words:
@@ -117,13 +126,15 @@ def open_dialogue(arguments: InferenceArguments) -> Dialogue:
         arguments.retrieval, read_documents(arguments.data.full_dataset_file_path), index_folder(arguments.data)
     )
     retrieval = arguments.retrieval
-    return Dialogue(retriever, retrieval.eval_num_to_retrieve, retrieval.query_history, _writer(arguments))
+    k, history, citations = retrieval.eval_num_to_retrieve, retrieval.query_history, arguments.prompt.citations
+    return Dialogue(retriever, k, history, _writer(arguments), citations=citations)
 
 
 def _writer(arguments: InferenceArguments) -> Write:
     new = arguments.evaluation.max_new_tokens
     if arguments.api == "chat":
-        return _by_chat(arguments.generator_endpoint(), arguments.prompt.instruction, new)
+        prompt_flags = arguments.prompt
+        return _by_chat(arguments.generator_endpoint(), prompt_flags.instruction, new, prompt_flags.citations == TAUGHT)
     opening = arguments.answering_model()
     tokenizer = opening.open_tokenizer()
     prompt = make_prompt(tokenizer, arguments.prompt)
@@ -151,10 +162,10 @@ def fitted(example: Example, passages: Passages, prompt: Prompt, room: int) -> Q
     return question
 
 
-def _by_chat(endpoint: Endpoint, instruction: str, new: int) -> Write:
+def _by_chat(endpoint: Endpoint, instruction: str, new: int, cites: bool) -> Write:
     def write(example: Example, passages: Passages) -> tuple[Sequence[Document], Words]:
         read = kept(passages)
-        messages = chat_messages(instruction, read, example.chat_history, example.question)
+        messages = chat_messages(instruction, read, example.chat_history, example.question, cites)
         return read, endpoint.stream(messages, new)
 
     return write

@@ -18,12 +18,13 @@ import pytest
 pytest.importorskip("bm25s", reason="needs the extra [bm25]")
 
 from groundtune.cli import main
+from groundtune.data.evidence import support
 from groundtune.data.files import read_examples, write_documents
 from groundtune.prepare import gates, questions
 from groundtune.prepare.gates import GATES, gates_of
 from groundtune.prepare.given import find, read_questions
 from groundtune.prepare.questions import Asker, Sampled, Settings, found_within, read_prompt, sample_passages
-from groundtune.prepare.support import check_support, parse_verdict, support, support_prompt
+from groundtune.prepare.support import check_support, parse_verdict, support_prompt
 from groundtune.prepare.written import own_part, parse_answer, parse_questions
 from groundtune.retrieval.retrievers import BM25Retriever
 from groundtune.schema import Document, Reply
