@@ -287,6 +287,7 @@ def _settings(arguments: argparse.Namespace, documents: int) -> Settings:
         **dict.fromkeys(_PROMPTS, ""),
         **read,
         "checker": _called(*_checker(arguments)) if arguments.checker or arguments.checker_model else "",
+        "one_line_answers": False,
         "retrieved_within": max(within, arguments.passages_tried if arguments.questions else 0),
     }
     return Settings(**own, **{f.name: getattr(arguments, f.name) for f in fields(Settings) if f.name not in own})
@@ -299,11 +300,10 @@ def _packaged_prompts(arguments: argparse.Namespace, settings: Settings) -> dict
     checks = arguments.support != "lexical"
     who = dict.fromkeys(_PROMPTS, ("generator", arguments.generator))
     who["support_prompt"] = ("checker" if arguments.checker else "generator", _checker(arguments)[0])
-    return {
-        flag: read_prompt(None, name, (checks or flag != "support_prompt") and _lacks_template(*who[flag]))
-        for flag, name in _PROMPTS.items()
-        if not getattr(settings, flag)
-    }
+    missing = [flag for flag in _PROMPTS if not getattr(settings, flag)]
+    by_example = [flag for flag in missing if (checks or flag != "support_prompt") and _lacks_template(*who[flag])]
+    prompts = {flag: read_prompt(None, _PROMPTS[flag], flag in by_example) for flag in missing}
+    return {**prompts, "one_line_answers": "answer_prompt" in by_example}
 
 
 @cache
