@@ -389,7 +389,7 @@ def test_training_refuses_every_error_at_once_and_before_any_model_loads(data, f
     assert status == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(str(data))]
     assert [line.removeprefix(f"{data}/").split(": ")[:2] for line in lines] == [
-        ["train.jsonl:1", "row"], ["train.jsonl:2", "gold_docs"], ["train.jsonl:2", "gold_answer"],
+        ["train.jsonl:1", "row"], ["train.jsonl:2", "gold_answer"], ["train.jsonl:2", "gold_docs"],
         ["eval.jsonl:1", "chat_history"],
     ]  # fmt: skip
 
