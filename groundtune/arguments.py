@@ -6,6 +6,7 @@ Optimisation, saving and logging use the arguments of `transformers.TrainingArgu
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shlex
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from groundtune.schema import nfc
 from groundtune.system.inputs import special
 from groundtune.system.model_folders import embedding_problems, may_not_read, model_problems
 from groundtune.system.packages import pip_install
+from groundtune.system.servers import address_problems, server_kind
+from groundtune.system.text import hide_secrets
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -41,6 +44,12 @@ def argument(default: Any, help: str, choices: list[str] | None = None) -> Any:
     return field(default=default, metadata=metadata)
 
 
+MAXSIM = "maxsim"  # the reranker that is the embedding model itself
+NO_RERANKER = "none"
+REWRITE = "rewrite"  # the query history that a language model turns into one question
+NO_WRITER = (
+    f"--query_history {REWRITE}: needs a model that writes the question; name it with --rewriter, or use another value"
+)
 TOO_LONG = ("error", "drop", "shorten")  # what to do with an example that does not fit into a row
 
 
@@ -114,8 +123,30 @@ class RetrievalArguments:
         "fused",
         "Part of the chat history that is added to the search query, in training, evaluation and serving: nothing, "
         "the user's last message, all of the user's messages, or all messages. fused: search without and with the "
-        "user's messages, and add both scores.",
-        ["none", "last", "user", "all", "fused"],
+        "user's messages, and add both scores. rewrite: search for a question that --rewriter writes from both.",
+        ["none", "last", "user", "all", "fused", REWRITE],
+    )
+    rewriter: str = argument(
+        "",
+        "With --query_history rewrite: what writes the question, openai:URL of a server, or a model folder or hub name "
+        "to load locally. Empty: the model that is trained or answers, without what it learns here.",
+    )
+    rewriter_model: str = argument("", "Name of the rewriter's model on the server.")
+    rewriter_options: str = argument("", "Extra fields for every request to the rewriter's server, as JSON.")
+    rewrite_prompt: str = argument(
+        "", "Text file with the prompt of the rewriter, with $chat_history and $question. Empty: the one that ships."
+    )
+    reranker: str = argument(
+        "",
+        "Puts the first passages of each search in a better order. A cross-encoder (hub name or folder); jina:URL or "
+        "tei:URL of a server, whose key is read from GROUNDTUNE_RERANKER_KEY; or maxsim, which compares the embedding "
+        "model's vectors of single tokens. none: not even the one of MODEL's run.",
+    )
+    reranker_model: str = argument("", "Name of the reranker on the server.")
+    rerank_depth: int = argument(20, "Number of passages per question that are reranked.")
+    rerank_weight: float | None = argument(
+        None,
+        "Weight of the reranker's score, from 0 to 1; the rest is that of the search. Default: 0.5 for maxsim, else 1.",
     )
     embedding_batch_size: int = argument(
         64, "Texts embedded per batch; on a CPU up to twice as many if they are short."
@@ -317,7 +348,7 @@ def check_retrieval(
     problems = []
     if not 0 <= retrieval.mix_weight <= 1:
         problems.append(f"--mix_weight: {retrieval.mix_weight}; give a number from 0 to 1")
-    dense = complete and retrieval.retriever != "bm25"
+    dense = complete and reads_vectors(retrieval)
     if dense and not (retrieval.embedding_model or retrieval.eval_embedding_model):
         problems.append(
             f"{flag}: missing; name an embedding model such as intfloat/e5-base-v2, or use --retriever bm25"
@@ -326,10 +357,55 @@ def check_retrieval(
         problems.append(f"--embedding_model: missing; {for_training} needs it to retrieve training passages")
     for flag in ("embedding_model", "eval_embedding_model"):
         problems += check_model_name(flag, getattr(retrieval, flag))
-    if retrieval.retriever != "bm25":
+    problems += [*_check_reranker(retrieval), *_check_rewriter(retrieval)]
+    if reads_vectors(retrieval):
         named = dict.fromkeys((retrieval.embedding_model, retrieval.eval_embedding_model))
         problems += [problem for name in named for problem in embedding_problems(name)]
     return problems
+
+
+def reads_vectors(retrieval: RetrievalArguments) -> bool:
+    """Whether a search needs an embedding model."""
+    return retrieval.retriever != "bm25" or retrieval.reranker == MAXSIM
+
+
+def reranked_by(reranker: str) -> str:
+    """The reranker as a continuation of the retriever's name: ", reranked by maxsim"; empty if there is none."""
+    return "" if reranker in ("", NO_RERANKER) else f", reranked by {hide_secrets(reranker)}"
+
+
+def _check_reranker(retrieval: RetrievalArguments) -> list[str]:
+    name, weight = retrieval.reranker, retrieval.rerank_weight
+    problems = too_small([(retrieval, "rerank_depth", 1)])
+    if weight is not None and not 0 <= weight <= 1:
+        problems.append(f"--rerank_weight: {weight}; give a number from 0 to 1")
+    if name in ("", NO_RERANKER, MAXSIM):
+        return problems
+    if server_kind(name) or "://" in name:
+        problems += address_problems("reranker", name, ("jina", "tei"))
+        if server_kind(name) == "jina" and not retrieval.reranker_model:
+            problems.append("--reranker_model: missing; give the server's name for the model")
+        return problems
+    unsafe = [] if check_model_name("reranker", name) else embedding_problems(name, "reranker")
+    return [*problems, *check_model_name("reranker", name), *unsafe]
+
+
+def _check_rewriter(retrieval: RetrievalArguments) -> list[str]:
+    name = retrieval.rewriter
+    if retrieval.query_history != REWRITE:
+        return []
+    problems = no_such_file(retrieval, ["rewrite_prompt"])
+    try:
+        if not isinstance(json.loads(retrieval.rewriter_options or "{}"), dict):
+            raise ValueError("it is not an object")
+    except (ValueError, RecursionError) as error:
+        problems.append(f'--rewriter_options: not a JSON object ({error}); write one such as {{"seed": 1}}')
+    if server_kind(name) or "://" in name:
+        problems += address_problems("rewriter", name, ("openai",))
+        if server_kind(name) == "openai" and not retrieval.rewriter_model:
+            problems.append("--rewriter_model: missing; give the server's name for the model")
+        return problems
+    return [*problems, *check_model_name("rewriter", name), *model_problems(name)] if name else problems
 
 
 def _check_model(model: ModelArguments, complete: bool) -> list[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from groundtune.arguments import DataArguments, RetrievalArguments
+from groundtune.arguments import MAXSIM, DataArguments, RetrievalArguments
 from groundtune.errors import ModelError
 from groundtune.retrieval.embedder import Embedder
+from groundtune.retrieval.reranking import open_reranker, reranked
 from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, HybridRetriever, MixRetriever, Retriever
 from groundtune.retrieval.stores.local import load_or_build_index
 from groundtune.schema import Document
@@ -30,10 +31,22 @@ def open_retriever_with(
 
     Raises `ModelError` if the embedding model cannot be loaded.
     """
+    if retrieval.retriever == "bm25" and retrieval.reranker != MAXSIM:
+        reranker = open_reranker(retrieval)
+        return reranked(BM25Retriever(documents), retrieval, reranker)
+    embedder = open_embedder(embedding_model, retrieval)
+    reranker = open_reranker(retrieval, embedder)  # before the documents are embedded, which may take hours
     if retrieval.retriever == "bm25":
-        return BM25Retriever(documents)
+        return reranked(BM25Retriever(documents), retrieval, reranker)
+    dense = DenseRetriever(embedder, load_or_build_index(index_folder, documents, embedder))
+    first = dense if retrieval.retriever == "dense" else with_words(dense, BM25Retriever(documents), retrieval)
+    return reranked(first, retrieval, reranker)
+
+
+def open_embedder(embedding_model: str, retrieval: RetrievalArguments) -> Embedder:
+    """The embedding model with its prompts. Raises `ModelError` if it cannot be loaded."""
     try:
-        embedder = Embedder(
+        return Embedder(
             embedding_model,
             query_prompt=retrieval.query_prompt,
             document_prompt=retrieval.document_prompt,
@@ -44,15 +57,13 @@ def open_retriever_with(
         if is_out_of_memory(error):
             raise
         raise ModelError(f"--embedding_model: {cannot_load(embedding_model, error)}") from error
-    dense = DenseRetriever(embedder, load_or_build_index(index_folder, documents, embedder))
-    if retrieval.retriever == "dense":
-        return dense
-    bm25 = BM25Retriever(documents)
-    return (
-        MixRetriever(dense, bm25, retrieval.mix_weight)
-        if retrieval.retriever == "mix"
-        else HybridRetriever([dense, bm25])
-    )
+
+
+def with_words(dense: DenseRetriever, bm25: BM25Retriever, retrieval: RetrievalArguments) -> Retriever:
+    """The retriever that combines both as `--retriever` says."""
+    if retrieval.retriever == "hybrid":
+        return HybridRetriever([dense, bm25])
+    return MixRetriever(dense, bm25, retrieval.mix_weight)
 
 
 def evaluation_model(retrieval: RetrievalArguments) -> str:

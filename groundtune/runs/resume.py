@@ -44,8 +44,8 @@ _WITHOUT_INFLUENCE = {
     "restore_callback_states_from_checkpoint", "torch_empty_cache_steps", "include_num_input_tokens_seen",
     "full_dataset_index_path", "embedding_batch_size", "bootstrap_samples",
 }  # fmt: skip
-_FILES = ("train_file", "eval_file", "test_file", "full_dataset_file_path")
-_MODELS = ("model_name_or_path", "embedding_model", "eval_embedding_model")
+_FILES = ("train_file", "eval_file", "test_file", "full_dataset_file_path", "rewrite_prompt")
+_MODELS = ("model_name_or_path", "embedding_model", "eval_embedding_model", "reranker", "rewriter")
 _MODEL_FILES = {".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".jinja", ".py"}
 _WHOLE = 64 * 2**20  # bytes up to which a model's file is hashed in full
 _RESULTS = (
@@ -86,7 +86,7 @@ def identity(arguments: Arguments[TrainingArguments]) -> dict[str, Any]:
         names = [field.name for field in fields(group) if field.init and field.name not in _WITHOUT_INFLUENCE]
         values |= {f"--{name}": getattr(group, name) for name in names}
     for name in _FILES:
-        path = getattr(arguments.data, name)
+        path = values[f"--{name}"]
         values[f"--{name}"] = f"sha256 {sha256_of(path)}" if path else ""
     for flag in (f"--{name}" for name in _MODELS):
         values[flag] = _model_identity(values[flag])

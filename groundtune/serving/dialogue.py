@@ -13,7 +13,8 @@ from groundtune.prompts.policies import Passages, kept, retrieved_passages
 from groundtune.prompts.prompt import Prompt, chat_messages, make_prompt, to_continue
 from groundtune.prompts.rows import encode_questions
 from groundtune.retrieval.opening import index_folder, open_retriever
-from groundtune.retrieval.retrievers import Retriever, retrieve
+from groundtune.retrieval.retrievers import Retriever, Rewrite, retrieve
+from groundtune.retrieval.rewriting import open_rewriter
 from groundtune.schema import ASSISTANT, USER, Document, Example, Turn, Words
 from groundtune.system.text import one_line
 
@@ -58,6 +59,7 @@ class Dialogue:
     k: int
     query_history: str
     write: Write
+    rewrite: Rewrite | None = None
     turns: list[Turn] = field(default_factory=list)
     finished: bool = True
 
@@ -67,7 +69,7 @@ class Dialogue:
         Raises `DataError` if the question and the earlier turns leave no room for an answer.
         """
         example = Example(question, "", (), tuple(self.turns), source="your question")
-        hits = retrieve(self.retriever, [example], self.k, self.query_history)[0]
+        hits = retrieve(self.retriever, [example], self.k, self.query_history, self.rewrite)[0]
         scores = {hit.document.id: hit.score for hit in reversed(hits)}  # if a text was found twice, the better score
         read, words = self.write(example, retrieved_passages(example, hits))
         return [Source(document, scores[document.id]) for document in read], self._kept(question, words)
@@ -94,11 +96,16 @@ def open_dialogue(arguments: InferenceArguments) -> Dialogue:
 
     Raises `DataError`, `ModelError` or `EndpointError` for problems that the user can fix.
     """
-    retriever = open_retriever(
-        arguments.retrieval, read_documents(arguments.data.full_dataset_file_path), index_folder(arguments.data)
+    retrieval, folder = arguments.retrieval, index_folder(arguments.data)
+    rewriter = open_rewriter(arguments.searching, folder)
+    retriever = open_retriever(retrieval, read_documents(arguments.data.full_dataset_file_path), folder)
+    return Dialogue(
+        retriever,
+        retrieval.eval_num_to_retrieve,
+        retrieval.query_history,
+        _writer(arguments),
+        rewriter.queries if rewriter else None,
     )
-    retrieval = arguments.retrieval
-    return Dialogue(retriever, retrieval.eval_num_to_retrieve, retrieval.query_history, _writer(arguments))
 
 
 def _writer(arguments: InferenceArguments) -> Write:
