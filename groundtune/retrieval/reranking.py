@@ -223,15 +223,15 @@ class ServerReranker:
         """The scores of the n passages of a request. Raises `EndpointError` for anything else."""
         try:
             results, key = (reply, "score") if self.kind == "tei" else (reply["results"], "relevance_score")
-            found = {_whole(result["index"]): _finite(result[key]) for result in results}
-            if len(results) != n or sorted(found) != list(range(n)):
-                raise ValueError(f"scores of {len(found)} of {n} passages")
+            scores = [(_whole(result["index"]), _finite(result[key])) for result in results]
+            if sorted(i for i, _ in scores) != list(range(n)):
+                raise ValueError(f"scores of the passages {sorted(i for i, _ in scores)}, not of all {n}")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             why = one_line(f"{type(error).__name__}: {error}", 120)
             said = one_line(hide_secrets(to_json(reply, default=str)), 120)
             where = f"--reranker: {hide_secrets(self.endpoint.url)}"
             raise EndpointError(f"{where}: not the reply of a {self.kind} reranker ({why}): {said}") from error
-        return [found[i] for i in range(n)]
+        return [score for _, score in sorted(scores)]
 
 
 def _whole(value: Any) -> int:
