@@ -12,7 +12,14 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from groundtune.arguments import DataArguments, EvaluationArguments, PromptArguments, RetrievalArguments, reranked_by
+from groundtune.arguments import (
+    MAXSIM,
+    DataArguments,
+    EvaluationArguments,
+    PromptArguments,
+    RetrievalArguments,
+    reranked_by,
+)
 from groundtune.evaluation.verdicts import F1
 from groundtune.methods import METHODS
 from groundtune.reporting.markdown import md, md_fence, md_list, md_table
@@ -88,7 +95,7 @@ def ask_command(record: Mapping[str, Any]) -> str:
     """A `groundtune ask` command with the retriever and prompt of the run, independent of the model's location."""
     arguments = flat(record.get("arguments", {}))
     values: dict[str, Any] = {}
-    if arguments.get("retriever") != "bm25":
+    if arguments.get("retriever") != "bm25" or arguments.get("reranker") == MAXSIM:
         flag = "eval_embedding_model" if arguments.get("eval_embedding_model") else "embedding_model"
         values["embedding_model"] = _known_as(record, flag)[0]
     values |= {flag: name for flag in ("reranker", "rewriter") if (name := _named(record, flag))}

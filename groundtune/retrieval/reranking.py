@@ -22,7 +22,7 @@ from groundtune.model.endpoint import RERANKER_KEYS, Endpoint, EndpointError
 from groundtune.retrieval.embedder import Embedder
 from groundtune.retrieval.queries import Query, texts_within, too_long_note
 from groundtune.retrieval.reading_limit import ReadingLimit
-from groundtune.retrieval.retrievers import Retriever, scaled, several
+from groundtune.retrieval.retrievers import Retriever, _scaled, _several
 from groundtune.schema import Document, Hit
 from groundtune.system.model_folders import cannot_load, embedding_problems, hub_problems, loading
 from groundtune.system.out_of_memory import is_out_of_memory
@@ -69,7 +69,7 @@ class RerankedRetriever:
         return self.retriever.limit
 
     def search(self, queries: Sequence[str | Query], k: int) -> list[tuple[Hit, ...]]:
-        asked = several(queries)
+        asked = _several(queries)
         found = self.retriever.search(asked, max(k, self.depth))
         return [self._ordered(hits, scores)[:k] for hits, scores in zip(found, self._scores(asked, found))]
 
@@ -91,7 +91,7 @@ class RerankedRetriever:
         before, top = np.array([hit.score for hit in hits]), len(scores)
         least, most = before[:top].min(), before[:top].max()
         mixed = (1 - self.weight) * (before - least) / (most - least if most > least else 1)
-        mixed[:top] += self.weight * scaled(scores[None])[0]
+        mixed[:top] += self.weight * _scaled(scores[None])[0]
         order = [*np.argsort(-mixed[:top], kind="stable"), *range(top, len(hits))]
         return tuple(Hit(hits[i].document, float(mixed[i])) for i in order)
 

@@ -60,7 +60,7 @@ class DenseRetriever:
         return self.embedder.limit
 
     def search(self, queries: Sequence[str | Query], k: int) -> list[tuple[Hit, ...]]:
-        if not (asked := several(queries)):
+        if not (asked := _several(queries)):
             return []
         vectors = self.vectors(asked)
         if any(len(these) > 1 for these in vectors):
@@ -108,9 +108,9 @@ class BM25Retriever:
 
     def search(self, queries: Sequence[str | Query], k: int) -> list[tuple[Hit, ...]]:
         found = []
-        for query in several(queries):
+        for query in _several(queries):
             parts = self.scores(query)
-            scores = (parts if len(parts) == 1 else scaled(parts)).mean(axis=0)
+            scores = (parts if len(parts) == 1 else _scaled(parts)).mean(axis=0)
             best = _best(scores, k)
             best = best[scores[best] > 0]
             found.append(_hits(self.documents, best, scores[best]))
@@ -150,7 +150,7 @@ class MixRetriever:
         return self.dense.limit
 
     def search(self, queries: Sequence[str | Query], k: int) -> list[tuple[Hit, ...]]:
-        if not (asked := several(queries)):
+        if not (asked := _several(queries)):
             return []
         return [self._found(query, vectors, k) for query, vectors in zip(asked, self.dense.vectors(asked))]
 
@@ -158,7 +158,7 @@ class MixRetriever:
         words = self.bm25.scores(query)
         among = self._candidates(vectors, words)
         similarities = self.dense.index.scores(vectors, among)
-        mixed = (self.weight * scaled(similarities) + (1 - self.weight) * scaled(words[:, among])).mean(axis=0)
+        mixed = (self.weight * _scaled(similarities) + (1 - self.weight) * _scaled(words[:, among])).mean(axis=0)
         best = _best(mixed, k, similarities.mean(axis=0))
         return _hits(self.dense.index.documents, among[best], mixed[best])
 
@@ -183,7 +183,7 @@ class HybridRetriever:
         return next((limit for retriever in self.retrievers if (limit := retriever.limit)), None)
 
     def search(self, queries: Sequence[str | Query], k: int) -> list[tuple[Hit, ...]]:
-        asked = several(queries)
+        asked = _several(queries)
         parts = [part for query in asked for part in query.parts]
         rankings = list(zip(*(r.search(parts, max(k, _FUSION_DEPTH)) for r in self.retrievers)))
         found = []
@@ -204,7 +204,7 @@ class HybridRetriever:
         return tuple(Hit(documents[id], scores[id]) for id in best_first)
 
 
-def scaled(scores: np.ndarray) -> np.ndarray:
+def _scaled(scores: np.ndarray) -> np.ndarray:
     """Each row scaled to 0..1; a row of equal scores says nothing and becomes 0."""
     least, most = scores.min(axis=1, keepdims=True), scores.max(axis=1, keepdims=True)
     return (scores - least) / np.where(most > least, most - least, 1)
@@ -224,7 +224,7 @@ def _hits(documents: Sequence[Document], positions: Any, scores: Any) -> tuple[H
     return tuple(Hit(documents[p], float(s)) for p, s in zip(positions, scores))
 
 
-def several(queries: Sequence[str | Query]) -> list[Query]:
+def _several(queries: Sequence[str | Query]) -> list[Query]:
     """The queries. Refuses a text, which is a sequence too: each of its letters would be a query."""
     if isinstance(queries, str):
         raise TypeError("search: takes a list of questions, and not one text; write [question]")
