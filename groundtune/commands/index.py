@@ -186,6 +186,9 @@ def _compared(
     from groundtune.evaluation.retrievers_compared import best_of, difference, measured
 
     history, rewrite = retrieval.query_history, rewriter.queries if rewriter else None
+    if rewriter:
+        rewriter.queries([*examples, *reported])  # first, so that no search waits for it
+        rewriter.close()
 
     def measure(asked: list[Example]) -> list[Measured]:
         found = retrievers.items()

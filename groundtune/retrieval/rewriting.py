@@ -55,18 +55,19 @@ class Rewriter:
     path: Path
     asked: int = 0
     known: int = 0
-    failures: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)  # by the key of a question; it is not asked again
 
     def queries(self, examples: Sequence[Example]) -> list[Query]:
         """The query of each example. Raises `DataError`, `ModelError` or `EndpointError` if nothing can be written."""
         follow_ups = [example for example in examples if example.chat_history]
-        new = {self._key(example): example for example in follow_ups if self._key(example) not in self._kept}
-        self.known += len({self._key(example) for example in follow_ups}) - len(new)
-        failed = self._ask(list(new.items())) if new else set()
+        every = {self._key(example): example for example in follow_ups}
+        new = [(key, example) for key, example in every.items() if key not in self._kept.keys() | self.failures.keys()]
+        self.known += len(every) - len(new)
         self.asked += len(new)
-        fallen_back = sum(self._key(example) in failed for example in follow_ups)
         if new:
-            logger.info("%s wrote %d search queries; %d failed", self.name, len(new) - len(failed), fallen_back)
+            self._ask(new)
+            failed = sum(key in self.failures for key, _ in new)
+            logger.info("%s wrote %d of %d search queries", self.name, len(new) - failed, len(new))
         return [self._query(example) for example in examples]
 
     @property
@@ -76,7 +77,7 @@ class Rewriter:
             return []
         return [
             f"{len(self.failures)} of {self.asked} questions were not rewritten by {self.name}, and were searched as "
-            f"with --query_history fused; the first reply: {self.failures[0]}"
+            f"with --query_history fused; the first reply: {next(iter(self.failures.values()))}"
         ]
 
     def close(self) -> None:
@@ -90,9 +91,8 @@ class Rewriter:
             return Query(written)
         return query_of(example.question, example.chat_history, "fused")
 
-    def _ask(self, new: Sequence[tuple[str, Example]]) -> set[str]:
-        """Ask for the queries of these examples and keep them; returns the keys of those without one."""
-        failed = set()
+    def _ask(self, new: Sequence[tuple[str, Example]]) -> None:
+        """Ask for the queries of these examples, and keep them."""
         for start in range(0, len(new), _KEPT_EVERY):
             these = new[start : start + _KEPT_EVERY]
             replies = self._complete([self._messages(example) for _, example in these], _NEW_TOKENS)
@@ -100,13 +100,11 @@ class Rewriter:
             for (key, example), reply in zip(these, replies, strict=True):
                 text = " ".join(reply.text.split())
                 if failure := _failure(reply, text):
-                    self.failures.append(failure)
-                    failed.add(key)
+                    self.failures[key] = failure
                 else:
                     self._kept[key] = text
                     rows.append({"key": key, "question": example.question, "rewritten": text})
             self._keep(rows)
-        return failed
 
     @cached_property
     def _complete(self) -> Callable[..., list[Reply]]:
