@@ -172,7 +172,8 @@ def open_rewriter(retrieval: RetrievalArguments, index_folder: Path) -> Rewriter
     if not name:
         raise DataError([NO_WRITER])
     model, options = retrieval.rewriter_model, retrieval.rewriter_options
-    called = f"{model} {options}".strip() if is_server(name) else f"{name} {_files_of(Path(name))}".strip()
+    where = os.path.realpath(name) if os.path.isdir(name) else name
+    called = f"{model} {options}".strip() if is_server(name) else f"{where} {_files_of(Path(name))}".strip()
     return Rewriter(
         name=model or name,
         identity=called,
