@@ -61,13 +61,13 @@ def peak(options: Any) -> dict[str, float]:
     model = ModelArguments(model_name_or_path=str(decoder_folder(options)), use_peft=True)
     tokenizer = load_tokenizer(model)
     side = (Ours if options.side == "ours" else SIDES[options.side])(model, tokenizer, "auto")
-    loaded = _megabytes(peak=False)
+    loaded = megabytes(peak=False)
     for rows in made_groups(vocabulary(model.model_name_or_path), 3, 1, options.per_passage, *lengths(options)):
         side.step(rows)
-    return {"loaded_mb": loaded, "peak_mb": _megabytes(peak=True)}
+    return {"loaded_mb": loaded, "peak_mb": megabytes(peak=True)}
 
 
-def _megabytes(peak: bool) -> float:
+def megabytes(peak: bool) -> float:
     if torch.cuda.is_available():
         return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**20
     import resource

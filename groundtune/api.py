@@ -68,6 +68,10 @@ _RETRIEVER = (
         RetrievalArguments,
         [
             "embedding_model",
+            "embedding_server_model",
+            "filter",
+            "store",
+            "vector_dtype",
             "retriever",
             "mix_weight",
             "reranker",
@@ -336,9 +340,11 @@ def open_retriever(
     Args:
         full_dataset_file_path: The document database (.jsonl, .parquet, or a LocalRQA .pkl).
         config: A YAML or JSON file of arguments; keywords override it.
-        arguments: `embedding_model`, `retriever` ("mix", "dense", "bm25" or "hybrid"), `full_dataset_index_path`,
-            `embedding_batch_size`, `embedding_dtype`, `query_prompt`, `document_prompt`; see `groundtune index`.
-            `quiet=True` shows no progress.
+        arguments: `embedding_model`, `embedding_server_model`, `retriever` ("mix", "dense", "bm25" or "hybrid"),
+            `full_dataset_index_path`,
+            `embedding_batch_size`, `embedding_dtype`, `store`, `vector_dtype`, `query_prompt`, `document_prompt`, and
+            `filter`, a condition on metadata such as 'lang == "en"'; see `groundtune index`. `quiet=True` shows no
+            progress.
 
     Returns:
         An object with `search(questions, k)`: for each question a tuple of the min(k, documents) best `Hit`s, best

@@ -14,12 +14,13 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
+from groundtune.filters import filter_problems
 from groundtune.schema import nfc
 from groundtune.system.inputs import special
 from groundtune.system.model_folders import embedding_problems, may_not_read, model_problems
 from groundtune.system.packages import pip_install
-from groundtune.system.servers import address_problems, server_kind
-from groundtune.system.text import hide_secrets
+from groundtune.system.servers import MILVUS, address_problems, milvus_problems, server_kind
+from groundtune.system.text import hide_secrets, one_line
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -104,9 +105,12 @@ class RetrievalArguments:
     _argument_group_name = "retrieval"
 
     embedding_model: str = argument(
-        "", "Embedding model (hub name or folder) for retrieval in training (SwR) and evaluation."
+        "",
+        "Embedding model for retrieval in training (SwR) and evaluation: a hub name, a folder, or openai:URL of a "
+        "server with /embeddings, whose key is read from GROUNDTUNE_EMBEDDING_KEY.",
     )
     eval_embedding_model: str = argument("", "Embedding model for evaluation only. Empty: --embedding_model.")
+    embedding_server_model: str = argument("", "Name of the embedding model on the server.")
     embedding_max_num_to_retrieve: int = argument(
         3, "k of SwR: a training row has at most k + 1 passages, gold passages first, then retrieved ones."
     )
@@ -162,6 +166,22 @@ class RetrievalArguments:
     )
     document_prompt: str | None = argument(
         None, "Prefix for documents when they are embedded. Default: the prefix defined by the embedding model."
+    )
+    filter: str = argument(
+        "",
+        'Search only passages whose metadata meet this condition, such as \'lang == "en" and date >= "2025"\': '
+        "comparisons (== != < <= > >= in), and, or, not, parentheses. Empty: all passages.",
+    )
+    store: str = argument(
+        "local",
+        "Where the documents' vectors are: local, in files of the index folder; milvus:FILE.db, in a file of Milvus "
+        "Lite; milvus:URL#NAME, in a collection of a Milvus server, whose token is read from GROUNDTUNE_MILVUS_TOKEN.",
+    )
+    vector_dtype: str = argument(
+        "float32",
+        "Data type of the vectors on disk. float16 halves their size and changes them slightly, so it gets its own "
+        "index.",
+        ["float32", "float16"],
     )
 
 
@@ -356,11 +376,12 @@ def check_retrieval(
     elif dense and for_training and not retrieval.embedding_model:
         problems.append(f"--embedding_model: missing; {for_training} needs it to retrieve training passages")
     for flag in ("embedding_model", "eval_embedding_model"):
-        problems += check_model_name(flag, getattr(retrieval, flag))
+        problems += _check_embedding_name(flag, getattr(retrieval, flag), retrieval.embedding_server_model)
+    problems += [*filter_problems(retrieval.filter), *_check_store(retrieval.store)]
     problems += [*_check_reranker(retrieval), *_check_rewriter(retrieval)]
     if reads_vectors(retrieval):
         named = dict.fromkeys((retrieval.embedding_model, retrieval.eval_embedding_model))
-        problems += [problem for name in named for problem in embedding_problems(name)]
+        problems += [problem for name in named if not server_kind(name) for problem in embedding_problems(name)]
     return problems
 
 
@@ -406,6 +427,21 @@ def _check_rewriter(retrieval: RetrievalArguments) -> list[str]:
             problems.append("--rewriter_model: missing; give the server's name for the model")
         return problems
     return [*problems, *check_model_name("rewriter", name), *model_problems(name)] if name else problems
+
+
+def _check_embedding_name(flag: str, name: str, served: str) -> list[str]:
+    if not server_kind(name) and "://" not in name:
+        return check_model_name(flag, name)
+    missing = "--embedding_server_model: missing; give the server's name for the embedding model"
+    return address_problems(flag, name, ("openai",)) or ([] if served else [missing])
+
+
+def _check_store(store: str) -> list[str]:
+    if store == "local":
+        return []
+    if not store.startswith(MILVUS):
+        return [f"--store: {one_line(hide_secrets(store), 200)!r} is unknown; use local or milvus:FILE_OR_URL"]
+    return milvus_problems(store)
 
 
 def _check_model(model: ModelArguments, complete: bool) -> list[str]:

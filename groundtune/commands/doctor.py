@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from groundtune.commands.parsing import at_their_lines, parse_arguments
 from groundtune.commands.terminal import say, say_json, say_text
 from groundtune.errors import DataError
 from groundtune.methods import METHODS, method_named_first
+from groundtune.system.text import one_line
+
+if TYPE_CHECKING:
+    from groundtune.training.arguments import RunArguments
+    from groundtune.training.cost import RunCost
+    from groundtune.training.doctor import Diagnosis
+
+logger = logging.getLogger(__name__)
 
 USAGE = """usage: groundtune doctor [METHOD] [--quiet] [--json] FLAGS
        groundtune doctor --changed OLD NEW --train_file FILE [--eval_file FILE] [--test_file FILE] [--json]
@@ -15,13 +25,14 @@ USAGE = """usage: groundtune doctor [METHOD] [--quiet] [--json] FLAGS
 List everything that is wrong or suspicious in the data, before any slow step. METHOD is {methods}; FLAGS are the flags
 of that method: put `doctor` before the method in the command you are about to run. The text of all files given is
 checked. With --model_name_or_path the tokens are checked too, and with --embedding_model whether documents are longer
-than it reads. Tokenizers are loaded, weights are not.
+than it reads. Tokenizers are loaded, weights are not. Time and memory of training are estimated.
 
 Every error and warning is one line. Many warnings of one kind in one file are summarised on one line: how many, what
 share of the file, the longest or first three, and what to do.
 
 --quiet  print only the findings, without the token table and the row
---json   print one JSON object instead of text: errors, warnings, findings (every single one), token_table, row
+--json   print one JSON object instead of text: errors, warnings, findings (every single one), token_table, row,
+         cost (operations, seconds, bytes)
 
 --changed OLD NEW  compare two versions of the document database instead: name every example whose gold passage is
                    gone, moved under another title or source, reworded, or cut elsewhere
@@ -54,11 +65,26 @@ def main(argv: Sequence[str]) -> int:
     from groundtune.training.doctor import diagnose, shown
 
     diagnosis = diagnose(arguments)
+    cost = None if diagnosis.errors or arguments.output.quiet else _cost(arguments, diagnosis)
     if arguments.output.json:
-        say_json(diagnosis.to_dict())
+        say_json({**diagnosis.to_dict(), "cost": cost and cost.to_dict()})
     else:
-        say_text(shown(diagnosis, brief=arguments.output.quiet))
+        say_text(shown(diagnosis, "\n".join(cost.lines()) if cost else "", brief=arguments.output.quiet))
     return 2 if diagnosis.errors else 0
+
+
+def _cost(arguments: RunArguments, diagnosis: Diagnosis) -> RunCost | None:
+    """The cost of training; None without a model or rows, or if the model cannot be run without its weights."""
+    rows = diagnosis.table.get("train")
+    if rows is None:
+        return None
+    from groundtune.training.cost import run_cost
+
+    try:
+        return run_cost(arguments, rows.rows, rows.all_tokens, rows.all_answer_tokens, rows.row_tokens["longest"])
+    except Exception as error:  # models may do anything with tensors that have no data
+        logger.info("no estimate of time and memory: %s: %s", type(error).__name__, one_line(error))
+        return None
 
 
 def _changed(argv: list[str]) -> int:

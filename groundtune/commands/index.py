@@ -52,9 +52,10 @@ EXAMPLES = """examples:
 REFERENCE = "mix, weight 0.6"  # the default, with which every other retriever is compared
 _DATA = ["full_dataset_file_path", "full_dataset_index_path", "eval_file", "test_file"]
 _RETRIEVAL = [
-    "embedding_model", "embedding_batch_size", "embedding_dtype", "query_prompt", "document_prompt", "query_history",
-    "rewriter", "rewriter_model", "rewriter_options", "rewrite_prompt", "eval_num_to_retrieve", "reranker",
-    "reranker_model", "rerank_depth", "rerank_weight",
+    "embedding_model", "embedding_server_model", "embedding_batch_size", "embedding_dtype", "query_prompt",
+    "document_prompt", "query_history", "rewriter", "rewriter_model", "rewriter_options", "rewrite_prompt",
+    "eval_num_to_retrieve", "reranker", "reranker_model", "rerank_depth", "rerank_weight", "filter", "store",
+    "vector_dtype",
 ]  # fmt: skip
 _HELPS = {
     "embedding_model": "Embedding model (hub name or folder).",
@@ -102,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     found: dict[str, Any] = {
         "folder": str(folder),
         "documents": len(index.documents),
-        "dimensions": int(index.vectors.shape[1]),
+        "dimensions": index.dimensions,
         "embedding_model": retrieval.embedding_model,
         "seconds": round(time.perf_counter() - begin, 1),
     }
@@ -249,6 +250,7 @@ def _measured(
     from groundtune.evaluation.metrics import retrieval_scores
     from groundtune.evaluation.statistics import aggregate, clusters_of
     from groundtune.retrieval.retrievers import retrieve
+    from groundtune.retrieval.stores.store import findable
 
     k = _k(retrieval, retriever.index.documents)
     rewrite = rewriter.queries if rewriter else None
@@ -257,7 +259,7 @@ def _measured(
         retrieval_scores([hit.document.id for hit in found], {d.id for d in example.gold_documents}, ks=(1, k))
         for example, found in zip(examples, hits, strict=True)
     ]
-    known = {document.id for document in retriever.index.documents}
+    known = findable(retriever.index)
     absent = sum(not known & {d.id for d in example.gold_documents} for example in examples)
     clusters = clusters_of(examples)
     means = {name: interval.to_dict() for name, interval in aggregate(scores, clusters).items()}

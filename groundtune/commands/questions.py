@@ -46,7 +46,8 @@ _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
     ("batch_size", "batch size of a locally loaded model", 8, int),
 )
 _RETRIEVAL = [
-    "embedding_model", "retriever", "query_prompt", "document_prompt", "embedding_batch_size", "embedding_dtype",
+    "embedding_model", "embedding_server_model",
+    "retriever", "query_prompt", "document_prompt", "embedding_batch_size", "embedding_dtype",
 ]  # fmt: skip
 _HELPS = {
     "embedding_model": "Embedding model (hub name or folder) for finding the passages of a question. Default: BM25.",
@@ -234,7 +235,7 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
     return problems
 
 
-def _retriever(arguments: argparse.Namespace, documents: list[Document]) -> Retriever:
+def _retriever(arguments: argparse.Namespace, documents: Sequence[Document]) -> Retriever:
     from groundtune.retrieval.opening import index_folder, open_retriever
 
     data = DataArguments(

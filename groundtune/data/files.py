@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +38,7 @@ Reader = Callable[[FilePath, list[str]], Rows]  # yields readable rows and appen
 
 _DOCUMENT_COLUMNS = ("page_content", "fmt_content", "metadata")
 _BEGINNING = 2**20  # bytes in which to find the first object of a file
+_IN_MEMORY = 128 * 2**20  # bytes of a JSONL file up to which all of its documents are held in memory
 _BATCH = 4096  # Parquet rows in memory at a time
 # First bytes of files that are not UTF-8 text: reported as one problem, not one for every line.
 _OTHER_KINDS = {
@@ -95,8 +96,10 @@ def read_examples(path: FilePath) -> list[Example]:
     return usable
 
 
-def read_documents(path: FilePath) -> list[Document]:
+def read_documents(path: FilePath) -> Sequence[Document]:
     """Read a document database: `.jsonl`, `.parquet` or `.pkl`. Of documents with equal texts, the first is kept.
+
+    A list; the documents of a large JSONL file stay in it, and each is read when it is asked for.
 
     A Parquet file has a column `page_content` and may have `fmt_content` and `metadata` (struct, map or JSON text);
     other columns go into the metadata, except bytes and vectors. `documents.parquet:17` is its 17th document.
@@ -105,6 +108,8 @@ def read_documents(path: FilePath) -> list[Document]:
         DataError: the file type is unsupported, the file cannot be read or contains no document, or any document is
             wrong.
     """
+    if Path(path).suffix.lower() == ".jsonl" and os.path.isfile(path) and os.path.getsize(path) > _IN_MEMORY:
+        return _mapped(path)
     documents = _entries(scan_documents(path))
     distinct: dict[str, Document] = {}
     for document in documents:
@@ -113,6 +118,29 @@ def read_documents(path: FilePath) -> list[Document]:
         dropped = len(documents) - len(distinct)
         logger.info("%s: dropped %d of %d documents as duplicates", path, dropped, len(documents))
     return list(distinct.values())
+
+
+def _mapped(path: FilePath) -> Sequence[Document]:
+    """The documents of a large JSONL file, after the checks that every file gets."""
+    from groundtune.data.mapped import MappedDocuments, id_number, kept_places, known_places  # numpy, not always needed
+
+    checksum = sha256_of(path)
+    if (known := known_places(checksum)) is not None:
+        return MappedDocuments(path, *known)
+    problems: list[str] = []
+    seen: dict[int, int] = {}
+    rows = 0
+    for place, number, row in _placed_rows(path, problems):
+        rows += 1
+        before = len(problems)
+        document = document_of(Record(f"{path}:{number}", row, problems, []))
+        if len(problems) == before:
+            seen.setdefault(id_number(document.id), place)
+    if problems:
+        raise DataError(problems)
+    if len(seen) < rows:
+        logger.info("%s: dropped %d of %d documents as duplicates", path, rows - len(seen), rows)
+    return MappedDocuments(path, *kept_places(checksum, seen))
 
 
 def stream_documents(path: FilePath) -> Iterator[Document]:
@@ -221,8 +249,15 @@ def _entries(found: Contents[T]) -> list[T]:
 
 def json_rows(path: FilePath, problems: list[str]) -> Rows:
     """Line number and object of every line that is not blank; lines without an object become problems."""
+    return ((number, row) for _, number, row in _placed_rows(path, problems))
+
+
+def _placed_rows(path: FilePath, problems: list[str]) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """The rows of `json_rows`, each with the place of its first byte before its line number."""
     with _open(path) as file:
+        after = 0
         for number, line in enumerate(file, 1):
+            place, after = after, after + len(line)
             if number == 1:
                 if kind := next((kind for magic, kind in _OTHER_KINDS.items() if line.startswith(magic)), None):
                     raise DataError([f"{path}:1: line: the file is {kind}; it must be JSON lines in UTF-8"])
@@ -230,7 +265,7 @@ def json_rows(path: FilePath, problems: list[str]) -> Rows:
             if not line.strip():
                 continue
             try:
-                yield number, json_object(line)
+                yield place, number, json_object(line)
             except ValueError as error:
                 problems.append(f"{path}:{number}: line: {error}")
 

@@ -34,6 +34,7 @@ from groundtune.system.text import hide_secrets, one_line
 
 KEYS = ("GROUNDTUNE_API_KEY", "OPENAI_API_KEY")  # the first that is set is used; local servers usually need none
 RERANKER_KEYS = ("GROUNDTUNE_RERANKER_KEY",)  # a server that is no writer is not told the writer's key
+EMBEDDING_KEYS = ("GROUNDTUNE_EMBEDDING_KEY",)
 
 Messages = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "..."}, ...]
 
@@ -504,6 +505,6 @@ def _with_its_cause(error: Exception) -> str:
 
 def _shown(text: str, at_most: int) -> str:
     text = one_line(text)
-    for key in filter(None, map(os.environ.get, KEYS + RERANKER_KEYS)):
+    for key in filter(None, map(os.environ.get, KEYS + RERANKER_KEYS + EMBEDDING_KEYS)):
         text = text.replace(key, "***")
     return one_line(hide_secrets(text), at_most)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -34,6 +34,30 @@ logger = logging.getLogger(__name__)
 
 
 SoFar = Callable[[Sequence[int], np.ndarray], None]
+
+
+class AnyEmbedder(Protocol):
+    """What turns texts into vectors: a model that is loaded here (`Embedder`), or one on a server."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dimensions(self) -> int: ...
+
+    @property
+    def similarity(self) -> str: ...
+
+    @property
+    def limit(self) -> ReadingLimit | None: ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything besides the text that determines a document's vector; mix vectors only if this is equal."""
+
+    def embed_questions(self, texts: Sequence[str]) -> np.ndarray: ...
+
+    def embed_documents(self, texts: Sequence[str], so_far: SoFar = ...) -> np.ndarray: ...
 
 
 @dataclass
@@ -74,6 +98,10 @@ class Embedder:
         """`cosine`, `dot`, `euclidean` or `manhattan`, from the model's configuration; cosine if it is not set (the
         library's default)."""
         return self.model.similarity_fn_name or "cosine"
+
+    @property
+    def dimensions(self) -> int:
+        return int(self.model.get_embedding_dimension() or 0)
 
     @cached_property
     def limit(self) -> ReadingLimit | None:

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from groundtune.arguments import MAXSIM, DataArguments, RetrievalArguments
-from groundtune.errors import ModelError
-from groundtune.retrieval.embedder import Embedder
+from groundtune.errors import DataError, ModelError
+from groundtune.filters import kept, parsed
+from groundtune.retrieval.embedder import AnyEmbedder, Embedder
+from groundtune.retrieval.embedding_server import ServerEmbedder
 from groundtune.retrieval.reranking import open_reranker, reranked
 from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, HybridRetriever, MixRetriever, Retriever
 from groundtune.retrieval.stores.local import load_or_build_index
+from groundtune.retrieval.stores.milvus import open_milvus
+from groundtune.retrieval.stores.store import Store
 from groundtune.schema import Document
 from groundtune.system.model_folders import cannot_load
 from groundtune.system.out_of_memory import is_out_of_memory
 from groundtune.system.outputs import inside
+from groundtune.system.servers import server_kind
+from groundtune.system.text import hide_secrets
+
+logger = logging.getLogger(__name__)
+
+_ALIKE = 0.98  # cosine of two vectors of one text, in whatever batch and on whatever machine
 
 
-def open_retriever(retrieval: RetrievalArguments, documents: list[Document], index_folder: Path) -> Retriever:
+def open_retriever(retrieval: RetrievalArguments, documents: Sequence[Document], index_folder: Path) -> Retriever:
     """The retriever that `--retriever` selects, with the embedding model for evaluation (`evaluation_model`).
 
     Raises `ModelError` if the embedding model cannot be loaded.
@@ -25,26 +40,37 @@ def open_retriever(retrieval: RetrievalArguments, documents: list[Document], ind
 
 
 def open_retriever_with(
-    embedding_model: str, retrieval: RetrievalArguments, documents: list[Document], index_folder: Path
+    embedding_model: str, retrieval: RetrievalArguments, documents: Sequence[Document], index_folder: Path
 ) -> Retriever:
     """The retriever that `--retriever` selects, with this embedding model.
 
     Raises `ModelError` if the embedding model cannot be loaded.
     """
+    allowed = _allowed(retrieval.filter, documents)
+    bm25 = BM25Retriever(documents, index_folder, allowed)
     if retrieval.retriever == "bm25" and retrieval.reranker != MAXSIM:
-        reranker = open_reranker(retrieval)
-        return reranked(BM25Retriever(documents), retrieval, reranker)
+        return reranked(bm25, retrieval, open_reranker(retrieval))
     embedder = open_embedder(embedding_model, retrieval)
     reranker = open_reranker(retrieval, embedder)  # before the documents are embedded, which may take hours
     if retrieval.retriever == "bm25":
-        return reranked(BM25Retriever(documents), retrieval, reranker)
-    dense = DenseRetriever(embedder, load_or_build_index(index_folder, documents, embedder))
-    first = dense if retrieval.retriever == "dense" else with_words(dense, BM25Retriever(documents), retrieval)
+        return reranked(bm25, retrieval, reranker)
+    dense = DenseRetriever(embedder, _open_store(retrieval, documents, embedder, index_folder, allowed))
+    if isinstance(embedder, ServerEmbedder):
+        _still_the_same(embedder, dense.index)
+    first = dense if retrieval.retriever == "dense" else with_words(dense, bm25, retrieval)
     return reranked(first, retrieval, reranker)
 
 
-def open_embedder(embedding_model: str, retrieval: RetrievalArguments) -> Embedder:
+def open_embedder(embedding_model: str, retrieval: RetrievalArguments) -> AnyEmbedder:
     """The embedding model with its prompts. Raises `ModelError` if it cannot be loaded."""
+    if server_kind(embedding_model):
+        return ServerEmbedder(
+            embedding_model,
+            retrieval.embedding_server_model,
+            retrieval.query_prompt,
+            retrieval.document_prompt,
+            retrieval.embedding_batch_size,
+        )
     try:
         return Embedder(
             embedding_model,
@@ -64,6 +90,40 @@ def with_words(dense: DenseRetriever, bm25: BM25Retriever, retrieval: RetrievalA
     if retrieval.retriever == "hybrid":
         return HybridRetriever([dense, bm25])
     return MixRetriever(dense, bm25, retrieval.mix_weight)
+
+
+def _open_store(
+    retrieval: RetrievalArguments,
+    documents: Sequence[Document],
+    embedder: AnyEmbedder,
+    index_folder: Path,
+    allowed: np.ndarray | None,
+) -> Store:
+    if retrieval.store == "local":
+        index = load_or_build_index(index_folder, documents, embedder, retrieval.vector_dtype)
+        return replace(index, allowed=allowed)
+    condition = parsed(retrieval.filter) if retrieval.filter else None
+    return open_milvus(retrieval.store, documents, embedder, allowed, condition)
+
+
+def _still_the_same(embedder: ServerEmbedder, store: Store) -> None:
+    """Raise `DataError` if the server gives a document another vector than the stored one: under the same name, another
+    model may be served now."""
+    again = embedder.embed_documents([store.documents[0].text])
+    alike = float(store.scores(again, np.array([0]))[0, 0]) if again.shape[1] == store.dimensions else 0.0
+    if alike < _ALIKE:
+        why = f"now gives a document another vector than the stored one (cosine {alike:.2f}); has its model changed?"
+        way_out = "To embed everything again, name another --full_dataset_index_path or collection"
+        raise DataError([f"--embedding_model: {hide_secrets(embedder.name)} {why} {way_out}"])
+
+
+def _allowed(text: str, documents: Sequence[Document]) -> np.ndarray | None:
+    """Positions of the documents that `--filter` leaves; None: all. Raises `DataError` if it leaves none."""
+    positions = kept(text, documents)
+    if positions is None:
+        return None
+    logger.info("--filter leaves %d of %d passages", len(positions), len(documents))
+    return np.array(positions, dtype=np.int64)
 
 
 def evaluation_model(retrieval: RetrievalArguments) -> str:

@@ -15,6 +15,7 @@ from groundtune.retrieval.embedding_prompts import prompts_for
 from groundtune.system.hub_access import cache_if_no_hub
 from groundtune.system.model_folders import loading, refuse_embedding_model
 from groundtune.system.panics import TRIAL, panics_raised
+from groundtune.system.servers import server_kind
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,15 @@ class ReadingLimit:
 def reading_limit(
     name: str, document_prompt: str | None = None, query_prompt: str | None = None
 ) -> ReadingLimit | None:
-    """The limit of the embedding model `name` (hub name or folder); None if it reads texts of any length.
+    """The limit of the embedding model `name` (hub name or folder); None if it reads texts of any length, or if it is
+    on a server, whose limit is not known here.
 
     Follows sentence-transformers: `max_seq_length` of sentence_bert_config.json, else the smaller of the tokenizer's
     and the transformer's limits. Raises the exception of transformers if there is no such tokenizer, and ValueError
     for a model that `Embedder` would refuse.
     """
+    if server_kind(name):
+        return None
     refuse_embedding_model(name)
     with loading(name), panics_raised():
         return _reading_limit(name, document_prompt, query_prompt)

@@ -12,17 +12,17 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
 from groundtune.arguments import MAXSIM, NO_RERANKER, RetrievalArguments
 from groundtune.errors import DataError, ModelError
 from groundtune.model.endpoint import RERANKER_KEYS, Endpoint, EndpointError
-from groundtune.retrieval.embedder import Embedder
+from groundtune.retrieval.embedder import AnyEmbedder, Embedder
 from groundtune.retrieval.queries import Query, texts_within, too_long_note
 from groundtune.retrieval.reading_limit import ReadingLimit
-from groundtune.retrieval.retrievers import Retriever, _scaled, _several
+from groundtune.retrieval.retrievers import Retriever, scaled, several
 from groundtune.schema import Document, Hit
 from groundtune.system.model_folders import cannot_load, embedding_problems, hub_problems, loading
 from groundtune.system.out_of_memory import is_out_of_memory
@@ -69,7 +69,7 @@ class RerankedRetriever:
         return self.retriever.limit
 
     def search(self, queries: Sequence[str | Query], k: int) -> list[tuple[Hit, ...]]:
-        asked = _several(queries)
+        asked = several(queries)
         found = self.retriever.search(asked, max(k, self.depth))
         return [self._ordered(hits, scores)[:k] for hits, scores in zip(found, self._scores(asked, found))]
 
@@ -91,7 +91,7 @@ class RerankedRetriever:
         before, top = np.array([hit.score for hit in hits]), len(scores)
         least, most = before[:top].min(), before[:top].max()
         mixed = (1 - self.weight) * (before - least) / (most - least if most > least else 1)
-        mixed[:top] += self.weight * _scaled(scores[None])[0]
+        mixed[:top] += self.weight * scaled(scores[None])[0]
         order = [*np.argsort(-mixed[:top], kind="stable"), *range(top, len(hits))]
         return tuple(Hit(hits[i].document, float(mixed[i])) for i in order)
 
@@ -246,7 +246,7 @@ def _finite(value: Any) -> float:
     return float(value)
 
 
-def open_reranker(retrieval: RetrievalArguments, embedder: Embedder | None = None) -> Reranker | None:
+def open_reranker(retrieval: RetrievalArguments, embedder: AnyEmbedder | None = None) -> Reranker | None:
     """The reranker that `--reranker` names, tried once; None if there is to be none. `embedder` is that of `maxsim`.
 
     Raises `ModelError` if it cannot be loaded, and `EndpointError` if the server cannot be used.
@@ -255,8 +255,8 @@ def open_reranker(retrieval: RetrievalArguments, embedder: Embedder | None = Non
     if name in ("", NO_RERANKER):
         return None
     if name == MAXSIM:
-        if embedder is None or not has_token_vectors(embedder):
-            model = embedder.name if embedder else retrieval.embedding_model
+        if not has_token_vectors(embedder):
+            model = hide_secrets(embedder.name if embedder else retrieval.embedding_model)
             raise ModelError(
                 f"--reranker {MAXSIM}: {model} gives no vectors of tokens; name an embedding model with a transformer, "
                 "or a reranker model"
@@ -275,9 +275,9 @@ def open_reranker(retrieval: RetrievalArguments, embedder: Embedder | None = Non
         raise ModelError(f"--reranker: {cannot_load(name, error)}") from error
 
 
-def has_token_vectors(embedder: Embedder) -> bool:
+def has_token_vectors(embedder: AnyEmbedder | None) -> TypeGuard[Embedder]:
     """Whether the model has a vector for each token: one with static vectors, or one on a server, has not."""
-    return embedder.limit is not None and getattr(embedder, "model", None) is not None
+    return isinstance(embedder, Embedder) and embedder.limit is not None
 
 
 def reranked(retriever: Retriever, retrieval: RetrievalArguments, reranker: Reranker | None) -> Retriever:

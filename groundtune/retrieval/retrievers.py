@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from groundtune.data.words import search_words
-from groundtune.retrieval.embedder import Embedder
+from groundtune.errors import DataError
+from groundtune.retrieval.embedder import AnyEmbedder
 from groundtune.retrieval.queries import Query, queries_of, texts_within, too_long_note
 from groundtune.retrieval.reading_limit import ReadingLimit
-from groundtune.retrieval.stores.local import Index
+from groundtune.retrieval.stores.postings import Postings, postings_in, postings_of
+from groundtune.retrieval.stores.store import LARGE, Store
 from groundtune.schema import Document, Example, Hit, nfc
+from groundtune.system.text import hide_secrets
 
 logger = logging.getLogger(__name__)
 
 # Number of results per retriever that the hybrid fuses, and the constant of the fusion.
 _FUSION_DEPTH = 100
 _FUSION_K = 60
-# Above this number of documents, the mix scores only the best documents of each retriever, and how many of them.
-_MIXED_WHOLE = 100_000
+# Of many documents, the mix scores only so many of the best of each retriever.
 _MIXED_DEPTH = 1000
+# Queries that are mixed at once, and similarities that are held in memory for them.
+_SEARCHED_AT_ONCE = 1024
+_SCORES_AT_ONCE = 2**24
 
 
 Rewrite = Callable[[Sequence[Example]], list[Query]]
@@ -52,15 +59,15 @@ class Retriever(Protocol):
 class DenseRetriever:
     """Nearest vectors of an embedding model; all queries are embedded in batches and searched in one call."""
 
-    embedder: Embedder
-    index: Index
+    embedder: AnyEmbedder
+    index: Store
 
     @property
     def limit(self) -> ReadingLimit | None:
         return self.embedder.limit
 
     def search(self, queries: Sequence[str | Query], k: int) -> list[tuple[Hit, ...]]:
-        if not (asked := _several(queries)):
+        if not (asked := several(queries)):
             return []
         vectors = self.vectors(asked)
         if any(len(these) > 1 for these in vectors):
@@ -74,63 +81,89 @@ class DenseRetriever:
             logger.warning(line)
         parts = [part for query in queries for part in query.parts]
         vectors = self.embedder.embed_questions(texts_within(parts, self.limit))
+        if vectors.shape[1] != self.index.dimensions:  # a server may serve another model under the same name
+            told = f"{self.embedder.name} gives vectors of {vectors.shape[1]} dimensions, and the index has"
+            way_out = "name the model that made the index, or another --full_dataset_index_path"
+            raise DataError([f"--embedding_model: {hide_secrets(told)} {self.index.dimensions}; {way_out}"])
         ends = np.cumsum([len(query.parts) for query in queries])
         return np.split(vectors, ends[:-1])
 
     def _fused(self, vectors: np.ndarray, k: int) -> tuple[Hit, ...]:
-        scores = self.index.scores(vectors).mean(axis=0)
+        among = self.index.allowed
+        if not self.index.whole:
+            among = _found(self.index.search(vectors, max(k, _MIXED_DEPTH))[1])
+        scores = self.index.scores(vectors, among).mean(axis=0)
         best = _best(scores, k)
-        return _hits(self.index.documents, best, scores[best])
+        return _hits(self.index.documents, best if among is None else among[best], scores[best])
 
 
 @dataclass(frozen=True)
 class BM25Retriever:
-    """Term matching: BM25 (Robertson et al. 1994) as `bm25s` computes it, k1 = 1.5, b = 0.75, on `search_words`.
+    """Term matching by BM25 (`stores/postings.py`), among the documents at the positions `allowed`, or among all.
 
     The words of a query's history together count at most as much as those of its question: otherwise a long turn
     decides alone what is found (measured in docs/performance.md). A document that shares no word with the query is
-    never found.
+    never found. The words of many documents are kept in `folder`, if there is one.
     """
 
     documents: Sequence[Document]
+    folder: Path | None = None
+    allowed: np.ndarray | None = None
     limit = None
 
     @cached_property
-    def _bm25(self) -> Any:
-        import bm25s
-
-        logging.getLogger("bm25s").setLevel(logging.WARNING)  # importing bm25s sets DEBUG
-        bm25 = bm25s.BM25(k1=1.5, b=0.75)
-        ids: dict[str, int] = {}  # as ids, the terms of all passages need little memory
-        terms = [[ids.setdefault(term, len(ids)) for term in search_words(d.text)] for d in self.documents]
-        bm25.index((terms, ids), show_progress=False)
-        return bm25
+    def postings(self) -> Postings:
+        if self.folder is not None and len(self.documents) > LARGE:
+            return postings_in(self.folder, self.documents)
+        return postings_of(self.documents)
 
     def search(self, queries: Sequence[str | Query], k: int) -> list[tuple[Hit, ...]]:
-        found = []
-        for query in _several(queries):
-            parts = self.scores(query)
-            scores = (parts if len(parts) == 1 else _scaled(parts)).mean(axis=0)
+        return [self._found(query, k) for query in several(queries)]
+
+    def _found(self, query: Query, k: int) -> tuple[Hit, ...]:
+        among, large, several = self.allowed, len(self.documents) > LARGE, len(query.parts) > 1
+        if large:
+            among = self.candidates(query, max(k, _MIXED_DEPTH) if several else k)
+        scores = self.scores(query, among)
+        if several and large:  # among all documents, the least score is 0
+            scores = scaled(np.pad(scores, ((0, 0), (0, 1))))[:, :-1]
+        elif several:
+            scores = scaled(scores)
+        total = scores.mean(axis=0)
+        best = _best(total, k)
+        best = best[total[best] > 0]
+        return _hits(self.documents, best if among is None else among[best], total[best])
+
+    def scores(self, query: Query, among: np.ndarray | None = None) -> np.ndarray:
+        """The scores of the documents, or of those at the positions `among`, for each part of a query: float32 [parts,
+        documents]."""
+        weights = [_weights(part) for part in query.parts]
+        if among is not None and len(among) < len(self.documents) / 20:
+            return np.stack([self.postings.at(its, among) for its in weights])
+        scores = np.stack([self.postings.scores(its) for its in weights])
+        return scores if among is None else scores[:, among]
+
+    def candidates(self, query: Query, k: int) -> np.ndarray:
+        """Positions of the k best documents of each part of a query, in order; fewer if fewer share a word with it."""
+        of_parts = []
+        for weights in map(_weights, query.parts):
+            if self.allowed is None:
+                positions, scores = self.postings.best(weights, k)
+            else:
+                positions, scores = self.allowed, self.postings.scores(weights)[self.allowed]
             best = _best(scores, k)
-            best = best[scores[best] > 0]
-            found.append(_hits(self.documents, best, scores[best]))
-        return found
+            of_parts.append(positions[best[scores[best] > 0]])
+        return np.unique(np.concatenate(of_parts))
 
-    def scores(self, query: Query) -> np.ndarray:
-        """The scores of the documents for each part of a query, float32 [parts, documents]."""
-        return np.stack([self._of_part(part) for part in query.parts])
 
-    def _of_part(self, query: Query) -> np.ndarray:
-        question, history = search_words(query.question), search_words(query.history)
-        scores = self._sums(question)
-        if question and history:
-            return scores + min(1.0, len(question) / len(history)) * self._sums(history)
-        return scores if question else self._sums(history)
-
-    def _sums(self, words: list[str]) -> np.ndarray:
-        if not words:
-            return np.zeros(len(self.documents), dtype=np.float32)
-        return self._bm25.get_scores(words)
+def _weights(query: Query) -> dict[str, float]:
+    """How often each word of a query counts."""
+    question, history = search_words(query.question), search_words(query.history)
+    each = min(1.0, len(question) / len(history)) if question and history else 1.0
+    weights: dict[str, float] = dict(Counter(question))
+    for word in history:
+        weights[word] = weights.get(word, 0.0) + each
+    return weights
 
 
 @dataclass(frozen=True)
@@ -150,26 +183,40 @@ class MixRetriever:
         return self.dense.limit
 
     def search(self, queries: Sequence[str | Query], k: int) -> list[tuple[Hit, ...]]:
-        if not (asked := _several(queries)):
-            return []
-        return [self._found(query, vectors, k) for query, vectors in zip(asked, self.dense.vectors(asked))]
+        asked, found = several(queries), []
+        at_once = max(1, min(_SEARCHED_AT_ONCE, _SCORES_AT_ONCE // max(1, len(self.dense.index.documents))))
+        for start in range(0, len(asked), at_once):
+            some = asked[start : start + at_once]
+            similar = self._similar(some, self.dense.vectors(some))
+            found += [self._found(query, among, scores, k) for query, (among, scores) in zip(some, similar)]
+        return found
 
-    def _found(self, query: Query, vectors: np.ndarray, k: int) -> tuple[Hit, ...]:
-        words = self.bm25.scores(query)
-        among = self._candidates(vectors, words)
-        similarities = self.dense.index.scores(vectors, among)
-        mixed = (self.weight * _scaled(similarities) + (1 - self.weight) * _scaled(words[:, among])).mean(axis=0)
-        best = _best(mixed, k, similarities.mean(axis=0))
-        return _hits(self.dense.index.documents, among[best], mixed[best])
+    def _found(self, query: Query, among: np.ndarray | None, similar: np.ndarray, k: int) -> tuple[Hit, ...]:
+        words = self.bm25.scores(query, among)
+        mixed = (self.weight * scaled(similar) + (1 - self.weight) * scaled(words)).mean(axis=0)
+        best = _best(mixed, k, similar.mean(axis=0))
+        return _hits(self.dense.index.documents, best if among is None else among[best], mixed[best])
 
-    def _candidates(self, vectors: np.ndarray, words: np.ndarray) -> np.ndarray:
-        """Positions of the documents whose scores are mixed, in order."""
-        documents = words.shape[1]
-        if documents <= _MIXED_WHOLE:
-            return np.arange(documents)
-        by_words = [_best(scores, _MIXED_DEPTH) for scores in words]
-        by_words = [best[scores[best] > 0] for best, scores in zip(by_words, words)]
-        return np.unique(np.concatenate([*self.dense.index.search(vectors, _MIXED_DEPTH)[1], *by_words]))
+    def _similar(
+        self, queries: Sequence[Query], vectors: Sequence[np.ndarray]
+    ) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
+        """For each query the positions of the documents whose scores are mixed (None: all), and their similarities to
+        its parts."""
+        index = self.dense.index
+        if not index.whole:
+            for these, among in zip(vectors, self._candidates(queries, vectors)):
+                yield among, index.scores(these, among)
+            return
+        scores = index.scores(np.concatenate(vectors), index.allowed)
+        for some in np.split(scores, np.cumsum([len(these) for these in vectors])[:-1]):
+            yield index.allowed, some
+
+    def _candidates(self, queries: Sequence[Query], vectors: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """For each query the positions of the best documents by either, in order."""
+        by_vectors = self.dense.index.search(np.concatenate(vectors), _MIXED_DEPTH)[1]
+        ends = np.cumsum([len(these) for these in vectors])
+        for query, found in zip(queries, np.split(by_vectors, ends[:-1])):
+            yield np.union1d(_found(found), self.bm25.candidates(query, _MIXED_DEPTH))
 
 
 @dataclass(frozen=True)
@@ -183,7 +230,7 @@ class HybridRetriever:
         return next((limit for retriever in self.retrievers if (limit := retriever.limit)), None)
 
     def search(self, queries: Sequence[str | Query], k: int) -> list[tuple[Hit, ...]]:
-        asked = _several(queries)
+        asked = several(queries)
         parts = [part for query in asked for part in query.parts]
         rankings = list(zip(*(r.search(parts, max(k, _FUSION_DEPTH)) for r in self.retrievers)))
         found = []
@@ -204,7 +251,12 @@ class HybridRetriever:
         return tuple(Hit(documents[id], scores[id]) for id in best_first)
 
 
-def _scaled(scores: np.ndarray) -> np.ndarray:
+def _found(positions: np.ndarray) -> np.ndarray:
+    """The positions that a search has found, each once, in order."""
+    return np.unique(positions[positions >= 0])
+
+
+def scaled(scores: np.ndarray) -> np.ndarray:
     """Each row scaled to 0..1; a row of equal scores says nothing and becomes 0."""
     least, most = scores.min(axis=1, keepdims=True), scores.max(axis=1, keepdims=True)
     return (scores - least) / np.where(most > least, most - least, 1)
@@ -213,6 +265,8 @@ def _scaled(scores: np.ndarray) -> np.ndarray:
 def _best(scores: np.ndarray, k: int, then: np.ndarray | None = None) -> np.ndarray:
     """Positions of the k highest scores, highest first; equal ones by `then`, else in the order of the documents."""
     k = min(k, len(scores))
+    if not k:
+        return np.zeros(0, dtype=np.int64)
     least = np.partition(scores, len(scores) - k)[len(scores) - k]
     candidates = np.flatnonzero(scores >= least)
     keys = [-scores[candidates]] if then is None else [-then[candidates], -scores[candidates]]
@@ -221,10 +275,10 @@ def _best(scores: np.ndarray, k: int, then: np.ndarray | None = None) -> np.ndar
 
 def _hits(documents: Sequence[Document], positions: Any, scores: Any) -> tuple[Hit, ...]:
     """The hits of one query."""
-    return tuple(Hit(documents[p], float(s)) for p, s in zip(positions, scores))
+    return tuple(Hit(documents[int(p)], float(s)) for p, s in zip(positions, scores) if p >= 0)
 
 
-def _several(queries: Sequence[str | Query]) -> list[Query]:
+def several(queries: Sequence[str | Query]) -> list[Query]:
     """The queries. Refuses a text, which is a sequence too: each of its letters would be a query."""
     if isinstance(queries, str):
         raise TypeError("search: takes a list of questions, and not one text; write [question]")

@@ -45,7 +45,8 @@ _SETTINGS: dict[str, tuple[type[Group] | None, tuple[str, ...]]] = {
         RetrievalArguments,
         (
             "eval_num_to_retrieve", "retriever", "mix_weight", "query_history", "embedding_dtype", "query_prompt",
-            "document_prompt", "reranker_model", "rerank_depth", "rerank_weight", "rewriter_model", "rewriter_options",
+            "document_prompt", "filter", "vector_dtype", "embedding_server_model", "reranker_model", "rerank_depth",
+            "rerank_weight", "rewriter_model", "rewriter_options",
         ),
     ),
     "prompt": (PromptArguments, tuple(field.name for field in fields(PromptArguments))),

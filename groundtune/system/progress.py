@@ -96,9 +96,10 @@ class Lines:
         if self.total is None or not self.initial < self.done < self.total:
             return ""
         seconds = (now - self.begun) / (self.done - self.initial) * (self.total - self.done)
-        return f", about {_rounded(seconds)} left"
+        return f", about {rounded_time(seconds)} left"
 
 
-def _rounded(seconds: float) -> str:
+def rounded_time(seconds: float) -> str:
+    """Seconds, minutes or hours without decimals: "3 min"."""
     size, unit = next(((s, u) for s, u in ((3600, "h"), (60, "min")) if seconds >= 1.5 * s), (1, "s"))
     return f"{max(1, round(seconds / size))} {unit}"

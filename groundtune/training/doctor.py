@@ -52,6 +52,8 @@ class RowCounts:
     passages_dropped: int
     turns_dropped: int
     gold_dropped: int
+    all_tokens: int
+    all_answer_tokens: int
     row_tokens: dict[str, int]
     answer_tokens: dict[str, int]
     ends_on_stop_token: float
@@ -131,7 +133,7 @@ def diagnose(arguments: Arguments) -> Diagnosis:
     dataset = read_dataset(arguments.data)
     findings = check_texts(dataset)
     findings += _texts_not_read(arguments, dataset)
-    findings += _declining_answers(dataset)
+    findings += _declining_answers(dataset, arguments.evaluation.abstentions)
     findings += _languages(arguments, dataset)
     tokenizer, prompt = None, None
     table: dict[str, RowCounts] = {}
@@ -163,11 +165,11 @@ def _of_model(problem: str) -> Finding:
     return Finding(ERROR, "model", where, "", message)
 
 
-def _declining_answers(dataset: Dataset) -> Iterator[Finding]:
+def _declining_answers(dataset: Dataset, wordings: str) -> Iterator[Finding]:
     """Findings for answers that teach a model to abstain although the question has an answer."""
     for examples in dataset.examples.values():
         for example in examples:
-            if example.answerable and abstains(example.answer, ()):
+            if example.answerable and abstains(example.answer, (), wordings):
                 message = 'declines to answer; write "answerable": false if the documents lack the answer, or answer it'
                 yield Finding(WARNING, "declining-answer", example.source, "gold_answer", message)
 
@@ -190,6 +192,8 @@ def row_counts(rows: Iterable[Row], prompt: Prompt, tokenizer: Tokenizer) -> Row
         passages_dropped=sum(left_out.retrieved for left_out in dropped),
         turns_dropped=sum(left_out.turns for left_out in dropped),
         gold_dropped=sum(left_out.gold for left_out in dropped),
+        all_tokens=sum(lengths),
+        all_answer_tokens=sum(answers),
         row_tokens=_quantiles(lengths),
         answer_tokens=_quantiles(answers),
         ends_on_stop_token=finished / len(lengths),
@@ -344,8 +348,8 @@ _SAMPLE, _BEGINNING = 200, 1000  # texts of a file whose language is found out, 
 # Display
 
 
-def shown(diagnosis: Diagnosis, brief: bool = False) -> str:
-    """The token table, one row with the learnt text marked, all findings and their number; `brief`: findings only.
+def shown(diagnosis: Diagnosis, cost: str = "", brief: bool = False) -> str:
+    """Token table, one row with the learnt text marked, cost, all findings, their number; `brief`: the last two only.
 
     Frequent warnings of one kind become a single line per file.
     """
@@ -353,7 +357,7 @@ def shown(diagnosis: Diagnosis, brief: bool = False) -> str:
     told = summary(diagnosis)
     if len(lines) < len(diagnosis.findings):
         told += "\n--json lists every warning that is summarised here"
-    blocks = [] if brief else [_token_table(diagnosis), _marked(diagnosis.shown_row())]
+    blocks = [] if brief else [_token_table(diagnosis), _marked(diagnosis.shown_row()), cost]
     return harmless("\n\n".join(filter(None, [*blocks, "\n".join(lines), told])))
 
 

@@ -101,6 +101,35 @@ def row_losses(model, batch) -> list[float]:
     return losses
 
 
+def rows_of_a_tree(family, rng: random.Random) -> list[Row]:
+    """An instruction, two sets of passages below it, two orders of the rest below each, two questions below those."""
+    words = range(3, len(family.tokenizer))
+
+    def some(n: int) -> list[int]:
+        return rng.choices(words, k=n)
+
+    instruction = some(21)
+    sets = [instruction + some(18) for _ in range(2)]
+    prompts = [above + some(17) for above in sets for _ in range(2)]
+    return [Row(above + some(rng.randrange(2, 9)), some(4), "") for above in prompts for _ in range(2)]
+
+
+def test_a_tree_of_four_levels_gives_the_loss_and_gradient_of_one_row_at_a_time(family):
+    model, pad = packing_model(family), family.tokenizer.pad_token_id
+    rows = rows_of_a_tree(family, random.Random(1))
+    packing = pack([row.prompt_ids + row.answer_ids for row in rows], [len(row.prompt_ids) - 1 for row in rows])
+    assert max(len(segment.path) for segment in packing.segments) == 3
+    assert len(packing.ids) == 21 + 2 * 18 + 4 * 17 + sum(len(row) - 56 for row in rows)
+    tokens = sum(len(row.answer_ids) for row in rows)
+    alone = sum(answer_loss(model, collate([row], pad), tokens) for row in rows)
+    alone.backward()
+    expected = gradients(model)
+    together = answer_loss(model, collate(rows, pad, packed=True, share_prefix=True), tokens)
+    together.backward()
+    assert together.item() == pytest.approx(alone.item(), rel=1e-6)
+    assert torch.cosine_similarity(gradients(model), expected, dim=0) >= 0.99999
+
+
 @pytest.mark.parametrize("mode", ["packed", "shared"])
 def test_changing_one_answer_changes_no_other_row_s_loss(family, mode):
     model, rows = packing_model(family), rows_on_common_passages(family)

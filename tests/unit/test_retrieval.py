@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from conftest import CORPUS, FakeEmbedder, tiny_documents, tiny_examples
 
-from groundtune.retrieval import retrievers as module
 from groundtune.retrieval.queries import Query, queries_of
 from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, HybridRetriever, MixRetriever, retrieve
 from groundtune.retrieval.stores.local import Index
@@ -163,20 +162,6 @@ def test_equal_scores_of_the_mix_are_ordered_by_the_vectors():
     (expected,) = dense(documents).search(["zebra quagga"], 40)
     (hits,) = retriever.search(["zebra quagga"], 40)
     assert [hit.document for hit in hits] == [hit.document for hit in expected]
-
-
-def test_a_large_database_is_mixed_among_the_best_of_either(monkeypatch):
-    documents, queries = random_documents(), random_queries()
-    whole = retrievers(documents)["mix"].search(queries, 4)
-    monkeypatch.setattr(module, "_MIXED_WHOLE", 59)
-    monkeypatch.setattr(module, "_MIXED_DEPTH", 60)
-    assert retrievers(documents)["mix"].search(queries, 4) == whole
-    monkeypatch.setattr(module, "_MIXED_DEPTH", 5)
-    for query, hits in zip(queries, retrievers(documents)["mix"].search(queries, 60), strict=True):
-        either = {
-            h.document.id for kind in ("dense", "bm25") for h in retrievers(documents)[kind].search([query], 5)[0]
-        }
-        assert {hit.document.id for hit in hits} == either
 
 
 # Fused queries

@@ -1,4 +1,4 @@
-"""The documents' vectors on disk, with a fingerprint, and exact search over them."""
+"""The documents' vectors on disk, with a fingerprint, and their search: exact, or approximate if they are many."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from groundtune.retrieval.embedder import Embedder, off_length
+from groundtune.data.mapped import id_number, ids_of
+from groundtune.retrieval.embedder import AnyEmbedder, off_length
+from groundtune.retrieval.stores.near import Near, exact, near_in
+from groundtune.retrieval.stores.store import LARGE
 from groundtune.schema import Document
-from groundtune.system.durable import MANIFEST, Damaged, disk_errors, read_manifest, write_manifest
+from groundtune.system.durable import MANIFEST, Damaged, discard, disk_errors, read_manifest, write_manifest
 from groundtune.system.locks import held
 from groundtune.system.outputs import in_place_of, inside, refuse_links
 from groundtune.system.text import to_json
@@ -24,20 +27,33 @@ from groundtune.system.text import to_json
 logger = logging.getLogger(__name__)
 
 _FORMAT = 2
+_VECTORS, _IDS = "vectors.npy", "ids.npy"
+_CHECKED_AT_ONCE = 65_536  # vectors
 _WRITTEN_EVERY = 16_384  # documents: some minutes of work on a CPU, a second of writing
 
 
 @dataclass(frozen=True)
 class Index:
-    """Documents and their vectors (float32 [documents, dimensions]), searched exactly by the model's `similarity`.
+    """Documents and their vectors ([documents, dimensions]), searched by the model's `similarity`: exactly, or among
+    what `near` proposes, an approximate index of the same vectors.
 
     As in sentence-transformers, a similarity is an inner product (of unit vectors, if it is the cosine), or a distance
-    with a minus sign.
+    with a minus sign. `allowed` are the positions that a filter leaves; None: all.
     """
 
     documents: Sequence[Document]
     vectors: np.ndarray
     similarity: str = "cosine"
+    near: Near | None = None
+    allowed: np.ndarray | None = None
+
+    @property
+    def dimensions(self) -> int:
+        return int(self.vectors.shape[1])
+
+    @property
+    def whole(self) -> bool:
+        return len(self.documents) <= LARGE
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest documents of each query: scores and positions, both [queries, min(k, documents)]."""
@@ -46,73 +62,139 @@ class Index:
         if sys.platform == "darwin":
             # PyTorch and FAISS each bring their own OpenMP; on macOS that crashes as soon as FAISS uses threads.
             faiss.omp_set_num_threads(1)
-        # Searches the array directly: a FAISS index would hold a copy, and an index file has no checksum and, if
-        # hostile, corrupts memory.
+        if self.near is None or (self.allowed is not None and len(self.allowed) <= LARGE):
+            return exact(queries, self.vectors, k, self.similarity, self.allowed)
         k = min(k, len(self.documents))
-        if self.similarity in ("cosine", "dot"):
-            return faiss.knn(queries, self.vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
-        metric = {"euclidean": faiss.METRIC_L2, "manhattan": faiss.METRIC_L1}[self.similarity]
-        distances, positions = faiss.knn(queries, self.vectors, k, metric=metric)
-        return -(np.sqrt(distances) if self.similarity == "euclidean" else distances), positions
+        proposed = self.near.search(queries, 2 * k + 20, self.allowed)
+        scores, positions = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
+        for row, (query, these) in enumerate(zip(queries, proposed)):
+            these = these[these >= 0]
+            found = self.scores(query[None], these)[0]
+            best = np.argsort(-found, kind="stable")[:k]
+            scores[row, : len(best)], positions[row, : len(best)] = found[best], these[best]
+        return scores, positions
 
     def scores(self, queries: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
         """The similarity of each query to each document, or to those at the positions `among`: [queries, documents]."""
         vectors = self.vectors if among is None or len(among) == len(self.vectors) else self.vectors[among]
+        vectors = vectors.astype(np.float32, copy=False)
         if self.similarity in ("cosine", "dot"):
             return queries @ vectors.T
         order = 2 if self.similarity == "euclidean" else 1
         return -np.stack([np.linalg.norm(vectors - query, ord=order, axis=1) for query in queries])
 
 
-def load_or_build_index(folder: str | Path, documents: Sequence[Document], embedder: Embedder) -> Index:
+@dataclass(frozen=True)
+class _Cached:
+    """Vectors on disk, and the ids of their documents as numbers, row by row."""
+
+    ids: np.ndarray
+    vectors: np.ndarray
+    checksum: str = ""  # of the file of vectors
+
+
+_NOTHING = _Cached(np.empty(0, np.uint64), np.empty((0, 0), np.float32))
+
+
+def load_or_build_index(
+    folder: str | Path, documents: Sequence[Document], embedder: AnyEmbedder, dtype: str = "float32"
+) -> Index:
     """The index of the documents, from the cache in `folder` if it matches; only missing documents are embedded.
 
     Each fingerprint of an embedding model has its own subfolder, so that models do not evict each other. A damaged or
     mismatched cache gives a warning and is rebuilt, never searched. If two runs need the same index at the same time,
-    one embeds and the other waits. Raises `DiskError`, and `DataError` for a folder that cannot be written to.
+    one embeds and the other waits. The vectors of many documents are mapped, and proposed by an approximate index.
+    Raises `DiskError`, and `DataError` for a folder that cannot be written to.
     """
-    store = Path(folder) / _fingerprint(embedder.settings)
-    ids = [document.id for document in documents]
-    known, vectors = _read(store, embedder.settings, tell=False)
-    if known.keys() != set(ids):
+    settings = embedder.settings if dtype == "float32" else {**embedder.settings, "stored": dtype}
+    store, ids = Path(folder) / fingerprint(settings), ids_of(documents)
+    cached = _read(store, settings, tell=False)
+    if not _fits(cached.ids, ids):
         with disk_errors(store), _held(store):
-            known, vectors = _completed(store, documents, embedder)
-    ordered = vectors if ids == list(known) else vectors[[known[id] for id in ids]]
-    return Index(documents, ordered, embedder.similarity)
+            cached = _completed(store, settings, documents, ids, embedder, dtype)
+    vectors = cached.vectors if np.array_equal(ids, cached.ids) else cached.vectors[_rows(cached.ids, ids)]
+    near = None
+    if len(documents) > LARGE and embedder.similarity != "manhattan":
+        near = near_in(store.with_name(f"{store.name}-near"), vectors, cached.checksum, embedder.similarity)
+    return Index(documents, vectors, embedder.similarity, near)
 
 
-def _completed(store: Path, documents: Sequence[Document], embedder: Embedder) -> tuple[dict[str, int], np.ndarray]:
-    """Embed missing documents and write the index; returns the row of each document id, and the vectors.
+def _fits(known: np.ndarray, ids: np.ndarray) -> bool:
+    """Whether the cache holds these documents and no others; if they are many, in the same order."""
+    if len(ids) > LARGE:
+        return np.array_equal(known, ids)
+    return set(known.tolist()) == set(ids.tolist())
 
-    Vectors are also written at intervals, so that a killed process loses only its most recent work.
+
+def _rows(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The row of each id among the known ones, which hold it."""
+    order = np.argsort(known, kind="stable")
+    return order[np.searchsorted(known[order], ids)]
+
+
+def _completed(
+    store: Path,
+    settings: dict[str, Any],
+    documents: Sequence[Document],
+    ids: np.ndarray,
+    embedder: AnyEmbedder,
+    dtype: str,
+) -> _Cached:
+    """Embed missing documents and write the index.
+
+    New vectors are also written at intervals, so that a killed process loses only its most recent work.
     """
-    known, cached = _read(store, embedder.settings)  # again, because another run may have written it
-    texts = {document.id: document.text for document in documents}
-    if known.keys() == texts.keys():
-        return known, cached
-    kept, missing = [id for id in texts if id in known], [id for id in texts if id not in known]
-    cached, written = cached[[known[id] for id in kept]], 0
-
-    def write(ids: list[str], vectors: np.ndarray) -> None:
-        with disk_errors(store, needed=vectors.nbytes):
-            _write(store, ids, vectors, embedder)
+    cached = _read(store, settings)  # again, because another run may have written it
+    if _fits(cached.ids, ids):
+        return cached
+    parts = [part for path in _parts_of(store) if len((part := _read(path, settings, tell=False)).ids)]
+    _, first = np.unique(ids, return_index=True)
+    first = np.sort(first)
+    known = np.concatenate([cached.ids, *(part.ids for part in parts)])
+    missing = first[~np.isin(ids[first], known)]
+    pieces = [piece for piece in (cached, *parts) if len(piece.ids)]
+    written = 0
 
     def so_far(done: Sequence[int], vectors: np.ndarray) -> None:
         nonlocal written
         if len(done) - written >= _WRITTEN_EVERY and len(done) < len(missing):
+            these = np.array(done[written:])
             written = len(done)
-            write([*kept, *(missing[i] for i in done)], _joined(cached, vectors[done]))
+            path = inside(store.parent, f"{store.name}.part-{len(_parts_of(store)):05}")
+            _write(path, settings, ids[missing[these]], vectors[these], embedder, dtype)
 
-    if missing:
-        logger.info("embedding %d of %d documents with %s", len(missing), len(documents), embedder.name)
-        cached = _joined(cached, embedder.embed_documents([texts[id] for id in missing], so_far))
-    write([*kept, *missing], cached)
-    return {id: row for row, id in enumerate([*kept, *missing])}, cached
+    if len(missing):
+        logger.info("embedding %d of %d documents with %s%s", len(missing), len(documents), embedder.name,
+                    _needed(len(documents), embedder))  # fmt: skip
+        texts = [documents[int(i)].text for i in missing]
+        pieces.append(_Cached(ids[missing], embedder.embed_documents(texts, so_far)))
+    vectors = _gathered(pieces, ids[first])
+    _write(store, settings, ids[first], vectors, embedder, dtype)
+    for path in _parts_of(store):
+        discard(path)
+    if len(ids) > LARGE:
+        return _read(store, settings)  # mapped, where it was in memory
+    return _Cached(ids[first], vectors)
 
 
-def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The concatenated arrays, without a copy if the first is empty."""
-    return np.concatenate([first, second]) if len(first) else second
+def _needed(documents: int, embedder: AnyEmbedder) -> str:
+    """What many vectors take, said before they are made."""
+    dimensions = embedder.dimensions if documents > LARGE else 0
+    size = documents * dimensions * 4 / 2**30
+    return f"; {size:.1f} GB on disk, and about {2 * size + documents * 2**10 / 2**30:.1f} GB of memory" if size else ""
+
+
+def _gathered(pieces: Sequence[_Cached], ids: np.ndarray) -> np.ndarray:
+    """The vectors of these ids from all pieces; without a copy if a piece is exactly that."""
+    for piece in pieces:
+        if np.array_equal(piece.ids, ids):
+            return piece.vectors
+    known, vectors = np.concatenate([piece.ids for piece in pieces]), np.concatenate([p.vectors for p in pieces])
+    return vectors[_rows(known, ids)]
+
+
+def _parts_of(store: Path) -> list[Path]:
+    return sorted(store.parent.glob(f"{store.name}.part-*"))
 
 
 @contextmanager
@@ -132,40 +214,74 @@ def _held(store: Path) -> Iterator[None]:
         yield
 
 
-def _fingerprint(settings: dict[str, Any]) -> str:
+def fingerprint(settings: dict[str, Any]) -> str:
     return _sha256_of_json({"format": _FORMAT, **settings})[:16]
 
 
-def _read(store: Path, settings: dict[str, Any], tell: bool = True) -> tuple[dict[str, int], np.ndarray]:
-    """The row of each document id, and the vectors; both empty unless the cache is complete and intact. `tell` warns
-    if it is damaged."""
-    nothing: tuple[dict[str, int], np.ndarray] = {}, np.empty((0, 0), dtype=np.float32)
+def _read(store: Path, settings: dict[str, Any], tell: bool = True) -> _Cached:
+    """The cached vectors; none unless they are complete and intact. `tell` warns if they are damaged."""
     if not (store / MANIFEST).exists():
-        return nothing
+        return _NOTHING
     try:
         manifest = read_manifest(store)
-        if manifest["fingerprint"] != store.name:
+        if manifest["fingerprint"] != store.name.partition(".")[0]:
             raise ValueError("manifest.json belongs to another embedding model")
         if manifest["settings"] != _plain(settings):
             raise ValueError("its vectors were made with other settings, under the same fingerprint")
-        with open(store / "vectors.npy", "rb") as file:
-            vectors = np.load(file, allow_pickle=False)
-        if vectors.dtype != np.float32 or vectors.shape != (len(manifest["ids"]), manifest["dimensions"]):
+        ids, vectors = (
+            _ids(store, manifest),
+            _vectors(store, settings.get("stored", "float32"), settings.get("similarity") == "cosine"),
+        )
+        if vectors.shape != (len(ids), manifest["dimensions"]) or len(np.unique(ids)) < len(ids):
             raise ValueError(f"vectors.npy is {vectors.dtype} {vectors.shape}, unlike the manifest")
-        _check_values(vectors, settings)
-        return {id: row for row, id in enumerate(manifest["ids"])}, vectors
-    except (Damaged, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
+        return _Cached(ids, vectors, manifest["files"][_VECTORS]["sha256"])
+    except (Damaged, OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
         if tell:
             logger.warning("the index in %s is damaged (%s); embedding all documents again", store, error)
-        return nothing
+        return _NOTHING
 
 
-def _check_values(vectors: np.ndarray, settings: dict[str, Any]) -> None:
+def _ids(store: Path, manifest: dict[str, Any]) -> np.ndarray:
+    """The ids of the documents: in the manifest, or in a file of their own if they are many."""
+    if manifest["ids"] is not None:
+        return np.array([id_number(id) for id in manifest["ids"]], dtype=np.uint64)
+    with open(store / _IDS, "rb") as file:
+        ids = np.load(file, allow_pickle=False)
+    if ids.dtype != np.uint64 or ids.ndim != 1:
+        raise ValueError(f"ids.npy is {ids.dtype} {ids.shape}")
+    return ids
+
+
+def _vectors(store: Path, dtype: str, cosine: bool) -> np.ndarray:
+    """The vectors, checked: float32 in memory, or mapped as they were written if they are many."""
+    with open(store / _VECTORS, "rb") as file:
+        shape, by_column, written = _header(file)
+        if written != np.dtype(dtype) or by_column or len(shape) != 2:
+            raise ValueError(f"vectors.npy is {written} {shape}, unlike the manifest")
+        if shape[0] <= LARGE:
+            file.seek(0)
+            vectors = np.load(file, allow_pickle=False).astype(np.float32, copy=False)
+            _check_values(vectors, cosine)
+            return vectors
+        for _ in range(0, shape[0], _CHECKED_AT_ONCE):  # read, not mapped: what is mapped counts as memory
+            block = np.fromfile(file, written, _CHECKED_AT_ONCE * shape[1]).reshape(-1, shape[1])
+            _check_values(block.astype(np.float32), cosine)
+    return np.load(store / _VECTORS, mmap_mode="r", allow_pickle=False)
+
+
+def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type that a file of NumPy states."""
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    return read(file)
+
+
+def _check_values(vectors: np.ndarray, cosine: bool) -> None:
     """Raise `ValueError` for vectors that no embedding model gives: a search would find them first, or never."""
     lengths = np.linalg.norm(vectors, axis=1)
     if not np.isfinite(lengths).all():
         raise ValueError("a vector is NaN or infinite")
-    if settings.get("similarity") == "cosine" and off_length(lengths).any():
+    if cosine and off_length(lengths).any():
         raise ValueError("a vector does not have length 1")
 
 
@@ -178,19 +294,24 @@ def _sha256_of_json(content: object) -> str:
     return hashlib.sha256(to_json(content, ensure_ascii=True, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _write(store: Path, ids: list[str], vectors: np.ndarray, embedder: Embedder) -> None:
+def _write(
+    store: Path, settings: dict[str, Any], ids: np.ndarray, vectors: np.ndarray, embedder: AnyEmbedder, dtype: str
+) -> None:
     """Write vectors first, then the manifest, so that a run killed in between leaves no index that looks complete."""
-    store.mkdir(parents=True, exist_ok=True)
-    (store / MANIFEST).unlink(missing_ok=True)
-    with in_place_of(store / "vectors.npy") as file:
-        np.save(file, vectors, allow_pickle=False)
-    write_manifest(
-        store,
-        {
-            "fingerprint": store.name,
+    with disk_errors(store, needed=vectors.size * np.dtype(dtype).itemsize):
+        store.mkdir(parents=True, exist_ok=True)
+        (store / MANIFEST).unlink(missing_ok=True)
+        with in_place_of(store / _VECTORS) as file:
+            np.save(file, vectors.astype(dtype, copy=False), allow_pickle=False)
+        (store / _IDS).unlink(missing_ok=True)
+        if many := len(ids) > LARGE:
+            with in_place_of(store / _IDS) as file:
+                np.save(file, ids, allow_pickle=False)
+        about = {
+            "fingerprint": store.name.partition(".")[0],
             "embedding_model": embedder.name,
-            "settings": embedder.settings,
+            "settings": settings,
             "dimensions": int(vectors.shape[1]),
-            "ids": ids,
-        },
-    )
+            "ids": None if many else [f"{int(id):016x}" for id in ids],
+        }
+        write_manifest(store, about)

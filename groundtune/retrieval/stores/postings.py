@@ -1,0 +1,156 @@
+"""For each word the documents that have it, with its BM25 score in each: in memory, or mapped from files.
+
+BM25 (Robertson et al. 1994) as `bm25s` computes it, k1 = 1.5, b = 0.75, on `search_words`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from groundtune.data.mapped import ids_of
+from groundtune.data.words import search_words
+from groundtune.retrieval.stores.made import made_in
+from groundtune.schema import Document
+from groundtune.system.outputs import in_place_of
+from groundtune.system.progress import bar, bars_shown
+from groundtune.system.text import to_json
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+_VOCABULARY = "vocabulary.json"
+_ARRAYS = {"data": np.float32, "indices": np.int32, "indptr": np.int64, "most": np.float32}
+_COMMON = 50  # a word in more than 1 of so many documents is looked up last, and only where it can matter
+
+Weights = Mapping[str, float]  # word -> how often it counts
+
+
+@dataclass(frozen=True)
+class Postings:
+    """Word `w` stands in the documents `indices[indptr[w]:indptr[w + 1]]`, in ascending order, with the scores at the
+    same places of `data`; `most[w]` is the largest of them."""
+
+    documents: int
+    vocabulary: Mapping[str, int]
+    data: np.ndarray
+    indices: np.ndarray
+    indptr: np.ndarray
+    most: np.ndarray
+
+    def scores(self, weights: Weights) -> np.ndarray:
+        """The score of every document, float32."""
+        scores = np.zeros(self.documents, dtype=np.float32)
+        for _, weight, places in self._found(weights):
+            np.add.at(scores, self.indices[places], self.data[places] * np.float32(weight))
+        return scores
+
+    def at(self, weights: Weights, positions: np.ndarray) -> np.ndarray:
+        """The scores of the documents at these positions, float32."""
+        scores = np.zeros(len(positions), dtype=np.float32)
+        for _, weight, places in self._found(weights):
+            self._add(scores, positions, weight, places)
+        return scores
+
+    def best(self, weights: Weights, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """The documents with the highest scores, and these: at least the `depth` best of those that have a word.
+
+        Rare words first. As soon as `depth` documents have more than the common words could add (MaxScore, Turtle and
+        Flood 1995), these are added up only where that may lead among the best.
+        """
+        found = sorted(self._found(weights), key=lambda one: one[2].stop - one[2].start)
+        scores = np.zeros(self.documents, dtype=np.float32)
+        for i, (_, weight, places) in enumerate(found):
+            if (places.stop - places.start) * _COMMON > self.documents:
+                rest = sum(weight * float(self.most[word]) for word, weight, _ in found[i:])
+                least = np.partition(scores, -depth)[-depth] if depth < self.documents else np.float32(0)
+                if least > rest:
+                    positions = np.flatnonzero(scores >= least - rest)
+                    sums = scores[positions]
+                    for _, its_weight, its_places in found[i:]:
+                        self._add(sums, positions, its_weight, its_places)
+                    return positions, sums
+            np.add.at(scores, self.indices[places], self.data[places] * np.float32(weight))
+        least = np.partition(scores, -depth)[-depth] if depth < self.documents else np.float32(0)
+        positions = np.flatnonzero(scores >= max(least, np.finfo(np.float32).tiny))
+        return positions, scores[positions]
+
+    def _found(self, weights: Weights) -> list[tuple[int, float, slice]]:
+        """The words that stand anywhere, with their weights, and the places of their documents."""
+        known = [(self.vocabulary[word], weight) for word, weight in weights.items() if word in self.vocabulary]
+        return [(word, weight, slice(*map(int, self.indptr[word : word + 2]))) for word, weight in known]
+
+    def _add(self, scores: np.ndarray, positions: np.ndarray, weight: float, places: slice) -> None:
+        having = self.indices[places]
+        at = np.minimum(np.searchsorted(having, positions.astype(having.dtype)), len(having) - 1)
+        hit = having[at] == positions
+        scores[hit] += self.data[places][at[hit]] * np.float32(weight)
+
+
+def postings_of(documents: Sequence[Document]) -> Postings:
+    """The postings of the documents, in memory."""
+    import bm25s
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # importing bm25s sets DEBUG
+    bm25 = bm25s.BM25(k1=1.5, b=0.75)
+    ids: dict[str, int] = {}  # as ids, the terms of all passages need little memory
+    with bar("words", len(documents), len(documents) < 10_000 or not bars_shown(), unit="passage") as progress:
+        terms = []
+        for document in documents:
+            terms.append([ids.setdefault(term, len(ids)) for term in search_words(document.text)])
+            progress.update(1)
+    bm25.index((terms, ids), show_progress=False)
+    data, indices, indptr = (bm25.scores[name] for name in ("data", "indices", "indptr"))
+    return Postings(len(documents), ids, data, indices, indptr, _most(data, indptr))
+
+
+def postings_in(folder: Path, documents: Sequence[Document]) -> Postings:
+    """The postings of the documents, mapped from files below `folder`, which are made first if they are of others."""
+    folder = folder / "words"
+    identity = {"format": _FORMAT, "ids": hashlib.sha256(ids_of(documents).tobytes()).hexdigest()}
+
+    def make() -> dict[str, Any]:
+        logger.info(
+            "indexing the words of %d passages for BM25, once; needs about %.1f GB of memory",
+            len(documents),
+            _memory(documents) / 2**30,
+        )
+        _write(folder, postings_of(documents))
+        return {}
+
+    def read(manifest: Mapping[str, Any]) -> Postings:
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
+        words = json.loads((folder / _VOCABULARY).read_bytes().decode("utf-8", "surrogatepass"))
+        return Postings(len(documents), {word: i for i, word in enumerate(words)}, **arrays)
+
+    return made_in(folder, identity, make, read)
+
+
+def _most(data: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    """The largest score of each word; 0 for one that stands nowhere."""
+    most = np.zeros(len(indptr) - 1, dtype=np.float32)
+    used = np.flatnonzero(np.diff(indptr) > 0)
+    if len(used):
+        most[used] = np.maximum.reduceat(data, indptr[used])
+    return most
+
+
+def _memory(documents: Sequence[Document]) -> float:
+    """Bytes that indexing takes, from the words of some documents: measured as 60 for each word."""
+    some = [documents[i] for i in range(0, len(documents), 1 + len(documents) // 200)]
+    return 60.0 * len(documents) * sum(len(search_words(document.text)) for document in some) / len(some)
+
+
+def _write(folder: Path, made: Postings) -> None:
+    for name, dtype in _ARRAYS.items():
+        with in_place_of(folder / f"{name}.npy") as file:
+            np.save(file, getattr(made, name).astype(dtype, copy=False), allow_pickle=False)
+    with in_place_of(folder / _VOCABULARY) as file:
+        file.write(to_json(list(made.vocabulary)).encode("utf-8", "surrogatepass"))
