@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # Empty where other versions are tried: libraries change their types without a word.
 MYPY ?= $(BIN)/mypy
 
-.PHONY: demo test test-quick test-slow test-latest test-oldest audit docs faults constraints clean
+.PHONY: demo test test-quick test-slow test-latest test-oldest audit docs pictures faults constraints clean
 
 demo: $(VENV)/installed-demo  ## train and compare the embedded model, in about a quarter of an hour on two cores
 	$(BIN)/groundtune demo
@@ -30,7 +30,14 @@ audit:  ## known vulnerabilities of the tested versions; apart from `make test`,
 	test -x .venv-audit/bin/pip-audit || ($(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit)
 	.venv-audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip
 
+pictures: $(VENV)/installed-demo runs/demo/metrics.json  ## the pictures of the docs, in Chromium, from the demo's run
+	$(BIN)/python scripts/pictures.py runs/demo
+
+runs/demo/metrics.json:
+	$(MAKE) demo
+
 docs: $(VENV)/installed-docs  ## the site, in site/; a broken link or anything loaded from elsewhere fails
+	test ! -f runs/demo/metrics.json || $(BIN)/python scripts/pictures.py runs/demo
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 faults: $(VENV)/installed-test  ## every script that attacks the tool; `make test-slow` runs a few dozen cases of each

@@ -60,7 +60,8 @@ logger = logging.getLogger(__name__)
 
 _ONE_AT_A_TIME = threading.RLock()  # random generators and accelerate's state belong to the process
 # Flags that exist only on the command line.
-_NOT_HERE = {"config": "is not an argument of this function", "json": "controls printing, which functions never do"}
+_PRINTS = "controls printing, which functions never do"
+_NOT_HERE = {"config": "is not an argument of this function", "json": _PRINTS, "full": _PRINTS}
 _SET_BY_TRAINING = re.compile(r"ACCELERATE_|WANDB_RUN_GROUP$")  # environment variables
 _RETRIEVER = (
     (DataArguments, ["full_dataset_file_path", "full_dataset_index_path"]),

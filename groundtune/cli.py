@@ -38,8 +38,10 @@ COMMANDS = {
     "split": ("split examples into train, eval and test without a common passage", "commands.split:main"),
     "doctor": ("list every problem in the data of a training command", "commands.doctor:main"),
     "evaluate": ("evaluate any model or server end to end, in four contexts", "commands.evaluate:main"),
+    "rate": ("let people grade answers on a local page, blind if there are two systems", "commands.rate:main"),
     "compare": ("compare runs side by side: paired intervals, wins and losses", "commands.compare:main"),
     "index": ("embed the documents in advance, or measure a retriever", "commands.index:main"),
+    "retriever": ("train an embedding model or a reranker, if that finds more", "commands.retriever:main"),
     "ask": ("ask a model about the documents, once or in a dialogue", "commands.ask:main"),
     "demo": ("train and compare a small bundled model; needs no hub", "commands.train:demo"),
 }

@@ -31,7 +31,9 @@ RUN_BY = {
     "configs/databricks/": "tests/unit/test_use_cases.py",
 }
 _BLOCK = re.compile(r"^(?:<!-- not run: (.*?) -->\n\n?)?```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_SCRIPTS = {"train_w_gt.py": "sft", "train_w_fixed_retriever.py": "swr"}
+_SCRIPTS = {
+    "train_w_gt.py": "sft", "train_w_fixed_retriever.py": "swr", "train_ctl_retriever.py": "retriever"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,16 +126,18 @@ def with_defaults(function: Callable[..., Any], **defaults: Any) -> Callable[...
     return lambda *args, **given: function(*args, **{**defaults, **given})
 
 
-def run_script(script: str, folder: Path) -> None:
-    """Run shell lines in a folder with the Python that runs the tests. Skips if there is no shell."""
+def run_script(script: str, folder: Path, variables: Mapping[str, str] = {}, status: int = 0) -> str:  # noqa: B006
+    """Run shell lines in a folder with the Python that runs the tests; returns standard error. Skips without bash."""
     if shutil.which("bash") is None:
         pytest.skip("needs bash")
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
+        **variables,
     }
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 0, f"{script}\n{done.stderr[-3000:]}"
+    assert done.returncode == status, f"{script}\n{done.stderr[-3000:]}"
+    return done.stderr

@@ -6,74 +6,105 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from groundtune.commands.parsing import given, light_parser
-from groundtune.commands.terminal import add_output_flags, print_comparison, say, say_json
+from groundtune.commands.terminal import add_output_flags, print_comparison, say, say_json, tell
 from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
 from groundtune.system.durable import disk_errors
 
 if TYPE_CHECKING:
     from groundtune.evaluation.comparison import Comparison
+    from groundtune.evaluation.grades import People
 
+USAGE = "A B [C ...] [--names NAME ...] [--fail_if CONDITION ...] [-o FILE]"
 DESCRIPTION = """Compare systems that answered the same questions: run folders (the tuned model's answers to the test
 questions), folders written by `groundtune evaluate`, or prediction files. Every other system is compared with the
-first, question by question. No model is loaded."""
+first, question by question. No model is loaded. With --fail_if, the exit status is 1 unless every other system meets
+the condition, so that a script or a CI job stops."""
 EXAMPLES = """examples:
   groundtune compare runs/sft runs/swr
-  groundtune compare runs/swr/predictions/test_base.jsonl runs/swr runs/other --names base swr other"""
+  groundtune compare runs/swr/predictions/test_base.jsonl runs/swr runs/other --names base swr other
+  groundtune compare runs/released runs/new --fail_if worse worse:f1:0.02"""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compare, print the table, write the page."""
+    """Compare, print the table, write the page; returns 1 if a condition of --fail_if does not hold, else 0."""
     words = given(parser(), argv)
+
+    from groundtune.evaluation.requirements import check_worse, read_worse
+
+    conditions = read_worse(words.get("fail_if", []))
     page = words.get("output") or beside(words["systems"][0])
-    comparison = compared(words["systems"], words.get("names", []), page)
-    notes = comparison.notes
+    comparison, people = compared_with_people(words["systems"], words.get("names", []), page, words.get("grades", []))
+    notes, checked = comparison.notes, check_worse(comparison, conditions)
     if words["json"]:
         from groundtune.reporting.comparison_page import failures
 
-        say_json(comparison.to_dict() | {"notes": notes, "failures": failures(comparison)})
-        return 0
-    print_comparison(comparison)
-    if not words["quiet"]:
-        say(*notes, f"Report: {page}")
-    return 0
+        listed: dict[str, Any] = {"checked": [one.to_dict() for one in checked]} if conditions else {}
+        listed |= {"people": people.to_dict()} if people else {}
+        say_json(comparison.to_dict() | {"notes": notes, "failures": failures(comparison)} | listed)
+    else:
+        print_comparison(comparison)
+        say(*people or ())
+        if not words["quiet"]:
+            say(*notes, f"Report: {page}")
+    return tell(checked, words["json"] or words["quiet"])
 
 
 def compared(paths: Sequence[str], names: Sequence[str], output: str | None) -> Comparison:
-    """Compare the systems and write the page, unless `output` is None.
+    """Compare the systems and write the page, unless `output` is None. Raises `DataError` with all problems."""
+    return compared_with_people(paths, names, output, [])[0]
 
-    Raises `DataError` with all problems.
-    """
-    _check(paths, names, output)
+
+def compared_with_people(
+    paths: Sequence[str], names: Sequence[str], output: str | None, grades: Sequence[str]
+) -> tuple[Comparison, People | None]:
+    """The same with what people's grades say, if there are files of grades."""
+    _check(paths, names, output, fewest=1 if grades else 2)
 
     from groundtune.evaluation.comparison import compare, find_predictions, read_systems
+    from groundtune.evaluation.grades import graded, people_on, read_grades, with_grades
     from groundtune.reporting.comparison_page import write_comparisons
     from groundtune.runs.record import provenance
 
-    systems = read_systems(paths, names)
+    by_people, systems = graded(read_grades(grades)), read_systems(paths, names)
     *others, last = systems
-    comparison = compare(f"{', '.join(others)} and {last}", systems)
+    title = f"{', '.join(others)} and {last}" if others else last
+    comparison = compare(title, {name: with_grades(answers, by_people) for name, answers in systems.items()})
+    people = people_on(comparison, by_people) if grades else None
     if output is None:
-        return comparison
+        return comparison, people
     record = provenance({name: str(find_predictions(path)) for name, path in zip(systems, paths)})
     facts = {"Questions": str(comparison.n), "Compared with": comparison.reference}
     try:
         with disk_errors(output):
-            write_comparisons(output, "comparison", comparison.title, [comparison], facts, comparison.notes, record)
+            write_comparisons(
+                output, "comparison", comparison.title, [comparison], facts, comparison.notes, record, people=people
+            )
     except OSError as error:
         problem = f"--output: {output} cannot be written ({error.strerror}); name another file"
         raise DataError([problem]) from error
-    return comparison
+    return comparison, people
 
 
 def parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
-    made = light_parser("groundtune compare", "A B [C ...] [--names NAME ...] [-o FILE]", DESCRIPTION, EXAMPLES)
+    made = light_parser("groundtune compare", USAGE, DESCRIPTION, EXAMPLES)
     made.add_argument("systems", nargs="+", metavar="A B", help="Run folders, evaluation folders or prediction files.")
     made.add_argument("--names", nargs="+", metavar="NAME", help="Names of the systems, in the same order.")
+    made.add_argument(
+        "--grades", nargs="+", metavar="FILE",
+        help="Grades from `groundtune rate`: the table shows them, and lines say whom people prefer, how far raters "
+        "agree, and whether to trust a judge here. One system suffices then.",
+    )  # fmt: skip
+    made.add_argument(
+        "--fail_if", nargs="+", metavar="CONDITION",
+        help="Exit with status 1 if a system meets a condition: worse or worse:METRIC (significantly worse than the "
+        "first by token F1, or by METRIC), or worse:METRIC:MARGIN (not shown to be less than MARGIN worse: its 95 %% "
+        "interval reaches that far). METRIC is f1, recall@4, judge/correctness ..., as in metrics.json.",
+    )  # fmt: skip
     made.add_argument(
         "-o", "--output", metavar="FILE",
         help="Output page (.html); the numbers are written next to it as .json. (default: comparison.html beside the "
@@ -90,16 +121,17 @@ def beside(system: str) -> str:
     return str(folder / "comparison.html")
 
 
-def _check(paths: Sequence[str], names: Sequence[str], output: str | None) -> None:
+def _check(paths: Sequence[str], names: Sequence[str], output: str | None, fewest: int) -> None:
     problems = []
-    if len(paths) < 2:
+    if len(paths) < fewest:
         problems.append(f"compare: {len(paths)} system is given; name at least two")
     if names and len(set(names)) != len(paths):
         problems.append(f"--names: {len(set(names))} different names for {len(paths)} systems; give one for each")
     if output is not None:
         if Path(output).suffix != ".html":
             problems.append(f"--output: {output} does not end in .html")
-        for path in (Path(output), Path(output).with_suffix(".json")):
+        page = Path(output)
+        for path in (page, page.with_suffix(".json"), page.with_name(f"{page.stem}_answers.html")):
             problems += in_the_way("output", path)
     if problems:
         raise DataError(problems)

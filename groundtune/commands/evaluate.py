@@ -6,14 +6,26 @@ import argparse
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from groundtune.commands.flags import add_group, filled
 from groundtune.commands.parsing import given, light_parser
-from groundtune.commands.terminal import add_output_flags, be_quiet, print_comparison, progress, say, say_json
+from groundtune.commands.terminal import (
+    add_output_flags,
+    be_quiet,
+    print_comparison,
+    progress,
+    say,
+    say_json,
+    say_table,
+    tell,
+)
 from groundtune.errors import DataError
 from groundtune.evaluation.arguments import GROUPS, InferenceArguments, with_flags
 from groundtune.runs.remembered import BASE_MODEL, Remembered, remembered
+
+if TYPE_CHECKING:
+    from groundtune.recipes.evaluate import Evaluated
 
 USAGE = """[MODEL] [--eval_file FILE] [--full_dataset_file_path FILE] [--embedding_model MODEL] [--FLAG VALUE ...]"""
 DESCRIPTION = """Evaluate any model end to end, with the same code as training: a model folder, an adapter's folder
@@ -41,7 +53,7 @@ _HELPS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Evaluate and print the table; returns 1 if an answer or a judgement failed, else 0."""
+    """Evaluate and print the table; returns 1 if an answer, a judgement or a condition failed, else 0."""
     words = given(parser(), argv)
     typed = partial(with_flags, ["groundtune", "evaluate", *argv])
     arguments = inference_arguments(words, for_questions=True, again=typed)
@@ -52,13 +64,17 @@ def main(argv: Sequence[str]) -> int:
         be_quiet()
     with progress(words["quiet"] or words["json"]) as bars:
         found = evaluate(arguments, bars.begin)
-    _show(found, words["json"], words["quiet"])
-    return 1 if found.failures else 0
+    _show(found, words)
+    return tell(found.checked, words["json"] or words["quiet"]) or int(bool(found.failures))
 
 
 def parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
-    return inference_parser("evaluate", USAGE, DESCRIPTION, EXAMPLES)
+    made = inference_parser("evaluate", USAGE, DESCRIPTION, EXAMPLES)
+    made.add_argument(
+        "--full", action="store_true", default=False, help="Print every metric of every context, not one screen."
+    )
+    return made
 
 
 def inference_parser(
@@ -112,12 +128,31 @@ def _known(run: Remembered, words: Mapping[str, Any], for_questions: bool) -> di
     return known
 
 
-def _show(found: Any, as_json: bool, quiet: bool) -> None:
-    if as_json:
+def _show(found: Evaluated, words: Mapping[str, Any]) -> None:
+    if words["json"]:
         say_json(found.to_dict())
         return
-    for comparison in found.comparisons:
-        print_comparison(comparison)
-    if quiet:
-        return
-    say(f"An answer is right if {found.right}.", *found.notes, f"Report: {found.output_dir / 'evaluation.html'}")
+    if words["full"]:
+        for comparison in found.comparisons:
+            print_comparison(comparison)
+    else:
+        _print_one_screen(found)
+    if not words["quiet"]:
+        say(*found.notes, *found.steps, f"Report: {found.output_dir / 'evaluation.html'}")
+
+
+def _print_one_screen(found: Evaluated) -> None:
+    """The outcomes, the essential metrics end to end, token F1 of the other contexts, the verdict, and failures."""
+    from groundtune.evaluation.outcomes import outcome_counts
+    from groundtune.evaluation.verdicts import F1, SCORES
+    from groundtune.reporting.comparison_page import comparison_table, essential, table_of_outcomes
+
+    counts = {context: outcome_counts(predictions) for context, predictions in found.of_model.items()}
+    say_table(table_of_outcomes(counts))
+    *_, contexts = found.comparisons
+    several, verdict = len(counts) > 1, found.verdict
+    if verdict or not several:
+        say_table(comparison_table(verdict or contexts, essential(verdict or contexts)))
+    if several:
+        say_table(comparison_table(contexts, [SCORES[F1]]))
+    say(*map(verdict.verdict, verdict.others) if verdict else (), *found.failures)

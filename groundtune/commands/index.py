@@ -92,8 +92,8 @@ def main(argv: Sequence[str]) -> int:
     begin = time.perf_counter()
     documents = read_documents(data.full_dataset_file_path)
     folder = index_folder(data)
-    examples = _searchable(data.eval_file) if data.eval_file else []
-    reported = _searchable(data.test_file) if data.test_file else []
+    examples = searchable(data.eval_file) if data.eval_file else []
+    reported = searchable(data.test_file) if data.test_file else []
     rewriter = open_rewriter(retrieval, folder) if examples else None
     by_model = open_reranker(retrieval) if retrieval.reranker != MAXSIM else None
     plain = replace(retrieval, reranker=NO_RERANKER)
@@ -230,11 +230,11 @@ def _show_compared(found: Compared) -> None:
     )
 
 
-def _searchable(path: str) -> list[Example]:
+def searchable(path: str) -> list[Example]:
     """The answerable examples with a question; raises `DataError` if there are none."""
-    from groundtune.data.files import scan_examples
+    from groundtune.data.files import scan_questions
 
-    contents = scan_examples(path)
+    contents = scan_questions(path)
     if contents.problems:
         raise DataError(contents.problems)
     examples = [example for _, example in contents.entries if example.has_evidence and example.question.strip()]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import logging
+import shlex
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,22 +18,31 @@ from groundtune.commands.flags import add_group, filled
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import add_output_flags, data_parser, progress, show
 from groundtune.data.files import in_the_way
-from groundtune.errors import DataError
+from groundtune.errors import DataError, ModelError
 from groundtune.evaluation.arguments import SERVER, GeneratorArguments
 from groundtune.model.endpoint import is_server, server_problems
 from groundtune.prepare.split import share_problems
 from groundtune.runs.remembered import base_not_followed
 from groundtune.system.locks import alone
 from groundtune.system.outputs import links_at
+from groundtune.system.signals import Stopped
+from groundtune.system.text import hide_secrets
 
 if TYPE_CHECKING:
     from groundtune.model.generators import Writer
+    from groundtune.prepare.gates import GateResult
+    from groundtune.prepare.given import Given
     from groundtune.prepare.journal import Journal
-    from groundtune.prepare.questions import Settings
+    from groundtune.prepare.questions import Sampled, Settings
     from groundtune.retrieval.retrievers import Retriever
     from groundtune.schema import Document
 
     Load = Callable[[str, str, str], Writer]  # name, model and options -> who writes
+    Work = Sampled | Given
+
+logger = logging.getLogger(__name__)
+REVIEW = "review.md"
+_PROMPTS = {"question_prompt": "questions.txt", "answer_prompt": "answer.txt", "support_prompt": "support.txt"}
 
 # Name, help, default, type.
 _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
@@ -37,7 +50,14 @@ _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
     ("questions_per_passage", "questions per passage", 2, int),
     ("min_words", "minimum number of words in a passage", 30, int),
     ("min_support", "lexical: minimum share of an answer's words that must be in its passage", 0.6, float),
-    ("retrieved_within", "a question's passage must be among this many first search results", 20, int),
+    (
+        "retrieved_within",
+        "a question must find its passage among this many first search results; 0: a quarter of the "
+        "square root of the number of documents, at most 20",
+        0,
+        int,
+    ),
+    ("passages_tried", "with --questions: passages, best first, that may answer a question", 3, int),
     ("hard_negatives", "hard negatives to keep per question: retrieved passages without the answer", 2, int),
     ("eval_share", "share of the passages for eval.jsonl", 0.1, float),
     ("test_share", "share of the passages for test.jsonl", 0.1, float),
@@ -53,7 +73,7 @@ _HELPS = {
     "embedding_model": "Embedding model (hub name or folder) for finding the passages of a question. Default: BM25.",
     "retriever": "Retrieval method. (default: mix with an embedding model, else bm25)",
 }
-_AT_LEAST_ONE = ("passages", "questions_per_passage", "retrieved_within", "max_new_tokens", "batch_size")
+_AT_LEAST_ONE = ("passages", "questions_per_passage", "passages_tried", "max_new_tokens", "batch_size")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,6 +103,22 @@ def parser() -> argparse.ArgumentParser:
         help='extra fields for every request to a server; {"chat_template_kwargs": {"enable_thinking": false}} turns '
         "reasoning off",
     )
+    made.add_argument(
+        "--questions",
+        type=Path,
+        metavar="FILE",
+        help="answer these questions instead of writing some: a text with one on each line, or JSONL with question; "
+        "each is answered from a passage that a search finds for it",
+    )
+    made.add_argument(
+        "--review",
+        action="store_true",
+        default=False,
+        help=f"stop before the split, and write DIR/{REVIEW} for a person to edit",
+    )
+    made.add_argument(
+        "--resume", action="store_true", default=False, help=f"split the questions in the edited DIR/{REVIEW}"
+    )
     made.add_argument("--question_prompt", type=Path, metavar="FILE", help="text file with {passage} and {number}")
     made.add_argument("--answer_prompt", type=Path, metavar="FILE", help="text file with {passage} and {question}")
     made.add_argument(
@@ -111,59 +147,169 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Returns 0; raises `DataError` for problems that the user can fix."""
     arguments = argparse.Namespace(**given(parser(), argv))
+    arguments.review = arguments.review and not arguments.resume  # which also follows a file of arguments
     if problems := _problems(arguments):
         raise DataError(problems)
 
     from groundtune.data.files import read_documents
     from groundtune.prepare import gates, questions
+    from groundtune.prepare.given import find, left_out
 
-    settings, load = _settings(arguments), _loader(arguments)
     documents = read_documents(arguments.documents)
-    passages = questions.sample_passages(documents, settings)
-    if not passages:
-        raise DataError([f"{arguments.documents}: no passage has {settings.min_words} words; lower --min_words"])
+    settings = _settings(arguments, len(documents))
+    subjects = _subjects(arguments, settings, documents)
+    settings = replace(settings, **_packaged_prompts(arguments, settings))
     with alone(arguments.output_dir):  # otherwise two commands would pay for the same replies
         journal = questions.open_journal(arguments.output_dir, settings, _called(*_generator(arguments)))
         retriever = _retriever(arguments, documents)
-        failures = _ask(arguments, settings, passages, journal, load)
-        result = gates.judge(passages, settings, journal, retriever)
+        work = find(subjects[0], settings, retriever) if arguments.questions else questions.Sampled(subjects[1])
+        with _kept(journal):
+            failures = [] if arguments.resume else _ask(arguments, settings, work, journal)
+            result = gates.judge(work.asked(journal), settings, journal, retriever)
+        result.counts["passages"] = len(work.read(journal))
+        if arguments.resume:
+            result = _reviewed(arguments, settings, result, documents, retriever)
+        elif arguments.review and (result.kept or result.rejected):
+            return _stop_for_review(arguments, argv, result, work.read(journal), failures)
         if not result.counts["kept"]:
-            raise DataError(gates.why_none(result, failures))
+            raise DataError([*(left_out(result) if arguments.questions else []), *gates.why_none(result, failures)])
         empty = gates.write(result, arguments.output_dir)
     written = f"Wrote {result.counts['kept']:,} examples to {arguments.output_dir}"
-    splits = {name: len(examples) for name, examples in result.splits.items()}
-    summary = {"counts": result.counts, "splits": splits, "failed_requests": len(failures)}
-    show(summary, gates.summary_table(result), [*gates.notes(result, failures, empty), written], arguments)
+    _show(arguments, result, failures, empty, [*_not_read(arguments), written])
     return 0
 
 
-def _settings(arguments: argparse.Namespace) -> Settings:
-    from groundtune.prepare.questions import Settings, read_prompt
+def _show(
+    arguments: argparse.Namespace, result: GateResult, failures: Sequence[str], empty: Sequence[str],
+    last: Sequence[str],
+) -> None:  # fmt: skip
+    from groundtune.prepare import gates
+    from groundtune.prepare.given import left_out
 
+    splits = {name: len(examples) for name, examples in result.splits.items()}
+    summary = {"counts": result.counts, "splits": splits, "failed_requests": len(failures)}
+    summary |= {"reviewed": result.reviewed} if result.reviewed else {}
+    notes = [*(left_out(result) if arguments.questions else []), *gates.notes(result, failures, empty), *last]
+    show(summary, gates.summary_table(result, arguments.review), notes, arguments)
+
+
+def _subjects(
+    arguments: argparse.Namespace, settings: Settings, documents: Sequence[Document]
+) -> tuple[list[str], list[Document]]:
+    """The given questions, or else the passages to write questions about."""
+    from groundtune.prepare.given import read_questions
+    from groundtune.prepare.questions import sample_passages
+
+    if arguments.questions:
+        return read_questions(arguments.questions), []
+    if not (passages := sample_passages(documents, settings)):
+        raise DataError([f"{arguments.documents}: no passage has {settings.min_words} words; lower --min_words"])
+    return [], passages
+
+
+@contextmanager
+def _kept(journal: Journal) -> Iterator[None]:
+    """Inside, a signal that ends the command also reports what is kept."""
+    try:
+        yield
+    except (Stopped, KeyboardInterrupt) as stopped:
+        number = len(journal.rows)
+        kept = f"; {number:,} replies are in {journal.path}, and the same command continues" if number else ""
+        raise Stopped(getattr(stopped, "signum", signal.SIGINT), kept) from None
+
+
+def _stop_for_review(
+    arguments: argparse.Namespace, argv: Sequence[str], result: GateResult, passages: Sequence[Document],
+    failures: Sequence[str],
+) -> int:  # fmt: skip
+    """Write the file for a person, and print the command that continues after that."""
+    from groundtune.prepare import review
+
+    path = arguments.output_dir / REVIEW
+    words = ["groundtune", "questions", *(word for word in argv if word != "--review"), "--resume"]
+    command = hide_secrets(shlex.join(words))
+    review.write(result, passages, path, command)
+    left = sum(bool(row["passage"]) for row in result.rejected)
+    about = f"questions that passed the gates: {len(result.kept):,}, and rejected ones: {left:,}"
+    last = [f"Wrote {path} ({about}); edit it, then continue with", command]
+    _show(arguments, result, failures, [], last)
+    return 0
+
+
+def _reviewed(
+    arguments: argparse.Namespace, settings: Settings, result: GateResult, documents: Sequence[Document],
+    retriever: Retriever,
+) -> GateResult:  # fmt: skip
+    from groundtune.prepare import review
+
+    entries = review.read(arguments.output_dir / REVIEW, documents)
+    return review.apply(result, entries, settings, retriever)
+
+
+def _not_read(arguments: argparse.Namespace) -> list[str]:
+    """A note on a file for a review that had no part in the examples."""
+    path = arguments.output_dir / REVIEW
+    return [] if arguments.resume or not path.exists() else [f"{path} was not read; --resume reads it"]
+
+
+def _settings(arguments: argparse.Namespace, documents: int) -> Settings:
+    """The settings with the user's own prompts; of the others, `_packaged_prompts` decides."""
+    from groundtune.prepare.questions import Settings, found_within, read_prompt
+
+    read = {flag: read_prompt(path, name) for flag, name in _PROMPTS.items() if (path := getattr(arguments, flag))}
+    within = arguments.retrieved_within or found_within(documents)
     own: dict[str, Any] = {
-        "question_prompt": read_prompt(arguments.question_prompt, "questions.txt"),
-        "answer_prompt": read_prompt(arguments.answer_prompt, "answer.txt"),
-        "support_prompt": read_prompt(arguments.support_prompt, "support.txt"),
+        **dict.fromkeys(_PROMPTS, ""),
+        **read,
         "checker": _called(*_checker(arguments)) if arguments.checker or arguments.checker_model else "",
+        "retrieved_within": max(within, arguments.passages_tried if arguments.questions else 0),
     }
     return Settings(**own, **{f.name: getattr(arguments, f.name) for f in fields(Settings) if f.name not in own})
 
 
-def _ask(
-    arguments: argparse.Namespace, settings: Settings, passages: Sequence[Document], journal: Journal, load: Load
-) -> list[str]:
+def _packaged_prompts(arguments: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    """The packaged prompts that are used, with examples for a model without a chat template."""
+    from groundtune.prepare.questions import read_prompt
+
+    checks = arguments.support != "lexical"
+    who = dict.fromkeys(_PROMPTS, ("generator", arguments.generator))
+    who["support_prompt"] = ("checker" if arguments.checker else "generator", _checker(arguments)[0])
+    return {
+        flag: read_prompt(None, name, (checks or flag != "support_prompt") and _lacks_template(*who[flag]))
+        for flag, name in _PROMPTS.items()
+        if not getattr(settings, flag)
+    }
+
+
+@cache
+def _lacks_template(flag: str, name: str) -> bool:
+    """Whether a model is loaded here and has no chat template; a server applies one itself."""
+    if is_server(name):
+        return False
+    from groundtune.model.opening import writing_model
+
+    try:
+        lacks = not writing_model(name, bf16=False).open_tokenizer().chat_template
+    except ModelError as error:
+        raise ModelError(str(error).replace("--model_name_or_path", f"--{flag}")) from error
+    if lacks:
+        logger.info("%s has no chat template, so the built-in prompts for it contain examples", name)
+    return lacks
+
+
+def _ask(arguments: argparse.Namespace, settings: Settings, work: Work, journal: Journal) -> list[str]:
     """Ask for everything that the journal lacks; returns why requests failed."""
     from groundtune.prepare import questions, support
 
+    load = _loader(arguments)
     with progress(arguments.quiet or arguments.json) as bars:
         who, checker = _generator(arguments), _checker(arguments)
         ask = questions.Asker(
             lambda: load(*who), journal, settings.max_new_tokens, _prompts_per_batch(who[0], arguments), bars.at
         )
-        questions.generate(passages, settings, ask)
-        if settings.support != "lexical":
-            ask = replace(ask, load=lambda: load(*checker), batch=_prompts_per_batch(checker[0], arguments))
-            support.check_support(passages, settings, ask)
+        check = replace(ask, load=lambda: load(*checker), batch=_prompts_per_batch(checker[0], arguments))
+        used = settings.support != "lexical"
+        work.write(settings, ask, lambda asked: support.check_support(asked, settings, check) if used else None)
     return ask.failures
 
 
@@ -221,9 +367,12 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
             if getattr(arguments, name)
         ]
         problems += [f"--{name}: has no effect with --support lexical; use --support llm or both" for name in unused]
+    if arguments.questions and arguments.question_prompt:
+        problems.append("--question_prompt: has no effect with --questions; remove one of them")
     problems += in_the_way("output_dir", arguments.output_dir, folder=True)
-    written = ("generated", "train", "eval", "test", "rejected")
-    problems += links_at((arguments.output_dir / f"{name}.jsonl" for name in written), "output_dir")
+    written = [*(f"{name}.jsonl" for name in ("generated", "train", "eval", "test", "rejected")), REVIEW]
+    problems += links_at((arguments.output_dir / name for name in written), "output_dir")
+    problems += _review_problems(arguments)
     problems += share_problems(arguments.eval_share, arguments.test_share)
     problems += check_retrieval(_retrieval(arguments)) + too_small(_server(arguments).least)
     for flag, (name, model, options) in {"generator": _generator(arguments), "checker": _checker(arguments)}.items():
@@ -233,6 +382,15 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
         elif asked:
             problems += [*check_model_name(flag, name), *base_not_followed(flag, name)]
     return problems
+
+
+def _review_problems(arguments: argparse.Namespace) -> list[str]:
+    path = arguments.output_dir / REVIEW
+    if arguments.review and path.exists():
+        return [f"--review: {path} is there already, and may have been edited; use --resume, or delete it"]
+    if arguments.resume and not path.exists():
+        return [f"--resume: {path} is missing; write it with --review"]
+    return []
 
 
 def _retriever(arguments: argparse.Namespace, documents: Sequence[Document]) -> Retriever:

@@ -10,7 +10,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from groundtune.commands.parsing import light_parser
@@ -19,6 +19,7 @@ from groundtune.system.text import harmless_code, harmless_line, json_to_print
 
 if TYPE_CHECKING:
     from groundtune.evaluation.comparison import Comparison
+    from groundtune.evaluation.requirements import Checked
 
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +49,13 @@ def be_quiet() -> None:
         of_transformers.disable_progress_bar()
 
 
+@contextmanager
+def prints_elsewhere(to_standard_error: bool) -> Iterator[None]:
+    """Redirect output of libraries and trackers to standard error, so that standard output has only the JSON object."""
+    with redirect_stdout(sys.stderr) if to_standard_error else nullcontext():
+        yield
+
+
 def say(*lines: object) -> None:
     """Print lines on standard output."""
     for line in lines:
@@ -58,6 +66,16 @@ def complain(*lines: object) -> None:
     """Print lines on standard error."""
     for line in lines:
         print(harmless_line(str(line)), file=sys.stderr)
+
+
+def tell(checked: Sequence[Checked], quiet: bool = False) -> int:
+    """Print what came of each condition, failures on standard error; returns the exit status, 1 if any failed."""
+    for one in checked:
+        if not one.passed:
+            complain(one)
+        elif not quiet:
+            say(one)
+    return int(not all(one.passed for one in checked))
 
 
 def say_text(text: str, end: str = "\n") -> None:

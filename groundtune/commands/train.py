@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundtune.commands.parsing import at_their_lines, light_parser, parse_arguments
-from groundtune.commands.terminal import add_output_flags, be_quiet, complain, say, say_json, say_table, say_text
+from groundtune.commands.terminal import (
+    add_output_flags,
+    be_quiet,
+    complain,
+    prints_elsewhere,
+    say,
+    say_json,
+    say_table,
+    say_text,
+)
 from groundtune.commands.training_help import training_help
 from groundtune.data.files import write_text
 from groundtune.errors import DataError
@@ -54,14 +61,14 @@ def demo(argv: Sequence[str]) -> int:
     add_output_flags(parser)
     arguments = parser.parse_args(argv)
     if arguments.models:
-        with _prints_elsewhere(arguments.json):
+        with prints_elsewhere(arguments.json):
             models = link_models(arguments.models)
         if arguments.json:
             say_json({"models": list(map(str, models))}, indent=None)
         else:
             say(*models)
         return 0
-    with _prints_elsewhere(arguments.json):
+    with prints_elsewhere(arguments.json):
         with disk_errors(arguments.output_dir):
             flags = prepare(Path(arguments.output_dir))
         if not arguments.quiet:
@@ -101,7 +108,7 @@ def _run(method: str, argv: Sequence[str], defaults: Mapping[str, Any] | None) -
     results = None
     try:
         # Always: a reader of the results that has gone, such as `head`, is no reason to stop training.
-        with _prints_elsewhere(True), disk_errors(arguments.training.output_dir):
+        with prints_elsewhere(True), disk_errors(arguments.training.output_dir):
             results = train(arguments)
     except NonFiniteLoss as error:
         complain(error)
@@ -114,7 +121,7 @@ def _run(method: str, argv: Sequence[str], defaults: Mapping[str, Any] | None) -
     if results is not None and not output.json:
         _print_results(results, arguments)
     address, status = "", 0
-    with _prints_elsewhere(output.json):
+    with prints_elsewhere(output.json):
         try:
             address = pushed(arguments)
         except NotPushed as error:
@@ -123,7 +130,7 @@ def _run(method: str, argv: Sequence[str], defaults: Mapping[str, Any] | None) -
         if address and not output.quiet:
             say(f"Pushed: {address}")
     if output.json:
-        _print_json(Path(arguments.training.output_dir), address)
+        _print_json(Path(arguments.training.output_dir), address, results)
     return status
 
 
@@ -154,24 +161,21 @@ def _name_on_card(folder: Path, name: str) -> None:
 
 
 def _print_results(results: Results, arguments: RunArguments) -> None:
-    from groundtune.reporting.report import summary_table
+    from groundtune.reporting.report import run_steps, summary_table
 
     say_table(summary_table(results))
     say(results.verdict)
     if not arguments.output.quiet:
-        say(f"Report: {Path(arguments.training.output_dir) / 'report.html'}")
+        folder = arguments.training.output_dir
+        say(*run_steps(results), f"Report: {Path(folder) / 'report.html'}")
 
 
-def _print_json(output_dir: Path, pushed: str) -> None:
-    """Print metrics.json without its history, the paths of the run, and its hub address if it was pushed."""
+def _print_json(output_dir: Path, pushed: str, results: Results | None) -> None:
+    """Print metrics.json without its history, what comes next, the paths of the run, and its hub address if pushed."""
+    from groundtune.reporting.report import read_results, run_steps
+
     metrics = json.loads((output_dir / "metrics.json").read_text("utf-8"))
     del metrics["history"]
     where = {"output_dir": str(output_dir), "report": str(output_dir / "report.html")}
-    say_json({**metrics, **where, **({"pushed": pushed} if pushed else {})})
-
-
-@contextmanager
-def _prints_elsewhere(to_standard_error: bool) -> Iterator[None]:
-    """Redirect output of libraries and trackers to standard error, so that standard output has only the JSON object."""
-    with redirect_stdout(sys.stderr) if to_standard_error else nullcontext():
-        yield
+    steps = map(str, run_steps(results or read_results(output_dir)))
+    say_json({**metrics, "next": list(steps), **where, **({"pushed": pushed} if pushed else {})})

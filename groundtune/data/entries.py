@@ -8,7 +8,7 @@ import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from groundtune.schema import ASSISTANT, USER, Document, Example, Turn
@@ -120,6 +120,26 @@ class Record:
 
 def example_of(record: Record) -> Example:
     """An example as `files.read_examples` describes it; not usable if a problem was recorded."""
+    question = record.text("question", 'every line needs a "question" with the text of the question', may_be_blank=True)
+    answer = record.text(
+        "gold_answer", 'every line needs a "gold_answer" with the text of the answer', may_be_blank=True
+    )
+    return _example(record, question, answer)
+
+
+def questions_of(record: Record) -> list[Example]:
+    """The examples of a line for retrievers: `questions` as in LocalRQA, else its `question`; no answer is needed."""
+    record.suspect_misspelt("question", "questions")
+    asked = record.texts("questions", 'it is a list of questions: ["...", "..."]')
+    if not asked:
+        need = 'every line needs a "question", or "questions" with a list of them'
+        asked = [record.text("question", need, may_be_blank=True)]
+    answer = record.text("gold_answer", "it is the text of the answer", required=False)
+    first = _example(record, asked[0], answer)
+    return [first, *(replace(first, question=question) for question in asked[1:])]
+
+
+def _example(record: Record, question: str, answer: str) -> Example:
     record.suspect_misspelt(
         "chat_history", "hard_neg_docs", "gold_answers", "answerable", required=("question", "gold_docs", "gold_answer")
     )
@@ -130,12 +150,8 @@ def example_of(record: Record) -> Example:
         )
         record.note("gold_docs", f"{state}; {need}")
     return Example(
-        question=record.text(
-            "question", 'every line needs a "question" with the text of the question', may_be_blank=True
-        ),
-        answer=record.text(
-            "gold_answer", 'every line needs a "gold_answer" with the text of the answer', may_be_blank=True
-        ),
+        question=question,
+        answer=answer,
         gold_documents=tuple(map(document_of, record.records("gold_docs", _A_DOCUMENT))),
         chat_history=tuple(turns_of(record)),
         hard_negatives=tuple(map(document_of, record.records("hard_neg_docs", _A_DOCUMENT))),

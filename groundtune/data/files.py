@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
 
-from groundtune.data.entries import Record, document_of, example_of, json_object
+from groundtune.data.entries import Record, document_of, example_of, json_object, questions_of
 from groundtune.data.other_kinds import not_documents, not_examples
 from groundtune.data.safe_pickle import RefusedPickle, load_fields
 from groundtune.errors import DataError
@@ -66,6 +66,13 @@ class Contents(Generic[T]):
 def scan_examples(path: FilePath) -> Contents[Example]:
     """Like `read_examples`, but return every valid example and every problem instead of raising."""
     return _explained(path, _scan(path, json_rows, example_of), not_examples)
+
+
+def scan_questions(path: FilePath) -> Contents[Example]:
+    """Like `scan_examples`, for retrievers: lines need no answer, and may have several `questions`, as in LocalRQA."""
+    found = _explained(path, _scan(path, json_rows, questions_of), not_examples)
+    examples = [(where, example) for where, these in found.entries for example in these]
+    return Contents(examples, found.problems, found.suspicions)
 
 
 def scan_documents(path: FilePath) -> Contents[Document]:

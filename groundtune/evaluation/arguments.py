@@ -28,6 +28,7 @@ from groundtune.arguments import (
     too_small,
 )
 from groundtune.data.files import in_the_way
+from groundtune.errors import DataError
 from groundtune.methods import Method, method_of
 from groundtune.model.endpoint import Endpoint, endpoint_at, is_server, server_problems
 from groundtune.prompts.policies import CONTEXTS
@@ -42,6 +43,7 @@ SEARCHED = ("retrieved", "gold_and_distractors")  # the contexts that need a ret
 
 
 if TYPE_CHECKING:
+    from groundtune.evaluation.requirements import Limit
     from groundtune.model.opening import AnsweringModel
 
 
@@ -128,6 +130,12 @@ class AnswerArguments:
     )
     right_metric: str = argument("generation/f1", "The score that decides whether an answer counts as right.")
     right_threshold: float = argument(0.5, "Minimum score for an answer to count as right.")
+    fail_under: list[str] = argument(
+        [],
+        "Exit with status 1 if a mean of the model is lower: METRIC=VALUE ..., such as f1=0.3 or recall@4=0.7. "
+        "It is the mean in the context retrieved, or in the first context if that is not evaluated.",
+    )
+    fail_over: list[str] = argument([], "The same if a mean is higher, such as unfinished=0.05.")
     per_device_eval_batch_size: int = argument(16, "Questions per batch of a local model.")
     base_model: str = argument(
         "",
@@ -264,7 +272,7 @@ class InferenceArguments:
         if outside := self._outside(has_examples):
             return [self._not_followed(outside)]  # before accessing anything that the folder names
         files = self._check_files(has_examples)
-        problems = [*files, *self._check_who(), *self._check_judge(), *self._check_numbers()]
+        problems = [*files, *self._check_who(), *self._check_judge(), *self._check_numbers(), *self._check_limits()]
         return [*self._no_such_run(), *problems] if problems else []
 
     def _no_such_run(self) -> list[str]:
@@ -399,6 +407,22 @@ class InferenceArguments:
             problems += check_model_name("judge", judge.judge)
             problems += base_not_followed("judge", judge.judge) or model_problems(judge.judge)
         return problems
+
+    def limits(self) -> list[Limit]:
+        """The conditions that the evaluation must meet. Raises `DataError` with all that are wrong."""
+        from groundtune.evaluation.requirements import read_limits  # here, because it imports numpy
+
+        return read_limits(self.answers.fail_under, self.answers.fail_over)
+
+    def _check_limits(self) -> list[str]:
+        """Malformed conditions, and those on metrics that are not measured here."""
+        from groundtune.evaluation.requirements import not_measured
+
+        judges = [re.sub(r"\W+", "_", Path(name).stem) for name in self.judge.judge_prompt] if self.judge.judge else []
+        try:
+            return not_measured(self.limits(), judges, self.retrieval.eval_num_to_retrieve if self.searches else 0)
+        except DataError as error:
+            return error.problems
 
     def _check_numbers(self) -> list[str]:
         least = [

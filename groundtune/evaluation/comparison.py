@@ -73,7 +73,8 @@ class Comparison:
         judges = {name: f"Judge: {name.partition('/')[2]}" for name in measured if name.startswith("judge/")}
         recalls = sorted((n for n in measured if "/recall@" in n), key=lambda n: int(n.partition("@")[2]))
         retrieval = {name: name.partition("/")[2].capitalize() for name in recalls} | {"retrieval/mrr": "MRR"}
-        labels = SCORES | CHECKS | ABSTENTION | judges | _OTHERS | retrieval
+        people = {name: f"People: {name.partition('/')[2]}" for name in measured if name.startswith("people/")}
+        labels = SCORES | CHECKS | ABSTENTION | people | judges | _OTHERS | retrieval
         return {name: label for name, label in labels.items() if name in measured}
 
     @cached_property

@@ -35,6 +35,10 @@ METRICS: dict[str, str] = {
     "abstained/answerable": "share of answerable questions on which it did; lower is better",
     "grounded/tokens": "share of the answer's tokens that are in the passages it read",
     "grounded/quotes": "share of the spans quoted in the answer that occur verbatim in the passages it read",
+    "people/correct": "share of raters who said that the answer is correct; so for the next three",
+    "people/helpful": "that it helps",
+    "people/grounded": "that all of it is in the passages",
+    "people/harmful": "that it could do harm; lower is better",
     "judge/*": "a language model's grade of the answer, from 0 to 1",
     "retrieval/recall@k": "share of a question's gold documents among the first k retrieved",
     "retrieval/mrr": "mean reciprocal rank of the first gold document",
@@ -46,6 +50,7 @@ METRICS: dict[str, str] = {
 }
 _LOWER_IS_BETTER = (
     "generation/unfinished", "generation/new_tokens", "generation/contradiction", "abstained/answerable",
+    "people/harmful",
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from groundtune.schema import Document, Example, Hit
 from groundtune.system.text import hide_secrets
 
 WEIGHTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of the vectors in the mix
-_DEPTH = 10  # passages behind nDCG
+DEPTH = 10  # passages behind nDCG
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def measured(
     """
     queries = rewrite(examples) if rewrite else queries_of(examples, history)
     begin = time.perf_counter()
-    hits = retriever.search(queries, max(k, _DEPTH))
+    hits = retriever.search(queries, max(k, DEPTH))
     seconds = (time.perf_counter() - begin) / len(examples)
-    rows = [_scores(example, found, k) for example, found in zip(examples, hits, strict=True)]
+    rows = [scores_of(example, found, k) for example, found in zip(examples, hits, strict=True)]
     recalls = tuple(row[f"retrieval/recall@{k}"] for row in rows)
     return Measured(name, flags, aggregate(rows, clusters_of(examples)), seconds, recalls)
 
@@ -95,17 +95,18 @@ def best_of(found: Sequence[Measured], k: int) -> Measured:
     return max(found, key=lambda one: (one.scores[f"retrieval/recall@{k}"].value, one.scores["retrieval/mrr"].value))
 
 
-def _scores(example: Example, found: Sequence[Hit], k: int) -> dict[str, float]:
+def scores_of(example: Example, found: Sequence[Hit], k: int) -> dict[str, float]:
+    """The scores of one question, from its max(k, DEPTH) best hits."""
     gold = {document.id for document in example.gold_documents}
     ranked = [hit.document.id for hit in found]
     held = [any(_holds(hit.document, document) for hit in found[:k]) for document in example.gold_documents]
-    first, deep = retrieval_scores(ranked, gold, ks=(1, k)), retrieval_scores(ranked, gold, ks=(_DEPTH,))
+    first, deep = retrieval_scores(ranked, gold, ks=(1, k)), retrieval_scores(ranked, gold, ks=(DEPTH,))
     return {
         "retrieval/recall@1": first["retrieval/recall@1"],
         f"retrieval/recall@{k}": first[f"retrieval/recall@{k}"],
         f"retrieval/text_recall@{k}": sum(held) / len(held),
         "retrieval/mrr": deep["retrieval/mrr"],
-        f"retrieval/ndcg@{_DEPTH}": deep[f"retrieval/ndcg@{_DEPTH}"],
+        f"retrieval/ndcg@{DEPTH}": deep[f"retrieval/ndcg@{DEPTH}"],
     }
 
 

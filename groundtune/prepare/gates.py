@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundtune.data.files import write_jsonl
 from groundtune.data.words import stem, telling_words, words
 from groundtune.prepare.journal import Journal
-from groundtune.prepare.questions import Settings, chance, questions_of
-from groundtune.prepare.support import answers_of, cut_answers_of, support, verdicts_of
+from groundtune.prepare.questions import Settings, chance
+from groundtune.prepare.support import answers_of, cut_answers_of, lexical, verdicts_of
 from groundtune.retrieval.retrievers import Retriever
 from groundtune.schema import Document, Example, Hit
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_MENTIONS = re.compile(r"\b(?:the|this|above) (?:passage|text|excerpt|paragraph|context)\b", re.IGNORECASE)
+_MENTIONS = re.compile(r"\b(?:the|above) (?:passage|text|excerpt|paragraph|context)\b", re.IGNORECASE)
+# "What is the purpose of this code?" points at something that only its passage shows; after several words of meaning,
+# "this" may point at one of them, and "this year" needs no passage.
+_POINTS = re.compile(r"\b(?:this|these)\b(?!\s+(?:year|quarter|month|week|season)s?\b)", re.IGNORECASE)
+_SAID_BEFORE = 3
 # Reasons to leave a question out, in the order of the gates.
 MENTIONS = "mentions the passage"
 REPEATS = "repeats another question"
@@ -47,15 +51,27 @@ def gates_of(settings: Settings) -> tuple[str, ...]:
 class GateResult:
     """The examples of each split, the rejected pairs with the reason, and counts."""
 
+    within: int  # ranks within which a question had to find its passage
     splits: dict[str, list[Example]] = field(default_factory=lambda: {"train": [], "eval": [], "test": []})
     rejected: list[dict[str, Any]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    reviewed: dict[str, int] = field(default_factory=dict)  # what a person did to the examples
+
+    @property
+    def kept(self) -> list[Example]:
+        """The examples of all splits."""
+        return list(chain(*self.splits.values()))
+
+    def keep(self, example: Example, settings: Settings) -> None:
+        """Put an example into the split of its passage."""
+        self.splits[_split(example.gold_documents[0], settings)].append(example)
+        self.counts["kept"] += 1
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """A generated question with its answer. `verdict` has `supported` (None if it was not understood) and `said`; it is
-    None if the LLM gave no verdict."""
+class Pair:
+    """A question with its answer. `verdict` has `supported` (None if it was not understood) and `said`; it is None if
+    the LLM gave no verdict."""
 
     passage: Document
     question: str
@@ -68,34 +84,56 @@ class _Pair:
         return {"question": self.question, "answer": self.answer, **said, "passage": self.passage.to_dict()}
 
 
-def judge(passages: Sequence[Document], settings: Settings, journal: Journal, retriever: Retriever) -> GateResult:
-    """Pass every question and answer in the journal through the gates, and split those that pass by passage."""
-    result = GateResult()
-    by_id = {passage.id: passage for passage in passages}
+def pairs_in(journal: Journal, settings: Settings) -> Callable[[Document, str], Pair | None]:
+    """A function from a passage and a question to the pair in the journal, None if there is no answer."""
     answers, cut, verdicts = answers_of(journal), cut_answers_of(journal), verdicts_of(journal, settings)
-    questions = list(questions_of(journal, by_id))
-    result.counts.update(dict.fromkeys(gates_of(settings), 0))
-    result.counts["passages"] = len({row["passage"] for row in journal.rows if "questions" in row} & by_id.keys())
-    result.counts["questions"] = len(questions)
-    pairs = [
-        _Pair(by_id[at[0]], at[1], answers[at], at not in cut, verdicts.get(at)) for at in questions if at in answers
-    ]
-    result.counts["answers"] = len(pairs)
-    depth = max(settings.retrieved_within, 2 * settings.hard_negatives + 1)
-    hits = retriever.search([pair.question for pair in pairs], depth)
+
+    def pair(passage: Document, question: str) -> Pair | None:
+        at = passage.id, question
+        return Pair(passage, question, answers[at], at not in cut, verdicts.get(at)) if at in answers else None
+
+    return pair
+
+
+def judge(
+    asked: Sequence[tuple[str, Sequence[Document]]], settings: Settings, journal: Journal, retriever: Retriever
+) -> GateResult:
+    """Pass every question with its answer in the journal through the gates, and split those that pass by passage.
+
+    A question has one passage or, if it was given, several that may answer it: the first that passes is taken.
+    """
+    result = GateResult(settings.retrieved_within)
+    result.counts.update(dict.fromkeys(("passages", "questions", "answers", *gates_of(settings)), 0))
+    result.counts["questions"] = len(asked)
+    pair_of = pairs_in(journal, settings)
+    hits = retriever.search([question for question, _ in asked], search_depth(settings))
     seen: set[frozenset[str]] = set()
-    for pair, found in zip(pairs, hits, strict=True):
-        if gate := _stopped_by(pair, found, seen, settings):
-            result.counts[gate] += 1
-            result.rejected.append({"why": gate, **pair.to_dict()})
+    for (question, passages), found in zip(asked, hits, strict=True):
+        pairs = [pair for passage in passages if (pair := pair_of(passage, question))]
+        result.counts["answers"] += len(pairs)
+        if passages and not pairs:  # the request failed
             continue
-        seen.add(_key(pair.question))
-        example = Example(
-            pair.question, pair.answer, (pair.passage,), hard_negatives=_hard_negatives(pair, found, settings)
-        )
-        result.splits[_split(pair.passage, settings)].append(example)
-        result.counts["kept"] += 1
+        pair, gate = _chosen(pairs, found, seen, settings)
+        if not gate and pair:
+            seen.add(_key(question))
+            result.keep(example_of(pair.passage, question, pair.answer, found, settings), settings)
+            continue
+        result.counts[gate] += 1
+        nothing = {"question": question, "answer": "", "passage": None}
+        result.rejected.append({"why": gate, **(pair.to_dict() if pair else nothing)})
     return result
+
+
+def search_depth(settings: Settings) -> int:
+    """Number of hits that the gates and the hard negatives need."""
+    return max(settings.retrieved_within, 2 * settings.hard_negatives + 1)
+
+
+def example_of(passage: Document, question: str, answer: str, found: Sequence[Hit], settings: Settings) -> Example:
+    """The example with its hard negatives: the best hits other than the passage that do not support the answer."""
+    others = (hit.document for hit in found if hit.document.id != passage.id)
+    wrong = (other for other in others if not lexical(settings, other, question, answer))
+    return Example(question, answer, (passage,), hard_negatives=tuple(islice(wrong, settings.hard_negatives)))
 
 
 def write(result: GateResult, folder: Path) -> list[str]:
@@ -109,34 +147,50 @@ def write(result: GateResult, folder: Path) -> list[str]:
     return [name for name, examples in result.splits.items() if not examples]
 
 
-def _stopped_by(pair: _Pair, found: Sequence[Hit], seen: set[frozenset[str]], settings: Settings) -> str:
+def _chosen(
+    pairs: Sequence[Pair], found: Sequence[Hit], seen: set[frozenset[str]], settings: Settings
+) -> tuple[Pair | None, str]:
+    """The first pair that passes; else the one that gets furthest, with the gate that stops it."""
+    stopped = [(pair, _stopped_by(pair, found, seen, settings)) for pair in pairs]
+    passed = next((each for each in stopped if not each[1]), None)
+    return passed or max(stopped, key=lambda each: GATES.index(each[1]), default=(None, NOT_RETRIEVED))
+
+
+def _stopped_by(pair: Pair, found: Sequence[Hit], seen: set[frozenset[str]], settings: Settings) -> str:
     """The first gate that the pair fails, or ""."""
+    if mentions_passage(pair.question):
+        return MENTIONS
+    if _key(pair.question) in seen:
+        return REPEATS
     ranked = [hit.document.id for hit in found[: settings.retrieved_within]]
+    return not_answered_by(pair, settings) or ("" if pair.passage.id in ranked else NOT_RETRIEVED)
+
+
+def not_answered_by(pair: Pair, settings: Settings) -> str:
+    """The first of the gates for answers that the pair fails, or ""."""
     verdict = pair.verdict
     stops = {
-        MENTIONS: lambda: _MENTIONS.search(pair.question),
-        REPEATS: lambda: _key(pair.question) in seen,
         NO_ANSWER: lambda: not pair.answer,
         CUT: lambda: not pair.finished,
-        UNSUPPORTED: lambda: support(pair.answer, pair.question, pair.passage.text) < settings.min_support,
+        UNSUPPORTED: lambda: not lexical(settings, pair.passage, pair.question, pair.answer),
         UNSUPPORTED_BY_LLM: lambda: verdict and verdict["supported"] is False,
         NOT_UNDERSTOOD: lambda: verdict and verdict["supported"] is None,
         NO_VERDICT: lambda: not verdict,
-        NOT_RETRIEVED: lambda: pair.passage.id not in ranked,
     }
-    return next((gate for gate in gates_of(settings) if stops[gate]()), "")
+    return next((gate for gate in gates_of(settings) if gate in stops and stops[gate]()), "")
+
+
+def mentions_passage(question: str) -> bool:
+    """Whether a question names its passage, or points at something that only somebody who sees the passage knows."""
+    points = _POINTS.search(question)
+    return bool(
+        _MENTIONS.search(question) or (points and len(telling_words(question[: points.start()])) <= _SAID_BEFORE)
+    )
 
 
 def _key(question: str) -> frozenset[str]:
     """Key of a question: questions with the same word stems, in any order, count as repeated."""
     return frozenset(map(stem, telling_words(question))) or frozenset(words(question))
-
-
-def _hard_negatives(pair: _Pair, found: Sequence[Hit], settings: Settings) -> tuple[Document, ...]:
-    """The best hits other than the passage that do not support the answer."""
-    others = (hit.document for hit in found if hit.document.id != pair.passage.id)
-    wrong = (d for d in others if support(pair.answer, pair.question, d.text) < settings.min_support)
-    return tuple(islice(wrong, settings.hard_negatives))
 
 
 def _split(passage: Document, settings: Settings) -> str:
@@ -155,12 +209,12 @@ def why_none(result: GateResult, failures: Sequence[str]) -> list[str]:
     reasons = ", ".join(f"{counts[gate]} {gate}" for gate in GATES if counts[gate]) or "no question was written"
     return [
         f"none of {counts['questions']} questions passed the gates: {reasons}; see generated.jsonl for what the model "
-        "wrote, and use a stronger --generator or a --question_prompt that it follows"
+        "wrote, and use a stronger --generator or prompts that it follows"
     ]
 
 
-def summary_table(result: GateResult) -> Table:
-    """Counts of what was asked, what each gate rejected and what was kept, as a rich table."""
+def summary_table(result: GateResult, before_split: bool = False) -> Table:
+    """Counts of what was asked, what each gate rejected, what was kept and where it is, as a rich table."""
     from groundtune.system.tables import TextTable
 
     table = TextTable("", "number")
@@ -168,9 +222,12 @@ def summary_table(result: GateResult) -> Table:
     for name in ("passages", "questions", "answers"):
         table.add_row(name, f"{result.counts[name]:,}")
     for gate in (gate for gate in GATES if gate in result.counts):
-        table.add_row(f"left out: {gate}", f"{result.counts[gate]:,}")
+        detail = f" (among the first {result.within})" if gate == NOT_RETRIEVED else ""
+        table.add_row(f"left out: {gate}{detail}", f"{result.counts[gate]:,}")
+    for what, number in result.reviewed.items():
+        table.add_row(f"review: {what}", f"{number:,}")
     table.add_row("kept", f"{result.counts['kept']:,}", end_section=True)
-    for name, examples in result.splits.items():
+    for name, examples in () if before_split else result.splits.items():
         passages = len({example.gold_documents[0].id for example in examples})
         table.add_row(f"{name}.jsonl, on {passages:,} passages", f"{len(examples):,}")
     return table

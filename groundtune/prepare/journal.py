@@ -14,7 +14,6 @@ from groundtune.system.outputs import in_place_of, inside, no_follow
 from groundtune.system.text import one_line, to_json
 
 Row = dict[str, Any]
-_WAYS_OUT = "name another --output_dir, or move the file away"
 
 
 class Journal:
@@ -25,7 +24,8 @@ class Journal:
     wrong with a row, "" if nothing is.
     """
 
-    def __init__(self, path: Path, settings: Row, wrong_with: Callable[[Row], str]) -> None:
+    def __init__(self, path: Path, settings: Row, wrong_with: Callable[[Row], str], flag: str = "output_dir") -> None:
+        self._another = f"name another --{flag}"  # the way out of every problem
         self.path = inside(path.parent, path.name)
         self.rows: list[Row] = []
         self._end = 0  # of the rows in the file, in bytes; 0: there is no journal yet
@@ -45,12 +45,14 @@ class Journal:
 
     def _bytes(self) -> bytes:
         if not os.path.isfile(self.path):
-            raise DataError([f"{self.path}: is not a regular file; {_WAYS_OUT}"])
+            raise DataError([f"{self.path}: is not a regular file; {self._another}, or move the file away"])
         try:
             with open(self.path, "rb", opener=no_follow) as file:
                 return file.read()
         except OSError as error:
-            raise DataError([f"{self.path}: cannot be read ({error.strerror}); {_WAYS_OUT}"]) from error
+            raise DataError(
+                [f"{self.path}: cannot be read ({error.strerror}); {self._another}, or move the file away"]
+            ) from error
 
     def _understand(self, data: bytes, settings: Row, wrong_with: Callable[[Row], str]) -> None:
         whole, newline, rest = data.rpartition(b"\n")
@@ -62,11 +64,13 @@ class Journal:
         made_with = header.get("settings")
         if not isinstance(made_with, dict) or len(header) > 1:
             problem = f"{self.path}: is not a journal of this command: its first line holds no settings"
-            raise DataError([f"{problem}; {_WAYS_OUT}"])
+            raise DataError([f"{problem}; {self._another}, or move the file away"])
         if changed := [name for name, value in settings.items() if made_with.get(name) != value]:
             was = {name: one_line(made_with.get(name), 80) for name in changed}
             what = ", ".join(f"{name} was {was[name]}, now {settings[name]}" for name in changed)
-            raise DataError([f"{self.path}: was made with other settings: {what}; {_WAYS_OUT}"])
+            raise DataError(
+                [f"{self.path}: was made with other settings: {what}; {self._another}, or move the file away"]
+            )
         self.rows = [self._row(line, number, wrong_with) for number, line in enumerate(lines, 2)]
         self._end, self._unwritten = len(whole) + 1, []
         if rest and not _is_cut(rest):  # a row whose line feed is missing: some editors remove it
@@ -80,7 +84,7 @@ class Journal:
         except ValueError as error:
             wrong = f"damaged ({one_line(error, 200)})"
         if wrong:
-            raise DataError([f"{self.path}:{number}: {wrong}; delete the line, or name another --output_dir"])
+            raise DataError([f"{self.path}:{number}: {wrong}; delete the line, or {self._another}"])
         return row
 
     def _write(self, lines: bytes) -> None:

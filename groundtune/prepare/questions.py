@@ -1,12 +1,13 @@
-"""`groundtune questions`: passages -> questions and answers by an LLM, each saved in the journal as it arrives."""
+"""`groundtune questions`: passages -> questions and answers by an LLM, saved in the journal batch by batch."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from groundtune.model.generators import Writer
 
 JournalRow = dict[str, Any]
+Asked = tuple[Document, str]  # a passage and a question to answer from it
 # What a row of the journal holds, by the field that only rows of its kind have.
 _TEXT, _TEXTS, _FLAG, _VERDICT = "a text", "a list of texts", "true or false", "true, false or null"
 _ROWS = {
@@ -51,6 +53,9 @@ _LABEL = re.compile(r"^[\s#>]*(?P<mark>[*_]{0,3})answer(?:(?P=mark)\s*:|\s*:\s*(
 _MARKED = re.compile(
     r"^[\s#>]*(?P<mark>[*_]{1,3})answer\s*:(?!\s*(?P=mark))\s*(?P<answer>.*?)(?P=mark)\s*$", re.IGNORECASE | re.DOTALL
 )
+# A model without a chat template does not stop: it continues with the next example of its prompt.
+_NEXT_PASSAGE = re.compile(r"\n[\s*_#]*Passage[*_]*:")
+_NEXT_EXAMPLE = re.compile(r"\n[\s*_#]*(?:Question|Passage)[*_]*:")
 # The whole reply says that there is no answer, or its first sentence does in the capitals that the prompt asks for.
 _NO_ANSWER = re.compile(rf"[\W_]*(?:(?i:{NOT_ANSWERED})[\W_]*|{NOT_ANSWERED}[*_]*[.!:;\n\u2014-].*)", re.DOTALL)
 # At the end of a line; after a Greek letter a semicolon counts, and the Armenian mark is inside the questioning word.
@@ -70,7 +75,8 @@ class Settings:
     questions_per_passage: int = 2
     min_words: int = 30  # of a passage
     min_support: float = 0.6  # share of an answer's words that its passage contains
-    retrieved_within: int = 20  # ranks within which a question must find its passage
+    retrieved_within: int = 0  # ranks within which a question must find its passage; 0: `found_within`
+    passages_tried: int = 3  # for a given question: passages, best first, that may answer it
     hard_negatives: int = 2
     eval_share: float = 0.1
     test_share: float = 0.1
@@ -78,14 +84,16 @@ class Settings:
     seed: int = 0
 
 
-def read_prompt(path: Path | None, packaged: str) -> str:
-    """The user's prompt file, or the packaged one.
+def read_prompt(path: Path | None, packaged: str, by_example: bool = False) -> str:
+    """The user's prompt file, or the packaged one, which may show the work `by_example` to a model that follows no
+    instructions.
 
     Raises:
         DataError: the file cannot be read or lacks a placeholder.
     """
     if path is None:
-        return resources.files("groundtune.prepare").joinpath("prompts", packaged).read_text("utf-8")
+        name = packaged.replace(".txt", "_by_example.txt") if by_example else packaged
+        return resources.files("groundtune.prepare").joinpath("prompts", name).read_text("utf-8")
     try:
         text = read_text(path)
     except (OSError, ValueError) as error:
@@ -125,33 +133,61 @@ class Asker:
         """Save `{**job, **row_of(reply)}` for each job whose prompt got a reply."""
         for start in range(0, len(jobs), self.batch):
             self.report(stage, start, len(jobs))
-            generator = self.load()
             messages = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + self.batch]]
-            replies = generator.complete(messages, self.max_new_tokens)
+            replies = self.load().complete(
+                messages, self.max_new_tokens, on_done=self._counting(stage, start, len(jobs))
+            )
             self.failures += [reply.failure for reply in replies if reply.failure]
             answered = zip(jobs[start : start + self.batch], replies, strict=True)
             self.journal.add({**job, **row_of(reply)} for job, reply in answered if not reply.failure)
             self.report(stage, min(start + self.batch, len(jobs)), len(jobs))
 
+    def _counting(self, stage: str, done: int, total: int) -> Callable[[int], None]:
+        """A function that reports each reply: a batch may take minutes."""
+        numbers = count(done + 1)
+        return lambda _: self.report(stage, next(numbers), total)
 
-def generate(passages: Sequence[Document], settings: Settings, ask: Asker) -> None:
-    """Ask for the questions and answers that are not in the journal yet."""
-    journal = ask.journal
-    asked = {row["passage"] for row in journal.rows if "questions" in row}
-    new = [passage for passage in passages if passage.id not in asked]
-    ask(
-        "questions",
-        [{"passage": passage.id} for passage in new],
-        [question_prompt(settings, passage) for passage in new],
-        lambda reply: {"questions": parse_questions(reply.text, settings.questions_per_passage)},
-    )
-    answered = {(row["passage"], row["question"]) for row in journal.rows if "answer" in row}
-    by_id = {passage.id: passage for passage in passages}
-    open_ = [(id, question) for id, question in questions_of(journal, by_id) if (id, question) not in answered]
+
+@dataclass(frozen=True)
+class Sampled:
+    """Passages that the generator writes questions about."""
+
+    passages: Sequence[Document]
+
+    def write(self, settings: Settings, ask: Asker, check: Callable[[Sequence[Asked]], None]) -> None:
+        """Ask for the questions, answers and verdicts that are not in the journal yet."""
+        known = {row["passage"] for row in ask.journal.rows if "questions" in row}
+        new = [passage for passage in self.passages if passage.id not in known]
+        ask(
+            "questions",
+            [{"passage": passage.id} for passage in new],
+            [question_prompt(settings, passage) for passage in new],
+            lambda reply: {"questions": parse_questions(own_part(reply), settings.questions_per_passage)},
+        )
+        asked = [(passage, question) for question, (passage,) in self.asked(ask.journal)]
+        answer(asked, settings, ask)
+        check(asked)
+
+    def asked(self, journal: Journal) -> list[tuple[str, tuple[Document, ...]]]:
+        """The questions in the journal with the passage of each, in the order of the sample, so that resuming changes
+        nothing."""
+        written = {row["passage"]: row["questions"] for row in journal.rows if "questions" in row}
+        return [(question, (passage,)) for passage in self.passages for question in written.get(passage.id, [])]
+
+    def read(self, journal: Journal) -> list[Document]:
+        """The passages that have been asked about."""
+        written = {row["passage"] for row in journal.rows if "questions" in row}
+        return [passage for passage in self.passages if passage.id in written]
+
+
+def answer(asked: Sequence[Asked], settings: Settings, ask: Asker) -> None:
+    """Ask for the answers that are not in the journal yet."""
+    known = {(row["passage"], row["question"]) for row in ask.journal.rows if "answer" in row}
+    new = [at for at in dict.fromkeys(asked) if (at[0].id, at[1]) not in known]
     ask(
         "answers",
-        [{"passage": id, "question": question} for id, question in open_],
-        [answer_prompt(settings, by_id[id], question) for id, question in open_],
+        [{"passage": passage.id, "question": question} for passage, question in new],
+        [answer_prompt(settings, passage, question) for passage, question in new],
         lambda reply: dict(zip(("answer", "finished"), parse_answer(reply))),
     )
 
@@ -201,9 +237,27 @@ def fill(prompt: str, number: int = 0, **texts: str) -> str:
 
 def parse_questions(text: str, at_most: int) -> list[str]:
     """The questions in a reply: lines with a question mark of any script, without list numbers or duplicates."""
-    lines = (_NUMBERING.sub("", line.strip()).strip(" \"'*_") for line in text.splitlines())
+    lines = (own_question(line) for line in text.splitlines())
     asked = (line for line in lines if _QUESTION_MARK.search(line) and word_count(line) >= _LEAST_WORDS)
     return list(dict.fromkeys(asked))[:at_most]
+
+
+def own_question(line: str) -> str:
+    """A question without a list number, quotes or emphasis around it."""
+    return _NUMBERING.sub("", line.strip()).strip(" \"'*_")
+
+
+def own_part(reply: Reply) -> str:
+    """The text of a reply; if it did not end by itself, without the next example that a base model continues with."""
+    return reply.text if reply.finished else _NEXT_PASSAGE.split(f"\n{reply.text}", maxsplit=1)[0]
+
+
+def found_within(documents: int) -> int:
+    """Number of first search results among which a question must find its passage, for a database of this size.
+
+    A quarter of the square root, at most 20: measured in docs/prepare.md on questions that people asked.
+    """
+    return min(20, max(1, round(documents**0.5 / 4)))
 
 
 def parse_answer(reply: Reply) -> tuple[str, bool]:
@@ -211,7 +265,7 @@ def parse_answer(reply: Reply) -> tuple[str, bool]:
 
     Text with which a base model continues after its answer is cut off.
     """
-    first, *more = re.split(r"\n[\s*_#]*(?:Question|Passage)[*_]*:", reply.text)
+    first, *more = _NEXT_EXAMPLE.split(reply.text)
     marked = _MARKED.match(first)
     answer = (marked["answer"] if marked else _LABEL.sub("", first.strip())).strip()
     return "" if _NO_ANSWER.fullmatch(answer) else answer, reply.finished or bool(more)
@@ -220,12 +274,6 @@ def parse_answer(reply: Reply) -> tuple[str, bool]:
 def _suitable(text: str, settings: Settings) -> bool:
     letters = sum(map(str.isalpha, text))
     return len(words(text)) >= settings.min_words and letters >= 0.5 * len("".join(text.split()))
-
-
-def questions_of(journal: Journal, by_id: Mapping[str, Document]) -> Iterator[tuple[str, str]]:
-    """Passage ids and questions in the order of the sample, so that resuming changes nothing."""
-    asked = {row["passage"]: row["questions"] for row in journal.rows if "questions" in row}
-    return ((id, question) for id in by_id for question in asked.get(id, []))
 
 
 def chance(seed: int, passage: Document) -> float:

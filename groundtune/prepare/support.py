@@ -9,7 +9,7 @@ from typing import Any
 
 from groundtune.data.words import stem, telling_words, words
 from groundtune.prepare.journal import Journal
-from groundtune.prepare.questions import Asker, Settings, fill, questions_of
+from groundtune.prepare.questions import Asked, Asker, Settings, fill, own_part
 from groundtune.prompts.fences import introduced
 from groundtune.schema import Document
 
@@ -33,27 +33,31 @@ def support(answer: str, question: str, passage: str) -> float:
     return sum(one in held_stems for one in added) / len(added) if added else 0.0
 
 
-def check_support(passages: Sequence[Document], settings: Settings, ask: Asker) -> None:
+def check_support(asked: Sequence[Asked], settings: Settings, ask: Asker) -> None:
     """Ask the LLM whether the passage supports each answer that has no verdict in the journal yet.
 
     Answers that were cut off, or that the lexical gate rejects anyway, are skipped.
     """
-    by_id, check, journal = {passage.id: passage for passage in passages}, made_by(settings), ask.journal
-    answers, known = answers_of(journal), verdicts_of(journal, settings).keys() | cut_answers_of(journal)
-    asked = [
-        (id, question, answers[id, question])
-        for id, question in questions_of(journal, by_id)
-        if answers.get((id, question)) and (id, question) not in known
+    check, answers = made_by(settings), answers_of(ask.journal)
+    known = verdicts_of(ask.journal, settings).keys() | cut_answers_of(ask.journal)
+    new = [
+        (passage, question, answer)
+        for passage, question in dict.fromkeys(asked)
+        if (answer := answers.get((passage.id, question))) and (passage.id, question) not in known
     ]
     if settings.support == "both":
-        least = settings.min_support
-        asked = [(id, q, answer) for id, q, answer in asked if support(answer, q, by_id[id].text) >= least]
+        new = [(p, question, answer) for p, question, answer in new if lexical(settings, p, question, answer)]
     ask(
         "checks",
-        [{"passage": id, "question": question, "check": check} for id, question, _ in asked],
-        [support_prompt(settings, by_id[id], question, answer) for id, question, answer in asked],
-        lambda reply: {"supported": parse_verdict(reply.text), "said": reply.text},
+        [{"passage": passage.id, "question": question, "check": check} for passage, question, _ in new],
+        [support_prompt(settings, passage, question, answer) for passage, question, answer in new],
+        lambda reply: {"supported": parse_verdict(own_part(reply)), "said": reply.text},
     )
+
+
+def lexical(settings: Settings, passage: Document, question: str, answer: str) -> bool:
+    """Whether the passage has enough of the answer's words."""
+    return support(answer, question, passage.text) >= settings.min_support
 
 
 def support_prompt(settings: Settings, passage: Document, question: str, answer: str) -> str:

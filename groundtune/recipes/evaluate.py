@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from os.path import realpath
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,13 @@ from groundtune.evaluation.evaluator import spread
 from groundtune.evaluation.judge import JudgePrompt, judged, open_judge, probe_judge, read_judge_prompts
 from groundtune.evaluation.outcomes import Rightness, outcome_counts, with_outcomes
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, write_predictions
+from groundtune.evaluation.requirements import Checked, check_limits
+from groundtune.evaluation.verdicts import F1
 from groundtune.model.endpoint import failing, lasting
 from groundtune.model.limits import check_positions
 from groundtune.prompts.rows import left_out_note
 from groundtune.reporting.comparison_page import failures, write_comparisons
+from groundtune.reporting.next_steps import Known, Step, next_steps
 from groundtune.runs.record import run_record
 from groundtune.runs.remembered import changed_inputs, remembered
 from groundtune.schema import Document, Example, Prediction
@@ -58,6 +61,29 @@ class Evaluated:
     right: Rightness
     notes: list[str]
     output_dir: Path
+    checked: list[Checked] = field(default_factory=list)  # the conditions of --fail_under and --fail_over
+    steps: list[Step] = field(default_factory=list)  # what the numbers mean, and which command comes next
+
+    @property
+    def context(self) -> str:
+        """The context to judge the model by: end to end, if that was evaluated."""
+        return "retrieved" if "retrieved" in self.evaluations else next(iter(self.evaluations))
+
+    @property
+    def of_model(self) -> dict[str, tuple[Prediction, ...]]:
+        """The model's answers by context."""
+        return {context: by_system[MODEL].predictions for context, by_system in self.evaluations.items()}
+
+    @property
+    def end_to_end(self) -> dict[str, Evaluation]:
+        return self.evaluations[self.context]
+
+    @property
+    def verdict(self) -> Comparison | None:
+        """The comparison with the base model in that context; None if it was not evaluated."""
+        if BASE not in self.end_to_end:
+            return None
+        return self.comparisons[list(self.evaluations).index(self.context)]
 
     @property
     def failures(self) -> list[str]:
@@ -70,6 +96,8 @@ class Evaluated:
             "right": str(self.right),
             "notes": self.notes,
             "failures": self.failures,
+            "next": list(map(str, self.steps)),
+            **({"checked": [one.to_dict() for one in self.checked]} if self.checked else {}),
             "evaluations": {
                 context: {
                     name: {**evaluation.to_dict(), "outcomes": outcome_counts(evaluation.predictions)}
@@ -123,6 +151,8 @@ def _evaluate(
     evaluations = {context: _with_outcomes(by_system, right) for context, by_system in evaluations.items()}
 
     found = Evaluated(evaluations, _comparisons(evaluations, arguments.name), right, notes, output_dir)
+    checked = check_limits(found.end_to_end[MODEL], arguments.limits(), arguments.name)
+    found = replace(found, checked=checked, steps=_steps(arguments, found))
     with disk_errors(output_dir):
         _write(found, arguments, judges, durations)
     return found
@@ -248,6 +278,18 @@ def _comparisons(evaluations: dict[str, dict[str, Evaluation]], name: str) -> li
     return comparisons
 
 
+def _steps(arguments: InferenceArguments, found: Evaluated) -> list[Step]:
+    """What the numbers mean, and which command comes next."""
+    run = arguments.run
+    settings = {name: value for group in ("data", "retrieval", "evaluation")
+                for name, value in asdict(getattr(arguments, group)).items()}  # fmt: skip
+    settings |= {name: run.names[name] for name in ("test_file", "eval_file") if run and name in run.names}
+    difference = found.verdict.differences[arguments.name].get(F1) if found.verdict else None
+    model = arguments.model.model_name_or_path if arguments.api == "here" else ""
+    method = run.method if run else ""
+    return next_steps(Known(model, found.end_to_end[MODEL], settings, found.right, difference, method))
+
+
 def _check_replaces_no_training(folder: Path) -> None:
     if (run := remembered(str(folder))) and run.method:
         raise DataError([f"--output_dir: {folder} holds a training run; name another, such as {folder / 'evaluation'}"])
@@ -291,7 +333,24 @@ def _write(
         facts(arguments, found.right),
         [*found.notes, *found.failures],
         record,
+        found.steps,
+        found.verdict,
+        {_system(*at): e.predictions for at, e in _all(found)},
+        {_system(context, MODEL): _system(context, BASE) for (context, name), _ in _all(found) if name == BASE},
     )
+
+
+def _all(found: Evaluated) -> list[tuple[tuple[str, str], Evaluation]]:
+    """Every evaluation with its context and system; a base model comes before what was trained from it."""
+    return [
+        ((context, name), by_system[name])
+        for context, by_system in found.evaluations.items()
+        for name in sorted(by_system, key=lambda name: name != BASE)
+    ]
+
+
+def _system(context: str, name: str) -> str:
+    return f"{context}, base" if name == BASE else context
 
 
 def facts(arguments: InferenceArguments, right: Rightness) -> dict[str, str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,7 @@ from groundtune.retrieval.retrievers import Retriever
 from groundtune.retrieval.rewriting import cannot_rewrite, open_rewriter
 from groundtune.runs.checkpoints import Checkpoint
 from groundtune.runs.hub import Hub
-from groundtune.runs.record import run_record
+from groundtune.runs.record import run_record, timed
 from groundtune.runs.remembered import base_not_followed, record_own_run
 from groundtune.runs.resume import (
     check_same_run,
@@ -86,7 +85,7 @@ def _train(arguments: RunArguments, run: dict[str, Any], checkpoint: Checkpoint 
     training.disable_tqdm = training.disable_tqdm or _is_quiet(arguments)
     set_seed(training.seed)
 
-    with _timed("read and check", durations):
+    with timed("read and check", durations):
         diagnosis = diagnose(arguments)
         diagnosis.raise_errors()
         # Now, so that a hub that cannot be used is reported before training.
@@ -94,7 +93,7 @@ def _train(arguments: RunArguments, run: dict[str, Any], checkpoint: Checkpoint 
         notes = _tell(diagnosis, arguments)
         examples, (tokenizer, prompt) = _splits(diagnosis, arguments), diagnosis.tokenizer_and_prompt()
 
-    with _timed("index and retrieve", durations):
+    with timed("index and retrieve", durations):
         found = run_on_main(lambda: _retrieve(method, arguments, diagnosis.dataset.documents, examples))
         hits, seconds, told = found
         notes += told
@@ -108,18 +107,18 @@ def _train(arguments: RunArguments, run: dict[str, Any], checkpoint: Checkpoint 
     notes += filter(None, (evaluator.note for evaluator in evaluators.values()))
     _check_metric(training, evaluators["eval"])
 
-    with _timed("load model", durations):
+    with timed("load model", durations):
         pad_id = tokenizer.pad_token_id
         model = method.load(arguments.model, bf16=training.bf16, stop_ids=prompt.stop_ids, pad_id=pad_id)
         notes += _check_tokens(model, arguments, rows, evaluators)
 
     trainer = _trainer(method, arguments, model, rows, evaluators["eval"], diagnosis.tokenizer, run)
-    with _timed("evaluate the base model on test", durations):
+    with timed("evaluate the base model on test", durations):
         base = _base_model(trainer, evaluators["test"], checkpoint)
-    with _timed("train and evaluate", durations):
+    with timed("train and evaluate", durations):
         trainer.train(resume_from_checkpoint=checkpoint)
     _save(trainer)
-    with _timed("evaluate the tuned model on test", durations):
+    with timed("evaluate the tuned model on test", durations):
         tuned = trainer.run_evaluator(evaluators["test"])
 
     record = {
@@ -425,12 +424,3 @@ def _record(arguments: RunArguments, durations: dict[str, float], rows: dict[str
     record = run_record(everything, inputs, durations, arguments.training.seed)
     record["inputs"] = {name: {**about, "rows": rows[name]} for name, about in record["inputs"].items()}
     return record
-
-
-@contextmanager
-def _timed(phase: str, durations: dict[str, float]) -> Iterator[None]:
-    """Measure the seconds of a phase, for run.json."""
-    logger.info("%s ...", phase)
-    begin = time.perf_counter()
-    yield
-    durations[phase] = round(time.perf_counter() - begin, 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,29 @@ from typing import TYPE_CHECKING, Any
 from groundtune.data.files import write_text
 from groundtune.evaluation.comparison import HOW_TO_READ, Comparison
 from groundtune.evaluation.outcomes import OUTCOMES, WITHOUT_ANSWER, WITHOUT_PASSAGES
+from groundtune.evaluation.verdicts import F1
+from groundtune.reporting.answers import SAMPLED, side_by_side
 from groundtune.reporting.plots import differences_plot, systems_plot
-from groundtune.reporting.report import callout, html_changes, html_pairs, minus, page
+from groundtune.reporting.report import (
+    callout,
+    html_change,
+    html_changes,
+    html_pairs,
+    html_sample,
+    html_steps,
+    minus,
+    page,
+    write_answers,
+)
 from groundtune.reporting.results import cells, questions, verdict_word
 from groundtune.system.text import as_json
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from groundtune.evaluation.grades import People
+    from groundtune.reporting.next_steps import Step
+    from groundtune.schema import Prediction
 
 _MEANINGS = OUTCOMES | WITHOUT_PASSAGES | WITHOUT_ANSWER
 _IN_PLOTS = 8  # metrics; more would be unreadable
@@ -31,16 +47,75 @@ def write_comparisons(
     facts: Mapping[str, str],
     notes: Sequence[str],
     record: Mapping[str, Any],
+    steps: Sequence[Step] = (),
+    verdict: Comparison | None = None,
+    answers: Mapping[str, Sequence[Prediction]] | None = None,
+    references: Mapping[str, str] | None = None,
+    people: People | None = None,
 ) -> None:
-    """Write the page, and the same numbers as JSON beside it under the same name."""
+    """Write the page, the same numbers as JSON beside it under the same name, and a page with all answers.
+
+    `verdict` is the comparison whose verdict comes first, by default the only one. `answers` are those of all systems,
+    by default of the first comparison, and `references` what each system is compared with, by default the first.
+    """
     path = Path(path)
     content = {"facts": dict(facts), "notes": list(notes), "comparisons": [c.to_dict() for c in comparisons]}
+    content |= {"people": people.to_dict()} if people else {}
     write_text(path.with_suffix(".json"), as_json(content))
-    sections = (_section(c, "Side by side" if c.title == title else c.title) for c in comparisons)
-    body = f'<dl class="facts">{html_pairs(facts)}</dl>\n{"".join(sections)}'
-    if notes:
-        body = callout(f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>") + body
-    write_text(path, page(kind, title, body, record))
+    first = comparisons[0]
+    above = verdict or (first if len(comparisons) == 1 else None)
+    systems = answers or {name: evaluation.predictions for name, evaluation in first.evaluations.items()}
+    headings = ["Side by side" if c.title == title else c.title for c in comparisons]
+    parts = [
+        _banner(above, steps),
+        html_steps(steps) if steps else "",
+        _contents(headings),
+        callout(f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>") if notes else "",
+        f'<dl class="facts">{html_pairs(facts)}</dl>\n',
+        _html_people(people) if people else "",
+        *(_section(c, heading, f"c{i}", c is not above) for i, (c, heading) in enumerate(zip(comparisons, headings))),
+        f'<section id="answers"><h2>{min(SAMPLED, first.n)} answers, picked at random</h2><p class="small">With the '
+        f'passages that were read. <a href="{escape(answers_beside(path).name)}">All answers, with filters</a></p>'
+        f'<div class="answers">{html_sample(side_by_side(systems))}</div></section>',
+    ]
+    write_text(path, page(kind, title, "".join(parts), record))
+    write_answers(answers_beside(path), title, systems, record, references)
+
+
+def _html_people(people: People) -> str:
+    items = "".join(f"<li>{minus(line)}.</li>" for line in people)
+    return f'<section id="people"><h2>What people say</h2><ul>{items}</ul></section>'
+
+
+def answers_beside(page: Path) -> Path:
+    """The page with all answers beside a page of comparisons."""
+    return page.with_name(f"{page.stem}_answers.html")
+
+
+def _contents(headings: Sequence[str]) -> str:
+    links = {f"c{i}": heading for i, heading in enumerate(headings)}
+    links |= {"answers": "Answers picked at random", "run": "The run"}
+    items = "".join(f'<li><a href="#{name}">{escape(text)}</a></li>' for name, text in links.items())
+    return f'<nav aria-label="Contents"><ul class="contents">{items}</ul></nav>'
+
+
+def _banner(comparison: Comparison | None, steps: Sequence[Step]) -> str:
+    """The verdict of each system that is compared, or how many questions were answered right."""
+    if comparison is None or not comparison.others:
+        head = steps[0].text if steps else ""
+        return f'<section class="banner unclear" aria-label="Result"><h2>{escape(head)}</h2></section>' if head else ""
+    return "".join(_verdict(comparison, name) for name in comparison.others)
+
+
+def _verdict(comparison: Comparison, name: str) -> str:
+    head, _, rest = comparison.verdict(name).partition(": ")
+    found = comparison.differences[name].get(F1)
+    kind = {"better": "better", "worse": "worse"}.get(found.verdict if found else "", "unclear")
+    rest = f'<p class="num">{minus(f"{rest[:1].upper()}{rest[1:]}.")}</p>' if rest else ""
+    return (
+        f'<section class="banner {kind}" aria-label="Verdict"><div><h2>{escape(head)}</h2>{rest}</div>'
+        f"{html_change(found) if found else ''}</section>"
+    )
 
 
 def failures(comparison: Comparison) -> list[str]:
@@ -66,28 +141,42 @@ def failures(comparison: Comparison) -> list[str]:
 
 
 # Terminal
-def comparison_table(comparison: Comparison) -> Table:
-    """A block per metric with a line per system."""
+def comparison_table(comparison: Comparison, only: Collection[str] = ()) -> Table:
+    """A block per metric with a line per system; `only` the metrics with these labels, if any."""
     from groundtune.system.tables import TextTable
 
-    table = TextTable(box=None, padding=(0, 1, 0, 0), title=comparison.title, title_justify="left")
     asked = questions(comparison.evaluations[comparison.reference])
-    for heading in (asked, "", "mean [95 %]", "difference [95 %]", ""):
+    table = TextTable(box=None, padding=(0, 1, 0, 0), title=f"{comparison.title}: {asked}", title_justify="left")
+    for heading in ("", "", "mean [95 %]", "difference [95 %]", ""):
         table.add_column(heading, no_wrap=bool(heading))
     colours = {"better": "green", "worse": "red"}
-    for label, lines in _rows(comparison).items():
+    rows = _rows(comparison)
+    for label, lines in rows.items():
+        if only and label not in only:
+            continue
         for i, (name, mean, difference, word) in enumerate(lines):
             shown = [" ".join(cell).strip() for cell in (mean, difference)]
             table.add_row("" if i else label, name, *shown, word, style=colours.get(word))
     return table
 
 
+def essential(comparison: Comparison) -> list[str]:
+    """The labels of the metrics that fit on one screen: what the verdict rests on, and the usual suspects."""
+    recalls = [metric for metric in comparison.labels if "/recall@" in metric]
+    shown = [F1, "generation/contradiction", "generation/unfinished", "abstained/answerable", *recalls[-1:]]
+    return [label for m, label in comparison.labels.items() if m in shown or m.startswith("judge/")]
+
+
 def outcomes_table(comparison: Comparison) -> Table | None:
     """Number of questions per outcome; None if outcomes are not known."""
+    outcomes = comparison.outcomes()
+    return table_of_outcomes(outcomes) if outcomes else None
+
+
+def table_of_outcomes(outcomes: Mapping[str, Mapping[str, int]]) -> Table:
+    """Number of questions by outcome, with a column per system."""
     from groundtune.system.tables import TextTable
 
-    if not (outcomes := comparison.outcomes()):
-        return None
     table = TextTable("outcome", box=None, padding=(0, 2, 0, 0))
     for name in outcomes:
         table.add_column(name, justify="right")
@@ -118,17 +207,19 @@ def _kinds(outcomes: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 
 # HTML
-def _section(comparison: Comparison, heading: str) -> str:
-    verdicts = "".join(f"<p><strong>{minus(comparison.verdict(name))}.</strong></p>" for name in comparison.others)
+def _section(comparison: Comparison, heading: str, anchor: str, with_verdict: bool) -> str:
+    said = comparison.others if with_verdict else []
+    verdicts = "".join(f"<p><strong>{minus(comparison.verdict(name))}.</strong></p>" for name in said)
     how = " ".join(filter(None, (HOW_TO_READ, comparison.alike)))
     failed = "".join(f"<li>{escape(line)}</li>" for line in failures(comparison))
     return (
-        f"<section><h2>{escape(heading)}</h2>{verdicts}{callout(f'<ul>{failed}</ul>') if failed else ''}"
+        f'<section id="{anchor}"><h2>{escape(heading)}</h2>{verdicts}'
+        f"{callout(f'<ul>{failed}</ul>') if failed else ''}{_html_outcomes(comparison)}"
         '<div class="compare"><table class="metrics systems"><thead><tr><th scope="col">System</th>'
         f'<th scope="col">Mean</th><th scope="col">{"Difference" if comparison.others else ""}</th></tr></thead>'
         f"<tbody>{_html_rows(comparison)}</tbody></table>"
         f'<div class="aside">{_plots(comparison)}<p class="small">{escape(how)}</p></div></div></section>'
-        f"{_html_outcomes(comparison)}{''.join(_html_answers(comparison, name) for name in comparison.others)}"
+        f"{''.join(_html_answers(comparison, name) for name in comparison.others)}"
     )
 
 
@@ -176,8 +267,8 @@ def _html_outcomes(comparison: Comparison) -> str:
         for kind in _kinds(outcomes)
     )
     return (
-        f'<section><h2>What became of each question</h2><table class="outcomes"><thead><tr><th></th>{head}'
-        f"</tr></thead><tbody>{rows}</tbody></table></section>"
+        f'<h3>What became of each question</h3><table class="outcomes"><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
     )
 
 

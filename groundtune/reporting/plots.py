@@ -172,7 +172,7 @@ def loss_plot(results: Results) -> str:
                 marker = "o" if len(rows) == 1 else marker
                 axes.plot(steps, values, marker, color=_COLOURS[colour], linewidth=1.4, markersize=4, label=name)
         _steps_axis(axes)
-        axes.legend(loc="upper right", frameon=False)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
 
     explanation = (
         "Nats per answer token, on the training rows and on the eval questions with their gold passage (the one with "
@@ -197,7 +197,9 @@ def _steps_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel("step")
     axes.grid(axis="x", visible=False)
-    axes.set_ylim(bottom=0)
+    # Room for lines and dots at both ends: what lies on the frame is cut in half.
+    highest = max(axes.dataLim.y1, 1e-9)
+    axes.set_ylim(-0.015 * highest, 1.05 * highest)
 
 
 def _figure(

@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from groundtune.data.files import write_text
 from groundtune.errors import DataError
+from groundtune.evaluation.outcomes import Rightness, with_outcomes
 from groundtune.evaluation.predictions import evaluation_of, read_predictions, write_predictions
 from groundtune.evaluation.statistics import PairedDifference
 from groundtune.evaluation.verdicts import F1, Change, decimals
+from groundtune.reporting.answers import SAMPLED, Answers, all_answers, question_html, sampled, side_by_side
 from groundtune.reporting.card import model_card
 from groundtune.reporting.markdown import md, md_fence, md_list, md_table
+from groundtune.reporting.next_steps import Known, Step, next_steps
 from groundtune.reporting.plots import dot_plot, loss_plot, metric_plot
 from groundtune.reporting.results import (
     EVALUATION_COLUMNS,
@@ -44,6 +47,8 @@ from groundtune.system.text import as_json
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from groundtune.schema import Prediction
 
 # Fields of the results in metrics.json besides the numbers, which are computed from the predictions.
 _ABOUT_RESULTS = {
@@ -76,6 +81,7 @@ def write_results(output_dir: str | os.PathLike[str], results: Results) -> None:
     write_text(folder / "README.md", model_card(results))
     write_text(folder / "report.md", _markdown(results))
     write_text(folder / "report.html", _page(results))
+    write_answers(folder / "answers.html", _title(results), _both(results), record)
 
 
 def read_results(output_dir: str | os.PathLike[str]) -> Results:
@@ -99,6 +105,24 @@ def read_results(output_dir: str | os.PathLike[str]) -> Results:
     )
     noted = [str(line) for line in record.get("notes", [])]
     return Results(method=arguments["method"], base=base, tuned=tuned, record=record, notes=noted, **about)
+
+
+def run_steps(results: Results) -> list[Step]:
+    """What the numbers of a run mean and which command comes next; the commands name the folder in its record."""
+    settings = flat(results.record.get("arguments", {})) | {"command": results.record.get("command", "")}
+    run, difference = str(settings.get("output_dir") or ""), results.differences[F1]
+    return next_steps(Known(run, results.tuned, settings, difference=difference, method=results.method))
+
+
+def _both(results: Results) -> dict[str, list[Prediction]]:
+    """The answers of both models with their outcomes, which only `evaluate` stores."""
+    both = {"Base": results.base.predictions, "Tuned": results.tuned.predictions}
+    return {name: with_outcomes(predictions, Rightness()) for name, predictions in both.items()}
+
+
+def _title(results: Results) -> str:
+    model = Path(str(flat(results.record.get("arguments", {})).get("model_name_or_path") or "Model")).name
+    return f"{model}, tuned by {results.method.upper().replace('SWR', 'SwR')}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -136,11 +160,12 @@ def _markdown(results: Results) -> str:
         for row in comparison(results)
     ]
     gained, lost = gained_and_lost(results)
-    during = evaluations(results)
+    during, shown = evaluations(results), sampled(side_by_side(_both(results)))
     blocks = [
         "# Groundtune report",
         f"**{md(results.verdict)}.**",
         f"> **{md(caution)}**" if caution else "",
+        "## What next", "\n".join(map(_md_step, run_steps(results))),
         "## What was compared", md_list(facts(results)),
         "## Before and after",
         md_table(["", "Base [95 %]", "Tuned [95 %]", "Difference [95 %]", "Verdict"], before_after),
@@ -148,11 +173,25 @@ def _markdown(results: Results) -> str:
         md(HOW_TO_READ),
         *(["## Notes", "\n".join(remarks)] if remarks else []),
         *(["## During training", md_table(EVALUATION_COLUMNS, during)] if during else []),
+        f"## {len(shown)} answers, picked at random", *map(_md_answer, shown),
         "## Answers that gained most", _md_changes(gained),
         "## Answers that lost most", _md_changes(lost),
         "## To reproduce", md_fence(record.get("command", "")), md_list(run_facts(record) | inputs(record)),
     ]  # fmt: skip
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _md_step(step: Step) -> str:
+    fence = md_fence(step.command).replace("\n", "\n  ")
+    return f"- {md(step.text)}:\n\n  {fence}" if step.command else f"- {md(step.text)}."
+
+
+def _md_answer(answers: Answers) -> str:
+    """A question with its answers and the passages that the last system read."""
+    *_, last = answers.values()
+    said = {"Gold answer": last.example.answer} | {name: p.answer for name, p in answers.items()}
+    passages = [md_fence(document.text) for document in last.read or [hit.document for hit in last.hits]]
+    return "\n\n".join([f"**{md(last.example.question)}**", md_list(said), *passages])
 
 
 def _md_changes(changes: Sequence[Change]) -> str:
@@ -167,7 +206,6 @@ def _md_changes(changes: Sequence[Change]) -> str:
 # HTML
 def _page(results: Results) -> str:
     record, found = results.record, results.differences[F1]
-    model = Path(str(flat(record.get("arguments", {})).get("model_name_or_path") or "Model")).name
     head, _, rest = results.verdict.partition(": ")
     gained, lost = gained_and_lost(results)
     caution, remarks = warning(results), "".join(f"<li>{escape(note)}</li>" for note in notes(results))
@@ -179,7 +217,8 @@ def _page(results: Results) -> str:
         verdict_class={"better": "better", "worse": "worse"}.get(found.verdict, "unclear"),
         verdict_head=escape(head),
         verdict_rest=minus(f"{rest[:1].upper()}{rest[1:]}. {for_scale(results)}").strip(),
-        verdict_change=_html_change(found),
+        verdict_change=html_change(found),
+        next=html_steps(run_steps(results)),
         warning=callout(f"<p><strong>{escape(caution)}</strong></p>") if caution else "",
         notes=callout(f"<ul>{remarks}</ul>") if remarks else "",
         facts=html_pairs(facts(results)),
@@ -189,12 +228,13 @@ def _page(results: Results) -> str:
         curves=f'<div class="pair curves">{curves or nothing}</div>',
         history=_html_evaluations(results),
         between=f"Not shown: {between} question{'' if between == 1 else 's'}." if between else "",
+        some=str(min(SAMPLED, results.base.n)),
+        sampled=html_sample(side_by_side(_both(results))),
         gained=html_changes(gained),
         lost=html_changes(lost),
     )  # fmt: skip
     more = f'<summary>All arguments</summary><dl class="arguments">{html_pairs(arguments)}</dl>'
-    title = f"{model}, tuned by {results.method.upper().replace('SWR', 'SwR')}"
-    return page("report", title, body, record, f'<details style="margin-top: 26px">{more}</details>\n')
+    return page("report", _title(results), body, record, f'<details style="margin-top: 26px">{more}</details>\n')
 
 
 def page(kind: str, title: str, body: str, record: Mapping[str, Any], more: str = "") -> str:
@@ -210,6 +250,28 @@ def page(kind: str, title: str, body: str, record: Mapping[str, Any], more: str 
         inputs="".join(html_cells(row) for row in inputs(record).items()),
         more=more,
     )
+
+
+def html_steps(steps: Sequence[Step]) -> str:
+    """What comes next, each with its command."""
+    items = "".join(
+        f"<li>{escape(step.text)}{f': <code>{escape(step.command)}</code>' if step.command else '.'}</li>"
+        for step in steps
+    )
+    return f'<section class="next" aria-label="What next"><h2>What next</h2><ul>{items}</ul></section>'
+
+
+def html_sample(questions: Sequence[Answers]) -> str:
+    """Ten answers picked at random, with their passages."""
+    return "".join(map(question_html, sampled(questions)))
+
+
+def write_answers(
+    path: Path, title: str, systems: Mapping[str, Sequence[Prediction]], record: Mapping[str, Any],
+    references: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """Write the page with all answers."""
+    write_text(path, page("answers", title, all_answers(systems, references), record))
 
 
 def _filled(template: str, **parts: str) -> str:
@@ -230,7 +292,7 @@ def minus(text: str) -> str:
     return re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", escape(text))
 
 
-def _html_change(found: PairedDifference) -> str:
+def html_change(found: PairedDifference) -> str:
     counts = {"wins": (found.wins, "better"), "ties": (found.ties, "the same"), "losses": (found.losses, "worse")}
     bar = "".join(f'<i class="{name}" style="flex: {n}"></i>' for name, (n, _) in counts.items() if n)
     legend = "".join(f'<span class="{name}">{n} {what}</span>' for name, (n, what) in counts.items())
@@ -271,26 +333,8 @@ def html_cells(row: Sequence[str]) -> str:
 
 def html_changes(changes: Sequence[Change], base: str = "Base", tuned: str = "Tuned") -> str:
     """The two answers to each question, as HTML."""
-    return "".join(_html_answer(change, base, tuned) for change in changes) or '<p class="empty">None.</p>'
-
-
-def _html_answer(change: Change, base: str, tuned: str) -> str:
-    example = change.base.example
-    said = "".join(f"{turn.speaker}: {turn.message}\n" for turn in example.chat_history)
-    texts = (
-        ("", "Said before", said),
-        ("gold", "Gold answer", example.answer),
-        ("base", f"{base}, F1 {change.base.scores[F1]:.2f}", change.base.answer),
-        ("tuned", f"{tuned}, F1 {change.tuned.scores[F1]:.2f}", change.tuned.answer),
+    shown = (
+        question_html({base: c.base, tuned: c.tuned}, f'<span class="num">{minus(f"{c.value:+.2f}")}</span>')
+        for c in changes
     )
-    nothing = '<span class="empty">no text</span>'
-    shown = "".join(
-        f'<dt>{escape(name)}</dt><dd class="text {kind}" dir="auto">{escape(text) or nothing}</dd>'
-        for kind, name, text in texts
-        if text or kind
-    )
-    return (
-        f'<details><summary><span dir="auto">{escape(example.question)}</span>'
-        f'<span class="num">{minus(f"{change.value:+.2f}")}</span></summary>'
-        f"<dl>{shown}<dt>Gold document</dt><dd>{escape(change.gold_rank)}</dd></dl></details>"
-    )
+    return "".join(shown) or '<p class="empty">None.</p>'

@@ -180,9 +180,8 @@ def facts(results: Results) -> dict[str, str]:
     """Facts about the comparison, a few words each."""
     arguments = flat(results.record.get("arguments", {}))
     test = arguments.get("test_file") or arguments.get("eval_file")
-    embedding = arguments.get("eval_embedding_model") or arguments.get("embedding_model")
-    if embedding and os.path.isabs(embedding):  # the command shows the full path
-        embedding = os.path.join(*Path(embedding).parts[-2:])
+    model = _short(arguments.get("model_name_or_path"))
+    embedding = _short(arguments.get("eval_embedding_model") or arguments.get("embedding_model"))
     retriever = arguments.get("retriever") or "dense"
     found_by = retriever if retriever == "bm25" or not embedding else f"{embedding} ({retriever})"
     passages = arguments.get("eval_num_to_retrieve") or len(results.base.predictions[0].hits)
@@ -190,7 +189,7 @@ def facts(results: Results) -> dict[str, str]:
     trained_by = f"{method.title}: {method.reads}" if method else results.method
     step = "last weights" if results.best_step is None else f"step {results.best_step}, best {results.selection_metric}"
     shown = {
-        "Model": arguments.get("model_name_or_path"),
+        "Model": model,
         "Trained by": trained_by + (", LoRA" if arguments.get("use_peft") else ""),
         "Checkpoint": step,
         "Questions": questions(results.base) + (f", from {test}" if test else ""),
@@ -200,6 +199,11 @@ def facts(results: Results) -> dict[str, str]:
         "Seed": results.record.get("seed"),
     }
     return {name: str(value) for name, value in shown.items() if value not in (None, "")}
+
+
+def _short(path: str | None) -> str:
+    """The last two parts of a path, or the name on the hub; the command shows all of it."""
+    return os.path.join(*Path(path).parts[-2:]) if path else ""
 
 
 def questions(evaluation: Evaluation) -> str:

@@ -37,7 +37,7 @@ MODEL = (
     "chat_template*", "vocab.*", "merges.txt", "*.model",
 )  # fmt: skip
 RESULTS = ("README.md", "metrics.json")
-REPORT = ("report.html", "report.md", "predictions/test_*.jsonl")  # they quote questions, answers and passages
+REPORT = ("report.html", "report.md", "answers.html", "predictions/test_*.jsonl")  # they quote the data
 _STAGED = ".pushing-"
 
 

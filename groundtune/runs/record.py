@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +19,8 @@ from typing import Any
 
 from groundtune.data.files import sha256_of
 from groundtune.system.text import plain, without_secrets
+
+logger = logging.getLogger(__name__)
 
 _call: ContextVar[str] = ContextVar("the call in Python that began this", default="")
 _PACKAGES = ("groundtune", "torch", "transformers", "peft", "sentence-transformers", "faiss-cpu")
@@ -50,6 +54,15 @@ def recorded_as(call: str) -> Iterator[None]:
         yield
     finally:
         _call.reset(token)
+
+
+@contextmanager
+def timed(phase: str, durations: dict[str, float]) -> Iterator[None]:
+    """Measure the seconds of a phase, for run.json."""
+    logger.info("%s ...", phase)
+    begin = time.perf_counter()
+    yield
+    durations[phase] = round(time.perf_counter() - begin, 3)
 
 
 def provenance(inputs: Mapping[str, str | os.PathLike[str]]) -> dict[str, Any]:

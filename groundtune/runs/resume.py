@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
@@ -56,8 +56,9 @@ _RESULTS = (
     "metrics.json",
     "trainer_state.json",
 )  # report.html is written last
+FOLDS = "folds"  # the subfolder of a cross-validation
 # The subfolders that a run writes into; `runs` is TensorBoard's.
-_WRITTEN = ("predictions", "checkpoint-*", ".writing-*", ".pushing-*", "additional_chat_templates", "runs")
+_WRITTEN = ("predictions", "checkpoint-*", ".writing-*", ".pushing-*", "additional_chat_templates", "runs", FOLDS)
 _WAYS_OUT = "name another --output_dir, or give --overwrite_output_dir to start over"
 
 
@@ -81,16 +82,22 @@ def identity(arguments: Arguments[TrainingArguments]) -> dict[str, Any]:
     read.
     """
     groups = (arguments.data, arguments.retrieval, arguments.prompt, arguments.model, arguments.evaluation)
-    values: dict[str, Any] = {"method": arguments.method}
-    for group in (*groups, arguments.training):
+    values = {"method": arguments.method, "number of processes": arguments.training.world_size}
+    return identity_of((*groups, arguments.training), values)
+
+
+def identity_of(groups: Iterable[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`identity` of a run with these argument groups (dataclasses), and further `values` that determine its weights."""
+    values = dict(values)
+    for group in groups:
         names = [field.name for field in fields(group) if field.init and field.name not in _WITHOUT_INFLUENCE]
         values |= {f"--{name}": getattr(group, name) for name in names}
-    for name in _FILES:
-        path = values[f"--{name}"]
-        values[f"--{name}"] = f"sha256 {sha256_of(path)}" if path else ""
+    for flag in (f"--{name}" for name in _FILES):
+        if flag in values:
+            values[flag] = f"sha256 {sha256_of(values[flag])}" if values[flag] else ""
     for flag in (f"--{name}" for name in _MODELS):
-        values[flag] = _model_identity(values[flag])
-    values["number of processes"] = arguments.training.world_size
+        if flag in values:
+            values[flag] = _model_identity(values[flag])
     # Converted through JSON, as it will be read back; otherwise equal values would compare as different.
     return json.loads(to_json({**plain(without_secrets(values)), "versions": versions()}))
 
@@ -225,4 +232,5 @@ def _remove_run(output_dir: Path) -> None:
         (output_dir / name).unlink(missing_ok=True)
     for folder in (*checkpoint_folders(output_dir), *output_dir.glob(".writing-*")):
         discard(folder)
-    shutil.rmtree(output_dir / "predictions", ignore_errors=True)
+    for name in ("predictions", FOLDS):
+        shutil.rmtree(output_dir / name, ignore_errors=True)

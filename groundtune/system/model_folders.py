@@ -35,7 +35,7 @@ _READ = {
     ".json", ".safetensors", ".gguf", ".bin", ".pt", ".pth", ".model", ".txt", ".jinja", ".tiktoken", ".py",
 }  # fmt: skip
 # Folders that a run may leave next to its model, and hidden folders.
-_NOT_READ = re.compile(r"\..*|checkpoint-.*|predictions|evaluation|index|runs")
+_NOT_READ = re.compile(r"\..*|checkpoint-.*|predictions|evaluation|index|runs|folds")
 # Only the library's own classes are allowed; names of modules and functions begin with a lower-case letter.
 _MODULE = re.compile(r"sentence_transformers\.(?:\w+\.)*[A-Z]\w*")
 _WEIGHTS = {".safetensors", ".gguf", ".bin", ".pt", ".pth"}

@@ -56,7 +56,7 @@ class StepCost:
 
     def memory(self, tokens: int, answer_tokens: int) -> float:
         """Bytes of a step on so many tokens: weights, their gradients, AdamW's averages, what the gradient needs."""
-        kept = tokens * self.per_token.kept + answer_tokens * self.per_answer.kept
+        kept = _TRANSIENT * (tokens * self.per_token.kept + answer_tokens * self.per_answer.kept)
         return self.weights + self.trained * (_GRADIENT + _ADAM) + kept
 
     def training(self, tokens: float, answer_tokens: float) -> float:
@@ -121,7 +121,7 @@ def run_cost(arguments: RunArguments, rows: int, tokens: int, answer_tokens: int
     memory = {
         "weights": float(step.weights),
         "gradients and optimizer": float(step.trained * (_GRADIENT + _ADAM)),
-        f"{batch} rows of {longest:,} tokens": _TRANSIENT * kept,
+        f"{batch} rows of {longest:,} tokens": kept,
     }
     return RunCost(round(epochs * tokens), operations, operations / rate, rate, memory, _memory_here())
 

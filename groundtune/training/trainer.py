@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -38,11 +37,13 @@ from groundtune.training.batching import (
     rows_of_epoch,
     share_saved,
 )
+from groundtune.training.callbacks import EvaluateAtTheEnd, Progress
 from groundtune.training.labels import check_labels
 from groundtune.training.safe_trainer import SafeTrainer
 
 logger = logging.getLogger(__name__)
 
+_SHOWN = ("loss", f"eval_{GOLD_LOSS}", "eval_generation/f1", "eval_generation/rougeL", "eval_generation/unfinished")
 ROWS = "rows"  # key in a batch for the rows it was made from
 
 
@@ -84,10 +85,10 @@ class QATrainer(SafeTrainer):
         if self._own_autocast:
             # accelerate's autocast would return float32 logits, in twice the memory; the loss uses float32 anyway.
             self.accelerator.native_amp = False
-        self.add_callback(_EvaluateAtTheEnd())
+        self.add_callback(EvaluateAtTheEnd())
         if not self.args.disable_tqdm:
             self.pop_callback(DEFAULT_PROGRESS_CALLBACK)  # in a notebook it is a table of every metric
-            self.add_callback(_Progress())
+            self.add_callback(Progress(_SHOWN))
 
     def _choose_batches(self, share_prefix: str) -> None:
         """Choose packed or padded batches, and an order of rows that suits them."""
@@ -267,32 +268,3 @@ def _collate(method: Method, pad_id: int, rows: Sequence[Row], **how: Any) -> di
     batch = method.collate(rows, pad_id, **how)
     check_labels(batch, rows)
     return {**batch, ROWS: rows}
-
-
-class _EvaluateAtTheEnd(TrainerCallback):
-    """Evaluates and saves the last step even if it is not a multiple of `eval_steps`: it may be the best."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps and args.eval_strategy == "steps":
-            control.should_evaluate = True
-            control.should_save = control.should_save or args.save_strategy == "steps"
-
-
-class _Progress(ProgressCallback):
-    """Transformers' progress bar, with only the values that people follow instead of everything that is logged.
-
-    In a log file it is a line every 30 seconds.
-    """
-
-    _shown = ("loss", f"eval_{GOLD_LOSS}", "eval_generation/f1", "eval_generation/rougeL", "eval_generation/unfinished")
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self.training_bar = bar("training steps", state.max_steps, initial=state.global_step, dynamic_ncols=True)
-        self.current_step = state.global_step
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-        logs = logs or {}
-        shown = [f"{name.removeprefix('eval_')} {float(logs[name]):.3f}" for name in self._shown if name in logs]
-        if shown and self.training_bar is not None:
-            self.training_bar.write(f"step {state.global_step}: {', '.join(shown)}")

@@ -12,7 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from conftest import tiny_documents, tiny_examples
+from documented import ROOT, run_script
 from fake_server import FakeServer, Refusal
 from test_recipes import flags, lines
 
@@ -103,6 +105,39 @@ def test_four_contexts_are_answered_by_both_and_each_question_has_one_outcome(ad
     assert found["comparisons"][-1]["reference"] == "retrieved"
     for file in ("metrics.json", "run.json", "evaluation.html", "evaluation.json"):
         assert (tmp_path / file).stat().st_size > 100
+
+
+def test_a_mean_beyond_its_limit_ends_with_status_1_after_everything_is_written(adapter_run, capsys, tmp_path):
+    words = ["evaluate", adapter_run, "--output_dir", tmp_path, "--eval_max_samples", "2", "--fail_over"]
+    status, found, complaints = run(capsys, *words, "new_tokens=1000", "--fail_under", "recall@1=0")
+    assert (status, complaints) == (0, "") and [one["passed"] for one in found["checked"]] == [True, True]
+    status, found, complaints = run(capsys, *words, "new_tokens=0")
+    assert status == 1 and complaints.startswith("Failed: --fail_over generation/new_tokens=0: generation/new_tokens")
+    assert found["checked"][0]["reason"] in complaints and (tmp_path / "evaluation.html").is_file()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("groundtune.recipes.evaluate.open_questions", None)  # refused before anything is answered
+        status, _, complaints = run(capsys, *words, "nonsense=1", "--fail_under", "judge/x=1")
+    assert status == 2 and "nonsense is no metric" in complaints and len(complaints.splitlines()) == 1
+    status, _, complaints = run(capsys, *words, "recall@9=0", "--fail_under", "judge/x=1")
+    assert status == 2 and len(complaints.splitlines()) == 2
+
+
+def test_one_screen_is_printed_outcomes_first_and_all_of_it_with_full(adapter_run, capsys, tmp_path):
+    words = ["evaluate", str(adapter_run), "--contexts", "all", "--with_base", "--output_dir", str(tmp_path)]
+    assert main(words) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split()[0] == "outcome" and len(printed) < 45
+    text = "\n".join(printed)
+    assert "questions answered right" in text and f"Ask it: groundtune ask {adapter_run}" in text
+    assert "Token F1" in text and "ROUGE-L" not in text and " difference" in text
+    page = (tmp_path / "evaluation.html").read_text("utf-8")
+    assert page.index("token F1") < page.index("What next") < page.index('aria-label="Contents"')
+    assert page.index('aria-label="Contents"') < page.index("What became of each question") < page.index("ROUGE-L")
+    answers = (tmp_path / "evaluation_answers.html").read_text("utf-8")
+    assert all(f"{context} against {context}, base" in answers for context in CONTEXTS)
+    assert main([*words, "--full"]) == 0
+    full = capsys.readouterr().out
+    assert "ROUGE-L" in full and full.count("outcome ") == 5
 
 
 def test_contexts_without_search_need_no_documents(families, data_folder, capsys, tmp_path):
@@ -580,6 +615,20 @@ def test_what_cannot_be_compared_is_refused(capsys, tmp_path, monkeypatch, words
 
 
 # Ask
+
+
+def test_the_example_for_github_actions_stops_another_model_and_not_the_released_one(adapter_run, tmp_path):
+    job = yaml.safe_load((ROOT / "examples/github-actions.yml").read_text("utf-8"))
+    steps = {step["name"]: step["run"] for step in job["jobs"]["answers"]["steps"] if "run" in step}
+    assert "pip install" in steps.pop("Install")
+    tested = json.loads((adapter_run / "run.json").read_text("utf-8"))["arguments"]["data"]["test_file"]
+    shutil.copytree(adapter_run / "predictions", tmp_path / "released")
+    names = {"MODEL": str(adapter_run), "QUESTIONS": tested, "LEAST": "f1=0 recall@1=0"}
+    names = job["env"] | names | {"RELEASED": "released/test_tuned.jsonl"}
+    evaluate, compare = steps.values()
+    run_script(f"{evaluate}\n{compare}", tmp_path, names)
+    names["RELEASED"] = "released/test_base.jsonl"
+    assert "nothing can be concluded" in run_script(compare, tmp_path, names, status=1)
 
 
 def test_asking_a_runs_folder_gives_the_answer_of_its_evaluation_and_its_sources(adapter_run, capsys):

@@ -142,7 +142,7 @@ def test_nothing_that_is_pushed_has_a_secret_a_question_a_passage_or_a_folder(hu
 def test_report_and_predictions_are_pushed_if_they_are_asked_for(hub, command, capsys):
     assert train_command("swr", command(push_report="true")) == 0
     predictions = {"predictions/test_base.jsonl", "predictions/test_tuned.jsonl"}
-    assert set(hub.pushes[0].files) == ADAPTER | RESULTS | predictions | {"report.html", "report.md"}
+    assert set(hub.pushes[0].files) == ADAPTER | RESULTS | predictions | {"report.html", "report.md", "answers.html"}
     assert train_command("swr", command(push_report="true", push_to_hub="false")) == 2
     assert "--push_report: nothing is pushed without --push_to_hub; add it" in capsys.readouterr().err
 

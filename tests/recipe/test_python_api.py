@@ -78,7 +78,7 @@ def test_the_results_of_a_run_are_those_in_its_folder_byte_by_byte(run, tmp_path
     """What `load` reads back writes every file again as the training wrote it."""
     write_results(tmp_path, groundtune.load(run.folder).results)
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert names >= {"metrics.json", "run.json", "report.html", "report.md", "README.md"} and len(names) == 7
+    assert names >= {"metrics.json", "run.json", "report.html", "report.md", "README.md"} and len(names) == 8
     for name in names:
         assert (tmp_path / name).read_bytes() == (run.folder / name).read_bytes(), name
     read = groundtune.load(run.folder).results
@@ -474,7 +474,7 @@ def test_runs_evaluations_and_files_are_compared_as_the_command_does(run, tmp_pa
     assert main(["compare", str(base), str(run.folder), "--json", "-o", "other.html"]) == 0
     shown = json.loads(capsys.readouterr().out)
     again = groundtune.compare(base, run, output=None)
-    assert again.to_dict() == {name: shown[name] for name in again.to_dict()} and len(list(Path().glob("*.html"))) == 1
+    assert again.to_dict() == {name: shown[name] for name in again.to_dict()} and len(list(Path().glob("*.html"))) == 2
 
 
 def test_what_cannot_be_compared_is_named(run, tmp_path):

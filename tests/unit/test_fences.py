@@ -69,6 +69,21 @@ def test_prompts_for_questions_answers_and_checks_fence_theirs(text):
     assert fenced("question", text) in made[1] and fenced("answer", text) in made[2]
 
 
+@pytest.mark.parametrize("text", EVIL)
+def test_prompts_with_examples_fence_their_texts_as_the_others_do(text):
+    read = {name: questions.read_prompt(None, f"{name}.txt", True) for name in ("questions", "answer", "support")}
+    settings = questions.Settings(read["questions"], read["answer"], read["support"])
+    passage = Document("a", fmt_content=text)
+    made = [
+        questions.question_prompt(settings, passage),
+        questions.answer_prompt(settings, passage, text),
+        support.support_prompt(settings, passage, text, text),
+    ]
+    for prompt in made:
+        assert prompt.count(fenced("passage", passage.text)) == 1
+    assert fenced("question", text) in made[1] and fenced("answer", text) in made[2]
+
+
 def test_a_prompt_of_ones_own_holds_the_texts_alone_if_it_says_so_and_a_check_never_does(tmp_path):
     (tmp_path / "own.txt").write_text("Passage: {passage}\nAnswer: {answer}\n{<passage>}")
     own = questions.read_prompt(tmp_path / "own.txt", "support.txt")

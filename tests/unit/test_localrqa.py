@@ -1,4 +1,4 @@
-"""The two historical scripts keep LocalRQA's defaults: the table of docs/localrqa.md, row by row."""
+"""The historical scripts keep LocalRQA's defaults: the tables of docs/localrqa.md, row by row."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ import pytest
 from conftest import tiny_documents
 
 import groundtune.recipes.train
+from groundtune.arguments import RetrievalArguments
+from groundtune.commands.localrqa import TRAINING_DEFAULTS
 from groundtune.commands.parsing import parse_arguments
 from groundtune.methods import METHODS
 from groundtune.retrieval.queries import query_of
 from groundtune.schema import USER, Example, Hit, Turn
+from groundtune.training.retriever_arguments import RetrieverArguments, TrainingFlags
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = {"sft": "train_w_gt.py", "swr": "train_w_fixed_retriever.py"}
@@ -96,3 +99,13 @@ def test_the_help_of_a_script_shows_its_own_defaults(monkeypatch, capsys):
         runpy.run_path(str(ROOT / "scripts/train/qa_llm" / SCRIPTS["sft"]), run_name="__main__")
     assert ended.value.code == 0
     assert capsys.readouterr().out.endswith("defaults of this script: --retriever dense, --query_history none\n")
+
+
+def test_the_defaults_of_the_retriever_script_are_those_of_the_table():
+    values = vars(RetrievalArguments()) | vars(RetrieverArguments()) | vars(TrainingFlags())
+    rows = [
+        [cell.strip().strip("`") for cell in line.split("|")] for line in re.findall(r"^\|(.*)\|$", PAGE, re.MULTILINE)
+    ]
+    found = {row[0]: row[1:3] for row in rows if len(row) == 4 and re.match(r"--\w", row[0])}
+    today = {f"--{name}": str(values[name]) or "none" for name in TRAINING_DEFAULTS}
+    assert found == {f"--{name}": [str(value), today[f"--{name}"]] for name, value in TRAINING_DEFAULTS.items()}

@@ -39,6 +39,7 @@ def words(tmp_path, monkeypatch):
     write(tmp_path / "in.json", SQUAD)
     write_documents("documents.jsonl", documents(10))
     monkeypatch.setattr(groundtune.model.opening, "open_writer", lambda *_, **__: FakeGenerator())
+    monkeypatch.setattr("groundtune.commands.questions._lacks_template", lambda *_: False)
     return {
         "documents": ["documents", "one.md", "two.md", "-o", "out.jsonl", "--tokenizer", "tokenizer"],
         "convert": ["convert", "squad", "in.json", "-o", "out"],

@@ -54,6 +54,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     write(tmp_path / "chats.jsonl", [{"messages": told}, CHAT])
     write(tmp_path / "raft.jsonl", [RAFT])
     (tmp_path / "questions.csv").write_text("question,answer\nWhere do dogs wait?,At the red door.\n")
+    (tmp_path / "users.txt").write_text("What does lamp number 0 cost?\n")
     make_tokenizer("qwen").save_pretrained(tmp_path / "tokenizer")
     return tmp_path
 
@@ -62,6 +63,7 @@ def test_every_command_of_the_page_runs_in_its_order(page, folder, monkeypatch, 
     counter = folder / "tokenizer/tokenizer.json"
     monkeypatch.setattr("groundtune.prepare.chunking.counter_file", {TOKENIZER: counter}.__getitem__)
     monkeypatch.setattr(groundtune.model.opening, "open_writer", lambda *_, **__: FakeGenerator())
+    monkeypatch.setattr("groundtune.commands.questions._lacks_template", lambda *_: False)
     assert len(page) > 10 and PATTERN in (ROOT / PAGE).read_text("utf-8")
     for words in page:
         assert main(words) == 0, (words, capsys.readouterr().err)
@@ -75,7 +77,8 @@ def test_every_command_of_the_page_runs_in_its_order(page, folder, monkeypatch, 
     assert rows[0]["messages"][-1]["role"] == "assistant"
     assert {e.question for e in read_examples("chats/chats.jsonl")} >= {"When?"}
     for output in (
-        "qa_local/train.jsonl", "squad/dev-v2.0.jsonl", "nq/documents.jsonl", "trivia/wikipedia-train.jsonl",
+        "qa_local/train.jsonl", "qa_reviewed/train.jsonl", "squad/dev-v2.0.jsonl", "nq/documents.jsonl",
+        "trivia/wikipedia-train.jsonl",
         "scifact_qa/train.jsonl", "raft/raft.jsonl", "completions/train.jsonl", "beir/qrels/test.tsv",
     ):  # fmt: skip
         assert (folder / output).stat().st_size > 0, output

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
+import signal
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,7 +21,18 @@ from groundtune.cli import main
 from groundtune.data.files import read_examples, write_documents
 from groundtune.prepare import gates, questions
 from groundtune.prepare.gates import GATES, gates_of
-from groundtune.prepare.questions import Asker, Settings, parse_answer, parse_questions, read_prompt, sample_passages
+from groundtune.prepare.given import find, read_questions
+from groundtune.prepare.questions import (
+    Asker,
+    Sampled,
+    Settings,
+    found_within,
+    own_part,
+    parse_answer,
+    parse_questions,
+    read_prompt,
+    sample_passages,
+)
 from groundtune.prepare.support import check_support, parse_verdict, support, support_prompt
 from groundtune.retrieval.retrievers import BM25Retriever
 from groundtune.schema import Document, Reply
@@ -61,22 +75,27 @@ class FakeGenerator:
     reply: object = reply_to
     prompts: list[str] = field(default_factory=list)
 
-    def complete(self, messages_list, max_tokens):
+    def complete(self, messages_list, max_tokens, *, on_done=lambda done: None):
         self.prompts += [messages[-1]["content"] for messages in messages_list]
         texts = [self.reply(messages[-1]["content"]) for messages in messages_list]
+        for _ in texts:
+            on_done(1)
         return [Reply(failure="no luck") if t is None else Reply(t, not t.endswith("...")) for t in texts]
 
 
-def make(folder: Path, generator: FakeGenerator, documents_: list[Document], **changes):
-    """Generate and judge questions, as the command does."""
+def make(folder: Path, generator: FakeGenerator, documents_: list[Document], asked: list[str] | None = None, **changes):
+    """Generate and judge questions, or answer those `asked`, as the command does."""
     chosen = settings(**changes)
-    passages = sample_passages(documents_, chosen)
+    chosen = replace(chosen, retrieved_within=chosen.retrieved_within or found_within(len(documents_)))
+    retriever = BM25Retriever(documents_)
+    work = find(asked, chosen, retriever) if asked else Sampled(sample_passages(documents_, chosen))
     journal = questions.open_journal(folder, chosen, "fake")
     ask = Asker(lambda: generator, journal, chosen.max_new_tokens, batch=8)
-    questions.generate(passages, chosen, ask)
-    if chosen.support != "lexical":
-        check_support(passages, chosen, ask)
-    return gates.judge(passages, chosen, journal, BM25Retriever(documents_)), ask.failures
+    lexical = chosen.support == "lexical"
+    work.write(chosen, ask, lambda pairs: None if lexical else check_support(pairs, chosen, ask))
+    result = gates.judge(work.asked(journal), chosen, journal, retriever)
+    result.counts["passages"] = len(work.read(journal))
+    return result, ask.failures
 
 
 # Sampling and parsing
@@ -161,6 +180,29 @@ def test_an_answer_is_finished_if_it_ended_or_if_a_base_model_went_on_to_somethi
     assert parse_answer(Reply("It opens at nine.\n\nPassage:\nThe", finished=False)) == ("It opens at nine.", True)
 
 
+def test_of_a_reply_that_did_not_stop_by_itself_only_its_own_part_counts():
+    """A base model continues with another example, whose questions are about a passage that it invented."""
+    went_on = "What does it cost?\n\nPassage:\n<passage>\nCats.\n</passage>\n\nQuestions:\nWho likes cats?"
+    assert parse_questions(own_part(Reply(went_on, finished=False)), 2) == ["What does it cost?"]
+    assert own_part(Reply(f"\n{went_on}".replace("What", "Passage: What", 1), finished=False)).strip() == ""
+    restated = Reply("Passage: a lamp.\nIt costs 100 coins. [[yes]]")
+    assert parse_verdict(own_part(restated)) is True
+    assert parse_verdict(own_part(Reply("It does. [[no]]\n\nPassage:\n... [[yes]]", finished=False))) is False
+
+
+@pytest.mark.parametrize("name", ["questions", "answer", "support"])
+def test_a_packaged_prompt_with_examples_ends_in_the_form_of_its_examples(name):
+    prompt = read_prompt(None, f"{name}.txt", by_example=True)
+    assert prompt != read_prompt(None, f"{name}.txt")
+    first, *examples, last = prompt.strip().split("Passage:\n<passage>\n")[1:] + [
+        prompt.strip().rpartition("Passage:\n")[2]
+    ]
+    assert examples and "{" not in first + "".join(examples[:-1])
+    labels = [line for line in last.splitlines() if re.fullmatch(r"[A-Z][\w ]*:", line)]
+    assert labels and [line for line in first.splitlines() if line in labels] == labels
+    assert last.endswith(labels[-1]) and first.partition(f"{labels[-1]}\n")[2].strip()
+
+
 def test_a_passage_with_braces_stays_as_it_is_in_a_prompt():
     passage = Document("Write {question} and {number} and {passage}.")
     chosen = settings()
@@ -200,9 +242,7 @@ def test_good_questions_pass_and_each_gate_stops_its_kind(tmp_path):
             said = reply_to(prompt)
             other = {3: "NOT ANSWERED", 4: "It costs 7 coins.", 5: f"{said} And ...", 6: f"{said}\nQuestion: Why ..."}
             return other.get(number, said)
-        return {1: "What does the passage say about cost?", 2: "Who wrote the iliad of troy?"}.get(
-            number, reply_to(prompt)
-        )
+        return {1: "What is the purpose of this code?", 2: "Who wrote the iliad of troy?"}.get(number, reply_to(prompt))
 
     result, failures = make(tmp_path, FakeGenerator(reply), documents(12), passages=12, retrieved_within=2)
     counts = result.counts
@@ -218,6 +258,40 @@ def test_good_questions_pass_and_each_gate_stops_its_kind(tmp_path):
     }
     assert {*stopped} == {*gates_of(settings())} == {*counts} & {*GATES}
     assert counts["kept"] == 22 - sum(counts[gate] for gate in GATES) == sum(map(len, result.splits.values()))
+
+
+@pytest.mark.parametrize(
+    "question, mentions",
+    [
+        ("What is the purpose of this code?", True),
+        ("What does this do?", True),
+        ("How are these settings changed?", True),
+        ("According to the text, who pays?", True),
+        ("Does strip('abc') remove the string 'abc' or any of these characters?", False),
+        ("Which holidays are there this year?", False),
+        ("When does the library open?", False),
+        ("What is in the paragraph above this line?", True),
+    ],
+)
+def test_a_question_that_points_at_something_only_its_passage_shows_is_known_by_its_words(question, mentions):
+    assert gates.mentions_passage(question) is mentions
+
+
+@pytest.mark.parametrize("number, within", [(1, 1), (10, 1), (50, 2), (400, 5), (1757, 10), (10**6, 20)])
+def test_the_larger_the_database_the_more_results_may_precede_the_passage_of_a_question(number, within):
+    assert found_within(number) == within
+
+
+def test_a_question_that_fits_many_passages_fails_because_its_own_is_not_found_by_it(tmp_path):
+    """By default, without a flag: "What is sold with a card?" is answered by every passage."""
+    vague = lambda prompt: (  # noqa: E731
+        "It is sold with a card that tells its story." if "Question:" in prompt else "What is sold with a card?"
+    )
+    result, _ = make(tmp_path, FakeGenerator(vague), documents(40), passages=40)
+    assert result.counts["kept"] <= found_within(40) == 2
+    assert result.counts["passage not retrieved for it"] >= 38 - result.counts["repeats another question"]
+    rows = {row["why"] for row in result.rejected}
+    assert rows <= {"passage not retrieved for it", "repeats another question"} and len(result.rejected) >= 38
 
 
 def stopped_passages(result) -> dict[str, set[int]]:
@@ -308,7 +382,7 @@ def test_the_packaged_prompt_of_the_check_holds_all_three_texts_and_asks_for_wha
 
 def test_a_question_asked_twice_is_kept_once(tmp_path):
     reply = lambda prompt: reply_to(prompt) if "Question:" in prompt else "How many coins does a thing cost?"  # noqa: E731
-    result, _ = make(tmp_path, FakeGenerator(reply), documents(6), passages=6)
+    result, _ = make(tmp_path, FakeGenerator(reply), documents(6), passages=6, retrieved_within=6)
     assert result.counts["repeats another question"] == 5 and result.counts["kept"] == 1
 
 
@@ -376,6 +450,94 @@ def test_a_journal_made_with_other_settings_is_not_continued(tmp_path):
     make(tmp_path, FakeGenerator(), documents(3), passages=3)
     with pytest.raises(DataError, match=r"questions per passage was 2, now 3; name another --output_dir"):
         make(tmp_path, FakeGenerator(), documents(3), passages=3, questions_per_passage=3)
+
+
+# Given questions
+
+
+def test_a_given_question_is_answered_from_the_first_passage_that_answers_it_and_the_others_are_named(tmp_path):
+    def reply(prompt: str) -> str:
+        passage, asked = prompt.rpartition("Passage:")[2].split("Question:")
+        named = re.search(r"number (\d+)", asked)
+        here = named and f"number {named[1]} " in passage
+        return reply_to(prompt) if here and "weigh" in asked else "NOT ANSWERED"
+
+    weighs = [f"Of lamp, chair and table, what does number {n} weigh?" for n in (0, 1, 2)]
+    asked = [*weighs, weighs[1], "Where does lamp number 0 come from?", "xyzzy?"]
+    generator = FakeGenerator(reply)
+    result, _ = make(tmp_path, generator, documents(12), asked, passages_tried=12, retrieved_within=12)
+    assert {e.question: e.gold_documents[0].text[:20].split(" number")[0] for e in result.kept} == dict(
+        zip(weighs, ("The lamp", "The chair", "The table"))
+    )
+    assert {row["question"]: row["why"] for row in result.rejected} == {
+        weighs[1]: "repeats another question",
+        "Where does lamp number 0 come from?": "not answered by its passage",
+        "xyzzy?": "passage not retrieved for it",
+    }
+    assert len(generator.prompts) == len({*generator.prompts})  # no passage is read twice for one question
+    again = FakeGenerator(reply)
+    assert make(tmp_path, again, documents(12), asked, passages_tried=12, retrieved_within=12)[0] == result
+    assert again.prompts == []
+
+
+def test_a_given_question_whose_request_failed_waits_for_the_next_run_and_is_not_called_unanswered(tmp_path):
+    asked = ["What does lamp number 0 cost?"]
+    result, failures = make(tmp_path, FakeGenerator(lambda prompt: None), documents(12), asked)
+    assert failures == ["no luck"] and not result.kept and not result.rejected
+    result, failures = make(tmp_path, FakeGenerator(), documents(12), asked)
+    assert not failures and [e.question for e in result.kept] == asked
+
+
+@pytest.mark.parametrize("support", ["llm", "both"])
+def test_an_answer_that_the_llm_rejects_is_sought_in_the_next_passage(tmp_path, support):
+    def reply(prompt: str) -> str:
+        if "Answer to check:" in prompt:
+            return "[[yes]]" if "number 11 " in prompt.partition("Question:")[0] else "[[no]]"
+        return "It was made in a small workshop near the harbour."
+
+    asked = ["What was made by hand, lamp number 0 or lamp number 11?"]
+    result, _ = make(tmp_path, FakeGenerator(reply), documents(12), asked, support=support, retrieved_within=3)
+    assert [e.gold_documents[0].text[:18] for e in result.kept] == ["The lamp number 11"]
+
+
+@pytest.mark.parametrize(
+    "text, questions_",
+    [
+        ("What is a lamp?\n\n- Who pays?\r\n2. How come", ["What is a lamp?", "Who pays?", "How come"]),
+        ("\ufeff如何退货？\n", ["如何退货？"]),
+        (
+            '{"question": "Why\\nso?", "gold_answer": "x"}\n\n{"question": "Who?", "chat_history": []}',
+            ["Why so?", "Who?"],
+        ),
+    ],
+)
+def test_given_questions_are_lines_of_a_text_or_of_json(tmp_path, text, questions_):
+    (tmp_path / "q").write_bytes(text.encode())
+    assert read_questions(tmp_path / "q") == questions_
+
+
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        ("q.txt", b"\n \n", "has no question; write one on each line"),
+        ("q.txt", b"\xff\xfeW", "cannot be read"),
+        ("q.csv", b"question,answer\n", "is a .csv file; give a text with one question on each line"),
+        ("q.jsonl", b'{"question": "Why?"}\nWho?', "q.jsonl:2: line: not valid JSON"),
+        ("q.jsonl", b'{"question": " "}', "q.jsonl:1: question: is blank"),
+        ("q.jsonl", b'{"Question": "Why?"}', "q.jsonl:1: question: missing (there is 'Question')"),
+        (
+            "q.jsonl",
+            b'{"question": "And then?", "chat_history": [{}]}',
+            "q.jsonl:1: chat_history: a question must make",
+        ),
+    ],
+)
+def test_what_is_wrong_with_given_questions_is_a_line_each(database, tmp_path, capsys, name, text, said):
+    (tmp_path / name).write_bytes(text)
+    flags = ("--generator", "openai:http://127.0.0.1:9/v1", "--generator_model", "m", "--questions", tmp_path / name)
+    assert run(database, "-o", tmp_path / "qa", *flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and not (tmp_path / "qa").exists()
 
 
 # The command, against a server
@@ -592,3 +754,129 @@ def test_a_prompt_of_ones_own_is_used(tmp_path):
     (tmp_path / "prompt.txt").write_text("Frage zu: {passage}")
     chosen = settings(question_prompt=read_prompt(tmp_path / "prompt.txt", "questions.txt"))
     assert questions.question_prompt(chosen, Document("Text.")) == "Frage zu: Text."
+
+
+# A review by a person
+
+
+def test_a_review_stops_before_the_split_and_the_command_that_it_prints_continues_without_a_request(
+    server, database, tmp_path, monkeypatch, capsys
+):
+    flags = (database, "--generator", server.generator, "--generator_model", "m", "--min_words", 5, "--passages", 12)
+    assert run(*flags, "-o", tmp_path / "plain") == 0
+    capsys.readouterr()
+    out = tmp_path / "qa 1"
+    assert run(*flags, "-o", out, "--review") == 0
+    said = capsys.readouterr().out.splitlines()
+    counted = "(questions that passed the gates: 24, and rejected ones: 0)"
+    assert f"Wrote {out / 'review.md'} {counted}; edit it, then continue with" in said
+    assert {path.name for path in out.iterdir()} == {"generated.jsonl", "review.md"}
+    command = shlex.split(said[-1])
+    assert command[:2] == ["groundtune", "questions"] and said[-1] in (out / "review.md").read_text("utf-8")
+    assert not any("train.jsonl" in line for line in said)
+    asked = len(server.requests)
+    assert run(*command[2:]) == 0
+    assert re.search(r"review: unchanged\W+24", capsys.readouterr().out)
+    for name in ("train", "eval", "test", "rejected"):
+        files = [(folder / f"{name}.jsonl") for folder in (tmp_path / "plain", out)]
+        assert files[0].exists() == files[1].exists()
+        assert not files[0].exists() or files[0].read_bytes() == files[1].read_bytes()
+    assert len(server.requests) == asked
+    assert run(*flags, "-o", out, "--review") == 2
+    assert "review.md is there already, and may have been edited; use --resume" in capsys.readouterr().err
+    assert run(*flags, "-o", out) == 0
+    assert f"{out / 'review.md'} was not read; --resume reads it" in capsys.readouterr().out
+    assert run(*flags, "-o", tmp_path / "new", "--resume") == 2
+    assert "review.md is missing; write it with --review" in capsys.readouterr().err
+
+
+def test_given_questions_without_an_answer_are_named(server, database, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("What does lamp number 0 cost?\nxyzzy?\n")
+    flags = ("--generator", server.generator, "--generator_model", "m", "--questions", tmp_path / "mine.txt")
+    assert run(database, "-o", tmp_path / "qa", *flags) == 0
+    said = capsys.readouterr().out
+    assert '1 left out, passage not retrieved for it: "xyzzy?"' in said and "Wrote 1 examples" in said
+    (tmp_path / "mine.txt").write_text("xyzzy?")
+    assert run(database, "-o", tmp_path / "none", *flags) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert '"xyzzy?"' in lines[0] and lines[1].startswith("none of 1 questions passed the gates: 1 passage not")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_keeps_what_was_written_and_reports_it_and_the_next_run_asks_only_for_the_rest(
+    server, database, tmp_path, capsys, signum
+):
+    flags = (
+        database,
+        "-o",
+        tmp_path / "qa",
+        "--generator",
+        server.generator,
+        "--generator_model",
+        "m",
+        "--min_words",
+        5,
+    )
+    flags += ("--passages", 12, "--concurrency", 1)  # four requests a batch
+    server.refuse = lambda number, prompt: os.kill(os.getpid(), signum) if number == 10 else None
+    assert run(*flags) == 128 + signum
+    (line,) = capsys.readouterr().err.splitlines()
+    kept = len((tmp_path / "qa" / "generated.jsonl").read_text().splitlines()) - 1
+    assert kept in (8, 12) and line == (
+        f"stopped by {signal.Signals(signum).name}; {kept} replies are in {tmp_path / 'qa' / 'generated.jsonl'}, "
+        "and the same command continues"
+    )
+    time.sleep(0.1)  # the server may be writing its last reply
+    asked, server.refuse = len(server.requests), lambda number, prompt: None
+    assert run(*flags) == 0
+    assert len(server.requests) - asked == 36 - kept
+
+
+def test_a_log_file_gets_a_line_within_a_batch_that_takes_long(tmp_path):
+    said, journal = [], questions.open_journal(tmp_path, settings(), "fake")
+    ask = Asker(FakeGenerator, journal, 9, 8, report=lambda *seen: said.append(seen))
+    Sampled(sample_passages(documents(3), settings(passages=3))).write(settings(), ask, lambda asked: None)
+    assert [done for stage, done, total in said if stage == "questions"] == [0, 1, 2, 3, 3]
+
+
+# A generator without a chat template
+
+
+def test_a_generator_without_a_chat_template_gets_prompts_with_examples_and_one_with_it_does_not(
+    database, tmp_path, families, monkeypatch, caplog
+):
+    from groundtune.commands import questions as command
+    from groundtune.model import opening
+
+    prompts = []
+    monkeypatch.setattr(command, "_ask", lambda arguments, settings, *rest: prompts.append(settings) or [])
+    flags = ("--passages", 3, "--min_words", 5, "--support", "llm")
+    monkeypatch.setattr(command, "_lacks_template", command._lacks_template.__wrapped__)
+    real = opening.AnsweringModel.open_tokenizer
+
+    def without(self):
+        tokenizer = real(self)
+        tokenizer.chat_template = None
+        return tokenizer
+
+    run(database, "-o", tmp_path / "a", "--generator", families["qwen"].folder, *flags)
+    monkeypatch.setattr(opening.AnsweringModel, "open_tokenizer", without)
+    run(database, "-o", tmp_path / "b", "--generator", families["qwen"].folder, *flags)
+    (tmp_path / "own.txt").write_text("{passage}")
+    run(
+        database,
+        "-o",
+        tmp_path / "c",
+        "--generator",
+        families["qwen"].folder,
+        *flags,
+        "--question_prompt",
+        tmp_path / "own.txt",
+    )
+    names = {"question_prompt": "questions.txt", "answer_prompt": "answer.txt", "support_prompt": "support.txt"}
+    for made, by_example in zip(prompts, (False, True, True)):
+        read = {flag: read_prompt(None, name, by_example) for flag, name in names.items()}
+        if made is prompts[2]:
+            read["question_prompt"] = "{passage}"
+        assert {flag: getattr(made, flag) for flag in names} == read
+    assert len(prompts) == 3

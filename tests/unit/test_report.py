@@ -17,7 +17,7 @@ from test_results import COLOURS, F1, eval_row, evaluation, results, wrong
 from groundtune.data.files import write_text
 from groundtune.evaluation.predictions import write_predictions
 from groundtune.reporting import report
-from groundtune.reporting.plots import metric_plot
+from groundtune.reporting.plots import _steps_axis, metric_plot
 from groundtune.reporting.report import summary_table, write_results
 from groundtune.reporting.results import Results
 from groundtune.schema import Document, Turn
@@ -78,7 +78,7 @@ def test_a_run_leaves_these_files_and_no_temporary_ones(tmp_path):
     found = {str(path.relative_to(tmp_path / "new" / "folder")) for path in tmp_path.rglob("*") if path.is_file()}
     predictions = {"predictions/test_base.jsonl", "predictions/test_tuned.jsonl"}
     assert {name.replace("\\", "/") for name in found} == predictions | {
-        "metrics.json", "run.json", "README.md", "report.md", "report.html",
+        "metrics.json", "run.json", "README.md", "report.md", "report.html", "answers.html",
     }  # fmt: skip
 
 
@@ -229,11 +229,22 @@ def test_html_loads_nothing(tmp_path, nasty):
     page = Page(text)
     for name, value in page.attributes:
         if name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
-            assert value.startswith(("#", "data:")), f"{name}={value}"
+            assert value.startswith(("#", "data:")) or value == "answers.html", f"{name}={value}"
         assert not name.startswith("on"), name
     assert not {"link", "script", "iframe", "object", "embed", "base", "img"} & set(page.tags)
     assert "@import" not in text and not re.search(r"url\((?!#)", text)
     assert "default-src 'none'" in text
+
+
+def test_a_curve_at_the_top_or_at_the_bottom_of_its_plot_is_not_cut_in_half():
+    from matplotlib.figure import Figure
+
+    for losses in ([1.6, 1.6001], [1.6, 0.0], [0.0, 0.0]):
+        axes = Figure().add_subplot()
+        axes.plot([0, 9], losses)
+        _steps_axis(axes)
+        low, high = axes.get_ylim()
+        assert low < 0 and high >= 1.05 * max(losses) > 0 or high > 0 == max(losses)
 
 
 def test_the_curves_say_of_how_many_questions_they_are_where_these_are_not_all():

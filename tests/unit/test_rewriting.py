@@ -11,6 +11,7 @@ from conftest import tiny_documents, tiny_examples
 from fake_server import FakeServer, Refusal
 
 from groundtune.arguments import RetrievalArguments, check_retrieval
+from groundtune.cli import main
 from groundtune.errors import DataError
 from groundtune.retrieval.queries import Query, queries_of
 from groundtune.retrieval.retrievers import BM25Retriever, retrieve
@@ -165,6 +166,12 @@ def test_what_cannot_rewrite_is_one_line_before_anything_is_loaded(flags, said):
     (problem,) = check_retrieval(RetrievalArguments(retriever="bm25", query_history="rewrite", **flags))
     assert said in problem
     assert check_retrieval(RetrievalArguments(retriever="bm25", query_history="fused", **flags)) == []
+
+
+def test_training_a_retriever_refuses_what_no_model_writes(capsys):
+    words = ["--train_file", "t.jsonl", "--embedding_model", "a/b", "--output_dir", "out", "--query_history", "rewrite"]
+    assert main(["retriever", *words]) == 2
+    assert "--query_history rewrite: no model writes questions here; choose another value" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from documented import pages
+from PIL import Image
 
 import groundtune
 from groundtune.cli import all_commands
@@ -31,7 +32,7 @@ def test_the_table_on_security_has_a_row_with_tests_for_every_input():
     inputs = """model folder, embedding model, run folder, checkpoint, adapter, index,
         approximate index and index of words, filter, vectors from a server, documents, data files, config file, server,
         tracker, hub, cache of own runs, terminal and log, text in prompts that judge or write,
-        files in an output folder"""
+        files in an output folder, rating page"""
     assert list(tests) == [" ".join(name.split()) for name in inputs.split(",")] and all(tests.values())
 
 
@@ -121,3 +122,10 @@ def test_the_site_builds_strictly(tmp_path, monkeypatch):
     build(load_config("mkdocs.yml", strict=True, site_dir=str(tmp_path)))
     assert "min_support" in (tmp_path / "search" / "search_index.json").read_text("utf-8")
     assert not (tmp_path / "hooks.py").exists()
+
+
+def test_the_page_about_reports_says_what_its_picture_shows():
+    """Both are written by scripts/pictures.py, from one run."""
+    with Image.open(ROOT / "docs/howto/report.png") as picture:
+        shown = picture.text["figures"]
+    assert shown in (ROOT / "docs/howto/report.md").read_text("utf-8")

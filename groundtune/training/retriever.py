@@ -1,0 +1,332 @@
+"""Trainers of retrievers: sentence-transformers' own, which resume and stop like every run (`SafeTrainer`).
+
+The loss compares each question with the passages of all others in its batch, so a batch is never cut, and holds no two
+passages that say the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
+from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
+from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import PrinterCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+
+from groundtune.errors import ModelError
+from groundtune.evaluation.retrievers_compared import DEPTH, scores_of
+from groundtune.retrieval.embedder import Embedder
+from groundtune.retrieval.opening import index_folder, open_embedder, with_words
+from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, MixRetriever, Retriever, retrieve
+from groundtune.retrieval.stores.local import Index, load_or_build_index
+from groundtune.schema import Document, Example
+from groundtune.system.outputs import usual_modes
+from groundtune.training.callbacks import EvaluateAtTheEnd, Progress
+from groundtune.training.negatives import Pair, kinds_of
+from groundtune.training.retriever_arguments import RetrieverRun
+from groundtune.training.safe_trainer import SafeTrainer
+
+logger = logging.getLogger(__name__)
+
+Measure = Callable[[int], Mapping[str, float]]  # step -> the scores of the model as it is now
+Scores = dict[str, list[dict[str, float]]]  # retriever -> the scores of each question
+_NAMES = ("anchor", "positive")  # columns of pairs; negatives follow
+
+
+class _Recall(BaseEvaluator):
+    """What sentence-transformers calls at each evaluation."""
+
+    def __init__(self, measure: Measure):
+        super().__init__()
+        self.measure = measure
+
+    def __call__(
+        self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
+        if output_path is not None:
+            with suppress(OSError):
+                Path(output_path).rmdir()  # the library makes a folder for files that are not written
+        return dict(self.measure(steps))
+
+
+class _OneGpu:
+    """With several GPUs, the libraries would use `DataParallel`, which splits a batch into smaller ones."""
+
+    @property
+    def n_gpu(self) -> int:
+        return min(super().n_gpu, 1)  # type: ignore[misc]
+
+
+class _EmbeddingArguments(_OneGpu, SentenceTransformerTrainingArguments):
+    pass
+
+
+class _CrossEncoderArguments(_OneGpu, CrossEncoderTrainingArguments):
+    pass
+
+
+class _RetrieverTrainer(SafeTrainer):
+    """What both kinds have in common. `max_tokens` is how much of a text training reads."""
+
+    def __init__(self, *args: Any, max_tokens: int, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.max_tokens = max_tokens
+        if self.args.eval_strategy != "no":
+            self.add_callback(EvaluateAtTheEnd())
+        self.pop_callback(PrinterCallback)
+        if not self.args.disable_tqdm:
+            self.pop_callback(DEFAULT_PROGRESS_CALLBACK)
+            self.add_callback(Progress(("loss", f"eval_{self.args.metric_for_best_model}")))
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """None: it reads the data for a card, which would quote questions and passages."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        model: Any = self.model
+        model.save_pretrained = partial(type(model).save_pretrained, model, create_model_card=False)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            del model.save_pretrained
+
+    @contextmanager
+    def _shortened(self) -> Iterator[None]:
+        """Inside, the model reads at most `max_tokens` of a text."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        reads = model.max_seq_length
+        if reads is None or math.isinf(reads) or reads <= self.max_tokens:  # static vectors read texts of any length
+            yield
+            return
+        model.max_seq_length = self.max_tokens
+        try:
+            yield
+        finally:
+            model.max_seq_length = reads
+
+
+class EmbeddingTrainer(_RetrieverTrainer, SentenceTransformerTrainer):  # type: ignore[misc]
+    """Trains an embedding model on rows whose passages have `kinds`: a batch holds one passage of each kind."""
+
+    def __init__(self, *args: Any, kinds: Any, **kwargs: Any):
+        self.kinds = kinds
+        super().__init__(*args, **kwargs)
+        preprocess = self.data_collator.preprocess_fn
+
+        def shortened(*texts: Any, **options: Any) -> Any:
+            with self._shortened():
+                return preprocess(*texts, **options)
+
+        self.data_collator.preprocess_fn = shortened
+
+    def get_batch_sampler(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return NoDuplicatesBatchSampler(self.kinds, *args, **kwargs)
+
+
+class RerankerTrainer(_RetrieverTrainer, CrossEncoderTrainer):  # type: ignore[misc]
+    """Trains a cross-encoder on questions with one passage each, which holds the answer or not."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        with self._shortened():  # it tokenizes here
+            return super().compute_loss(*args, **kwargs)
+
+
+class Kind(Protocol):
+    """What is trained, and how it takes part in a search. `untrained` is the model before training."""
+
+    untrained: Any
+    mix: MixRetriever
+
+    def __init__(self, run: RetrieverRun, documents: Sequence[Document]): ...
+
+    def open(self) -> Any: ...
+
+    def searches(self, model: Any) -> dict[str, Retriever]: ...
+
+    def trainer(
+        self, model: Any, pairs: Sequence[Pair], folder: Path, measure: Measure | None, identity: Any
+    ) -> SafeTrainer: ...
+
+    def save(self, model: Any, folder: Path) -> None: ...
+
+
+@dataclass
+class EmbeddingKind:
+    """Trains the embedding model, which is searched alone (`dense`) and inside the retriever of the run."""
+
+    run: RetrieverRun
+    documents: Sequence[Document]
+    untrained: Embedder = field(init=False)
+    mix: MixRetriever = field(init=False)  # of the untrained model, for negatives
+
+    def __post_init__(self) -> None:
+        self.untrained = self.open()
+        index = load_or_build_index(index_folder(self.run.data), self.documents, self.untrained)
+        dense, retrieval = DenseRetriever(self.untrained, index), self.run.retrieval
+        self.mix = MixRetriever(dense, BM25Retriever(self.documents), retrieval.mix_weight)
+
+    def open(self) -> Embedder:
+        """The untrained model."""
+        retrieval, pooling = self.run.retrieval, self.run.retriever.pooling_type
+        embedder = cast(Embedder, open_embedder(retrieval.embedding_model, retrieval))  # servers are refused
+        if pooling != "model":
+            _set_pooling(embedder.model, pooling)
+        # The folder that is saved has another name, by which no prompts are known.
+        embedder.model.prompts = {
+            **embedder.model.prompts, "query": embedder.query_prompt or "", "document": embedder.document_prompt or ""
+        }  # fmt: skip
+        return embedder
+
+    def searches(self, model: Embedder) -> dict[str, Retriever]:
+        """The retrievers with this model; the last one decides."""
+        dense = self.mix.dense
+        if model is not self.untrained:
+            vectors = model.embed_documents([document.text for document in self.documents])
+            dense = DenseRetriever(model, Index(self.documents, vectors, model.similarity))
+        name = self.run.retrieval.retriever
+        whole = {} if name == "dense" else {name: with_words(dense, self.mix.bm25, self.run.retrieval)}
+        return {"dense": dense, **whole}
+
+    def trainer(self, model: Embedder, pairs: Sequence[Pair], *where: Any) -> EmbeddingTrainer:
+        return embedding_trainer(self.run, model, pairs, *where)
+
+    def save(self, model: Embedder, folder: Path) -> None:
+        with usual_modes(folder):
+            model.model.save_pretrained(str(folder), create_model_card=False)
+
+
+def scores_with(searches: Mapping[str, Retriever], examples: Sequence[Example], run: RetrieverRun) -> Scores:
+    """The scores of each question, by retriever."""
+    k, history = run.retrieval.eval_num_to_retrieve, run.retrieval.query_history
+    found: Scores = {}
+    for name, retriever in searches.items():
+        hits = retrieve(retriever, examples, max(k, DEPTH), history)
+        found[name] = [scores_of(example, these, k) for example, these in zip(examples, hits, strict=True)]
+    return found
+
+
+def tuned_scores(kind: Kind, model: Any, examples: Sequence[Example], run: RetrieverRun) -> Scores:
+    """`scores_with` the model as it is now. What a search warns of was said when the untrained model searched."""
+    of_search = logging.getLogger("groundtune.retrieval")
+    level = of_search.level
+    of_search.setLevel(logging.ERROR)
+    try:
+        return scores_with(kind.searches(model), examples, run)
+    finally:
+        of_search.setLevel(level)
+
+
+def mean_of(scores: Scores) -> dict[str, float]:
+    """The means of the retriever that decides."""
+    rows = list(scores.values())[-1]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _set_pooling(model: SentenceTransformer, mode: str) -> None:
+    """Replace the pooling of token vectors. Raises `ModelError` if the model has none."""
+    for name, module in model.named_children():
+        if isinstance(module, Pooling):
+            setattr(model, name, Pooling(module.embedding_dimension, pooling_mode=mode))
+            return
+    raise ModelError(f"--pooling_type {mode}: the embedding model pools no token vectors; remove the flag")
+
+
+def embedding_trainer(
+    run: RetrieverRun, embedder: Embedder, pairs: Sequence[Pair], folder: Path, measure: Measure | None, identity: Any
+) -> EmbeddingTrainer:
+    """The trainer of `embedder.model` on these rows; without `measure` nothing is evaluated, and the last step wins."""
+    from datasets import Dataset
+
+    columns, kinds = _columns(pairs, run.negatives)
+    prompts = {name: embedder.query_prompt if name == _NAMES[0] else embedder.document_prompt for name in columns}
+    arguments = _EmbeddingArguments(
+        **_settings(run, folder, measure), prompts={name: prompt for name, prompt in prompts.items() if prompt}
+    )
+    model = embedder.model
+    return EmbeddingTrainer(
+        model=model, args=arguments, train_dataset=Dataset.from_dict(columns), evaluator=measure and _Recall(measure),
+        loss=ranking_loss(model, run.retriever.temperature), kinds=Dataset.from_dict(kinds),
+        max_tokens=run.retriever.max_seq_length, run=identity,
+    )  # fmt: skip
+
+
+def reranker_trainer(
+    run: RetrieverRun, model: CrossEncoder, pairs: Sequence[Pair], folder: Path, measure: Measure | None, identity: Any
+) -> RerankerTrainer:
+    """The trainer of a cross-encoder: each question with its gold passage, and with each of its negatives."""
+    from datasets import Dataset
+
+    rows = [(pair.question, pair.gold.text, 1.0) for pair in pairs]
+    rows += [(pair.question, document.text, 0.0) for pair in pairs for document in pair.negatives]
+    names = ("question", "passage", "label")
+    data = Dataset.from_dict({name: list(values) for name, values in zip(names, zip(*rows))})
+    return RerankerTrainer(
+        model=model, args=_CrossEncoderArguments(**_settings(run, folder, measure)), train_dataset=data,
+        evaluator=measure and _Recall(measure), loss=BinaryCrossEntropyLoss(model),
+        max_tokens=run.retriever.max_seq_length, run=identity,
+    )  # fmt: skip
+
+
+def ranking_loss(model: SentenceTransformer, temperature: float | None) -> torch.nn.Module:
+    """In-batch negatives by the similarity that the model is searched with."""
+    if temperature is None:
+        temperature = 0.05 if (model.similarity_fn_name or "cosine") == "cosine" else 1.0
+    return MultipleNegativesRankingLoss(model, scale=1 / temperature, similarity_fct=model.similarity)
+
+
+def _columns(pairs: Sequence[Pair], wanted: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The rows as columns of texts, and the same with the kind of each passage in place of its text.
+
+    All rows need as many negatives as the longest: a row with fewer has its own again, or the gold passage of another
+    kind.
+    """
+    distinct = {d.id: d for pair in pairs for d in (pair.gold, *pair.negatives)}
+    kind = dict(zip(distinct, kinds_of(list(distinct.values()))))
+    most = min(wanted, max((len(pair.negatives) for pair in pairs), default=0))
+    names = [*_NAMES, *(f"negative_{i + 1}" for i in range(most))]
+    texts: dict[str, list[str]] = {name: [] for name in names}
+    kinds: dict[str, list[str]] = {name: [] for name in names}
+    for number, pair in enumerate(pairs):
+        others = (p.gold for p in (*pairs[number + 1 :], *pairs[:number]) if kind[p.gold.id] != kind[pair.gold.id])
+        negatives = pair.negatives or ((other,) if most and (other := next(others, None)) else (pair.gold,))
+        documents = [pair.gold, *(negatives[i % len(negatives)] for i in range(most))]
+        texts[_NAMES[0]].append(pair.question)
+        kinds[_NAMES[0]].append(f"question {pair.question}")
+        for name, document in zip(names[1:], documents):
+            texts[name].append(document.text)
+            kinds[name].append(f"kind {kind[document.id]}")
+    return texts, kinds
+
+
+def _settings(run: RetrieverRun, folder: Path, measure: Measure | None) -> dict[str, Any]:
+    """The arguments of the library's trainer. Checkpoints are written where recall is measured, and resumed from."""
+    flags, no_accelerator = run.training, not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    strategy = flags.eval_strategy if measure else "no"
+    known = inspect.signature(SentenceTransformerTrainingArguments).parameters
+    settings = {name: value for name, value in vars(flags).items() if name in known} | dict(run.more)
+    settings |= {
+        "output_dir": str(folder), "eval_strategy": strategy,
+        "save_strategy": "steps" if flags.eval_strategy == "no" else flags.eval_strategy,
+        "save_steps": flags.eval_steps, "load_best_model_at_end": strategy != "no", "eval_on_start": strategy != "no",
+        "metric_for_best_model": run.recall, "greater_is_better": True, "logging_nan_inf_filter": False,
+        "disable_tqdm": run.output.quiet or run.output.json, "resume_from_checkpoint": None,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }  # fmt: skip
+    settings["use_cpu"] = bool(settings.get("use_cpu")) or no_accelerator
+    return settings
+
+
+KINDS: dict[str, type[Kind]] = {"embedding": EmbeddingKind}
