@@ -10,7 +10,7 @@ import json
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -49,7 +49,8 @@ MAXSIM = "maxsim"  # the reranker that is the embedding model itself
 NO_RERANKER = "none"
 REWRITE = "rewrite"  # the query history that a language model turns into one question
 NO_WRITER = (
-    f"--query_history {REWRITE}: needs a model that writes the question; name it with --rewriter, or use another value"
+    f"--query_history {REWRITE}: needs a model that writes the question; name it with --rewriter where there is this "
+    "flag, or use another value"
 )
 TOO_LONG = ("error", "drop", "shorten")  # what to do with an example that does not fit into a row
 
@@ -323,6 +324,11 @@ class Arguments(Generic[T]):
     output: OutputArguments
     training: T
 
+    @property
+    def searching(self) -> RetrievalArguments:
+        """The retrieval arguments, with the model that is trained as what writes the questions if none is named."""
+        return replace(self.retrieval, rewriter=self.retrieval.rewriter or self.model.model_name_or_path)
+
     def check(self, complete: bool = True, for_training: str = "") -> list[str]:
         """Every problem that can be found without reading data or loading a model, one line each; empty if none.
 
@@ -332,7 +338,7 @@ class Arguments(Generic[T]):
         flag = "--embedding_model" if for_training else "--eval_embedding_model"
         return [
             *_check_data(self.data, complete),
-            *check_retrieval(self.retrieval, complete, flag, for_training),
+            *check_retrieval(self.searching, complete, flag, for_training),
             *_check_model(self.model, complete),
             *_check_numbers(self),
         ]
@@ -379,6 +385,8 @@ def check_retrieval(
         problems += _check_embedding_name(flag, getattr(retrieval, flag), retrieval.embedding_server_model)
     problems += [*filter_problems(retrieval.filter), *_check_store(retrieval.store)]
     problems += [*_check_reranker(retrieval), *_check_rewriter(retrieval)]
+    if complete and retrieval.query_history == REWRITE and not retrieval.rewriter:
+        problems.append(NO_WRITER)
     if reads_vectors(retrieval):
         named = dict.fromkeys((retrieval.embedding_model, retrieval.eval_embedding_model))
         problems += [problem for name in named if not server_kind(name) for problem in embedding_problems(name)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -368,8 +368,7 @@ def _retrieve(
     elif any(reads_hits(example) for split in ("train", "eval") for example in examples[split]):
         searches |= {f"{s} rows": searches["eval"] for s in ("train", "eval")}
     splits = dict.fromkeys(name.split()[0] for name in searches)
-    writer = retrieval.rewriter or arguments.model.model_name_or_path
-    rewriter = open_rewriter(replace(retrieval, rewriter=writer), folder)
+    rewriter = open_rewriter(arguments.searching, folder)
     make = rewriter.queries if rewriter else partial(queries_of, history=retrieval.query_history)
     queries = {split: make(examples[split]) for split in splits}
     if rewriter:

@@ -40,14 +40,14 @@ class Query:
 
 def query_of(question: str, chat_history: Sequence[Turn], history: str) -> Query:
     """The query with the part of the chat history that `history` selects: `none`, `last` (the user's last message),
-    `user` (all of the user's), `all`, or `fused` (the user's, fused with the question alone). Of `rewrite` it is the
-    question as it stands: what is written in its place is not known here (`rewriting.py`).
+    `user` (all of the user's), `all`, or `fused` (the user's, fused with the question alone). What is written for
+    `rewrite` is not known here (`rewriting.py`).
 
     A follow-up such as "and how do I undo it?" finds nothing by itself; the user's earlier messages name its subject.
     """
     of_user = [turn for turn in chat_history if turn.speaker == USER]
     turns = {"none": [], "last": of_user[-1:], "user": of_user, "all": chat_history, "fused": of_user}
-    messages = [turn.message for turn in turns.get(history, [])]
+    messages = [turn.message for turn in turns[history]]
     return Query(question, "\n".join(messages), fused=history == "fused")
 
 

@@ -59,9 +59,9 @@ class Dialogue:
     k: int
     query_history: str
     write: Write
-    rewrite: Rewrite | None = None
     turns: list[Turn] = field(default_factory=list)
     finished: bool = True
+    rewrite: Rewrite | None = None
 
     def ask(self, question: str) -> tuple[list[Source], Iterator[str]]:
         """The sources, and the answer's words as they arrive; both turns are recorded after the last word.
@@ -104,7 +104,7 @@ def open_dialogue(arguments: InferenceArguments) -> Dialogue:
         retrieval.eval_num_to_retrieve,
         retrieval.query_history,
         _writer(arguments),
-        rewriter.queries if rewriter else None,
+        rewrite=rewriter.queries if rewriter else None,
     )
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.arguments import (
-    REWRITE,
     DataArguments,
     OutputArguments,
     RetrievalArguments,
@@ -162,8 +161,6 @@ class RetrieverRun:
         problems = check_retrieval(self.retrieval)
         if self.retriever.kind == "embedding" and self.retrieval.retriever == "bm25":
             problems.append("--retriever bm25: compares words only, so there is nothing to train; use mix or dense")
-        if self.retrieval.query_history == REWRITE:
-            problems.append(f"--query_history {REWRITE}: no model writes questions here; choose another value")
         if server_kind(self.retrieval.embedding_model):
             problems.append("--embedding_model: a server cannot be trained; name a hub model or a folder")
         if importlib.util.find_spec("datasets") is None:

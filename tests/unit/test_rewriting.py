@@ -155,6 +155,7 @@ def test_a_local_model_writes_and_another_in_its_place_is_asked_again(tmp_path, 
 @pytest.mark.parametrize(
     "flags, said",
     [
+        ({"rewriter": ""}, "--query_history rewrite: needs a model that writes the question"),
         ({"rewriter": "jina:http://a/v1"}, "not a server that can do this; write openai:URL"),
         ({"rewriter": "openai:http://a/v1"}, "--rewriter_model: missing"),
         ({"rewriter": "./nowhere"}, "--rewriter: no such folder"),
@@ -163,6 +164,7 @@ def test_a_local_model_writes_and_another_in_its_place_is_asked_again(tmp_path, 
     ],
 )
 def test_what_cannot_rewrite_is_one_line_before_anything_is_loaded(flags, said):
+    flags = {"rewriter": "owner/model", **flags}
     (problem,) = check_retrieval(RetrievalArguments(retriever="bm25", query_history="rewrite", **flags))
     assert said in problem
     assert check_retrieval(RetrievalArguments(retriever="bm25", query_history="fused", **flags)) == []
@@ -171,7 +173,7 @@ def test_what_cannot_rewrite_is_one_line_before_anything_is_loaded(flags, said):
 def test_training_a_retriever_refuses_what_no_model_writes(capsys):
     words = ["--train_file", "t.jsonl", "--embedding_model", "a/b", "--output_dir", "out", "--query_history", "rewrite"]
     assert main(["retriever", *words]) == 2
-    assert "--query_history rewrite: no model writes questions here; choose another value" in capsys.readouterr().err
+    assert "--query_history rewrite: needs a model that writes the question" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
