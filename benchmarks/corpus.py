@@ -85,7 +85,8 @@ def measured(folder: Path, passages: int, embedding: Sequence[str]) -> list[dict
 
 
 def alone(module: str, words: Sequence[str]) -> dict[str, Any]:
-    """A command's JSON output, with its wall time in seconds and its process's peak resident memory in megabytes."""
+    """A command's JSON output, with its wall and processor time in seconds and its process's peak resident memory in
+    megabytes."""
     begin = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", module, *words], stdout=subprocess.PIPE, text=True)
     said = process.stdout.read()
@@ -93,7 +94,8 @@ def alone(module: str, words: Sequence[str]) -> dict[str, Any]:
     if status:
         raise RuntimeError(f"{module} {' '.join(words)}: ended with {os.waitstatus_to_exitcode(status)}")
     peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return {**json.loads(said), "wall_s": time.perf_counter() - begin, "peak_mb": peak}
+    seconds = {"wall_s": time.perf_counter() - begin, "cpu_s": usage.ru_utime + usage.ru_stime}
+    return {**json.loads(said), **seconds, "peak_mb": peak}
 
 
 def search(folder: Path, embedding_model: str, dtype: str) -> dict[str, Any]:

@@ -123,13 +123,13 @@ class Embedded:
     def embed_documents(self, texts: Sequence[str], so_far: Any = None) -> np.ndarray:
         of_sentences = np.load(self.options.folder / "sentences.npy")
         base = np.stack([of_sentences[passage[:2]].mean(axis=0) for passage in drawn(self.options)])
-        base /= np.linalg.norm(base, axis=1, keepdims=True)
+        base /= np.maximum(np.linalg.norm(base, axis=1, keepdims=True), 1e-9)
         rng = np.random.default_rng(0)
         noise = nearest(base, rng) / np.sqrt(base.shape[1])
         vectors = np.empty((len(texts), base.shape[1]), dtype=np.float32)
         for copy in range(len(texts) // len(base)):
             some = base + (noise * rng.standard_normal(base.shape, dtype=np.float32) if copy else 0)
-            some /= np.linalg.norm(some, axis=1, keepdims=True)
+            some /= np.maximum(np.linalg.norm(some, axis=1, keepdims=True), 1e-9)
             vectors[copy * len(base) : (copy + 1) * len(base)] = some
         return vectors
 
@@ -192,7 +192,7 @@ def ask(options: argparse.Namespace) -> dict[str, Any]:
     given += ["--full_dataset_index_path", str(folder / "index"), "--vector_dtype", options.vector_dtype]
     given += ["--embedding_dtype", options.embedding_dtype]
     asked = alone("groundtune.cli", given)
-    return {"ask_s": asked["wall_s"], "ask_peak_mb": asked["peak_mb"]}
+    return {f"ask_{name}": asked[name] for name in ("wall_s", "cpu_s", "peak_mb")}
 
 
 def _memory() -> float:

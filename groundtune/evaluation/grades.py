@@ -282,7 +282,7 @@ class Calibration:
             more = FEWEST_PASSAGES - self.gain.passages
             return f"Too few to say whether to trust it here: grade answers to questions on {more} more passages"
         if self.trusted:
-            wrong = f"{1 - self.agreement.value:.0%}"
+            wrong = f"{100 * (1 - self.agreement.value):.0f} %"
             return f"Trust it here for means, not for single answers: it is wrong on {wrong} of them"
         return "Do not trust it here: it is not clearly better than always giving the grade that is most frequent"
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from groundtune.data.files import write_jsonl
 from groundtune.data.words import stem, telling_words, words
+from groundtune.evaluation.abstention import abstains
 from groundtune.prepare.journal import Journal
 from groundtune.prepare.questions import Settings, chance
 from groundtune.prepare.support import answers_of, cut_answers_of, lexical, verdicts_of
@@ -111,8 +112,8 @@ def judge(
     for (question, passages), found in zip(asked, hits, strict=True):
         pairs = [pair for passage in passages if (pair := pair_of(passage, question))]
         result.counts["answers"] += len(pairs)
-        if passages and not pairs:  # the request failed
-            continue
+        if len(pairs) < len(passages) and all(not_answered_by(pair, settings) for pair in pairs):
+            continue  # a request failed: the next run asks again
         pair, gate = _chosen(pairs, found, seen, settings)
         if not gate and pair:
             seen.add(_key(question))
@@ -170,7 +171,7 @@ def not_answered_by(pair: Pair, settings: Settings) -> str:
     """The first of the gates for answers that the pair fails, or ""."""
     verdict = pair.verdict
     stops = {
-        NO_ANSWER: lambda: not pair.answer,
+        NO_ANSWER: lambda: not pair.answer or abstains(pair.answer, ()),
         CUT: lambda: not pair.finished,
         UNSUPPORTED: lambda: not lexical(settings, pair.passage, pair.question, pair.answer),
         UNSUPPORTED_BY_LLM: lambda: verdict and verdict["supported"] is False,

@@ -11,7 +11,8 @@ from groundtune.data.entries import Record, json_object
 from groundtune.errors import DataError
 from groundtune.prepare.gates import GateResult, not_answered_by, pairs_in
 from groundtune.prepare.journal import Journal
-from groundtune.prepare.questions import Asked, Asker, Settings, answer, own_question
+from groundtune.prepare.questions import Asked, Asker, Settings, answer
+from groundtune.prepare.written import own_question
 from groundtune.retrieval.retrievers import Retriever
 from groundtune.schema import Document
 from groundtune.system.inputs import read_text

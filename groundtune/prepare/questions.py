@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundtune.data.entries import shown
-from groundtune.data.words import word_count, words
+from groundtune.data.words import words
 from groundtune.errors import DataError
 from groundtune.prepare.journal import Journal
+from groundtune.prepare.written import own_part, parse_answer, parse_questions
 from groundtune.prompts.fences import fenced
 from groundtune.schema import Document, Reply
 from groundtune.system.inputs import read_text
@@ -39,27 +40,11 @@ _IS: dict[str, Callable[[Any], bool]] = {
     _VERDICT: lambda value: value is None or isinstance(value, bool),
 }
 _MISSING = object()
-NOT_ANSWERED = "NOT ANSWERED"
 PLACEHOLDERS = {
     "questions.txt": ("{passage}",),
     "answer.txt": ("{passage}", "{question}"),
     "support.txt": ("{passage}", "{answer}"),
 }
-# A list number is not followed by a digit: "3.5 mm" and "10:30" do not begin with one.
-_NUMBERING = re.compile(r"^\W*(?:(?:question|q)?\s*\d+\s*[.):](?!\d)|question:|q:|[-*•])\s*", re.IGNORECASE)
-_LEAST_WORDS = 2  # of a question
-# "Answer:", "**Answer:**" or "**Answer**:" before an answer; "**Answer: Ten euros.**".
-_LABEL = re.compile(r"^[\s#>]*(?P<mark>[*_]{0,3})answer(?:(?P=mark)\s*:|\s*:\s*(?P=mark))\s*", re.IGNORECASE)
-_MARKED = re.compile(
-    r"^[\s#>]*(?P<mark>[*_]{1,3})answer\s*:(?!\s*(?P=mark))\s*(?P<answer>.*?)(?P=mark)\s*$", re.IGNORECASE | re.DOTALL
-)
-# A model without a chat template does not stop: it continues with the next example of its prompt.
-_NEXT_PASSAGE = re.compile(r"\n[\s*_#]*Passage[*_]*:")
-_NEXT_EXAMPLE = re.compile(r"\n[\s*_#]*(?:Question|Passage)[*_]*:")
-# The whole reply says that there is no answer, or its first sentence does in the capitals that the prompt asks for.
-_NO_ANSWER = re.compile(rf"[\W_]*(?:(?i:{NOT_ANSWERED})[\W_]*|{NOT_ANSWERED}[*_]*[.!:;\n\u2014-].*)", re.DOTALL)
-# At the end of a line; after a Greek letter a semicolon counts, and the Armenian mark is inside the questioning word.
-_QUESTION_MARK = re.compile(r"[?？؟]$|[\u0370-\u03ff\u1f00-\u1fff][;\u037e]$|՞")
 
 
 @dataclass(frozen=True)
@@ -227,29 +212,12 @@ def fill(prompt: str, number: int = 0, **texts: str) -> str:
     """The prompt with each `{name}` replaced by its text, and each `{<name>}` by its text inside a fence.
 
     Braces in the texts are not replaced. The packaged prompts fence all texts, as a passage may contain something that
-    reads like an instruction; a prompt with examples for a base model needs the texts alone.
+    reads like an instruction; a prompt of the user's own may take the texts alone.
     """
     values = {"{number}": str(number)}
     for name, text in texts.items():
         values |= {f"{{{name}}}": text, f"{{<{name}>}}": fenced(name, text)}
     return re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], prompt)
-
-
-def parse_questions(text: str, at_most: int) -> list[str]:
-    """The questions in a reply: lines with a question mark of any script, without list numbers or duplicates."""
-    lines = (own_question(line) for line in text.splitlines())
-    asked = (line for line in lines if _QUESTION_MARK.search(line) and word_count(line) >= _LEAST_WORDS)
-    return list(dict.fromkeys(asked))[:at_most]
-
-
-def own_question(line: str) -> str:
-    """A question without a list number, quotes or emphasis around it."""
-    return _NUMBERING.sub("", line.strip()).strip(" \"'*_")
-
-
-def own_part(reply: Reply) -> str:
-    """The text of a reply; if it did not end by itself, without the next example that a base model continues with."""
-    return reply.text if reply.finished else _NEXT_PASSAGE.split(f"\n{reply.text}", maxsplit=1)[0]
 
 
 def found_within(documents: int) -> int:
@@ -258,17 +226,6 @@ def found_within(documents: int) -> int:
     A quarter of the square root, at most 20: measured in docs/prepare.md on questions that people asked.
     """
     return min(20, max(1, round(documents**0.5 / 4)))
-
-
-def parse_answer(reply: Reply) -> tuple[str, bool]:
-    """The answer in a reply (empty if the reply says that there is none), and whether it was finished.
-
-    Text with which a base model continues after its answer is cut off.
-    """
-    first, *more = _NEXT_EXAMPLE.split(reply.text)
-    marked = _MARKED.match(first)
-    answer = (marked["answer"] if marked else _LABEL.sub("", first.strip())).strip()
-    return "" if _NO_ANSWER.fullmatch(answer) else answer, reply.finished or bool(more)
 
 
 def _suitable(text: str, settings: Settings) -> bool:

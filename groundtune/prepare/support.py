@@ -9,7 +9,8 @@ from typing import Any
 
 from groundtune.data.words import stem, telling_words, words
 from groundtune.prepare.journal import Journal
-from groundtune.prepare.questions import Asked, Asker, Settings, fill, own_part
+from groundtune.prepare.questions import Asked, Asker, Settings, fill
+from groundtune.prepare.written import own_part
 from groundtune.prompts.fences import introduced
 from groundtune.schema import Document
 

@@ -333,10 +333,12 @@ def _write(
         facts(arguments, found.right),
         [*found.notes, *found.failures],
         record,
-        found.steps,
-        found.verdict,
-        {_system(*at): e.predictions for at, e in _all(found)},
-        {_system(context, MODEL): _system(context, BASE) for (context, name), _ in _all(found) if name == BASE},
+        steps=found.steps,
+        verdict=found.verdict,
+        answers={_system(*at): e.predictions for at, e in _all(found)},
+        references={
+            _system(context, MODEL): _system(context, BASE) for (context, name), _ in _all(found) if name == BASE
+        },
     )
 
 

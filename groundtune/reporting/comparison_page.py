@@ -7,8 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from groundtune.data.files import write_text
+from groundtune.evaluation.abstention import ANSWERABLE as REFUSED
 from groundtune.evaluation.comparison import HOW_TO_READ, Comparison
 from groundtune.evaluation.outcomes import OUTCOMES, WITHOUT_ANSWER, WITHOUT_PASSAGES
 from groundtune.evaluation.verdicts import F1
@@ -69,13 +71,13 @@ def write_comparisons(
     parts = [
         _banner(above, steps),
         html_steps(steps) if steps else "",
-        _contents(headings),
+        _contents({"people": "What people say"} if people else {}, headings),
         callout(f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>") if notes else "",
         f'<dl class="facts">{html_pairs(facts)}</dl>\n',
         _html_people(people) if people else "",
         *(_section(c, heading, f"c{i}", c is not above) for i, (c, heading) in enumerate(zip(comparisons, headings))),
         f'<section id="answers"><h2>{min(SAMPLED, first.n)} answers, picked at random</h2><p class="small">With the '
-        f'passages that were read. <a href="{escape(answers_beside(path).name)}">All answers, with filters</a></p>'
+        f'passages that were read. <a href="{quote(answers_beside(path).name)}">All answers, with filters</a></p>'
         f'<div class="answers">{html_sample(side_by_side(systems))}</div></section>',
     ]
     write_text(path, page(kind, title, "".join(parts), record))
@@ -92,8 +94,8 @@ def answers_beside(page: Path) -> Path:
     return page.with_name(f"{page.stem}_answers.html")
 
 
-def _contents(headings: Sequence[str]) -> str:
-    links = {f"c{i}": heading for i, heading in enumerate(headings)}
+def _contents(first: Mapping[str, str], headings: Sequence[str]) -> str:
+    links = {**first, **{f"c{i}": heading for i, heading in enumerate(headings)}}
     links |= {"answers": "Answers picked at random", "run": "The run"}
     items = "".join(f'<li><a href="#{name}">{escape(text)}</a></li>' for name, text in links.items())
     return f'<nav aria-label="Contents"><ul class="contents">{items}</ul></nav>'
@@ -163,7 +165,7 @@ def comparison_table(comparison: Comparison, only: Collection[str] = ()) -> Tabl
 def essential(comparison: Comparison) -> list[str]:
     """The labels of the metrics that fit on one screen: what the verdict rests on, and the usual suspects."""
     recalls = [metric for metric in comparison.labels if "/recall@" in metric]
-    shown = [F1, "generation/contradiction", "generation/unfinished", "abstained/answerable", *recalls[-1:]]
+    shown = [F1, "generation/contradiction", "generation/unfinished", REFUSED, *recalls[-1:]]
     return [label for m, label in comparison.labels.items() if m in shown or m.startswith("judge/")]
 
 

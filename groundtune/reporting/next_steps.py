@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from groundtune.evaluation.abstention import ANSWERABLE as REFUSED
 from groundtune.evaluation.outcomes import KNEW, LUCKY, MISSED, RIGHT, WRONG, Rightness, with_outcomes
 from groundtune.evaluation.statistics import FEWEST_PASSAGES, PairedDifference
 from groundtune.methods import METHODS
@@ -107,13 +108,13 @@ def _lost(known: Known) -> Iterator[tuple[int, Step]]:
     if not_found := len(missed) - len(left_out):
         text = f"For {not_found} of {of} questions no passage with the answer was found; compare retrievers"
         yield not_found, Step(text, _retrievers(known))
-    declined = sum(p.scores.get("abstained/answerable") == 1 for p in predictions)
+    declined = sum(p.scores.get(REFUSED) == 1 for p in predictions)
     if declined:
         train = known.settings.get("train_file")
         text = f"On {declined} of {of} questions it said that it does not know, although they have an answer; train on "
         count = shlex.join(["grep", "-c", '"answerable": false', str(train)]) if train else ""
         yield declined, Step(f"{text}fewer unanswerable rows{' than there are now' * bool(count)}", count)
-    wrong = [p for p in lost if p.outcome == WRONG and p.finished and p.scores.get("abstained/answerable") != 1]
+    wrong = [p for p in lost if p.outcome == WRONG and p.finished and p.scores.get(REFUSED) != 1]
     if wrong:
         text = f"{len(wrong)} of {of} answers are wrong although a passage with the answer was read"
         yield len(wrong), _other_method(known, text)

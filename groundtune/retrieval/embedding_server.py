@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from groundtune.errors import DataError
 from groundtune.model.endpoint import EMBEDDING_KEYS, Endpoint, EndpointError
 from groundtune.retrieval.embedder import SoFar
 from groundtune.retrieval.embedding_prompts import prompts_for
@@ -45,6 +46,12 @@ class ServerEmbedder:
     @cached_property
     def dimensions(self) -> int:
         return int(self.embed_documents(["dimensions"]).shape[1])
+
+    @property
+    def model(self) -> Any:
+        """What reads single tokens; raises `DataError`, because servers do not show their vectors."""
+        raise DataError([f"--embedding_model: {hide_secrets(self.name)} is a server, which gives no vectors of single "
+                         "tokens; name a model that is loaded here, or leave out what needs them"])  # fmt: skip
 
     @property
     def settings(self) -> dict[str, Any]:

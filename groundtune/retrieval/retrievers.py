@@ -184,7 +184,9 @@ class MixRetriever:
 
     def search(self, queries: Sequence[str | Query], k: int) -> list[tuple[Hit, ...]]:
         asked, found = several(queries), []
-        at_once = max(1, min(_SEARCHED_AT_ONCE, _SCORES_AT_ONCE // max(1, len(self.dense.index.documents))))
+        index, at_once = self.dense.index, _SEARCHED_AT_ONCE
+        if index.whole:
+            at_once = max(1, min(at_once, _SCORES_AT_ONCE // max(1, len(index.documents))))
         for start in range(0, len(asked), at_once):
             some = asked[start : start + at_once]
             similar = self._similar(some, self.dense.vectors(some))

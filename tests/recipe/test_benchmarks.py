@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import make_family
 
-from benchmarks import corpus, evaluation, human_grades, measure, retrieval, train_step
+from benchmarks import corpus, evaluation, human_grades, measure, million, retrieval, train_step
 from groundtune.prompts.rows import Row
 
 ROOT = Path(__file__).parents[2]
@@ -135,6 +136,33 @@ def test_a_corpus_is_made_indexed_and_searched_in_processes_of_their_own(static_
     assert made["passages"] == indexed["passages"] == searched["passages"] > 150
     assert made["passages_s"] > 0 and indexed["passages_s"] > 0 and searched["search_s"] > 0
     assert all(row["peak_mb"] > 20 for row in rows)
+
+
+def test_the_steps_of_a_million_passages_on_a_few_hundred(bert_embedding_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("GROUNDTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("groundtune.data.files._IN_MEMORY", 0)
+    for module in ("stores.local", "retrievers"):
+        monkeypatch.setattr(f"groundtune.retrieval.{module}.LARGE", 50)
+    sentences = corpus.sentences()[:60]
+    monkeypatch.setattr(million, "sentences", lambda: list(sentences))
+    options = argparse.Namespace(
+        folder=tmp_path / "million", passages=400, queries=20, embedding_model=str(bert_embedding_folder),
+        embedding_dtype="auto", vector_dtype="float16",
+    )  # fmt: skip
+    rows = {name: step(options) for name, step in million.STEPS.items() if name != "ask"}
+    assert rows["read"] == {"passages": 400} and rows["search"]["lists"] > 0
+    assert rows["search"]["recall@10"] > 0.9 and rows["search"]["mix_per_s"] > 0
+    known, questions = million.known_sentences(20)
+    assert len(questions) == 20 and not any(sentence in question for sentence in known for question in questions)
+
+
+def test_search_and_fusion_are_timed_without_embedding(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["retrieval", "--quick", "--without_embedding"])
+    assert retrieval.main() == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["case"] for row in rows] == ["dense", "bm25", "mix", "hybrid"] and all(
+        row["seconds"] > 0 for row in rows
+    )
 
 
 def test_the_passages_of_the_corpus_are_all_different_and_about_as_long_as_real_ones():

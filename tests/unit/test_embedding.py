@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import save_bert_embedder
+from safetensors.torch import load_file, save_file
 
 from groundtune.errors import DataError
 from groundtune.retrieval.embedder import Embedder
@@ -342,6 +343,25 @@ def test_everything_that_decides_a_document_s_vector_is_a_setting(bert_embedding
 
 
 # Without weights
+
+
+def test_a_folder_as_model2vec_writes_it_is_an_embedding_model(static_embedding_folder, tmp_path):
+    """Its tensor has another name, and its modules lie in the folder itself."""
+    folder, tensors = tmp_path / "model2vec", load_file(next(static_embedding_folder.rglob("model.safetensors")))
+    (folder / "1_Normalize").mkdir(parents=True)
+    save_file({"embeddings": tensors["embedding.weight"]}, folder / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(next(static_embedding_folder.rglob("tokenizer.json")), folder)
+    (folder / "config.json").write_text('{"model_type": "model2vec", "normalize": true, "hidden_dim": 32}')
+    modules = [("0", ".", "StaticEmbedding"), ("1", "1_Normalize", "Normalize")]
+    listed = [
+        {"idx": i, "name": name, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (name, path, kind) in enumerate(modules)
+    ]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    texts = ["nine books", "a question at the desk"]
+    vectors = Embedder(str(folder)).embed_documents(texts)
+    np.testing.assert_allclose(vectors, Embedder(str(static_embedding_folder)).embed_documents(texts), atol=1e-6)
+    assert reading_limit(str(folder)) is None
 
 
 def test_what_a_model_reads_is_known_without_its_weights(bert_embedding_folder, static_embedding_folder, tmp_path):

@@ -154,3 +154,8 @@ def test_the_address_and_the_name_of_the_model_are_checked_before_anything_is_se
     )
     assert "not a server that can do this" in said(embedding_model="http://host/v1")[0]
     assert reading_limit("openai:http://host/v1") is None
+
+
+def test_what_reads_single_tokens_is_told_that_a_server_does_not_give_them():
+    with pytest.raises(DataError, match="openai:http://host/v1 is a server, which gives no vectors"):
+        _ = ServerEmbedder("openai:http://host/v1", "m").model

@@ -139,7 +139,7 @@ def test_a_judge_that_follows_people_is_to_be_trusted_and_the_counts_are_right()
     found = calibration(lambda i: i % 2 == 0 or i == 1, lambda i: i % 2 == 0)
     assert (found.n, found.wrong_yes, found.wrong_no) == (24, 1, 0)
     assert found.agreement.value == pytest.approx(23 / 24) and found.constant == 0.5
-    assert found.trusted and "Trust it here for means, not for single answers: it is wrong on 4%" in str(found)
+    assert found.trusted and "Trust it here for means, not for single answers: it is wrong on 4 %" in str(found)
 
 
 @pytest.mark.parametrize("says", [lambda i: True, lambda i: i % 3 == 0], ids=["always yes", "at random"])

@@ -9,6 +9,7 @@ import pytest
 from test_documented_commands import test_a_command_that_no_test_runs_is_understood as understood
 from test_results import COLOURS, evaluation, results, wrong
 
+from groundtune.evaluation.abstention import ANSWERABLE as REFUSED
 from groundtune.evaluation.predictions import evaluation_of
 from groundtune.evaluation.statistics import paired_difference
 from groundtune.reporting.next_steps import Known, next_steps
@@ -77,9 +78,7 @@ def test_wrong_answers_with_the_evidence_lead_to_the_other_method_with_the_same_
 
 
 def test_refusals_lead_to_the_unanswerable_rows_of_the_training_file():
-    declined = [
-        replace(p, scores={**p.scores, "abstained/answerable": 1.0}) for p in evaluation(wrong(), COLOURS).predictions
-    ]
+    declined = [replace(p, scores={**p.scores, REFUSED: 1.0}) for p in evaluation(wrong(), COLOURS).predictions]
     found = next(line for line in lines(known(declined)) if "does not know" in line)
     assert found.endswith("""grep -c '"answerable": false' train.jsonl""")
     assert not any("are wrong although" in line for line in lines(known(declined)))

@@ -22,18 +22,9 @@ from groundtune.data.files import read_examples, write_documents
 from groundtune.prepare import gates, questions
 from groundtune.prepare.gates import GATES, gates_of
 from groundtune.prepare.given import find, read_questions
-from groundtune.prepare.questions import (
-    Asker,
-    Sampled,
-    Settings,
-    found_within,
-    own_part,
-    parse_answer,
-    parse_questions,
-    read_prompt,
-    sample_passages,
-)
+from groundtune.prepare.questions import Asker, Sampled, Settings, found_within, read_prompt, sample_passages
 from groundtune.prepare.support import check_support, parse_verdict, support, support_prompt
+from groundtune.prepare.written import own_part, parse_answer, parse_questions
 from groundtune.retrieval.retrievers import BM25Retriever
 from groundtune.schema import Document, Reply
 
@@ -294,6 +285,13 @@ def test_a_question_that_fits_many_passages_fails_because_its_own_is_not_found_b
     assert rows <= {"passage not retrieved for it", "repeats another question"} and len(result.rejected) >= 38
 
 
+@pytest.mark.parametrize("declines", ["The passage does not mention it.", "I don't know.", "Das steht nicht im Text."])
+def test_an_answer_that_declines_in_its_own_words_is_no_answer(tmp_path, declines):
+    reply = lambda prompt: declines if "Question:" in prompt else reply_to(prompt)  # noqa: E731
+    result, _ = make(tmp_path, FakeGenerator(reply), documents(3), passages=3)
+    assert result.counts["not answered by its passage"] == 6 and not result.kept
+
+
 def stopped_passages(result) -> dict[str, set[int]]:
     """By gate, the numbers of the passages whose questions it rejected."""
     numbers = {gate: set() for gate in GATES if gate in result.counts}
@@ -486,6 +484,15 @@ def test_a_given_question_whose_request_failed_waits_for_the_next_run_and_is_not
     assert failures == ["no luck"] and not result.kept and not result.rejected
     result, failures = make(tmp_path, FakeGenerator(), documents(12), asked)
     assert not failures and [e.question for e in result.kept] == asked
+
+
+def test_a_question_is_unanswered_only_once_all_its_passages_were_read(tmp_path):
+    asked = ["What does lamp number 0 or number 11 cost?"]
+    reply = lambda prompt: None if "The lamp number 0 " in prompt else "NOT ANSWERED"  # noqa: E731
+    result, failures = make(tmp_path, FakeGenerator(reply), documents(12), asked, retrieved_within=3)
+    assert failures and result.counts["answers"] < 3 and not result.rejected
+    result, _ = make(tmp_path, FakeGenerator(lambda _: "NOT ANSWERED"), documents(12), asked, retrieved_within=3)
+    assert result.counts["answers"] == 3 and [row["question"] for row in result.rejected] == asked
 
 
 @pytest.mark.parametrize("support", ["llm", "both"])

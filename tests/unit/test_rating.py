@@ -233,7 +233,9 @@ def test_a_file_that_holds_no_grades_is_not_written_to(tmp_path, capsys):
     assert (tmp_path / "g.jsonl").read_text() == '{"question": "mine"}\n'
 
 
-def test_the_command_serves_until_it_is_interrupted_and_then_says_what_was_graded(tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)])
+def test_the_command_serves_until_it_is_stopped_and_no_grade_is_lost_however_it_ends(tmp_path, signum):
+    path = tmp_path / "grades.jsonl"
     words = [sys.executable, "-m", "groundtune.cli", "rate", *files(tmp_path, a=wrong(), b=COLOURS), "--no_browser"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # fmt: skip
@@ -245,10 +247,14 @@ def test_the_command_serves_until_it_is_interrupted_and_then_says_what_was_grade
     headers = {"Origin": f"http://{where}", "Content-Type": "application/json"}
     connection.request("POST", f"/{key}/grade", json.dumps(grade(item, correct=True)), headers)
     assert connection.getresponse().status == 200
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signum)
     printed, _ = process.communicate(timeout=20)
-    assert process.returncode == 0 and "anna: 1 of 24 questions graded" in printed
-    assert f"--grades {tmp_path / 'grades.jsonl'}" in printed and len(read_grades([tmp_path / "grades.jsonl"])) == 1
+    assert len(read_grades([path])) == 1
+    if signum == signal.SIGINT:
+        assert process.returncode == 0 and "anna: 1 of 24 questions graded" in printed
+        assert f"--grades {path}" in printed
+    with serving(path) as server:  # the same file again
+        assert list(items(server)["done"]) == [item["id"]]
 
 
 # In a browser

@@ -17,7 +17,7 @@ from groundtune.evaluation.groundedness import groundedness_scores
 from groundtune.evaluation.metrics import exact_match, generation_scores, numeric_match, rouge, token_f1
 from groundtune.prepare.formats.format import converted
 from groundtune.prepare.pages import ReadOptions, read_pages
-from groundtune.prepare.questions import parse_answer, parse_questions
+from groundtune.prepare.written import parse_answer, parse_questions
 from groundtune.retrieval.retrievers import BM25Retriever
 from groundtune.schema import Document, Example, Reply, Turn
 
@@ -206,6 +206,31 @@ def test_short_questions_of_scripts_without_spaces_are_kept():
 )
 def test_a_label_before_the_answer_is_no_part_of_it(text):
     assert parse_answer(Reply(text)) == ("Ten.", True)
+
+
+@pytest.mark.parametrize(
+    "written", ["{}", "“{}”", "「{}」", "«{}»", "1、{}", "（1）{}", "１．{}", "② {}", "a) {}", "- [ ] {}"]
+)
+@pytest.mark.parametrize("question", ["几天内可退货？", "¿Cuándo abre el museo?", "Когда открыто?", "いつ開きますか。"])
+@pytest.mark.parametrize(
+    "label", ["", "问题1：", "問題：", "質問: ", "Frage 2: ", "**Pregunta:** ", "Вопрос: ", "Question : "]
+)
+def test_a_question_has_no_label_number_or_quotes_of_any_language_around_it(written, question, label):
+    assert parse_questions(written.format(label + question), 2) == [question]
+
+
+@pytest.mark.parametrize(
+    "label", ["答案：", "回答: ", "Antwort: ", "**Réponse :** ", "Ответ: ", "**Respuesta**: ", "답변："]
+)
+def test_a_label_in_another_language_is_no_part_of_an_answer(label):
+    assert parse_answer(Reply(f"{label}10 000 €.")) == ("10 000 €.", True)
+
+
+@pytest.mark.parametrize(
+    "text", ["Answers vary: some pay.", "Question marks: none.", "答え方は二つある。", "Svarte hull: ja."]
+)
+def test_words_that_begin_like_a_label_stay(text):
+    assert parse_answer(Reply(text)) == (text, True)
 
 
 @pytest.mark.parametrize("text", ["NOT ANSWERED", "**NOT ANSWERED**", "Not answered.", "Answer: NOT ANSWERED."])

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 _FORMAT = 2
 _VECTORS, _IDS = "vectors.npy", "ids.npy"
 _CHECKED_AT_ONCE = 65_536  # vectors
+_MORE_PROPOSED = 30  # vectors of 8 bits are ordered a little otherwise than those that they stand for
 _WRITTEN_EVERY = 16_384  # documents: some minutes of work on a CPU, a second of writing
 
 
@@ -65,7 +66,7 @@ class Index:
         if self.near is None or (self.allowed is not None and len(self.allowed) <= LARGE):
             return exact(queries, self.vectors, k, self.similarity, self.allowed)
         k = min(k, len(self.documents))
-        proposed = self.near.search(queries, 2 * k + 20, self.allowed)
+        proposed = self.near.search(queries, k + _MORE_PROPOSED, self.allowed)
         scores, positions = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
         for row, (query, these) in enumerate(zip(queries, proposed)):
             these = these[these >= 0]

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -89,13 +90,19 @@ class MilvusStore:
                              "is another run writing other documents to it? Name another collection"])  # fmt: skip
         return np.array([found[id] for id in ids], dtype=np.float32).reshape(len(ids), self.dimensions)
 
+    @cached_property
+    def _in_order(self) -> tuple[np.ndarray, np.ndarray]:
+        """The positions of the documents by their ids, and these ids."""
+        ids = ids_of(self.documents)
+        order = np.argsort(ids, kind="stable")
+        return order, ids[order]
+
     def _positions(self, ids: Sequence[str]) -> np.ndarray:
         """The positions of these ids; -1 for one that is in no document, or that the filter leaves out."""
-        known = ids_of(self.documents)
-        order = np.argsort(known, kind="stable")
+        order, known = self._in_order
         asked = np.array([int(id, 16) for id in ids], dtype=np.uint64)
-        at = order[np.minimum(np.searchsorted(known[order], asked), len(known) - 1)]
-        right = known[at] == asked
+        place = np.minimum(np.searchsorted(known, asked), len(known) - 1)
+        at, right = order[place], known[place] == asked
         if self.allowed is not None:  # where texts meet numbers, Milvus's comparisons differ a little
             right &= np.isin(at, self.allowed)
         return np.where(right, at, -1)
