@@ -157,9 +157,9 @@ def _retrievers(mix: MixRetriever, retrieval: RetrievalArguments, by_model: Rera
     if retrieval.reranker == NO_RERANKER:
         return found
     given = [] if retrieval.rerank_weight is None else [retrieval.rerank_weight]
-    embedder = mix.dense.embedder
+    embedder, documents = mix.dense.embedder, mix.dense.index.documents
     if has_token_vectors(embedder) or retrieval.reranker == MAXSIM:
-        by_tokens = cast("Reranker", open_reranker(replace(retrieval, reranker=MAXSIM), embedder))
+        by_tokens = cast("Reranker", open_reranker(replace(retrieval, reranker=MAXSIM), embedder, documents))
         found |= reranked_retrievers(mix, MAXSIM, by_tokens, depth, given or [0.5])
     if by_model:
         found |= reranked_retrievers(mix, retrieval.reranker, by_model, depth, given or [0.5, 1.0])

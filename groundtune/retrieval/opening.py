@@ -51,7 +51,7 @@ def open_retriever_with(
     if retrieval.retriever == "bm25" and retrieval.reranker != MAXSIM:
         return reranked(bm25, retrieval, open_reranker(retrieval))
     embedder = open_embedder(embedding_model, retrieval)
-    reranker = open_reranker(retrieval, embedder)  # before the documents are embedded, which may take hours
+    reranker = open_reranker(retrieval, embedder, documents)  # before the documents are embedded, which may take hours
     if retrieval.retriever == "bm25":
         return reranked(bm25, retrieval, reranker)
     dense = DenseRetriever(embedder, _open_store(retrieval, documents, embedder, index_folder, allowed))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +38,7 @@ logger = logging.getLogger(__name__)
 Asked = Sequence[tuple[str, Sequence[Document]]]  # queries, each with the passages to score for it
 
 _WEIGHTS = {MAXSIM: 0.5}  # of the reranker's score, if nothing else is asked for; that of a reranker model is 1
+_COUNTED = 20_000  # documents in which tokens are counted
 _FEW = 32  # queries that are scored without a progress bar
 _OWN_LENGTH = 1e9  # tokenizers without a limit state one above this
 
@@ -99,9 +102,13 @@ class RerankedRetriever:
 @dataclass(frozen=True)
 class MaxSim:
     """The vectors of an embedding model's tokens, of which it usually keeps the mean only: the mean similarity of each
-    token of the query to the token of the passage that is most like it (ColBERT's score, Khattab and Zaharia 2020)."""
+    token of the query to the token of the passage that is most like it (ColBERT's score, Khattab and Zaharia 2020).
+
+    A token counts by its rarity in the documents, log((n + 1) / (documents with it + 1)): every passage has an "of".
+    """
 
     embedder: Embedder
+    documents: Sequence[Document] = ()
 
     @property
     def limit(self) -> ReadingLimit | None:
@@ -117,6 +124,7 @@ class MaxSim:
                 documents[passage.id] = passage
                 places.setdefault(passage.id, []).append((i, j))
         queries = self._vectors([text for text, _ in asked], self.embedder.query_prompt)
+        weights = [self._weights(text, len(tokens)) for (text, _), tokens in zip(asked, queries)]
         longest_first = sorted(documents.values(), key=lambda document: -len(document.text))
         size = self.embedder.batch_size
         with bar("reranking", len(documents), len(asked) < _FEW or not bars_shown(), unit="passage") as progress:
@@ -125,18 +133,46 @@ class MaxSim:
                 vectors = self._vectors([document.text for document in these], self.embedder.document_prompt)
                 for document, tokens in zip(these, vectors):
                     for i, j in places[document.id]:
-                        found[i][j] = (queries[i] @ tokens.T).max(axis=1).mean()
+                        found[i][j] = weights[i] @ (queries[i] @ tokens.T).max(axis=1)
                 progress.update(len(these))
         yield from found
 
     def _vectors(self, texts: Sequence[str], prompt: str | None) -> list[np.ndarray]:
         """The vectors of each text's tokens, float32 [tokens, dimensions] of length 1."""
         size = self.embedder.batch_size
-        tokens = self.embedder.model.encode(
-            list(texts), prompt=prompt or "", batch_size=size, show_progress_bar=False, output_value="token_embeddings"
-        )
-        vectors = [some.float().cpu().numpy() for some in tokens]
+        read: Any = self.embedder.model.encode(
+            list(texts), prompt=prompt or "", batch_size=size, show_progress_bar=False, output_value=None
+        )  # not "token_embeddings", which takes the padding on the left of a text for a part of it
+        vectors = [one["token_embeddings"][one["attention_mask"].bool()].float().cpu().numpy() for one in read]
         return [some / np.maximum(np.linalg.norm(some, axis=1, keepdims=True), 1e-9) for some in vectors]
+
+    def _weights(self, query: str, tokens: int) -> np.ndarray:
+        """The weight of each token of a query; they add up to 1."""
+        ids = self._ids([(self.embedder.query_prompt or "") + query])[0]
+        weights = np.array([self._rarity.get(id, self._rarest) for id in ids], dtype=np.float32)
+        if len(weights) != tokens or not weights.sum() > 0:  # a model may read a text in its own way
+            return np.full(tokens, 1 / tokens, dtype=np.float32)
+        return weights / weights.sum()
+
+    @cached_property
+    def _rarity(self) -> dict[int, float]:
+        """The weight of each token that stands in the documents; of many documents some are counted, spread evenly."""
+        some = range(0, len(self.documents), -(-len(self.documents) // _COUNTED) or 1)
+        found: Counter[int] = Counter()
+        for start in range(0, len(some), 1000):
+            for ids in self._ids([self.documents[i].text for i in some[start : start + 1000]]):
+                found.update(set(ids))
+        return {id: math.log((len(some) + 1) / (n + 1)) for id, n in found.items()}
+
+    @property
+    def _rarest(self) -> float:
+        return math.log(min(len(self.documents), _COUNTED) + 1)
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        limit = self.embedder.limit
+        if limit is None:
+            raise ValueError(f"{self.embedder.name} has no vectors of tokens")
+        return limit.tokenizer(texts, truncation=True, max_length=limit.max_tokens, verbose=False)["input_ids"]
 
 
 @dataclass
@@ -246,8 +282,11 @@ def _finite(value: Any) -> float:
     return float(value)
 
 
-def open_reranker(retrieval: RetrievalArguments, embedder: AnyEmbedder | None = None) -> Reranker | None:
-    """The reranker that `--reranker` names, tried once; None if there is to be none. `embedder` is that of `maxsim`.
+def open_reranker(
+    retrieval: RetrievalArguments, embedder: AnyEmbedder | None = None, documents: Sequence[Document] = ()
+) -> Reranker | None:
+    """The reranker that `--reranker` names, tried once; None if there is to be none. `maxsim` needs the embedding model
+    and the documents.
 
     Raises `ModelError` if it cannot be loaded, and `EndpointError` if the server cannot be used.
     """
@@ -261,7 +300,7 @@ def open_reranker(retrieval: RetrievalArguments, embedder: AnyEmbedder | None = 
                 f"--reranker {MAXSIM}: {model} gives no vectors of tokens; name an embedding model with a transformer, "
                 "or a reranker model"
             )
-        return MaxSim(embedder)
+        return MaxSim(embedder, documents)
     if kind := server_kind(name):
         url = address_of(name).rstrip("/").removesuffix("/rerank")
         server = ServerReranker(Endpoint(url, retrieval.reranker_model, keys=RERANKER_KEYS), kind)

@@ -127,6 +127,33 @@ def test_maxsim_is_the_mean_over_the_query_s_tokens_of_the_most_similar_token(be
         np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
+def test_a_token_of_the_query_counts_by_its_rarity_in_the_documents(bert_embedding_folder):
+    embedder = Embedder(str(bert_embedding_folder))
+    documents = [Document("the library"), Document("a book"), Document("the library book"), Document("library")]
+    tokenizer = embedder.limit.tokenizer
+    tokens = [set(tokenizer(d.text)["input_ids"]) for d in documents]
+    ids = tokenizer("zoo library book")["input_ids"]
+    rarity = np.log([(len(tokens) + 1) / (sum(id in these for these in tokens) + 1) for id in ids])
+    assert rarity[0] == rarity[-1] == 0  # special tokens stand in every document
+    (found,) = MaxSim(embedder, documents).scores([("zoo library book", documents)])
+
+    def vectors(text):
+        (read,) = embedder.model.encode([text], output_value="token_embeddings")
+        return (read / read.norm(dim=1, keepdim=True)).numpy()
+
+    for document, score in zip(documents, found, strict=True):
+        similarities = (vectors("zoo library book") @ vectors(document.text).T).max(axis=1)
+        assert score == pytest.approx((rarity * similarities).sum() / rarity.sum(), abs=1e-5)
+
+
+def test_maxsim_does_not_take_padding_for_a_token(bert_embedding_folder):
+    embedder = Embedder(str(bert_embedding_folder))
+    (alone,) = MaxSim(embedder).scores([("book", [Document("a b")])])
+    embedder.model.tokenizer.padding_side = "left"
+    (together,) = MaxSim(embedder).scores([("book", [Document("a b"), Document("library " * 12)])])
+    assert together[0] == pytest.approx(alone[0], abs=1e-5)
+
+
 def test_maxsim_reads_a_passage_once_however_many_questions_find_it(bert_embedding_folder, monkeypatch):
     embedder, read = Embedder(str(bert_embedding_folder)), []
     encode = embedder.model.encode
