@@ -148,8 +148,8 @@ class MaxSim:
 
     def _weights(self, query: str, tokens: int) -> np.ndarray:
         """The weight of each token of a query; they add up to 1."""
-        ids = self._ids([(self.embedder.query_prompt or "") + query])[0]
-        weights = np.array([self._rarity.get(id, self._rarest) for id in ids], dtype=np.float32)
+        ids, rarest = self._ids([(self.embedder.query_prompt or "") + query])[0], math.log(len(self._counted) + 1)
+        weights = np.array([self._rarity.get(id, rarest) for id in ids], dtype=np.float32)
         if len(weights) != tokens or not weights.sum() > 0:  # a model may read a text in its own way
             return np.full(tokens, 1 / tokens, dtype=np.float32)
         return weights / weights.sum()
@@ -157,7 +157,7 @@ class MaxSim:
     @cached_property
     def _rarity(self) -> dict[int, float]:
         """The weight of each token that stands in the documents; of many documents some are counted, spread evenly."""
-        some = range(0, len(self.documents), -(-len(self.documents) // _COUNTED) or 1)
+        some = self._counted
         found: Counter[int] = Counter()
         for start in range(0, len(some), 1000):
             for ids in self._ids([self.documents[i].text for i in some[start : start + 1000]]):
@@ -165,8 +165,9 @@ class MaxSim:
         return {id: math.log((len(some) + 1) / (n + 1)) for id, n in found.items()}
 
     @property
-    def _rarest(self) -> float:
-        return math.log(min(len(self.documents), _COUNTED) + 1)
+    def _counted(self) -> range:
+        """Positions of the documents in which tokens are counted."""
+        return range(0, len(self.documents), -(-len(self.documents) // _COUNTED) or 1)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         limit = self.embedder.limit
