@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # Empty where other versions are tried: libraries change their types without a word.
 MYPY ?= $(BIN)/mypy
 
-.PHONY: demo test test-quick test-slow test-latest test-oldest audit docs pictures faults constraints clean
+.PHONY: demo test test-quick test-slow test-latest test-oldest audit docs pictures tutorial faults constraints clean
 
 demo: $(VENV)/installed-demo  ## train and compare the embedded model, in about a quarter of an hour on two cores
 	$(BIN)/groundtune demo
@@ -35,6 +35,9 @@ pictures: $(VENV)/installed-demo runs/demo/metrics.json  ## the pictures of the 
 
 runs/demo/metrics.json:
 	$(MAKE) demo
+
+tutorial: $(VENV)/installed-test  ## what the commands of docs/tutorial.md print, written into the page; half an hour
+	$(BIN)/python scripts/tutorial.py build/tutorial
 
 docs: $(VENV)/installed-docs  ## the site, in site/; a broken link or anything loaded from elsewhere fails
 	test ! -f runs/demo/metrics.json || $(BIN)/python scripts/pictures.py runs/demo

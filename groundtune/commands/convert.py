@@ -52,8 +52,8 @@ def parser() -> argparse.ArgumentParser:
         "--documents",
         type=Path,
         metavar="FILE",
-        help="to_beir: the documents for corpus.jsonl; messages, prompt_completion, sharegpt, alpaca and csv: where to "
-        "find the passage of an example that has none, by the words of its question and answer",
+        help="to_beir: the documents for corpus.jsonl; messages, prompt_completion, sharegpt, alpaca, csv, feedback: "
+        "where to find the passage of an example that has none, by the words of its question and answer",
     )
     add_output_flags(made)
     return made

@@ -78,9 +78,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def inference_parser(
-    command: str, usage: str, description: str, examples: str, without: Collection[str] = ()
+    command: str,
+    usage: str,
+    description: str,
+    examples: str,
+    without: Collection[str] = (),
+    helps: Mapping[str, str] | None = None,
 ) -> argparse.ArgumentParser:
-    """A parser for MODEL and the flags that `evaluate` and `ask` share, except those in `without`."""
+    """A parser for MODEL and the flags that `evaluate`, `ask` and `serve` share, except those in `without`.
+
+    `helps` has help texts of flags whose meaning is another one in this command.
+    """
     parser = light_parser(f"groundtune {command}", usage, description, examples)
     parser.add_argument(
         "model", nargs="?", default="", metavar="MODEL", help="Model folder, adapter folder or hub name."
@@ -89,7 +97,7 @@ def inference_parser(
     for group in GROUPS:
         names = [field.name for field in fields(group) if not field.name.startswith("lora_")]
         if names := [name for name in names if name not in _NOT_HERE and name not in without]:
-            add_group(parser, group, names, _HELPS)
+            add_group(parser, group, names, {**_HELPS, **(helps or {})})
     add_output_flags(parser)
     return parser
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Collection
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -61,6 +62,13 @@ def words(text: str) -> list[str]:
 def telling_words(text: str) -> list[str]:
     """The words that are not stop words."""
     return [word for word in words(text) if word not in FILLERS]
+
+
+def places_of(wanted: Collection[str], text: str) -> list[tuple[int, int]]:
+    """Where the text has one of the words, or another form of it: begin and end of each, in order."""
+    stems = set(map(stem, wanted))
+    found = _PLAIN_WORD.finditer(text.lower()) if text.isascii() else _WORD.finditer(text)
+    return [match.span() for match in found if stem(folded(match[0]).lower()) in stems]
 
 
 @lru_cache(maxsize=100_000)

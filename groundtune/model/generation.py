@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from groundtune.aliases import Model
 from groundtune.model.attention import attends_by_layout
-from groundtune.model.continuing import exact_batch_size, read
+from groundtune.model.continuing import FromCache, FromStart, exact_batch_size, read
 from groundtune.model.head import head_reads_only
 from groundtune.model.kv_cache import Decoding, KVCache
 from groundtune.model.limits import check_vocabulary
@@ -89,26 +90,21 @@ def stream_greedy(
 ) -> Iterator[int]:
     """Stream the ids that `generate_greedy` gives for one prompt. The model must be in evaluation mode."""
     check_vocabulary([prompt], model)
-    if not attends_by_layout(model):
-        yield from _stream_by_rows(model, prompt, set(stop_ids), max_new_tokens)
-        return
-    cache = KVCache(1, len(prompt) + max_new_tokens)
-    with torch.no_grad():
-        first = _read(model, [prompt], cache, 0)
-    sequence, shown = _Sequence(prompt, first[0], set(stop_ids), max_new_tokens), 0
+    decoder = open_decoder(model, 1, len(prompt) + max_new_tokens, stop_ids)
+    (sequence,) = decoder.start([prompt], [max_new_tokens])
+    shown = 0
     while True:
         yield from sequence.new[shown:]
         if sequence.done:
             return
         shown = len(sequence.new)
-        with torch.no_grad():
-            _step(model, [sequence], cache)
+        decoder.step()
 
 
-class _Sequence:
+class Growing:
     """A prompt and its answer so far."""
 
-    def __init__(self, prompt: Sequence[int], first: int, stop_ids: set[int], max_new_tokens: int):
+    def __init__(self, prompt: Sequence[int], first: int, stop_ids: Collection[int], max_new_tokens: int):
         self.lookup, self.stop_ids, self.max_new_tokens = Lookup(prompt), stop_ids, max_new_tokens
         self.new: list[int] = []
         self.add([first])
@@ -132,36 +128,108 @@ class _Sequence:
         return self.finished or len(self.new) == self.max_new_tokens
 
 
+class Decoder(Protocol):
+    """Answers that grow side by side, up to `slots` of them; each takes a free slot and can leave it at any time."""
+
+    slots: int
+    running: list[Growing]
+
+    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> list[Growing]:
+        """Read the prompts, at most as many as slots are free; each answer has its first token then."""
+
+    def step(self) -> None:
+        """Extend every answer by at least one token; answers that are `done` must have left."""
+
+    def leave(self, growing: Growing) -> None:
+        """Free the slot of an answer."""
+
+
+def open_decoder(model: Model, slots: int, capacity: int, stop_ids: Collection[int]) -> Decoder:
+    """A decoder for prompts that have at most `capacity` tokens with their answers."""
+    kind = PackedDecoder if attends_by_layout(model) else RowDecoder
+    return kind(model, slots, capacity, set(stop_ids))
+
+
+class PackedDecoder:
+    """Prompts are read without padding, and shared prefixes once; each step adds the guessed tokens that were right and
+    one more."""
+
+    def __init__(self, model: Model, slots: int, capacity: int, stop_ids: Collection[int]):
+        self.model, self.slots, self.stop_ids = model, slots, stop_ids
+        self.cache = KVCache(slots, capacity)
+        self.running: list[Growing] = []  # the i-th is in slot i
+
+    @torch.no_grad()
+    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> list[Growing]:
+        begin = len(self.running)
+        for part in _up_to_tokens(range(len(prompts)), prompts, _PREFILL_TOKENS):
+            first = _read(self.model, [prompts[i] for i in part], self.cache, len(self.running))
+            self.running += [
+                Growing(prompts[i], id, self.stop_ids, max_new_tokens[i]) for i, id in zip(part, first, strict=True)
+            ]
+        return self.running[begin:]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        _step(self.model, self.running, self.cache)
+
+    def leave(self, growing: Growing) -> None:
+        slot = self.running.index(growing)
+        # Move the last sequence into the gap, so that the running ones always occupy the first slots.
+        last = self.running.pop()
+        if slot < len(self.running):
+            self.cache.move(len(self.running), slot)
+            self.running[slot] = last
+
+
+class RowDecoder:
+    """As `PackedDecoder`, for a model without packed attention: every answer has a cache of its own."""
+
+    def __init__(self, model: Model, slots: int, capacity: int, stop_ids: Collection[int]):
+        self.model, self.slots, self.stop_ids = model, slots, stop_ids
+        self.running: list[Growing] = []
+        self._rows: list[FromCache | FromStart] = []
+
+    @torch.no_grad()
+    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> list[Growing]:
+        begin = len(self.running)
+        for prompt, most in zip(prompts, max_new_tokens, strict=True):
+            row = read(self.model, [prompt], pad_id=0)
+            first = int(row.logits().argmax())
+            self._rows.append(row)
+            self.running.append(Growing(prompt, first, self.stop_ids, most))
+        return self.running[begin:]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for growing, row in zip(self.running, self._rows, strict=True):
+            row.go_on([0], [growing.new[-1]])
+            growing.add([int(row.logits().argmax())])
+
+    def leave(self, growing: Growing) -> None:
+        slot = self.running.index(growing)
+        del self.running[slot], self._rows[slot]
+
+
 def _generate_packed(
     model: Model, prompts: Sequence[list[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int, batch_size: int
 ) -> Iterator[tuple[int, Generated]]:
-    """Yield the number and answer of each prompt as it finishes; its slot goes to the next prompt.
-
-    Prompts are read without padding, and shared prefixes once. Then all sequences grow side by side: each step adds the
-    guessed tokens that were right and one more.
-    """
+    """Yield the number and answer of each prompt as it finishes; its slot goes to the next prompt."""
     waiting = deque(_in_order(prompts))
     slots = min(batch_size, len(prompts))
-    cache = KVCache(slots, max(map(len, prompts), default=0) + max_new_tokens)
-    running: list[tuple[int, _Sequence]] = []  # prompt number and sequence of each slot
-    while waiting or running:
+    decoder = PackedDecoder(model, slots, max(map(len, prompts), default=0) + max_new_tokens, stop_ids)
+    numbers: dict[Growing, int] = {}
+    while waiting or decoder.running:
         # A CPU gains nothing from several prompts; waiting for a quarter of the slots spares a GPU small steps.
-        if waiting and len(running) <= slots * 3 // 4:
-            new = [waiting.popleft() for _ in range(min(slots - len(running), len(waiting)))]
-            for part in _up_to_tokens(new, prompts, _PREFILL_TOKENS):
-                first = _read(model, [prompts[i] for i in part], cache, len(running))
-                running += [(i, _Sequence(prompts[i], id, stop_ids, max_new_tokens)) for i, id in zip(part, first)]
+        if waiting and len(decoder.running) <= slots * 3 // 4:
+            new = [waiting.popleft() for _ in range(min(slots - len(decoder.running), len(waiting)))]
+            started = decoder.start([prompts[i] for i in new], [max_new_tokens] * len(new))
+            numbers.update(zip(started, new, strict=True))
         else:
-            _step(model, [sequence for _, sequence in running], cache)
-        for slot in reversed(range(len(running))):
-            i, sequence = running[slot]
-            if sequence.done:
-                yield i, Generated(sequence.new, sequence.finished)
-                # Move the last sequence into the gap, so that the running ones always occupy the first slots.
-                last = running.pop()
-                if slot < len(running):
-                    cache.move(len(running), slot)
-                    running[slot] = last
+            decoder.step()
+        for growing in [growing for growing in decoder.running if growing.done]:
+            decoder.leave(growing)
+            yield numbers.pop(growing), Generated(growing.new, growing.finished)
 
 
 def _in_order(prompts: Sequence[list[int]]) -> list[int]:
@@ -198,7 +266,7 @@ def _read(model: Model, prompts: Sequence[Sequence[int]], cache: KVCache, slot: 
     return [ids[i] for i in range(len(prompts))]
 
 
-def _step(model: Model, sequences: Sequence[_Sequence], cache: KVCache) -> None:
+def _step(model: Model, sequences: Sequence[Growing], cache: KVCache) -> None:
     """Extend each sequence (the i-th is in slot i) by the guessed tokens that the model confirms, and by one more."""
     guesses = [sequence.guess() for sequence in sequences]
     new = [[sequence.new[-1], *guess] for sequence, guess in zip(sequences, guesses)]
@@ -241,15 +309,3 @@ def _generate_batch(
         rows.go_on(going_on, [next_ids[i] for i in going_on])
         alive = [alive[i] for i in going_on]
     return [Generated(ids, ids[-1] in stop_ids) for ids in answers]
-
-
-def _stream_by_rows(model: Model, prompt: Sequence[int], stop_ids: set[int], max_new_tokens: int) -> Iterator[int]:
-    row = None
-    for _ in range(max_new_tokens):
-        with torch.no_grad():
-            row = row or read(model, [prompt], pad_id=0)
-            id = int(row.logits().argmax())
-        yield id
-        if id in stop_ids:
-            return
-        row.go_on([0], [id])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -67,30 +67,43 @@ class LocalModel:
 
         Raises `ModelError` if it ends inside a thought.
         """
-        new: list[int] = []
-        if (yield from outside_thoughts(self._pieces(prompt, ids, max_new_tokens, new))):
-            raise ModelError(STILL_THINKING)
-        return bool(new) and new[-1] in prompt.stop_ids
+        return spoken(prompt, self._ids(prompt, ids, max_new_tokens))
 
-    def _pieces(self, prompt: Prompt, ids: Sequence[int], max_new_tokens: int, new: list[int]) -> Iterator[str]:
-        """The text of the answer as it comes; its tokens are added to `new`."""
-        shown = ""
+    def _ids(self, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> Iterator[int]:
         stream = stream_greedy(self.model, ids, stop_ids=prompt.stop_ids, max_new_tokens=max_new_tokens)
         while True:
             with computing(self.model, self.bf16):  # left before the yield: it must not affect the caller
                 id = next(stream, None)
             if id is None:
-                break
-            new.append(id)
-            text = prompt.answer_text(new)
-            # What the next token may still change waits for it: half of a character of several bytes, a run of the
-            # byte tokens that SentencePiece falls back to, a separator that is cut off.
-            is_byte = _BYTE_TOKEN.fullmatch(cast(str, self.tokenizer.convert_ids_to_tokens(id)) or "")
-            if text.startswith(shown) and not is_byte and not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                yield text[len(shown) :]
-                shown = text
-        if (text := prompt.answer_text(new)).startswith(shown):
+                return
+            yield id
+
+
+def spoken(prompt: Prompt, ids: Iterable[int]) -> Words:
+    """Stream the text of an answer whose ids arrive one by one.
+
+    Raises `ModelError` if it ends inside a thought.
+    """
+    new: list[int] = []
+    if (yield from outside_thoughts(_pieces(prompt, ids, new))):
+        raise ModelError(STILL_THINKING)
+    return bool(new) and new[-1] in prompt.stop_ids
+
+
+def _pieces(prompt: Prompt, ids: Iterable[int], new: list[int]) -> Iterator[str]:
+    """The text of the answer as it comes; its tokens are added to `new`."""
+    shown, tokenizer = "", prompt.tokens.tokenizer
+    for id in ids:
+        new.append(id)
+        text = prompt.answer_text(new)
+        # What the next token may still change waits for it: half of a character of several bytes, a run of the byte
+        # tokens that SentencePiece falls back to, a separator that is cut off.
+        is_byte = _BYTE_TOKEN.fullmatch(cast(str, tokenizer.convert_ids_to_tokens(id)) or "")
+        if text.startswith(shown) and not is_byte and not text.endswith("\N{REPLACEMENT CHARACTER}"):
             yield text[len(shown) :]
+            shown = text
+    if (text := prompt.answer_text(new)).startswith(shown):
+        yield text[len(shown) :]
 
 
 def _reply(prompt: Prompt, ids: Sequence[int], written: Generated) -> Reply:

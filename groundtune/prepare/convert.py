@@ -31,7 +31,7 @@ EXPORTS = {
     "to_beir": "examples -> a BEIR folder",
 }
 # Formats whose examples may come without a passage.
-SEARCHED = ("messages", "prompt_completion", "sharegpt", "alpaca", "csv")
+SEARCHED = ("messages", "prompt_completion", "sharegpt", "alpaca", "csv", "feedback")
 # Arguments that apply to some formats only.
 FLAGS = {
     "unanswerable": ("squad", "natural_questions", "ms_marco"),

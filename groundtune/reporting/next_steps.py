@@ -55,7 +55,8 @@ def next_steps(known: Known) -> list[Step]:
 
 
 def _talk(known: Known) -> list[Step]:
-    return [Step("Ask it", _words("ask", known.model))] if known.model else []
+    ways = {"Ask it": "ask", "Talk to it in a browser, or let programs ask it": "serve"}
+    return [Step(text, _words(command, known.model)) for text, command in ways.items()] if known.model else []
 
 
 def _summary(known: Known) -> Step:

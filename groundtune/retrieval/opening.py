@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -59,6 +60,40 @@ def open_retriever_with(
         _still_the_same(embedder, dense.index)
     first = dense if retrieval.retriever == "dense" else with_words(dense, bm25, retrieval)
     return reranked(first, retrieval, reranker)
+
+
+def narrowed(retriever: Retriever, filter: str) -> Retriever:
+    """The same retriever among the documents that one more filter leaves. Raises `DataError` if it leaves none."""
+    if isinstance(retriever, MixRetriever):
+        return replace(retriever, dense=_dense(retriever.dense, filter), bm25=_bm25(retriever.bm25, filter))
+    if isinstance(retriever, HybridRetriever):
+        return HybridRetriever([narrowed(one, filter) for one in retriever.retrievers])
+    if isinstance(retriever, BM25Retriever):
+        return _bm25(retriever, filter)
+    if isinstance(retriever, DenseRetriever):
+        return _dense(retriever, filter)
+    around: Any = retriever  # one around another, such as a reranker
+    return cast(Retriever, replace(around, retriever=narrowed(around.retriever, filter)))
+
+
+def _dense(dense: DenseRetriever, filter: str) -> DenseRetriever:
+    store = dense.index
+    return replace(dense, index=store.narrowed(_both(store.allowed, filter, store.documents), parsed(filter)))
+
+
+def _bm25(bm25: BM25Retriever, filter: str) -> BM25Retriever:
+    made = replace(bm25, allowed=_both(bm25.allowed, filter, bm25.documents))
+    made.__dict__["postings"] = bm25.postings  # which are those of all documents
+    return made
+
+
+def _both(allowed: np.ndarray | None, filter: str, documents: Sequence[Document]) -> np.ndarray:
+    """Positions that are allowed and that the filter leaves; raises `DataError` if there are none."""
+    left = np.array(kept(filter, documents), dtype=np.int64)
+    both = left if allowed is None else np.intersect1d(allowed, left)
+    if not len(both):
+        raise DataError([f"--filter: {filter} leaves none of the {len(allowed or ()):,} passages"])
+    return both
 
 
 def open_embedder(embedding_model: str, retrieval: RetrievalArguments) -> AnyEmbedder:

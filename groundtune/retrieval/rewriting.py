@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -56,9 +57,17 @@ class Rewriter:
     asked: int = 0
     known: int = 0
     failures: dict[str, str] = field(default_factory=dict)  # by the key of a question; it is not asked again
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def queries(self, examples: Sequence[Example]) -> list[Query]:
-        """The query of each example. Raises `DataError`, `ModelError` or `EndpointError` if nothing can be written."""
+        """The query of each example; threads wait for each other.
+
+        Raises `DataError`, `ModelError` or `EndpointError` if nothing can be written.
+        """
+        with self._one_at_a_time:
+            return self._queries(examples)
+
+    def _queries(self, examples: Sequence[Example]) -> list[Query]:
         follow_ups = [example for example in examples if example.chat_history]
         every = {self._key(example): example for example in follow_ups}
         new = [(key, example) for key, example in every.items() if key not in self._kept.keys() | self.failures.keys()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,11 +12,11 @@ from groundtune.evaluation.arguments import InferenceArguments
 from groundtune.model.endpoint import Endpoint
 from groundtune.prompts.policies import Passages, kept, retrieved_passages
 from groundtune.prompts.prompt import Prompt, chat_messages, make_prompt, to_continue
-from groundtune.prompts.rows import encode_questions
+from groundtune.prompts.rows import Question, encode_questions
 from groundtune.retrieval.opening import index_folder, open_retriever
 from groundtune.retrieval.retrievers import Retriever, Rewrite, retrieve
 from groundtune.retrieval.rewriting import open_rewriter
-from groundtune.schema import ASSISTANT, USER, Document, Example, Turn, Words
+from groundtune.schema import ASSISTANT, USER, Document, Example, Hit, Turn, Words
 from groundtune.system.text import one_line
 
 Write = Callable[[Example, Passages], tuple[Sequence[Document], Words]]
@@ -39,12 +40,31 @@ class Source:
         return " > ".join(one_line(part) for part in parts if part)
 
     @property
+    def file(self) -> str:
+        """The file or address that the passage is from; empty if its metadata name none."""
+        metadata = self.document.metadata
+        return next((one_line(metadata[key]) for key in ("url", "source") if metadata.get(key)), "")
+
+    @property
+    def page(self) -> int | str | None:
+        """The page of that file, or its sheet; None if the metadata name none."""
+        metadata = self.document.metadata
+        page = next((metadata[key] for key in ("page", "sheet") if metadata.get(key)), None)
+        return page if isinstance(page, int) or page is None else one_line(page)
+
+    @property
     def place(self) -> str:
         """Where the passage comes from, if not part of the title: file, and PDF sheet or passage number."""
         metadata = self.document.metadata
         source = metadata.get("source") if metadata.get("title") else ""
         number = next((f"{unit} {metadata[key]}" for key, unit in _UNITS.items() if metadata.get(key)), "")
         return ", ".join(one_line(part) for part in (source, number) if part)
+
+
+def sources_of(read: Sequence[Document], hits: Sequence[Hit]) -> list[Source]:
+    """The passages that were read, with the scores of the search."""
+    scores = {hit.document.id: hit.score for hit in reversed(hits)}  # if a text was found twice, the better score
+    return [Source(document, scores[document.id]) for document in read]
 
 
 @dataclass
@@ -70,9 +90,8 @@ class Dialogue:
         """
         example = Example(question, "", (), tuple(self.turns), source="your question")
         hits = retrieve(self.retriever, [example], self.k, self.query_history, self.rewrite)[0]
-        scores = {hit.document.id: hit.score for hit in reversed(hits)}  # if a text was found twice, the better score
         read, words = self.write(example, retrieved_passages(example, hits))
-        return [Source(document, scores[document.id]) for document in read], self._kept(question, words)
+        return sources_of(read, hits), self._kept(question, words)
 
     def _kept(self, question: str, words: Words) -> Iterator[str]:
         said: list[str] = []
@@ -127,10 +146,16 @@ def _writer(arguments: InferenceArguments) -> Write:
 
 def _by_prompt(prompt: Prompt, room: int, stream: Callable[[list[int]], Words]) -> Write:
     def write(example: Example, passages: Passages) -> tuple[Sequence[Document], Words]:
-        (question,) = encode_questions([_shortened(example, prompt, room)], [passages], prompt, room)
+        question = fitted(example, passages, prompt, room)
         return question.read, stream(question.prompt_ids)
 
     return write
+
+
+def fitted(example: Example, passages: Passages, prompt: Prompt, room: int) -> Question:
+    """The prompt of a question within `room` tokens, and the passages in it; raises `DataError` if it does not fit."""
+    (question,) = encode_questions([_shortened(example, prompt, room)], [passages], prompt, room)
+    return question
 
 
 def _by_chat(endpoint: Endpoint, instruction: str, new: int) -> Write:
@@ -145,6 +170,14 @@ def _by_chat(endpoint: Endpoint, instruction: str, new: int) -> Write:
 def _shortened(example: Example, prompt: Prompt, room: int) -> Example:
     """Drop the oldest questions and answers of a long dialogue, to leave half of the room for passages."""
     history = example.chat_history
-    while history and len(prompt.prompt_ids([], history, example.question)) > room // 2:
-        history = history[2:]
-    return replace(example, chat_history=history)
+    starts = range(0, len(history) + 2, 2)
+
+    def fits(start: int) -> bool:
+        return not history[start:] or len(prompt.prompt_ids([], history[start:], example.question)) <= room // 2
+
+    # From the end, in growing steps: a dialogue may be far longer than what fits, and writing all of it takes long.
+    width = 1
+    while width < len(starts) and fits(starts[-width]):
+        width *= 2
+    first = bisect_left(starts, True, lo=max(0, len(starts) - width), key=fits)
+    return replace(example, chat_history=history[starts[first] :])

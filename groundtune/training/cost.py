@@ -9,8 +9,6 @@ tokens that see each other. That holds for any architecture, and takes a few sec
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
@@ -153,10 +151,11 @@ def step_cost(arguments: ModelArguments, *, bf16: bool, checkpointing: bool = Fa
 
     Raises what libraries raise if the model cannot be built or run without data: then there is no estimate.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
     counting = _Attention()
-    with counting.registered(), torch.device("meta"):
+    AttentionInterface.register(_NAME, counting)
+    with torch.device("meta"):
         config = AutoConfig.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
         model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=_NAME)
         computes = torch.bfloat16 if bf16 else torch.float32
@@ -190,17 +189,16 @@ def _bytes_of_weights(model: Any, arguments: ModelArguments, computes: torch.dty
 
 def _counted(model: Any, answer: int, counting: _Attention) -> _Counted:
     """One step on `_TOKENS` tokens of which `answer` are learnt."""
+    from torch.multiprocessing.reductions import StorageWeakRef
     from torch.utils.flop_counter import FlopCounterMode
 
-    kept: dict[int, int] = {}
-    of_model = {weight.untyped_storage()._cdata for weight in model.parameters()}
-    alive = []  # a storage that is freed would give its place to another
+    kept: dict[StorageWeakRef, torch.Tensor] = {}  # tensors, because a place that is freed would be given to another
+    of_model = {StorageWeakRef(weight.untyped_storage()) for weight in model.parameters()}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in of_model:
-            kept[storage._cdata] = storage.nbytes()
-            alive.append(tensor)
+        storage = StorageWeakRef(tensor.untyped_storage())
+        if storage not in of_model:
+            kept[storage] = tensor
         return tensor
 
     counting.operations = 0
@@ -212,7 +210,8 @@ def _counted(model: Any, answer: int, counting: _Attention) -> _Counted:
         logits.sum().backward()
     last.remove()
     model.zero_grad()
-    return _Counted(sum(kept.values()) + logits.nbytes, forward, counter.get_total_flops())
+    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return _Counted(size + logits.nbytes, forward, counter.get_total_flops())
 
 
 class _Attention:
@@ -220,16 +219,6 @@ class _Attention:
 
     def __init__(self) -> None:
         self.operations = 0  # of the forward pass, over all layers: two products
-
-    @contextmanager
-    def registered(self) -> Iterator[None]:
-        from transformers import AttentionInterface
-
-        AttentionInterface.register(_NAME, self)
-        try:
-            yield
-        finally:
-            AttentionInterface._global_mapping.pop(_NAME)
 
     def __call__(self, module: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
         heads, of_query, of_value = query.shape[1], query.shape[-1], value.shape[-1]

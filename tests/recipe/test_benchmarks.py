@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import make_family
 
-from benchmarks import corpus, evaluation, human_grades, measure, million, retrieval, train_step
+from benchmarks import corpus, evaluation, human_grades, measure, million, retrieval, serving, train_step
 from groundtune.prompts.rows import Row
 
 ROOT = Path(__file__).parents[2]
@@ -199,3 +199,14 @@ def test_scores_are_compared_with_the_grades_of_people(tmp_path, monkeypatch, ca
     assert human_grades.main() == 0
     said = capsys.readouterr().out
     assert "24 answers to 8 questions" in said and "| generation/f1 | 24 | 1.00 [1.00, 1.00] |" in said
+
+
+@pytest.mark.slow  # it starts two servers
+def test_serving_beside_one_at_a_time(quick, decoder, static_embedding_folder):
+    measured = quick(serving, "--model", str(decoder), "--embedding_model", str(static_embedding_folder))
+    assert [(one["side"], one["users"]) for one in measured] == [
+        (side, users) for side in ("groundtune serve", "one at a time") for users in (1, 5)
+    ]
+    for one in measured:
+        assert one["answers_per_s"] > 0 and one["first_token_s"] > 0 and one["lost"] == 0
+        assert one["equal"] == 1  # in float32

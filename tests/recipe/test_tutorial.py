@@ -6,6 +6,7 @@ loaded and asked as on the page, but the random model's output is replaced by th
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -16,7 +17,7 @@ pytest.importorskip("bm25s", reason="needs the extra [bm25]")
 pytest.importorskip("openai", reason="needs the extra [endpoint]")
 
 from conftest import make_family, save_bert_embedder
-from documented import commands, replaced, run_by, run_script, steps
+from documented import ROOT, commands, replaced, run_by, run_script, steps
 from fake_server import FakeServer
 
 from groundtune.cli import main
@@ -98,7 +99,7 @@ def test_every_command_of_the_tutorial_runs_in_its_order(blocks, folder, monkeyp
     ):
         assert (folder / file).stat().st_size > 1000, file
     shown = capsys.readouterr().out
-    assert "Context: closed_book" in shown and re.search(r"base .*\n.*sft .*\n.*swr ", shown)
+    assert "outcome  " in shown and "closed_book" in shown and re.search(r"base .*\n.*sft .*\n.*swr ", shown)
     assert re.search(r"based on \d passages?:\n  \[1\] ", shown)
 
 
@@ -107,3 +108,22 @@ def test_the_names_and_sizes_of_the_page_are_those_that_the_tests_replace(blocks
     text = "".join(block.text for block in blocks)
     assert set(re.findall(r"models/[\w.-]+", text)) == {"models/gemma-3-270m", "models/minilm"}
     assert len([block for block in blocks if UNPACKING in block.text]) == 1
+
+
+def test_what_a_block_prints_takes_the_place_of_what_the_page_shows_and_nothing_else_changes(tmp_path):
+    spec = importlib.util.spec_from_file_location("tutorial", ROOT / "scripts/tutorial.py")
+    tutorial = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tutorial)
+    page = (ROOT / "docs/tutorial.md").read_text("utf-8")
+    ran = []
+    filled = tutorial.filled(page, lambda commands: ran.append(commands) or "new\n" * 99)
+    assert not any("localhost" in text or "pip install torch==" in text for text in ran)
+    assert {words[0] for words in commands("".join(ran))} >= {"documents", "questions", "swr", "evaluate", "ask"}
+    shown = re.findall(r"```text\n(.*?)```", filled, re.DOTALL)
+    assert [text for text in shown if not text.startswith("new\n")] == [
+        text for text in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if text.startswith("Source: ")
+    ]
+    assert shown[0].endswith("new\n...\n") and tutorial.filled(filled, lambda commands: "new\n" * 99) == filled
+    cut = re.compile(r"```text\n.*?```", re.DOTALL)
+    assert cut.sub("", filled) == cut.sub("", page)
+    assert tutorial.printed("echo a\necho b\n", tmp_path) == "a\nb\n"

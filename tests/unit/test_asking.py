@@ -8,8 +8,8 @@ import pytest
 
 from groundtune.commands import ask
 from groundtune.prompts.policies import kept
-from groundtune.schema import Document, Hit
-from groundtune.serving.dialogue import Dialogue, Source
+from groundtune.schema import ASSISTANT, USER, Document, Example, Hit, Turn
+from groundtune.serving.dialogue import Dialogue, Source, _shortened
 
 PASSAGE = Document(
     "Lamps\x1b[2J go back.", "", {"title": "Returns", "section": "Online > Lamps", "source": "a.md", "number": 3}
@@ -99,3 +99,27 @@ def test_an_answer_that_was_cut_is_said_to_be(capsys, finished):
         assert (capsys.readouterr().err == f"{ask.CUT}\n") is not finished
     ask._show_json(asked, "Can I?")
     assert json.loads(capsys.readouterr().out)["finished"] is finished
+
+
+@pytest.mark.parametrize("turns", [*range(12), 40, 41])
+def test_a_dialogue_loses_its_oldest_questions_and_answers_and_only_as_many_as_it_must(turns):
+    history = tuple(Turn((USER, ASSISTANT)[i % 2], "w " * (1 + i * 7 % 5)) for i in range(turns))
+    example = Example("Can I?", "", (), history)
+    for room in range(0, 260, 7):
+        prompt = Counting()
+        expected = history
+        while expected and len(Counting().prompt_ids([], expected, "Can I?")) > room // 2:
+            expected = expected[2:]
+        assert _shortened(example, prompt, room).chat_history == expected
+        assert prompt.written <= 4 * room + 500  # and a long dialogue is not written again and again
+
+
+class Counting:
+    """A prompt with a token for each word, which counts how much it has written."""
+
+    written = 0
+
+    def prompt_ids(self, passages, history, question):
+        ids = [0] * sum(len(turn.message.split()) for turn in [*history, Turn(USER, question)])
+        self.written += len(ids)
+        return ids

@@ -36,9 +36,9 @@ def lines(of: Known) -> list[str]:
 
 
 def test_the_first_line_counts_what_was_right_and_the_last_one_is_how_to_ask():
-    first, *_, last = lines(made([*COLOURS[:20], *wrong(4)]))
+    first, *_, last, serve = lines(made([*COLOURS[:20], *wrong(4)]))
     assert first == "20 of 24 questions answered right (generation/f1 >= 0.5)."
-    assert last == "Ask it: groundtune ask runs/a"
+    assert last == "Ask it: groundtune ask runs/a" and serve.endswith(": groundtune serve runs/a")
 
 
 def test_passages_that_were_not_found_lead_to_the_table_of_retrievers():
@@ -101,12 +101,12 @@ def test_an_unclear_difference_says_how_many_questions_a_small_one_takes():
     )
 
 
-def test_at_most_three_lines_and_the_dialogue_whatever_is_wrong():
+def test_at_most_three_lines_and_two_ways_to_talk_whatever_is_wrong():
     bad = [replace(p, finished=False) for p in evaluation(wrong(), COLOURS, rank=None).predictions[:9]]
-    assert len(next_steps(known(bad))) == 4
+    assert len(next_steps(known(bad))) == 5
     assert len(next_steps(replace(known(bad), settings={}, model=""))) == 3  # nothing is known: no command, no error
     edited = dict.fromkeys(SETTINGS, "x") | {"max_new_tokens": None, "max_seq_length": [1]}
-    assert len(next_steps(replace(known(bad), settings=edited))) == 4
+    assert len(next_steps(replace(known(bad), settings=edited))) == 5
 
 
 @pytest.mark.parametrize("answers, rank", [(wrong(), None), (wrong(), 1), (wrong(), 3), (COLOURS, 1)])
@@ -126,4 +126,4 @@ def test_hostile_settings_are_words_of_the_command():
 def test_a_runs_steps_come_from_its_record():
     record = {"command": "groundtune swr --x 1", "arguments": {"training": {"output_dir": "runs/a b"}}}
     found = run_steps(results(wrong(), [*COLOURS[:3], *wrong(21)], record=record))
-    assert found[0].text.startswith("3 of 24") and found[-1].command == "groundtune ask 'runs/a b'"
+    assert found[0].text.startswith("3 of 24") and found[-1].command == "groundtune serve 'runs/a b'"

@@ -11,7 +11,7 @@ from groundtune.arguments import PromptArguments
 from groundtune.data.files import read_documents, read_examples, write_documents
 from groundtune.data.languages import language_of, languages_of, limits_of
 from groundtune.data.numbers import value_of
-from groundtune.data.words import search_words, word_count, words
+from groundtune.data.words import places_of, search_words, telling_words, word_count, words
 from groundtune.evaluation.arguments import AnswerArguments
 from groundtune.evaluation.groundedness import groundedness_scores
 from groundtune.evaluation.metrics import exact_match, generation_scores, numeric_match, rouge, token_f1
@@ -259,3 +259,17 @@ def test_what_cannot_be_measured_in_a_language_is_listed():
     assert "compounds" not in " ".join(limits_of("de", False, False))
     assert "characters" in limits_of("zh", False, True)[0]
     assert "--abstentions" in " ".join(limits_of("ru", False, True))
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "marked"),
+    [
+        ("The library opens.", "Opening: a Library opened.", ["Opening", "Library", "opened"]),
+        ("it is the", "it is the", []),
+        ("für Öffnungen", "Die Öffnungen 😀 für alle", ["Öffnungen", "für"]),
+        ("図書館", "その図書館は", ["図", "書", "館"]),
+        ("１２", "12 and １２", ["12", "１２"]),
+    ],
+)
+def test_the_places_of_an_answers_words_are_where_they_stand_in_the_text(answer, text, marked):
+    assert [text[begin:end] for begin, end in places_of(telling_words(answer), text)] == marked

@@ -5,6 +5,7 @@ from __future__ import annotations
 from groundtune.prepare.formats.beir import BEIR
 from groundtune.prepare.formats.chats import ALPACA, MESSAGES, PROMPT_COMPLETION, SHAREGPT
 from groundtune.prepare.formats.csv import CSV
+from groundtune.prepare.formats.feedback import FEEDBACK
 from groundtune.prepare.formats.format import Converted, Format, Options
 from groundtune.prepare.formats.hotpotqa import HOTPOTQA
 from groundtune.prepare.formats.ms_marco import MS_MARCO
@@ -26,6 +27,7 @@ FORMATS: dict[str, Format] = {
     "alpaca": ALPACA,
     "csv": CSV,
     "raft": RAFT,
+    "feedback": FEEDBACK,
 }
 
 __all__ = ["FORMATS", "Converted", "Format", "Options"]

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,6 +55,10 @@ class Index:
     @property
     def whole(self) -> bool:
         return len(self.documents) <= LARGE
+
+    def narrowed(self, allowed: np.ndarray, condition: object) -> Index:
+        """The same vectors, searched among the documents `allowed`."""
+        return replace(self, allowed=allowed)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest documents of each query: scores and positions, both [queries, min(k, documents)]."""

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -49,6 +49,11 @@ class MilvusStore:
     allowed: np.ndarray | None = None
     condition: str = ""
     whole = False
+
+    def narrowed(self, allowed: np.ndarray, condition: Condition) -> MilvusStore:
+        """The same store, with one more condition, which leaves the documents `allowed`."""
+        more = in_milvus(condition, "metadata")
+        return replace(self, allowed=allowed, condition=f"{self.condition} and {more}" if self.condition else more)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest documents of each query: scores and positions, both [queries, min(k, documents)]."""

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from groundtune.data.mapped import ids_of
+from groundtune.filters import Condition
 from groundtune.schema import Document
 
 # Above this number of documents, files are mapped instead of read, a search looks at the most similar documents only,
@@ -34,6 +35,9 @@ class Store(Protocol):
     @property
     def whole(self) -> bool:
         """Whether the scores of all documents are at hand for every query, so that a mix can compare all of them."""
+
+    def narrowed(self, allowed: np.ndarray, condition: Condition) -> Store:
+        """The same store, with another filter: one more `condition`, which leaves the documents `allowed`."""
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest documents of each query: scores and positions, both [queries, min(k, documents)].

@@ -1,0 +1,174 @@
+"""The chat page in a real browser: a dialogue by keyboard, votes, and not a single request to another host."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from chromium import CHROMIUM, chromium
+from fake_server import FakeServer, Refusal
+from serving import arguments_of, running, until
+
+from groundtune.commands.serve import open_serving
+from groundtune.data.files import write_documents
+from groundtune.schema import Document
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
+    pytest.mark.skipif("sys.platform == 'win32'", reason="the debugging pipe needs POSIX"),
+    pytest.mark.model,  # not one of the quick ones
+]
+HOSTILE = "Closed 😀 <img src=https://evil.example/x onerror=alert(1)> [link](https://evil.example) at six."
+DOCUMENTS = [
+    Document("The library 😀 opens at nine.", "", {"title": "<b>Opening</b>", "source": "a.pdf", "sheet": 3}),
+    Document("The library closes at six <script>alert(1)</script>.", "", {"title": "Closing"}),
+]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    with chromium(tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Start a server behind which another one says `speak(body)`."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+
+        def start(speak, **more):
+            write_documents(tmp_path / "documents.jsonl", DOCUMENTS)
+            behind = stack.enter_context(FakeServer(speak))
+            remote = {"generator": f"openai:{behind.url}", "generator_model": "m", "endpoint_retries": 0}
+            flags = {"full_dataset_file_path": tmp_path / "documents.jsonl", "retriever": "bm25"} | remote | more
+            serving = open_serving(*arguments_of(**flags, feedback_file=tmp_path / "votes.jsonl"))
+            serving.questions = ["When does the library open?"]
+            if more.get("api_key") is None:
+                serving.batching.voices["base"] = serving.batching.voices["tuned"]
+            server = stack.enter_context(running(serving))
+            server.behind = behind
+            return server
+
+        yield start
+
+
+def lines(server):
+    path = server.serving.feedback.path
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+
+def ask(page, text, answers):
+    page.run("document.getElementById('question').focus()")
+    page.type(text)
+    page.press("Enter", 13)
+    page.wait(f"document.querySelectorAll('.votes:not([hidden])').length === {answers}")
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_a_dialogue_of_three_turns_asks_no_other_host_and_shows_every_text_as_text(page, serve, width):
+    server = serve(lambda body: HOSTILE)
+    page.requests.clear(), page.errors.clear()
+    page.open(server.url, width)
+    page.wait("!document.getElementById('ask').hidden")
+    for n, question in enumerate(["When does the library close? <i>", "And on Sunday?", "Really?"], 1):
+        ask(page, question, n)
+    said = [message["content"] for message in server.behind.bodies[-1]["messages"]]
+    assert said[1:] == [HOSTILE, "And on Sunday?", HOSTILE, "Really?"] and said[0].endswith(
+        "When does the library close? <i>"
+    )
+    assert page.run("document.querySelector('.turn h2').textContent") == "When does the library close? <i>"
+    assert page.run("document.querySelector('.answer .text').textContent") == HOSTILE
+    assert page.run("document.getElementById('said').textContent") == HOSTILE  # read out when it is complete
+    assert page.run("document.querySelectorAll('#dialogue :is(img, script, b, i, a)').length") == 0
+    assert (
+        page.run("[...document.querySelectorAll('mark')].slice(0, 2).map((one) => one.textContent).join()")
+        == "closes,six"
+    )
+    assert page.run("document.documentElement.scrollWidth") <= width
+    assert page.errors == [] and all(address.startswith(server.url) for address in page.requests)
+
+
+def test_everything_can_be_done_by_keyboard_and_a_correction_is_saved(page, serve):
+    server = serve(lambda body: "At ten.")
+    page.open(server.url)
+    page.wait("document.querySelector('#examples button')")
+    page.run("document.querySelector('#examples button').focus()")
+    page.press("Enter", 13)  # an example
+    page.wait("document.querySelector('.votes:not([hidden])')")
+    focused = []
+    page.run("document.getElementById('question').focus()")
+    for _ in range(6):
+        page.press("Tab", 9, modifiers=8)  # backwards from the question
+        focused.append(page.run("document.activeElement.textContent.trim()"))
+    assert {"Ask again", "Comment", "Bad answer", "Good answer"} <= set(focused)
+    page.run("[...document.querySelectorAll('.votes button')].find((one) => one.textContent === 'Bad answer').focus()")
+    page.press(" ", 32)
+    page.wait("document.querySelector('.note').textContent.startsWith('Saved')")
+    assert page.run("document.activeElement.getAttribute('aria-pressed')") == "true"
+    page.run("document.querySelector('[name=correction]').focus()")
+    page.type("At nine.")
+    page.press("Tab", 9)
+    page.press("Enter", 13)
+    assert until(lambda: len(lines(server)) == 2)
+    first, second = lines(server)
+    assert (first["vote"], second["vote"], second["correction"]) == ("down", "down", "At nine.")
+    assert first["id"] == second["id"] and second["answer"] == "At ten." and second["sources"]
+
+
+def test_every_button_and_field_has_a_name_for_a_screen_reader(page, serve):
+    server = serve(lambda body: "At ten.")
+    page.open(server.url)
+    page.wait("!document.getElementById('ask').hidden")
+    ask(page, "When?", 1)
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    shown = [node for node in nodes if not node.get("ignored")]
+    roles = ("button", "textbox", "checkbox", "DisclosureTriangle", "heading")
+    named = [(node["role"]["value"], node.get("name", {}).get("value")) for node in shown if node.get("role")]
+    assert [one for one in named if one[0] in roles and not one[1]] == []
+    assert ("textbox", "Your question") in named and ("heading", "When?") in named
+
+
+def test_two_models_are_compared_blind_and_the_better_answer_goes_on(page, serve):
+    answers = iter(["One.", "Two.", "Three.", "Four."])
+    server = serve(lambda body: next(answers))
+    page.open(server.url)
+    page.wait("!document.getElementById('compare').hidden")
+    page.run("document.getElementById('blind').click()")
+    ask(page, "When?", 1)
+    shown = page.run("[...document.querySelectorAll('.answer .text')].map((one) => one.textContent)")
+    assert sorted(shown) == ["One.", "Two."]
+    page.run("[...document.querySelectorAll('.votes button')].find((one) => one.textContent === 'B is better').click()")
+    page.wait("document.querySelector('.note').textContent.startsWith('Saved')")
+    ask(page, "And then?", 2)
+    assert server.behind.bodies[-1]["messages"][1]["content"] == shown[1]
+    (line,) = lines(server)
+    assert line["vote"] == "right" and [one["answer"] for one in line["answers"]] == shown
+    assert sorted(one["model"] for one in line["answers"]) == ["base", "tuned"]
+
+
+def test_a_failure_is_told_and_the_question_can_be_asked_again(page, serve):
+    said = iter([Refusal(500), "At nine."])
+    server = serve(lambda body: next(said))
+    page.open(server.url)
+    page.wait("!document.getElementById('ask').hidden")
+    ask(page, "When?", 1)
+    assert "has failed" in page.run("document.querySelector('.note').textContent")
+    page.run("document.querySelector('.votes button').click()")
+    page.wait("document.querySelector('.answer .text').textContent === 'At nine.'")
+    page.wait("document.querySelectorAll('.votes button').length === 4")
+    assert page.run("document.querySelector('.note').textContent") == ""
+
+
+def test_a_server_with_a_key_asks_for_it_once(page, serve):
+    server = serve(lambda body: "At nine.", api_key="k1-secret")
+    page.open(server.url)
+    page.wait("!document.getElementById('key').hidden")
+    for key in ("wrong", "k1-secret"):
+        page.run("document.getElementById('key-text').focus()")
+        page.type(key)
+        page.press("Enter", 13)
+        page.wait(f"document.getElementById('ask').hidden === {str(key == 'wrong').lower()}")
+    ask(page, "When?", 1)
+    assert page.run("document.querySelector('.answer .text').textContent") == "At nine."
