@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # Empty where other versions are tried: libraries change their types without a word.
 MYPY ?= $(BIN)/mypy
 
-.PHONY: demo test test-quick test-slow test-latest test-oldest audit docs pictures tutorial faults constraints clean
+.PHONY: demo test test-quick test-slow test-latest test-oldest audit docs pictures tutorial faults constraints dist clean
 
 demo: $(VENV)/installed-demo  ## train and compare the embedded model, in about a quarter of an hour on two cores
 	$(BIN)/groundtune demo
@@ -47,6 +47,11 @@ faults: $(VENV)/installed-test  ## every script that attacks the tool; `make tes
 	for script in $(filter-out tests/faults/test_%,$(wildcard tests/faults/*.py)); do \
 		echo "$$script"; $(BIN)/python "$$script" || exit 1; done
 
+dist:  ## the source distribution, and the wheel made from it, in dist/; asks pypi.org for the tools that build them
+	test -x .venv-dist/bin/pyproject-build || ($(PYTHON) -m venv .venv-dist && .venv-dist/bin/pip install --quiet build)
+	rm -rf dist
+	.venv-dist/bin/pyproject-build --outdir dist
+
 test-latest:  ## every test with the newest of everything but PyTorch (all of it: TORCH=torch), in .venv-latest
 	rm -rf .venv-latest
 	$(MAKE) test VENV=.venv-latest CONSTRAINTS= MYPY=
@@ -69,4 +74,4 @@ $(VENV)/installed-%: pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 clean:
-	rm -rf .venv .venv-latest .venv-oldest .venv-audit runs build site *.egg-info
+	rm -rf .venv .venv-latest .venv-oldest .venv-audit .venv-dist runs build dist site *.egg-info

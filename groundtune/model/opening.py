@@ -74,16 +74,24 @@ class AnsweringModel:
         Weights have the dtype in which training evaluated them, else the smallest that the hardware supports. Raises
         `ModelError` if anything cannot be loaded, or if any weight is missing.
         """
-        model = self._open({"bf16": self.bf16, "stop_ids": prompt.stop_ids, "pad_id": pad_id})
+        model = self.open_to_merge(prompt, pad_id)
         check_vocabulary([[pad_id, prompt.stop_ids[0]]], model, self.arguments.model_name_or_path)
         return _ready(model)
 
+    def open_to_merge(self, prompt: Prompt, pad_id: int) -> Model:
+        """The model as it is saved, an adapter still beside its base model; it is not made ready to answer."""
+        return self._open({"bf16": self.bf16, "stop_ids": prompt.stop_ids, "pad_id": pad_id})
+
     def _open(self, settings: dict[str, Any]) -> Model:
         if not self.base:
-            return self.load(replace(self._as_saved(), dtype=self._dtype(), use_peft=False), **settings)
+            return self.load(replace(self._as_saved(), dtype=self.weights_dtype, use_peft=False), **settings)
         of_adapter, of_base = self._revisions()
         base = replace(
-            self.arguments, model_name_or_path=self.base, model_revision=of_base, dtype=self._dtype(), use_peft=False
+            self.arguments,
+            model_name_or_path=self.base,
+            model_revision=of_base,
+            dtype=self.weights_dtype,
+            use_peft=False,
         )
         return _with_adapter(self.load(base, **settings), self.arguments.model_name_or_path, of_adapter)
 
@@ -97,7 +105,9 @@ class AnsweringModel:
         revision = self.arguments.model_revision if self.arguments.trust_remote_code else None
         return replace(self.arguments, gguf_file=None, model_revision=revision)
 
-    def _dtype(self) -> str:
+    @property
+    def weights_dtype(self) -> str:
+        """The dtype of the weights, as of `--dtype`."""
         if self.arguments.dtype != "auto":
             return self.arguments.dtype
         return "bfloat16" if self.bf16 and not self.trained_whole else "float32"

@@ -36,6 +36,10 @@ class Prompt(Protocol):
         """`prefix` or `chat`."""
 
     @property
+    def instruction(self) -> str:
+        """The text before the passages."""
+
+    @property
     def tokens(self) -> _Tokens:
         """The tokenizer, with the few rules that every prompt needs."""
 
@@ -300,6 +304,7 @@ class ChatPrompt:
 
 
 _QUESTION, _ANSWER = "Question7Q", "Answer7A"
+SYSTEM = "system"  # a role of messages, not a speaker of turns
 
 
 @dataclass(frozen=True)
@@ -337,6 +342,24 @@ def chat_messages(
     The server's tokenizer is unknown here, so text that spells one of its special tokens is not changed.
     """
     turns = chat_turns(instruction, passages, chat_history, question)
+    return [{"role": turn.speaker, "content": turn.message} for turn in turns]
+
+
+def asked_of_template(
+    prompt: Prompt, passages: Sequence[Document], chat_history: Sequence[Turn], question: str
+) -> list[dict[str, str]]:
+    """The messages from which the chat template of an export (`export.chat_template`) writes `prompt.prompt_ids`.
+
+    A chat template gets those of `ChatPrompt`. In the prefix style nothing stands before instruction and passages, so
+    they are a system message. No text spells a special token.
+    """
+    inert, instruction = prompt.tokens.inert, prompt.instruction
+    turns = [Turn(turn.speaker, inert(turn.message)) for turn in [*chat_history, Turn(USER, question)]]
+    opening = _opening(inert, instruction, passages)
+    if prompt.style == "prefix":
+        turns = [Turn(SYSTEM, opening)] * bool(opening) + turns
+    else:
+        turns = _alternating(opening, turns)
     return [{"role": turn.speaker, "content": turn.message} for turn in turns]
 
 
