@@ -94,6 +94,7 @@ class Answer:
 
     `sources` are in the order of the prompt, best first. `chat_history` is the conversation so far, including this
     question and answer: pass it to the next `ask`. `finished` is False if the answer was cut at `max_new_tokens`.
+    `cited` is the text with the marks of its sources, if `citations` were asked for.
     """
 
     question: str
@@ -101,6 +102,7 @@ class Answer:
     sources: tuple[Source, ...]
     chat_history: tuple[Turn, ...] = field(repr=False)
     finished: bool = True
+    cited: str = ""
 
     def __str__(self) -> str:
         return self.text
@@ -163,7 +165,8 @@ class Run:
             dialogue = replace(self._dialogue, turns=list(chat_history))
             sources, words = dialogue.ask(question)
             text = "".join(words).strip()
-        return Answer(question, text, tuple(sources), tuple(dialogue.turns), dialogue.finished)
+        text = dialogue.answer if dialogue.cited else text
+        return Answer(question, text, tuple(sources), tuple(dialogue.turns), dialogue.finished, dialogue.cited)
 
     def evaluate(self, *, config: PathLike | None = None, **arguments: Any) -> Evaluated:
         """Evaluate the run's model; see `evaluate`. The keywords given to `load` apply here too.

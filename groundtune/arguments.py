@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from groundtune.filters import filter_problems
-from groundtune.schema import nfc
+from groundtune.schema import UNANSWERABLE, nfc
 from groundtune.system.inputs import special
 from groundtune.system.model_folders import embedding_problems, may_not_read, model_problems
 from groundtune.system.packages import pip_install
@@ -52,6 +52,9 @@ NO_WRITER = (
     f"--query_history {REWRITE}: needs a model that writes the question; name it with --rewriter where there is this "
     "flag, or use another value"
 )
+GOLD_FIRST, SHUFFLED, RANKED = ORDERS = ("gold_first", "shuffled", "ranked")
+DISTRACTORS = ("retrieved", "given", "mined", "random")
+OFF, TAUGHT, AFTERWARDS = "off", "taught", "afterwards"  # citations
 TOO_LONG = ("error", "drop", "shorten")  # what to do with an example that does not fit into a row
 
 
@@ -187,6 +190,52 @@ class RetrievalArguments:
 
 
 @dataclass
+class PassageArguments:
+    """The passages of a training row, drawn again in each epoch. Without these flags, the method chooses them."""
+
+    _argument_group_name = "passages of a training row"
+    _SEARCHED: ClassVar[int] = 30  # hits per question, from which the distractors are chosen
+
+    passage_order: str = argument(
+        GOLD_FIRST,
+        "Order of the passages; several gold passages (those with the answer) stay together. gold_first: gold, then "
+        "the others. shuffled: any order. ranked: as retrieved, and gold that was not retrieved anywhere among them.",
+        list(ORDERS),
+    )
+    num_distractors: int | None = argument(
+        None,
+        "Passages without the answer per row. Default: none in SFT; in the other methods as many as make "
+        "--embedding_max_num_to_retrieve + 1 passages.",
+    )
+    distractors: list[str] = argument(
+        ["retrieved"],
+        "Where distractors come from, one of each in turn: retrieved (best first), given (hard_neg_docs), mined "
+        f"(retrieved lower, down to rank {_SEARCHED}, without the answer), random. Never a passage that repeats gold.",
+        list(DISTRACTORS),
+    )
+    gold_dropout: float = argument(
+        0.0,
+        "Share of rows, from 0 to 1, that lose their gold passages and all others with the answer, and teach "
+        "--abstention instead. Such a row reads as many passages as the others.",
+    )
+    abstention: str = argument(UNANSWERABLE, "What a model learns to say if no passage has the answer.")
+
+    def __post_init__(self) -> None:
+        self.abstention = nfc(self.abstention)
+
+    @property
+    def given(self) -> bool:
+        """Whether the flags choose the passages, in place of the method."""
+        return (self.passage_order, self.num_distractors, self.distractors, self.gold_dropout) != (
+            GOLD_FIRST, None, ["retrieved"], 0.0,
+        )  # fmt: skip
+
+    def searched(self, k: int) -> int:
+        """The hits that a row needs of which the method itself reads `k`."""
+        return max(k, self._SEARCHED, 2 * (self.num_distractors or 0)) if self.given else k
+
+
+@dataclass
 class PromptArguments:
     """How a prompt is written. Setting any of the four prefix flags selects the prefix style."""
 
@@ -208,6 +257,13 @@ class PromptArguments:
         "answer without thoughts. keep: the prompt ends as the template's generation prompt, and the model may think. "
         "Thoughts are never part of an answer.",
         ["drop", "keep"],
+    )
+    citations: str = argument(
+        OFF,
+        "Which passage each sentence of an answer is taken from. taught: passages are numbered, and the model learns "
+        "to write ⟦1⟧ after a sentence; scores and judges see answers without such marks. afterwards: marks are found "
+        "for the answers of any model, by the words that sentence and passage share; prompts do not change.",
+        [OFF, TAUGHT, AFTERWARDS],
     )
 
     def __post_init__(self) -> None:
@@ -302,6 +358,7 @@ class OutputArguments:
 GROUPS = (
     DataArguments,
     RetrievalArguments,
+    PassageArguments,
     PromptArguments,
     ModelArguments,
     EvaluationArguments,
@@ -317,6 +374,7 @@ class Arguments(Generic[T]):
     method: str
     data: DataArguments
     retrieval: RetrievalArguments
+    passages: PassageArguments
     prompt: PromptArguments
     model: ModelArguments
     evaluation: EvaluationArguments
@@ -516,6 +574,7 @@ def _check_numbers(arguments: Arguments) -> list[str]:
         (arguments.retrieval, "embedding_max_num_to_retrieve", 0),
         (arguments.retrieval, "eval_num_to_retrieve", 1),
         (arguments.retrieval, "embedding_batch_size", 1),
+        (arguments.passages, "num_distractors", 0),
         (arguments.model, "lora_r", 1),
         (arguments.model, "lora_alpha", 1),
         (arguments.data, "max_train_samples", 0),
@@ -529,7 +588,7 @@ def _check_numbers(arguments: Arguments) -> list[str]:
         (arguments.training, "weight_decay", 0),
         (arguments.training, "num_train_epochs", 0),
     ]
-    problems = too_small(least)
+    problems = [*too_small(least), *_check_passages(arguments.passages)]
     if not 0 <= arguments.model.lora_dropout < 1:
         problems.append(f"--lora_dropout: {arguments.model.lora_dropout} is not in [0, 1); use a value such as 0.1")
     return [
@@ -537,6 +596,15 @@ def _check_numbers(arguments: Arguments) -> list[str]:
         *no_room(arguments.data, arguments.evaluation),
         *no_such_file(arguments.evaluation, ("abstentions",)),
     ]
+
+
+def _check_passages(passages: PassageArguments) -> list[str]:
+    problems = []
+    if not 0 <= passages.gold_dropout < 1:
+        problems.append(f"--gold_dropout: {passages.gold_dropout} is not in [0, 1); use a value such as 0.2")
+    if not passages.abstention.strip():
+        problems.append("--abstention: is empty; write the sentence, or remove the flag")
+    return problems
 
 
 def no_such_file(group: Group, names: Sequence[str]) -> list[str]:

@@ -128,7 +128,7 @@ class Reply:
     """A model's reply to one prompt or, if `failure` is not empty, the reason why there is none.
 
     `finished` is False if the reply was cut off at the token limit. The counts are the tokens of the prompt and of
-    the text; None if the server does not report them.
+    the text, `logprob` is the mean log-probability of the latter; None if they are not known.
     """
 
     text: str = ""
@@ -136,6 +136,7 @@ class Reply:
     prompt_tokens: int | None = None
     new_tokens: int | None = None
     failure: str = ""
+    logprob: float | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,10 @@ class Prediction:
     `hits` are the retrieved passages, best first. `read` are the passages in the prompt: in the context `retrieved`
     the first `passages_read` hits, in the other contexts the passages chosen by `prompts.policies.CONTEXTS`.
     `finished` is False if the answer was cut off at the token limit.
-    `failure` is not empty if there is no answer to score; `outcome` is one of `outcomes.OUTCOMES`, or empty.
+    `failure` is not empty if there is no answer to score; `outcome` is one of `outcomes.OUTCOMES`, or empty. `logprob`
+    is the mean log-probability of the answer's tokens. `withheld` is what the model wrote, if it was too unlikely to be
+    given as the answer (`evaluation.confidence`). `cited` is the answer with the marks of its passages, if they were
+    asked for (`prompts.citations`).
     """
 
     example: Example
@@ -161,6 +165,9 @@ class Prediction:
     failure: str = ""
     outcome: str = ""
     judged: dict[str, str] = field(default_factory=dict)  # what each judge wrote
+    logprob: float | None = None
+    withheld: str = ""
+    cited: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         optional = {
@@ -168,6 +175,8 @@ class Prediction:
             "failure": self.failure,
             "outcome": self.outcome,
             "judged": self.judged,
+            "withheld": self.withheld,
+            "cited": self.cited,
         }
         return {
             "source": self.example.source,
@@ -183,6 +192,7 @@ class Prediction:
             "passages_read": self.passages_read,
             "prompt_tokens": self.prompt_tokens,
             "new_tokens": self.new_tokens,
+            **({} if self.logprob is None else {"logprob": self.logprob}),
             "scores": self.scores,
             "context": self.context,
             **{name: value for name, value in optional.items() if value},

@@ -7,6 +7,7 @@ attacks have in common with other scripts is taken from there.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -21,10 +22,12 @@ import damages
 import hostile_files
 import hostile_pickles
 import malformed_inputs
+import test_embedding_server
 import test_endpoint
 import test_fences
 import test_journal
 import test_model_folders
+import test_rating
 from damages import put, put_at
 from fake_server import (
     FakeServer,
@@ -40,7 +43,8 @@ from test_terminal import NASTY
 
 # The rows of docs/security.md, and the points of the promise that no input hangs, crashes or confuses the program.
 GROUPS = (
-    "model folder", "embedding model", "run folder", "checkpoint", "adapter", "index", "documents", "data files",
+    "model folder", "embedding model", "run folder", "checkpoint", "adapter", "index",
+    "approximate index and index of words", "filter", "vectors from a server", "rating page", "documents", "data files",
     "config file", "server", "tracker", "hub", "cache of own runs", "terminal and log",
     "text in prompts that judge or write", "files in an output folder", "1 bounds of documents",
     "2 special files, links, names", "3 broken folders", "4 journals and files", "5 terminal and prompts",
@@ -434,6 +438,59 @@ def indexes() -> Iterator[Attack]:
     )
 
 
+# Files for FAISS and BM25 that another machine made; filters
+
+
+def many_documents(place: Place) -> None:
+    """As for a hundred thousand documents."""
+    from groundtune.retrieval import retrievers
+    from groundtune.retrieval.stores import local
+
+    local.LARGE = retrievers.LARGE = 2
+
+
+def hostile_lists(damage: Callable[[Place, Path], object]) -> Build:
+    """A folder of an approximate index beside the vectors, with a manifest that fits it."""
+
+    def build(place: Place) -> None:
+        shutil.copytree(place.world / "index", place.out, dirs_exist_ok=True)
+        store = next(path for path in place.out.iterdir() if path.is_dir() and not path.name.endswith("-near"))
+        checksum = hashlib.sha256((store / "vectors.npy").read_bytes()).hexdigest()
+        near = store.with_name(f"{store.name}-near")
+        near.mkdir()
+        damage(place, near)
+        fits = {"format": 1, "of": checksum, "similarity": "cosine", "lists": 10**9, "recall": 1.0}
+        (near / "manifest.json").write_text(json.dumps(fits | {"files": {}}))
+
+    return build
+
+
+def made_elsewhere() -> Iterator[Attack]:
+    group = "approximate index and index of words"
+    for name, content in {"lists that claim a terabyte": b"IwSq" + b"\xff" * 64, "lists of zeros": bytes(4096),
+                          "lists cut after four bytes": b"IwSq"}.items():  # fmt: skip
+        damage = hostile_lists(lambda place, near, content=content: (near / "lists.faiss").write_bytes(content))
+        yield Attack(group, name, damage, INDEX, status=(0,), before=many_documents)
+    linked_lists = hostile_lists(lambda place, near: (near / "lists.faiss").symlink_to(place.secret))
+    yield Attack(group, "lists that are a link", linked_lists, INDEX, status=(0, 2), before=many_documents)
+    words = {"vocabulary.json": b'{"a": 99999999}', "data.npy": b"\x93NUMPY\x01\x00" + b"\xff" * 99}
+    damage = hostile_lists(lambda place, near: [(near / name).write_bytes(content) for name, content in words.items()])
+    yield Attack(group, "words with positions far away", damage, INDEX, status=(0,), before=many_documents)
+
+
+FILTERED = "ask {model} Why? {documents} --retriever bm25 --max_new_tokens 2 --quiet --filter "
+
+
+def filters() -> Iterator[Attack]:
+    for name, text in {
+        "code": '__import__("os").system("touch executed")', "a name of Python": "().__class__.__mro__",
+        "deep parentheses": "(" * 50_000 + "a" + ")" * 50_000, "a long list": f"a in [{'1,' * 40_000}1",
+        "an escape for the terminal": 'a=="\x1b]0;x\x07" or', "a number without end": "a>" + "9" * 60_000,
+    }.items():  # fmt: skip
+        status = (0, 2) if name == "a number without end" else (2,)
+        yield Attack("filter", name, lambda place: place.copy("model"), FILTERED + text, status=status)
+
+
 # Documents
 
 
@@ -589,6 +646,68 @@ def servers() -> Iterator[Attack]:
         SERVED,
         serve=fake(lambda body: Refusal(307, headers={"Location": "http://x/\x1b[2J\x9b"})),
     )
+
+
+def embedding_servers() -> Iterator[Attack]:
+    command = (
+        "index {documents} --embedding_model openai:{server} --embedding_server_model e5-small "
+        "--full_dataset_index_path {out}"
+    )
+    group, nothing = "vectors from a server", lambda place: None
+    for name in ("a redirect", "NaN", "nested", "one more", "not JSON"):
+        speak = test_embedding_server.ANSWERS[name][0]
+        yield Attack(group, name, nothing, command, status=(1, 2), serve=fake(speak))
+    for name, talk in {"a body without end": endless_body, "6 GB as 6 MB": packed_body}.items():
+        yield Attack(group, name, nothing, command, status=(1, 2), serve=lambda place, talk=talk: Raw(talk))
+
+
+# The page for raters
+
+
+@dataclass
+class RatingPage:
+    """A page that is open to requests, as `FakeServer` is."""
+
+    server: Any
+    url: str = ""
+
+
+@contextlib.contextmanager
+def rated(place: Place) -> Iterator[RatingPage]:
+    with test_rating.serving(place.out / "grades.jsonl") as server:
+        pages[place.folder] = server
+        yield RatingPage(server)
+
+
+pages: dict[Path, Any] = {}
+
+
+def asked_of_the_rating_page(path: str, *body: Any, **headers: str) -> Callable[[Place], int]:
+    """A request that is refused, and writes no grade."""
+
+    def run(place: Place) -> int:
+        server = pages[place.folder]
+        try:
+            status = test_rating.ask(server, path.replace("{key}", server.key), *body, **headers)[0]
+        except ConnectionError:  # refused before all of it was read
+            status = 413
+        written = (place.out / "grades.jsonl").read_text() if (place.out / "grades.jsonl").exists() else ""
+        return 0 if status >= 400 and '"preferred"' not in written else 1
+
+    return run
+
+
+def rating_page() -> Iterator[Attack]:
+    group, nothing = "rating page", lambda place: None
+    for name, attempt in {
+        "another host name": asked_of_the_rating_page("/{key}/items", Host="evil.example"),
+        "another page": asked_of_the_rating_page("/{key}/grade", {"id": "x"}, Origin="http://evil.example"),
+        "a file of the machine": asked_of_the_rating_page("/{key}/../../../../etc/passwd"),
+        "no key": asked_of_the_rating_page("/items"),
+        "a grade of what is not shown": asked_of_the_rating_page("/{key}/grade", {"id": "x", "rater": "\x1b[2J"}),
+        "a body of 20 MB": asked_of_the_rating_page("/{key}/grade", b"[" * 20_000_000),
+    }.items():
+        yield Attack(group, name, nothing, status=(0,), serve=rated, instead=attempt)
 
 
 # The hub, trackers
@@ -832,8 +951,10 @@ def broken() -> Iterator[Attack]:
 
 
 def cases() -> Iterator[Attack]:
-    for some in (models, runs, checkpoints, adapters, indexes, documents, data, configs, servers, trackers, hub,
-                 printed, prompted, broken, outputs):  # fmt: skip
+    for some in (
+        models, runs, checkpoints, adapters, indexes, made_elsewhere, filters, documents, data, configs, servers,
+        embedding_servers, rating_page, trackers, hub, printed, prompted, broken, outputs,
+    ):  # fmt: skip
         yield from some()
 
 

@@ -10,11 +10,13 @@ from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING
 
+from groundtune.arguments import AFTERWARDS, OFF
 from groundtune.commands.evaluate import inference_arguments, inference_parser
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import be_quiet, complain, say, say_json, say_text
 from groundtune.errors import DataError
 from groundtune.evaluation.arguments import AnswerArguments, JudgeArguments, with_flags
+from groundtune.prompts.citations import mark
 
 if TYPE_CHECKING:
     from groundtune.serving.dialogue import Dialogue, Source
@@ -109,9 +111,12 @@ def _converse(dialogue: Dialogue) -> None:
 def _show(dialogue: Dialogue, question: str) -> list[Source]:
     sources = _show_answer(dialogue, question)
     read = f"{len(sources)} passage{'' if len(sources) == 1 else 's'}"
+    if dialogue.citations == AFTERWARDS:
+        say_text(f"\n{dialogue.cited}")
     say("", f"based on {read}:" if sources else "no passage was found, or none fits into the prompt")
     for i, source in enumerate(sources, 1):
-        say(f"  [{i}] {source.score:.3f}  {', '.join(filter(None, (source.title, source.place)))}")
+        number = f"[{i}]" if dialogue.citations == OFF else mark(i)
+        say(f"  {number} {source.score:.3f}  {', '.join(filter(None, (source.title, source.place)))}")
     return sources
 
 
@@ -129,5 +134,9 @@ def _show_json(dialogue: Dialogue, question: str) -> None:
     """Print one object on one line, so that several questions give JSONL."""
     sources, words = dialogue.ask(question)
     answer = "".join(words)
+    cited = {} if dialogue.citations == OFF else {"cited": dialogue.cited}
+    answer = dialogue.answer if cited else answer
     shown = [{"title": s.title, "score": s.score, **s.document.to_dict()} for s in sources]
-    say_json({"question": question, "answer": answer, "finished": dialogue.finished, "sources": shown}, indent=None)
+    say_json(
+        {"question": question, "answer": answer, **cited, "finished": dialogue.finished, "sources": shown}, indent=None
+    )

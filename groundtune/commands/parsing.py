@@ -21,6 +21,7 @@ from groundtune.commands.config import Entry, entries_of, read_config, split_fil
 from groundtune.commands.flags import HELP_WIDTH, FlagFormatter, true_or_false
 from groundtune.commands.foreign_flags import ELSEWHERE, NOT_HERE
 from groundtune.errors import DataError
+from groundtune.methods import METHODS
 from groundtune.system.guarded import require
 from groundtune.system.text import one_line
 
@@ -94,7 +95,7 @@ def parse_arguments(
     usual ones. Raises `DataError` with every unknown flag and bad value.
     """
     parser = training_parser(method)
-    parser.set_defaults(**defaults or {})
+    parser.set_defaults(**{**METHODS[method].defaults, **(defaults or {})})
     argv = _spelt_as_today(_expand_files(_in_full(argv), parser, keywords), _flags(parser))
     try:
         *groups, training, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
@@ -102,7 +103,7 @@ def parse_arguments(
         raise DataError(_why_refused(argv, parser) or [f"arguments: {one_line(error)}"]) from error
     if unknown:
         raise DataError(_unknown_flags(unknown, parser))
-    names = ("data", "retrieval", "prompt", "model", "evaluation", "logger", "output")
+    names = ("data", "retrieval", "passages", "prompt", "model", "evaluation", "logger", "output")
     arguments = Arguments(method=method, training=training, **dict(zip(names, groups, strict=True)))
     if training.learning_rate is None:
         training.learning_rate = 2e-4 if arguments.model.use_peft else 2e-5

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 REVIEW = "review.md"
 _PROMPTS = {"question_prompt": "questions.txt", "answer_prompt": "answer.txt", "support_prompt": "support.txt"}
 
+LEFT = "documents_left.jsonl"  # documents without those that were taken away from unanswerable questions
+
 # Name, help, default, type.
 _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
     ("passages", "number of passages to sample", 200, int),
@@ -61,6 +63,13 @@ _SETTINGS: tuple[tuple[str, str, Any, type], ...] = (
     ("hard_negatives", "hard negatives to keep per question: retrieved passages without the answer", 2, int),
     ("eval_share", "share of the passages for eval.jsonl", 0.1, float),
     ("test_share", "share of the passages for test.jsonl", 0.1, float),
+    (
+        "unanswerable_share",
+        "share of the questions that lose all passages with their answer, and are to be declined "
+        f"with the documents in {LEFT}",
+        0.0,
+        float,
+    ),
     ("max_new_tokens", "maximum tokens per reply", 256, int),
     ("seed", "random seed for sample and split", 0, int),
     ("batch_size", "batch size of a locally loaded model", 8, int),
@@ -173,10 +182,26 @@ def main(argv: Sequence[str]) -> int:
             return _stop_for_review(arguments, argv, result, work.read(journal), failures)
         if not result.counts["kept"]:
             raise DataError([*(left_out(result) if arguments.questions else []), *gates.why_none(result, failures)])
+        unanswerable = _unanswerable(arguments, result, documents)
         empty = gates.write(result, arguments.output_dir)
     written = f"Wrote {result.counts['kept']:,} examples to {arguments.output_dir}"
-    _show(arguments, result, failures, empty, [*_not_read(arguments), written])
+    _show(arguments, result, failures, empty, [*_not_read(arguments), *unanswerable, written])
     return 0
+
+
+def _unanswerable(arguments: argparse.Namespace, result: GateResult, documents: Sequence[Document]) -> list[str]:
+    """Make a share of the questions unanswerable, if that is asked for, and write the documents that are left."""
+    if not arguments.unanswerable_share:
+        return []
+
+    from groundtune.data.files import write_documents
+    from groundtune.prepare.unanswerable import take_answers_away
+
+    found = take_answers_away(result.splits, documents, arguments.unanswerable_share, arguments.seed)
+    result.splits, result.counts["unanswerable"] = found.splits, found.unanswerable
+    left = arguments.output_dir / LEFT
+    write_documents(left, found.documents)
+    return [f"{found.note}; give the others, in {left}, as --full_dataset_file_path"]
 
 
 def _show(
@@ -262,6 +287,7 @@ def _settings(arguments: argparse.Namespace, documents: int) -> Settings:
         **dict.fromkeys(_PROMPTS, ""),
         **read,
         "checker": _called(*_checker(arguments)) if arguments.checker or arguments.checker_model else "",
+        "one_line_answers": False,
         "retrieved_within": max(within, arguments.passages_tried if arguments.questions else 0),
     }
     return Settings(**own, **{f.name: getattr(arguments, f.name) for f in fields(Settings) if f.name not in own})
@@ -274,11 +300,10 @@ def _packaged_prompts(arguments: argparse.Namespace, settings: Settings) -> dict
     checks = arguments.support != "lexical"
     who = dict.fromkeys(_PROMPTS, ("generator", arguments.generator))
     who["support_prompt"] = ("checker" if arguments.checker else "generator", _checker(arguments)[0])
-    return {
-        flag: read_prompt(None, name, (checks or flag != "support_prompt") and _lacks_template(*who[flag]))
-        for flag, name in _PROMPTS.items()
-        if not getattr(settings, flag)
-    }
+    missing = [flag for flag in _PROMPTS if not getattr(settings, flag)]
+    by_example = [flag for flag in missing if (checks or flag != "support_prompt") and _lacks_template(*who[flag])]
+    prompts = {flag: read_prompt(None, _PROMPTS[flag], flag in by_example) for flag in missing}
+    return {**prompts, "one_line_answers": "answer_prompt" in by_example}
 
 
 @cache
@@ -370,10 +395,12 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
     if arguments.questions and arguments.question_prompt:
         problems.append("--question_prompt: has no effect with --questions; remove one of them")
     problems += in_the_way("output_dir", arguments.output_dir, folder=True)
-    written = [*(f"{name}.jsonl" for name in ("generated", "train", "eval", "test", "rejected")), REVIEW]
+    written = [*(f"{name}.jsonl" for name in ("generated", "train", "eval", "test", "rejected")), REVIEW, LEFT]
     problems += links_at((arguments.output_dir / name for name in written), "output_dir")
     problems += _review_problems(arguments)
     problems += share_problems(arguments.eval_share, arguments.test_share)
+    if arguments.unanswerable_share >= 1:
+        problems.append(f"--unanswerable_share: {arguments.unanswerable_share} is not below 1; use a value such as 0.2")
     problems += check_retrieval(_retrieval(arguments)) + too_small(_server(arguments).least)
     for flag, (name, model, options) in {"generator": _generator(arguments), "checker": _checker(arguments)}.items():
         asked = flag == "generator" or arguments.support != "lexical"

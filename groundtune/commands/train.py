@@ -22,6 +22,7 @@ from groundtune.commands.terminal import (
 from groundtune.commands.training_help import training_help
 from groundtune.data.files import write_text
 from groundtune.errors import DataError
+from groundtune.methods import METHODS
 from groundtune.system.durable import disk_errors
 from groundtune.system.signals import Stopped, watched
 from groundtune.system.text import as_json
@@ -80,8 +81,9 @@ def _train(method: str, argv: Sequence[str], defaults: Mapping[str, Any] | None 
     """Train and print the table; returns 0, 1 if the training diverged, 143 after SIGTERM, or 130 after SIGINT."""
     if {"-h", "--help"} & set(argv):
         say_text(training_help(method))
-        if defaults:
-            say_text("\ndefaults of this script: " + ", ".join(f"--{name} {value}" for name, value in defaults.items()))
+        for whose, theirs in ((method, METHODS[method].defaults), ("this script", defaults)):
+            if theirs:
+                say_text(f"\ndefaults of {whose}: {', '.join(f'--{n} {_as_words(v)}' for n, v in theirs.items())}")
         return 0
     try:
         with watched():
@@ -91,6 +93,10 @@ def _train(method: str, argv: Sequence[str], defaults: Mapping[str, Any] | None 
     except Stopped as stopped:
         complain(f"{stopped}; the same command resumes from the last checkpoint")
         return stopped.exit_status
+
+
+def _as_words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _run(method: str, argv: Sequence[str], defaults: Mapping[str, Any] | None) -> int:

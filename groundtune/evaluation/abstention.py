@@ -17,7 +17,7 @@ from groundtune.errors import DataError
 from groundtune.evaluation.metrics import generation_scores, normalised
 from groundtune.schema import Example
 
-UNANSWERABLE, ANSWERABLE = "abstained/unanswerable", "abstained/answerable"
+ANSWERED, REFUSED = "errors/unanswerable_answered", "errors/answerable_refused"
 AGREEMENT = tuple(f"generation/{name}" for name in ("exact_match", "numeric_match", "f1", "precision", "recall"))
 
 SHIPPED = Path(__file__).parent / "abstentions.txt"  # explains how a wording is written
@@ -128,19 +128,17 @@ def unknown_texts(examples: Sequence[Example]) -> frozenset[str]:
 
 
 def answer_scores(answer: str, example: Example, unknown: Collection[str], wordings: str = "") -> dict[str, float]:
-    """`metrics.generation_scores`, and whether the answer abstains, named as in `METRICS`.
+    """`metrics.generation_scores`, and whether it is an error to abstain or not to, named as in `METRICS`.
 
     For an unanswerable question, exact match, F1, precision and recall are 1 if the answer abstains, else 0; ROUGE and
-    BLEU compare its words with the gold answer. `unknown` holds the `unknown_texts` of all examples; if it is empty,
-    abstention is not scored. `wordings` names a file with more of them, for `read_wordings`.
+    BLEU compare its words with the gold answer. `unknown` holds the `unknown_texts` of all examples. `wordings` names a
+    file with more of them, for `read_wordings`.
     """
     scores = generation_scores(answer, example.acceptable_answers)
-    if not unknown:
-        return scores
     abstained = float(abstains(answer, unknown, wordings))
     if example.answerable:
-        return {**scores, ANSWERABLE: abstained}
-    return {**scores, **dict.fromkeys(AGREEMENT, abstained), UNANSWERABLE: abstained}
+        return {**scores, REFUSED: abstained}
+    return {**scores, **dict.fromkeys(AGREEMENT, abstained), ANSWERED: 1 - abstained}
 
 
 def note(examples: Sequence[Example]) -> str:

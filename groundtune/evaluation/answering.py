@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from groundtune.aliases import Model, Tokenizer
-from groundtune.arguments import room_for_prompt
+from groundtune.arguments import OFF, TAUGHT, room_for_prompt
 from groundtune.errors import DataError
 from groundtune.evaluation.abstention import read_wordings
 from groundtune.evaluation.arguments import InferenceArguments
@@ -47,6 +47,7 @@ class Asked:
     bootstrap_samples: int
     evaluator: EndToEndEvaluator | None = None
     abstentions: str = ""
+    citations: str = OFF
 
     @property
     def prompted(self) -> EndToEndEvaluator:
@@ -98,7 +99,7 @@ def answer_by_chat(endpoint: Endpoint) -> Answer:
         begin = time.perf_counter()
         read = [kept(passages) for passages in passages_of(asked.context, asked.examples, asked.hits)]
         messages = [
-            chat_messages(asked.instruction, these, example.chat_history, example.question)
+            chat_messages(asked.instruction, these, example.chat_history, example.question, asked.citations == TAUGHT)
             for these, example in zip(read, asked.examples, strict=True)
         ]
         replies = ask(messages, asked.max_new_tokens, on_done=on_done)
@@ -112,6 +113,7 @@ def answer_by_chat(endpoint: Endpoint) -> Answer:
             asked.retrieval_seconds,
             seconds,
             asked.abstentions,
+            asked.citations,
         )
         return evaluation_of(predictions, asked.bootstrap_samples)
 
@@ -190,6 +192,7 @@ def _asked(
     tokenizer: Tokenizer | None,
 ) -> Asked:
     instruction, evaluation = _instruction(arguments, context), arguments.evaluation
+    citations = arguments.prompt.citations
     evaluator = None
     read_wordings(evaluation.abstentions)  # before hours of work, if there is a problem
     if tokenizer is not None:
@@ -207,6 +210,9 @@ def _asked(
             context=context,
             abstentions=evaluation.abstentions,
             shorten=arguments.data.too_long == "shorten",
+            **({} if citations == OFF else {"citations": citations}),
         )
     new, samples = evaluation.max_new_tokens, evaluation.bootstrap_samples
-    return Asked(context, examples, hits, instruction, new, seconds, samples, evaluator, evaluation.abstentions)
+    return Asked(
+        context, examples, hits, instruction, new, seconds, samples, evaluator, evaluation.abstentions, citations
+    )

@@ -130,6 +130,13 @@ class AnswerArguments:
     )
     right_metric: str = argument("generation/f1", "The score that decides whether an answer counts as right.")
     right_threshold: float = argument(0.5, "Minimum score for an answer to count as right.")
+    abstain_below: str = argument(
+        "",
+        "Withhold unlikely answers, and say that the passages do not answer the question. A folder that this command "
+        "wrote for other questions, some of them unanswerable: each system abstains below the thresholds that were "
+        "best for it there. Or numbers, for all systems: a mean log-probability such as -0.7 or, with the score of the "
+        "first passage, -0.7,0.4.",
+    )
     fail_under: list[str] = argument(
         [],
         "Exit with status 1 if a mean of the model is lower: METRIC=VALUE ..., such as f1=0.3 or recall@4=0.7. "

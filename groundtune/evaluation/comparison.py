@@ -17,17 +17,7 @@ from groundtune.evaluation.metrics import greater_is_better
 from groundtune.evaluation.outcomes import outcome_counts
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, read_predictions
 from groundtune.evaluation.statistics import PairedDifference, clusters_of, paired_difference
-from groundtune.evaluation.verdicts import (
-    ABSTENTION,
-    CHECKS,
-    F1,
-    HOW_MEASURED,
-    SCORES,
-    Change,
-    alike,
-    most_changed,
-    verdict,
-)
+from groundtune.evaluation.verdicts import F1, HOW_MEASURED, OF_ANSWERS, Change, alike, most_changed, shown, verdict
 from groundtune.schema import Prediction
 from groundtune.system.inputs import special
 from groundtune.system.text import harmless_line
@@ -39,6 +29,13 @@ HOW_TO_READ = (
 _OTHERS = {
     "grounded/tokens": "Found in passages",
     "grounded/quotes": "Quotes found",
+    "citations/precision": "Citations, precision",
+    "citations/afterwards_precision": "  found afterwards",
+    "citations/most_similar": "  always the most similar",
+    "citations/always_first": "  always the first",
+    "citations/at_random": "  any, at random",
+    "citations/recall": "Citations, recall",
+    "citations/afterwards_recall": "  recall, found afterwards",
     "generation/unfinished": "Unfinished",
     "generation/new_tokens": "New tokens",
 }
@@ -74,8 +71,7 @@ class Comparison:
         recalls = sorted((n for n in measured if "/recall@" in n), key=lambda n: int(n.partition("@")[2]))
         retrieval = {name: name.partition("/")[2].capitalize() for name in recalls} | {"retrieval/mrr": "MRR"}
         people = {name: f"People: {name.partition('/')[2]}" for name in measured if name.startswith("people/")}
-        labels = SCORES | CHECKS | ABSTENTION | people | judges | _OTHERS | retrieval
-        return {name: label for name, label in labels.items() if name in measured}
+        return shown(OF_ANSWERS | people | judges | _OTHERS | retrieval, *self.evaluations.values())
 
     @cached_property
     def differences(self) -> dict[str, dict[str, PairedDifference]]:

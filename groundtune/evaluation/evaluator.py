@@ -8,17 +8,16 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from groundtune.aliases import Model
-from groundtune.arguments import room_for_prompt
-from groundtune.evaluation.abstention import answer_scores, read_wordings, unknown_texts
-from groundtune.evaluation.contradictions import contradiction_scores
-from groundtune.evaluation.groundedness import groundedness_scores
+from groundtune.arguments import OFF, TAUGHT, room_for_prompt
+from groundtune.evaluation.abstention import read_wordings, unknown_texts
+from groundtune.evaluation.citations import citation_scores, marked
 from groundtune.evaluation.metrics import retrieval_scores
-from groundtune.evaluation.predictions import Evaluation, evaluation_of
+from groundtune.evaluation.predictions import Evaluation, evaluation_of, text_scores
 from groundtune.model.generation import Generated, generate_greedy
 from groundtune.prompts.policies import CONTEXTS, Passages, draw
 from groundtune.prompts.prompt import Prompt
@@ -53,6 +52,7 @@ class EndToEndEvaluator:
     context: str = "retrieved"
     abstentions: str = ""  # file with more wordings, for `abstention.read_wordings`
     shorten: bool = False
+    citations: str = OFF
     passages: list[Passages] = field(init=False, repr=False)
     questions: list[Question] = field(init=False, repr=False)
 
@@ -106,20 +106,21 @@ class EndToEndEvaluator:
         """The scored predictions behind `score`, one per question."""
         read = [question.read for question in self.questions]
         return score_replies(
-            self.examples, self.hits, read, replies, self.context, self.retrieval_seconds, seconds, self.abstentions
-        )
+            self.examples, self.hits, read, replies, self.context, self.retrieval_seconds, seconds, self.abstentions,
+            self.citations,
+        )  # fmt: skip
 
     def _reply(self, question: Question, generated: Generated) -> Reply:
         text, inside_thoughts = after_thoughts(self.prompt.answer_text(generated.ids))
         finished = generated.finished and not inside_thoughts
-        return Reply(text, finished, len(question.prompt_ids), len(generated.ids))
+        return Reply(text, finished, len(question.prompt_ids), len(generated.ids), logprob=generated.logprob)
 
 
 def passages_of(context: str, examples: Sequence[Example], hits: Sequence[Sequence[Hit]]) -> list[Passages]:
     """The passages that each example's question is answered from, in a context of `passages.CONTEXTS`."""
     return [
-        CONTEXTS[context](example, found, draw(0, 0, i))
-        for i, (example, found) in enumerate(zip(examples, hits, strict=True))
+        CONTEXTS[context](example, found, draw(0, 0, example.question))
+        for example, found in zip(examples, hits, strict=True)
     ]
 
 
@@ -132,6 +133,7 @@ def score_replies(
     retrieval_seconds: float,
     generation_seconds: float,
     abstentions: str = "",
+    citations: str = OFF,
 ) -> list[Prediction]:
     """Scored predictions, whatever generated the replies; all sequences are in the order of the examples.
 
@@ -139,6 +141,13 @@ def score_replies(
     share of `retrieval_seconds` and `generation_seconds`.
     """
     n, unknown = len(examples), unknown_texts(examples)
+    cited = [
+        marked(reply.text, these, citations)
+        if not reply.failure and (citations == TAUGHT or (citations != OFF and these))
+        else None
+        for reply, these in zip(replies, read, strict=True)
+    ]
+    replies = [replace(reply, text=found.answer) if found else reply for reply, found in zip(replies, cited)]
     k = max([1, *map(len, hits)])  # a search by words may find fewer for some questions
     return [
         Prediction(
@@ -152,12 +161,15 @@ def score_replies(
             scores={
                 **(_retrieval(example, found, k, retrieval_seconds / n) if context == "retrieved" else {}),
                 **_generation(example, passages, reply, generation_seconds / n, unknown, abstentions),
+                **(citation_scores(marks, example, passages) if marks else {}),
             },
             context=context,
             read=tuple(passages),
             failure=reply.failure,
+            logprob=reply.logprob,
+            cited=marks.marked if marks else "",
         )
-        for example, found, passages, reply in zip(examples, hits, read, replies, strict=True)
+        for example, found, passages, reply, marks in zip(examples, hits, read, replies, cited, strict=True)
     ]
 
 
@@ -175,9 +187,7 @@ def _generation(
     if reply.failure:
         return {}
     return {
-        **answer_scores(reply.text, example, unknown, abstentions),
-        **contradiction_scores(reply.text, example),
-        **(groundedness_scores(reply.text, read) if read else {}),
+        **text_scores(example, read, reply.text, unknown, abstentions),
         "generation/unfinished": float(not reply.finished),
         **({} if reply.new_tokens is None else {"generation/new_tokens": float(reply.new_tokens)}),
         "latency/generation_s": seconds,
@@ -199,6 +209,8 @@ def read_evaluation(path: str | os.PathLike[str], evaluator: EndToEndEvaluator) 
             scores={name: math.nan if score is None else score for name, score in row["scores"].items()},
             context=evaluator.context,
             read=question.read,
+            logprob=row.get("logprob"),
+            cited=row.get("cited", ""),
             **{name: row[name] for name in ("answer", "finished", "passages_read", "prompt_tokens", "new_tokens")},
         )
         for example, hits, question, row in zip(

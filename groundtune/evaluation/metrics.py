@@ -31,10 +31,19 @@ METRICS: dict[str, str] = {
     "number, unit or date; lower is better",
     "generation/unfinished": "share of answers cut at the token limit; lower is better",
     "generation/new_tokens": "tokens generated for an answer; a cost, so lower counts as better",
-    "abstained/unanswerable": "share of unanswerable questions on which the model said that it does not know",
-    "abstained/answerable": "share of answerable questions on which it did; lower is better",
+    "errors/unanswerable_answered": "share of unanswerable questions that the model answered; lower is better",
+    "errors/answerable_refused": "share of answerable questions on which it said that it does not know; lower is "
+    "better",
     "grounded/tokens": "share of the answer's tokens that are in the passages it read",
     "grounded/quotes": "share of the spans quoted in the answer that occur verbatim in the passages it read",
+    "citations/precision": "share of the passages cited, sentence by sentence, that are gold or hold its text, where "
+    "such a passage was read",
+    "citations/recall": "share of sentences that cite such a passage",
+    "citations/afterwards_precision": "precision of citations that are found afterwards, by words in common",
+    "citations/afterwards_recall": "their recall",
+    "citations/always_first": "precision and recall if every sentence cited the first passage",
+    "citations/at_random": "the same for a passage drawn at random, as an expectation",
+    "citations/most_similar": "the same for the passage that has most words of the answer",
     "people/correct": "share of raters who said that the answer is correct; so for the next three",
     "people/helpful": "that it helps",
     "people/grounded": "that all of it is in the passages",
@@ -49,8 +58,8 @@ METRICS: dict[str, str] = {
     "loss_with_gold_passage": "the same with the gold passage in the prompt, so not end to end; lower is better",
 }
 _LOWER_IS_BETTER = (
-    "generation/unfinished", "generation/new_tokens", "generation/contradiction", "abstained/answerable",
-    "people/harmful",
+    "generation/unfinished", "generation/new_tokens", "generation/contradiction", "errors/unanswerable_answered",
+    "errors/answerable_refused", "people/harmful",
 )  # fmt: skip
 
 

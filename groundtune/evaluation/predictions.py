@@ -12,6 +12,9 @@ from typing import Any
 
 from groundtune.data.files import write_jsonl
 from groundtune.errors import DataError
+from groundtune.evaluation.abstention import answer_scores
+from groundtune.evaluation.contradictions import contradiction_scores
+from groundtune.evaluation.groundedness import groundedness_scores
 from groundtune.evaluation.statistics import Interval, aggregate, clusters_of
 from groundtune.schema import Document, Example, Hit, Prediction, Turn
 from groundtune.system.inputs import read_text
@@ -79,6 +82,17 @@ def evaluation_of(predictions: Sequence[Prediction], samples: int = 10_000) -> E
         scores = [{n: predictions[i].scores[n] for n in names} for i in rows]
         means |= aggregate(scores, clusters_of([predictions[i].example for i in rows]), samples=samples)
     return Evaluation({name: means[name] for name in rows_with}, tuple(predictions))
+
+
+def text_scores(
+    example: Example, read: Sequence[Document], answer: str, unknown: frozenset[str], abstentions: str
+) -> dict[str, float]:
+    """The scores of an answer's text, whatever it took to write it."""
+    return {
+        **answer_scores(answer, example, unknown, abstentions),
+        **contradiction_scores(answer, example),
+        **(groundedness_scores(answer, read) if read else {}),
+    }
 
 
 def write_predictions(path: str | os.PathLike[str], evaluation: Evaluation) -> None:
@@ -151,6 +165,9 @@ def _prediction(row: dict[str, Any]) -> Prediction:
         failure=row.get("failure", ""),
         outcome=row.get("outcome", ""),
         judged=row.get("judged", {}),
+        logprob=row.get("logprob"),
+        withheld=row.get("withheld", ""),
+        cited=row.get("cited", ""),
     )
 
 
@@ -162,14 +179,15 @@ def _checked(prediction: Prediction) -> Prediction:
     texts += [text for turn in example.chat_history for text in (turn.speaker, turn.message)]
     texts += [text for document in documents for text in (document.page_content, document.fmt_content)]
     texts += [prediction.answer, prediction.context, prediction.failure, prediction.outcome]
-    texts += [*prediction.judged, *prediction.judged.values()]
+    texts += [*prediction.judged, *prediction.judged.values(), prediction.withheld, prediction.cited]
     _must_be(str, texts, "a text")
     _must_be(bool, [prediction.finished, example.answerable], "true or false")
     tokens = [n for n in (prediction.prompt_tokens, prediction.new_tokens) if n is not None]  # a server may not say
     _must_be(int, [prediction.passages_read, *tokens], "a whole number")
     _must_be(dict, [document.metadata for document in documents], "an object")
-    _must_be((int, float), [hit.score for hit in prediction.hits], "a number")
-    if not all(map(math.isfinite, [*prediction.scores.values(), *(hit.score for hit in prediction.hits)])):
+    numbers = [*(hit.score for hit in prediction.hits), *([] if prediction.logprob is None else [prediction.logprob])]
+    _must_be((int, float), numbers, "a number")
+    if not all(map(math.isfinite, [*prediction.scores.values(), *numbers])):
         raise ValueError("a score is not finite")
     if not all(re.fullmatch(r"[\w./@-]{1,100}", name) for name in prediction.scores):
         raise ValueError("a score has no name")

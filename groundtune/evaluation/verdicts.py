@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from groundtune.evaluation.abstention import ANSWERED, REFUSED
 from groundtune.evaluation.metrics import greater_is_better
 from groundtune.evaluation.statistics import FEWEST_PASSAGES, TIE, Interval, PairedDifference, paired_difference
 
@@ -105,8 +106,18 @@ SCORES = {
 }
 
 
+ERRORS = {ANSWERED: "Unanswerable, answered", REFUSED: "Answerable, refused"}
 CHECKS = {"generation/numeric_match": "Exact, numbers by value", "generation/contradiction": "Contradicts gold"}
-ABSTENTION = {"abstained/unanswerable": "Abstained, rightly", "abstained/answerable": "Abstained, wrongly"}
+OF_ANSWERS = {F1: SCORES[F1], **ERRORS, **SCORES, **CHECKS}  # in display order
+
+
+def shown(labels: Mapping[str, str], *evaluations: Evaluation) -> dict[str, str]:
+    """The labels of metrics that some evaluation has; the rate of refusals only where a model could have abstained
+    rightly, or did so wrongly."""
+    said = {name for evaluation in evaluations for name in evaluation.metrics}
+    if ANSWERED not in said and not any(REFUSED in e.metrics and e.metrics[REFUSED].value for e in evaluations):
+        said.discard(REFUSED)
+    return {name: label for name, label in labels.items() if name in said}
 
 
 def decimals(interval: Interval) -> int:

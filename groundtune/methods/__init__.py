@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from groundtune.methods.method import Method
+from groundtune.methods.raft import RAFT
 from groundtune.methods.sft import SFT
 from groundtune.methods.swr import SWR
 
-METHODS: dict[str, Method] = {method.name: method for method in (SFT, SWR)}
+METHODS: dict[str, Method] = {method.name: method for method in (SFT, SWR, RAFT)}
 
 
 def method_named_first(words: Sequence[str]) -> tuple[Method, list[str]]:

@@ -5,13 +5,16 @@ Nothing here imports torch: functions that need it are named as "module:function
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from groundtune.aliases import Batch, Model
-from groundtune.prompts.policies import Policy
+from groundtune.arguments import PassageArguments
+from groundtune.prompts.mixing import Mixing
+from groundtune.prompts.policies import Draws, Policy
+from groundtune.schema import Document
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +38,10 @@ class Method:
     """A training method. The default functions are for a decoder that reads its passages in the prompt.
 
     `policy` chooses the passages of a row (`prompts.policies`); `reads` describes them. `retrieves`: the policy gets
-    the frozen retriever's hits, else none. `load` returns the model (`model.loading.load_model`), `encode` the rows
-    (`prompts.rows.encode_rows`), `collate` a batch of rows (`training.batching.collate`), `loss` the loss of a batch
-    (`training.loss.answer_loss`), `evaluator` the end-to-end evaluation (`evaluation.evaluator.EndToEndEvaluator`).
+    the frozen retriever's hits, else none. `defaults` are the method's own defaults of flags. `load` returns the model
+    (`model.loading.load_model`), `encode` the rows (`prompts.rows.encode_rows`), `collate` a batch of rows
+    (`training.batching.collate`), `loss` the loss of a batch (`training.loss.answer_loss`), `evaluator` the end-to-end
+    evaluation (`evaluation.evaluator.EndToEndEvaluator`).
     """
 
     name: str  # the command
@@ -46,8 +50,23 @@ class Method:
     reads: str  # the passages in a row, such as "gold and retrieved passages"
     retrieves: bool
     policy: Policy
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     load: Callable[..., Model] = Lazily("groundtune.model.loading:load_model")
     encode: Callable[..., list[Row]] = Lazily("groundtune.prompts.rows:encode_rows")
     collate: Callable[..., Batch] = Lazily("groundtune.training.batching:collate")
     loss: Callable[..., torch.Tensor] = Lazily("groundtune.training.loss:answer_loss")
     evaluator: Callable[..., Any] = Lazily("groundtune.evaluation.evaluator:EndToEndEvaluator")
+
+    def searches(self, flags: PassageArguments) -> bool:
+        """Whether training rows need the hits of a search."""
+        return self.retrieves or bool(flags.num_distractors or flags.gold_dropout)
+
+    def draws(self, flags: PassageArguments, k: int, documents: Sequence[Document]) -> Draws:
+        """What draws a row: the policy or, if any of its flags is given, what they say; `k` hits are usually read."""
+        if not flags.given:
+            return lambda example, hits, rng: (example, self.policy(example, hits, rng))
+
+        number = flags.num_distractors if self.retrieves else flags.num_distractors or 0
+        return Mixing(
+            k, documents, flags.passage_order, number, flags.distractors, flags.gold_dropout, flags.abstention
+        )

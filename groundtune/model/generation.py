@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice
 from typing import Protocol
 
 import torch
@@ -25,10 +26,14 @@ _GUESSED = 5  # tokens; with more, wrong guesses cost as much as right ones save
 
 @dataclass(frozen=True)
 class Generated:
-    """New ids for one prompt (including the stop token), and whether the model stopped by itself."""
+    """New ids for one prompt (including the stop token), and whether the model stopped by itself.
+
+    `logprob` is the mean log-probability of the ids: how likely the model itself finds its answer.
+    """
 
     ids: list[int]
     finished: bool
+    logprob: float | None = None
 
 
 @torch.no_grad()
@@ -102,21 +107,23 @@ def stream_greedy(
 
 
 class Growing:
-    """A prompt and its answer so far."""
+    """A prompt and its answer so far; `first` is a token with its log-probability."""
 
-    def __init__(self, prompt: Sequence[int], first: int, stop_ids: Collection[int], max_new_tokens: int):
+    def __init__(self, prompt: Sequence[int], first: tuple[int, float], stop_ids: Collection[int], max_new_tokens: int):
         self.lookup, self.stop_ids, self.max_new_tokens = Lookup(prompt), stop_ids, max_new_tokens
         self.new: list[int] = []
-        self.add([first])
+        self.logprobs: list[float] = []
+        self.add([first[0]], [first[1]])
 
     def guess(self) -> Sequence[int]:
         """Guessed next tokens, at most as many as leave room for one more."""
         return self.lookup.guess(min(_GUESSED, self.max_new_tokens - len(self.new) - 1))
 
-    def add(self, ids: Sequence[int]) -> None:
+    def add(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
         """Append `ids` until the answer stops."""
         end = next((j + 1 for j, id in enumerate(ids) if id in self.stop_ids), len(ids))
         self.new += ids[:end]
+        self.logprobs += logprobs[:end]
         self.lookup.extend(ids[:end])
 
     @property
@@ -195,16 +202,16 @@ class RowDecoder:
         begin = len(self.running)
         for prompt, most in zip(prompts, max_new_tokens, strict=True):
             row = read(self.model, [prompt], pad_id=0)
-            first = int(row.logits().argmax())
             self._rows.append(row)
-            self.running.append(Growing(prompt, first, self.stop_ids, most))
+            self.running.append(Growing(prompt, _likeliest(row.logits()), self.stop_ids, most))
         return self.running[begin:]
 
     @torch.no_grad()
     def step(self) -> None:
         for growing, row in zip(self.running, self._rows, strict=True):
             row.go_on([0], [growing.new[-1]])
-            growing.add([int(row.logits().argmax())])
+            id, logprob = _likeliest(row.logits())
+            growing.add([id], [logprob])
 
     def leave(self, growing: Growing) -> None:
         slot = self.running.index(growing)
@@ -229,7 +236,7 @@ def _generate_packed(
             decoder.step()
         for growing in [growing for growing in decoder.running if growing.done]:
             decoder.leave(growing)
-            yield numbers.pop(growing), Generated(growing.new, growing.finished)
+            yield numbers.pop(growing), Generated(growing.new, growing.finished, _mean(growing.logprobs))
 
 
 def _in_order(prompts: Sequence[list[int]]) -> list[int]:
@@ -249,8 +256,9 @@ def _up_to_tokens(members: Sequence[int], prompts: Sequence[Sequence[int]], at_m
     yield part
 
 
-def _read(model: Model, prompts: Sequence[Sequence[int]], cache: KVCache, slot: int) -> list[int]:
-    """Prefill the slots from `slot` with the prompts' keys and values; the first token of each answer."""
+def _read(model: Model, prompts: Sequence[Sequence[int]], cache: KVCache, slot: int) -> list[tuple[int, float]]:
+    """Prefill the slots from `slot` with the prompts' keys and values; each answer's first token, with its
+    log-probability."""
     packing = pack(prompts, [len(prompt) - 1 for prompt in prompts])
     slots: list[int | None] = [None] * len(packing.segments)
     for i, end in enumerate(packing.ends):
@@ -262,8 +270,25 @@ def _read(model: Model, prompts: Sequence[Sequence[int]], cache: KVCache, slot: 
         logits = model(**inputs, use_cache=False).logits
     # The head's outputs are in the order of the packed row, not of the prompts.
     row_order = sorted(range(len(prompts)), key=packing.last.__getitem__)
-    ids = dict(zip(row_order, logits.argmax(dim=-1).tolist()))
-    return [ids[i] for i in range(len(prompts))]
+    logits = logits.reshape(len(prompts), -1)
+    first = dict(zip(row_order, zip(logits.argmax(dim=-1).tolist(), _logprobs(logits))))
+    return [first[i] for i in range(len(prompts))]
+
+
+def _likeliest(logits: torch.Tensor) -> tuple[int, float]:
+    """The most likely token after a single row, with its log-probability."""
+    return int(logits.argmax()), _logprobs(logits.reshape(1, -1))[0]
+
+
+def _logprobs(logits: torch.Tensor) -> list[float]:
+    """The log-probability of the most likely token of each row."""
+    found: list[float] = (logits.amax(dim=-1).float() - logits.float().logsumexp(dim=-1)).tolist()
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Rounded, because the last digits depend on what else is in the batch."""
+    return round(sum(values) / len(values), 3)
 
 
 def _step(model: Model, sequences: Sequence[Growing], cache: KVCache) -> None:
@@ -273,12 +298,20 @@ def _step(model: Model, sequences: Sequence[Growing], cache: KVCache) -> None:
     lengths = [len(sequence.lookup.ids) - 1 for sequence in sequences]
     layout = Decoding(cache, lengths, [len(ids) for ids in new], model.device)
     row = torch.tensor([[id for ids in new for id in ids]], device=model.device)
-    logits = model(**model_inputs(row, layout.positions[None], layout), use_cache=False).logits
-    chosen = logits[0].argmax(dim=-1).cpu().split(layout.counts)
-    for sequence, guess, after in zip(sequences, guesses, map(torch.Tensor.tolist, chosen)):
-        # after[j] is the model's choice after guess[:j]
-        right = next((j for j, id in enumerate(guess) if id != after[j]), len(guess))
-        sequence.add(after[: right + 1])
+    logits = model(**model_inputs(row, layout.positions[None], layout), use_cache=False).logits[0]
+    chosen = [after.tolist() for after in logits.argmax(dim=-1).cpu().split(layout.counts)]
+    # chosen[i][j] is the model's choice after guesses[i][:j]
+    right = [after[: _agreeing(guess, after) + 1] for guess, after in zip(guesses, chosen)]
+    starts = accumulate(layout.counts, initial=0)
+    kept = [start + j for start, ids in zip(starts, right) for j in range(len(ids))]
+    logprobs = iter(_logprobs(logits[kept]))  # of these alone: over a large vocabulary it takes time
+    for sequence, ids in zip(sequences, right):
+        sequence.add(ids, list(islice(logprobs, len(ids))))
+
+
+def _agreeing(guess: Sequence[int], after: Sequence[int]) -> int:
+    """How many of the guessed tokens are the model's own choices."""
+    return next((j for j, id in enumerate(guess) if id != after[j]), len(guess))
 
 
 def _generate_by_rows(
@@ -297,15 +330,19 @@ def _generate_batch(
     model: Model, prompts: Sequence[Sequence[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int
 ) -> list[Generated]:
     answers: list[list[int]] = [[] for _ in prompts]
+    logprobs: list[list[float]] = [[] for _ in prompts]
     rows = read(model, prompts, pad_id)
     alive = list(range(len(prompts)))  # prompt number of each remaining row
     for _ in range(max_new_tokens):
-        next_ids = rows.logits().argmax(dim=-1).tolist()
-        for row, id in zip(alive, next_ids):
+        logits = rows.logits()
+        logits = logits.reshape(len(alive), -1)
+        next_ids = logits.argmax(dim=-1).tolist()
+        for row, id, logprob in zip(alive, next_ids, _logprobs(logits)):
             answers[row].append(id)
+            logprobs[row].append(logprob)
         going_on = [i for i, id in enumerate(next_ids) if id not in stop_ids]
         if not going_on:
             break
         rows.go_on(going_on, [next_ids[i] for i in going_on])
         alive = [alive[i] for i in going_on]
-    return [Generated(ids, ids[-1] in stop_ids) for ids in answers]
+    return [Generated(ids, ids[-1] in stop_ids, _mean(likely)) for ids, likely in zip(answers, logprobs)]

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from groundtune.data.evidence import SUPPORTED, support
 from groundtune.data.files import in_the_way, read_documents, read_examples, replacing, write_jsonl
 from groundtune.errors import DataError
 from groundtune.prepare.formats import FORMATS, Converted, Options, beir, chats
-from groundtune.prepare.support import support
 from groundtune.schema import Document, Example
 from groundtune.system.outputs import links_at
 from groundtune.system.text import one_line, to_json
@@ -22,7 +22,7 @@ from groundtune.system.text import one_line, to_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-_CANDIDATES, _SUPPORTED = 20, 0.6  # passages searched, and the least share of an answer's words in its passage
+_CANDIDATES = 20  # passages searched
 _ENOUGH = 100  # problems after which a file is not read further: it is of another format
 
 EXPORTS = {
@@ -155,7 +155,7 @@ def supporting(documents: Sequence[Document]) -> Callable[[str, str], list[Docum
         (hits,) = retriever.search([f"{question}\n{answer}"], _CANDIDATES)
         scored = [(support(answer, question, hit.document.text), hit.document) for hit in hits]
         best = max((score for score, _ in scored), default=0.0)
-        return [document for score, document in scored if score == best >= _SUPPORTED][:1]
+        return [document for score, document in scored if score == best >= SUPPORTED][:1]
 
     return search
 

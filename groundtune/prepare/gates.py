@@ -22,7 +22,12 @@ from groundtune.schema import Document, Example, Hit
 if TYPE_CHECKING:
     from rich.table import Table
 
-_MENTIONS = re.compile(r"\b(?:the|above) (?:passage|text|excerpt|paragraph|context)\b", re.IGNORECASE)
+_MENTIONS = re.compile(
+    r"\b(?:the|this|above) (?:passage|text|excerpt|paragraph|context)\b(?! of\b)|\bof the following\b"
+    r"|\b(?:this|these|the (?:above|given|following|provided)) "
+    r"(?:document|article|section|page|example|snippet|code|table|list)s?\b",
+    re.IGNORECASE,
+)
 # "What is the purpose of this code?" points at something that only its passage shows; after several words of meaning,
 # "this" may point at one of them, and "this year" needs no passage.
 _POINTS = re.compile(r"\b(?:this|these)\b(?!\s+(?:year|quarter|month|week|season)s?\b)", re.IGNORECASE)
@@ -151,10 +156,10 @@ def write(result: GateResult, folder: Path) -> list[str]:
 def _chosen(
     pairs: Sequence[Pair], found: Sequence[Hit], seen: set[frozenset[str]], settings: Settings
 ) -> tuple[Pair | None, str]:
-    """The first pair that passes; else the one that gets furthest, with the gate that stops it."""
+    """The first pair that passes; else the first with an answer, which the user may rescue, with its gate."""
     stopped = [(pair, _stopped_by(pair, found, seen, settings)) for pair in pairs]
-    passed = next((each for each in stopped if not each[1]), None)
-    return passed or max(stopped, key=lambda each: GATES.index(each[1]), default=(None, NOT_RETRIEVED))
+    by_choice = sorted(stopped, key=lambda each: (bool(each[1]), each[1] == NO_ANSWER))
+    return by_choice[0] if by_choice else (None, NOT_RETRIEVED)
 
 
 def _stopped_by(pair: Pair, found: Sequence[Hit], seen: set[frozenset[str]], settings: Settings) -> str:
@@ -229,7 +234,7 @@ def summary_table(result: GateResult, before_split: bool = False) -> Table:
         table.add_row(f"review: {what}", f"{number:,}")
     table.add_row("kept", f"{result.counts['kept']:,}", end_section=True)
     for name, examples in () if before_split else result.splits.items():
-        passages = len({example.gold_documents[0].id for example in examples})
+        passages = len({document.id for example in examples for document in example.gold_documents[:1]})
         table.add_row(f"{name}.jsonl, on {passages:,} passages", f"{len(examples):,}")
     return table
 

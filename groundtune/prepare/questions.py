@@ -56,6 +56,7 @@ class Settings:
     support_prompt: str
     support: str = "lexical"  # or "llm", or "both": how to check that a passage supports an answer
     checker: str = ""  # the LLM that checks, if it is not the generator
+    one_line_answers: bool = False  # as the examples in the prompt of a base model have
     passages: int = 200
     questions_per_passage: int = 2
     min_words: int = 30  # of a passage
@@ -173,7 +174,7 @@ def answer(asked: Sequence[Asked], settings: Settings, ask: Asker) -> None:
         "answers",
         [{"passage": passage.id, "question": question} for passage, question in new],
         [answer_prompt(settings, passage, question) for passage, question in new],
-        lambda reply: dict(zip(("answer", "finished"), parse_answer(reply))),
+        lambda reply: dict(zip(("answer", "finished"), parse_answer(reply, settings.one_line_answers))),
     )
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from groundtune.data.words import stem, telling_words, words
+from groundtune.data.evidence import support
 from groundtune.prepare.journal import Journal
 from groundtune.prepare.questions import Asked, Asker, Settings, fill
 from groundtune.prepare.written import own_part
@@ -16,22 +16,6 @@ from groundtune.schema import Document
 
 # Only at the end: a model may mention either verdict before.
 _VERDICT = re.compile(r"\[\[\s*(yes|no)\s*\]\][.\s]*\Z", re.IGNORECASE)
-
-
-def support(answer: str, question: str, passage: str) -> float:
-    """Of the words in the answer that are not in the question, the share that the passage contains, compared by stems.
-
-    Stop words do not count. 0 if the answer has a number that is in neither of the two: a wrong figure makes any
-    sentence wrong.
-    """
-    said = telling_words(answer)
-    asked, held = set(words(question)), set(words(passage))
-    if any(_is_number(word) and word not in held | asked for word in said):
-        return 0.0
-    asked_stems, held_stems = set(map(stem, asked)), set(map(stem, held))
-    stems = list(map(stem, said))
-    added = [one for one in stems if one not in asked_stems] or stems
-    return sum(one in held_stems for one in added) / len(added) if added else 0.0
 
 
 def check_support(asked: Sequence[Asked], settings: Settings, ask: Asker) -> None:
@@ -96,7 +80,3 @@ def verdicts_of(journal: Journal, settings: Settings) -> Mapping[tuple[str, str]
 def made_by(settings: Settings) -> str:
     """Hash of the checker and its prompt; verdicts of others stay in the journal but do not count."""
     return hashlib.sha256(f"{settings.checker}\n{_fenced(settings)}".encode()).hexdigest()[:12]
-
-
-def _is_number(word: str) -> bool:
-    return any(map(str.isdigit, word))

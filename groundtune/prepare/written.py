@@ -66,12 +66,13 @@ def own_part(reply: Reply) -> str:
     return reply.text if reply.finished else _NEXT_PASSAGE.split(f"\n{reply.text}", maxsplit=1)[0]
 
 
-def parse_answer(reply: Reply) -> tuple[str, bool]:
+def parse_answer(reply: Reply, one_line: bool = False) -> tuple[str, bool]:
     """The answer in a reply (empty if the reply says that there is none), and whether it was finished.
 
-    Text with which a base model continues after its answer is cut off.
+    Text with which a base model continues after its answer is cut off: the next example or, if the examples of its
+    prompt have answers of `one_line`, the next line. Such a model often repeats itself up to the token limit.
     """
-    first, *more = _NEXT_EXAMPLE.split(reply.text)
+    first, *more = reply.text.strip().split("\n") if one_line else _NEXT_EXAMPLE.split(reply.text)
     marked = _MARKED.match(first)
     answer = (marked["answer"] if marked else _LABEL.sub("", first.strip())).strip()
     return "" if _NO_ANSWER.fullmatch(answer) else answer, reply.finished or bool(more)

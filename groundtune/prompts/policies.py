@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from groundtune.data.evidence import repeats
 from groundtune.schema import Document, Example, Hit
 
 
@@ -23,6 +24,8 @@ class Passage:
 
 Passages = tuple[Passage, ...]
 Policy = Callable[[Example, Sequence[Hit], Random], Passages]
+# What a row teaches and reads: like a policy, but the example may become another.
+Draws = Callable[[Example, Sequence[Hit], Random], tuple[Example, Passages]]
 
 
 def kept(passages: Sequence[Passage], dropped: int = 0, required_dropped: int = 0) -> tuple[Document, ...]:
@@ -40,8 +43,8 @@ def gold_passages(example: Example, hits: Sequence[Hit] = (), rng: Random | None
     question, and not from an empty prompt.
     """
     if example.gold_documents:
-        return required_first(_distinct(example.gold_documents))
-    return required_first(droppable=_distinct(example.hard_negatives or [hit.document for hit in hits]))
+        return required_first(distinct(example.gold_documents))
+    return required_first(droppable=distinct(example.hard_negatives or [hit.document for hit in hits]))
 
 
 def reads_hits(example: Example) -> bool:
@@ -55,17 +58,17 @@ def augmented_passages(example: Example, hits: Sequence[Hit], rng: Random | None
     An unanswerable question without gold passages reads its hits, or else its hard negatives.
     """
     if not example.gold_documents:
-        return required_first(droppable=_distinct([hit.document for hit in hits] or example.hard_negatives))
+        return required_first(droppable=distinct([hit.document for hit in hits] or example.hard_negatives))
     at_most = len(hits) + 1
-    gold = _distinct(example.gold_documents)[:at_most]
+    gold = distinct(example.gold_documents)[:at_most]
     seen = {document.id for document in example.gold_documents}
-    retrieved = [d for d in _distinct(hit.document for hit in hits) if d.id not in seen]
+    retrieved = [d for d in distinct(hit.document for hit in hits) if d.id not in seen]
     return required_first(gold, retrieved[: at_most - len(gold)])
 
 
 def retrieved_passages(example: Example, hits: Sequence[Hit], rng: Random | None = None) -> Passages:
     """Evaluation and serving: the retrieved passages, best first. Gold passages are never added."""
-    return required_first(droppable=_distinct(hit.document for hit in hits))
+    return required_first(droppable=distinct(hit.document for hit in hits))
 
 
 def no_passages(example: Example, hits: Sequence[Hit], rng: Random | None = None) -> Passages:
@@ -73,17 +76,17 @@ def no_passages(example: Example, hits: Sequence[Hit], rng: Random | None = None
     return ()
 
 
-def gold_and_distractors(example: Example, hits: Sequence[Hit], rng: Random | None = None) -> Passages:
-    """Gold passages, then hard negatives and retrieved passages; in total as many as were retrieved.
+def gold_and_distractors(example: Example, hits: Sequence[Hit], rng: Random) -> Passages:
+    """Gold passages among hard negatives and retrieved passages; in total as many as were retrieved.
 
-    Gold comes first, as in SwR's training rows. If this scores lower than gold passages alone, the distractors are
-    the cause.
+    The order is random, but the same for every model, and gold passages stay together. If this scores lower than gold
+    passages alone, the distractors are the cause.
     """
-    gold = _distinct(example.gold_documents)
-    seen = {document.id for document in gold}
-    others = _distinct([*example.hard_negatives, *(hit.document for hit in hits)])
-    distractors = [document for document in others if document.id not in seen]
-    return required_first(gold, distractors[: max(len(hits) - len(gold), 0)])
+    gold = distinct(example.gold_documents)
+    others = distinct([*example.hard_negatives, *(hit.document for hit in hits)])
+    distractors = [document for document in others if not repeats(document, gold)][: max(len(hits) - len(gold), 0)]
+    rng.shuffle(distractors)
+    return as_one_block(gold, distractors, rng.randint(0, len(distractors)))
 
 
 # Contexts of an evaluation. Only `retrieved` is end to end; the others show how much the retriever costs.
@@ -95,7 +98,7 @@ CONTEXTS: dict[str, Policy] = {
 }
 
 
-def draw(seed: int, epoch: int, number: int) -> Random:
+def draw(seed: int, epoch: int, number: int | str) -> Random:
     """The random generator for one example in one epoch; equal arguments give equal draws, also after a resume."""
     return Random(f"{seed} {epoch} {number}")  # noqa: S311  is to be repeatable, unlike a secret
 
@@ -105,7 +108,14 @@ def required_first(required: Sequence[Document] = (), droppable: Sequence[Docume
     return (*(Passage(d) for d in required), *(Passage(d, droppable=True) for d in droppable))
 
 
-def _distinct(documents: Iterable[Document]) -> tuple[Document, ...]:
+def as_one_block(gold: Sequence[Document], others: Sequence[Document], before: int) -> Passages:
+    """Gold passages side by side, required, among droppable ones, `before` of which come first."""
+    first, last = required_first(droppable=others[:before]), required_first(droppable=others[before:])
+    return (*first, *required_first(gold), *last)
+
+
+def distinct(documents: Iterable[Document]) -> tuple[Document, ...]:
+    """The documents in their order, each once."""
     first: dict[str, Document] = {}
     for document in documents:
         first.setdefault(document.id, document)

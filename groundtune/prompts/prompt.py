@@ -19,8 +19,9 @@ from itertools import groupby
 from typing import Any, Protocol, cast
 
 from groundtune.aliases import Tokenizer
-from groundtune.arguments import PromptArguments
+from groundtune.arguments import TAUGHT, PromptArguments
 from groundtune.errors import ModelError
+from groundtune.prompts.citations import CITE, mark, numbered
 from groundtune.prompts.thoughts import MARKS, open_thought
 from groundtune.schema import ASSISTANT, USER, Document, Turn
 from groundtune.system.model_folders import why_not_loaded
@@ -62,6 +63,10 @@ class Prompt(Protocol):
         """The answer's ids; the last one is in `stop_ids`."""
 
     @property
+    def cites(self) -> bool:
+        """Whether passages are numbered, and answers marked with their numbers."""
+
+    @property
     def opened(self) -> str:
         """The beginning of the thought that prompts end in; empty if they end outside of thoughts."""
 
@@ -80,17 +85,23 @@ class Prompt(Protocol):
 def make_prompt(tokenizer: Tokenizer, arguments: PromptArguments) -> Prompt:
     """Prefix style if any prefix flag is given; else the tokenizer's chat template; else prefixes USER / ASSISTANT.
 
-    Raises `ModelError` for a chat template that fails, or leaves out what it is given.
+    Raises `ModelError` for a chat template that fails, or leaves out what it is given, and for marks of citations that
+    the tokenizer cannot write.
     """
     given = (arguments.user_prefix, arguments.assistant_prefix, arguments.sep_user, arguments.sep_sys)
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
     tokens = _Tokens(tokenizer, template + "".join(filter(None, given)))
+    cites = arguments.citations == TAUGHT
+    if cites and mark(12) not in tokens.spelt_out(f"So. {mark(12)}"):
+        problem = f"{tokenizer.name_or_path}: its tokenizer cannot write {mark(12)}"
+        raise ModelError(f"{problem}; with --citations afterwards, it does not have to")
     if tokenizer.chat_template and all(value is None for value in given):
-        prompt = ChatPrompt(tokens, arguments.instruction, arguments.thinking)
+        prompt = ChatPrompt(tokens, arguments.instruction, arguments.thinking, cites)
         prompt.check()
         return prompt
     defaults = ("USER", "ASSISTANT", " ", tokenizer.eos_token or "")
-    return PrefixPrompt(tokens, arguments.instruction, *(d if g is None else g for g, d in zip(given, defaults)))
+    prefixes = (d if g is None else g for g, d in zip(given, defaults))
+    return PrefixPrompt(tokens, arguments.instruction, cites, *prefixes)
 
 
 def request_prompt(tokenizer: Tokenizer) -> Prompt:
@@ -115,6 +126,7 @@ class PrefixPrompt:
 
     tokens: _Tokens
     instruction: str
+    cites: bool
     user_prefix: str
     assistant_prefix: str
     sep_user: str
@@ -130,7 +142,7 @@ class PrefixPrompt:
             f"{prefix[turn.speaker]}: {self.tokens.inert(turn.message)}{separator[turn.speaker]}"
             for turn in [*chat_history, Turn(USER, question)]
         )
-        opening = _opening(self.tokens.inert, self.instruction, passages)
+        opening = _opening(self.tokens.inert, self.instruction, passages, self.cites)
         opening += "\n\n" if opening else ""
         return self.tokens.encode_prompt(f"{opening}{turns}{self.assistant_prefix}:")
 
@@ -166,13 +178,14 @@ class ChatPrompt:
     tokens: _Tokens
     instruction: str
     thinking: str = "drop"
+    cites: bool = False
     style = "chat template"
 
     def prompt_ids(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> list[int]:
         if self.thinking == "drop" and self.problem:
             raise ModelError(self.problem)
         conversation = [Turn(t.speaker, self.tokens.inert(t.message)) for t in [*chat_history, Turn(USER, question)]]
-        turns = _alternating(_opening(self.tokens.inert, self.instruction, passages), conversation)
+        turns = _alternating(_opening(self.tokens.inert, self.instruction, passages, self.cites), conversation)
         # Nothing is added to what the template writes, not even BOS: so do transformers' `apply_chat_template`, and the
         # servers that apply the template themselves.
         return self.tokens.encode(self._before_answer(turns))
@@ -327,21 +340,21 @@ def to_continue(prompt: Prompt) -> dict[str, Any]:
 
 
 def chat_turns(
-    instruction: str, passages: Sequence[Document], chat_history: Sequence[Turn], question: str
+    instruction: str, passages: Sequence[Document], chat_history: Sequence[Turn], question: str, cites: bool = False
 ) -> list[Turn]:
     """The turns that `ChatPrompt` gives to a chat template, with alternating roles; used to export training files."""
-    opening = _opening(str, instruction, passages)
+    opening = _opening(str, instruction, passages, cites)
     return _alternating(opening, [*chat_history, Turn(USER, question)])
 
 
 def chat_messages(
-    instruction: str, passages: Sequence[Document], chat_history: Sequence[Turn], question: str
+    instruction: str, passages: Sequence[Document], chat_history: Sequence[Turn], question: str, cites: bool = False
 ) -> list[dict[str, str]]:
     """`chat_turns` as messages, for a server that applies its model's own chat template.
 
     The server's tokenizer is unknown here, so text that spells one of its special tokens is not changed.
     """
-    turns = chat_turns(instruction, passages, chat_history, question)
+    turns = chat_turns(instruction, passages, chat_history, question, cites)
     return [{"role": turn.speaker, "content": turn.message} for turn in turns]
 
 
@@ -355,7 +368,7 @@ def asked_of_template(
     """
     inert, instruction = prompt.tokens.inert, prompt.instruction
     turns = [Turn(turn.speaker, inert(turn.message)) for turn in [*chat_history, Turn(USER, question)]]
-    opening = _opening(inert, instruction, passages)
+    opening = _opening(inert, instruction, passages, prompt.cites)
     if prompt.style == "prefix":
         turns = [Turn(SYSTEM, opening)] * bool(opening) + turns
     else:
@@ -363,9 +376,12 @@ def asked_of_template(
     return [{"role": turn.speaker, "content": turn.message} for turn in turns]
 
 
-def _opening(inert: Callable[[str], str], instruction: str, passages: Sequence[Document]) -> str:
+def _opening(inert: Callable[[str], str], instruction: str, passages: Sequence[Document], cites: bool) -> str:
     """The text before the conversation; the same for every question about the same passages, so prefixes are shared."""
-    return "\n\n".join([instruction, *(inert(document.text) for document in passages)]).strip()
+    cites = cites and bool(passages)
+    texts = numbered(passages) if cites else [document.text for document in passages]
+    instruction = f"{instruction} {CITE}".strip() if cites else instruction
+    return "\n\n".join([instruction, *map(inert, texts)]).strip()
 
 
 def _alternating(opening: str, conversation: Sequence[Turn]) -> list[Turn]:

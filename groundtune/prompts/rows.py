@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import overload
 
 from groundtune.errors import DataError
-from groundtune.prompts.policies import Passages, Policy, draw, kept
+from groundtune.prompts.citations import taught
+from groundtune.prompts.policies import Draws, Passages, Policy, draw, kept
 from groundtune.prompts.prompt import Prompt
 from groundtune.schema import USER, Document, Example, Hit, Turn
 
@@ -28,12 +29,16 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Row:
-    """One training row: the model reads `prompt_ids + answer_ids` and learns `answer_ids`, end of turn included."""
+    """One training row: the model reads `prompt_ids + answer_ids` and learns `answer_ids`, end of turn included.
+
+    They are the ids of the text `answer`.
+    """
 
     prompt_ids: list[int]
     answer_ids: list[int]
     source: str
     left_out: LeftOut = LeftOut()
+    answer: str = ""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.answer_ids)
@@ -57,13 +62,22 @@ def encode_rows(
     Retrieved passages are dropped to fit. `shorten` first drops the earliest turns of the chat history, and at last
     gold passages after the first. Raises `DataError` that names every example that does not fit even then.
     """
-    answers = [prompt.answer_ids(example.answer) for example in examples]
+    every = [kept(these) for these in passages]
+    answers = [prompt.answer_ids(_answer(example, read, prompt)) for example, read in zip(examples, every, strict=True)]
     rooms = [max_length - len(ids) for ids in answers]
     questions = _fitted(examples, passages, prompt, rooms, max_length, shorten)
-    return [
-        Row(question.prompt_ids, ids, question.source, question.left_out)
-        for question, ids in zip(questions, answers, strict=True)
-    ]
+    rows = []
+    for example, read, question, ids in zip(examples, every, questions, answers, strict=True):
+        answer = _answer(example, question.read, prompt)
+        # Numbers of passages change if some are left out.
+        ids = ids if len(read) == len(question.read) else prompt.answer_ids(answer)
+        rows.append(Row(question.prompt_ids, ids, question.source, question.left_out, answer))
+    return rows
+
+
+def _answer(example: Example, read: Sequence[Document], prompt: Prompt) -> str:
+    """What a row teaches after these passages."""
+    return taught(example, read) if prompt.cites else example.answer
 
 
 def encode_questions(
@@ -96,8 +110,8 @@ class EpochRows(Sequence[Row]):
     """The training rows of one epoch at a time, for a policy that may choose different passages in each epoch.
 
     A row is a function of (seed, epoch, example), so a resumed run reads the same rows as an uninterrupted one. Rows
-    are encoded again only if their passages change. `encode` (such as `encode_rows`) and `policy` are the method's.
-    The constructor and `set_epoch` raise `DataError` if required passages do not fit.
+    are encoded again only if they change. `encode` (such as `encode_rows`) and `policy` are the method's; `draws`
+    takes the policy's place. The constructor and `set_epoch` raise `DataError` if required passages do not fit.
     """
 
     def __init__(
@@ -109,27 +123,32 @@ class EpochRows(Sequence[Row]):
         prompt: Prompt,
         max_length: int,
         seed: int,
+        draws: Draws | None = None,
     ):
         self._encode, self._prompt, self._max_length = encode, prompt, max_length
         self.policy, self.examples, self.hits, self.seed = policy, examples, hits, seed
-        self._passages = self._drawn(0)
-        self.of_epoch = encode(examples, self._passages, prompt, max_length)
+        self._draws = draws or (lambda example, hits, rng: (example, policy(example, hits, rng)))
+        self.drawn = self._drawn(0)
+        self.of_epoch = self._encoded(self.drawn)
 
     def set_epoch(self, epoch: int) -> None:
         """Set `of_epoch`, the list behind this sequence, to the rows of `epoch`; unchanged if no passages change."""
-        passages = self._drawn(epoch)
-        changed = [i for i, (old, new) in enumerate(zip(self._passages, passages)) if old != new]
+        drawn = self._drawn(epoch)
+        changed = [i for i, (old, new) in enumerate(zip(self.drawn, drawn)) if old != new]
         if changed:
-            examples, of_these = [self.examples[i] for i in changed], [passages[i] for i in changed]
-            rows = dict(zip(changed, self._encode(examples, of_these, self._prompt, self._max_length)))
+            rows = dict(zip(changed, self._encoded([drawn[i] for i in changed])))
             self.of_epoch = [rows.get(i, row) for i, row in enumerate(self.of_epoch)]
-        self._passages = passages
+        self.drawn = drawn
 
-    def _drawn(self, epoch: int) -> list[Passages]:
+    def _drawn(self, epoch: int) -> list[tuple[Example, Passages]]:
         return [
-            self.policy(example, found, draw(self.seed, epoch, i))
+            self._draws(example, found, draw(self.seed, epoch, i))
             for i, (example, found) in enumerate(zip(self.examples, self.hits, strict=True))
         ]
+
+    def _encoded(self, drawn: Sequence[tuple[Example, Passages]]) -> list[Row]:
+        examples, passages = [example for example, _ in drawn], [these for _, these in drawn]
+        return self._encode(examples, passages, self._prompt, self._max_length)
 
     def __len__(self) -> int:
         return len(self.of_epoch)

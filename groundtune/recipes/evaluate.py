@@ -28,6 +28,7 @@ from groundtune.evaluation.answering import (
 )
 from groundtune.evaluation.arguments import InferenceArguments
 from groundtune.evaluation.comparison import Comparison, compare
+from groundtune.evaluation.confidence import Thresholds, abstaining, curve, read_thresholds
 from groundtune.evaluation.evaluator import spread
 from groundtune.evaluation.judge import JudgePrompt, judged, open_judge, probe_judge, read_judge_prompts
 from groundtune.evaluation.outcomes import Rightness, outcome_counts, with_outcomes
@@ -63,6 +64,7 @@ class Evaluated:
     output_dir: Path
     checked: list[Checked] = field(default_factory=list)  # the conditions of --fail_under and --fail_over
     steps: list[Step] = field(default_factory=list)  # what the numbers mean, and which command comes next
+    abstention: dict[str, dict[str, Any]] = field(default_factory=dict)  # `confidence.curve` by context and system
 
     @property
     def context(self) -> str:
@@ -105,6 +107,7 @@ class Evaluated:
                 }
                 for context, by_system in self.evaluations.items()
             },
+            "abstention": self.abstention,
             "comparisons": [comparison.to_dict() for comparison in self.comparisons],
         }
 
@@ -120,6 +123,8 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     judges = read_judge_prompts(arguments.judge.judge_prompt) if arguments.judge.judge else []
     right = Rightness(arguments.answers.right_metric, arguments.answers.right_threshold)
     _check_right(right, judges)
+    if arguments.answers.abstain_below:
+        read_thresholds(arguments.answers.abstain_below)  # before hours of work, if there is a problem
     _check_replaces_no_training(arguments.output_dir)
     with alone(arguments.output_dir):
         return _evaluate(arguments, judges, right, on_progress)
@@ -145,12 +150,18 @@ def _evaluate(
             )
             durations[f"{name}, {one.context}"] = round(time.perf_counter() - begin, 3)
         del answer  # frees the model before the next one is loaded
+    curves = {
+        context: {name: curve(evaluation.predictions) for name, evaluation in by_system.items()}
+        for context, by_system in evaluations.items()
+    }
+    evaluations = _withheld(arguments, evaluations, notes)
     with disk_errors(output_dir):  # before judging, so that no answer is lost if the judge fails
         _write_predictions(output_dir, evaluations)
     evaluations = _judge(arguments, judges, evaluations, on_progress, durations)
     evaluations = {context: _with_outcomes(by_system, right) for context, by_system in evaluations.items()}
 
-    found = Evaluated(evaluations, _comparisons(evaluations, arguments.name), right, notes, output_dir)
+    comparisons = _comparisons(evaluations, arguments.name)
+    found = Evaluated(evaluations, comparisons, right, notes, output_dir, abstention=curves)
     checked = check_limits(found.end_to_end[MODEL], arguments.limits(), arguments.name)
     found = replace(found, checked=checked, steps=_steps(arguments, found))
     with disk_errors(output_dir):
@@ -179,6 +190,30 @@ def _answerers(arguments: InferenceArguments, asked: Sequence[Asked], notes: lis
     elif with_base:
         del model
         yield BASE, answer_here(arguments.base_model().open(prompt, pad_id), opening.bf16)
+
+
+def _withheld(
+    arguments: InferenceArguments, evaluations: dict[str, dict[str, Evaluation]], notes: list[str]
+) -> dict[str, dict[str, Evaluation]]:
+    """The evaluations with unlikely answers withheld, and `notes` on how many, if that is asked for."""
+    if not arguments.answers.abstain_below:
+        return evaluations
+    thresholds = read_thresholds(arguments.answers.abstain_below)
+    samples, wordings = arguments.evaluation.bootstrap_samples, arguments.evaluation.abstentions
+    found: dict[str, dict[str, Evaluation]] = {}
+    for context, by_system in evaluations.items():
+        for name, evaluation in by_system.items():
+            try:
+                least = thresholds[context, name]
+            except KeyError:
+                notes.append(f"{context}: no threshold was chosen for {name}, so it answers everything")
+                least = Thresholds()
+            found.setdefault(context, {})[name] = abstained = abstaining(evaluation, least, samples, wordings)
+            number = sum(bool(prediction.withheld) for prediction in abstained.predictions)
+            notes.append(f"{context}: {number} of {evaluation.n} answers of {name} are withheld ({least})")
+            if least.logprob is not None and all(p.logprob is None for p in evaluation.predictions):
+                notes.append(f"{context}: the server gave no log-probabilities, so only the retrieval score counts")
+    return found
 
 
 def _judge(
@@ -339,6 +374,7 @@ def _write(
         references={
             _system(context, MODEL): _system(context, BASE) for (context, name), _ in _all(found) if name == BASE
         },
+        abstention=found.abstention,
     )
 
 

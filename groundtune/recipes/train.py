@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ from typing import Any, cast
 from transformers import PrinterCallback, set_seed
 
 from groundtune.aliases import Model
-from groundtune.arguments import REWRITE, DataArguments
+from groundtune.arguments import OFF, REWRITE, DataArguments
 from groundtune.data.checks import counts, place
 from groundtune.data.files import in_the_way, sha256_of
 from groundtune.errors import DataError
@@ -98,7 +98,7 @@ def _train(arguments: RunArguments, run: dict[str, Any], checkpoint: Checkpoint 
         hits, seconds, told = found
         notes += told
 
-    rows = _encoded(method, arguments, examples, hits, prompt)
+    rows = _encoded(method, arguments, diagnosis.dataset.documents, examples, hits, prompt)
     notes += _shortened(rows)
     run = run | rows_identity(rows["train"])
     if checkpoint is not None:
@@ -184,6 +184,7 @@ def _evaluators(
             bootstrap_samples=arguments.evaluation.bootstrap_samples,
             abstentions=arguments.evaluation.abstentions,
             shorten=arguments.data.too_long == "shorten",
+            **({} if arguments.prompt.citations == OFF else {"citations": arguments.prompt.citations}),
         )
         for split in ("eval", "test")
     }
@@ -207,15 +208,23 @@ def _is_quiet(arguments: RunArguments) -> bool:
 def _encoded(
     method: Method,
     arguments: RunArguments,
+    documents: list[Document],
     examples: dict[str, list[Example]],
     hits: dict[str, list[tuple[Hit, ...]]],
     prompt: Prompt,
 ) -> dict[str, EpochRows]:
-    """The training and evaluation rows."""
+    """The training and evaluation rows; the latter keep their gold, as the name of their loss says."""
     max_length, seed = arguments.data.max_seq_length, arguments.training.seed
     encode = partial(method.encode, shorten=arguments.data.too_long == "shorten")
+    flags, k = arguments.passages, arguments.retrieval.embedding_max_num_to_retrieve
+    draws = {
+        "train": method.draws(flags, k, documents),
+        "eval": method.draws(replace(flags, gold_dropout=0.0), k, documents),
+    }
     return {
-        split: EpochRows(encode, method.policy, examples[split], hits[f"{split} rows"], prompt, max_length, seed)
+        split: EpochRows(
+            encode, method.policy, examples[split], hits[f"{split} rows"], prompt, max_length, seed, draws[split]
+        )
         for split in ("train", "eval")
     }
 
@@ -362,9 +371,10 @@ def _retrieve(
     retrieval, folder = arguments.retrieval, index_folder(arguments.data)
     for_evaluation = evaluation_model(retrieval)
     searches = {split: (for_evaluation, retrieval.eval_num_to_retrieve) for split in ("eval", "test")}
-    if method.retrieves:
+    if method.searches(arguments.passages):
         model = retrieval.embedding_model or for_evaluation
-        searches |= {f"{s} rows": (model, retrieval.embedding_max_num_to_retrieve) for s in ("train", "eval")}
+        depth = arguments.passages.searched(retrieval.embedding_max_num_to_retrieve)
+        searches |= {f"{s} rows": (model, depth) for s in ("train", "eval")}
     elif any(reads_hits(example) for split in ("train", "eval") for example in examples[split]):
         searches |= {f"{s} rows": searches["eval"] for s in ("train", "eval")}
     splits = dict.fromkeys(name.split()[0] for name in searches)
@@ -415,7 +425,7 @@ def _row_counts(diagnosis: Diagnosis) -> dict[str, int]:
 def _record(arguments: RunArguments, durations: dict[str, float], rows: dict[str, int]) -> dict[str, Any]:
     groups = {
         name: asdict(getattr(arguments, name))
-        for name in ("data", "retrieval", "prompt", "model", "evaluation", "logger", "output")
+        for name in ("data", "retrieval", "passages", "prompt", "model", "evaluation", "logger", "output")
     }
     everything = {"method": arguments.method, **groups, "training": arguments.training.to_dict()}
     files = ("train_file", "eval_file", "test_file", "full_dataset_file_path")

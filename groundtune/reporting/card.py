@@ -14,6 +14,7 @@ from typing import Any
 
 from groundtune.arguments import (
     MAXSIM,
+    TAUGHT,
     DataArguments,
     EvaluationArguments,
     PromptArguments,
@@ -22,8 +23,19 @@ from groundtune.arguments import (
 )
 from groundtune.evaluation.verdicts import F1
 from groundtune.methods import METHODS
+from groundtune.prompts.citations import CITE
 from groundtune.reporting.markdown import md, md_fence, md_list, md_table
-from groundtune.reporting.results import HOW_TO_READ, Results, comparison, flat, for_scale, notes, questions, warning
+from groundtune.reporting.results import (
+    HOW_TO_READ,
+    Results,
+    comparison,
+    flat,
+    for_scale,
+    notes,
+    passages_of_rows,
+    questions,
+    warning,
+)
 from groundtune.system.servers import server_kind
 
 PREFIXES = ("user_prefix", "assistant_prefix", "sep_user", "sep_sys")
@@ -48,7 +60,7 @@ _SERVING = (
             "rewriter_model",
         ),
     ),
-    (PromptArguments, (*PREFIXES, "instruction")),
+    (PromptArguments, (*PREFIXES, "instruction", "citations")),
     (EvaluationArguments, ("max_new_tokens",)),
 )
 
@@ -129,6 +141,8 @@ def loading_code(record: Mapping[str, Any]) -> str:
     if adapter and arguments.get("gguf_file"):
         options += f", gguf_file={arguments['gguf_file']!r}"
     instruction = arguments.get("instruction", PromptArguments().instruction)
+    cites = arguments.get("citations") == TAUGHT
+    instruction = f"{instruction} {CITE}".strip() if cites else instruction
     lines = [
         "from peft import AutoPeftModelForCausalLM" if adapter else "",
         f"from transformers import {imports}",
@@ -138,6 +152,7 @@ def loading_code(record: Mapping[str, Any]) -> str:
         f"model = {loader}.from_pretrained(name, {options}).eval()",
         "",
         'passages = ["Title: Returns\\nReturns are accepted within 60 days."]  # the best first',
+        *(['passages = [f"⟦{i}⟧ {passage}" for i, passage in enumerate(passages, 1)]'] if cites else []),
         'question = "Can I return it?"',
         f'opening = "\\n\\n".join([{instruction!r}, *passages])',
         *_prompt_lines(record),
@@ -222,6 +237,7 @@ def _facts(results: Results, arguments: Mapping[str, Any]) -> dict[str, str]:
     shown = {
         "Base model": f"{base}{revision}" if on_hub else f"{base} (a local folder)" if base else "",
         "Trained by": how,
+        "Passages of a row": passages_of_rows(arguments),
         "Checkpoint": "the last weights" if step is None else f"step {step}, best {results.selection_metric}",
         "Retriever": f"{found_by}, {passages} passages per question",
         "Prompt": _style(record),

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from groundtune.data.files import write_text
-from groundtune.evaluation.abstention import ANSWERABLE as REFUSED
 from groundtune.evaluation.comparison import HOW_TO_READ, Comparison
+from groundtune.evaluation.confidence import Thresholds
 from groundtune.evaluation.outcomes import OUTCOMES, WITHOUT_ANSWER, WITHOUT_PASSAGES
-from groundtune.evaluation.verdicts import F1
+from groundtune.evaluation.verdicts import ERRORS, F1
 from groundtune.reporting.answers import SAMPLED, side_by_side
-from groundtune.reporting.plots import differences_plot, systems_plot
+from groundtune.reporting.plots import abstention_plot, differences_plot, systems_plot
 from groundtune.reporting.report import (
     callout,
     html_change,
@@ -54,11 +54,13 @@ def write_comparisons(
     answers: Mapping[str, Sequence[Prediction]] | None = None,
     references: Mapping[str, str] | None = None,
     people: People | None = None,
+    abstention: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Write the page, the same numbers as JSON beside it under the same name, and a page with all answers.
 
     `verdict` is the comparison whose verdict comes first, by default the only one. `answers` are those of all systems,
     by default of the first comparison, and `references` what each system is compared with, by default the first.
+    `abstention`: by context and system, what thresholds on the likelihood of answers would do (`confidence.curve`).
     """
     path = Path(path)
     content = {"facts": dict(facts), "notes": list(notes), "comparisons": [c.to_dict() for c in comparisons]}
@@ -76,6 +78,7 @@ def write_comparisons(
         f'<dl class="facts">{html_pairs(facts)}</dl>\n',
         _html_people(people) if people else "",
         *(_section(c, heading, f"c{i}", c is not above) for i, (c, heading) in enumerate(zip(comparisons, headings))),
+        _html_abstention(abstention or {}),
         f'<section id="answers"><h2>{min(SAMPLED, first.n)} answers, picked at random</h2><p class="small">With the '
         f'passages that were read. <a href="{quote(answers_beside(path).name)}">All answers, with filters</a></p>'
         f'<div class="answers">{html_sample(side_by_side(systems))}</div></section>',
@@ -165,7 +168,7 @@ def comparison_table(comparison: Comparison, only: Collection[str] = ()) -> Tabl
 def essential(comparison: Comparison) -> list[str]:
     """The labels of the metrics that fit on one screen: what the verdict rests on, and the usual suspects."""
     recalls = [metric for metric in comparison.labels if "/recall@" in metric]
-    shown = [F1, "generation/contradiction", "generation/unfinished", REFUSED, *recalls[-1:]]
+    shown = [F1, "generation/contradiction", "generation/unfinished", *ERRORS, *recalls[-1:]]
     return [label for m, label in comparison.labels.items() if m in shown or m.startswith("judge/")]
 
 
@@ -272,6 +275,43 @@ def _html_outcomes(comparison: Comparison) -> str:
         f'<h3>What became of each question</h3><table class="outcomes"><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table>"
     )
+
+
+def _html_abstention(abstention: Mapping[str, Mapping[str, Any]]) -> str:
+    """What thresholds would do to both error rates, if there were unanswerable questions; else empty."""
+    plots = "".join(
+        abstention_plot(f"{context}, by {_BY[signal]}", {name: found[signal] for name, found in by_system.items()})
+        for context, by_system in abstention.items()
+        for signal in _BY
+        if all("chosen" in found and len(found[signal]) > 1 for found in by_system.values())
+    )
+    how = (
+        "Each point is a threshold: answers below it are withheld. Chosen is the pair of thresholds with the highest "
+        "token F1 on these questions; to use it on others, give this folder to --abstain_below."
+    )
+    chosen = "".join(
+        f"<li>{escape(f'{context}, {name}: {_chosen(found)}')}</li>"
+        for context, by_system in abstention.items()
+        for name, found in by_system.items()
+        if "chosen" in found
+    )
+    if not plots:
+        return ""
+    return (
+        f'<section><h2>If unlikely answers were withheld</h2><p class="small">{escape(how)}</p><ul>{chosen}</ul>'
+        f'<div class="pair">{plots}</div></section>'
+    )
+
+
+def _chosen(found: Mapping[str, Any]) -> str:
+    point = found["chosen"]
+    return (
+        f"{Thresholds(point['logprob'], point['score'])}: token F1 {point['f1']:.2f}, unanswerable answered "
+        f"{point['unanswerable_answered']:.2f}, answerable refused {point['answerable_refused'] or 0:.2f}"
+    )
+
+
+_BY = {"logprob": "mean log-probability", "score": "retrieval score"}
 
 
 def _html_answers(comparison: Comparison, name: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from groundtune.evaluation.abstention import ANSWERABLE as REFUSED
+from groundtune.evaluation.abstention import REFUSED
 from groundtune.evaluation.outcomes import KNEW, LUCKY, MISSED, RIGHT, WRONG, Rightness, with_outcomes
 from groundtune.evaluation.statistics import FEWEST_PASSAGES, PairedDifference
 from groundtune.methods import METHODS

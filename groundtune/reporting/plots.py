@@ -97,6 +97,25 @@ def differences_plot(
     return _figure(f"differences {title}", (3.7, height), caption, explanation, alt, draw)
 
 
+def abstention_plot(title: str, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Both error rates at each threshold, a line per system; a point at the lower left would be perfect."""
+    refused, answered = "answerable_refused", "unanswerable_answered"
+
+    def draw(axes: Axes) -> None:
+        for i, (name, points) in enumerate(curves.items()):
+            x, y = ([point[rate] or 0.0 for point in points] for rate in (refused, answered))
+            colour = _COLOURS["base" if name == "base" else "tuned"]
+            axes.plot(x, y, _MARKS[i % len(_MARKS)] + "-", color=colour, ms=3, label=_short(name), clip_on=False)
+        axes.set_xlabel("answerable, refused")
+        axes.set_ylabel("unanswerable, answered")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        _legend(axes, 2)
+
+    without = "; ".join(f"{name}: {points[0][answered]:.2f} unanswerable answered" for name, points in curves.items())
+    return _figure(f"abstention {title}", (3.7, 3.4), f"Error rates, {title}", "", f"No threshold: {without}", draw)
+
+
 def _short(name: str) -> str:
     """A name shortened for the legend; keeps its end, where paths differ."""
     return name if len(name) <= 30 else f"…{name[-29:]}"

@@ -27,7 +27,6 @@ from groundtune.reporting.markdown import md, md_fence, md_list, md_table
 from groundtune.reporting.next_steps import Known, Step, next_steps
 from groundtune.reporting.plots import dot_plot, loss_plot, metric_plot
 from groundtune.reporting.results import (
-    EVALUATION_COLUMNS,
     HOW_TO_READ,
     Results,
     comparison,
@@ -160,7 +159,7 @@ def _markdown(results: Results) -> str:
         for row in comparison(results)
     ]
     gained, lost = gained_and_lost(results)
-    during, shown = evaluations(results), sampled(side_by_side(_both(results)))
+    (columns, during), shown = evaluations(results), sampled(side_by_side(_both(results)))
     blocks = [
         "# Groundtune report",
         f"**{md(results.verdict)}.**",
@@ -172,7 +171,7 @@ def _markdown(results: Results) -> str:
         md(for_scale(results)),
         md(HOW_TO_READ),
         *(["## Notes", "\n".join(remarks)] if remarks else []),
-        *(["## During training", md_table(EVALUATION_COLUMNS, during)] if during else []),
+        *(["## During training", md_table(columns, during)] if during else []),
         f"## {len(shown)} answers, picked at random", *map(_md_answer, shown),
         "## Answers that gained most", _md_changes(gained),
         "## Answers that lost most", _md_changes(lost),
@@ -321,8 +320,9 @@ def _html_metrics(results: Results) -> str:
 
 
 def _html_evaluations(results: Results) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in EVALUATION_COLUMNS)
-    rows = "".join(map(html_cells, evaluations(results)))
+    columns, during = evaluations(results)
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    rows = "".join(map(html_cells, during))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 

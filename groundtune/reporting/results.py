@@ -6,27 +6,27 @@ import math
 import numbers
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groundtune.arguments import reranked_by
-from groundtune.evaluation.abstention import note
+from groundtune.arguments import PassageArguments, reranked_by
+from groundtune.evaluation.abstention import ANSWERED, note
 from groundtune.evaluation.metrics import token_f1
 from groundtune.evaluation.statistics import Interval, PairedDifference
 from groundtune.evaluation.verdicts import (
-    ABSTENTION,
-    CHECKS,
+    ERRORS,
     F1,
     HOW_MEASURED,
     MOST,
-    SCORES,
+    OF_ANSWERS,
     Change,
     _is_time,
     alike,
     differences,
     most_changed,
+    shown,
     verdict,
 )
 from groundtune.methods import METHODS
@@ -45,7 +45,6 @@ HOW_TO_READ = (
     "The retriever is frozen (not trained), so its scores are the same for both models. Seconds are a single timing "
     "and have no interval."
 )
-EVALUATION_COLUMNS = ("Step", "Training loss", "Loss with gold passage", "Token F1", "ROUGE-L")
 
 
 @dataclass(frozen=True)
@@ -119,8 +118,8 @@ def comparison(results: Results) -> list[MetricRow]:
     retrieval = {f"retrieval/recall@{k}": f"Recall@{k}" for k in ks[:1] + ks[-1:]} | {"retrieval/mrr": "MRR"}
     return [
         _row(results, group, label, metric)
-        for group, labels in (("Answers", SCORES | CHECKS | ABSTENTION), ("Retrieval", retrieval), ("Cost", _COST))
-        for metric, label in labels.items()
+        for group, labels in (("Answers", OF_ANSWERS), ("Retrieval", retrieval), ("Cost", _COST))
+        for metric, label in shown(labels, results.base, results.tuned).items()
         if metric in results.base.metrics
     ]
 
@@ -161,19 +160,25 @@ def verdict_word(found: PairedDifference, metric: str) -> str:
     return {"better": "fewer", "worse": "more"}.get(word, word) if metric == "generation/new_tokens" else word
 
 
-def evaluations(results: Results) -> list[list[str]]:
-    """A row per evaluation during training; its training loss is the mean of those logged since the previous row."""
-    rows, losses = [], []
+def evaluations(results: Results) -> tuple[list[str], list[list[str]]]:
+    """The column names, and a row per evaluation during training; its training loss is the mean of those logged since
+    the previous row."""
+    rows: list[list[str]] = []
+    losses: list[float] = []
+    columns = {GOLD_LOSS: "Loss with gold passage", f"eval_{F1}": "Token F1"}
+    if any(f"eval_{ANSWERED}" in row for row in results.history):
+        columns |= {f"eval_{name}": label for name, label in ERRORS.items()}
+    columns["eval_generation/rougeL"] = "ROUGE-L"
     for row in merged_history(results.history):
         losses += [row["loss"]] if finite(row.get("loss")) else []
         if f"eval_{F1}" in row or GOLD_LOSS in row:
             values = [sum(losses) / len(losses) if losses else None]
-            values += [row.get(name) for name in (GOLD_LOSS, f"eval_{F1}", "eval_generation/rougeL")]
+            values += map(row.get, columns)
             shown = ["" if value is None else f"{value:.3f}" for value in values]
             step = f"{row['step']} (chosen)" if row["step"] == results.best_step else str(row["step"])
             rows.append([step, *shown])
             losses = []
-    return rows
+    return ["Step", "Training loss", *columns.values()], rows
 
 
 def facts(results: Results) -> dict[str, str]:
@@ -191,6 +196,7 @@ def facts(results: Results) -> dict[str, str]:
     shown = {
         "Model": model,
         "Trained by": trained_by + (", LoRA" if arguments.get("use_peft") else ""),
+        "Passages of a row": passages_of_rows(arguments),
         "Checkpoint": step,
         "Questions": questions(results.base) + (f", from {test}" if test else ""),
         "Training file": arguments.get("train_file"),
@@ -199,6 +205,18 @@ def facts(results: Results) -> dict[str, str]:
         "Seed": results.record.get("seed"),
     }
     return {name: str(value) for name, value in shown.items() if value not in (None, "")}
+
+
+def passages_of_rows(arguments: Mapping[str, Any]) -> str:
+    """How flags chose the passages of training rows, in words; empty if the method did."""
+    flags = PassageArguments(**{one.name: arguments[one.name] for one in fields(PassageArguments)
+                                if one.name in arguments})  # fmt: skip
+    if not flags.given:
+        return ""
+    number = flags.num_distractors
+    distractors = f"{'' if number is None else f'{number} '}distractor{'' if number == 1 else 's'}"
+    dropped = f"; without gold in {100 * flags.gold_dropout:.0f} % of the rows" if flags.gold_dropout else ""
+    return f"{flags.passage_order.replace('_', ' ')}; {distractors}: {', '.join(flags.distractors)}{dropped}"
 
 
 def _short(path: str | None) -> str:

@@ -81,7 +81,10 @@ def identity(arguments: Arguments[TrainingArguments]) -> dict[str, Any]:
     Two starts with the same identity are the same run, wherever its files are. Raises `DataError` if a file cannot be
     read.
     """
-    groups = (arguments.data, arguments.retrieval, arguments.prompt, arguments.model, arguments.evaluation)
+    groups = (
+        arguments.data, arguments.retrieval, arguments.passages, arguments.prompt, arguments.model,
+        arguments.evaluation,
+    )  # fmt: skip
     values = {"method": arguments.method, "number of processes": arguments.training.world_size}
     return identity_of((*groups, arguments.training), values)
 

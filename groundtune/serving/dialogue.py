@@ -6,9 +6,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from groundtune.arguments import room_for_prompt
+from groundtune.arguments import OFF, TAUGHT, room_for_prompt
 from groundtune.data.files import read_documents
 from groundtune.evaluation.arguments import InferenceArguments
+from groundtune.evaluation.citations import marked
 from groundtune.model.endpoint import Endpoint
 from groundtune.prompts.policies import Passages, kept, retrieved_passages
 from groundtune.prompts.prompt import Prompt, chat_messages, make_prompt, to_continue
@@ -72,7 +73,8 @@ class Dialogue:
     """A dialogue; each question is asked with the earlier turns.
 
     `write` answers an example from retrieved passages: it returns the passages in the prompt, and an iterator over
-    the words. `finished` says whether the last answer came to its end within --max_new_tokens.
+    the words. `finished` says whether the last answer came to its end within --max_new_tokens; `answer` is it without
+    marks of passages, and `cited` with them, if there are `citations`.
     """
 
     retriever: Retriever
@@ -81,6 +83,9 @@ class Dialogue:
     write: Write
     turns: list[Turn] = field(default_factory=list)
     finished: bool = True
+    citations: str = OFF
+    answer: str = ""
+    cited: str = ""
     rewrite: Rewrite | None = None
 
     def ask(self, question: str) -> tuple[list[Source], Iterator[str]]:
@@ -91,12 +96,16 @@ class Dialogue:
         example = Example(question, "", (), tuple(self.turns), source="your question")
         hits = retrieve(self.retriever, [example], self.k, self.query_history, self.rewrite)[0]
         read, words = self.write(example, retrieved_passages(example, hits))
-        return sources_of(read, hits), self._kept(question, words)
+        return sources_of(read, hits), self._kept(question, words, read)
 
-    def _kept(self, question: str, words: Words) -> Iterator[str]:
+    def _kept(self, question: str, words: Words, read: Sequence[Document]) -> Iterator[str]:
         said: list[str] = []
         self.finished = yield from _noted(words, said)
-        self.turns += [Turn(USER, question), Turn(ASSISTANT, "".join(said))]
+        self.answer, self.cited = "".join(said), ""
+        if self.citations != OFF:
+            found = marked(self.answer, read, self.citations)
+            self.answer, self.cited = found.answer, found.marked
+        self.turns += [Turn(USER, question), Turn(ASSISTANT, self.answer)]
 
 
 def _noted(words: Words, said: list[str]) -> Words:
@@ -123,6 +132,7 @@ def open_dialogue(arguments: InferenceArguments) -> Dialogue:
         retrieval.eval_num_to_retrieve,
         retrieval.query_history,
         _writer(arguments),
+        citations=arguments.prompt.citations,
         rewrite=rewriter.queries if rewriter else None,
     )
 
@@ -130,7 +140,8 @@ def open_dialogue(arguments: InferenceArguments) -> Dialogue:
 def _writer(arguments: InferenceArguments) -> Write:
     new = arguments.evaluation.max_new_tokens
     if arguments.api == "chat":
-        return _by_chat(arguments.generator_endpoint(), arguments.prompt.instruction, new)
+        prompt_flags = arguments.prompt
+        return _by_chat(arguments.generator_endpoint(), prompt_flags.instruction, new, prompt_flags.citations == TAUGHT)
     opening = arguments.answering_model()
     tokenizer = opening.open_tokenizer()
     prompt = make_prompt(tokenizer, arguments.prompt)
@@ -158,10 +169,10 @@ def fitted(example: Example, passages: Passages, prompt: Prompt, room: int) -> Q
     return question
 
 
-def _by_chat(endpoint: Endpoint, instruction: str, new: int) -> Write:
+def _by_chat(endpoint: Endpoint, instruction: str, new: int, cites: bool) -> Write:
     def write(example: Example, passages: Passages) -> tuple[Sequence[Document], Words]:
         read = kept(passages)
-        messages = chat_messages(instruction, read, example.chat_history, example.question)
+        messages = chat_messages(instruction, read, example.chat_history, example.question, cites)
         return read, endpoint.stream(messages, new)
 
     return write

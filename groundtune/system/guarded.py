@@ -123,6 +123,7 @@ GUARDED = (
     Guarded("python", "argparse:ArgumentParser", {
         "_actions": "the flags of a parser, for old spellings and for what is closest to a wrong one",
         "_option_string_actions": "how a flag in a file is spelt on a command line",
+        "_add_action": "retriever training takes the flags of TrainingArguments that its help does not show",
     }),
     Guarded("python", "argparse:HelpFormatter", {
         "_format_action_invocation": "one spelling of each flag in the help",

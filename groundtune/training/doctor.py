@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, cast
 
 from groundtune.aliases import Tokenizer
@@ -134,6 +134,7 @@ def diagnose(arguments: Arguments) -> Diagnosis:
     findings = check_texts(dataset)
     findings += _texts_not_read(arguments, dataset)
     findings += _declining_answers(dataset, arguments.evaluation.abstentions)
+    findings += _unknown_abstention(arguments)
     findings += _languages(arguments, dataset)
     tokenizer, prompt = None, None
     table: dict[str, RowCounts] = {}
@@ -156,7 +157,7 @@ def diagnose(arguments: Arguments) -> Diagnosis:
         findings += _questions_over_budget(arguments, dataset, prompt)
         rows = _rows(arguments, dataset, next(iter(table), "train"), prompt, [])
     findings = in_order(dict.fromkeys(findings), dataset)
-    estimated = METHODS[arguments.method].retrieves and bool(dataset.documents)
+    estimated = METHODS[arguments.method].searches(arguments.passages) and bool(dataset.documents)
     return Diagnosis(dataset, findings, tokenizer, prompt, next(rows, None), table, estimated)
 
 
@@ -172,6 +173,14 @@ def _declining_answers(dataset: Dataset, wordings: str) -> Iterator[Finding]:
             if example.answerable and abstains(example.answer, (), wordings):
                 message = 'declines to answer; write "answerable": false if the documents lack the answer, or answer it'
                 yield Finding(WARNING, "declining-answer", example.source, "gold_answer", message)
+
+
+def _unknown_abstention(arguments: Arguments) -> Iterator[Finding]:
+    """A finding if the model learns to abstain in words that an evaluation would take for an answer."""
+    taught = arguments.passages.abstention
+    if arguments.passages.gold_dropout and not abstains(taught, (), arguments.evaluation.abstentions):
+        message = f"{taught[:60]!r} would count as an answer; add the wording to a file, and give it with --abstentions"
+        yield Finding(WARNING, "unknown-abstention", "--abstention", "", message)
 
 
 def row_counts(rows: Iterable[Row], prompt: Prompt, tokenizer: Tokenizer) -> RowCounts | None:
@@ -210,15 +219,17 @@ def _quantiles(values: Sequence[int]) -> dict[str, int]:
 def _rows(arguments: Arguments, dataset: Dataset, split: str, prompt: Prompt, findings: list[Finding]) -> Iterator[Row]:
     """The rows that fit into the length budget; the others become findings."""
     method, k, data = METHODS[arguments.method], arguments.retrieval.embedding_max_num_to_retrieve, arguments.data
+    flags = arguments.passages if split == "train" else replace(arguments.passages, gold_dropout=0.0)
+    draws, searched = method.draws(flags, k, dataset.documents), flags.searched(k) if method.searches(flags) else 0
     for i, example in enumerate(dataset.examples.get(split, [])):
-        hits = _stand_ins(dataset.documents, i, k) if method.retrieves else ()
+        hits = _stand_ins(dataset.documents, i, searched)
         try:
-            passages = method.policy(example, hits, draw(arguments.training.seed, 0, i))
+            example, passages = draws(example, hits, draw(arguments.training.seed, 0, i))
             (row,) = method.encode([example], [passages], prompt, data.max_seq_length, data.too_long == "shorten")
         except DataError as error:
             findings += _too_long(error, example, "row", data.too_long)
             continue
-        if (learnt := what_else_is_learnt(row, example.answer, prompt)) is not None:
+        if (learnt := what_else_is_learnt(row, row.answer or example.answer, prompt)) is not None:
             message = f"would teach {learnt[:60]!r} instead of the gold answer; correct the chat template"
             findings.append(Finding(ERROR, "other-answer", example.source, "row", message))
         yield row
@@ -297,7 +308,8 @@ def _texts_not_read(arguments: Arguments, dataset: Dataset) -> Iterator[Finding]
             continue
         if limit is not None and dataset.documents:
             yield from _passages_not_read(limit, dataset)
-            evaluates, trains = name == evaluation_model(retrieval), method.retrieves and flag == "embedding_model"
+            evaluates = name == evaluation_model(retrieval)
+            trains = method.searches(arguments.passages) and flag == "embedding_model"
             searched = {"train": trains, "eval": evaluates or trains, "test": evaluates}
             for split, examples in dataset.examples.items():
                 if searched[split]:
@@ -331,6 +343,7 @@ def _languages(arguments: Arguments, dataset: Dataset) -> Iterator[Finding]:
     files = {"full_dataset_file_path": [document.text for document in dataset.documents]}
     files |= {f"{split}_file": [example.answer for example in found] for split, found in dataset.examples.items()}
     unanswerable = any(not example.answerable for found in dataset.examples.values() for example in found)
+    unanswerable = unanswerable or bool(arguments.passages.gold_dropout)
     told: set[str] = set()
     for flag, texts in files.items():
         some = texts[:: max(1, len(texts) // _SAMPLE)]
@@ -402,9 +415,11 @@ def _marked(row: tuple[str, str, str] | None) -> str:
 def doctor_command(arguments: Arguments) -> str:
     """The `groundtune doctor` command for these arguments, with every flag that is not at its default."""
     words = ["groundtune", "doctor", arguments.method]
-    for group in (arguments.data, arguments.retrieval, arguments.prompt, arguments.model, arguments.evaluation):
+    of_method = METHODS[arguments.method].defaults
+    groups = ("data", "retrieval", "passages", "prompt", "model", "evaluation")
+    for group in (getattr(arguments, name) for name in groups):
         for one in fields(group):
-            default = one.default if one.default_factory is MISSING else one.default_factory()
+            default = of_method.get(one.name, one.default if one.default_factory is MISSING else one.default_factory())
             value = getattr(group, one.name)
             if value != default and value is not None:
                 words += [f"--{one.name}", *map(str, value if isinstance(value, list) else [value])]

@@ -398,7 +398,7 @@ def no_question_prompt(patch: Patch, world: World) -> None:
 
 def keyed_by_text(patch: Patch, world: World) -> None:
     """vectors cached by text alone"""
-    patch.setattr(index, "_fingerprint", lambda settings: "texts")
+    patch.setattr(index, "fingerprint", lambda settings: "texts")
 
 
 def not_normalised(patch: Patch, world: World) -> None:

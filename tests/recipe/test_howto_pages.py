@@ -66,6 +66,8 @@ def world(names, tmp_path_factory) -> Path:
         shutil.copy(folder / f"{split}.jsonl", folder / f"{split}_w_qa.jsonl")
     examples = [example.to_dict() for example in tiny_examples()]
     write_jsonl(folder / "examples.jsonl", examples)
+    without = {"question": "What does it cost?", "gold_answer": "Not said.", "gold_docs": [], "answerable": False}
+    write_jsonl(folder / "dev.jsonl", [*examples[:2], without])
     shutil.copy(folder / "documents.jsonl", folder / "documents_old.jsonl")
     chat = [{"role": "user", "content": "When?"}, {"role": "assistant", "content": "At nine."}]
     passage = {"documents": ["The library opens at nine."]}

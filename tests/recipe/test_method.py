@@ -16,12 +16,14 @@ from test_recipes import flags, lines
 
 import groundtune.methods
 from groundtune.cli import main
+from groundtune.commands.parsing import parse_arguments
 from groundtune.evaluation.evaluator import EndToEndEvaluator
 from groundtune.methods import METHODS, SWR
 from groundtune.model.loading import load_model
 from groundtune.prompts.policies import Passage, Passages, augmented_passages
 from groundtune.schema import Example, Hit
 from groundtune.system.signals import Stopped
+from groundtune.training.doctor import doctor_command
 from groundtune.training.trainer import QATrainer
 
 NAME = "shuffled"
@@ -121,27 +123,26 @@ def test_a_run_of_a_method_that_is_no_longer_known_loads_and_answers(words, tmp_
     assert not lines(folder / "evaluation/predictions/retrieved.jsonl")[0]["answer"].endswith(f"[by {NAME}]")
 
 
-@pytest.fixture
-def noting(method, monkeypatch):
-    """The method, noting the prompts of every training batch."""
+@pytest.fixture(params=[NAME, "raft"])
+def noting(request, method, monkeypatch):
+    """The name of a method that notes the prompts of every training batch."""
 
     def collate(rows, pad_id, **how):
         READ.append([tuple(row.prompt_ids) for row in rows])
         return SWR.collate(rows, pad_id, **how)
 
-    made = replace(method, collate=collate)
-    monkeypatch.setitem(METHODS, NAME, made)
-    return made
+    monkeypatch.setitem(METHODS, request.param, replace(METHODS[request.param], collate=collate))
+    return request.param
 
 
 def test_each_epoch_reads_passages_in_an_order_of_its_own(words, noting, tmp_path, capsys):
-    run(capsys, NAME, *words(tmp_path / "run"))
+    run(capsys, noting, *words(tmp_path / "run"))
     steps = list(READ)
     half = len(steps) // 2
     first, second = ({ids for batch in part for ids in batch} for part in (steps[:half], steps[half:]))
     assert first != second
     READ.clear()
-    run(capsys, NAME, *words(tmp_path / "again"))
+    run(capsys, noting, *words(tmp_path / "again"))
     assert steps == READ  # and the same in another run with the same seed
 
 
@@ -149,7 +150,7 @@ def test_a_run_that_is_resumed_inside_its_second_epoch_has_the_same_weights(
     words, noting, tmp_path, capsys, monkeypatch
 ):
     every_step = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 100, "load_best_model_at_end": "false"}
-    run(capsys, NAME, *words(tmp_path / "whole", **every_step))
+    run(capsys, noting, *words(tmp_path / "whole", **every_step))
     read, steps = list(READ), len(list((tmp_path / "whole").glob("checkpoint-*")))
     step = QATrainer.training_step
     stop_after = steps // 2 + 1  # inside the second epoch
@@ -161,11 +162,11 @@ def test_a_run_that_is_resumed_inside_its_second_epoch_has_the_same_weights(
 
     monkeypatch.setattr(QATrainer, "training_step", stopping)
     READ.clear()
-    assert main([NAME, *words(tmp_path / "cut", **every_step)]) == 143
+    assert main([noting, *words(tmp_path / "cut", **every_step)]) == 143
     assert (tmp_path / "cut" / f"checkpoint-{stop_after}").is_dir()
     monkeypatch.setattr(QATrainer, "training_step", step)
     READ.clear()
-    run(capsys, NAME, *words(tmp_path / "cut", **every_step))
+    run(capsys, noting, *words(tmp_path / "cut", **every_step))
     assert READ[-1] == read[-1] and read[-len(READ) :] == READ
     name = "adapter_model.safetensors"
     assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -179,6 +180,27 @@ def test_a_policy_that_became_another_is_named_and_the_run_is_not_resumed(words,
     capsys.readouterr()
     assert main([NAME, *given]) == 2
     assert "policy: " in capsys.readouterr().err
+
+
+def test_flags_choose_the_passages_of_any_method_and_every_page_says_so(words, tmp_path, capsys):
+    folder = tmp_path / "run"
+    flags = {"max_steps": 1, "passage_order": "ranked", "num_distractors": 1, "gold_dropout": 0.5}
+    run(capsys, "sft", *words(folder, **flags))
+    for page in ("README.md", "report.md", "report.html"):
+        text = (folder / page).read_text("utf-8")
+        assert "ranked; 1 distractor: retrieved; without gold in 50 % of the rows" in text, page
+    capsys.readouterr()
+    assert main(["sft", *words(folder, **flags | {"gold_dropout": 0.25})]) == 2
+    assert "--gold_dropout: 0.5" in capsys.readouterr().err
+
+
+def test_bad_numbers_are_named_and_so_is_an_abstention_that_would_count_as_an_answer(words, tmp_path, capsys):
+    assert main(["raft", *words(tmp_path / "run", gold_dropout=1.0, num_distractors=-1)]) == 2
+    problems = capsys.readouterr().err
+    assert "--gold_dropout: 1.0 is not in [0, 1)" in problems and "--num_distractors: -1 is too small" in problems
+    found = json.loads(run(capsys, "doctor", "raft", *words(tmp_path / "run", abstention="Tja."), "--json"))
+    assert [one["check"] for one in found["findings"]].count("unknown-abstention") == 1
+    assert "--abstention Tja." in doctor_command(parse_arguments("raft", words(tmp_path / "run", abstention="Tja.")))
 
 
 def test_no_other_module_spells_the_name_of_a_method():

@@ -409,10 +409,10 @@ def test_a_metric_that_only_the_test_examples_have_is_refused(
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, test)), encoding="utf-8")
     arguments = flags(
         families["mistral"], static_embedding_folder, data_folder, tmp_path / "run", test_file=tmp_path / "test.jsonl",
-        metric_for_best_model="abstained/unanswerable",
+        metric_for_best_model="errors/unanswerable_answered",
     )  # fmt: skip
     assert train_command("sft", arguments) == 2
-    assert "--metric_for_best_model: abstained/unanswerable is not measured here" in capsys.readouterr().err
+    assert "--metric_for_best_model: errors/unanswerable_answered is not measured here" in capsys.readouterr().err
 
 
 def test_without_loading_the_best_nothing_was_selected(families, static_embedding_folder, data_folder, tmp_path):

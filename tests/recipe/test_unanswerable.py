@@ -73,10 +73,10 @@ def test_a_run_measures_retrieval_on_what_has_an_answer_and_says_how_the_rest_wa
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     for system in ("base", "tuned"):
         assert metrics[system]["n"] == 3 and metrics[system]["retrieval/recall@1"]["scored"] == 2
-        assert metrics[system]["abstained/unanswerable"]["scored"] == 1
-        assert metrics[system]["abstained/answerable"]["scored"] == 2
+        assert metrics[system]["errors/unanswerable_answered"]["scored"] == 1
+        assert metrics[system]["errors/answerable_refused"]["scored"] == 2
     assert metrics["difference"]["retrieval/mrr"]["n"] == 2
-    during = [row for row in metrics["history"] if "eval_abstained/unanswerable" in row]
+    during = [row for row in metrics["history"] if "eval_errors/unanswerable_answered" in row]
     assert [row["step"] for row in during] == [0, 1, 2]
     for name in ("report.md", "report.html", "README.md"):
         assert "1 of 3 questions are unanswerable" in (folder / name).read_text("utf-8")

@@ -14,7 +14,7 @@ from conftest import tiny_documents, tiny_examples
 from groundtune.arguments import EvaluationArguments
 from groundtune.errors import DataError
 from groundtune.evaluation import abstention
-from groundtune.evaluation.abstention import ANSWERABLE, UNANSWERABLE, abstains, answer_scores, unknown_texts
+from groundtune.evaluation.abstention import ANSWERED, REFUSED, abstains, answer_scores, unknown_texts
 from groundtune.evaluation.arguments import GROUPS, InferenceArguments
 from groundtune.evaluation.comparison import compare
 from groundtune.evaluation.evaluator import score_replies
@@ -148,11 +148,11 @@ def test_unanswerable_questions_are_in_no_mean_of_retrieval_and_are_scored_by_wh
     assert found.n == 6 and found.scored(RECALL) == found.scored("retrieval/mrr") == 4
     assert found.metrics[RECALL].value == 0.5
     assert found.scored(F1) == 6 and found.metrics[F1].value == found.metrics["generation/exact_match"].value == 1
-    assert found.metrics[UNANSWERABLE].value == 1 and found.scored(UNANSWERABLE) == 2
-    assert found.metrics[ANSWERABLE].value == 0 and found.scored(ANSWERABLE) == 4
+    assert found.metrics[ANSWERED].value == 0 and found.scored(ANSWERED) == 2
+    assert found.metrics[REFUSED].value == 0 and found.scored(REFUSED) == 4
     assert found.to_dict()[RECALL]["scored"] == 4 and "scored" not in found.to_dict()[F1]
     bad = evaluation_of(predictions(BAD), samples=100)
-    assert bad.metrics[UNANSWERABLE].value == 0 and bad.metrics[ANSWERABLE].value == 0.25
+    assert bad.metrics[ANSWERED].value == 1 and bad.metrics[REFUSED].value == 0.25
     # Words shared with the abstention text score nothing.
     assert bad.predictions[4].scores[F1] == 0 < bad.predictions[4].scores["generation/rouge1"]
 
@@ -160,12 +160,12 @@ def test_unanswerable_questions_are_in_no_mean_of_retrieval_and_are_scored_by_wh
 def test_where_every_question_has_an_answer_the_scores_are_as_ever():
     example = tiny_examples()[0]
     assert unknown_texts(tiny_examples()) == frozenset() and abstention.note(tiny_examples()) == ""
-    assert answer_scores("I don't know.", example, frozenset()) == generation_scores("I don't know.", example.answer)
+    scores = answer_scores("I don't know.", example, frozenset())
+    assert scores == generation_scores("I don't know.", example.answer) | {REFUSED: 1.0}
 
 
-def test_more_said_unknown_rightly_is_better_and_wrongly_is_worse():
-    assert greater_is_better(UNANSWERABLE) and not greater_is_better(ANSWERABLE)
-    assert greater_is_better(f"eval_{UNANSWERABLE}") and not greater_is_better(f"eval_{ANSWERABLE}")
+def test_fewer_errors_of_either_kind_are_better():
+    assert not any(greater_is_better(f"{begin}{name}") for begin in ("", "eval_") for name in (ANSWERED, REFUSED))
 
 
 def test_an_unanswerable_question_has_an_outcome_of_its_own():
@@ -190,13 +190,19 @@ def test_a_comparison_pairs_retrieval_on_what_has_an_answer_and_says_so(tmp_path
     systems = {name: with_outcomes(predictions(said), Rightness()) for name, said in (("bad", BAD), ("good", GOOD))}
     found = compare("both", systems)
     differences = found.differences["good"]
-    assert differences[RECALL].n == 4 and differences[F1].n == 6 and differences[UNANSWERABLE].n == 2
+    assert differences[RECALL].n == 4 and differences[F1].n == 6 and differences[ANSWERED].n == 2
     (note,) = found.notes
     assert note.startswith("2 of 6 questions are unanswerable: they are excluded from the retrieval means")
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(comparison_table(found), outcomes_table(found))
     said = console.export_text()
-    assert "Abstained, rightly" in said and " of 4" in said and KNEW in said and INVENTED in said
+    assert (
+        "Unanswerable, answered" in said
+        and "Answerable, refused" in said
+        and " of 4" in said
+        and KNEW in said
+        and INVENTED in said
+    )
     write_comparisons(tmp_path / "page.html", "comparison", "both", [found], {}, found.notes, {})
     page = (tmp_path / "page.html").read_text()
     assert "2 of 6 questions are unanswerable" in page and "the model abstained" in page
@@ -207,8 +213,8 @@ def test_the_report_of_a_run_says_of_how_many_each_mean_is(tmp_path):
     made = Results("sft", base, tuned, [], None, None, False, [], {"arguments": {}})
     rows = {row.label: row for row in comparison(made)}
     assert rows["Recall@1 (n = 4)"].base[0] == "0.50"
-    assert rows["Abstained, rightly (n = 2)"].tuned[0] == "1.00"
-    assert rows["Abstained, wrongly (n = 4)"].difference[0] == "-0.25"
+    assert rows["Unanswerable, answered (n = 2)"].tuned[0] == "0.00"
+    assert rows["Answerable, refused (n = 4)"].difference[0] == "-0.25"
     assert rows["Token F1"].tuned[0] == "1.00"
     assert notes(made)[0].startswith("2 of 6 questions are unanswerable")
     write_results(tmp_path, made)

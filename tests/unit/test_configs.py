@@ -1,4 +1,4 @@
-"""Every file in configs/ works with both methods, and its memory estimate matches the formula on the page."""
+"""Every file in configs/ works with every method, and its memory estimate matches the formula on the page."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def estimate(row: SimpleNamespace, settings: dict) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-@pytest.mark.parametrize("method", ["sft", "swr"])
+@pytest.mark.parametrize("method", ["sft", "swr", "raft"])
 def test_a_file_is_understood_and_lacks_nothing_but_the_data(path, method, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = parse_arguments(method, ["--config", str(path), "--output_dir", "out"])

@@ -9,7 +9,7 @@ import pytest
 from test_documented_commands import test_a_command_that_no_test_runs_is_understood as understood
 from test_results import COLOURS, evaluation, results, wrong
 
-from groundtune.evaluation.abstention import ANSWERABLE as REFUSED
+from groundtune.evaluation.abstention import REFUSED
 from groundtune.evaluation.predictions import evaluation_of
 from groundtune.evaluation.statistics import paired_difference
 from groundtune.reporting.next_steps import Known, next_steps
@@ -71,10 +71,10 @@ def test_many_unfinished_answers_lead_to_a_limit_that_the_gold_answers_fit_into(
 def test_wrong_answers_with_the_evidence_lead_to_the_other_method_with_the_same_arguments():
     found = lines(made(wrong(), method="swr"))
     assert "24 of 24 answers are wrong although a passage with the answer was read" in found[1]
-    assert found[1].endswith("compare with SFT: groundtune sft --config run.yaml --output_dir runs/a-sft")
+    assert found[1].endswith("compare with RAFT: groundtune raft --config run.yaml --output_dir runs/a-raft")
     for other in ("groundtune.train('swr')", 'groundtune.train(instruction="Answer the user\'s question")', "", 7):
         unknown = replace(made(wrong(), method="swr"), settings={**SETTINGS, "command": other})
-        assert lines(unknown)[1].endswith(": groundtune sft -h")
+        assert lines(unknown)[1].endswith(": groundtune raft -h")
 
 
 def test_refusals_lead_to_the_unanswerable_rows_of_the_training_file():

@@ -18,12 +18,13 @@ import pytest
 pytest.importorskip("bm25s", reason="needs the extra [bm25]")
 
 from groundtune.cli import main
+from groundtune.data.evidence import support
 from groundtune.data.files import read_examples, write_documents
 from groundtune.prepare import gates, questions
 from groundtune.prepare.gates import GATES, gates_of
 from groundtune.prepare.given import find, read_questions
 from groundtune.prepare.questions import Asker, Sampled, Settings, found_within, read_prompt, sample_passages
-from groundtune.prepare.support import check_support, parse_verdict, support, support_prompt
+from groundtune.prepare.support import check_support, parse_verdict, support_prompt
 from groundtune.prepare.written import own_part, parse_answer, parse_questions
 from groundtune.retrieval.retrievers import BM25Retriever
 from groundtune.schema import Document, Reply
@@ -181,6 +182,16 @@ def test_of_a_reply_that_did_not_stop_by_itself_only_its_own_part_counts():
     assert parse_verdict(own_part(Reply("It does. [[no]]\n\nPassage:\n... [[yes]]", finished=False))) is False
 
 
+def test_of_a_base_model_only_the_first_line_is_the_answer_as_in_the_examples_of_its_prompt():
+    repeated = Reply("\nIt costs ten.\nIt costs ten.\nIt costs", finished=False)
+    assert parse_answer(repeated) == (repeated.text.strip(), False)
+    assert parse_answer(repeated, one_line=True) == ("It costs ten.", True)
+    assert parse_answer(Reply("It costs", finished=False), one_line=True) == ("It costs", False)
+    assert parse_answer(Reply("NOT ANSWERED\n\nPassage:", finished=False), one_line=True) == ("", True)
+    answers = read_prompt(None, "answer.txt", by_example=True).split("Answer:\n")[1:-1]
+    assert all(re.fullmatch(r"[^\n]+\n\nPassage:\n.*", answer, re.DOTALL) for answer in answers)
+
+
 @pytest.mark.parametrize("name", ["questions", "answer", "support"])
 def test_a_packaged_prompt_with_examples_ends_in_the_form_of_its_examples(name):
     prompt = read_prompt(None, f"{name}.txt", by_example=True)
@@ -261,7 +272,12 @@ def test_good_questions_pass_and_each_gate_stops_its_kind(tmp_path):
         ("Does strip('abc') remove the string 'abc' or any of these characters?", False),
         ("Which holidays are there this year?", False),
         ("When does the library open?", False),
-        ("What is in the paragraph above this line?", True),
+        ("Which main argument does the author make about trade in this passage?", True),
+        ("Which of the following is a colour?", True),
+        ("What does the function open() return in the above example?", True),
+        ("How do I sign the document?", False),
+        ("Should my code check the text of an exception message?", False),
+        ("What is a number for in the context of taxes?", False),
     ],
 )
 def test_a_question_that_points_at_something_only_its_passage_shows_is_known_by_its_words(question, mentions):
@@ -493,6 +509,15 @@ def test_a_question_is_unanswered_only_once_all_its_passages_were_read(tmp_path)
     assert failures and result.counts["answers"] < 3 and not result.rejected
     result, _ = make(tmp_path, FakeGenerator(lambda _: "NOT ANSWERED"), documents(12), asked, retrieved_within=3)
     assert result.counts["answers"] == 3 and [row["question"] for row in result.rejected] == asked
+
+
+def test_a_question_without_a_good_answer_is_rejected_for_what_is_wrong_with_its_best_answer(tmp_path):
+    """An answer that was only cut off is of more use to the user than what a later passage made the model invent."""
+    said = iter(["NOT ANSWERED", "It costs 100 coins and ...", "It costs 7 coins."])
+    asked = ["What does lamp number 0 cost?"]
+    result, _ = make(tmp_path, FakeGenerator(lambda _: next(said)), documents(12), asked, retrieved_within=3)
+    (row,) = result.rejected
+    assert (row["why"], row["answer"]) == ("answer cut at the token limit", "It costs 100 coins and ...")
 
 
 @pytest.mark.parametrize("support", ["llm", "both"])
@@ -886,4 +911,5 @@ def test_a_generator_without_a_chat_template_gets_prompts_with_examples_and_one_
         if made is prompts[2]:
             read["question_prompt"] = "{passage}"
         assert {flag: getattr(made, flag) for flag in names} == read
+        assert made.one_line_answers is by_example
     assert len(prompts) == 3

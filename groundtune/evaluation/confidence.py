@@ -1,0 +1,201 @@
+"""Abstaining where an answer is unlikely: thresholds on its mean log-probability and on the score of its best passage.
+
+They are chosen on some questions, among them unanswerable ones, and used on others. Each model has its own, found in
+the same way: probabilities of two models are not alike.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from groundtune.errors import DataError
+from groundtune.evaluation.abstention import unknown_texts
+from groundtune.evaluation.metrics import token_f1
+from groundtune.evaluation.predictions import Evaluation, evaluation_of, text_scores
+from groundtune.evaluation.verdicts import F1
+from groundtune.schema import UNANSWERABLE, Prediction
+from groundtune.system.inputs import read_text
+
+STEPS = 20  # thresholds that are tried for each signal: at every 5 % of the answers
+SIGNALS = ("logprob", "score")
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """An answer with a signal below its threshold is withheld; None withholds nothing."""
+
+    logprob: float | None = None
+    score: float | None = None
+
+    def withhold(self, prediction: Prediction) -> bool:
+        known = zip((self.logprob, self.score), signals(prediction))
+        return any(least is not None and value is not None and value < least for least, value in known)
+
+    def __str__(self) -> str:
+        names = {"log-probability": self.logprob, "retrieval score": self.score}
+        return " or ".join(f"{name} below {least:.3g}" for name, least in names.items() if least is not None) or "never"
+
+
+def signals(prediction: Prediction) -> tuple[float | None, float | None]:
+    """The mean log-probability of the answer, and the retrieval score of the best passage, where that is read."""
+    retrieved = prediction.context == "retrieved" and prediction.hits
+    return prediction.logprob, prediction.hits[0].score if retrieved else None
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Answered questions as columns: whether they have an answer, were refused, F1 as it is and if withheld."""
+
+    signals: dict[str, np.ndarray]
+    answerable: np.ndarray
+    refused: np.ndarray
+    f1: np.ndarray
+    f1_withheld: np.ndarray
+
+    @classmethod
+    def of(cls, predictions: Sequence[Prediction]) -> _Answers:
+        scored = [p for p in predictions if F1 in p.scores]
+        columns = zip(*map(signals, scored)) if scored else ((), ())
+        refused = [any(p.scores.get(name) == value for name, value in _REFUSED.items()) for p in scored]
+        return cls(
+            {n: np.array([math.inf if v is None else v for v in c]) for n, c in zip(SIGNALS, columns)},
+            np.array([p.example.answerable for p in scored], bool),
+            np.array(refused, bool),
+            np.array([p.scores[F1] for p in scored]),
+            np.array([_f1_withheld(p) for p in scored]),
+        )
+
+    def tried(self, name: str) -> list[float | None]:
+        """The thresholds to try, none first; then those that withhold ever more."""
+        known = self.signals[name][np.isfinite(self.signals[name])]
+        steps = np.quantile(known, np.linspace(0, 1, STEPS + 1)[1:]) if len(known) else []
+        return [None, *dict.fromkeys(float(step) for step in steps)]
+
+    def point(self, **least: float | None) -> dict[str, Any]:
+        """Both error rates and F1 with these thresholds."""
+        withheld = np.zeros(len(self.f1), bool)
+        for name, value in least.items():
+            withheld |= self.signals[name] < (-math.inf if value is None else value)
+        refused = self.refused | withheld
+        return {
+            **least,
+            "withheld": _mean(withheld),
+            "f1": _mean(np.where(withheld, self.f1_withheld, self.f1)),
+            "unanswerable_answered": _mean(~refused[~self.answerable]),
+            "answerable_refused": _mean(refused[self.answerable]),
+        }
+
+
+_REFUSED = {"errors/unanswerable_answered": 0.0, "errors/answerable_refused": 1.0}
+
+
+def _f1_withheld(prediction: Prediction) -> float:
+    """F1 if the model had abstained."""
+    example = prediction.example
+    return max(token_f1(UNANSWERABLE, gold) for gold in example.acceptable_answers) if example.answerable else 1.0
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def curve(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """What thresholds on each signal would do, and the best pair of both, `chosen`.
+
+    The best has the highest mean F1, where an abstention scores 1 on an unanswerable question; of equal ones, the one
+    that withholds least. Without unanswerable questions it would be none, so none is chosen.
+    """
+    answers = _Answers.of(predictions)
+    found: dict[str, Any] = {
+        name: [answers.point(**{name: least}) for least in answers.tried(name)] for name in SIGNALS
+    }
+    if len(answers.f1) and not answers.answerable.all():
+        pairs = product(*(answers.tried(name) for name in SIGNALS))
+        points = [answers.point(**dict(zip(SIGNALS, pair))) for pair in pairs]
+        found["chosen"] = max(points, key=lambda point: (point["f1"], -point["withheld"]))
+    return found
+
+
+def abstaining(evaluation: Evaluation, thresholds: Thresholds, samples: int, abstentions: str = "") -> Evaluation:
+    """The evaluation with unlikely answers withheld: they become `schema.UNANSWERABLE`, and are scored as that."""
+    unknown = unknown_texts([prediction.example for prediction in evaluation.predictions])
+
+    def given(prediction: Prediction) -> Prediction:
+        if prediction.failure or not thresholds.withhold(prediction):
+            return prediction
+        of_text = ("grounded/", "citations/")
+        scores = {name: score for name, score in prediction.scores.items() if not name.startswith(of_text)}
+        scores |= text_scores(prediction.example, prediction.read, UNANSWERABLE, unknown, abstentions)
+        return replace(prediction, answer=UNANSWERABLE, withheld=prediction.answer, cited="", scores=scores)
+
+    return evaluation_of([given(prediction) for prediction in evaluation.predictions], samples)
+
+
+def read_thresholds(given: str) -> Mapping[tuple[str, str], Thresholds]:
+    """(context, system) -> thresholds, from a folder that `groundtune evaluate` wrote, or the same for all from
+    "LOGPROB" or "LOGPROB,SCORE".
+
+    Raises `DataError` if it is neither, or if no threshold was chosen there.
+    """
+    if (typed := _numbers(given)) is not None:
+        return _Same(typed)
+    path = Path(given) / "metrics.json"
+    try:
+        chosen = {
+            (context, system): Thresholds(*(_number(found["chosen"][name]) for name in SIGNALS))
+            for context, by_system in json.loads(read_text(path))["abstention"].items()
+            for system, found in by_system.items()
+            if "chosen" in found
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError([f"--abstain_below: {given}: no thresholds in {path} ({_why(error)}); {_WAYS_OUT}"]) from error
+    if not chosen:
+        raise DataError(
+            [f"--abstain_below: {given}: its questions are all answerable, so none was chosen; {_WAYS_OUT}"]
+        )
+    return chosen
+
+
+_WAYS_OUT = (
+    "name a folder in which `groundtune evaluate` answered questions some of which are unanswerable, or give numbers: "
+    "a log-probability, or with a comma a retrieval score too"
+)
+
+
+class _Same(dict[tuple[str, str], Thresholds]):
+    """One pair of thresholds for every context and system."""
+
+    def __init__(self, thresholds: Thresholds) -> None:
+        super().__init__()
+        self.thresholds = thresholds
+
+    def __missing__(self, key: tuple[str, str]) -> Thresholds:
+        return self.thresholds
+
+
+def _numbers(given: str) -> Thresholds | None:
+    try:
+        values = [_number(float(part)) for part in given.split(",")]
+    except ValueError:
+        return None
+    return Thresholds(*values) if len(values) <= len(SIGNALS) else None
+
+
+def _number(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{ascii(value):.60} is not a number")
+    return float(value)
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]

@@ -1,0 +1,100 @@
+"""Questions that the documents do not answer: made from those that they do, without every passage with the answer.
+
+What is left beside the question is what a search would find without them, so abstaining is the right answer. Whole
+passages lose all their questions, and never one that another question needs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from groundtune.data.evidence import SUPPORTED, gives_away, stems_added
+from groundtune.data.overlap import Overlap
+from groundtune.data.words import stem, words
+from groundtune.prompts.mixing import without_gold
+from groundtune.schema import Document, Example
+
+
+@dataclass(frozen=True)
+class WithoutAnswers:
+    """The examples of each split, some of them unanswerable now, and the documents that are left."""
+
+    splits: dict[str, list[Example]]
+    documents: list[Document]
+    unanswerable: int
+    removed: int
+
+    @property
+    def note(self) -> str:
+        examples = sum(map(len, self.splits.values()))
+        return (
+            f"{self.unanswerable:,} of {examples:,} questions are unanswerable: {self.removed:,} passages with their "
+            "answers were taken from the documents"
+        )
+
+
+def take_answers_away(
+    splits: dict[str, list[Example]], documents: Sequence[Document], share: float, seed: int
+) -> WithoutAnswers:
+    """Make about this share of each split's questions unanswerable, and leave out all passages that answer them."""
+    evidence, gone, lost = Evidence(documents), set[int](), set[Example]()
+    for examples in splits.values():
+        of_passage: dict[tuple[str, ...], list[Example]] = defaultdict(list)
+        for example in examples:
+            if example.has_evidence:
+                of_passage[tuple(document.id for document in example.gold_documents)].append(example)
+        groups = list(of_passage.values())
+        Random(f"{seed} unanswerable").shuffle(groups)  # noqa: S311  is to be repeatable, unlike a secret
+        wanted, taken = round(share * len(examples)), 0
+        for group in groups:
+            if taken >= wanted:
+                break
+            removed = set[int]().union(*map(evidence.of, group))
+            if not evidence.needed(removed, splits, [*lost, *group]):
+                gone |= removed
+                lost |= set(group)
+                taken += len(group)
+    left = [document for i, document in enumerate(documents) if i not in gone]
+    ids = {documents[i].id for i in gone}
+    made = {name: [_without(e, ids, e in lost) for e in examples] for name, examples in splits.items()}
+    return WithoutAnswers(made, left, len(lost), len(gone))
+
+
+def _without(example: Example, gone: set[str], lost: bool) -> Example:
+    kept = tuple(document for document in example.hard_negatives if document.id not in gone)
+    return replace(without_gold(example) if lost else example, hard_negatives=kept)
+
+
+class Evidence:
+    """Which documents of a whole database give an example's answer away: as `gives_away` says for each, but fast."""
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self.documents = documents
+        self._overlap = Overlap(document.body for document in documents)
+        self._with_stem: dict[str, list[int]] = defaultdict(list)
+        for i, document in enumerate(documents):
+            for one in set(map(stem, words(document.text))):
+                self._with_stem[one].append(i)
+
+    def of(self, example: Example) -> set[int]:
+        """Positions of the documents."""
+        near = {i for gold in example.gold_documents for i in self._overlap.shares(gold.body)}
+        for answer in example.acceptable_answers:
+            stems = stems_added(answer, example.question)
+            counts = Counter(i for one in stems for i in self._with_stem.get(one, ()))
+            near |= {i for i, count in counts.items() if count >= SUPPORTED * len(stems)}
+        return {i for i in near if gives_away(self.documents[i], example)}
+
+    def needed(self, removed: set[int], splits: dict[str, list[Example]], lost: Sequence[Example]) -> bool:
+        """Whether an example that is to keep its answer has its gold passage among these."""
+        ids, without = {self.documents[i].id for i in removed}, set(lost)
+        return any(
+            document.id in ids
+            for examples in splits.values()
+            for example in examples
+            if example not in without
+            for document in example.gold_documents
+        )

@@ -1,0 +1,109 @@
+"""Marks of the passages that a sentence is taken from: how passages are numbered, and what a marked answer says.
+
+A mark is `⟦1⟧`. Its brackets appear nowhere else, because texts that have them get ordinary ones: "[1]" is common in
+texts, such as lists of references or lists of Python.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from groundtune.data.evidence import SUPPORTED, support
+from groundtune.data.words import word_count
+from groundtune.schema import Document, Example
+
+CITE = "After each sentence, write the number of the passage that it is taken from, such as ⟦1⟧."
+_PLAIN = str.maketrans("⟦⟧", "[]")
+_MARK = re.compile(r"⟦\s*(\d{1,4})\s*⟧")
+_MARKS = re.compile(r"(?:[^\S\n]?⟦[^⟦⟧\n]{0,40}⟧)+|[^\S\n]?⟦\d{0,4}$")  # also one that was cut
+# A sentence ends at a full stop before a new one, at one of scripts without spaces, or at the end of a line.
+_ENDS = re.compile(
+    r"(?<=[.!?…])(?=\s+[^\sa-z])|(?<=[.!?…][\"')\]”»])(?=\s+[^\sa-z])|(?<=[。！？])(?=.)|(?=\n)", re.DOTALL
+)
+_LEAST_WORDS = 3  # a shorter sentence belongs to the one before: "No.", "1.", "e.g."
+
+
+def mark(number: int) -> str:
+    return f"⟦{number}⟧"
+
+
+def inert(text: str) -> str:
+    """A text that has no mark."""
+    return text.translate(_PLAIN)
+
+
+def numbered(passages: Sequence[Document]) -> list[str]:
+    """The texts of passages, each behind its mark."""
+    return [f"{mark(i)} {inert(passage.text)}" for i, passage in enumerate(passages, 1)]
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text; joined, they are the text. Very short ones belong to the one before."""
+    pieces = [piece for piece in _ENDS.split(text) if piece]
+    joined: list[str] = []
+    for piece in pieces:
+        if joined and (word_count(piece) < _LEAST_WORDS or word_count(joined[-1]) < _LEAST_WORDS):
+            joined[-1] += piece
+        else:
+            joined.append(piece)
+    return joined
+
+
+def with_marks(said: Sequence[tuple[str, Sequence[int]]]) -> str:
+    """The sentences, each with the marks of its passages behind it, before white space."""
+    parts = []
+    for sentence, numbers in said:
+        body = sentence.rstrip()
+        marks = "".join(map(mark, numbers))
+        parts.append(f"{body} {marks}{sentence[len(body) :]}" if marks and body else sentence)
+    return "".join(parts)
+
+
+def without_marks(text: str) -> str:
+    return _MARKS.sub("", text).translate(_PLAIN)
+
+
+def read_marks(text: str) -> list[tuple[str, tuple[int, ...]]]:
+    """The sentences of a marked answer without their marks, and the numbers of the passages of each.
+
+    Sentences before a mark that have none of their own keep none.
+    """
+    said: list[tuple[str, tuple[int, ...]]] = []
+    end = 0
+    for found in _MARKS.finditer(text):
+        numbers = tuple(dict.fromkeys(int(number) for number in _MARK.findall(found[0])))
+        before = [(sentence, ()) for sentence in sentences(inert(text[end : found.start()])) if sentence.strip()]
+        if before:
+            said += [*before[:-1], (before[-1][0], numbers)]
+        elif said:
+            said[-1] = (said[-1][0], tuple(dict.fromkeys([*said[-1][1], *numbers])))
+        end = found.end()
+    return said + [(sentence, ()) for sentence in sentences(inert(text[end:])) if sentence.strip()]
+
+
+def sources_of(sentence: str, passages: Sequence[Document], among: Sequence[int]) -> tuple[int, ...]:
+    """The number of the passage that supports a sentence best by its words, if one supports it; the first of equals."""
+    shares = {number: support(sentence, "", passages[number - 1].text) for number in among}
+    best = max(shares, key=lambda number: shares[number], default=0)
+    return (best,) if best and shares[best] >= SUPPORTED else ()
+
+
+def found_afterwards(answer: str, passages: Sequence[Document]) -> list[tuple[str, tuple[int, ...]]]:
+    """The sentences of any model's answer, and the passages that support them by their words."""
+    everyone = range(1, len(passages) + 1)
+    return [(sentence, sources_of(sentence, passages, everyone)) for sentence in sentences(inert(answer))]
+
+
+def taught(example: Example, passages: Sequence[Document]) -> str:
+    """The example's answer with the marks to learn: the place of the gold passage behind each sentence.
+
+    Of several gold passages, a sentence gets the one that supports it by its words, and none if none does.
+    """
+    ids = {document.id for document in example.gold_documents}
+    gold = [number for number, passage in enumerate(passages, 1) if passage.id in ids]
+    answer = inert(example.answer.strip())
+    if not example.answerable or not gold:
+        return answer
+    one = (gold[0],) if len(gold) == 1 else None
+    return with_marks([(sentence, one or sources_of(sentence, passages, gold)) for sentence in sentences(answer)])

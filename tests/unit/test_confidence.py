@@ -1,0 +1,117 @@
+"""Unlikely answers are withheld: thresholds are chosen where questions lack an answer, and used on other questions."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny_documents, tiny_examples
+
+from groundtune.errors import DataError
+from groundtune.evaluation.abstention import ANSWERED, REFUSED
+from groundtune.evaluation.confidence import Thresholds, abstaining, curve, read_thresholds
+from groundtune.evaluation.evaluator import score_replies
+from groundtune.evaluation.predictions import evaluation_of, read_predictions, write_predictions
+from groundtune.evaluation.verdicts import F1
+from groundtune.model.generation import generate_greedy
+from groundtune.reporting.comparison_page import write_comparisons
+from groundtune.schema import UNANSWERABLE, Hit, Reply
+
+
+def predictions(likely=(-0.1, -0.2, -0.3, -0.4, -0.9, -0.8), best=(0.9, 0.8, 0.7, 0.6, 0.5, 0.9)):
+    """Four right answers, and two to questions that nothing answers, with these signals."""
+    examples = tiny_examples()
+    examples = examples[:4] + [replace(e, answer=UNANSWERABLE, answerable=False) for e in examples[4:]]
+    answers = [e.answer for e in tiny_examples()]
+    hits = [(Hit(tiny_documents()[0], score),) for score in best]
+    replies = [Reply(answer, True, 9, 3, logprob=value) for answer, value in zip(answers, likely, strict=True)]
+    read = [[hit.document for hit in found] for found in hits]
+    return score_replies(examples, hits, read, replies, "retrieved", 0.6, 0.6)
+
+
+def test_the_best_threshold_parts_right_answers_from_invented_ones_and_refuses_nothing():
+    found = curve(predictions())
+    assert found["chosen"]["f1"] == 1 and found["chosen"]["withheld"] == pytest.approx(2 / 6)
+    assert found["chosen"]["unanswerable_answered"] == found["chosen"]["answerable_refused"] == 0
+    for name in ("logprob", "score"):
+        first, *_, last = found[name]
+        assert first[name] is None and first["withheld"] == 0 and first["unanswerable_answered"] == 1
+        assert last["withheld"] > 0.5 and len(found[name]) > 4
+        assert [point["withheld"] for point in found[name]] == sorted(point["withheld"] for point in found[name])
+
+
+def test_both_signals_together_find_what_neither_finds_alone():
+    mixed = predictions((-0.1, -0.2, -0.3, -0.4, -0.9, -0.15), (0.9, 0.8, 0.7, 0.6, 0.95, 0.1))
+    found = curve(mixed)
+    assert found["chosen"]["f1"] == 1 > max(point["f1"] for name in ("logprob", "score") for point in found[name])
+
+
+def test_nothing_is_chosen_where_every_question_has_an_answer():
+    assert "chosen" not in curve(predictions()[:4]) and "chosen" not in curve([])
+
+
+def test_a_withheld_answer_becomes_an_abstention_and_is_scored_as_one(tmp_path):
+    made = evaluation_of(predictions(), 100)
+    assert made.metrics[ANSWERED].value == 1 and made.metrics[REFUSED].value == 0
+    least = Thresholds(logprob=-0.35)
+    found = abstaining(made, least, 100)
+    assert [p.answer == UNANSWERABLE for p in found.predictions] == [False] * 3 + [True] * 3
+    assert found.predictions[3].withheld == made.predictions[3].answer and str(least) == "log-probability below -0.35"
+    assert found.metrics[ANSWERED].value == 0 and found.metrics[REFUSED].value == 0.25
+    assert found.metrics[F1].value == pytest.approx(sum(p.scores[F1] for p in found.predictions) / 6)
+    assert [p.scores[F1] for p in found.predictions[4:]] == [1, 1]
+    write_predictions(tmp_path / "p.jsonl", found)
+    read = read_predictions(tmp_path / "p.jsonl")
+    assert [(p.logprob, p.withheld) for p in read] == [(p.logprob, p.withheld) for p in found.predictions]
+
+
+def test_thresholds_come_from_a_folder_for_each_system_or_from_numbers_for_all(tmp_path):
+    chosen = {"logprob": -0.5, "score": None, "f1": 1.0}
+    (tmp_path / "metrics.json").write_text(json.dumps({"abstention": {"retrieved": {"base": {"chosen": chosen}}}}))
+    assert dict(read_thresholds(str(tmp_path))) == {("retrieved", "base"): Thresholds(-0.5)}
+    assert read_thresholds("-0.7")["gold", "model"] == Thresholds(-0.7)
+    assert read_thresholds("-0.7,0.4")["retrieved", "base"] == Thresholds(-0.7, 0.4)
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[1]", "no", '{"abstention": {"retrieved": {"model": {"chosen": {"logprob": "x", "score": 1}}}}}',
+                '{"abstention": {"retrieved": {"model": {}}}}', '{"abstention": 3}', None],
+)  # fmt: skip
+def test_a_folder_without_thresholds_is_one_line_with_the_ways_out(content, tmp_path):
+    if content is not None:
+        (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(DataError) as raised:
+        read_thresholds(str(tmp_path))
+    (problem,) = raised.value.problems
+    assert problem.startswith(f"--abstain_below: {tmp_path}: ") and "\n" not in problem and "give numbers" in problem
+
+
+def test_the_page_shows_the_curve_where_questions_lack_an_answer(tmp_path):
+    from groundtune.evaluation.comparison import compare
+
+    made = predictions()
+    compared = compare("one", {"one": made})
+    for name, some in (("with", made), ("without", made[:4])):
+        write_comparisons(
+            tmp_path / f"{name}.html", "evaluation", "one", [compared], {}, [], {},
+            abstention={"retrieved": {"model": curve(some), "base": curve(some)}},
+        )  # fmt: skip
+    page = (tmp_path / "with.html").read_text("utf-8")
+    assert "If unlikely answers were withheld" in page and page.count("unanswerable, answered</text>") == 2
+    assert "If unlikely answers" not in (tmp_path / "without.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_log_probability_is_that_of_one_forward_pass_whatever_the_batch(family, batch_size):
+    rng = random.Random(0)
+    prompts = [[rng.randrange(50, len(family.tokenizer)) for _ in range(n)] for n in (9, 14, 5, 11)]
+    model, stop = family.model(), [family.tokenizer.eos_token_id]
+    found = generate_greedy(model, prompts, stop_ids=stop, pad_id=0, max_new_tokens=6, batch_size=batch_size)
+    for prompt, generated in zip(prompts, found, strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + generated.ids])).logits[0].float()
+        likely = logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, torch.tensor(generated.ids)[:, None])
+        assert generated.logprob == pytest.approx(float(likely.mean()), abs=2e-3)

@@ -1,0 +1,108 @@
+"""Questions whose answer is taken away: nothing of it is left in the documents, and no other question loses its own."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("openai", reason="needs the extra [endpoint]")
+pytest.importorskip("bm25s", reason="needs the extra [bm25]")
+
+from fake_server import FakeServer
+
+from groundtune.cli import main
+from groundtune.data.evidence import gives_away
+from groundtune.data.files import read_documents, read_examples, write_documents
+from groundtune.prepare.unanswerable import Evidence, take_answers_away
+from groundtune.schema import UNANSWERABLE, Document, Example
+
+ENDS = ["bel", "dor", "fin", "gas"]
+WORDS = [begin + end for begin in ("ka", "lo", "mi", "nu", "pe", "ra", "so", "tu") for end in ENDS]
+
+
+def world(n: int = 40):
+    """Documents of made-up words, some of which repeat others, and two questions on each of the first 30."""
+    rng = random.Random(1)
+    texts = [" ".join(rng.choice(WORDS) + str(rng.randrange(30)) for _ in range(25)) for _ in range(n)]
+    documents = [Document(text) for text in texts] + [Document(f"{text[:90]} and more beside it") for text in texts[:5]]
+    examples = [
+        Example(f"What of {i} {part}?", " ".join(texts[i].split()[part * 4 : part * 4 + 4]), (documents[i],))
+        for i in range(30)
+        for part in range(2)
+    ]
+    return documents, {"train": examples[:40], "eval": examples[40:]}
+
+
+def test_the_index_finds_what_comparing_each_document_finds():
+    documents, splits = world()
+    evidence = Evidence(documents)
+    for example in splits["train"]:
+        assert evidence.of(example) == {i for i, document in enumerate(documents) if gives_away(document, example)}
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_answers_of_a_share_are_gone_from_the_documents_and_all_others_are_still_there(share):
+    documents, splits = world()
+    splits["train"][0] = replace(splits["train"][0], hard_negatives=tuple(documents[20:]))
+    found = take_answers_away(splits, documents, share, seed=0)
+    ids, lost = {document.id for document in found.documents}, 0
+    assert found.removed == len(documents) - len(found.documents)
+    for before, after in zip(sum(splits.values(), []), sum(found.splits.values(), []), strict=True):
+        assert after.question == before.question and {d.id for d in after.hard_negatives} <= ids
+        if after.answerable:
+            assert after.gold_documents == before.gold_documents and after.gold_documents[0].id in ids
+        else:
+            lost += 1
+            assert (after.answer, after.gold_documents) == (UNANSWERABLE, ())
+            assert not any(gives_away(document, before) for document in found.documents)
+    assert lost == found.unanswerable and f"{lost} of 60 questions are unanswerable" in found.note
+    for name, examples in found.splits.items():
+        assert sum(not e.answerable for e in examples) == pytest.approx(share * len(examples), abs=2), name
+
+
+def test_the_same_seed_takes_the_same_and_another_seed_other_ones():
+    documents, splits = world()
+    one, same, other = (take_answers_away(splits, documents, 0.2, seed).splits for seed in (0, 0, 1))
+    assert one == same != other
+
+
+def test_a_passage_that_another_question_needs_stays():
+    documents, _ = world()
+    shared = Document(f"{documents[0].body} {documents[1].body}")
+    one = Example("What?", " ".join(documents[0].body.split()[:4]), (documents[0],))
+    two = Example("Which?", "Something else entirely, by hand.", (shared,))
+    found = take_answers_away({"train": [one], "eval": [two]}, [documents[0], shared], 0.9, seed=0)
+    assert found.splits["train"] == [one] and shared in found.documents
+
+
+def speak(body: dict) -> str:
+    """A model that asks about the first words of a passage, and answers with the next ones."""
+    (said,) = re.findall(r"(?:\w+?\d+ ){10,}", json.dumps(body))[:1]
+    words = said.split()
+    asked = "Question:" in json.dumps(body)
+    return f"{' '.join(words[3:9])}." if asked else f"1. What comes after {words[0]} {words[1]} {words[2]}?"
+
+
+@pytest.mark.parametrize("share", [0, 0.4])
+def test_the_command_prints_how_many_and_writes_the_documents_that_are_left(share, tmp_path, capsys):
+    documents, _ = world()
+    write_documents(tmp_path / "documents.jsonl", documents[:30])
+    with FakeServer(speak) as server:
+        words = ["questions", str(tmp_path / "documents.jsonl"), "-o", str(tmp_path / "qa"), "--generator",
+                 f"openai:{server.url}", "--generator_model", "m", "--min_words", "5", "--questions_per_passage", "1",
+                 "--min_support", "0.1", "--unanswerable_share", str(share), "--json"]  # fmt: skip
+        assert main(words) == 0
+    said = capsys.readouterr().out
+    left = tmp_path / "qa" / "documents_left.jsonl"
+    assert left.exists() == bool(share) and ("questions are unanswerable" in said) == bool(share)
+    examples = read_examples(tmp_path / "qa" / "train.jsonl")
+    lost = [example for example in examples if not example.answerable]
+    assert bool(lost) == bool(share)
+    if share:
+        assert len(read_documents(left)) < 30 and json.loads(said)["counts"]["unanswerable"] >= len(lost)
+        assert main([*words[:-2], "1.5"]) == 2
+        assert "--unanswerable_share: 1.5 is not below 1" in capsys.readouterr().err
