@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -52,6 +53,7 @@ class Measured:
     answers: int
     seconds: float
     first_token_s: float  # median
+    cpu_s: float  # of the server's process, for one answer: on a busy machine, it tells more than the clock
     lost: int
     texts: list[str]
 
@@ -71,6 +73,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=4, help="Questions of each user; of one user, four times as many")
     parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("--bf16", default="false", choices=["true", "false"], help="In float32, answers must be equal")
+    parser.add_argument("--retriever", default=RetrievalArguments().retriever, help="As Groundtune's flag")
     parser.add_argument("--transformers", action="store_true", help="Also measure `transformers serve`")
     options = parser.parse_args()
     if options.quick:
@@ -97,14 +100,26 @@ def measure(sides: Sides, questions: Sequence[Example]) -> list[Measured]:
 
     plain = [[{"role": "user", "content": example.question}] for example in questions]
     for side, slots in (("groundtune serve", max(options.users)), ("one at a time", 1)):
-        with sides.ours(slots) as url:
-            found += [timed(side, url, "", part(plain, users), users, options) for users in options.users]
+        with sides.ours(slots) as server:
+            found += [timed(side, server, "", part(plain, users), users, options) for users in options.users]
     if options.transformers:
-        with sides.theirs() as url:
+        with sides.theirs() as server:
             prompts = sides.with_passages(questions[: options.rounds * max(*options.users, 4)])
             for users in options.users:
-                found.append(timed("transformers serve", url, sides.folder, part(prompts, users), users, options))
+                found.append(timed("transformers serve", server, sides.folder, part(prompts, users), users, options))
     return found
+
+
+@dataclass(frozen=True)
+class Server:
+    """The address of a server, and its process."""
+
+    url: str
+    process: psutil.Process
+
+    def cpu_seconds(self) -> float:
+        times = self.process.cpu_times()
+        return times.user + times.system
 
 
 @dataclass
@@ -120,7 +135,7 @@ class Sides:
         write_documents(self.temporary / "documents.jsonl", self.documents)
 
     @contextlib.contextmanager
-    def ours(self, slots: int) -> Iterator[str]:
+    def ours(self, slots: int) -> Iterator[Server]:
         port = free_port()
         flags = {
             **{f"--{name}": str(value) for name, value in self.settings.items()},
@@ -128,23 +143,24 @@ class Sides:
             "--feedback_file": str(self.temporary / "feedback.jsonl"),
         }  # fmt: skip
         words = [sys.executable, "-m", "groundtune.cli", "serve", self.folder, *(w for f in flags.items() for w in f)]
-        with running(words, f"http://127.0.0.1:{port}/health"):
-            yield f"http://127.0.0.1:{port}/v1"
+        with running(words, f"http://127.0.0.1:{port}/health") as process:
+            yield Server(f"http://127.0.0.1:{port}/v1", process)
 
     @contextlib.contextmanager
-    def theirs(self) -> Iterator[str]:
+    def theirs(self) -> Iterator[Server]:
         port = free_port()
         dtype = "bfloat16" if self.options.bf16 == "true" else "float32"
         command = str(Path(sys.executable).with_name("transformers"))
         words = [command, "serve", self.folder, "--port", str(port), "--dtype", dtype, "--continuous-batching"]
-        with running(words, f"http://127.0.0.1:{port}/health"):
-            yield f"http://127.0.0.1:{port}/v1"
+        with running(words, f"http://127.0.0.1:{port}/health") as process:
+            yield Server(f"http://127.0.0.1:{port}/v1", process)
 
     @property
     def settings(self) -> dict[str, Any]:
         return {
             "full_dataset_file_path": self.temporary / "documents.jsonl", "max_new_tokens": self.options.max_new_tokens,
-            "full_dataset_index_path": self.temporary / "index", "embedding_model": self.options.embedding_model,
+            "full_dataset_index_path": self.temporary / "index", "retriever": self.options.retriever,
+            "embedding_model": self.options.embedding_model,
         }  # fmt: skip
 
     def with_passages(self, questions: Sequence[Example]) -> list[list[dict[str, str]]]:
@@ -154,7 +170,8 @@ class Sides:
                 full_dataset_file_path=str(self.settings["full_dataset_file_path"]),
                 full_dataset_index_path=str(self.settings["full_dataset_index_path"]),
             ),
-            RetrievalArguments(embedding_model=self.options.embedding_model), PromptArguments(), ModelArguments(),
+            RetrievalArguments(embedding_model=self.options.embedding_model, retriever=self.options.retriever),
+            PromptArguments(), ModelArguments(),
             EvaluationArguments(), GeneratorArguments(), JudgeArguments(), AnswerArguments(),
         ]  # fmt: skip
         using = InferenceArguments(*groups)
@@ -173,7 +190,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(words: list[str], health: str) -> Iterator[None]:
+def running(words: list[str], health: str) -> Iterator[psutil.Process]:
     """A server in a process of its own, once it answers."""
     import httpx2
 
@@ -188,16 +205,16 @@ def running(words: list[str], health: str) -> Iterator[None]:
             else:
                 log.seek(0)
                 sys.exit(f"{words[0]} did not start: {log.read().decode(errors='replace')[-1500:]}")
-            yield
+            yield psutil.Process(process.pid)
         finally:
             process.terminate()
 
 
-def timed(side: str, url: str, model: str, asked: Sequence[Any], users: int, options: Any) -> Measured:
+def timed(side: str, server: Server, model: str, asked: Sequence[Any], users: int, options: Any) -> Measured:
     """All questions, by `users` who each ask the next one as soon as they have an answer."""
     from openai import OpenAI
 
-    client = OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600)
+    client = OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=600)
     say(client, model, asked[0], options.max_new_tokens)  # untimed
     left, texts, firsts = deque(enumerate(asked)), {}, []
 
@@ -209,15 +226,16 @@ def timed(side: str, url: str, model: str, asked: Sequence[Any], users: int, opt
                 firsts.append(first)
 
     threads = [threading.Thread(target=user) for _ in range(users)]
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), server.cpu_seconds()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    seconds = time.perf_counter() - begin
+    seconds, cpu = time.perf_counter() - begin, server.cpu_seconds() - cpu
     answers = [texts.get(i, "") for i in range(len(asked))]
     first = statistics.median(firsts) if firsts else 0.0
-    return Measured(side, users, len(texts), seconds, first, len(asked) - len(texts), answers)
+    each = cpu / max(1, len(texts))
+    return Measured(side, users, len(texts), seconds, first, each, len(asked) - len(texts), answers)
 
 
 def say(client: Any, model: str, messages: Any, max_new_tokens: int) -> tuple[str, float]:
@@ -242,11 +260,12 @@ def check_nothing_is_lost(found: Sequence[Measured]) -> None:
 def show(found: Sequence[Measured]) -> None:
     """JSON lines and a table; `equal` is the share of the answers that are those given one at a time."""
     alone = max((one.texts for one in found if one.side == "one at a time"), key=len)
-    table = Table("side", "users", "answers/s", "first token, s", "equal to one at a time")
+    table = Table("side", "users", "answers/s", "first token, s", "CPU s/answer", "equal")
     for one in found:
         same = sum(a == b for a, b in zip(one.texts, alone)) / len(one.texts)
         print(json.dumps({**one.to_dict(), "equal": round(same, 3)}))
-        table.add_row(one.side, str(one.users), f"{one.per_second:.3f}", f"{one.first_token_s:.2f}", f"{same:.0%}")
+        speed = f"{one.per_second:.3f}", f"{one.first_token_s:.2f}", f"{one.cpu_s:.2f}"
+        table.add_row(one.side, str(one.users), *speed, f"{same:.0%}")
     Console().print(table)
 
 

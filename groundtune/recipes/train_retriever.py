@@ -31,7 +31,7 @@ from groundtune.system.durable import discard
 from groundtune.system.outputs import inside
 from groundtune.system.text import as_json, few
 from groundtune.training.negatives import WORDS, Pair, found_negatives, pairs_of
-from groundtune.training.retriever import KINDS, Kind, Scores, mean_of, scores_with, tuned_scores
+from groundtune.training.retriever import KINDS, Kind, Scores, mean_of, refused_arguments, scores_with, tuned_scores
 from groundtune.training.retriever_arguments import RetrieverRun, output_of
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def train_retriever(run: RetrieverRun) -> RetrieverResults:
     Raises `DataError` with every problem of arguments and data before any model is loaded, and `ModelError`;
     `AlreadyFinished` for a finished run; during training `Stopped`, `NonFiniteLoss` and `DiskError`.
     """
-    if problems := run.check() + output_problems(output_of(run)):
+    if problems := run.check() + refused_arguments(run) + output_problems(output_of(run)):
         raise DataError(problems)
     with locked(output_of(run)):
         identity = identity_of(

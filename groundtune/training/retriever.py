@@ -35,9 +35,11 @@ from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, MixRe
 from groundtune.retrieval.stores.local import Index, load_or_build_index
 from groundtune.schema import Document, Example
 from groundtune.system.outputs import usual_modes
+from groundtune.system.text import one_line
+from groundtune.training.arguments import tracker_problems
 from groundtune.training.callbacks import EvaluateAtTheEnd, Progress
 from groundtune.training.negatives import Pair, kinds_of
-from groundtune.training.retriever_arguments import RetrieverRun
+from groundtune.training.retriever_arguments import RetrieverRun, output_of
 from groundtune.training.safe_trainer import SafeTrainer
 
 logger = logging.getLogger(__name__)
@@ -309,6 +311,20 @@ def _columns(pairs: Sequence[Pair], wanted: int) -> tuple[dict[str, list[str]], 
             texts[name].append(document.text)
             kinds[name].append(f"kind {kind[document.id]}")
     return texts, kinds
+
+
+def refused_arguments(run: RetrieverRun) -> list[str]:
+    """What the library refuses, found before anything is read; with its flag, if only one is wrong."""
+    settings = _settings(run, output_of(run), lambda step: {})
+    try:
+        return tracker_problems(cast("list[str]", _EmbeddingArguments(**settings).report_to))
+    except (ValueError, ImportError) as error:
+        why = one_line(error)
+    for name in (*vars(run.training), *run.more):
+        with suppress(ValueError, ImportError):
+            _EmbeddingArguments(**{other: value for other, value in settings.items() if other != name})
+            return [f"--{name}: {why}; -h describes it"]
+    return [f"arguments: {why}"]
 
 
 def _settings(run: RetrieverRun, folder: Path, measure: Measure | None) -> dict[str, Any]:

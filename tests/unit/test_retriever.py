@@ -26,7 +26,7 @@ from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, MixRe
 from groundtune.retrieval.stores.local import Index
 from groundtune.schema import Document, Example
 from groundtune.training.negatives import Pair, found_negatives
-from groundtune.training.retriever import EmbeddingKind, _columns
+from groundtune.training.retriever import EmbeddingKind, _columns, refused_arguments
 from groundtune.training.safe_trainer import SafeTrainer
 
 pytest.importorskip("datasets", reason="sentence-transformers trains with it: the extra `retriever`")
@@ -169,6 +169,15 @@ def test_what_cannot_be_set_is_named(words, line):
 ])  # fmt: skip
 def test_problems_are_found_before_anything_is_read(words, line):
     assert any(problem.startswith(line) for problem in run_with(*words).check())
+
+
+@pytest.mark.parametrize("words, line", [
+    (["--lr_scheduler_type", "steep"], "--lr_scheduler_type: steep is not a valid SchedulerType"),
+    (["--report_to", "paper"], "--report_to: no tracker is called paper"),
+])  # fmt: skip
+def test_what_the_library_would_refuse_later_is_named_at_the_start(words, line):
+    (problem,) = refused_arguments(run_with("-o", "x", *words))
+    assert problem.startswith(line)
 
 
 def test_torchrun_and_a_missing_package_are_named(monkeypatch):

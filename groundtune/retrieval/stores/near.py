@@ -24,8 +24,8 @@ _FORMAT = 1
 _FILE = "lists.faiss"
 _BLOCK = 65_536  # vectors at a time
 _TRAINED_ON = 40  # vectors per list; FAISS warns below 39
-_SEARCHED = (16, 32, 64, 128, 256, 512, 1024)  # lists per query: the fewest that reach `_RECALL`
-_RECALL = 0.98  # of the ten nearest, on `_TRIED` pairs of documents
+_SEARCHED = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)  # lists per query: the fewest that reach `_RECALL`
+_RECALL = 0.99  # of the ten nearest, on `_TRIED` pairs of documents
 _TRIED = 200
 
 
@@ -69,7 +69,7 @@ def near_in(folder: Path, vectors: np.ndarray, of: str, similarity: str) -> Near
 def _built(vectors: np.ndarray, similarity: str) -> Any:
     faiss = _faiss()
     n, dimensions = vectors.shape
-    lists = 2 ** round(np.log2(max(1, min(4 * np.sqrt(n), n / _TRAINED_ON))))
+    lists = 2 ** round(np.log2(max(1, min(2 * np.sqrt(n), n / _TRAINED_ON))))
     metric = faiss.METRIC_L2 if similarity == "euclidean" else faiss.METRIC_INNER_PRODUCT
     logger.info(
         "building an approximate index of %d vectors, once; needs about %.1f GB of memory and %s",
