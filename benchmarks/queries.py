@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from groundtune.arguments import RetrievalArguments
+from groundtune.arguments import REWRITE, RetrievalArguments
 from groundtune.data.files import read_documents, scan_examples
 from groundtune.evaluation.metrics import retrieval_scores
 from groundtune.evaluation.statistics import aggregate, clusters_of
@@ -24,6 +24,7 @@ from groundtune.retrieval.retrievers import retrieve
 from groundtune.schema import USER, Document, Example, Turn
 
 _ABOUT = RetrievalArguments.__dataclass_fields__
+_HISTORIES = [history for history in _ABOUT["query_history"].metadata["choices"] if history != REWRITE]
 # A turn that says nothing about any question, but whose words stand in many documents; 15 times, 450 words.
 _SMALL_TALK = (
     "We walked along the beach and ate fish every evening with our friends from the village before the bank opened and "
@@ -38,7 +39,7 @@ def main() -> int:
     parser.add_argument("--embedding_model", help="Folder or hub name; default: the demo's all-MiniLM-L6-v2")
     parser.add_argument("--index", help="Index folder to keep; default: a temporary one")
     parser.add_argument("--retrievers", nargs="+", default=_ABOUT["retriever"].metadata["choices"])
-    parser.add_argument("--histories", nargs="+", default=_ABOUT["query_history"].metadata["choices"])
+    parser.add_argument("--histories", nargs="+", default=_HISTORIES)
     parser.add_argument("--k", type=int, default=4)
     parser.add_argument("--long_turn", action="store_true", help="Begin each history with a long turn of small talk")
     options = parser.parse_args()

@@ -6,10 +6,11 @@ Optimisation, saving and logging use the arguments of `transformers.TrainingArgu
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -44,6 +45,13 @@ def argument(default: Any, help: str, choices: list[str] | None = None) -> Any:
     return field(default=default, metadata=metadata)
 
 
+MAXSIM = "maxsim"  # the reranker that is the embedding model itself
+NO_RERANKER = "none"
+REWRITE = "rewrite"  # the query history that a language model turns into one question
+NO_WRITER = (
+    f"--query_history {REWRITE}: needs a model that writes the question; name it with --rewriter where there is this "
+    "flag, or use another value"
+)
 GOLD_FIRST, SHUFFLED, RANKED = ORDERS = ("gold_first", "shuffled", "ranked")
 DISTRACTORS = ("retrieved", "given", "mined", "random")
 OFF, TAUGHT, AFTERWARDS = "off", "taught", "afterwards"  # citations
@@ -123,8 +131,30 @@ class RetrievalArguments:
         "fused",
         "Part of the chat history that is added to the search query, in training, evaluation and serving: nothing, "
         "the user's last message, all of the user's messages, or all messages. fused: search without and with the "
-        "user's messages, and add both scores.",
-        ["none", "last", "user", "all", "fused"],
+        "user's messages, and add both scores. rewrite: search for a question that --rewriter writes from both.",
+        ["none", "last", "user", "all", "fused", REWRITE],
+    )
+    rewriter: str = argument(
+        "",
+        "With --query_history rewrite: what writes the question, openai:URL of a server, or a model folder or hub name "
+        "to load locally. Empty: the model that is trained or answers, without what it learns here.",
+    )
+    rewriter_model: str = argument("", "Name of the rewriter's model on the server.")
+    rewriter_options: str = argument("", "Extra fields for every request to the rewriter's server, as JSON.")
+    rewrite_prompt: str = argument(
+        "", "Text file with the prompt of the rewriter, with $chat_history and $question. Empty: the one that ships."
+    )
+    reranker: str = argument(
+        "",
+        "Puts the first passages of each search in a better order. A cross-encoder (hub name or folder); jina:URL or "
+        "tei:URL of a server, whose key is read from GROUNDTUNE_RERANKER_KEY; or maxsim, which compares the embedding "
+        "model's vectors of single tokens. none: not even the one of MODEL's run.",
+    )
+    reranker_model: str = argument("", "Name of the reranker on the server.")
+    rerank_depth: int = argument(20, "Number of passages per question that are reranked.")
+    rerank_weight: float | None = argument(
+        None,
+        "Weight of the reranker's score, from 0 to 1; the rest is that of the search. Default: 0.5 for maxsim, else 1.",
     )
     embedding_batch_size: int = argument(
         64, "Texts embedded per batch; on a CPU up to twice as many if they are short."
@@ -352,6 +382,11 @@ class Arguments(Generic[T]):
     output: OutputArguments
     training: T
 
+    @property
+    def searching(self) -> RetrievalArguments:
+        """The retrieval arguments, with the model that is trained as what writes the questions if none is named."""
+        return replace(self.retrieval, rewriter=self.retrieval.rewriter or self.model.model_name_or_path)
+
     def check(self, complete: bool = True, for_training: str = "") -> list[str]:
         """Every problem that can be found without reading data or loading a model, one line each; empty if none.
 
@@ -361,7 +396,7 @@ class Arguments(Generic[T]):
         flag = "--embedding_model" if for_training else "--eval_embedding_model"
         return [
             *_check_data(self.data, complete),
-            *check_retrieval(self.retrieval, complete, flag, for_training),
+            *check_retrieval(self.searching, complete, flag, for_training),
             *_check_model(self.model, complete),
             *_check_numbers(self),
         ]
@@ -397,7 +432,7 @@ def check_retrieval(
     problems = []
     if not 0 <= retrieval.mix_weight <= 1:
         problems.append(f"--mix_weight: {retrieval.mix_weight}; give a number from 0 to 1")
-    dense = complete and retrieval.retriever != "bm25"
+    dense = complete and reads_vectors(retrieval)
     if dense and not (retrieval.embedding_model or retrieval.eval_embedding_model):
         problems.append(
             f"{flag}: missing; name an embedding model such as intfloat/e5-base-v2, or use --retriever bm25"
@@ -407,10 +442,57 @@ def check_retrieval(
     for flag in ("embedding_model", "eval_embedding_model"):
         problems += _check_embedding_name(flag, getattr(retrieval, flag), retrieval.embedding_server_model)
     problems += [*filter_problems(retrieval.filter), *_check_store(retrieval.store)]
-    if retrieval.retriever != "bm25":
+    problems += [*_check_reranker(retrieval), *_check_rewriter(retrieval)]
+    if complete and retrieval.query_history == REWRITE and not retrieval.rewriter:
+        problems.append(NO_WRITER)
+    if reads_vectors(retrieval):
         named = dict.fromkeys((retrieval.embedding_model, retrieval.eval_embedding_model))
         problems += [problem for name in named if not server_kind(name) for problem in embedding_problems(name)]
     return problems
+
+
+def reads_vectors(retrieval: RetrievalArguments) -> bool:
+    """Whether a search needs an embedding model."""
+    return retrieval.retriever != "bm25" or retrieval.reranker == MAXSIM
+
+
+def reranked_by(reranker: str) -> str:
+    """The reranker as a continuation of the retriever's name: ", reranked by maxsim"; empty if there is none."""
+    return "" if reranker in ("", NO_RERANKER) else f", reranked by {hide_secrets(reranker)}"
+
+
+def _check_reranker(retrieval: RetrievalArguments) -> list[str]:
+    name, weight = retrieval.reranker, retrieval.rerank_weight
+    problems = too_small([(retrieval, "rerank_depth", 1)])
+    if weight is not None and not 0 <= weight <= 1:
+        problems.append(f"--rerank_weight: {weight}; give a number from 0 to 1")
+    if name in ("", NO_RERANKER, MAXSIM):
+        return problems
+    if server_kind(name) or "://" in name:
+        problems += address_problems("reranker", name, ("jina", "tei"))
+        if server_kind(name) == "jina" and not retrieval.reranker_model:
+            problems.append("--reranker_model: missing; give the server's name for the model")
+        return problems
+    unsafe = [] if check_model_name("reranker", name) else embedding_problems(name, "reranker")
+    return [*problems, *check_model_name("reranker", name), *unsafe]
+
+
+def _check_rewriter(retrieval: RetrievalArguments) -> list[str]:
+    name = retrieval.rewriter
+    if retrieval.query_history != REWRITE:
+        return []
+    problems = no_such_file(retrieval, ["rewrite_prompt"])
+    try:
+        if not isinstance(json.loads(retrieval.rewriter_options or "{}"), dict):
+            raise ValueError("it is not an object")
+    except (ValueError, RecursionError) as error:
+        problems.append(f'--rewriter_options: not a JSON object ({error}); write one such as {{"seed": 1}}')
+    if server_kind(name) or "://" in name:
+        problems += address_problems("rewriter", name, ("openai",))
+        if server_kind(name) == "openai" and not retrieval.rewriter_model:
+            problems.append("--rewriter_model: missing; give the server's name for the model")
+        return problems
+    return [*problems, *check_model_name("rewriter", name), *model_problems(name)] if name else problems
 
 
 def _check_embedding_name(flag: str, name: str, served: str) -> list[str]:

@@ -123,7 +123,7 @@ def loaded(folder: Path) -> Any:
 
 FAMILIES = tuple(TEMPLATES)
 STYLES = ("prefix", "chat template")
-MODEL_FIXTURES = {"families", "static_embedding_folder", "bert_embedding_folder"}
+MODEL_FIXTURES = {"families", "static_embedding_folder", "bert_embedding_folder", "cross_encoder_folder"}
 
 
 @pytest.fixture
@@ -482,8 +482,35 @@ def save_bert_embedder(folder: Path, **options: Any) -> Path:
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertModel
+
+    tokenizer, config = _tiny_bert()
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    transformer = Transformer(str(folder / "bert"), max_seq_length=24)
+    pooling = Pooling(16, pooling_mode="mean")
+    SentenceTransformer(modules=[transformer, pooling], device="cpu", **options).save(str(folder / "model"))
+    return folder / "model"
+
+
+def save_cross_encoder(folder: Path, labels: int = 1) -> Path:
+    """A tiny random cross-encoder of 24 tokens, as `transformers` saves it."""
+    import torch
+    from transformers import BertForSequenceClassification
+
+    tokenizer, config = _tiny_bert()
+    config.num_labels = labels
+    torch.manual_seed(0)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _tiny_bert() -> tuple[Any, Any]:
+    """The tokenizer and the configuration of a tiny BERT."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+    from transformers import BertConfig, PreTrainedTokenizerFast
 
     characters = [chr(c) for c in range(33, 127)]
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "library", "book"]
@@ -501,7 +528,6 @@ def save_bert_embedder(folder: Path, **options: Any) -> Path:
         mask_token="[MASK]",
         model_max_length=24,
     )
-    torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(pieces),
         hidden_size=16,
@@ -511,14 +537,14 @@ def save_bert_embedder(folder: Path, **options: Any) -> Path:
         max_position_embeddings=64,
         initializer_range=0.5,
     )
-    BertModel(config).save_pretrained(folder / "bert")
-    fast.save_pretrained(folder / "bert")
-    transformer = Transformer(str(folder / "bert"), max_seq_length=24)
-    pooling = Pooling(16, pooling_mode="mean")
-    SentenceTransformer(modules=[transformer, pooling], device="cpu", **options).save(str(folder / "model"))
-    return folder / "model"
+    return fast, config
 
 
 @pytest.fixture(scope="session")
 def bert_embedding_folder(tmp_path_factory) -> Path:
     return save_bert_embedder(tmp_path_factory.mktemp("bert_embedding"))
+
+
+@pytest.fixture(scope="session")
+def cross_encoder_folder(tmp_path_factory) -> Path:
+    return save_cross_encoder(tmp_path_factory.mktemp("cross_encoder"))

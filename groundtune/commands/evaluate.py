@@ -123,7 +123,9 @@ def inference_arguments(
 
 def _known(run: Remembered, words: Mapping[str, Any], for_questions: bool) -> dict[str, Any]:
     """The settings that the run adds to the user's words, by flag name."""
-    names = ("embedding_model", "eval_embedding_model", "full_dataset_file_path")
+    names = (
+        "embedding_model", "eval_embedding_model", "full_dataset_file_path", "reranker", "rewriter", "rewrite_prompt",
+    )  # fmt: skip
     known = {**run.settings, **{name: run.names[name] for name in names if name in run.names}}
     if for_questions and (questions := run.names.get("test_file") or run.names.get("eval_file")):
         known["eval_file"] = questions

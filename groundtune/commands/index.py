@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from groundtune.arguments import DataArguments, RetrievalArguments, check_retrieval, no_such_file, too_small
+from groundtune.arguments import (
+    MAXSIM,
+    NO_RERANKER,
+    NO_WRITER,
+    REWRITE,
+    DataArguments,
+    RetrievalArguments,
+    check_model_name,
+    check_retrieval,
+    no_such_file,
+    too_small,
+)
 from groundtune.commands.flags import add_group, filled
 from groundtune.commands.parsing import given, light_parser
 from groundtune.commands.terminal import add_output_flags, be_quiet, say, say_json
 from groundtune.data.files import in_the_way
 from groundtune.errors import DataError
+from groundtune.system.model_folders import embedding_problems
 
 if TYPE_CHECKING:
     from groundtune.evaluation.retrievers_compared import Measured
-    from groundtune.retrieval.retrievers import DenseRetriever, MixRetriever
+    from groundtune.evaluation.statistics import PairedDifference
+    from groundtune.retrieval.reranking import Reranker
+    from groundtune.retrieval.retrievers import DenseRetriever, MixRetriever, Retriever
+    from groundtune.retrieval.rewriting import Rewriter
     from groundtune.schema import Document, Example
+
+    Retrievers = dict[str, tuple[str, Retriever]]  # name -> the flags that select it, and the retriever
 
 DESCRIPTION = """Embed the documents into a folder that training, evaluate and ask read. Only new or changed documents
 are embedded. Each embedding model and prompt has its own subfolder, so they do not replace each other. With examples,
@@ -30,16 +49,24 @@ EXAMPLES = """examples:
       --eval_file test.jsonl --eval_num_to_retrieve 10
   groundtune index --full_dataset_file_path documents.jsonl --embedding_model intfloat/e5-base-v2 \\
       --retriever all --eval_file eval.jsonl --test_file test.jsonl"""
+REFERENCE = "mix, weight 0.6"  # the default, with which every other retriever is compared
 _DATA = ["full_dataset_file_path", "full_dataset_index_path", "eval_file", "test_file"]
 _RETRIEVAL = [
-    "embedding_model", "embedding_server_model",
-    "embedding_batch_size", "embedding_dtype", "query_prompt", "document_prompt", "query_history",
-    "eval_num_to_retrieve", "filter", "store", "vector_dtype",
+    "embedding_model", "embedding_server_model", "embedding_batch_size", "embedding_dtype", "query_prompt",
+    "document_prompt", "query_history", "rewriter", "rewriter_model", "rewriter_options", "rewrite_prompt",
+    "eval_num_to_retrieve", "reranker", "reranker_model", "rerank_depth", "rerank_weight", "filter", "store",
+    "vector_dtype",
 ]  # fmt: skip
 _HELPS = {
     "embedding_model": "Embedding model (hub name or folder).",
     "eval_file": "Examples (.jsonl) whose questions are used as queries; they need no answers.",
     "test_file": "Examples (.jsonl) to report on, with --retriever all. Empty: those of --eval_file.",
+    "rewriter": "With --query_history rewrite: what writes the question, openai:URL of a server, or a model folder or "
+    "hub name to load locally.",
+    "reranker": "With --retriever all, also measure this reranker of the mix: a cross-encoder (hub name or folder), or "
+    "jina:URL or tei:URL of a server. maxsim, the embedding model's vectors of single tokens, is always measured; "
+    "none: not even that.",
+    "rerank_weight": "Weight of the reranker's score, from 0 to 1. Default: 0.5 for maxsim, 0.5 and 1 for others.",
     "eval_num_to_retrieve": "Passages retrieved per question. (default: 4)",
 }
 
@@ -49,12 +76,15 @@ def main(argv: Sequence[str]) -> int:
     words = given(parser(), argv)
     every = words.pop("retriever") == "all"
     data = filled(DataArguments, words)
+    tuned = words.pop("tuned_embedding_model")
     retrieval = filled(RetrievalArguments, {**words, "retriever": "mix" if every else "dense"})
-    _check(data, retrieval, every)
+    _check(data, retrieval, every, tuned)
 
     from groundtune.data.files import read_documents
     from groundtune.retrieval.opening import index_folder, open_retriever_with
+    from groundtune.retrieval.reranking import open_reranker
     from groundtune.retrieval.retrievers import MixRetriever
+    from groundtune.retrieval.rewriting import open_rewriter
 
     quiet = words["quiet"] or words["json"]
     if quiet:
@@ -64,7 +94,10 @@ def main(argv: Sequence[str]) -> int:
     folder = index_folder(data)
     examples = searchable(data.eval_file) if data.eval_file else []
     reported = searchable(data.test_file) if data.test_file else []
-    retriever = open_retriever_with(retrieval.embedding_model, retrieval, documents, folder)
+    rewriter = open_rewriter(retrieval, folder) if examples else None
+    by_model = open_reranker(retrieval) if retrieval.reranker != MAXSIM else None
+    plain = replace(retrieval, reranker=NO_RERANKER)
+    retriever = open_retriever_with(retrieval.embedding_model, plain, documents, folder)
     dense = retriever.dense if isinstance(retriever, MixRetriever) else cast("DenseRetriever", retriever)
     index = dense.index
     found: dict[str, Any] = {
@@ -75,61 +108,125 @@ def main(argv: Sequence[str]) -> int:
         "seconds": round(time.perf_counter() - begin, 1),
     }
     if isinstance(retriever, MixRetriever):
-        rows, best = _compared(retriever, examples, reported, retrieval)
-        found["retrievers"] = {
-            "best": best.flags, "chosen_on": len(examples), "table": [one.to_dict() for one in rows]
-        }  # fmt: skip
+        retrievers = _retrievers(retriever, retrieval, by_model)
+        if tuned:
+            again = cast("MixRetriever", open_retriever_with(tuned, plain, documents, folder))
+            retrievers |= _tuned(_retrievers(again, retrieval, by_model), tuned)
+        compared = _compared(retrievers, examples, reported, _k(retrieval, index.documents), retrieval, rewriter)
+        found["retrievers"] = compared.to_dict()
         if not words["json"]:
-            k = _k(retrieval, index.documents)
-            _show_compared(rows, best, k, len(examples), len(reported), retrieval.query_history)
+            _show_compared(compared)
     elif examples:
-        found["retrieval"] = _measured(retriever, examples, retrieval)
+        found["retrieval"] = _measured(retriever, examples, retrieval, rewriter)
+    if rewriter:
+        found["notes"] = rewriter.note
     if words["json"]:
         say_json(found)
     else:
         say("{documents:,} documents, {dimensions} dimensions, in {folder} after {seconds} s".format(**found))
         _show(found.get("retrieval"))
+        say(*found.get("notes", ()))
     return 0
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Retrievers as measured on some examples: `rows`, how much the recall at k of each differs from that of the
+    default, and the best on `chosen_on` questions; `reported` is the number of questions of --test_file."""
+
+    rows: list[Measured]
+    differences: dict[str, PairedDifference]
+    best: Measured
+    k: int
+    chosen_on: int
+    reported: int
+    query_history: str
+
+    def to_dict(self) -> dict[str, Any]:
+        table = [{**one.to_dict(), "recall_difference": self.differences[one.name].to_dict()} for one in self.rows]
+        about = {"best": self.best.flags, "chosen_on": self.chosen_on, "difference_from": REFERENCE}
+        return {**about, "table": table}
+
+
+def _retrievers(mix: MixRetriever, retrieval: RetrievalArguments, by_model: Reranker | None) -> Retrievers:
+    """Name -> flags and retriever: all that share the vectors and words of `mix`, and the mix reranked."""
+    from groundtune.evaluation.retrievers_compared import all_retrievers, reranked_retrievers
+    from groundtune.retrieval.reranking import has_token_vectors, open_reranker
+
+    found, depth = all_retrievers(mix), retrieval.rerank_depth
+    if retrieval.reranker == NO_RERANKER:
+        return found
+    given = [] if retrieval.rerank_weight is None else [retrieval.rerank_weight]
+    embedder, documents = mix.dense.embedder, mix.dense.index.documents
+    if has_token_vectors(embedder) or retrieval.reranker == MAXSIM:
+        by_tokens = cast("Reranker", open_reranker(replace(retrieval, reranker=MAXSIM), embedder, documents))
+        found |= reranked_retrievers(mix, MAXSIM, by_tokens, depth, given or [0.5])
+    if by_model:
+        found |= reranked_retrievers(mix, retrieval.reranker, by_model, depth, given or [0.5, 1.0])
+    return found
+
+
+def _tuned(found: Retrievers, name: str) -> Retrievers:
+    """The retrievers of another embedding model, with the flag that selects it; words alone are the same."""
+    return {
+        f"{kind}, tuned": (f"--embedding_model {shlex.quote(name)} {flags}", retriever)
+        for kind, (flags, retriever) in found.items()
+        if kind != "bm25"
+    }
+
+
 def _compared(
-    mix: MixRetriever, chosen_on: list[Example], reported: list[Example], retrieval: RetrievalArguments
-) -> tuple[list[Measured], Measured]:
-    """Every retriever as measured on `reported`, and the best on `chosen_on`."""
-    from groundtune.evaluation.retrievers_compared import all_retrievers, best_of, measured
+    retrievers: Retrievers,
+    examples: list[Example],
+    reported: list[Example],
+    k: int,
+    retrieval: RetrievalArguments,
+    rewriter: Rewriter | None,
+) -> Compared:
+    """Every retriever as measured on `reported`, and the best on `examples`."""
+    from groundtune.evaluation.retrievers_compared import best_of, difference, measured
 
-    k, history = _k(retrieval, mix.dense.index.documents), retrieval.query_history
+    history, rewrite = retrieval.query_history, rewriter.queries if rewriter else None
+    if rewriter:
+        rewriter.queries([*examples, *reported])  # first, so that no search waits for it
+        rewriter.close()
 
-    def measure(examples: list[Example]) -> list[Measured]:
-        found = all_retrievers(mix).items()
-        return [measured(name, flags, retriever, examples, k, history) for name, (flags, retriever) in found]
+    def measure(asked: list[Example]) -> list[Measured]:
+        found = retrievers.items()
+        return [measured(name, flags, retriever, asked, k, history, rewrite) for name, (flags, retriever) in found]
 
-    found = measure(chosen_on)
-    return (measure(reported) if reported else found), best_of(found, k)
+    chosen = measure(examples)
+    rows = measure(reported) if reported else chosen
+    reference = next(row for row in rows if row.name == REFERENCE)
+    differences = {row.name: difference(row, reference, reported or examples) for row in rows}
+    return Compared(rows, differences, best_of(chosen, k), k, len(examples), len(reported), history)
 
 
 def _k(retrieval: RetrievalArguments, documents: Sequence[Document]) -> int:
     return min(retrieval.eval_num_to_retrieve, len(documents))
 
 
-def _show_compared(found: list[Measured], best: Measured, k: int, chosen_on: int, reported: int, history: str) -> None:
+def _show_compared(found: Compared) -> None:
     from groundtune.commands.terminal import say_table
     from groundtune.system.tables import TextTable
 
-    names = [name.partition("/")[2] for name in found[0].scores]
-    table = TextTable("retriever", *names, "ms", box=None, padding=(0, 1, 0, 0))
-    for one in found:
+    names = [name.partition("/")[2] for name in found.rows[0].scores]
+    table = TextTable("retriever", *names, "difference", "ms", box=None, padding=(0, 1, 0, 0))
+    for one in found.rows:
         cells = [f"{mean.value:.3f}" for mean in one.scores.values()]
-        recall = one.scores[f"retrieval/recall@{k}"]
+        recall, gain = one.scores[f"retrieval/recall@{found.k}"], found.differences[one.name]
         cells[1] += f" [{recall.low:.2f}, {recall.high:.2f}]"
-        table.add_row(one.name + (" *" if one.name == best.name else ""), *cells, f"{1000 * one.seconds:.1f}")
+        cells.append("" if one.name == REFERENCE else f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]")
+        chosen = " *" if one.name == found.best.name else ""
+        table.add_row(one.name + chosen, *cells, f"{1000 * one.seconds:.1f}")
     say_table(table)
     say(
-        f"* chosen by recall@{k} on {chosen_on} questions of --eval_file; the table is of {reported or chosen_on} "
-        "questions, with 95 % intervals by passage; text_recall counts a passage with at least 60 % of the gold text; "
+        f"* chosen by recall@{found.k} on {found.chosen_on} questions of --eval_file; the table is of "
+        f"{found.reported or found.chosen_on} questions, with 95 % intervals by passage; text_recall counts a passage "
+        f"with at least 60 % of the gold text; difference: of recall@{found.k} from {REFERENCE}, question by question; "
         "ms per question"
-        + ("" if reported else ". Chosen and measured on the same questions, the best looks a little too good"),
-        f"Flags of the best: {best.flags} --query_history {history}",
+        + ("" if found.reported else ". Chosen and measured on the same questions, the best looks a little too good"),
+        f"Flags of the best: {found.best.flags} --query_history {found.query_history}",
     )
 
 
@@ -146,7 +243,9 @@ def searchable(path: str) -> list[Example]:
     return examples
 
 
-def _measured(retriever: Any, examples: list[Example], retrieval: RetrievalArguments) -> dict[str, Any]:
+def _measured(
+    retriever: Any, examples: list[Example], retrieval: RetrievalArguments, rewriter: Rewriter | None
+) -> dict[str, Any]:
     """How well the questions find their gold passages: the number of questions, and each metric with its interval."""
     from groundtune.evaluation.metrics import retrieval_scores
     from groundtune.evaluation.statistics import aggregate, clusters_of
@@ -154,7 +253,8 @@ def _measured(retriever: Any, examples: list[Example], retrieval: RetrievalArgum
     from groundtune.retrieval.stores.store import findable
 
     k = _k(retrieval, retriever.index.documents)
-    hits = retrieve(retriever, examples, k, retrieval.query_history)
+    rewrite = rewriter.queries if rewriter else None
+    hits = retrieve(retriever, examples, k, retrieval.query_history, rewrite)
     scores = [
         retrieval_scores([hit.document.id for hit in found], {d.id for d in example.gold_documents}, ks=(1, k))
         for example, found in zip(examples, hits, strict=True)
@@ -189,12 +289,29 @@ def parser() -> argparse.ArgumentParser:
         "--retriever", choices=["dense", "all"], default="dense",
         help="What to measure with --eval_file: dense, the vectors alone; all, every retriever. (default: dense)",
     )  # fmt: skip
+    made.add_argument(
+        "--tuned_embedding_model", default="", metavar="TEXT",
+        help="With --retriever all: a second embedding model, such as one trained by groundtune retriever, to compare.",
+    )  # fmt: skip
     add_output_flags(made)
     return made
 
 
-def _check(data: DataArguments, retrieval: RetrievalArguments, every: bool) -> None:
-    problems = []
+def _check(data: DataArguments, retrieval: RetrievalArguments, every: bool, tuned: str) -> None:
+    problems = (
+        []
+        if every
+        else [
+            f"--{name}: has no effect without --retriever all; add it, or remove the flag"
+            for name, given in {"reranker": retrieval.reranker, "tuned_embedding_model": tuned}.items()
+            if given
+        ]
+    )
+    if retrieval.query_history == REWRITE and not retrieval.rewriter:
+        problems.append(NO_WRITER)
+    if tuned:
+        unknown = check_model_name("tuned_embedding_model", tuned)
+        problems += unknown or [f"--tuned_embedding_model: {problem}" for problem in embedding_problems(tuned)]
     if every and not data.eval_file:
         problems.append("--eval_file: missing; --retriever all measures on its questions")
     if data.test_file and not every:

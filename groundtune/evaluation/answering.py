@@ -24,8 +24,8 @@ from groundtune.prompts.policies import kept
 from groundtune.prompts.prompt import chat_messages, make_prompt, to_continue
 from groundtune.prompts.rows import fits
 from groundtune.retrieval.opening import index_folder, open_retriever
-from groundtune.retrieval.queries import queries_of, too_long_note
-from groundtune.retrieval.retrievers import retrieve
+from groundtune.retrieval.queries import Query, queries_of, too_long_note
+from groundtune.retrieval.rewriting import open_rewriter
 from groundtune.schema import Document, Example, Hit
 
 if TYPE_CHECKING:
@@ -135,15 +135,26 @@ def open_questions(
     hits: list[tuple[Hit, ...]] = [()] * len(examples)
     seconds = 0.0
     if arguments.searches:
+        queries = _queries(arguments, examples, notes)
         retriever = open_retriever(arguments.retrieval, documents, index_folder(arguments.data))
         begin = time.perf_counter()
-        k, history = arguments.retrieval.eval_num_to_retrieve, arguments.retrieval.query_history
-        hits = retrieve(retriever, examples, k, history)
+        hits = retriever.search(queries, arguments.retrieval.eval_num_to_retrieve)
         seconds = time.perf_counter() - begin
-        notes += too_long_note(queries_of(examples, history), retriever.limit)
+        notes += too_long_note(queries, retriever.limit)
     if tokenizer is not None and arguments.data.too_long != "error":
         examples, hits = _fitting(arguments, examples, hits, tokenizer)
     return [_asked(arguments, context, examples, hits, seconds, tokenizer) for context in arguments.contexts]
+
+
+def _queries(arguments: InferenceArguments, examples: list[Example], notes: list[str]) -> list[Query]:
+    """The search queries of the examples; `notes` gets a line about those that could not be rewritten."""
+    rewriter = open_rewriter(arguments.searching, index_folder(arguments.data))
+    if rewriter is None:
+        return queries_of(examples, arguments.retrieval.query_history)
+    queries = rewriter.queries(examples)
+    rewriter.close()
+    notes += rewriter.note
+    return queries
 
 
 def _fitting(

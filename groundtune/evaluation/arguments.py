@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from groundtune.arguments import (
+    REWRITE,
     DataArguments,
     EvaluationArguments,
     ModelArguments,
@@ -23,6 +24,7 @@ from groundtune.arguments import (
     check_retrieval,
     no_room,
     no_such_file,
+    reads_vectors,
     too_small,
 )
 from groundtune.data.files import in_the_way
@@ -30,6 +32,7 @@ from groundtune.errors import DataError
 from groundtune.methods import Method, method_of
 from groundtune.model.endpoint import Endpoint, endpoint_at, is_server, server_problems
 from groundtune.prompts.policies import CONTEXTS
+from groundtune.retrieval.rewriting import cannot_rewrite
 from groundtune.runs.remembered import BASE_MODEL, Remembered, base_not_followed, leads_out_of
 from groundtune.schema import nfc
 from groundtune.system.model_folders import adapter_base_of, model_problems
@@ -229,6 +232,18 @@ class InferenceArguments:
         return endpoint_at(g.generator, g.generator_model, g.generator_options, **g.limits)
 
     @property
+    def searching(self) -> RetrievalArguments:
+        """The retrieval arguments, with what writes the questions of `--query_history rewrite` if none is named: the
+        model that MODEL was trained from, as in its training; else the server that answers; else MODEL."""
+        if self.retrieval.rewriter or self.retrieval.query_history != REWRITE:
+            return self.retrieval
+        g = self.generator
+        if not g.generator or (self.run and self.base):
+            return replace(self.retrieval, rewriter=self.base or self.model.model_name_or_path)
+        named = {"rewriter": g.generator, "rewriter_model": g.generator_model, "rewriter_options": g.generator_options}
+        return replace(self.retrieval, **cast("dict[str, Any]", named))
+
+    @property
     def bf16(self) -> bool:
         """The value of `--bf16`, else whether the hardware supports bfloat16."""
         from groundtune.model.loading import computes_bf16  # here, because it imports torch, and -h must be fast
@@ -287,9 +302,14 @@ class InferenceArguments:
             if self.searches and not self.data.full_dataset_file_path:
                 wanted["--full_dataset_file_path"] = names.get("full_dataset_file_path", "")
             embedding = self.retrieval.eval_embedding_model or self.retrieval.embedding_model
-            if self.searches and self.retrieval.retriever != "bm25" and not embedding:
+            if self.searches and reads_vectors(self.retrieval) and not embedding:
                 named = names.get("eval_embedding_model") or names.get("embedding_model") or ""
                 wanted["--embedding_model"] = named
+            if self.searches and not self.retrieval.reranker:
+                wanted["--reranker"] = names.get("reranker", "")
+            if self.searches and self.retrieval.query_history == REWRITE:
+                missing = [name for name in ("rewriter", "rewrite_prompt") if not getattr(self.retrieval, name)]
+                wanted |= {f"--{name}": names.get(name, "") for name in missing}
         return {flag: value for flag, value in wanted.items() if value}
 
     def _base_outside(self) -> str:
@@ -333,7 +353,16 @@ class InferenceArguments:
         unknown = [context for context in self.contexts if context not in CONTEXTS]
         if unknown:
             problems.append(f"--contexts: unknown: {', '.join(unknown)}; choose from {', '.join(CONTEXTS)}, or all")
-        return problems + (check_retrieval(self.retrieval) if searches else [])
+        return problems + ([*check_retrieval(self.searching), *self._check_rewriter()] if searches else [])
+
+    def _check_rewriter(self) -> list[str]:
+        if self.retrieval.query_history != REWRITE:
+            return []
+        name = self.searching.rewriter
+        if not name or is_server(name):
+            return []  # without any name there is no MODEL either, which is reported
+        own = [] if self.retrieval.rewriter else cannot_rewrite(self.model)
+        return own or base_not_followed("rewriter", name)
 
     def _links(self) -> list[str]:
         """The links that results would be written through; a default output folder must not be a link itself."""

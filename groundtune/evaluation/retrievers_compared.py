@@ -9,9 +9,12 @@ from functools import lru_cache
 
 from groundtune.data.overlap import HOLDS, Hashes, grams, share_of
 from groundtune.evaluation.metrics import retrieval_scores
-from groundtune.evaluation.statistics import Interval, aggregate, clusters_of
-from groundtune.retrieval.retrievers import DenseRetriever, HybridRetriever, MixRetriever, Retriever, retrieve
+from groundtune.evaluation.statistics import Interval, PairedDifference, aggregate, clusters_of, paired_difference
+from groundtune.retrieval.queries import queries_of
+from groundtune.retrieval.reranking import RerankedRetriever, Reranker
+from groundtune.retrieval.retrievers import DenseRetriever, HybridRetriever, MixRetriever, Retriever, Rewrite
 from groundtune.schema import Document, Example, Hit
+from groundtune.system.text import hide_secrets
 
 WEIGHTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of the vectors in the mix
 DEPTH = 10  # passages behind nDCG
@@ -24,7 +27,8 @@ class Measured:
     name: str
     flags: str
     scores: dict[str, Interval]
-    seconds: float  # a question, embedding included
+    seconds: float  # a question, embedding and reranking included
+    recalls: tuple[float, ...] = ()  # of each question at k
 
     def to_dict(self) -> dict[str, object]:
         means = {name: interval.to_dict() for name, interval in self.scores.items()}
@@ -45,19 +49,45 @@ def all_retrievers(mix: MixRetriever) -> dict[str, tuple[str, Retriever]]:
     return alone | mixes
 
 
+def reranked_retrievers(
+    mix: MixRetriever, name: str, reranker: Reranker, depth: int, weights: Sequence[float]
+) -> dict[str, tuple[str, Retriever]]:
+    """The mix with its first `depth` passages reranked, the reranker's score having each of these weights."""
+    found: dict[str, tuple[str, Retriever]] = {}
+    name = hide_secrets(name)
+    for weight in weights:
+        flags = f"--retriever mix --mix_weight {mix.weight} --reranker {name} --rerank_weight {weight}"
+        shown = f"mix, weight {mix.weight}, reranked by {name}, weight {weight}"
+        found[shown] = f"{flags} --rerank_depth {depth}", RerankedRetriever(mix, reranker, depth, weight)
+    return found
+
+
+def difference(one: Measured, other: Measured, examples: Sequence[Example]) -> PairedDifference:
+    """How much higher the recall at k of `one` is than that of `other`, question by question."""
+    return paired_difference(other.recalls, one.recalls, clusters_of(examples))
+
+
 def measured(
-    name: str, flags: str, retriever: Retriever, examples: Sequence[Example], k: int, history: str
+    name: str,
+    flags: str,
+    retriever: Retriever,
+    examples: Sequence[Example],
+    k: int,
+    history: str,
+    rewrite: Rewrite | None = None,
 ) -> Measured:
     """Recall and text recall at k, recall at 1, MRR and nDCG@10 of the questions, with 95 % intervals by passage.
 
     A gold passage counts for *text recall* if one of the k passages has at least 60 % of its text ("likely accuracy" in
     LocalRQA): another passage with the same text serves a reader as well.
     """
+    queries = rewrite(examples) if rewrite else queries_of(examples, history)
     begin = time.perf_counter()
-    hits = retrieve(retriever, examples, max(k, DEPTH), history)
+    hits = retriever.search(queries, max(k, DEPTH))
     seconds = (time.perf_counter() - begin) / len(examples)
     rows = [scores_of(example, found, k) for example, found in zip(examples, hits, strict=True)]
-    return Measured(name, flags, aggregate(rows, clusters_of(examples)), seconds)
+    recalls = tuple(row[f"retrieval/recall@{k}"] for row in rows)
+    return Measured(name, flags, aggregate(rows, clusters_of(examples)), seconds, recalls)
 
 
 def best_of(found: Sequence[Measured], k: int) -> Measured:

@@ -13,7 +13,7 @@ from os.path import realpath
 from pathlib import Path
 from typing import Any
 
-from groundtune.arguments import DataArguments
+from groundtune.arguments import DataArguments, reranked_by
 from groundtune.data.checks import ERROR, WARNING, check_texts, counts, read_dataset
 from groundtune.data.files import sha256_of, write_text
 from groundtune.errors import DataError, ModelError
@@ -401,12 +401,13 @@ def facts(arguments: InferenceArguments, right: Rightness) -> dict[str, str]:
         "chat": f"messages sent to {server}/chat/completions; the server applied its template, not --thinking",
     }
     embedding = retrieval.eval_embedding_model or retrieval.embedding_model
+    found_by = f"{retrieval.retriever} {embedding}{reranked_by(retrieval.reranker)}"
     shown = {
         "Model": generator.generator_model or arguments.model.model_name_or_path,
         "Prompt": how[arguments.api],
         "Questions": arguments.data.eval_file,
         "Documents": arguments.data.full_dataset_file_path,
-        "Retriever": f"{retrieval.retriever} {embedding}, {retrieval.eval_num_to_retrieve} passages per question",
+        "Retriever": f"{found_by}, {retrieval.eval_num_to_retrieve} passages per question",
         "Contexts": ", ".join(arguments.contexts),
         "An answer is right if": str(right),
         "Judge": arguments.judge.judge_model or hide_secrets(arguments.judge.judge),

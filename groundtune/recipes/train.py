@@ -13,7 +13,7 @@ from typing import Any, cast
 from transformers import PrinterCallback, set_seed
 
 from groundtune.aliases import Model
-from groundtune.arguments import OFF, DataArguments
+from groundtune.arguments import OFF, REWRITE, DataArguments
 from groundtune.data.checks import counts, place
 from groundtune.data.files import in_the_way, sha256_of
 from groundtune.errors import DataError
@@ -27,11 +27,13 @@ from groundtune.prompts.rows import EpochRows, left_out_note, shortening_note
 from groundtune.reporting.report import write_results
 from groundtune.reporting.results import Results
 from groundtune.retrieval.opening import evaluation_model, index_folder, open_retriever_with
-from groundtune.retrieval.retrievers import Retriever, retrieve
+from groundtune.retrieval.queries import queries_of
+from groundtune.retrieval.retrievers import Retriever
+from groundtune.retrieval.rewriting import cannot_rewrite, open_rewriter
 from groundtune.runs.checkpoints import Checkpoint
 from groundtune.runs.hub import Hub
 from groundtune.runs.record import run_record, timed
-from groundtune.runs.remembered import record_own_run
+from groundtune.runs.remembered import base_not_followed, record_own_run
 from groundtune.runs.resume import (
     check_same_run,
     checkpoint_to_resume,
@@ -43,6 +45,7 @@ from groundtune.runs.resume import (
 from groundtune.schema import Document, Example, Hit, Reply
 from groundtune.system.outputs import inside
 from groundtune.system.processes import is_main, run_on_main
+from groundtune.system.servers import server_kind
 from groundtune.training.arguments import (
     GOLD_LOSS,
     QATrainingArguments,
@@ -91,7 +94,9 @@ def _train(arguments: RunArguments, run: dict[str, Any], checkpoint: Checkpoint 
         examples, (tokenizer, prompt) = _splits(diagnosis, arguments), diagnosis.tokenizer_and_prompt()
 
     with timed("index and retrieve", durations):
-        hits, seconds = run_on_main(lambda: _retrieve(method, arguments, diagnosis.dataset.documents, examples))
+        found = run_on_main(lambda: _retrieve(method, arguments, diagnosis.dataset.documents, examples))
+        hits, seconds, told = found
+        notes += told
 
     rows = _encoded(method, arguments, diagnosis.dataset.documents, examples, hits, prompt)
     notes += _shortened(rows)
@@ -136,6 +141,7 @@ def _check(arguments: RunArguments) -> None:
     problems = arguments.check(for_training=method.title if method.retrieves else "")
     problems += compile_problems(arguments.training)
     problems += metric_problems(arguments.training) + loss_problems(arguments.training)
+    problems += _rewriter_problems(arguments)
     problems += tracker_problems(cast("list[str]", arguments.training.report_to))
     problems += output_problems(Path(arguments.training.output_dir))
     if arguments.data.full_dataset_index_path:
@@ -144,6 +150,16 @@ def _check(arguments: RunArguments) -> None:
         problems.append("--push_report: nothing is pushed without --push_to_hub; add it")
     if problems:
         raise DataError(problems)
+
+
+def _rewriter_problems(arguments: RunArguments) -> list[str]:
+    """Why the question of a dialogue cannot be rewritten, if it is to be."""
+    retrieval, model = arguments.retrieval, arguments.model
+    if retrieval.query_history != REWRITE:
+        return []
+    if retrieval.rewriter:
+        return [] if server_kind(retrieval.rewriter) else base_not_followed("rewriter", retrieval.rewriter)
+    return cannot_rewrite(model)
 
 
 def _evaluators(
@@ -346,12 +362,13 @@ def _splits(diagnosis: Diagnosis, arguments: RunArguments) -> dict[str, list[Exa
 
 def _retrieve(
     method: Method, arguments: RunArguments, documents: list[Document], examples: dict[str, list[Example]]
-) -> tuple[dict[str, list[tuple[Hit, ...]]], dict[str, float]]:
-    """The hits of every split, and the seconds each search took; `train rows` and `eval rows` go into training rows.
+) -> tuple[dict[str, list[tuple[Hit, ...]]], dict[str, float], list[str]]:
+    """The hits of every split, the seconds each search took, and notes; `train rows` and `eval rows` go into training
+    rows.
 
     The retriever is frozen, so each split is searched once for the whole run.
     """
-    retrieval = arguments.retrieval
+    retrieval, folder = arguments.retrieval, index_folder(arguments.data)
     for_evaluation = evaluation_model(retrieval)
     searches = {split: (for_evaluation, retrieval.eval_num_to_retrieve) for split in ("eval", "test")}
     if method.searches(arguments.passages):
@@ -360,7 +377,13 @@ def _retrieve(
         searches |= {f"{s} rows": (model, depth) for s in ("train", "eval")}
     elif any(reads_hits(example) for split in ("train", "eval") for example in examples[split]):
         searches |= {f"{s} rows": searches["eval"] for s in ("train", "eval")}
-    folder = index_folder(arguments.data)
+    splits = dict.fromkeys(name.split()[0] for name in searches)
+    rewriter = open_rewriter(arguments.searching, folder)
+    make = rewriter.queries if rewriter else partial(queries_of, history=retrieval.query_history)
+    queries = {split: make(examples[split]) for split in splits}
+    if rewriter:
+        rewriter.close()
+        set_seed(arguments.training.seed)  # loading a model draws numbers, and a resumed run has no need to load it
     retrievers: dict[str, Retriever] = {}
     hits: dict[str, list[tuple[Hit, ...]]] = {
         f"{split} rows": [()] * len(examples[split]) for split in ("train", "eval")
@@ -370,9 +393,9 @@ def _retrieve(
         if model not in retrievers:
             retrievers[model] = open_retriever_with(model, retrieval, documents, folder)
         begin = time.perf_counter()
-        hits[name] = retrieve(retrievers[model], examples[name.split()[0]], k, retrieval.query_history)
+        hits[name] = retrievers[model].search(queries[name.split()[0]], k)
         seconds[name] = time.perf_counter() - begin
-    return hits, seconds
+    return hits, seconds, rewriter.note if rewriter else []
 
 
 def _shortened(rows: dict[str, EpochRows]) -> list[str]:

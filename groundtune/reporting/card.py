@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from groundtune.arguments import TAUGHT, DataArguments, EvaluationArguments, PromptArguments, RetrievalArguments
+from groundtune.arguments import (
+    MAXSIM,
+    TAUGHT,
+    DataArguments,
+    EvaluationArguments,
+    PromptArguments,
+    RetrievalArguments,
+    reranked_by,
+)
 from groundtune.evaluation.verdicts import F1
 from groundtune.methods import METHODS
 from groundtune.prompts.citations import CITE
@@ -28,6 +36,7 @@ from groundtune.reporting.results import (
     questions,
     warning,
 )
+from groundtune.system.servers import server_kind
 
 PREFIXES = ("user_prefix", "assistant_prefix", "sep_user", "sep_sys")
 # Metrics for which the hub has its own names.
@@ -38,7 +47,18 @@ _SERVING = (
     (DataArguments, ("max_seq_length",)),
     (
         RetrievalArguments,
-        ("eval_num_to_retrieve", "retriever", "mix_weight", "query_history", "query_prompt", "document_prompt"),
+        (
+            "eval_num_to_retrieve",
+            "retriever",
+            "mix_weight",
+            "query_history",
+            "query_prompt",
+            "document_prompt",
+            "reranker_model",
+            "rerank_depth",
+            "rerank_weight",
+            "rewriter_model",
+        ),
     ),
     (PromptArguments, (*PREFIXES, "instruction", "citations")),
     (EvaluationArguments, ("max_new_tokens",)),
@@ -87,9 +107,10 @@ def ask_command(record: Mapping[str, Any]) -> str:
     """A `groundtune ask` command with the retriever and prompt of the run, independent of the model's location."""
     arguments = flat(record.get("arguments", {}))
     values: dict[str, Any] = {}
-    if arguments.get("retriever") != "bm25":
+    if arguments.get("retriever") != "bm25" or arguments.get("reranker") == MAXSIM:
         flag = "eval_embedding_model" if arguments.get("eval_embedding_model") else "embedding_model"
         values["embedding_model"] = _known_as(record, flag)[0]
+    values |= {flag: name for flag in ("reranker", "rewriter") if (name := _named(record, flag))}
     for group, names in _SERVING:
         for field in fields(group):
             default = None if field.default is MISSING else field.default
@@ -210,6 +231,7 @@ def _facts(results: Results, arguments: Mapping[str, Any]) -> dict[str, str]:
     kind = arguments.get("retriever", "dense")
     found_by = "BM25" if kind == "bm25" else embedding + (" and BM25" if kind in ("mix", "hybrid") else "")
     passages = arguments.get("eval_num_to_retrieve", len(results.base.predictions[0].hits))
+    found_by = (found_by or "dense") + reranked_by(_named(record, "reranker"))
     versions = record.get("versions", {})
     revision = f", revision {arguments['model_revision']}" if arguments.get("model_revision") else ""
     shown = {
@@ -217,7 +239,7 @@ def _facts(results: Results, arguments: Mapping[str, Any]) -> dict[str, str]:
         "Trained by": how,
         "Passages of a row": passages_of_rows(arguments),
         "Checkpoint": "the last weights" if step is None else f"step {step}, best {results.selection_metric}",
-        "Retriever": f"{found_by or 'dense'}, {passages} passages per question",
+        "Retriever": f"{found_by}, {passages} passages per question",
         "Prompt": _style(record),
         "Made with": ", ".join(f"{name} {versions[name]}" for name in ("groundtune", "transformers", "peft", "torch")
                                if name in versions),
@@ -283,6 +305,12 @@ def _known_as(record: Mapping[str, Any], flag: str) -> tuple[str, bool]:
     local = str(record.get("identity", {}).get(f"--{flag}", "")).startswith("sha256 ")
     on_hub = not local and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name))
     return (name, True) if on_hub else (_last(name), False)
+
+
+def _named(record: Mapping[str, Any], flag: str) -> str:
+    """The same of a model that may be on a server, whose address is nobody else's business."""
+    kind = server_kind(str(flat(record.get("arguments", {})).get(flag) or ""))
+    return f"{kind}:URL" if kind else _known_as(record, flag)[0]
 
 
 def _last(path: str) -> str:

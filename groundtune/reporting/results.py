@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groundtune.arguments import PassageArguments
+from groundtune.arguments import PassageArguments, reranked_by
 from groundtune.evaluation.abstention import ANSWERED, note
 from groundtune.evaluation.metrics import token_f1
 from groundtune.evaluation.statistics import Interval, PairedDifference
@@ -201,7 +201,7 @@ def facts(results: Results) -> dict[str, str]:
         "Questions": questions(results.base) + (f", from {test}" if test else ""),
         "Training file": arguments.get("train_file"),
         "Documents": arguments.get("full_dataset_file_path"),
-        "Retriever": f"{found_by}, {passages} passages per question",
+        "Retriever": f"{found_by}{reranked_by(arguments.get('reranker') or '')}, {passages} passages per question",
         "Seed": results.record.get("seed"),
     }
     return {name: str(value) for name, value in shown.items() if value not in (None, "")}

@@ -10,11 +10,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from groundtune.arguments import DataArguments, RetrievalArguments
+from groundtune.arguments import MAXSIM, DataArguments, RetrievalArguments
 from groundtune.errors import DataError, ModelError
 from groundtune.filters import kept, parsed
 from groundtune.retrieval.embedder import AnyEmbedder, Embedder
 from groundtune.retrieval.embedding_server import ServerEmbedder
+from groundtune.retrieval.reranking import open_reranker, reranked
 from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, HybridRetriever, MixRetriever, Retriever
 from groundtune.retrieval.stores.local import load_or_build_index
 from groundtune.retrieval.stores.milvus import open_milvus
@@ -48,15 +49,17 @@ def open_retriever_with(
     """
     allowed = _allowed(retrieval.filter, documents)
     bm25 = BM25Retriever(documents, index_folder, allowed)
-    if retrieval.retriever == "bm25":
-        return bm25
+    if retrieval.retriever == "bm25" and retrieval.reranker != MAXSIM:
+        return reranked(bm25, retrieval, open_reranker(retrieval))
     embedder = open_embedder(embedding_model, retrieval)
+    reranker = open_reranker(retrieval, embedder, documents)  # before the documents are embedded, which may take hours
+    if retrieval.retriever == "bm25":
+        return reranked(bm25, retrieval, reranker)
     dense = DenseRetriever(embedder, _open_store(retrieval, documents, embedder, index_folder, allowed))
     if isinstance(embedder, ServerEmbedder):
         _still_the_same(embedder, dense.index)
-    if retrieval.retriever == "dense":
-        return dense
-    return with_words(dense, bm25, retrieval)
+    first = dense if retrieval.retriever == "dense" else with_words(dense, bm25, retrieval)
+    return reranked(first, retrieval, reranker)
 
 
 def narrowed(retriever: Retriever, filter: str) -> Retriever:

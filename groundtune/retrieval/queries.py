@@ -40,13 +40,15 @@ class Query:
 
 def query_of(question: str, chat_history: Sequence[Turn], history: str) -> Query:
     """The query with the part of the chat history that `history` selects: `none`, `last` (the user's last message),
-    `user` (all of the user's), `all`, or `fused` (the user's, fused with the question alone).
+    `user` (all of the user's), `all`, or `fused` (the user's, fused with the question alone). What is written for
+    `rewrite` is not known here (`rewriting.py`).
 
     A follow-up such as "and how do I undo it?" finds nothing by itself; the user's earlier messages name its subject.
     """
     of_user = [turn for turn in chat_history if turn.speaker == USER]
-    turns = {"none": [], "last": of_user[-1:], "user": of_user, "all": chat_history, "fused": of_user}[history]
-    return Query(question, "\n".join(turn.message for turn in turns), fused=history == "fused")
+    turns = {"none": [], "last": of_user[-1:], "user": of_user, "all": chat_history, "fused": of_user}
+    messages = [turn.message for turn in turns[history]]
+    return Query(question, "\n".join(messages), fused=history == "fused")
 
 
 def queries_of(examples: Sequence[Example], history: str) -> list[Query]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,9 @@ _MIXED_DEPTH = 1000
 # Queries that are mixed at once, and similarities that are held in memory for them.
 _SEARCHED_AT_ONCE = 1024
 _SCORES_AT_ONCE = 2**24
+
+
+Rewrite = Callable[[Sequence[Example]], list[Query]]
 
 
 class Retriever(Protocol):
@@ -64,7 +67,7 @@ class DenseRetriever:
         return self.embedder.limit
 
     def search(self, queries: Sequence[str | Query], k: int) -> list[tuple[Hit, ...]]:
-        if not (asked := _several(queries)):
+        if not (asked := several(queries)):
             return []
         vectors = self.vectors(asked)
         if any(len(these) > 1 for these in vectors):
@@ -115,7 +118,7 @@ class BM25Retriever:
         return postings_of(self.documents)
 
     def search(self, queries: Sequence[str | Query], k: int) -> list[tuple[Hit, ...]]:
-        return [self._found(query, k) for query in _several(queries)]
+        return [self._found(query, k) for query in several(queries)]
 
     def _found(self, query: Query, k: int) -> tuple[Hit, ...]:
         among, large, several = self.allowed, len(self.documents) > LARGE, len(query.parts) > 1
@@ -123,9 +126,9 @@ class BM25Retriever:
             among = self.candidates(query, max(k, _MIXED_DEPTH) if several else k)
         scores = self.scores(query, among)
         if several and large:  # among all documents, the least score is 0
-            scores = _scaled(np.pad(scores, ((0, 0), (0, 1))))[:, :-1]
+            scores = scaled(np.pad(scores, ((0, 0), (0, 1))))[:, :-1]
         elif several:
-            scores = _scaled(scores)
+            scores = scaled(scores)
         total = scores.mean(axis=0)
         best = _best(total, k)
         best = best[total[best] > 0]
@@ -180,7 +183,7 @@ class MixRetriever:
         return self.dense.limit
 
     def search(self, queries: Sequence[str | Query], k: int) -> list[tuple[Hit, ...]]:
-        asked, found = _several(queries), []
+        asked, found = several(queries), []
         index, at_once = self.dense.index, _SEARCHED_AT_ONCE
         if index.whole:
             at_once = max(1, min(at_once, _SCORES_AT_ONCE // max(1, len(index.documents))))
@@ -192,7 +195,7 @@ class MixRetriever:
 
     def _found(self, query: Query, among: np.ndarray | None, similar: np.ndarray, k: int) -> tuple[Hit, ...]:
         words = self.bm25.scores(query, among)
-        mixed = (self.weight * _scaled(similar) + (1 - self.weight) * _scaled(words)).mean(axis=0)
+        mixed = (self.weight * scaled(similar) + (1 - self.weight) * scaled(words)).mean(axis=0)
         best = _best(mixed, k, similar.mean(axis=0))
         return _hits(self.dense.index.documents, best if among is None else among[best], mixed[best])
 
@@ -229,7 +232,7 @@ class HybridRetriever:
         return next((limit for retriever in self.retrievers if (limit := retriever.limit)), None)
 
     def search(self, queries: Sequence[str | Query], k: int) -> list[tuple[Hit, ...]]:
-        asked = _several(queries)
+        asked = several(queries)
         parts = [part for query in asked for part in query.parts]
         rankings = list(zip(*(r.search(parts, max(k, _FUSION_DEPTH)) for r in self.retrievers)))
         found = []
@@ -255,7 +258,7 @@ def _found(positions: np.ndarray) -> np.ndarray:
     return np.unique(positions[positions >= 0])
 
 
-def _scaled(scores: np.ndarray) -> np.ndarray:
+def scaled(scores: np.ndarray) -> np.ndarray:
     """Each row scaled to 0..1; a row of equal scores says nothing and becomes 0."""
     least, most = scores.min(axis=1, keepdims=True), scores.max(axis=1, keepdims=True)
     return (scores - least) / np.where(most > least, most - least, 1)
@@ -277,13 +280,15 @@ def _hits(documents: Sequence[Document], positions: Any, scores: Any) -> tuple[H
     return tuple(Hit(documents[int(p)], float(s)) for p, s in zip(positions, scores) if p >= 0)
 
 
-def _several(queries: Sequence[str | Query]) -> list[Query]:
+def several(queries: Sequence[str | Query]) -> list[Query]:
     """The queries. Refuses a text, which is a sequence too: each of its letters would be a query."""
     if isinstance(queries, str):
         raise TypeError("search: takes a list of questions, and not one text; write [question]")
     return [query if isinstance(query, Query) else Query(nfc(query)) for query in queries]
 
 
-def retrieve(retriever: Retriever, examples: Sequence[Example], k: int, history: str) -> list[tuple[Hit, ...]]:
-    """The hits of each example's question, from a single search."""
-    return retriever.search(queries_of(examples, history), k)
+def retrieve(
+    retriever: Retriever, examples: Sequence[Example], k: int, history: str, rewrite: Rewrite | None = None
+) -> list[tuple[Hit, ...]]:
+    """The hits of each example's question, from a single search; `rewrite` makes the queries if it is given."""
+    return retriever.search(rewrite(examples) if rewrite else queries_of(examples, history), k)

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.arguments import (
+    MAXSIM,
+    NO_RERANKER,
     DataArguments,
     EvaluationArguments,
     Group,
@@ -35,14 +37,16 @@ logger = logging.getLogger(__name__)
 
 RUN = "run.json"
 BASE_MODEL = "model_name_or_path"
-# By the group that run.json keeps them in. Never: code to run, servers, keys, judges, trackers, hub, paths to write to.
+# By the group that run.json keeps them in. Never: code to run, keys, judges, trackers, hub, paths to write to. A server
+# can only be a name of a model, which is not followed unless this machine made the run.
 _SETTINGS: dict[str, tuple[type[Group] | None, tuple[str, ...]]] = {
     "data": (DataArguments, ("max_seq_length", "too_long")),
     "retrieval": (
         RetrievalArguments,
         (
             "eval_num_to_retrieve", "retriever", "mix_weight", "query_history", "embedding_dtype", "query_prompt",
-            "document_prompt", "filter", "vector_dtype", "embedding_server_model",
+            "document_prompt", "filter", "vector_dtype", "embedding_server_model", "reranker_model", "rerank_depth",
+            "rerank_weight", "rewriter_model", "rewriter_options",
         ),
     ),
     "prompt": (PromptArguments, tuple(field.name for field in fields(PromptArguments))),
@@ -52,14 +56,14 @@ _SETTINGS: dict[str, tuple[type[Group] | None, tuple[str, ...]]] = {
 }  # fmt: skip
 _NAMES = {
     "model": (BASE_MODEL,),
-    "retrieval": ("embedding_model", "eval_embedding_model"),
+    "retrieval": ("embedding_model", "eval_embedding_model", "reranker", "rewriter", "rewrite_prompt"),
     "data": ("full_dataset_file_path", "eval_file", "test_file"),
 }
 _OF_TRAINING = {"bf16": "bool | None", "load_best_model_at_end": "bool"}  # types of transformers' flags
 # The least and the most of each number: more would take all time or memory.
 _BOUNDS = {
     "max_seq_length": (16, 10_000_000), "eval_num_to_retrieve": (1, 10_000_000), "max_new_tokens": (1, 10_000_000),
-    "bootstrap_samples": (100, 100_000), "mix_weight": (0, 1),
+    "bootstrap_samples": (100, 100_000), "mix_weight": (0, 1), "rerank_depth": (1, 10_000), "rerank_weight": (0, 1),
 }  # fmt: skip
 _LARGEST = 16 * 2**20  # bytes of a run.json; real ones have a few thousand
 _LONGEST_NAME = 4096  # characters: the longest path on Linux
@@ -113,7 +117,7 @@ def remembered(folder: str) -> Remembered | None:
         raise DataError(problems)
     own, outside = _own_run(digest), {}
     if own is None:
-        outside = {name: value for name, value in written.items() if not _lies_in(Path(folder), value)}
+        outside = {name: value for name, value in written.items() if not _is_here(Path(folder), value)}
         names = {name: value for name, value in written.items() if name not in outside}
     else:
         started_in = str(record.get("working_directory") or "")
@@ -273,6 +277,11 @@ def _of(groups: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _hashes(record: Mapping[str, Any]) -> dict[str, str]:
     inputs = _of(record, "inputs")
     return {name: _of(inputs, name)["sha256"] for name in inputs if isinstance(_of(inputs, name).get("sha256"), str)}
+
+
+def _is_here(folder: Path, name: str) -> bool:
+    """Whether a name leads to nothing outside the folder: to a place inside it, or to no place at all."""
+    return name in (MAXSIM, NO_RERANKER) or _lies_in(folder, name)
 
 
 def _lies_in(folder: Path, name: str) -> bool:

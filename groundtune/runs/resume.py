@@ -44,8 +44,8 @@ _WITHOUT_INFLUENCE = {
     "restore_callback_states_from_checkpoint", "torch_empty_cache_steps", "include_num_input_tokens_seen",
     "full_dataset_index_path", "embedding_batch_size", "bootstrap_samples", "store",
 }  # fmt: skip
-_FILES = ("train_file", "eval_file", "test_file", "full_dataset_file_path")
-_MODELS = ("model_name_or_path", "embedding_model", "eval_embedding_model", "reranker")
+_FILES = ("train_file", "eval_file", "test_file", "full_dataset_file_path", "rewrite_prompt")
+_MODELS = ("model_name_or_path", "embedding_model", "eval_embedding_model", "reranker", "rewriter")
 _MODEL_FILES = {".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".jinja", ".py"}
 _WHOLE = 64 * 2**20  # bytes up to which a model's file is hashed in full
 _RESULTS = (
@@ -96,7 +96,8 @@ def identity_of(groups: Iterable[Any], values: Mapping[str, Any]) -> dict[str, A
         names = [field.name for field in fields(group) if field.init and field.name not in _WITHOUT_INFLUENCE]
         values |= {f"--{name}": getattr(group, name) for name in names}
     for flag in (f"--{name}" for name in _FILES):
-        values[flag] = f"sha256 {sha256_of(values[flag])}" if values[flag] else ""
+        if flag in values:
+            values[flag] = f"sha256 {sha256_of(values[flag])}" if values[flag] else ""
     for flag in (f"--{name}" for name in _MODELS):
         if flag in values:
             values[flag] = _model_identity(values[flag])

@@ -15,7 +15,8 @@ from groundtune.prompts.policies import Passages, kept, retrieved_passages
 from groundtune.prompts.prompt import Prompt, chat_messages, make_prompt, to_continue
 from groundtune.prompts.rows import Question, encode_questions
 from groundtune.retrieval.opening import index_folder, open_retriever
-from groundtune.retrieval.retrievers import Retriever, retrieve
+from groundtune.retrieval.retrievers import Retriever, Rewrite, retrieve
+from groundtune.retrieval.rewriting import open_rewriter
 from groundtune.schema import ASSISTANT, USER, Document, Example, Hit, Turn, Words
 from groundtune.system.text import one_line
 
@@ -85,6 +86,7 @@ class Dialogue:
     citations: str = OFF
     answer: str = ""
     cited: str = ""
+    rewrite: Rewrite | None = None
 
     def ask(self, question: str) -> tuple[list[Source], Iterator[str]]:
         """The sources, and the answer's words as they arrive; both turns are recorded after the last word.
@@ -92,7 +94,7 @@ class Dialogue:
         Raises `DataError` if the question and the earlier turns leave no room for an answer.
         """
         example = Example(question, "", (), tuple(self.turns), source="your question")
-        hits = retrieve(self.retriever, [example], self.k, self.query_history)[0]
+        hits = retrieve(self.retriever, [example], self.k, self.query_history, self.rewrite)[0]
         read, words = self.write(example, retrieved_passages(example, hits))
         return sources_of(read, hits), self._kept(question, words, read)
 
@@ -122,12 +124,17 @@ def open_dialogue(arguments: InferenceArguments) -> Dialogue:
 
     Raises `DataError`, `ModelError` or `EndpointError` for problems that the user can fix.
     """
-    retriever = open_retriever(
-        arguments.retrieval, read_documents(arguments.data.full_dataset_file_path), index_folder(arguments.data)
+    retrieval, folder = arguments.retrieval, index_folder(arguments.data)
+    rewriter = open_rewriter(arguments.searching, folder)
+    retriever = open_retriever(retrieval, read_documents(arguments.data.full_dataset_file_path), folder)
+    return Dialogue(
+        retriever,
+        retrieval.eval_num_to_retrieve,
+        retrieval.query_history,
+        _writer(arguments),
+        citations=arguments.prompt.citations,
+        rewrite=rewriter.queries if rewriter else None,
     )
-    retrieval = arguments.retrieval
-    k, history, citations = retrieval.eval_num_to_retrieve, retrieval.query_history, arguments.prompt.citations
-    return Dialogue(retriever, k, history, _writer(arguments), citations=citations)
 
 
 def _writer(arguments: InferenceArguments) -> Write:

@@ -15,6 +15,7 @@ from groundtune.errors import DataError
 from groundtune.evaluation.arguments import InferenceArguments
 from groundtune.retrieval.opening import index_folder, narrowed, open_retriever
 from groundtune.retrieval.retrievers import Retriever, retrieve
+from groundtune.retrieval.rewriting import open_rewriter
 from groundtune.schema import Example, Hit
 from groundtune.system.text import one_line
 
@@ -44,6 +45,7 @@ class Finder:
     def __init__(self, arguments: InferenceArguments) -> None:
         self.arguments = arguments
         self.path = arguments.data.full_dataset_file_path
+        self._rewriter = open_rewriter(arguments.searching, index_folder(arguments.data))
         self.now = self._open()
         self._tried, self._next_look = self.now.seen, 0.0
         self._opening: threading.Thread | None = None
@@ -52,7 +54,8 @@ class Finder:
         """The hits of each question, among the passages that a filter leaves. Raises `DataError` if it leaves none."""
         retrieval = self.arguments.retrieval
         retriever = self.now.among(filter) if filter else self.now.retriever
-        return retrieve(retriever, examples, k or retrieval.eval_num_to_retrieve, retrieval.query_history)
+        rewrite = self._rewriter.queries if self._rewriter else None
+        return retrieve(retriever, examples, k or retrieval.eval_num_to_retrieve, retrieval.query_history, rewrite)
 
     def refresh(self) -> None:
         """Begin to open the documents again if their file has changed since they were read."""

@@ -51,8 +51,9 @@ def _problem(model: Any, info: Any) -> str:
         name, found, expected = min(info.mismatched_keys, key=lambda key: key[0])
         sizes = f"{name} is {_shape(found)} in place of {_shape(expected)}"
         return f"{len(info.mismatched_keys)} weights have another shape than config.json says: {sizes}; {kind}"
-    # A pooler is a layer that sentence-transformers does not read, and many embedding models are saved without it.
-    if missing := sorted(key for key in info.missing_keys if not re.search(r"(^|\.)pooler\.", key)):
+    # A pooler is a layer that an embedding model does not read, and many are saved without it; a classifier reads it.
+    reads_it = type(model).__name__.endswith("ForSequenceClassification")
+    if missing := sorted(key for key in info.missing_keys if reads_it or not re.search(r"(^|\.)pooler\.", key)):
         return f"{len(missing)} weights are missing and would be random: {_some(missing)}; {kind}"
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     beyond = [key for key in sorted(info.unexpected_keys) if layers is not None and _layer(key) >= layers]

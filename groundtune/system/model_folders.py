@@ -39,7 +39,7 @@ _NOT_READ = re.compile(r"\..*|checkpoint-.*|predictions|evaluation|index|runs|fo
 # Only the library's own classes are allowed; names of modules and functions begin with a lower-case letter.
 _MODULE = re.compile(r"sentence_transformers\.(?:\w+\.)*[A-Z]\w*")
 _WEIGHTS = {".safetensors", ".gguf", ".bin", ".pt", ".pth"}
-_SWAPPED = "--model_name_or_path and --embedding_model may be swapped"
+_SWAPPED = "--model_name_or_path and --{flag} may be swapped"
 _CONVERT = "weights are read from safetensors only; save it as safetensors where you trust it"
 
 
@@ -100,7 +100,7 @@ def model_problems(name: str, gguf_file: str | None = None, weights: bool = True
     if not os.path.isdir(name):
         return list(_not_readable([Path(name)]))
     if (Path(name) / "modules.json").is_file():
-        return [f"{name}: holds an embedding model (modules.json); {_SWAPPED}"]
+        return [f"{name}: holds an embedding model (modules.json); {_SWAPPED.format(flag='embedding_model')}"]
     return _problems([Path(name)], gguf_file, weights, with_base)
 
 
@@ -111,8 +111,8 @@ def tokenizer_problems(name: str) -> list[str]:
     return _problems([Path(name)], None, weights=False, with_base=False)
 
 
-def embedding_problems(name: str) -> list[str]:
-    """Reasons to refuse the folder of a sentence-transformers model; empty for a name on the hub."""
+def embedding_problems(name: str, flag: str = "embedding_model") -> list[str]:
+    """Reasons to refuse the folder of a sentence-transformers model, named by `--flag`; empty for a name on the hub."""
     if not os.path.isdir(name):
         return list(_not_readable([Path(name)]))
     root = Path(name)
@@ -123,17 +123,18 @@ def embedding_problems(name: str) -> list[str]:
         return outside  # before anything behind such a link is opened
     bases = (problem for folder in folders for problem in _base_outside(folder, root))
     problems = [*bases, *_problems(folders, None, weights=True, with_base=False), *_modules(root)]
-    return problems or _decoder(root, name)
+    return problems or _decoder(root, name, flag)
 
 
 def refuse_embedding_model(name: str) -> None:
     """Raise `ValueError` for an embedding model that is not safe to load."""
-    if problems := embedding_problems(name) or hub_problems(name, embedding=True):
+    if problems := embedding_problems(name) or hub_problems(name, wanted="embedding_model"):
         raise ValueError(problems[0])
 
 
-def hub_problems(name: str, revision: str | None = None, embedding: bool = False) -> list[str]:
-    """Reasons to refuse a hub model, from its settings, which are downloaded; empty for a folder."""
+def hub_problems(name: str, revision: str | None = None, wanted: str = "") -> list[str]:
+    """Reasons to refuse a hub model, from its settings, which are downloaded; empty for a folder. `wanted` is the flag
+    that names it if it must be no model that writes text."""
     if not name or os.path.isdir(name):
         return []
     from huggingface_hub import snapshot_download
@@ -145,17 +146,19 @@ def hub_problems(name: str, revision: str | None = None, embedding: bool = False
         return []
     folders = [Path(at) for at, _, _ in os.walk(root)]
     problems = [problem.replace(str(root), name) for folder in folders for problem in _settings(folder, root)]
-    return problems or (_decoder(root, name) if embedding else [])
+    return problems or (_decoder(root, name, wanted) if wanted else [])
 
 
-def _decoder(root: Path, name: str) -> list[str]:
-    """A line if what should be an embedding model writes text: mean-pooled, it would load and find little."""
+def _decoder(root: Path, name: str, flag: str) -> list[str]:
+    """A line if what should be an embedding model or a reranker writes text: it would load and find little."""
     config = read_json(root / "config.json")
     named = config.get("architectures") if isinstance(config, dict) else None
     kind = str(named[0]) if isinstance(named, list) and named else ""
     if not kind.endswith("ForCausalLM") or (root / "modules.json").exists():
         return []
-    return [f"{name}: holds a {harmless_line(kind)}, which writes text; is this an embedding model? {_SWAPPED}"]
+    what = {"reranker": "a reranker"}.get(flag, "an embedding model")
+    swapped = _SWAPPED.format(flag=flag)
+    return [f"{name}: holds a {harmless_line(kind)}, which writes text; is this {what}? {swapped}"]
 
 
 def pickles(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, cast
 
 from groundtune.aliases import Tokenizer
-from groundtune.arguments import Arguments, room_for_prompt
+from groundtune.arguments import REWRITE, Arguments, room_for_prompt
 from groundtune.data.checks import (
     ERROR,
     NOTE,
@@ -327,7 +327,7 @@ def _passages_not_read(limit: ReadingLimit, dataset: Dataset) -> Iterator[Findin
 
 
 def _queries_not_read(limit: ReadingLimit, examples: Sequence[Example], history: str) -> Iterator[Finding]:
-    queries = queries_of(examples, history)
+    queries = queries_of(examples, "none" if history == REWRITE else history)
     for i, tokens in too_long(queries, limit).items():
         alone = limit.length_of_query(queries[i].question) > limit.max_tokens
         where, lost = ("question", "middle") if alone else ("chat_history", "beginning")

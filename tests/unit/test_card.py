@@ -139,6 +139,8 @@ def test_no_separate_test_is_said_first():
 @pytest.mark.parametrize("changes", [
     {}, {"retriever": "bm25"}, {"retriever": "hybrid", "eval_embedding_model": "owner/other", "query_prompt": "--q: "},
     {"user_prefix": "<s>[INST]", "assistant_prefix": "[/INST]", "sep_user": " ", "sep_sys": "</s>"},
+    {"retriever": "bm25", "reranker": "owner/reranker", "rerank_depth": 9},
+    {"retriever": "hybrid", "reranker": "maxsim", "rerank_depth": 9, "rerank_weight": 0.3},
 ])  # fmt: skip
 def test_the_command_on_the_card_is_understood_and_says_what_the_run_used(changes):
     from groundtune.commands import ask
@@ -155,6 +157,12 @@ def test_the_command_on_the_card_is_understood_and_says_what_the_run_used(change
     assert {name: found[name] for name in changes if name != "eval_embedding_model"} == {
         name: value for name, value in changes.items() if name != "eval_embedding_model"
     }
+
+
+def test_the_card_does_not_tell_the_address_of_a_server():
+    card = model_card(made(reranker="jina:http://10.0.0.7:8000/v1", reranker_model="rank-1"))
+    assert "reranked by jina:URL" in card and "--reranker=jina:URL" in card and "--reranker_model=rank-1" in card
+    assert "10.0.0.7" not in card
 
 
 @pytest.mark.parametrize("text", [NASTY, *HOSTILE.values()])

@@ -80,6 +80,21 @@ def test_names_that_lie_in_the_folder_are_followed_and_no_link_or_dots_lead_out_
         assert ("full_dataset_file_path" in run.outside) is not inside, name
 
 
+def test_rerankers_and_rewriters_are_remembered_and_servers_only_of_a_run_made_here(tmp_path):
+    settings = {"rerank_depth": 30, "rerank_weight": 0.3, "reranker_model": "m", "rewriter_model": "w"}
+    servers = {"reranker": "jina:http://evil.example/v1", "rewriter": "openai:http://evil.example/v1"}
+    folder = write(tmp_path / "run", record())
+    told = record()
+    told["arguments"]["retrieval"] |= settings | servers | {"rewrite_prompt": "/data/prompt.txt"}
+    run = remembered(str(write(folder, told)))
+    assert settings.items() <= run.settings.items()
+    assert run.names.keys() & servers.keys() == set() and servers.items() <= run.outside.items()
+    record_own_run(folder)
+    assert servers.items() <= remembered(str(folder)).names.items()
+    told["arguments"]["retrieval"] |= {"reranker": "maxsim"}
+    assert remembered(str(write(folder, told))).names["reranker"] == "maxsim"  # it leads nowhere, whoever made the run
+
+
 def test_a_run_is_known_by_its_record_wherever_it_lies_and_no_longer_when_that_changes(tmp_path):
     folder = write(tmp_path / "run", record())
     record_own_run(folder, "index")

@@ -86,6 +86,7 @@ def test_two_starts_of_one_command_are_one_run_wherever_the_files_lie(place, tmp
         (["--eval_steps", "0.25"], ["--eval_steps", "--save_steps"]),
         (["--optim", "sgd"], ["--optim"]),
         (["--max_steps", "9"], ["--max_steps"]),
+        (["--reranker", "maxsim", "--rerank_depth", "9"], ["--rerank_depth", "--reranker"]),
     ],
 )
 def test_whatever_may_change_the_weights_makes_another_run(place, words, names):

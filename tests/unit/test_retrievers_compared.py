@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from conftest import tiny_documents, tiny_examples
+from fake_server import FakeServer
 
 from groundtune.cli import main
 from groundtune.data.files import write_documents, write_jsonl
@@ -73,9 +75,46 @@ def test_the_best_is_chosen_on_one_file_and_all_are_reported_on_another(command,
     assert "Chosen and measured on the same questions" in said
 
 
+def test_rerankers_and_a_second_embedding_model_are_rows_with_their_differences(
+    command, tmp_path, bert_embedding_folder, cross_encoder_folder, capsys
+):
+    words = [*command, "--retriever", "all", "--eval_file", str(tmp_path / "eval.jsonl"), "--json"]
+    words[words.index("--embedding_model") + 1] = str(bert_embedding_folder)
+    tuned = tmp_path / "tuned"
+    shutil.copytree(bert_embedding_folder, tuned)
+    assert main([*words, "--reranker", str(cross_encoder_folder), "--tuned_embedding_model", str(tuned)]) == 0
+    found = json.loads(capsys.readouterr().out)["retrievers"]
+    rows = {row["name"]: row for row in found["table"]}
+    by = ["maxsim, weight 0.5", f"{cross_encoder_folder}, weight 0.5", f"{cross_encoder_folder}, weight 1.0"]
+    reranked = [f"mix, weight 0.6, reranked by {name}" for name in by]
+    assert list(rows)[10:13] == reranked and len(rows) == 13 + 12
+    assert rows[reranked[2]]["flags"] == (
+        f"--retriever mix --mix_weight 0.6 --reranker {cross_encoder_folder} --rerank_weight 1.0 --rerank_depth 20"
+    )
+    same = rows["mix, weight 0.6, tuned"]  # a copy of the model finds the same
+    assert same["flags"] == f"--embedding_model {tuned} --retriever mix --mix_weight 0.6"
+    assert same["recall_difference"]["value"] == 0 and found["difference_from"] == "mix, weight 0.6"
+    for row in rows.values():
+        gain = row["retrieval/recall@2"]["value"] - rows["mix, weight 0.6"]["retrieval/recall@2"]["value"]
+        assert row["recall_difference"]["value"] == pytest.approx(gain) and row["recall_difference"]["n"] == 4
+    assert main([*words, "--reranker", "none"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["retrievers"]["table"]) == 10
+
+
+def test_the_questions_of_dialogues_are_rewritten_once_for_all_retrievers(command, tmp_path, capsys):
+    with FakeServer(lambda body: "What does a card cost?") as server:
+        words = ["--retriever", "all", "--eval_file", str(tmp_path / "eval.jsonl"), "--query_history", "rewrite"]
+        words += ["--rewriter", f"openai:{server.url}", "--rewriter_model", "m", "--json"]
+        assert main([*command, *words]) == 0
+    assert len(server.requests) == 1 and json.loads(capsys.readouterr().out)["notes"] == []
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
+        (["--reranker", "maxsim"], "--reranker: has no effect without --retriever all"),
+        (["--tuned_embedding_model", "a/b"], "--tuned_embedding_model: has no effect without --retriever all"),
+        (["--query_history", "rewrite"], "--query_history rewrite: needs a model that writes the question"),
         (["--retriever", "all"], "--eval_file: missing; --retriever all measures on its questions"),
         (["--test_file", "none.jsonl"], "--test_file: has no effect without --retriever all"),
     ],
