@@ -263,6 +263,9 @@ def _vectors(store: Path, dtype: str, cosine: bool) -> np.ndarray:
         shape, by_column, written = _header(file)
         if written != np.dtype(dtype) or by_column or len(shape) != 2:
             raise ValueError(f"vectors.npy is {written} {shape}, unlike the manifest")
+        stated, there = shape[0] * shape[1] * written.itemsize, (store / _VECTORS).stat().st_size - file.tell()
+        if stated != there:  # before memory or time is spent on what is only claimed
+            raise ValueError(f"vectors.npy states {stated:,} bytes of vectors, and holds {there:,}")
         if shape[0] <= LARGE:
             file.seek(0)
             vectors = np.load(file, allow_pickle=False).astype(np.float32, copy=False)
