@@ -207,7 +207,7 @@ WEIGHTS: dict[str, Callable[[bytes], bytes]] = {
     "shape no list": _header(lambda header: _first(header).update(shape="4x4")),
     "tail of a megabyte": lambda data: data + bytes(2**20),
     "a matrix transposed": _tensors(_transposed),
-    "a tensor missing": _tensors(lambda tensors: tensors.pop(next(iter(tensors)))),
+    "a tensor missing": _tensors(lambda tensors: tensors.pop(min(tensors))),
     "a tensor renamed": _tensors(_rename_first),
     "NaN": _tensors(_nan),
 }

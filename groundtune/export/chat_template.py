@@ -7,7 +7,6 @@ template is accepted only if the ids that it gives for trial conversations are t
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, cast
@@ -17,6 +16,7 @@ from groundtune.errors import ModelError
 from groundtune.prompts.prompt import PrefixPrompt, Prompt, asked_of_template
 from groundtune.schema import ASSISTANT, USER, Document, Turn
 from groundtune.system.model_folders import why_not_loaded
+from groundtune.system.text import to_json
 
 # What texts may look like that a template trims, joins or cuts.
 _DOCUMENTS = (
@@ -85,10 +85,10 @@ def _candidates(tokenizer: Tokenizer, prompt: Prompt) -> Iterator[str]:
     yield off + own
     removed, added = prompt.tail
     kept = f"written[:written | length - {len(removed)}]"
-    asks = f"add_generation_prompt and written.endswith({json.dumps(removed, ensure_ascii=False)})"
+    asks = f"add_generation_prompt and written.endswith({_literal(removed)})"
     yield (
         f"{off}{{% set written %}}{own.removesuffix(chr(10))}{{% endset %}}"
-        f"{{{{ {kept} + {json.dumps(added, ensure_ascii=False)} if {asks} else written }}}}"
+        f"{{{{ {kept} + {_literal(added)} if {asks} else written }}}}"
     )
 
 
@@ -113,4 +113,4 @@ def _prefix_template(prompt: PrefixPrompt, bos: str) -> str:
 
 
 def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return to_json(text)

@@ -18,7 +18,7 @@ from groundtune.export.merging import adapted, change_of, sum_of, without_adapte
 from groundtune.model.loading import load_model
 from groundtune.prompts.prompt import Prompt
 from groundtune.system.inputs import read_text
-from groundtune.system.text import few, one_line
+from groundtune.system.text import as_json, few, one_line
 
 Messages = list[dict[str, str]]
 # Settings that say where a model is from and how it is stored, not what it computes; ends are compared as stop tokens.
@@ -79,7 +79,7 @@ def stops_differ(folder: Path, prompt: Prompt) -> Iterator[str]:
 def settings_differ(folder: Path, model: Model) -> Iterator[str]:
     """A line for each setting of config.json that is not that of the run's model, such as its number of positions."""
     theirs = _json(folder, "config.json")
-    ours: Mapping[str, Any] = json.loads(json.dumps(model.config.to_dict(), default=str))
+    ours: Mapping[str, Any] = json.loads(as_json(model.config.to_dict()))
     for name in sorted((theirs.keys() & ours.keys()) - _OF_STORING):
         if _plain(theirs[name]) != _plain(ours[name]):
             yield f"config.json: {name} is {theirs[name]!r:.60}; the run's model has {ours[name]!r:.60}"

@@ -6,7 +6,6 @@ accepted if it gives the text of the chat template for every trial conversation.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +14,7 @@ from groundtune.errors import ModelError
 from groundtune.export.chat_template import TRIALS, rendered
 from groundtune.prompts.prompt import SYSTEM, PrefixPrompt, Prompt, asked_of_template
 from groundtune.schema import ASSISTANT, USER
+from groundtune.system.text import to_json
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -92,7 +92,7 @@ def modelfile(frame: Frame, weights: str, stops: Sequence[str], context: int, ma
     }  # fmt: skip
     lines = [f"FROM {weights}", f'TEMPLATE """{template}"""']
     lines += [f"PARAMETER {name} {value}" for name, value in parameters.items()]
-    lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
+    lines += [f"PARAMETER stop {to_json(stop)}" for stop in stops]
     return "\n".join(lines) + "\n"
 
 
@@ -125,4 +125,4 @@ def _refused(tokenizer: Tokenizer, why: str) -> ModelError:
 
 def _constant(text: str) -> str:
     """A text as an action of Go; escapes of JSON are Go's, too. Three quotes would end the template."""
-    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""
+    return f"{{{{ {to_json(text)} }}}}" if text else ""

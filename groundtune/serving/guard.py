@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import json
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from groundtune.serving.arguments import is_own
 from groundtune.serving.chat import Refused
+from groundtune.system.text import to_json
 
 MOST_BYTES = 2**20  # of a request
 _SECONDS = 30  # for all of its body
@@ -131,7 +131,7 @@ def _first(body: bytes, receive: Receive) -> Receive:
 
 
 async def _refuse(refused: Refused, send: Any) -> None:
-    body = json.dumps(refused.body).encode()
+    body = to_json(refused.body).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers}
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": refused.status, "headers": raw})

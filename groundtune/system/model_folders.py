@@ -156,9 +156,9 @@ def _decoder(root: Path, name: str, flag: str) -> list[str]:
     kind = str(named[0]) if isinstance(named, list) and named else ""
     if not kind.endswith("ForCausalLM") or (root / "modules.json").exists():
         return []
-    what = {"reranker": "a reranker"}.get(flag, "an embedding model")
+    asks = {"reranker": "is this a reranker?"}.get(flag, "is this an embedding model?")
     swapped = _SWAPPED.format(flag=flag)
-    return [f"{name}: holds a {harmless_line(kind)}, which writes text; is this {what}? {swapped}"]
+    return [f"{name}: holds a {harmless_line(kind)}, which writes text; {asks} {swapped}"]
 
 
 def pickles(folder: Path) -> list[str]:

@@ -341,10 +341,10 @@ def tokenised_together(patch: Patch, world: World) -> None:
     """prompt and answer tokenised together"""
     tokenizer, row = world.family("seamless").tokenizer, examples.Row
 
-    def together(prompt_ids: list[int], answer_ids: list[int], dropped: int, source: str) -> examples.Row:
+    def together(prompt_ids: list[int], answer_ids: list[int], *others: Any) -> examples.Row:
         text = tokenizer.decode([*prompt_ids, *answer_ids])
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return row(ids[: len(prompt_ids)], ids[len(prompt_ids) :], dropped, source)
+        return row(ids[: len(prompt_ids)], ids[len(prompt_ids) :], *others)
 
     patch.setattr(examples, "Row", together)
 

@@ -148,7 +148,7 @@ def test_every_problem_is_named_at_once_by_its_keyword_or_by_the_line_of_its_fil
                   "load_in_4bit: "):  # fmt: skip
         assert any(line.startswith(start) for line in said), (start, said)
     assert not [line for line in said if "--" in line]
-    assert problems(groundtune.train, "rlhf") == ["method: 'rlhf' is unknown; use one of sft, swr"]
+    assert problems(groundtune.train, "rlhf") == ["method: 'rlhf' is unknown; use one of sft, swr, raft"]
     for name in ("help", "json"):
         assert problems(groundtune.train, "sft", **{name: True})[0].startswith(f"{name}: ")
 

@@ -521,7 +521,7 @@ def test_problems_of_all_data_files_are_said_at_once(tmp_path, monkeypatch, caps
     assert status == 2 and "Traceback" not in captured.err
     found = [":".join(line.split(":")[:3]) for line in captured.err.splitlines() if line[:1] in ("t", "d", "e")]
     assert found == ["documents.jsonl:1: line"] + [
-        f"{file}.jsonl:1: {field}" for file in ("train", "eval") for field in ("gold_docs", "question", "gold_answer")
+        f"{file}.jsonl:1: {field}" for file in ("train", "eval") for field in ("question", "gold_answer", "gold_docs")
     ]
 
 

@@ -21,8 +21,8 @@ COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 def problems(**model) -> list[str]:
-    groups = [group() for group in GROUPS]
-    groups[3] = ModelArguments(model_name_or_path="owner/model", **model)
+    named = ModelArguments(model_name_or_path="owner/model", **model)
+    groups = [named if group is ModelArguments else group() for group in GROUPS]
     return Arguments("sft", *groups, QATrainingArguments(output_dir="out")).check(complete=False)
 
 

@@ -120,7 +120,7 @@ def test_names_of_files_and_their_kinds_are_shown_as_they_are(tmp_path, monkeypa
 
 def test_an_answer_is_streamed_as_text_and_a_source_is_one_line(capsys):
     source = types.SimpleNamespace(score=0.5, title=NASTY, place="a\n  [2] 0.900  forged", document=Document(NASTY))
-    dialogue = types.SimpleNamespace(ask=lambda question: ([source], iter(NASTY)), finished=True)
+    dialogue = types.SimpleNamespace(ask=lambda question: ([source], iter(NASTY)), finished=True, citations="off")
     ask._show(dialogue, "Why?")
     shown = capsys.readouterr().out
     assert_literal(shown)
