@@ -28,7 +28,8 @@ READS = {
     "questions": "questions IN.jsonl -o out --generator model --min_words 1",
     "questions, prompt": "questions documents.jsonl -o out --generator model --min_words 1 --question_prompt IN.txt",
     "questions, generator": "questions documents.jsonl -o out --generator IN --min_words 1",
-    "questions, embedding model": "questions documents.jsonl -o out --generator model --embedding_model IN",
+    "questions, embedding model": "questions documents.jsonl -o out --generator model --min_words 1 "
+    "--embedding_model IN",
     "convert": "convert squad IN.json -o out",
     "convert, beir": "convert beir IN -o out",
     "convert, back": "convert to_messages IN.jsonl -o out",
