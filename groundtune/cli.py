@@ -41,7 +41,7 @@ COMMANDS = {
     "rate": ("let people grade answers on a local page, blind if there are two systems", "commands.rate:main"),
     "compare": ("compare runs side by side: paired intervals, wins and losses", "commands.compare:main"),
     "index": ("embed the documents in advance, or measure a retriever", "commands.index:main"),
-    "retriever": ("train an embedding model, and keep it if it finds more", "commands.retriever:main"),
+    "retriever": ("train an embedding model or a reranker, if that finds more", "commands.retriever:main"),
     "export": ("write a run's model for other servers, and prove that it answers alike", "commands.export:main"),
     "ask": ("ask a model about the documents, once or in a dialogue", "commands.ask:main"),
     "serve": ("serve a model: chat page, OpenAI-compatible API, tools for agents", "commands.serve:main"),

@@ -28,7 +28,7 @@ from groundtune.training.retriever_arguments import RetrieverArguments, Retrieve
 if TYPE_CHECKING:
     from groundtune.evaluation.retriever_verdicts import RetrieverResults
 
-DESCRIPTION = """Train the embedding model of a retriever on questions and
+DESCRIPTION = """Train the embedding model of a retriever (or, with --kind cross_encoder, a reranker) on questions and
 their gold passages. The passages of other questions, those in hard_neg_docs, and what a search finds are its negatives.
 The tuned model is compared with the untrained one inside the retriever that will be used (--retriever, by default a mix
 of vectors and words), by cross-validation: each question is asked of a model that saw nothing of its article. If the
@@ -50,7 +50,7 @@ _HELPS = {
     "eval_file": "Questions on which recall is measured during training; the best checkpoint is chosen on them. Empty: "
     "a fifth of the articles of --train_file, which is then not trained on.",
     "test_file": "Questions on which the tuned and the untrained model are compared at the end.",
-    "embedding_model": "Embedding model to train (hub name or folder).",
+    "embedding_model": "Embedding model (hub name or folder): the one to train, except with --kind cross_encoder.",
     "eval_num_to_retrieve": "Passages that count: recall at this number decides. (default: 4)",
     "retriever": "The retriever that will be used, inside which the models are compared. (default: mix)",
 }

@@ -27,7 +27,7 @@ from groundtune.data.files import in_the_way
 from groundtune.system.packages import pip_install
 from groundtune.system.servers import server_kind
 
-KINDS = ("embedding",)
+KINDS = ("embedding", "cross_encoder")
 # What training arguments cannot mean here, and what to do instead.
 _REFUSED = {
     "push_to_hub": "not supported here; upload the finished folder with `hf upload`",
@@ -43,11 +43,16 @@ class RetrieverArguments:
 
     _argument_group_name = "retriever training"
 
-    kind: str = argument("embedding", "What to train. embedding: --embedding_model.", list(KINDS))
+    kind: str = argument(
+        "embedding",
+        "What to train. embedding: --embedding_model. cross_encoder: --reranker, which reads a question and a passage "
+        "together, on what the retriever finds.",
+        list(KINDS),
+    )
     hard_negatives: int | None = argument(
         None,
         "Passages without the answer per question: those given in hard_neg_docs, then the best that a mix of vectors "
-        "and words finds. Default: 1.",
+        "and words finds. Default: 1, and 4 with --kind cross_encoder.",
     )
     temperature: float | None = argument(
         None, "Similarities are divided by it in the loss. Default: 0.05 for a cosine, else 1."
