@@ -43,7 +43,7 @@ EXAMPLES = """examples:
 _DATA = ["train_file", "eval_file", "test_file", "full_dataset_file_path", "full_dataset_index_path"]
 _RETRIEVAL = [
     "embedding_model", "eval_num_to_retrieve", "retriever", "mix_weight", "query_history", "embedding_batch_size",
-    "embedding_dtype", "query_prompt", "document_prompt",
+    "embedding_dtype", "query_prompt", "document_prompt", "reranker", "reranker_model", "rerank_depth", "rerank_weight",
 ]  # fmt: skip
 _HELPS = {
     "train_file": "Questions to train on (.jsonl): question or questions, gold_docs, optionally hard_neg_docs.",
@@ -52,6 +52,8 @@ _HELPS = {
     "test_file": "Questions on which the tuned and the untrained model are compared at the end.",
     "embedding_model": "Embedding model (hub name or folder): the one to train, except with --kind cross_encoder.",
     "eval_num_to_retrieve": "Passages that count: recall at this number decides. (default: 4)",
+    "reranker": "With --kind cross_encoder, the model to train: a cross-encoder, or an encoder, which gets a new layer "
+    "that rates. Otherwise the reranker inside which embedding models are compared.",
     "retriever": "The retriever that will be used, inside which the models are compared. (default: mix)",
 }
 # Arguments of `TrainingArguments` that follow from others here.

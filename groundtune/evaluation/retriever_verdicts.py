@@ -82,6 +82,7 @@ class RetrieverResults:
 
     kind: str
     tuned: bool
+    kept: str  # in words: "the tuned model is kept"
     compared: Sequence[Compared]
     history: Sequence[dict[str, Any]]
     best_step: int | None
@@ -91,7 +92,7 @@ class RetrieverResults:
     @property
     def verdict(self) -> str:
         """One sentence: what was found inside the retriever in use, and which model is kept."""
-        kept = f"the {'tuned' if self.tuned else 'untrained'} model is kept"
+        kept = self.kept
         if not self.compared:
             return f"No step of the training finds more than the untrained model on --eval_file: {kept}"
         first = self.compared[0]

@@ -64,8 +64,12 @@ def _train(run: RetrieverRun, identity: dict[str, Any], checkpoint: Checkpoint |
         kind = KINDS[run.retriever.kind](run, data.documents)
         pairs, counts = _pairs(run, kind, data.train)
         notes += _told(counts)
-        untrained = {name: scores_with(kind.searches(kind.untrained), these, run) for name, these in data.all().items()}
+        untrained = {
+            name: kind.against(scores_with(kind.searches(kind.untrained), these, run))
+            for name, these in data.all().items()
+        }
 
+    notes += kind.notes()
     comparisons = []
     if parts.folds:
         with timed("cross-validate", durations):
@@ -81,9 +85,9 @@ def _train(run: RetrieverRun, identity: dict[str, Any], checkpoint: Checkpoint |
         if model is not kind.untrained:
             comparisons += _compared(run, kind, model, data, untrained)
     kept = run.retriever.keep == "tuned" or (model is not kind.untrained and comparisons[0].better)
-    kind.save(model if kept else kind.untrained, output_of(run))
+    what_is_kept = kind.save(model if kept else kind.untrained, output_of(run))
     results = RetrieverResults(
-        run.retriever.kind, kept and model is not kind.untrained, comparisons, history, best_step, notes,
+        run.retriever.kind, kept and model is not kind.untrained, what_is_kept, comparisons, history, best_step, notes,
         _record(run, identity, durations, checkpoint),
     )  # fmt: skip
     write_retriever_results(output_of(run), results)

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -27,13 +27,18 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import PrinterCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
-from groundtune.errors import ModelError
+from groundtune.arguments import MAXSIM, NO_RERANKER, reranked_by
+from groundtune.errors import DataError, ModelError
 from groundtune.evaluation.retrievers_compared import DEPTH, scores_of
 from groundtune.retrieval.embedder import Embedder
-from groundtune.retrieval.opening import index_folder, open_embedder, with_words
+from groundtune.retrieval.opening import index_folder, open_embedder, open_retriever_with, with_words
+from groundtune.retrieval.reranking import CrossEncoderReranker, open_reranker, reranked
 from groundtune.retrieval.retrievers import BM25Retriever, DenseRetriever, MixRetriever, Retriever, retrieve
 from groundtune.retrieval.stores.local import Index, load_or_build_index
 from groundtune.schema import Document, Example
+from groundtune.system.model_folders import cannot_load, embedding_problems, hub_problems, nothing_unpickled
+from groundtune.system.model_settings import read_json
+from groundtune.system.out_of_memory import is_out_of_memory
 from groundtune.system.outputs import usual_modes
 from groundtune.system.text import one_line
 from groundtune.training.arguments import tracker_problems
@@ -158,11 +163,17 @@ class Kind(Protocol):
 
     def searches(self, model: Any) -> dict[str, Retriever]: ...
 
+    def against(self, scores: Scores) -> Scores:
+        """The scores, of the untrained model, that a tuned one must surpass."""
+
+    def notes(self) -> list[str]: ...
+
     def trainer(
         self, model: Any, pairs: Sequence[Pair], folder: Path, measure: Measure | None, identity: Any
     ) -> SafeTrainer: ...
 
-    def save(self, model: Any, folder: Path) -> None: ...
+    def save(self, model: Any, folder: Path) -> str:
+        """Save the model; returns what was kept, in words."""
 
 
 @dataclass
@@ -179,6 +190,7 @@ class EmbeddingKind:
         index = load_or_build_index(index_folder(self.run.data), self.documents, self.untrained)
         dense, retrieval = DenseRetriever(self.untrained, index), self.run.retrieval
         self.mix = MixRetriever(dense, BM25Retriever(self.documents), retrieval.mix_weight)
+        self.reranker = open_reranker(retrieval) if retrieval.reranker != MAXSIM else None
 
     def open(self) -> Embedder:
         """The untrained model."""
@@ -198,16 +210,110 @@ class EmbeddingKind:
         if model is not self.untrained:
             vectors = model.embed_documents([document.text for document in self.documents])
             dense = DenseRetriever(model, Index(self.documents, vectors, model.similarity))
-        name = self.run.retrieval.retriever
-        whole = {} if name == "dense" else {name: with_words(dense, self.mix.bm25, self.run.retrieval)}
-        return {"dense": dense, **whole}
+        retrieval = self.run.retrieval
+        whole = dense if retrieval.retriever == "dense" else with_words(dense, self.mix.bm25, retrieval)
+        reranker = open_reranker(retrieval, model) if retrieval.reranker == MAXSIM else self.reranker
+        name = retrieval.retriever + reranked_by(retrieval.reranker)
+        return {"dense": dense, name: reranked(whole, retrieval, reranker)}
+
+    def against(self, scores: Scores) -> Scores:
+        return scores
+
+    def notes(self) -> list[str]:
+        return []
 
     def trainer(self, model: Embedder, pairs: Sequence[Pair], *where: Any) -> EmbeddingTrainer:
         return embedding_trainer(self.run, model, pairs, *where)
 
-    def save(self, model: Embedder, folder: Path) -> None:
-        with usual_modes(folder):
-            model.model.save_pretrained(str(folder), create_model_card=False)
+    def save(self, model: Embedder, folder: Path) -> str:
+        _save(model.model, folder)
+        return "the untrained model is kept" if model is self.untrained else "the tuned model is kept"
+
+
+@dataclass
+class CrossEncoderKind:
+    """Trains the reranker of what the retriever finds. It must do better than no reranker, too."""
+
+    run: RetrieverRun
+    documents: Sequence[Document]
+    untrained: CrossEncoderReranker = field(init=False)
+    mix: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.untrained = self.open()
+        retrieval, folder = replace(self.run.retrieval, reranker=NO_RERANKER), index_folder(self.run.data)
+        documents = list(self.documents)
+        self.first = open_retriever_with(retrieval.embedding_model, retrieval, documents, folder)
+        self.mix = self.first
+        if isinstance(self.first, DenseRetriever):
+            self.mix = MixRetriever(self.first, BM25Retriever(documents), retrieval.mix_weight)
+        self.without_is_better: bool | None = None  # decided on the first questions, those of training
+
+    def open(self) -> CrossEncoderReranker:
+        name, batch_size = self.run.retrieval.reranker, self.run.retrieval.embedding_batch_size
+        if _rates(name):
+            return cast(CrossEncoderReranker, open_reranker(self.run.retrieval))
+        try:
+            return NewReranker(name, batch_size)
+        except Exception as error:  # libraries do not validate a model's settings, so anything may be raised
+            if is_out_of_memory(error) or isinstance(error, DataError):
+                raise
+            raise ModelError(f"--reranker: {cannot_load(name, error)}") from error
+
+    def searches(self, model: CrossEncoderReranker) -> dict[str, Retriever]:
+        """Without the reranker and with it."""
+        retrieval = self.run.retrieval
+        return {
+            retrieval.retriever: self.first,
+            f"{retrieval.retriever}, reranked": reranked(self.first, retrieval, model),
+        }
+
+    def against(self, scores: Scores) -> Scores:
+        """Of the untrained reranker, or if that finds less than none, of the search alone."""
+        alone, _ = scores
+        recall = self.run.recall
+        found = [sum(row[recall] for row in rows) for rows in scores.values()]
+        if self.without_is_better is None:
+            self.without_is_better = isinstance(self.untrained, NewReranker) or found[0] >= found[1]
+        return {name: scores[alone] for name in scores} if self.without_is_better else scores
+
+    def notes(self) -> list[str]:
+        if not self.without_is_better:
+            return []
+        return ["the untrained reranker finds no more than none, so the tuned one is compared with the search alone"]
+
+    def trainer(self, model: CrossEncoderReranker, pairs: Sequence[Pair], *where: Any) -> RerankerTrainer:
+        return reranker_trainer(self.run, model.model, pairs, *where)
+
+    def save(self, model: CrossEncoderReranker, folder: Path) -> str:
+        if model is self.untrained and self.without_is_better:
+            return "no reranker is kept, because the retriever finds as much without one"
+        _save(model.model, folder)
+        return "the untrained reranker is kept" if model is self.untrained else "the tuned reranker is kept"
+
+
+class NewReranker(CrossEncoderReranker):
+    """A reranker made from an encoder: the layer that rates is random before training."""
+
+    def __post_init__(self) -> None:
+        if problems := embedding_problems(self.name, "reranker") or hub_problems(self.name, wanted="reranker"):
+            raise ValueError(problems[0])
+        options: dict[str, Any] = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
+        logger.info("%s rates no passages yet: it gets a new layer for that", self.name)
+        with nothing_unpickled(), _without_warnings("transformers"), torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.model = CrossEncoder(self.name, num_labels=1, activation_fn=torch.nn.Identity(), **options).eval()
+
+
+def _rates(name: str) -> bool:
+    """Whether a model has a layer that rates passages; assumed of a name on the hub."""
+    config = read_json(Path(name) / "config.json")
+    return not isinstance(config, dict) or "Classification" in str(config.get("architectures"))
+
+
+def _save(model: Any, folder: Path) -> None:
+    with usual_modes(folder):
+        model.save_pretrained(str(folder), create_model_card=False)
 
 
 def scores_with(searches: Mapping[str, Retriever], examples: Sequence[Example], run: RetrieverRun) -> Scores:
@@ -222,13 +328,19 @@ def scores_with(searches: Mapping[str, Retriever], examples: Sequence[Example], 
 
 def tuned_scores(kind: Kind, model: Any, examples: Sequence[Example], run: RetrieverRun) -> Scores:
     """`scores_with` the model as it is now. What a search warns of was said when the untrained model searched."""
-    of_search = logging.getLogger("groundtune.retrieval")
-    level = of_search.level
-    of_search.setLevel(logging.ERROR)
-    try:
+    with _without_warnings("groundtune.retrieval"):
         return scores_with(kind.searches(model), examples, run)
+
+
+@contextmanager
+def _without_warnings(package: str) -> Iterator[None]:
+    of_package = logging.getLogger(package)
+    level = of_package.level
+    of_package.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
-        of_search.setLevel(level)
+        of_package.setLevel(level)
 
 
 def mean_of(scores: Scores) -> dict[str, float]:
@@ -345,4 +457,4 @@ def _settings(run: RetrieverRun, folder: Path, measure: Measure | None) -> dict[
     return settings
 
 
-KINDS: dict[str, type[Kind]] = {"embedding": EmbeddingKind}
+KINDS: dict[str, type[Kind]] = {"embedding": EmbeddingKind, "cross_encoder": CrossEncoderKind}

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.arguments import (
+    MAXSIM,
+    NO_RERANKER,
+    REWRITE,
     DataArguments,
     OutputArguments,
     RetrievalArguments,
     argument,
-    check_model_name,
     check_retrieval,
     no_such_file,
     too_small,
@@ -159,6 +161,10 @@ class RetrieverRun:
 
     def _models(self) -> list[str]:
         problems = check_retrieval(self.retrieval)
+        if self.retriever.kind == "cross_encoder":
+            problems += reranker_problems(self.retrieval.reranker)
+        if self.retrieval.query_history == REWRITE:
+            problems.append("--query_history rewrite: not supported here; use fused or another value")
         if self.retriever.kind == "embedding" and self.retrieval.retriever == "bm25":
             problems.append("--retriever bm25: compares words only, so there is nothing to train; use mix or dense")
         if server_kind(self.retrieval.embedding_model):
@@ -202,10 +208,11 @@ class RetrieverRun:
 
 
 def reranker_problems(name: str) -> list[str]:
-    """Problems with the name of the reranker to train."""
-    if not name:
-        return ["--reranker: missing; name the cross-encoder to train, such as cross-encoder/ms-marco-MiniLM-L6-v2"]
-    return check_model_name("reranker", name)
+    """Problems with the name of the reranker to train, besides those of any reranker."""
+    example = "name the cross-encoder to train, such as cross-encoder/ms-marco-MiniLM-L6-v2, or an encoder"
+    if name in ("", NO_RERANKER):
+        return [f"--reranker: missing; {example}"]
+    return [f"--reranker: {name} cannot be trained; {example}"] if name == MAXSIM or server_kind(name) else []
 
 
 def output_of(run: RetrieverRun) -> Path:

@@ -455,3 +455,88 @@ def test_problems_of_the_test_script_are_named_by_its_flags(monkeypatch, capsys)
     assert "--eval_data_path: missing; name the questions" in said and "--document_path: missing" in said
     assert script("test/test_retriever.py", "--retriever_type", "elastic", monkeypatch=monkeypatch) == 2
     assert "--retriever_type: elastic is unknown; use faiss, BM25, mix or hybrid" in capsys.readouterr().err
+
+
+# Rerankers
+
+
+def rerankers(folder: Path, model: Path, output: Path, *more: str) -> list[str]:
+    more = ("--kind", "cross_encoder", "--reranker", str(model), "--hard_negatives", "2", *more)
+    return flags(folder, model, output, *more)
+
+
+@pytest.fixture(scope="module")
+def reranker_run(folder, bert_embedding_folder, tmp_path_factory) -> Path:
+    """A reranker made from an encoder."""
+    output = tmp_path_factory.mktemp("reranker") / "out"
+    assert main(rerankers(folder, bert_embedding_folder, output, "--keep", "tuned", "--max_steps", "4")) == 0
+    return output
+
+
+def test_a_reranker_is_compared_with_the_search_alone_too(reranker_run):
+    found = metrics(reranker_run)
+    assert found["kind"] == "cross_encoder" and list(found["compared"][0]["retrievers"]) == ["mix", "mix, reranked"]
+    alone, tuned = found["compared"][0]["retrievers"].values()
+    assert tuned["retrieval/recall@1"]["untrained"] == alone["retrieval/recall@1"]["untrained"]
+    assert "compared with the search alone" in (reranker_run / "report.md").read_text()
+
+
+def test_a_trained_reranker_is_a_reranker_for_every_command_and_can_be_trained_again(
+    folder, bert_embedding_folder, reranker_run, tmp_path, capsys
+):
+    words = [
+        "--full_dataset_file_path",
+        str(folder / "documents.jsonl"),
+        "--embedding_model",
+        str(bert_embedding_folder),
+    ]
+    words += [
+        "--reranker",
+        str(reranker_run),
+        "--retriever",
+        "all",
+        "--eval_file",
+        str(folder / "eval.jsonl"),
+        "--json",
+    ]
+    assert main(["index", *words]) == 0
+    assert "reranked by" in capsys.readouterr().out
+    words = rerankers(
+        folder, bert_embedding_folder, tmp_path / "out", "--reranker", str(reranker_run), "--max_steps", "2"
+    )
+    assert main(words) == 0
+    assert "_reranker_" not in capsys.readouterr().out and metrics(tmp_path / "out")["kept"] == "untrained"
+
+
+def test_no_reranker_is_kept_if_the_search_finds_as_much_without(folder, bert_embedding_folder, tmp_path, capsys):
+    assert main(rerankers(folder, bert_embedding_folder, tmp_path / "out", "--max_steps", "2")) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.endswith("no reranker is kept, because the retriever finds as much without one")
+    assert not (tmp_path / "out/model.safetensors").exists() and metrics(tmp_path / "out")["kept"] == "untrained"
+
+
+@pytest.mark.parametrize("words, line", [
+    ([], "--reranker: missing; name the cross-encoder to train"),
+    (["--reranker", "maxsim"], "--reranker: maxsim cannot be trained; name the cross-encoder to train"),
+    (["--reranker", "tei:http://localhost:8"], "--reranker: tei:http://localhost:8 cannot be trained"),
+    (["--reranker", "no/such/folder"], "--reranker: no such folder: no/such/folder"),
+    (["--hard_negatives", "0"], "--hard_negatives: 0 is too small; the minimum is 1"),
+])  # fmt: skip
+def test_problems_with_a_reranker_are_found_before_anything_is_read(words, line):
+    assert any(one.startswith(line) for one in run_with("--kind", "cross_encoder", *words).check())
+
+
+def test_a_damaged_reranker_is_one_line(folder, bert_embedding_folder, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(bert_embedding_folder, tmp_path / "broken")
+    (tmp_path / "broken/model.safetensors").write_bytes(b"no tensors")
+    words = rerankers(folder, bert_embedding_folder, tmp_path / "out", "--reranker", str(tmp_path / "broken"))
+    assert main(words) == 2
+    assert len([one for one in capsys.readouterr().err.splitlines() if "broken" in one]) == 1
+
+
+def test_an_embedding_model_can_be_compared_inside_a_reranked_search(folder, bert_embedding_folder, tmp_path):
+    words = flags(folder, bert_embedding_folder, tmp_path / "out", "--reranker", "maxsim", "--max_steps", "1")
+    assert main(words) == 0
+    assert list(metrics(tmp_path / "out")["compared"][0]["retrievers"]) == ["dense", "mix, reranked by maxsim"]
