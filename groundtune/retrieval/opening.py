@@ -25,7 +25,7 @@ from groundtune.system.model_folders import cannot_load
 from groundtune.system.out_of_memory import is_out_of_memory
 from groundtune.system.outputs import inside
 from groundtune.system.servers import server_kind
-from groundtune.system.text import hide_secrets
+from groundtune.system.text import hide_secrets, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +90,11 @@ def _bm25(bm25: BM25Retriever, filter: str) -> BM25Retriever:
 def _both(allowed: np.ndarray | None, filter: str, documents: Sequence[Document]) -> np.ndarray:
     """Positions that are allowed and that the filter leaves; raises `DataError` if there are none."""
     left = np.array(kept(filter, documents), dtype=np.int64)
-    both = left if allowed is None else np.intersect1d(allowed, left)
+    if allowed is None:
+        return left
+    both = np.intersect1d(allowed, left)
     if not len(both):
-        raise DataError([f"--filter: {filter} leaves none of the {len(allowed or ()):,} passages"])
+        raise DataError([f"--filter: {one_line(filter, 200)} leaves none of the {len(allowed):,} passages"])
     return both
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from groundtune.errors import DataError
 from groundtune.filters import filter_problems, in_milvus, kept, parsed
+from groundtune.retrieval.opening import narrowed
+from groundtune.retrieval.retrievers import BM25Retriever
 from groundtune.schema import Document
 
 PAGES = [
@@ -106,3 +108,10 @@ def test_a_filter_is_quoted_for_milvus_whatever_it_holds():
         """((exists m["x\\"] or 1"] and m["x\\"] or 1"] != 2) or """
         """(exists m["tags"] and json_contains(m["tags"], "t")))"""
     )
+
+
+def test_a_second_filter_that_leaves_nothing_of_the_first_is_said_with_how_many_that_were():
+    documents = [Document(f"dogs number {i}", metadata={"n": i}) for i in range(6)]
+    first = narrowed(BM25Retriever(documents), "n < 3")
+    with pytest.raises(DataError, match=r"--filter: n > 4 leaves none of the 3 passages"):
+        narrowed(first, "n > 4")
