@@ -1,6 +1,7 @@
 """Chromium without a window, spoken to through a pipe (the DevTools protocol), for tests of pages.
 
-It opens no network connection of its own; `requests` lists what a page asked for.
+It opens no network connection of its own; `requests` lists what a page asked for, `problems` the exceptions in its
+scripts, `console` the errors that the browser itself told it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Any
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _QUIET = """--headless --disable-gpu --disable-quic --no-first-run --disable-background-networking
---disable-component-update --disable-sync --hide-scrollbars --remote-debugging-pipe about:blank"""
+--disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars --remote-debugging-pipe
+about:blank"""
+_CODES = {"Tab": 9, "Enter": 13, " ": 32}  # of keys that do more than write
 _AS_ROOT = "--no-" + "sand" + "box"  # in a container Chromium refuses to start without it
 
 
@@ -27,7 +30,8 @@ class Browser:
 
     def __init__(self, profile: Path, width: int = 1400, height: int = 900) -> None:
         self.requests: list[str] = []
-        self.problems: list[str] = []  # exceptions in scripts
+        self.problems: list[str] = []
+        self.console: list[str] = []
         to_browser, from_us = os.pipe()
         from_browser, to_us = os.pipe()
         # The browser reads its file descriptor 3 and writes to 4.
@@ -41,7 +45,7 @@ class Browser:
         (target,) = (t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
         found = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = found["sessionId"]
-        for domain in ("Page", "Network", "Runtime"):
+        for domain in ("Page", "Network", "Runtime", "Log", "Accessibility"):
             self.call(f"{domain}.enable")
         self.resize(width, height)
 
@@ -77,6 +81,8 @@ class Browser:
             self.requests.append(found["params"]["request"]["url"])
         if found.get("method") == "Runtime.exceptionThrown":
             self.problems.append(json.dumps(found["params"]["exceptionDetails"]))
+        if found.get("method") == "Log.entryAdded" and found["params"]["entry"]["level"] == "error":
+            self.console.append(found["params"]["entry"]["text"])
         return found
 
     def resize(self, width: int, height: int) -> None:
@@ -96,16 +102,18 @@ class Browser:
         """Until an expression is true."""
         end = time.monotonic() + seconds
         while not self.value(f"Boolean({script})"):
-            assert time.monotonic() < end, f"never true: {script}"
+            told = f"{script}\n{self.value('document.body.innerText')}\n{self.problems}{self.console}"
+            assert time.monotonic() < end, f"never true: {told}"
             time.sleep(0.02)
 
-    def press(self, *keys: str) -> None:
-        """Keys by their names, such as y, Enter or ArrowDown."""
+    def press(self, *keys: str, modifiers: int = 0) -> None:
+        """Keys by their names, such as y, Enter or ArrowDown; 8 as modifiers is the shift key."""
         for key in keys:
             text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
-            more = {"text": text} if text else {}
-            self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **more)
-            self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+            pressed: dict[str, Any] = {"key": key, "modifiers": modifiers}
+            pressed |= {"code": key, "windowsVirtualKeyCode": _CODES[key]} if key in _CODES else {}
+            self.call("Input.dispatchKeyEvent", type="keyDown", **pressed, **({"text": text} if text else {}))
+            self.call("Input.dispatchKeyEvent", type="keyUp", **pressed)
 
     def type(self, text: str) -> None:
         self.call("Input.insertText", text=text)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
+import browser
 import pytest
-from chromium import CHROMIUM, chromium
 from fake_server import FakeServer, Refusal
 from serving import arguments_of, running, until
 
@@ -14,7 +14,7 @@ from groundtune.data.files import write_documents
 from groundtune.schema import Document
 
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
+    pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed"),
     pytest.mark.skipif("sys.platform == 'win32'", reason="the debugging pipe needs POSIX"),
     pytest.mark.model,  # not one of the quick ones
 ]
@@ -27,7 +27,7 @@ DOCUMENTS = [
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    with chromium(tmp_path_factory.mktemp("profile")) as found:
+    with browser.Browser(tmp_path_factory.mktemp("profile")) as found:
         yield found
 
 
@@ -60,17 +60,18 @@ def lines(server):
 
 
 def ask(page, text, answers):
-    page.run("document.getElementById('question').focus()")
+    page.value("document.getElementById('question').focus()")
     page.type(text)
-    page.press("Enter", 13)
+    page.press("Enter")
     page.wait(f"document.querySelectorAll('.votes:not([hidden])').length === {answers}")
 
 
 @pytest.mark.parametrize("width", [1400, 390])
 def test_a_dialogue_of_three_turns_asks_no_other_host_and_shows_every_text_as_text(page, serve, width):
     server = serve(lambda body: HOSTILE)
-    page.requests.clear(), page.errors.clear()
-    page.open(server.url, width)
+    page.requests.clear(), page.problems.clear(), page.console.clear()
+    page.resize(width, 900)
+    page.open(server.url)
     page.wait("!document.getElementById('ask').hidden")
     for n, question in enumerate(["When does the library close? <i>", "And on Sunday?", "Really?"], 1):
         ask(page, question, n)
@@ -78,39 +79,41 @@ def test_a_dialogue_of_three_turns_asks_no_other_host_and_shows_every_text_as_te
     assert said[1:] == [HOSTILE, "And on Sunday?", HOSTILE, "Really?"] and said[0].endswith(
         "When does the library close? <i>"
     )
-    assert page.run("document.querySelector('.turn h2').textContent") == "When does the library close? <i>"
-    assert page.run("document.querySelector('.answer .text').textContent") == HOSTILE
-    assert page.run("document.getElementById('said').textContent") == HOSTILE  # read out when it is complete
-    assert page.run("document.querySelectorAll('#dialogue :is(img, script, b, i, a)').length") == 0
+    assert page.value("document.querySelector('.turn h2').textContent") == "When does the library close? <i>"
+    assert page.value("document.querySelector('.answer .text').textContent") == HOSTILE
+    assert page.value("document.getElementById('said').textContent") == HOSTILE  # read out when it is complete
+    assert page.value("document.querySelectorAll('#dialogue :is(img, script, b, i, a)').length") == 0
     assert (
-        page.run("[...document.querySelectorAll('mark')].slice(0, 2).map((one) => one.textContent).join()")
+        page.value("[...document.querySelectorAll('mark')].slice(0, 2).map((one) => one.textContent).join()")
         == "closes,six"
     )
-    assert page.run("document.documentElement.scrollWidth") <= width
-    assert page.errors == [] and all(address.startswith(server.url) for address in page.requests)
+    assert page.value("document.documentElement.scrollWidth") <= width
+    assert page.problems == page.console == [] and all(address.startswith(server.url) for address in page.requests)
 
 
 def test_everything_can_be_done_by_keyboard_and_a_correction_is_saved(page, serve):
     server = serve(lambda body: "At ten.")
     page.open(server.url)
     page.wait("document.querySelector('#examples button')")
-    page.run("document.querySelector('#examples button').focus()")
-    page.press("Enter", 13)  # an example
+    page.value("document.querySelector('#examples button').focus()")
+    page.press("Enter")  # an example
     page.wait("document.querySelector('.votes:not([hidden])')")
     focused = []
-    page.run("document.getElementById('question').focus()")
+    page.value("document.getElementById('question').focus()")
     for _ in range(6):
-        page.press("Tab", 9, modifiers=8)  # backwards from the question
-        focused.append(page.run("document.activeElement.textContent.trim()"))
+        page.press("Tab", modifiers=8)  # backwards from the question
+        focused.append(page.value("document.activeElement.textContent.trim()"))
     assert {"Ask again", "Comment", "Bad answer", "Good answer"} <= set(focused)
-    page.run("[...document.querySelectorAll('.votes button')].find((one) => one.textContent === 'Bad answer').focus()")
-    page.press(" ", 32)
+    page.value(
+        "[...document.querySelectorAll('.votes button')].find((one) => one.textContent === 'Bad answer').focus()"
+    )
+    page.press(" ")
     page.wait("document.querySelector('.note').textContent.startsWith('Saved')")
-    assert page.run("document.activeElement.getAttribute('aria-pressed')") == "true"
-    page.run("document.querySelector('[name=correction]').focus()")
+    assert page.value("document.activeElement.getAttribute('aria-pressed')") == "true"
+    page.value("document.querySelector('[name=correction]').focus()")
     page.type("At nine.")
-    page.press("Tab", 9)
-    page.press("Enter", 13)
+    page.press("Tab")
+    page.press("Enter")
     assert until(lambda: len(lines(server)) == 2)
     first, second = lines(server)
     assert (first["vote"], second["vote"], second["correction"]) == ("down", "down", "At nine.")
@@ -135,11 +138,13 @@ def test_two_models_are_compared_blind_and_the_better_answer_goes_on(page, serve
     server = serve(lambda body: next(answers))
     page.open(server.url)
     page.wait("!document.getElementById('compare').hidden")
-    page.run("document.getElementById('blind').click()")
+    page.value("document.getElementById('blind').click()")
     ask(page, "When?", 1)
-    shown = page.run("[...document.querySelectorAll('.answer .text')].map((one) => one.textContent)")
+    shown = page.value("[...document.querySelectorAll('.answer .text')].map((one) => one.textContent)")
     assert sorted(shown) == ["One.", "Two."]
-    page.run("[...document.querySelectorAll('.votes button')].find((one) => one.textContent === 'B is better').click()")
+    page.value(
+        "[...document.querySelectorAll('.votes button')].find((one) => one.textContent === 'B is better').click()"
+    )
     page.wait("document.querySelector('.note').textContent.startsWith('Saved')")
     ask(page, "And then?", 2)
     assert server.behind.bodies[-1]["messages"][1]["content"] == shown[1]
@@ -154,11 +159,11 @@ def test_a_failure_is_told_and_the_question_can_be_asked_again(page, serve):
     page.open(server.url)
     page.wait("!document.getElementById('ask').hidden")
     ask(page, "When?", 1)
-    assert "has failed" in page.run("document.querySelector('.note').textContent")
-    page.run("document.querySelector('.votes button').click()")
+    assert "has failed" in page.value("document.querySelector('.note').textContent")
+    page.value("document.querySelector('.votes button').click()")
     page.wait("document.querySelector('.answer .text').textContent === 'At nine.'")
     page.wait("document.querySelectorAll('.votes button').length === 4")
-    assert page.run("document.querySelector('.note').textContent") == ""
+    assert page.value("document.querySelector('.note').textContent") == ""
 
 
 def test_a_server_with_a_key_asks_for_it_once(page, serve):
@@ -166,9 +171,9 @@ def test_a_server_with_a_key_asks_for_it_once(page, serve):
     page.open(server.url)
     page.wait("!document.getElementById('key').hidden")
     for key in ("wrong", "k1-secret"):
-        page.run("document.getElementById('key-text').focus()")
+        page.value("document.getElementById('key-text').focus()")
         page.type(key)
-        page.press("Enter", 13)
+        page.press("Enter")
         page.wait(f"document.getElementById('ask').hidden === {str(key == 'wrong').lower()}")
     ask(page, "When?", 1)
-    assert page.run("document.querySelector('.answer .text').textContent") == "At nine."
+    assert page.value("document.querySelector('.answer .text').textContent") == "At nine."
