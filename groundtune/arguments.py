@@ -35,9 +35,11 @@ class Group(Protocol):
     _argument_group_name: str
 
 
-def argument(default: Any, help: str, choices: list[str] | None = None) -> Any:
-    """A dataclass field with its help text."""
+def argument(default: Any, help: str, choices: list[str] | None = None, alone: str = "") -> Any:
+    """A dataclass field with its help text; `alone` is its value if the flag is given without one."""
     metadata: dict[str, Any] = {"help": help.replace("%", "%%")}  # argparse formats it
+    if alone:
+        metadata["alone"] = alone
     if choices is not None:
         metadata["choices"] = choices
     if isinstance(default, list):
@@ -93,6 +95,11 @@ class DataArguments:
     )
     max_train_samples: int = argument(
         0, "Train on at most this many examples, spread evenly over the file. 0: on all of them."
+    )
+    train_share: float = argument(
+        1.0,
+        "Train on this share of the examples, by passage: all questions on a gold passage are in or out. With the same "
+        "--seed, the examples of a smaller share are among those of a larger one, for a learning curve.",
     )
     share_prefix: str = argument(
         "auto",
@@ -324,6 +331,11 @@ class EvaluationArguments:
     )
     max_new_tokens: int = argument(256, "Maximum answer length in tokens.")
     bootstrap_samples: int = argument(10_000, "Number of bootstrap resamples for the 95 % intervals.")
+    reuse_answers: bool = argument(
+        True,
+        "Reuse the answers that a model gave before, on this machine, to exactly the same prompts; they are kept in "
+        "~/.cache/groundtune. In training: those of the base model.",
+    )
     abstentions: str = argument(
         "",
         "Text file with more wordings by which an answer says that the passages hold none, one per line, in addition "
@@ -589,6 +601,8 @@ def _check_numbers(arguments: Arguments) -> list[str]:
         (arguments.training, "num_train_epochs", 0),
     ]
     problems = [*too_small(least), *_check_passages(arguments.passages)]
+    if not 0 < arguments.data.train_share <= 1:
+        problems.append(f"--train_share: {arguments.data.train_share} is not above 0 and at most 1; use 0.25, 0.5 or 1")
     if not 0 <= arguments.model.lora_dropout < 1:
         problems.append(f"--lora_dropout: {arguments.model.lora_dropout} is not in [0, 1); use a value such as 0.1")
     return [

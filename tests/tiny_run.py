@@ -75,7 +75,7 @@ def flags(inputs: Path, output: Path, variant: str, **changes: Any) -> list[str]
         "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "max_steps": STEPS, "eval_steps": 2,
         "learning_rate": 1e-2, "bf16": "false", "disable_tqdm": "true", "logging_steps": 1,
         "use_peft": str(variant == VARIANTS[0]).lower(), "lora_dropout": 0.2, "lora_r": 2,
-        "metric_for_best_model": "loss_with_gold_passage",
+        "metric_for_best_model": "loss_with_gold_passage", "reuse_answers": "false",
     } | changes  # fmt: skip
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 

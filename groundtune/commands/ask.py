@@ -36,7 +36,7 @@ Ctrl-C stops an answer, /quit or Ctrl-D leaves."""
 CUT = "the answer is cut at --max_new_tokens; raise it to read the rest"
 WITHOUT = {  # flags of `evaluate` that `ask` does not need
     *(field.name for group in (JudgeArguments, AnswerArguments) for field in fields(group)),
-    "eval_file", "eval_max_samples", "bootstrap_samples", "abstentions",
+    "eval_file", "eval_max_samples", "bootstrap_samples", "abstentions", "reuse_answers",
 } - {"bf16", "base_model"}  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,8 @@ def main(argv: Sequence[str]) -> int:
 
     conditions = read_worse(words.get("fail_if", []))
     page = words.get("output") or beside(words["systems"][0])
+    if words["curve"]:
+        return _learning_curve(words, page)
     comparison, people = compared_with_people(words["systems"], words.get("names", []), page, words.get("grades", []))
     notes, checked = comparison.notes, check_worse(comparison, conditions)
     if words["json"]:
@@ -51,6 +53,34 @@ def main(argv: Sequence[str]) -> int:
         if not words["quiet"]:
             say(*notes, f"Report: {page}")
     return tell(checked, words["json"] or words["quiet"])
+
+
+def _learning_curve(words: Mapping[str, Any], page: str) -> int:
+    """Compare runs on nested shares of the same rows, with the curve above the table."""
+    runs = words["systems"]
+    _check(runs, [], page, fewest=2)
+
+    from groundtune.evaluation.learning_curve import read_curve
+    from groundtune.reporting.comparison_page import write_comparisons
+    from groundtune.reporting.study_page import html_curve
+    from groundtune.runs.record import provenance
+
+    curve = read_curve(runs)
+    facts = {"Questions": str(curve.comparison.n), "Runs": ", ".join(runs), "Compared with": "base"}
+    record = provenance({run: str(Path(run) / "predictions/test_tuned.jsonl") for run in runs})
+    notes = [*curve.comparison.notes, curve.slope()]
+    with disk_errors(page):
+        write_comparisons(
+            page, "comparison", "Learning curve", [curve.comparison], facts, notes, record, more=html_curve(curve)
+        )
+    if words["json"]:
+        say_json(curve.comparison.to_dict() | {"curve": curve.to_dict(), "notes": notes})
+        return 0
+    print_comparison(curve.comparison)
+    say(*notes)
+    if not words["quiet"]:
+        say(f"Report: {page}")
+    return 0
 
 
 def compared(paths: Sequence[str], names: Sequence[str], output: str | None) -> Comparison:
@@ -94,6 +124,11 @@ def parser() -> argparse.ArgumentParser:
     made = light_parser("groundtune compare", USAGE, DESCRIPTION, EXAMPLES)
     made.add_argument("systems", nargs="+", metavar="A B", help="Run folders, evaluation folders or prediction files.")
     made.add_argument("--names", nargs="+", metavar="NAME", help="Names of the systems, in the same order.")
+    made.add_argument(
+        "--curve", action="store_true", default=False,
+        help="The systems are runs on nested shares of the same rows (--train_share): plot token F1 by the number of "
+        "rows, and give the slope of the last piece.",
+    )  # fmt: skip
     made.add_argument(
         "--grades", nargs="+", metavar="FILE",
         help="Grades from `groundtune rate`: the table shows them, and lines say whom people prefer, how far raters "

@@ -145,8 +145,18 @@ def _show(found: Evaluated, words: Mapping[str, Any]) -> None:
             print_comparison(comparison)
     else:
         _print_one_screen(found)
+    if found.study:
+        from groundtune.reporting.study_page import study_tables
+
+        for table in study_tables(found.study):
+            say_table(table)
+        say(*found.study.notes)
+    if found.forgetting:
+        from groundtune.reporting.study_page import forgetting_lines
+
+        say(*forgetting_lines(found.forgetting))
     if not words["quiet"]:
-        say(*found.notes, *found.steps, f"Report: {found.output_dir / 'evaluation.html'}")
+        say(*found.notes, *found.reused, *found.steps, f"Report: {found.output_dir / 'evaluation.html'}")
 
 
 def _print_one_screen(found: Evaluated) -> None:

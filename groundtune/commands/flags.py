@@ -27,7 +27,15 @@ class FlagFormatter(argparse.HelpFormatter):
         if action.choices or action.nargs == 0:
             value = "" if action.nargs == 0 else "{" + ",".join(map(str, action.choices or ())) + "}"
         else:
-            value = "[true|false]" if action.nargs == "?" else "VALUE ..." if action.nargs == "+" else "VALUE"
+            value = (
+                "[true|false]"
+                if action.const is True
+                else "[VALUE]"
+                if action.nargs == "?"
+                else "VALUE ..."
+                if action.nargs == "+"
+                else "VALUE"
+            )
         return f"{spelling} {value}".strip()
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
@@ -65,7 +73,8 @@ def _argparse_options(group: type[Group], field: Field[Any]) -> dict[str, Any]:
         return {"nargs": "+", "metavar": "NAME"}
     choices = field.metadata.get("choices")
     convert, metavar = {"str": (str, "TEXT"), "int": (int, "N"), "float": (float, "X")}[kind]
-    return {"type": convert, **({"choices": choices} if choices else {"metavar": metavar})}
+    alone = {"nargs": "?", "const": field.metadata["alone"]} if "alone" in field.metadata else {}
+    return {"type": convert, **alone, **({"choices": choices} if choices else {"metavar": metavar})}
 
 
 def _help_with_default(field: Field[Any]) -> str:

@@ -17,6 +17,7 @@ from groundtune.errors import DataError
 from groundtune.evaluation.abstention import read_wordings
 from groundtune.evaluation.arguments import InferenceArguments
 from groundtune.evaluation.evaluator import EndToEndEvaluator, passages_of, score_replies
+from groundtune.evaluation.forgetting import Measured, Text, measure
 from groundtune.evaluation.predictions import Evaluation, evaluation_of
 from groundtune.model.endpoint import Endpoint, lasting
 from groundtune.model.generators import computing
@@ -26,6 +27,7 @@ from groundtune.prompts.rows import fits
 from groundtune.retrieval.opening import index_folder, open_retriever
 from groundtune.retrieval.queries import Query, queries_of, too_long_note
 from groundtune.retrieval.rewriting import open_rewriter
+from groundtune.runs.known_answers import KnownAnswers
 from groundtune.schema import Document, Example, Hit
 
 if TYPE_CHECKING:
@@ -58,14 +60,32 @@ class Asked:
 
 
 Answer = Callable[[Asked, OnDone], Evaluation]
+Reads = Callable[[Sequence[Text], OnDone], Measured]
 
 
-def answer_here(model: Model, bf16: bool, without_adapter: bool = False) -> Answer:
-    """Answer with a model in this process, computed as in training's evaluation."""
+def read_here(
+    model: Model,
+    bf16: bool,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    without_adapter: bool = False,
+    known: KnownAnswers | None = None,
+) -> Reads:
+    """Read texts with the model of `answer_here`."""
+
+    def read(texts: Sequence[Text], on_done: OnDone) -> Measured:
+        with computing(model, bf16), cast("PeftModel", model).disable_adapter() if without_adapter else nullcontext():
+            return measure(model, texts, tokenizer, batch_size, known, on_done)
+
+    return read
+
+
+def answer_here(model: Model, bf16: bool, without_adapter: bool = False, known: KnownAnswers | None = None) -> Answer:
+    """Answer with a model in this process, computed as in training's evaluation; `known` are its kept answers."""
 
     def answer(asked: Asked, on_done: OnDone) -> Evaluation:
         with computing(model, bf16), cast("PeftModel", model).disable_adapter() if without_adapter else nullcontext():
-            return asked.prompted(model, on_answer=on_done)
+            return asked.prompted(model, on_answer=on_done, known=known)
 
     return answer
 
@@ -120,10 +140,20 @@ def answer_by_chat(endpoint: Endpoint) -> Answer:
     return answer
 
 
+@dataclass(frozen=True)
+class Found:
+    """The examples to answer, with at least as many hits as a context reads; `ask` makes questions of some of them."""
+
+    examples: list[Example]
+    hits: list[tuple[Hit, ...]]
+    ask: Callable[[str, list[Example], list[tuple[Hit, ...]]], Asked]
+
+
 def open_questions(
-    arguments: InferenceArguments, examples: list[Example], documents: list[Document], notes: list[str]
-) -> list[Asked]:
-    """The questions of each context with their retrieved passages and, if a tokenizer is known, their prompts.
+    arguments: InferenceArguments, examples: list[Example], documents: list[Document], notes: list[str], depth: int = 0
+) -> tuple[list[Asked], Found]:
+    """The questions of each context with their retrieved passages and, if a tokenizer is known, their prompts; and what
+    other questions can be made of, with `depth` hits or more.
 
     `notes` gets a line about queries that were shortened.
 
@@ -138,12 +168,18 @@ def open_questions(
         queries = _queries(arguments, examples, notes)
         retriever = open_retriever(arguments.retrieval, documents, index_folder(arguments.data))
         begin = time.perf_counter()
-        hits = retriever.search(queries, arguments.retrieval.eval_num_to_retrieve)
+        hits = retriever.search(queries, max(depth, arguments.retrieval.eval_num_to_retrieve))
         seconds = time.perf_counter() - begin
         notes += too_long_note(queries, retriever.limit)
+    usual = [found[: arguments.retrieval.eval_num_to_retrieve] for found in hits]
     if tokenizer is not None and arguments.data.too_long != "error":
-        examples, hits = _fitting(arguments, examples, hits, tokenizer)
-    return [_asked(arguments, context, examples, hits, seconds, tokenizer) for context in arguments.contexts]
+        fitting = _fitting(arguments, examples, usual, tokenizer)
+        examples, hits, usual = ([these[i] for i in fitting] for these in (examples, hits, usual))
+
+    def ask(context: str, some: list[Example], their: list[tuple[Hit, ...]]) -> Asked:
+        return _asked(arguments, context, some, their, seconds, tokenizer)
+
+    return [ask(context, examples, usual) for context in arguments.contexts], Found(examples, hits, ask)
 
 
 def _queries(arguments: InferenceArguments, examples: list[Example], notes: list[str]) -> list[Query]:
@@ -159,8 +195,8 @@ def _queries(arguments: InferenceArguments, examples: list[Example], notes: list
 
 def _fitting(
     arguments: InferenceArguments, examples: list[Example], hits: list[tuple[Hit, ...]], tokenizer: Tokenizer
-) -> tuple[list[Example], list[tuple[Hit, ...]]]:
-    """The examples whose prompt fits in every context, so that all contexts have the same questions, and their hits."""
+) -> list[int]:
+    """The numbers of the examples whose prompt fits in every context, so that all contexts have the same questions."""
     room = room_for_prompt(arguments.data.max_seq_length, arguments.evaluation.max_new_tokens)
     shorten = arguments.data.too_long == "shorten"
     too_long: set[int] = set()
@@ -175,7 +211,7 @@ def _fitting(
     fitting = [i for i in range(len(examples)) if i not in too_long]
     if not fitting:
         raise DataError(["--eval_file: every question is too long; raise --max_seq_length"])
-    return [examples[i] for i in fitting], [hits[i] for i in fitting]
+    return fitting
 
 
 def _instruction(arguments: InferenceArguments, context: str) -> str:

@@ -42,6 +42,10 @@ from groundtune.system.text import harmless_line
 SEARCHED = ("retrieved", "gold_and_distractors")  # the contexts that need a retriever
 
 
+PARTS = ("contexts", "rank", "k", "distractors", "abstention")  # of a study
+SEARCHED_PARTS = {"rank", "k", "distractors"}
+
+
 if TYPE_CHECKING:
     from groundtune.evaluation.requirements import Limit
     from groundtune.model.opening import AnsweringModel
@@ -128,6 +132,20 @@ class AnswerArguments:
     with_base: bool = argument(
         False, "Also evaluate the base model on the same prompts; needs an adapter or a run folder."
     )
+    study: str = argument(
+        "",
+        "Also study where answers are lost, for MODEL and its base model, and write study.json and a section of the "
+        "page. A comma-separated list of: contexts (all four), rank (the same questions with the gold passage first "
+        "and fourth), k (1 to 8 passages retrieved), distractors (gold among 0 to 7 others), abstention (thresholds on "
+        "likelihood). Without a value: all.",
+        alone="all",
+    )
+    forgetting: str = argument(
+        "",
+        "A text file, whose paragraphs are read, or JSONL with a text, or a prompt and perhaps an answer, per line, "
+        "that has nothing to do with the documents. The loss of MODEL and its base model on it, and a few "
+        "continuations, show what training has cost elsewhere.",
+    )
     right_metric: str = argument("generation/f1", "The score that decides whether an answer counts as right.")
     right_threshold: float = argument(0.5, "Minimum score for an answer to count as right.")
     abstain_below: str = argument(
@@ -172,6 +190,10 @@ GROUPS = (
 )
 
 
+def _listed(text: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in text.split(",")))
+
+
 def with_flags(words: Sequence[str], flags: Mapping[str, str]) -> str:
     """A command line with flags added."""
     return shlex.join([*words, *(word for flag in flags.items() for word in flag)])
@@ -211,13 +233,25 @@ class InferenceArguments:
 
     @property
     def contexts(self) -> list[str]:
-        named = [name.strip() for name in self.answers.contexts.split(",")]
-        return list(CONTEXTS) if named == ["all"] else list(dict.fromkeys(named))
+        named = _listed(self.answers.contexts)
+        return list(CONTEXTS) if named == ["all"] or "contexts" in self.study else named
+
+    @property
+    def study(self) -> list[str]:
+        """The parts of the study; empty if there is none."""
+        named = _listed(self.answers.study) if self.answers.study else []
+        return list(PARTS) if named in (["all"], ["true"]) else named
+
+    @property
+    def with_base(self) -> bool:
+        """Whether the base model answers, too: if that is asked for, and in a study if it is known."""
+        studied = self.study or self.answers.forgetting
+        return self.answers.with_base or bool(studied and self.api == "here" and self.base)
 
     @property
     def searches(self) -> bool:
         """Whether any context needs a retriever."""
-        return any(context in SEARCHED for context in self.contexts)
+        return any(context in SEARCHED for context in self.contexts) or bool({*self.study} & SEARCHED_PARTS)
 
     @property
     def api(self) -> str:
@@ -320,7 +354,9 @@ class InferenceArguments:
         base = adapter_base_of(Path(folder))
         if base:
             return base if leads_out_of(folder, base) else ""
-        return self.run.outside.get(BASE_MODEL, "") if self.run and self.answers.with_base else ""
+        answers = self.answers
+        compares = answers.with_base or answers.study or answers.forgetting
+        return self.run.outside.get(BASE_MODEL, "") if self.run and compares else ""
 
     @property
     def base(self) -> str:
@@ -353,6 +389,13 @@ class InferenceArguments:
         unknown = [context for context in self.contexts if context not in CONTEXTS]
         if unknown:
             problems.append(f"--contexts: unknown: {', '.join(unknown)}; choose from {', '.join(CONTEXTS)}, or all")
+        problems += no_such_file(self.answers, ["forgetting"])
+        if self.answers.forgetting and self.api != "here":
+            problems.append("--forgetting: a server gives no loss of a text; name a model on this machine")
+        if unknown := [part for part in self.study if part not in PARTS]:
+            problems.append(f"--study: unknown: {', '.join(unknown)}; choose from {', '.join(PARTS)}, or all")
+        if "abstention" in self.study and "retrieved" not in self.contexts:
+            problems.append("--study: abstention needs the context retrieved; add it to --contexts")
         return problems + ([*check_retrieval(self.searching), *self._check_rewriter()] if searches else [])
 
     def _check_rewriter(self) -> list[str]:

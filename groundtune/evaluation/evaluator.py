@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from groundtune.aliases import Model
 from groundtune.arguments import OFF, TAUGHT, room_for_prompt
@@ -18,11 +19,12 @@ from groundtune.evaluation.abstention import read_wordings, unknown_texts
 from groundtune.evaluation.citations import citation_scores, marked
 from groundtune.evaluation.metrics import retrieval_scores
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, text_scores
-from groundtune.model.generation import Generated, generate_greedy
-from groundtune.prompts.policies import CONTEXTS, Passages, draw
+from groundtune.model.generation import Generated
+from groundtune.prompts.policies import CONTEXTS, STUDIED, Passages, draw
 from groundtune.prompts.prompt import Prompt
 from groundtune.prompts.rows import Question, encode_questions, shortening_note
 from groundtune.prompts.thoughts import after_thoughts
+from groundtune.runs.known_answers import KnownAnswers, answer_all
 from groundtune.schema import Document, Example, Hit, Prediction, Reply
 from groundtune.system.processes import in_shares, run_on_main
 
@@ -35,8 +37,8 @@ class EndToEndEvaluator:
 
     Work that does not depend on the model is done once: the retriever is frozen, so `hits` are passed in, and the
     prompts are written on construction. Gold passages are used only for scoring, unless `context` is another of
-    `passages.CONTEXTS`. Raises `DataError` for a question that leaves no room for an answer of `max_new_tokens` within
-    `max_length` (tokens), `shorten` or not (see `prompts.rows.encode_rows`).
+    `policies.CONTEXTS` or `STUDIED`. Raises `DataError` for a question that leaves no room for an answer of
+    `max_new_tokens` within `max_length` (tokens), `shorten` or not (see `prompts.rows.encode_rows`).
     """
 
     name: str
@@ -72,26 +74,41 @@ class EndToEndEvaluator:
         return shortening_note(f"{self.name} questions", self.questions)
 
     def __call__(
-        self, model: Model, on_answer: Callable[[int], None] = lambda done: None, in_step: bool = False
+        self,
+        model: Model,
+        on_answer: Callable[[int], None] = lambda done: None,
+        in_step: bool = False,
+        known: KnownAnswers | None = None,
     ) -> Evaluation:
         """Evaluate `model`; `on_answer` gets the number of questions answered since its last call.
 
         Each of several processes answers its share of the questions, and all get the full evaluation. `in_step`: each
-        process holds only a part of the model, so all answer every question together.
+        process holds only a part of the model, so all answer every question together. `known` are the model's kept
+        answers; they count with the time that they once took.
         """
-        begin = time.perf_counter()
-        answer, n = partial(self._answer, model, on_answer), len(self.questions)
+        begin, before = time.perf_counter(), known.seconds if known else 0.0
+        answer, n = partial(self._answer, model, on_answer, known), len(self.questions)
         generated = answer(range(n)) if in_step else in_shares(n, answer)
-        seconds = run_on_main(lambda: time.perf_counter() - begin)
+        seconds = run_on_main(lambda: time.perf_counter() - begin + (known.seconds - before if known else 0.0))
         return self.score([self._reply(q, g) for q, g in zip(self.questions, generated)], seconds)
 
-    def _answer(self, model: Model, on_answer: Callable[[int], None], numbers: Sequence[int]) -> list[Generated]:
-        return generate_greedy(
+    def missing(self, model: Model, known: KnownAnswers) -> dict[str, int]:
+        """What `model` has yet to answer, as `KnownAnswers.missing`; call it under the precision that it answers in."""
+        prompts = [question.prompt_ids for question in self.questions]
+        return known.missing(model, prompts, self.batch_size, **self._options)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"stop_ids": self.prompt.stop_ids, "pad_id": self.pad_id, "max_new_tokens": self.max_new_tokens}
+
+    def _answer(
+        self, model: Model, on_answer: Callable[[int], None], known: KnownAnswers | None, numbers: Sequence[int]
+    ) -> list[Generated]:
+        return answer_all(
             model,
             [self.questions[i].prompt_ids for i in numbers],
-            stop_ids=self.prompt.stop_ids,
-            pad_id=self.pad_id,
-            max_new_tokens=self.max_new_tokens,
+            known=known,
+            **self._options,
             batch_size=self.batch_size,
             on_answer=on_answer,
             on_fewer=partial(setattr, self, "batch_size"),
@@ -117,11 +134,9 @@ class EndToEndEvaluator:
 
 
 def passages_of(context: str, examples: Sequence[Example], hits: Sequence[Sequence[Hit]]) -> list[Passages]:
-    """The passages that each example's question is answered from, in a context of `passages.CONTEXTS`."""
-    return [
-        CONTEXTS[context](example, found, draw(0, 0, example.question))
-        for example, found in zip(examples, hits, strict=True)
-    ]
+    """The passages that each example's question is answered from, in a context of `policies.CONTEXTS` or `STUDIED`."""
+    policy = (CONTEXTS | STUDIED)[context]
+    return [policy(example, found, draw(0, 0, example.question)) for example, found in zip(examples, hits, strict=True)]
 
 
 def score_replies(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from groundtune.data.evidence import repeats
@@ -89,12 +90,27 @@ def gold_and_distractors(example: Example, hits: Sequence[Hit], rng: Random) -> 
     return as_one_block(gold, distractors, rng.randint(0, len(distractors)))
 
 
+def gold_among(example: Example, hits: Sequence[Hit], rng: Random, number: int, before: int | None = None) -> Passages:
+    """Gold passages, side by side, among the first `number` retrieved passages that do not repeat them, in the order of
+    the search; `before` of these come first, or at random from none to all, but the same for every model."""
+    gold = distinct(example.gold_documents)
+    others = distinct([*(hit.document for hit in hits), *example.hard_negatives])
+    others = tuple(other for other in others if not repeats(other, gold))[:number]
+    return as_one_block(gold, others, rng.randint(0, len(others)) if before is None else before)
+
+
 # Contexts of an evaluation. Only `retrieved` is end to end; the others show how much the retriever costs.
 CONTEXTS: dict[str, Policy] = {
     "closed_book": no_passages,
     "retrieved": retrieved_passages,
     "gold": gold_passages,
     "gold_and_distractors": gold_and_distractors,
+}
+# Those of a study besides: the same gold passages first or last of four, and among ever more distractors.
+RANKS, DISTRACTORS = (1, 4), (0, 1, 2, 4, 7)
+STUDIED: dict[str, Policy] = {
+    **{f"gold_at_{rank}": partial(gold_among, number=max(RANKS) - 1, before=rank - 1) for rank in RANKS},
+    **{f"gold_with_{number}": partial(gold_among, number=number) for number in DISTRACTORS},
 }
 
 

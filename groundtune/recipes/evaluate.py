@@ -6,13 +6,15 @@ here as its training reported.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from os.path import realpath
 from pathlib import Path
 from typing import Any
 
+from groundtune.aliases import Model
 from groundtune.arguments import DataArguments, reranked_by
 from groundtune.data.checks import ERROR, WARNING, check_texts, counts, read_dataset
 from groundtune.data.files import sha256_of, write_text
@@ -21,25 +23,32 @@ from groundtune.evaluation.abstention import note
 from groundtune.evaluation.answering import (
     Answer,
     Asked,
+    Reads,
     answer_by_chat,
     answer_by_completions,
     answer_here,
     open_questions,
+    read_here,
 )
 from groundtune.evaluation.arguments import InferenceArguments
 from groundtune.evaluation.comparison import Comparison, compare
 from groundtune.evaluation.confidence import Thresholds, abstaining, curve, read_thresholds
 from groundtune.evaluation.evaluator import spread
+from groundtune.evaluation.forgetting import Forgetting, Measured, Text, read_texts
 from groundtune.evaluation.judge import JudgePrompt, judged, open_judge, probe_judge, read_judge_prompts
 from groundtune.evaluation.outcomes import Rightness, outcome_counts, with_outcomes
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, write_predictions
 from groundtune.evaluation.requirements import Checked, check_limits
+from groundtune.evaluation.study import DEPTH, Cell, Study, cells_of, studied
 from groundtune.evaluation.verdicts import F1
 from groundtune.model.endpoint import failing, lasting
+from groundtune.model.generators import computing
 from groundtune.model.limits import check_positions
 from groundtune.prompts.rows import left_out_note
 from groundtune.reporting.comparison_page import failures, write_comparisons
 from groundtune.reporting.next_steps import Known, Step, next_steps
+from groundtune.reporting.study_page import html_forgetting, html_study
+from groundtune.runs.known_answers import KnownAnswers, fingerprint
 from groundtune.runs.record import run_record
 from groundtune.runs.remembered import changed_inputs, remembered
 from groundtune.schema import Document, Example, Prediction
@@ -47,6 +56,8 @@ from groundtune.system.durable import disk_errors
 from groundtune.system.locks import alone
 from groundtune.system.outputs import inside
 from groundtune.system.text import as_json, hide_secrets
+
+logger = logging.getLogger(__name__)
 
 MODEL = "model"  # the system under evaluation; with --with_base it is compared with BASE
 BASE = "base"
@@ -65,6 +76,9 @@ class Evaluated:
     checked: list[Checked] = field(default_factory=list)  # the conditions of --fail_under and --fail_over
     steps: list[Step] = field(default_factory=list)  # what the numbers mean, and which command comes next
     abstention: dict[str, dict[str, Any]] = field(default_factory=dict)  # `confidence.curve` by context and system
+    study: Study | None = None
+    forgetting: Forgetting | None = None
+    reused: list[str] = field(default_factory=list)  # a line for each model some of whose answers were known
 
     @property
     def context(self) -> str:
@@ -97,6 +111,7 @@ class Evaluated:
             "output_dir": str(self.output_dir),
             "right": str(self.right),
             "notes": self.notes,
+            "reused": self.reused,
             "failures": self.failures,
             "next": list(map(str, self.steps)),
             **({"checked": [one.to_dict() for one in self.checked]} if self.checked else {}),
@@ -108,6 +123,8 @@ class Evaluated:
                 for context, by_system in self.evaluations.items()
             },
             "abstention": self.abstention,
+            **({"study": self.study.to_dict()} if self.study else {}),
+            **({"forgetting": self.forgetting.to_dict()} if self.forgetting else {}),
             "comparisons": [comparison.to_dict() for comparison in self.comparisons],
         }
 
@@ -136,20 +153,29 @@ def _evaluate(
     durations: dict[str, float] = {}
     examples, documents, notes = _read(arguments)
     notes += _questions_seen(arguments) + _changed(arguments)
-    asked = open_questions(arguments, examples, documents, notes)
+    parts = arguments.study
+    asked, questions = open_questions(arguments, examples, documents, notes, DEPTH if parts else 0)
     notes += _too_long(examples, asked)
+    texts = _texts(arguments, asked)
+    told: list[str] = []
+    cells = cells_of(parts, questions.examples, questions.hits, questions.ask, told)
     probe_judge(arguments)
     output_dir = _made(arguments.output_dir)
 
     evaluations: dict[str, dict[str, Evaluation]] = {one.context: {} for one in asked}
-    for name, answer in _answerers(arguments, asked, notes):
-        for one in asked:
+    reused: list[str] = []
+    answered: dict[str, dict[str, Evaluation]] = {cell.name: {} for cell in cells}
+    measured: dict[str, Measured] = {}
+    for name, answer, read in _answerers(arguments, [*asked, *(cell.asked for cell in cells)], notes, reused):
+        named = [(one.context, one, evaluations[one.context]) for one in asked]
+        named += [(f"study, {cell.part}, {cell.label}", cell.asked, answered[cell.name]) for cell in cells]
+        for what, one, by_system in named:
             begin = time.perf_counter()
-            evaluations[one.context][name] = answer(
-                one, on_progress(f"{name} answers, {one.context}", len(one.examples))
-            )
-            durations[f"{name}, {one.context}"] = round(time.perf_counter() - begin, 3)
-        del answer  # frees the model before the next one is loaded
+            by_system[name] = answer(one, on_progress(f"{name} answers, {what}", len(one.examples)))
+            durations[f"{name}, {what}"] = round(time.perf_counter() - begin, 3)
+        if texts:
+            measured[name] = read(texts, on_progress(f"{name} reads {arguments.answers.forgetting}", len(texts)))
+        del answer, read  # frees the model before the next one is loaded
     curves = {
         context: {name: curve(evaluation.predictions) for name, evaluation in by_system.items()}
         for context, by_system in evaluations.items()
@@ -157,25 +183,67 @@ def _evaluate(
     evaluations = _withheld(arguments, evaluations, notes)
     with disk_errors(output_dir):  # before judging, so that no answer is lost if the judge fails
         _write_predictions(output_dir, evaluations)
+        _write_predictions(output_dir, {f"study_{name}": by_system for name, by_system in answered.items()})
     evaluations = _judge(arguments, judges, evaluations, on_progress, durations)
     evaluations = {context: _with_outcomes(by_system, right) for context, by_system in evaluations.items()}
 
     comparisons = _comparisons(evaluations, arguments.name)
-    found = Evaluated(evaluations, comparisons, right, notes, output_dir, abstention=curves)
+    found = Evaluated(evaluations, comparisons, right, notes, output_dir, abstention=curves, reused=reused)
     checked = check_limits(found.end_to_end[MODEL], arguments.limits(), arguments.name)
     found = replace(found, checked=checked, steps=_steps(arguments, found))
+    if parts:
+        found = replace(found, study=_study(arguments, found, cells, answered, told))
+    if texts:
+        by_system = {name: measured[name] for name in (BASE, MODEL) if name in measured}
+        found = replace(found, forgetting=Forgetting(arguments.answers.forgetting, texts, by_system))
     with disk_errors(output_dir):
         _write(found, arguments, judges, durations)
     return found
 
 
-def _answerers(arguments: InferenceArguments, asked: Sequence[Asked], notes: list[str]) -> Iterator[tuple[str, Answer]]:
-    """Each system's name and answering function; a model is loaded when its turn comes, and its `notes` are added."""
+def _study(
+    arguments: InferenceArguments,
+    found: Evaluated,
+    cells: Sequence[Cell],
+    answered: Mapping[str, Mapping[str, Evaluation]],
+    notes: list[str],
+) -> Study:
+    """What the study found, with the base model first."""
+    asked = arguments.study
+    answered, in_contexts = (
+        {at: {name: by_system[name] for name in (BASE, MODEL) if name in by_system} for at, by_system in these.items()}
+        for these in (answered, found.evaluations)
+    )
+    k = arguments.retrieval.eval_num_to_retrieve
+    parts = studied(cells, answered, in_contexts, asked, k)
+    curves = found.abstention if "abstention" in asked else {}
+    if "abstention" in asked and not any("chosen" in c for by_system in curves.values() for c in by_system.values()):
+        notes.append("study, abstention: every question has an answer, so no threshold is chosen")
+    outcomes = {
+        context: {name: outcome_counts(evaluation.predictions) for name, evaluation in by_system.items()}
+        for context, by_system in in_contexts.items()
+    }
+    return Study(parts, notes, curves, outcomes if "contexts" in asked else {})
+
+
+def _texts(arguments: InferenceArguments, asked: Sequence[Asked]) -> list[Text]:
+    """The texts of --forgetting as the models read them."""
+    if not arguments.answers.forgetting:
+        return []
+    tokenizer = asked[0].prompted.prompt.tokens.tokenizer
+    return read_texts(arguments.answers.forgetting, tokenizer, arguments.data.max_seq_length)
+
+
+def _answerers(
+    arguments: InferenceArguments, asked: Sequence[Asked], notes: list[str], reused: list[str]
+) -> Iterator[tuple[str, Answer, Reads]]:
+    """Each system's name, answering function, and function that reads other texts; a model is loaded when its turn
+    comes, and its `notes` are added, and to `reused` how many of its answers were known."""
     if arguments.api != "here":
         by = answer_by_chat if arguments.api == "chat" else answer_by_completions
-        yield MODEL, by(arguments.generator_endpoint())
+        yield MODEL, by(arguments.generator_endpoint()), lambda texts, on_done: Measured([], [])  # `check` refuses it
         return
-    opening, with_base = arguments.answering_model(), arguments.answers.with_base
+    opening, with_base = arguments.answering_model(), arguments.with_base
     if with_base and not opening.base and not arguments.base:
         name = arguments.model.model_name_or_path
         raise DataError([f"--with_base: {name} does not name the model it was trained from; name it with --base_model"])
@@ -184,12 +252,58 @@ def _answerers(arguments: InferenceArguments, asked: Sequence[Asked], notes: lis
     model = opening.open(prompt, pad_id)
     longest = max(len(question.prompt_ids) for one in asked for question in one.prompted.questions)
     notes += check_positions(longest + arguments.evaluation.max_new_tokens, model, arguments.model.model_name_or_path)
-    yield MODEL, answer_here(model, opening.bf16)
-    if with_base and opening.base:
-        yield BASE, answer_here(model, opening.bf16, without_adapter=True)
-    elif with_base:
+    known = _known(arguments, model)
+    if arguments.study:
+        bases = [_known(arguments, model, without_adapter=True)] if with_base and opening.base else []
+        _estimate(asked, model, opening.bf16, [known, *bases], unknown=with_base and not opening.base)
+    batch_size = arguments.answers.per_device_eval_batch_size
+    yield (
+        MODEL,
+        answer_here(model, opening.bf16, known=known),
+        read_here(model, opening.bf16, prompt.tokens.tokenizer, batch_size, known=known),
+    )
+    reused += _reused(known, arguments.name)
+    if not with_base:
+        return
+    if not opening.base:
         del model
-        yield BASE, answer_here(arguments.base_model().open(prompt, pad_id), opening.bf16)
+        model = arguments.base_model().open(prompt, pad_id)
+    known = _known(arguments, model, without_adapter=bool(opening.base))
+    yield (
+        BASE,
+        answer_here(model, opening.bf16, bool(opening.base), known),
+        read_here(model, opening.bf16, prompt.tokens.tokenizer, batch_size, bool(opening.base), known),
+    )
+    reused += _reused(known, "the base model")
+
+
+def _known(arguments: InferenceArguments, model: Model, without_adapter: bool = False) -> KnownAnswers | None:
+    """The kept answers of a model, if answers may be reused."""
+    found = fingerprint(model, without_adapter) if arguments.evaluation.reuse_answers else ""
+    return KnownAnswers(found) if found else None
+
+
+def _estimate(
+    asked: Sequence[Asked], model: Model, bf16: bool, several: Sequence[KnownAnswers | None], unknown: bool
+) -> None:
+    """Log how many answers there are to generate; `unknown`: a base model that is loaded later answers, too."""
+    questions = sum(len(one.examples) for one in asked)
+    with computing(model, bf16):
+        to_ask = [
+            sum({k: n for one in asked for k, n in one.prompted.missing(model, known).items()}.values())
+            if known
+            else questions
+            for known in several
+        ]
+    both = " The base model answers as many, less what is known of it." if unknown else ""
+    logger.info(
+        "study: %d answers to generate, of %d in %d sets of questions; the others are known.%s",
+        sum(to_ask), questions * len(several), len(asked), both,
+    )  # fmt: skip
+
+
+def _reused(known: KnownAnswers | None, name: str) -> list[str]:
+    return [known.note(name)] if known and known.reused else []
 
 
 def _withheld(
@@ -360,13 +474,15 @@ def _write(
     record = run_record({name: asdict(getattr(arguments, name)) for name in groups}, files, durations, seed=0)
     write_text(folder / "run.json", as_json(record))
     write_text(folder / "metrics.json", as_json(found.to_dict()))
+    if found.study:
+        write_text(folder / "study.json", as_json(found.study.to_dict()))
     write_comparisons(
         folder / "evaluation.html",
         "evaluation",
         arguments.name,
         found.comparisons,
         facts(arguments, found.right),
-        [*found.notes, *found.failures],
+        [*found.notes, *found.failures, *found.reused],
         record,
         steps=found.steps,
         verdict=found.verdict,
@@ -375,6 +491,8 @@ def _write(
             _system(context, MODEL): _system(context, BASE) for (context, name), _ in _all(found) if name == BASE
         },
         abstention=found.abstention,
+        more=(html_study(found.study) if found.study else "")
+        + (html_forgetting(found.forgetting) if found.forgetting else ""),
     )
 
 

@@ -18,6 +18,7 @@ from groundtune.data.checks import counts, place
 from groundtune.data.files import in_the_way, sha256_of
 from groundtune.errors import DataError
 from groundtune.evaluation.evaluator import EndToEndEvaluator, Evaluation, read_evaluation, spread
+from groundtune.evaluation.learning_curve import nested_share
 from groundtune.evaluation.predictions import write_predictions
 from groundtune.methods import Method, method_of
 from groundtune.model.limits import check_positions, check_vocabulary
@@ -123,6 +124,7 @@ def _train(arguments: RunArguments, run: dict[str, Any], checkpoint: Checkpoint 
 
     record = {
         **_record(arguments, durations, _row_counts(diagnosis)),
+        "training_rows": len(rows["train"]),
         "prompt_style": prompt.style,
         **({"prompt_tail": list(prompt.tail)} if any(prompt.tail) else {}),
         **({"hub_repository": repository} if repository else {}),
@@ -256,6 +258,7 @@ def _trainer(
         pad_id=tokenizer.pad_token_id,
         share_prefix=arguments.data.share_prefix,
         on_evaluation=on_evaluation,
+        reuse_answers=arguments.evaluation.reuse_answers,
         run=run,
     )
     if _is_quiet(arguments):
@@ -276,7 +279,7 @@ def _base_model(trainer: QATrainer, evaluator: EndToEndEvaluator, checkpoint: Ch
 
     base = run_on_main(answered_before)
     if base is None:
-        base = trainer.run_evaluator(evaluator)
+        base = trainer.run_evaluator(evaluator, trainer.known_answers())
         if is_main():
             write_predictions(path, base)
     trainer.run = {**run, key: run_on_main(lambda: sha256_of(path))}
@@ -355,7 +358,8 @@ def _splits(diagnosis: Diagnosis, arguments: RunArguments) -> dict[str, list[Exa
     if empty := [split for split, these in examples.items() if not these]:
         raise DataError([f"--{split}_file: every example is too long; raise --max_seq_length" for split in empty])
     examples.setdefault("test", examples["eval"])
-    examples["train"] = spread(examples["train"], arguments.data.max_train_samples)
+    share = nested_share(examples["train"], arguments.data.train_share, arguments.training.seed)
+    examples["train"] = spread(share, arguments.data.max_train_samples)
     examples["eval"] = spread(examples["eval"], arguments.evaluation.eval_max_samples)
     return examples
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from groundtune.schema import Prediction
 
 _MEANINGS = OUTCOMES | WITHOUT_PASSAGES | WITHOUT_ANSWER
+_SECTION = re.compile(r'<section id="(\w+)"><h2>([^<]+)</h2>')
 _IN_PLOTS = 8  # metrics; more would be unreadable
 
 
@@ -55,12 +57,14 @@ def write_comparisons(
     references: Mapping[str, str] | None = None,
     people: People | None = None,
     abstention: Mapping[str, Mapping[str, Any]] | None = None,
+    more: str = "",
 ) -> None:
     """Write the page, the same numbers as JSON beside it under the same name, and a page with all answers.
 
     `verdict` is the comparison whose verdict comes first, by default the only one. `answers` are those of all systems,
     by default of the first comparison, and `references` what each system is compared with, by default the first.
     `abstention`: by context and system, what thresholds on the likelihood of answers would do (`confidence.curve`).
+    `more` (HTML) is shown before the answers.
     """
     path = Path(path)
     content = {"facts": dict(facts), "notes": list(notes), "comparisons": [c.to_dict() for c in comparisons]}
@@ -73,11 +77,12 @@ def write_comparisons(
     parts = [
         _banner(above, steps),
         html_steps(steps) if steps else "",
-        _contents({"people": "What people say"} if people else {}, headings),
+        _contents({"people": "What people say"} if people else {}, headings, dict(_SECTION.findall(more))),
         callout(f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>") if notes else "",
         f'<dl class="facts">{html_pairs(facts)}</dl>\n',
         _html_people(people) if people else "",
         *(_section(c, heading, f"c{i}", c is not above) for i, (c, heading) in enumerate(zip(comparisons, headings))),
+        more,
         _html_abstention(abstention or {}),
         f'<section id="answers"><h2>{min(SAMPLED, first.n)} answers, picked at random</h2><p class="small">With the '
         f'passages that were read. <a href="{quote(answers_beside(path).name)}">All answers, with filters</a></p>'
@@ -97,8 +102,8 @@ def answers_beside(page: Path) -> Path:
     return page.with_name(f"{page.stem}_answers.html")
 
 
-def _contents(first: Mapping[str, str], headings: Sequence[str]) -> str:
-    links = {**first, **{f"c{i}": heading for i, heading in enumerate(headings)}}
+def _contents(first: Mapping[str, str], headings: Sequence[str], more: Mapping[str, str]) -> str:
+    links = {**first, **{f"c{i}": heading for i, heading in enumerate(headings)}, **more}
     links |= {"answers": "Answers picked at random", "run": "The run"}
     items = "".join(f'<li><a href="#{name}">{escape(text)}</a></li>' for name, text in links.items())
     return f'<nav aria-label="Contents"><ul class="contents">{items}</ul></nav>'

@@ -97,6 +97,52 @@ def differences_plot(
     return _figure(f"differences {title}", (3.7, height), caption, explanation, alt, draw)
 
 
+def points_plot(
+    title: str,
+    axis: str,
+    curves: Mapping[str, Sequence[tuple[float, Interval | None]]],
+    ticks: Mapping[float, str] | None = None,
+    of: str = "token F1",
+) -> str:
+    """A line per name through measured points (place, mean with interval): "base" and "recall" grey, others blue.
+
+    `ticks` are the names of places, if those are no numbers; such points are not joined.
+    """
+    known = {name: [(at, end) for at, end in points if end is not None] for name, points in curves.items()}
+    known = {name: points for name, points in known.items() if points}
+    span = max((at for points in known.values() for at, _ in points), default=1) or 1
+
+    def draw(axes: Axes) -> None:
+        for i, (name, points) in enumerate(known.items()):
+            colour = _COLOURS[{"base": "base", "recall": "muted"}.get(name, "tuned")]
+            at = [x + span * 0.012 * (i - (len(known) - 1) / 2) for x, _ in points]  # intervals beside each other
+            ends = [end for _, end in points]
+            if name == "recall":
+                axes.plot(at, [end.value for end in ends], ":", color=colour, label=name, linewidth=1.4, zorder=0)
+                continue
+            axes.vlines(at, [end.low for end in ends], [end.high for end in ends], colour, linewidth=2, alpha=0.5)
+            line = "" if ticks else "-"
+            axes.plot(at, [end.value for end in ends], _MARKS[i % len(_MARKS)] + line, color=colour, ms=5, label=name)
+        if ticks:
+            axes.set_xticks(list(ticks), [name.replace("_", " ") for name in ticks.values()], rotation=20, ha="right")
+        else:
+            axes.set_xticks(sorted({at for points in known.values() for at, _ in points}))
+        axes.set_xlabel("" if ticks else axis)
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="x", visible=False)
+        _legend(axes, len(known))
+
+    def place(at: float) -> str:
+        return (ticks or {}).get(at, f"{at:g}")
+
+    alt = "; ".join(
+        f"{name}: " + ", ".join(f"{end.value:.2f} at {place(at)}" for at, end in points)
+        for name, points in known.items()
+    )
+    explanation = f"{of[:1].upper()}{of[1:]} by {axis}, with 95 % intervals."
+    return _figure(f"points {title}", (3.7, 3.0), title, explanation, alt, draw) if known else ""
+
+
 def abstention_plot(title: str, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Both error rates at each threshold, a line per system; a point at the lower left would be perfect."""
     refused, answered = "answerable_refused", "unanswerable_answered"

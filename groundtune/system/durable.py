@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from groundtune.system.outputs import in_place_of, is_link
+from groundtune.system.outputs import in_place_of, is_link, no_follow
 from groundtune.system.text import to_json
 
 MANIFEST = "manifest.json"
@@ -76,6 +76,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{MANIFEST} cannot be read ({' '.join(str(error).split())})") from error
     return content
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` as JSON with its own checksum, completely or not at all. Raises OSError."""
+    with in_place_of(path) as file:
+        file.write(_sealed(content).encode())
+
+
+def read_sealed(path: Path, at_most: int) -> dict[str, Any]:
+    """What `write_sealed` wrote. Raises `Damaged` for anything else: a link, other bytes, more than `at_most` bytes."""
+    try:
+        with open(path, "rb", opener=no_follow) as file:
+            data = file.read(at_most + 1)
+        if len(data) > at_most:
+            raise ValueError(f"it has more than {at_most:,} bytes")
+        return _unsealed(data)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"cannot be read ({' '.join(str(error).split())})") from error
 
 
 def discard(folder: Path) -> None:

@@ -23,6 +23,7 @@ from groundtune.model.attention import use_packed_attention
 from groundtune.model.packing import prefix_groups
 from groundtune.prompts.rows import Row
 from groundtune.runs.hub import Hub
+from groundtune.runs.known_answers import KnownAnswers, fingerprint
 from groundtune.system.out_of_memory import MicroBatch, halve_on_oom
 from groundtune.system.processes import share
 from groundtune.system.progress import bar
@@ -52,7 +53,8 @@ class QATrainer(SafeTrainer):
 
     Rows are packed if the model's attention supports it, and prompts then share common prefixes (`share_prefix`: auto,
     on, off; raises `ModelError` if it is on and cannot be exact). `on_evaluation(step, evaluation)` receives every
-    end-to-end evaluation with its predictions.
+    end-to-end evaluation with its predictions. `reuse_answers`: before the first step, with answers that the same model
+    gave before.
     """
 
     tie_breaker = f"eval_{GOLD_LOSS}"
@@ -69,6 +71,7 @@ class QATrainer(SafeTrainer):
         pad_id: int,
         share_prefix: str = "auto",
         on_evaluation: Callable[[int, Evaluation], None] = lambda step, evaluation: None,
+        reuse_answers: bool = False,
         **kwargs: Any,
     ):
         super().__init__(*args, data_collator=partial(_collate, method, pad_id), **kwargs)
@@ -78,6 +81,7 @@ class QATrainer(SafeTrainer):
         if self.args.compile_layers:
             compile_layers(self.model)
         self.method, self.evaluator, self.on_evaluation = method, evaluator, on_evaluation
+        self.reuse_answers = reuse_answers
         # The loss is divided by the answer tokens of the whole step: Trainer must count them and not divide again.
         self.model_accepts_loss_kwargs = True
         self.accelerator.gradient_accumulation_steps = 1  # nor may accelerate, as in early releases of transformers 5
@@ -156,8 +160,8 @@ class QATrainer(SafeTrainer):
         dtype = torch.float16 if self.args.fp16 else torch.bfloat16
         return torch.autocast(self.args.device.type, dtype=dtype, enabled=self.args.bf16 or self.args.fp16)
 
-    def run_evaluator(self, evaluator: EndToEndEvaluator) -> Evaluation:
-        """Evaluate the current weights end to end, in training's precision."""
+    def run_evaluator(self, evaluator: EndToEndEvaluator, known: KnownAnswers | None = None) -> Evaluation:
+        """Evaluate the current weights end to end, in training's precision; `known` are their kept answers."""
         # Otherwise compiled layers would be recompiled repeatedly for steps of one token.
         as_it_is = torch.compiler.set_stance("force_eager" if self.args.compile_layers else "default")
         with as_it_is, self._precision():
@@ -166,7 +170,17 @@ class QATrainer(SafeTrainer):
             total = n if in_step else len(share(n))
             quiet = self.args.disable_tqdm or not self.is_world_process_zero()
             with bar(f"answering {evaluator.name}", total, hidden=quiet, unit="q", leave=False) as progress:
-                return evaluator(model, on_answer=progress.update, in_step=in_step)
+                found = evaluator(model, on_answer=progress.update, in_step=in_step, known=known)
+        if known and known.reused:
+            logger.info("%s: %s", evaluator.name, known.note("the base model"))
+        return found
+
+    def known_answers(self) -> KnownAnswers | None:
+        """The kept answers of the model as it is before the first step, if answers may be reused."""
+        if not self.reuse_answers or self._sharded():
+            return None
+        model = fingerprint(cast(Any, self.model).to(self.args.device))
+        return KnownAnswers(model) if model else None
 
     @interruptible()
     def evaluation_loop(
@@ -180,7 +194,8 @@ class QATrainer(SafeTrainer):
         """Replaces Trainer's loop: the exact loss per answer token, then the end-to-end evaluation."""
         metrics = {GOLD_LOSS: self._gold_loss(dataloader)}
         if self.evaluator is not None:
-            evaluation = self.run_evaluator(self.evaluator)
+            known = self.known_answers() if self.state.global_step == 0 else None
+            evaluation = self.run_evaluator(self.evaluator, known)
             self.on_evaluation(self.state.global_step, evaluation)
             for name, interval in evaluation.metrics.items():
                 metrics |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}

@@ -69,7 +69,7 @@ def keep(folder: Path, record: dict) -> None:
 @pytest.mark.parametrize("name", ["adapter_run", "full_run"])
 def test_a_runs_folder_alone_repeats_the_numbers_and_answers_of_its_training(request, capsys, name):
     folder = request.getfixturevalue(name)
-    status, found, _ = run(capsys, "evaluate", folder, "--with_base")
+    status, found, _ = run(capsys, "evaluate", folder, "--with_base", "--reuse_answers", "false")
     assert status == 0 and found["output_dir"] == str(folder / "evaluation")
     trained = json.loads((folder / "metrics.json").read_text("utf-8"))
     for system, then in ((MODEL, "tuned"), (BASE, "base")):
@@ -82,6 +82,28 @@ def test_a_runs_folder_alone_repeats_the_numbers_and_answers_of_its_training(req
     (comparison,) = found["comparisons"]
     assert comparison["reference"] == f"{folder.name}, base"
     assert comparison["differences"][folder.name]["generation/f1"] == trained["difference"]["generation/f1"]
+
+
+@pytest.mark.parametrize("name", ["adapter_run", "full_run"])
+def test_known_answers_are_those_of_the_run_and_only_to_the_same_prompts(request, capsys, tmp_path, name):
+    folder = request.getfixturevalue(name)
+    words = ["evaluate", folder, "--with_base", "--output_dir"]
+    _, first, _ = run(capsys, *words, tmp_path / "first")
+    assert first["reused"][-1].startswith("3 of 3 answers of the base model are reused")  # from its training
+    _, second, _ = run(capsys, *words, tmp_path / "second")
+    assert [line[:14] for line in second["reused"]] == ["3 of 3 answers"] * 2
+    _, without, _ = run(capsys, *words, tmp_path / "without", "--reuse_answers", "false")
+    assert without["reused"] == []
+    for file in ("retrieved", "retrieved_base"):
+        rows = [lines(tmp_path / f"{one}/predictions/{file}.jsonl") for one in ("first", "second", "without")]
+        assert [[(r["answer"], r["logprob"], r["new_tokens"]) for r in these] for these in rows] == [
+            [(r["answer"], r["logprob"], r["new_tokens"]) for r in rows[2]]
+        ] * 3
+    seconds = second["evaluations"]["retrieved"][MODEL]["latency/generation_s"]["value"]
+    assert seconds >= first["evaluations"]["retrieved"][MODEL]["latency/generation_s"]["value"] / 2
+    for changed in (["--eval_num_to_retrieve", "1"], ["--instruction", "Say it."], ["--max_new_tokens", "2"]):
+        _, other, _ = run(capsys, *words, tmp_path / changed[0], *changed)
+        assert other["reused"] == [], changed
 
 
 def test_four_contexts_are_answered_by_both_and_each_question_has_one_outcome(adapter_run, capsys, tmp_path):
@@ -756,3 +778,75 @@ def test_an_answer_that_is_stopped_is_forgotten_and_the_dialogue_goes_on(
     assert [len(messages) for messages in asked] == [1, 1]  # nothing was said before the second
     shown = capsys.readouterr().out
     assert "stopped; this question and its answer are forgotten" in shown and "Half and whole." in shown
+
+
+# The study
+
+
+def test_a_study_asks_the_same_questions_everywhere_and_what_was_answered_is_not_asked_again(
+    adapter_run, capsys, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setenv("GROUNDTUNE_CACHE", str(tmp_path / "cache"))
+    record_own_run(adapter_run)
+    words = ["evaluate", adapter_run, "--eval_num_to_retrieve", "2", "--max_new_tokens", "4", "--study"]
+    texts = tmp_path / "other.txt"
+    texts.write_text("The sun rises in the east and sets in the west.\n\nWater boils at a hundred degrees.\n")
+    status, found, _ = run(capsys, *words, "--forgetting", texts, "--output_dir", tmp_path / "a")
+    assert status == 0 and list(found["evaluations"]) == list(CONTEXTS)
+    study = json.loads((tmp_path / "a/study.json").read_text("utf-8"))
+    assert study == found["study"] and list(study["parts"]) == ["contexts", "rank", "k", "distractors"]
+    for name, part in study["parts"].items():
+        for point in part["points"]:
+            assert list(point["systems"]) == [BASE, MODEL], name
+            assert all(system["n"] == part["n"] for system in point["systems"].values())
+            f1 = [system["generation/f1"]["value"] for system in point["systems"].values()]
+            assert point["gain"]["value"] == pytest.approx(f1[1] - f1[0])
+            reference = next(p for p in part["points"] if p["label"] == part["reference"])
+            if point is not reference:
+                for system, there in point["systems"].items():
+                    was = reference["systems"][system]["generation/f1"]["value"]
+                    assert there["change"]["value"] == pytest.approx(there["generation/f1"]["value"] - was)
+    k = study["parts"]["k"]
+    assert [point["at"] for point in k["points"]] == [1, 2, 3, 4, 5, 6] and k["reference"] == "2 passages"
+    recalls = [point["recall"]["value"] for point in k["points"]]
+    assert recalls == sorted(recalls) and recalls[-1] == 1.0  # all six passages
+    assert [point["passages_read"] for point in k["points"]] == [1, 2, 3, 4, 5, 6]
+    rows = {place: lines(tmp_path / f"a/predictions/study_rank_{place}.jsonl") for place in (1, 4)}
+    for first, last in zip(rows[1], rows[4], strict=True):
+        ids = [[d["fmt_content"] for d in row["read_docs"]] for row in (first, last)]
+        assert first["question"] == last["question"] and sorted(ids[0]) == sorted(ids[1]) and len(ids[0]) == 4
+        assert ids[0][0] == ids[1][3] == first["gold_docs"][0]["fmt_content"] and ids[0][1:] == ids[1][:3]
+    assert [point["at"] for point in study["parts"]["distractors"]["points"]] == [0, 1, 2, 4]  # of five others
+    page = (tmp_path / "a/evaluation.html").read_text("utf-8")
+    assert "Where answers are lost" in page and "On other text" in page
+
+    forgetting = found["forgetting"]
+    assert forgetting["texts"] == 2 and list(forgetting["loss"]) == [BASE, MODEL]
+    assert forgetting["change"]["value"] == pytest.approx(
+        forgetting["loss"][MODEL]["value"] - forgetting["loss"][BASE]["value"]
+    )
+    assert [set(one["answers"]) for one in forgetting["continued"]] == [{BASE, MODEL}] * 2
+
+    # Again: nothing is generated.
+    monkeypatch.setattr("groundtune.runs.known_answers.generate_greedy", None)
+    caplog.clear()
+    status, again, _ = run(capsys, *words, "--forgetting", texts, "--output_dir", tmp_path / "b")
+    assert status == 0 and "study: 0 answers to generate" in caplog.text
+    for name in ("study", "forgetting"):
+        without = json.dumps(again[name]).split('"latency')[0]
+        assert without == json.dumps(found[name]).split('"latency')[0]
+
+
+def test_parts_of_a_study_are_chosen_and_wrong_ones_named(adapter_run, capsys, tmp_path):
+    words = ["evaluate", adapter_run, "--output_dir", tmp_path, "--max_new_tokens", "2", "--study"]
+    status, found, _ = run(capsys, *words, "rank,k")
+    assert status == 0 and list(found["study"]["parts"]) == ["rank", "k"]
+    assert list(found["evaluations"]) == ["retrieved"]
+    status, _, complaints = run(capsys, *words, "rank,nonsense")
+    assert status == 2 and "--study: unknown: nonsense; choose from contexts, rank, k" in complaints
+    status, _, complaints = run(capsys, *words[:-1], "--forgetting", tmp_path / "none.txt")
+    assert status == 2 and "--forgetting: no such file" in complaints
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "a b", "prompt": "c"}\n{"prompt": 3}\n[]\n{}\n')
+    status, _, complaints = run(capsys, *words[:-1], "--forgetting", bad)
+    assert status == 2 and complaints.count("--forgetting") == 4, complaints

@@ -72,6 +72,7 @@ def world(names, tmp_path_factory) -> Path:
     chat = [{"role": "user", "content": "When?"}, {"role": "assistant", "content": "At nine."}]
     passage = {"documents": ["The library opens at nine."]}
     (folder / "chats.jsonl").write_text(json.dumps({"messages": chat, **passage}) + "\n")
+    (folder / "other.txt").write_text("The sun rises in the east.\n\nWater boils at a hundred degrees.\n")
     (folder / "run.yaml").write_text(replaced(CONFIG, names))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -99,7 +99,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one_and_answers_the_untouched_model
     monkeypatch.setattr(
         QATrainer,
         "run_evaluator",
-        lambda self, e: answered.append((e.name, self.state.global_step)) or original(self, e),
+        lambda self, e, *known: answered.append((e.name, self.state.global_step)) or original(self, e, *known),
     )
     assert train_command("swr", command()) == 0
     assert answered == [("eval", 4), ("test", 4)]

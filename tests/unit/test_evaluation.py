@@ -99,7 +99,7 @@ def test_perfect_answers_score_one_and_empty_ones_zero(family, monkeypatch):
         def generate(model, prompts, **options):
             return [Generated(answer(prompt), True) for prompt in prompts]
 
-        monkeypatch.setattr(evaluation, "generate_greedy", generate)
+        monkeypatch.setattr(evaluation, "answer_all", generate)
         return made(None).metrics
 
     scores = ("exact_match", "f1", "precision", "recall", "rouge1", "rougeL", "bleu")
