@@ -177,7 +177,7 @@ def _training_minutes(cell: Cell) -> float | None:
     diagnosis = diagnose(arguments)
     diagnosis.raise_errors()
     cost = cost_of(arguments, diagnosis)
-    return cost and cost.seconds / 60
+    return cost.seconds / 60 if cost else None
 
 
 def _reported(plan: Plan) -> tuple[list[Standings], list[Figures]]:

@@ -117,7 +117,7 @@ def standings(
             tuple(values.mean(axis=1).tolist()), found, verdict(found, level) if found else "", _minutes(of[name]),
         ))  # fmt: skip
     measured = [row for row in rows if row.mean]
-    best, standing = "", ()
+    best, standing = "", tuple[str, ...]()
     if measured:
         best = max(measured, key=lambda row: row.mean.value * (1 if better else -1) if row.mean else 0).name
         against = {row.name: _from_to(pairs, row.name, best) for row in measured if row.name != best}

@@ -41,6 +41,8 @@ from groundtune.system.text import one_line
 Run = Callable[[Sequence[str], Path], int]  # words of `groundtune`, and the file of its output -> exit status
 Tell = Callable[[str], None]
 BEFORE, FINISHED, FAILED, NO_TIME, IN_USE = "finished before", "finished", "failed", "not started", "in use"
+# Windows has no signal that another process could take for a wish to stop in good order.
+_STOP: int = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)
 # Of a new process: the same modules as here, and a record that names the command.
 _CODE = "sys.argv[0] = 'groundtune'; from groundtune.cli import main; sys.exit(main())"
 
@@ -130,9 +132,8 @@ def in_a_process(words: Sequence[str], log: Path) -> int:
     """
     code = f"import sys; sys.path[:] = {[entry for entry in sys.path if entry]!r}; {_CODE}"
     # A group of its own: Ctrl-C on a terminal reaches this process only, which passes it on.
-    own: dict[str, Any] = {"start_new_session": True}
-    if sys.platform == "win32":
-        own = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    windows = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+    own: dict[str, Any] = {"creationflags": windows} if windows else {"start_new_session": True}
     log.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(log), open(log, "a", encoding="utf-8") as output:
         output.write(f"\n$ {shlex.join(['groundtune', *words])}\n")
@@ -143,7 +144,7 @@ def in_a_process(words: Sequence[str], log: Path) -> int:
         try:
             return child.wait()
         except (Stopped, KeyboardInterrupt):
-            child.send_signal(signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGTERM)
+            child.send_signal(_STOP)
             with suppress(Stopped, KeyboardInterrupt):
                 child.wait()
             raise

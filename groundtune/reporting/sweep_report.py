@@ -14,7 +14,7 @@ from groundtune.reporting.plots import as_file, systems_plot
 from groundtune.runs.cells import Plan
 
 NOT_MEASURED = "not measured"
-_BEGIN, _END = "<!-- sweep {name}: begin, written by `groundtune sweep` -->", "<!-- sweep {name}: end -->"
+_BEGIN, _END = "<!-- sweep {name}: begin -->", "<!-- sweep {name}: end -->"
 
 
 def places(plan: Plan) -> list[At]:

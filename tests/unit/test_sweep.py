@@ -15,8 +15,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from documented import blocks
 
 from groundtune.cli import main
+from groundtune.commands.evaluate import parser as evaluation_parser
+from groundtune.commands.parsing import given, parse_arguments
 from groundtune.commands.plan import identified, read_plan
 from groundtune.data.files import sha256_of, write_jsonl, write_text
 from groundtune.errors import DataError
@@ -56,6 +59,7 @@ cells:
   swr: {{method: swr, citations: off}}
   raft: {{method: raft, seeds: [7]}}
 """
+ROOT = Path(__file__).parents[2]
 QUESTIONS = 40
 GAIN = {"base": -0.2, "sft": 0.0, "swr": 0.3, "raft": 0.01}
 SECRET = "What does the secret passage say?"
@@ -499,7 +503,7 @@ def test_the_report_has_one_table_one_plot_and_says_what_is_not_measured(plan):
 
 
 def test_a_page_with_marks_keeps_all_that_is_outside_them(plan):
-    begin, end = "<!-- sweep try: begin, written by `groundtune sweep` -->", "<!-- sweep try: end -->"
+    begin, end = "<!-- sweep try: begin -->", "<!-- sweep try: end -->"
     page = plan.output_dir.parent / "results.md"
     write_text(page, f"# Results\n\n{begin}\nstale\n{end}\n\nthe rest\n")
     plan = replace(plan, report=page)
@@ -564,3 +568,43 @@ cells:
     assert str(tmp_path) not in json.dumps([a.settings, base.settings])
     assert a.settings["--model_name_or_path"] == base.settings["--model_name_or_path"]
     assert base.evaluations[0].settings["eval_file"].startswith("sha256 ")
+
+
+# What is in the repository
+
+
+@pytest.mark.parametrize("name", ["study", "choices"])
+def test_the_plans_of_the_study_are_read_and_every_command_parses(name):
+    plan = read_plan(str(ROOT / "examples" / "study" / f"{name}.yaml"), {})
+    for cell in plan.cells:
+        if cell.method:
+            assert parse_arguments(cell.method, cell.words).training.eval_strategy == "no"
+        for asked in cell.evaluations:
+            assert given(evaluation_parser(), asked.words)["output_dir"].endswith(f"evaluation-{asked.name}")
+
+
+def test_the_page_of_results_is_what_the_figures_in_the_repository_give():
+    """After a new cell: groundtune sweep examples/study/study.yaml --report_only"""
+    plan = read_plan(str(ROOT / "examples" / "study" / "study.yaml"), {})
+    there = [read_figures(path) for cell in plan.cells if (path := plan.results_file(cell)).is_file()]
+    found = all_standings(plan, there)
+    picture = "study.svg" if there else ""
+    shown = between_marks((ROOT / "docs" / "results.md").read_text("utf-8"), "study")
+    assert shown == markdown(plan, there, found, picture)
+    assert (ROOT / "docs" / "study.svg").is_file() == bool(picture)
+
+
+def test_figures_in_the_repository_belong_to_cells_of_their_plan():
+    for name, folder in (("study", "results"), ("choices", "results/choices")):
+        plan = read_plan(str(ROOT / "examples" / "study" / f"{name}.yaml"), {})
+        known = {plan.results_file(cell).name for cell in plan.cells}
+        assert {path.name for path in (ROOT / "examples" / "study" / folder).glob("*.json")} <= known
+
+
+def test_the_plans_in_the_documentation_are_plans(tmp_path):
+    whole, part = (block.text for block in blocks("docs/howto/sweep.md") if block.language == "yaml")
+    plan = read_plan(str(write_plan(tmp_path, whole.replace("{", "{{").replace("}", "}}"))), {})
+    assert len(plan.cells) == 9 and plan.baseline == "learning_rate=2e-4"
+    text = whole.partition("method:")[0].replace("baseline", "# ") + part
+    plan = read_plan(str(write_plan(tmp_path, text.replace("{", "{{").replace("}", "}}"))), {})
+    assert plan.names == ["base", "sft", "swr", "shuffled", "small_passages"] and len(plan.cells) == 1 + 4 * 3
