@@ -153,7 +153,7 @@ class _Reader:
 
     def refuse_ours(self, flags: Flags) -> None:
         for flag in sorted(flags.keys() & _OURS):
-            self.problems.append(f"{flags[flag].label}: is no flag of a cell; the sweep sets it")
+            self.problems.append(f"{flags[flag].label}: cannot be set by a plan; the sweep sets it")
 
     def evaluations(self) -> dict[str, dict[str, Entry]]:
         """The flags of each evaluation; without any, one end to end as in training."""

@@ -174,8 +174,11 @@ def _training_minutes(cell: Cell) -> float | None:
     from groundtune.training.doctor import diagnose
 
     arguments = parse_arguments(cell.method, cell.words)
-    diagnosis = diagnose(arguments)
-    diagnosis.raise_errors()
+    try:
+        diagnosis = diagnose(arguments)
+        diagnosis.raise_errors()
+    except DataError as error:
+        raise DataError([*error.problems, f"{cell.label}: nothing was started, because of these problems"]) from error
     cost = cost_of(arguments, diagnosis)
     return cost.seconds / 60 if cost else None
 

@@ -156,7 +156,7 @@ def read_figures(path: Path) -> Figures:
         return _checked(Figures(**row, scored=scored))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = one_line(f"{type(error).__name__}: {error}", 200)
-        problem = f"{path}: no figures of a cell ({why}); remove it, and the sweep measures the cell again"
+        problem = f"{path}: not the figures of a cell ({why}); remove it, and the sweep measures the cell again"
         raise DataError([problem]) from error
 
 

@@ -206,8 +206,8 @@ BAD = {
     "questions: q\ncells:\n  a: {{k: 1}}\n  a: {{k: 2}}": "try.yaml:4: a: is also given in line 3",
     "questions: q\ncells: {{../a: {{}}}}": "the name of a cell is the name of a folder",
     "questions: q\ncells: {{.: {{}}}}": "the name of a cell is the name of a folder",
-    "questions: q\ncells: {{a: {{seed: 3}}}}": "seed: is no flag of a cell",
-    "questions: q\ncells: {{a: {{output_dir: /etc}}}}": "output_dir: is no flag of a cell",
+    "questions: q\ncells: {{a: {{seed: 3}}}}": "seed: cannot be set by a plan",
+    "questions: q\ncells: {{a: {{output_dir: /etc}}}}": "output_dir: cannot be set by a plan",
     "questions: q\ncells: {{a: {{k: {{x: 1}}}}}}": "write a JSON object as text",
     "questions: q\ncells: {{a: {{}}}}\nseeds: [one]": "seeds: must be a list of whole numbers",
     "questions: q\ncells: {{a: {{}}}}\nbaseline: b": "baseline: no cell is called b; take one of a",
@@ -409,7 +409,7 @@ def test_figures_that_a_stranger_changed_are_refused_in_one_line(plan, damage):
     with pytest.raises(DataError) as raised:
         read_figures(path)
     (problem,) = raised.value.problems
-    assert problem.startswith(f"{path}: no figures of a cell") and "\n" not in problem
+    assert problem.startswith(f"{path}: not the figures of a cell") and "\n" not in problem
 
 
 # Who wins
