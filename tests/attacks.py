@@ -620,7 +620,9 @@ def figures() -> Iterator[Attack]:
     }  # fmt: skip
     plan, command = "questions: q\ncells: {a: {}}\nresults: results\n", "sweep {in}/try.yaml --report_only -o {out}"
     for name, content in {
-        "no JSON": "pickled", "nests deeply": "[" * 100_000, "a number of 10,000 digits": f'{{"seed": {"9" * 10_000}}}',
+        "no JSON": "pickled",
+        "nests deeply": "[" * 100_000,
+        "a number of 10,000 digits": f'{{"seed": {"9" * 10_000}}}',
         "a cell that leads elsewhere": json.dumps(whole | {"cell": "../../home/secret.txt"}),
         "questions with their text": json.dumps(whole).replace("0" * 16, SECRET),
         "a billion minutes": json.dumps(whole | {"minutes": {"training": 1e300}}),
