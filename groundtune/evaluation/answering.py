@@ -174,7 +174,8 @@ def open_questions(
     usual = [found[: arguments.retrieval.eval_num_to_retrieve] for found in hits]
     if tokenizer is not None and arguments.data.too_long != "error":
         fitting = _fitting(arguments, examples, usual, tokenizer)
-        examples, hits, usual = ([these[i] for i in fitting] for these in (examples, hits, usual))
+        examples = [examples[i] for i in fitting]
+        hits, usual = ([these[i] for i in fitting] for these in (hits, usual))
 
     def ask(context: str, some: list[Example], their: list[tuple[Hit, ...]]) -> Asked:
         return _asked(arguments, context, some, their, seconds, tokenizer)

@@ -127,12 +127,12 @@ def _jsonl(path: str) -> tuple[list[tuple[str, str, str, str]], list[str]]:
     problems: list[str] = []
     rows = []
     for number, row in json_rows(path, problems):
-        texts = [row.get(name) or "" for name in ("text", "prompt", "answer")]
-        wrong = not all(isinstance(value, str) for value in texts) or bool(texts[0]) == bool(texts[1])
-        if wrong or not "".join(texts[:2]).strip():
+        text, prompt, answer = (row.get(name) or "" for name in ("text", "prompt", "answer"))
+        wrong = not all(isinstance(value, str) for value in (text, prompt, answer)) or bool(text) == bool(prompt)
+        if wrong or not (text or prompt).strip():
             problems.append(f'{path}:{number}: needs either "text", or "prompt" and perhaps "answer", as texts')
         else:
-            rows.append((f"{path}:{number}", *texts))
+            rows.append((f"{path}:{number}", text, prompt, answer))
     return rows, problems
 
 

@@ -76,7 +76,8 @@ def nested_share(examples: list[Example], share: float, seed: int) -> list[Examp
     sizes = Counter(groups)
     numbers = list(sizes)
     draw(seed, 0, "share of the rows").shuffle(numbers)
-    chosen, count = set(), 0
+    chosen: set[int] = set()
+    count = 0
     for number in numbers:
         if chosen and count + sizes[number] / 2 > share * len(examples):  # it would go further beyond than is missing
             break

@@ -231,7 +231,7 @@ def _with_gold(
     if len(chosen) < len(examples):
         why = "the others have no gold passage, too few other passages, or do not fit into --max_seq_length"
         notes.append(f"study, {part}: {len(chosen)} of {len(examples)} questions; {why}")
-    labels = [f"rank {place}" if part == "rank" else f"{place} others" for place in places]
+    labels = [f"rank {place}" if part == "rank" else f"{place} other{'s' * (place != 1)}" for place in places]
     return [Cell(part, label, place, one) for label, place, one in zip(labels, places, found)]
 
 

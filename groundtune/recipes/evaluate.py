@@ -194,8 +194,8 @@ def _evaluate(
     if parts:
         found = replace(found, study=_study(arguments, found, cells, answered, told))
     if texts:
-        by_system = {name: measured[name] for name in (BASE, MODEL) if name in measured}
-        found = replace(found, forgetting=Forgetting(arguments.answers.forgetting, texts, by_system))
+        base_first = {name: measured[name] for name in (BASE, MODEL) if name in measured}
+        found = replace(found, forgetting=Forgetting(arguments.answers.forgetting, texts, base_first))
     with disk_errors(output_dir):
         _write(found, arguments, judges, durations)
     return found
@@ -290,7 +290,7 @@ def _estimate(
     questions = sum(len(one.examples) for one in asked)
     with computing(model, bf16):
         to_ask = [
-            sum({k: n for one in asked for k, n in one.prompted.missing(model, known).items()}.values())
+            sum({key: n for one in asked for key, n in one.prompted.missing(model, known).items()}.values())
             if known
             else questions
             for known in several

@@ -7,7 +7,7 @@ from html import escape
 from math import exp
 from typing import TYPE_CHECKING
 
-from groundtune.evaluation.statistics import Interval, PairedDifference
+from groundtune.evaluation.statistics import FEWEST_PASSAGES, Interval, PairedDifference
 from groundtune.evaluation.study import Part, Point, Study
 from groundtune.evaluation.verdicts import F1
 from groundtune.reporting.plots import points_plot
@@ -116,7 +116,7 @@ def _plot(part: Part) -> str:
     recall = [(point.at, point.recall()) for point in part.points]
     if part.name == "k" and any(end for _, end in recall):
         curves["recall"] = recall
-    ticks = {point.at: point.label for point in part.points} if part.name == "contexts" else {}
+    ticks: dict[float, str] = {point.at: point.label for point in part.points} if part.name == "contexts" else {}
     return points_plot(part.title, part.axis, curves, ticks)
 
 
@@ -127,11 +127,11 @@ def forgetting_lines(found: Forgetting) -> Iterator[str]:
             interval = f"[{loss.low:.3f}, {loss.high:.3f}]"
             yield f"{system}: {loss.value:.3f} nats per token {interval}, perplexity {exp(loss.value):.2f}"
     if change := found.change():
-        word = {"better": "less", "worse": "more"}.get(change.verdict, "not clearly different")
-        texts = len({*found.clusters})
+        word = {"better": "lower", "worse": "higher"}.get(change.verdict, "no clear difference")
+        word = word if change.passages >= FEWEST_PASSAGES else f"no verdict on fewer than {FEWEST_PASSAGES} texts"
         yield (
             f"Loss on {found.path}: {' - '.join(reversed([*found.by_system]))} {change.value:+.3f} "
-            f"[{change.low:+.3f}, {change.high:+.3f}], {word} ({change.n} tokens of {texts} texts)"
+            f"[{change.low:+.3f}, {change.high:+.3f}], {word} ({change.n} tokens of {change.passages} texts)"
         )
 
 

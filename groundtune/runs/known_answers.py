@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 
 from groundtune.aliases import Model
 from groundtune.errors import DataError
+from groundtune.model import attention
 from groundtune.model.attention import inside_adapter
 from groundtune.model.generation import Generated, generate_greedy
 from groundtune.runs.record import device, versions
@@ -170,11 +172,18 @@ def fingerprint(model: Model, without_adapter: bool = False) -> str:
     about = {} if none else {"adapters": [_plain(a.to_dict()) for a in adapters.values()], "off": without_adapter}
     about |= {
         "class": f"{type(base).__module__}.{type(base).__qualname__}", "config": _plain(base.config.to_dict()),
-        "versions": versions(), "device": device(), "on": base.device.type,
+        "versions": {**versions(), "generation": _code()}, "device": device(), "on": base.device.type,
         "float32": torch.get_float32_matmul_precision(),
     }  # fmt: skip
     digest.update(to_json(about, sort_keys=True, default=str).encode("utf-8", "replace"))
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """The code that generates: between two releases it has the same version."""
+    files = sorted(Path(attention.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _is_lora(config: Any) -> bool:

@@ -830,8 +830,11 @@ def test_a_study_asks_the_same_questions_everywhere_and_what_was_answered_is_not
     # Again: nothing is generated.
     monkeypatch.setattr("groundtune.runs.known_answers.generate_greedy", None)
     caplog.clear()
-    status, again, _ = run(capsys, *words, "--forgetting", texts, "--output_dir", tmp_path / "b")
+    status = main([*map(str, words), "--forgetting", str(texts), "--output_dir", str(tmp_path / "b")])
     assert status == 0 and "study: 0 answers to generate" in caplog.text
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "The gold passage first and fourth: 3 questions" in shown and "nats per token" in shown
+    again = json.loads((tmp_path / "b/metrics.json").read_text("utf-8"))
     for name in ("study", "forgetting"):
         without = json.dumps(again[name]).split('"latency')[0]
         assert without == json.dumps(found[name]).split('"latency')[0]
