@@ -230,7 +230,8 @@ def _cell(
     cell = Cell(name, method, seed, (), ())
     folder = output_dir / cell.label
     if method:
-        own = {**_TRAINING, "eval_file": str(output_dir / PROBE)} | values
+        usual = {} if "eval_strategy" in values else _TRAINING
+        own = {**usual, "eval_file": str(output_dir / PROBE)} | values
         if "eval_file" in values:  # it chooses the checkpoint, so it says nothing about others at the end
             own.setdefault("test_file", str(output_dir / PROBE))
         words = words_of({**own, "seed": str(seed), "output_dir": str(folder)})

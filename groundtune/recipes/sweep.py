@@ -13,9 +13,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
@@ -87,7 +87,7 @@ def _alone(plan: Plan, cell: Cell, left: float | None, tell: Tell, run: Run) -> 
     if cell.label in known:
         return Ended(cell, BEFORE)
     for reason in other.get(cell.label, ()):
-        tell(f"    {plan.results_file(cell)} is of another cell: {reason}")
+        tell(f"    {plan.results_file(cell)} is not this cell, finished: {reason}")
     if left is not None:
         expected = expected_minutes(cell, list(known.values()))
         if left <= 0 or (expected is not None and 60 * expected > left):
@@ -98,7 +98,7 @@ def _alone(plan: Plan, cell: Cell, left: float | None, tell: Tell, run: Run) -> 
 
 def _measured(plan: Plan, cell: Cell, run: Run) -> Ended:
     """Run what is missing of the cell, and write its figures."""
-    folder, log = plan.folder(cell), plan.output_dir / f"{cell.label}.log"
+    log = plan.output_dir / f"{cell.label}.log"
     minutes: dict[str, float] = {}
     for name, words in steps(plan, cell):
         begin = time.monotonic()
@@ -106,12 +106,24 @@ def _measured(plan: Plan, cell: Cell, run: Run) -> Ended:
         minutes[name] = (time.monotonic() - begin) / 60
         if status:
             return Ended(cell, FAILED, f"exit status {status}: {_last_line(log)} (all of it: {log})")
-    place = folder if cell.method else folder / f"evaluation-{cell.evaluations[0].name}"
+        _write(plan, cell, minutes)
+    _write(plan, cell, minutes)
+    return Ended(cell, FINISHED)
+
+
+def _write(plan: Plan, cell: Cell, minutes: Mapping[str, float]) -> None:
+    """Write the figures of what is evaluated so far: the rest may never come."""
+    folder = plan.folder(cell)
+    done = [asked for asked in cell.evaluations if evaluated(asked, folder / f"evaluation-{asked.name}")]
+    if not done:
+        return
+    place = folder if cell.method else folder / f"evaluation-{done[0].name}"
     record = json.loads(read_text(place / "run.json"))
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     with disk_errors(plan.results):
-        write_figures(plan.results_file(cell), figures_of(cell, folder, record, minutes, now))
-    return Ended(cell, FINISHED)
+        write_figures(
+            plan.results_file(cell), figures_of(replace(cell, evaluations=tuple(done)), folder, record, minutes, now)
+        )
 
 
 def steps(plan: Plan, cell: Cell) -> Iterator[tuple[str, list[str]]]:

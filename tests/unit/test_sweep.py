@@ -192,8 +192,11 @@ grid:
 
 def test_an_eval_file_of_the_plan_chooses_checkpoints_and_the_last_test_stays_small(tmp_path):
     text = "questions: dev.jsonl\nsettings: {{eval_file: e.jsonl}}\ncells: {{a: {{}}}}\noutput_dir: o\n"
-    words = read_plan(str(write_plan(tmp_path, text)), {}).cells[0].words
+    path = write_plan(tmp_path, text)
+    words = read_plan(str(path), {}).cells[0].words
     assert "--eval_file=e.jsonl" in words and f"--test_file={Path('o') / 'probe.jsonl'}" in words
+    chosen_by_eval = read_plan(str(path), {"eval_strategy": "steps"}).cells[0].words
+    assert "--eval_strategy=steps" in chosen_by_eval and not any(word.startswith("--save") for word in chosen_by_eval)
 
 
 BAD = {
@@ -272,6 +275,19 @@ def test_a_cell_that_fails_is_reported_and_the_others_go_on(plan):
     assert "exit status 3: the disk is full" in failed[0].why and "swr-seed0.log" in failed[0].why
     assert len([one for one in ended if one.how == FINISHED]) == 4
     assert set(run(plan).values()) == {BEFORE, FINISHED}
+
+
+def test_what_is_evaluated_is_kept_though_another_evaluation_fails(plan):
+    class Dense(Commands):
+        def __call__(self, words, log):
+            return 1 if any("evaluation-dense" in word for word in words) else super().__call__(words, log)
+
+    assert run(plan, Dense(), only=["sft-seed0"]) == {"sft-seed0": FAILED}
+    cell = next(cell for cell in plan.cells if cell.label == "sft-seed0")
+    assert set(read_figures(plan.results_file(cell)).scored) == {"mix"} and figures(plan) == []
+    run(plan, commands := Commands(), only=["sft-seed0"])
+    assert commands.ran == ["sft sft-seed0 sft-seed0", "evaluate evaluation-dense sft-seed0"]
+    assert set(figures(plan)[0].scored) == {"mix", "dense"}
 
 
 def test_evaluations_made_by_hand_are_recognised_and_others_are_not(plan):
