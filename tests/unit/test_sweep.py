@@ -589,7 +589,7 @@ cells:
 # What is in the repository
 
 
-@pytest.mark.parametrize("name", ["study", "choices"])
+@pytest.mark.parametrize("name", ["study", "choices", "smollm2", "dialogues"])
 def test_the_plans_of_the_study_are_read_and_every_command_parses(name):
     plan = read_plan(str(ROOT / "examples" / "study" / f"{name}.yaml"), {})
     for cell in plan.cells:
@@ -611,10 +611,11 @@ def test_the_page_of_results_is_what_the_figures_in_the_repository_give():
 
 
 def test_figures_in_the_repository_belong_to_cells_of_their_plan():
-    for name, folder in (("study", "results"), ("choices", "results/choices")):
+    known: set[Path] = set()
+    for name in ("study", "choices", "smollm2", "dialogues"):
         plan = read_plan(str(ROOT / "examples" / "study" / f"{name}.yaml"), {})
-        known = {plan.results_file(cell).name for cell in plan.cells}
-        assert {path.name for path in (ROOT / "examples" / "study" / folder).glob("*.json")} <= known
+        known |= {plan.results_file(cell) for cell in plan.cells}
+    assert set((ROOT / "examples" / "study" / "results").rglob("*.json")) <= known
 
 
 def test_the_plans_in_the_documentation_are_plans(tmp_path):
