@@ -34,7 +34,17 @@ from groundtune.evaluation.figures import (
 )
 from groundtune.evaluation.predictions import evaluation_of, write_predictions
 from groundtune.evaluation.standings import At, standings
-from groundtune.recipes.sweep import BEFORE, FAILED, FINISHED, IN_USE, NO_TIME, expected_minutes, in_a_process, sweep
+from groundtune.recipes.sweep import (
+    BEFORE,
+    FAILED,
+    FINISHED,
+    IN_USE,
+    NO_TIME,
+    expected_minutes,
+    in_a_process,
+    on,
+    sweep,
+)
 from groundtune.reporting.sweep_report import all_standings, between_marks, markdown, write_sweep
 from groundtune.runs.cells import Plan, chosen
 from groundtune.schema import Document, Example, Prediction
@@ -214,6 +224,8 @@ BAD = {
     "questions: q\ncells: {{a: {{k: {{x: 1}}}}}}": "write a JSON object as text",
     "questions: q\ncells: {{a: {{}}}}\nseeds: [one]": "seeds: must be a list of whole numbers",
     "questions: q\ncells: {{a: {{}}}}\nbaseline: b": "baseline: no cell is called b; take one of a",
+    "questions: q\ncells: {{a: {{}}}}\nmetric: f1": "metric: no figures of f1 are kept",
+    "questions: q\ncells: {{a: {{}}}}\nalso: [latency/generation_s]": "also: no figures of latency/generation_s",
     "questions: q\ncells: [a, b]": "cells: must have a name and its flags",
     "questions: q\ngrid: {{k: []}}": "try.yaml:2: k: has no value",
     "questions: q\ngrid: {{k: [a/b, a|b]}}": "two combinations have the same name",
@@ -234,8 +246,10 @@ def test_what_is_wrong_with_a_plan_is_one_line_with_its_place(tmp_path, text, pr
 
 def test_wrong_flags_of_any_cell_are_reported_before_anything_runs(tmp_path, plan, capsys):
     text = PLAN.replace("citations: off", "citation: taught").replace("retriever: dense", "retrieve: dense")
+    text = text.replace("retrieved,gold", "retrieved,../gold")
     assert main(["sweep", str(write_plan(tmp_path, text)), "--dry_run"]) == 2
     shown = capsys.readouterr().err
+    assert "evaluation mix: --contexts: no such context: ../gold" in shown
     assert "swr: --citation: no such argument" in shown and "retrieve: no such argument" in shown
     assert "sft: --train_file: missing" in shown
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["probe.jsonl"]
@@ -315,6 +329,7 @@ def test_no_cell_is_started_that_would_not_end_in_time(plan):
     assert (found["base"], found["sft-seed0"], found["swr-seed0"]) == (BEFORE, BEFORE, NO_TIME) and not commands.ran
     assert run(plan, seconds=15 * 60)["swr-seed0"] == FINISHED
     known = figures(plan)
+    assert on("another CPU", known) == [] and on("a CPU", known) == on("", known) == known
     assert expected_minutes(plan.cells[0], known) == pytest.approx(4.0)
     assert expected_minutes(plan.cells[4], known) == pytest.approx(14.5)
     assert expected_minutes(plan.cells[4], []) is None and expected_minutes(plan.cells[4], [], 9.0) == 9.0
