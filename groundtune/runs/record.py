@@ -106,7 +106,7 @@ def _version(package: str) -> str:
 
 
 def device() -> str:
-    """What computes: the GPUs, or the CPU with the number of threads."""
+    """What computes: the name of the GPU, or of the processor with its threads."""
     import torch
 
     if torch.cuda.is_available():
