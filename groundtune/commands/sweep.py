@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
         be_quiet()
 
     from groundtune.commands.plan import read_plan
+    from groundtune.reporting.sweep_report import check_report
     from groundtune.runs.cells import chosen
 
     plan = read_plan(words["file"], _changes(words.get("set", [])), words.get("output_dir", ""))
@@ -47,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
     if unknown := [name for name in only if not chosen(plan, [name])]:
         raise DataError([f"--only: no cell is called {unknown[0]}; take one of {', '.join(plan.names)}"])
     cells = chosen(plan, only)
+    check_report(plan)
     tell = _teller(words)
     failed: list[str] = []
     if not words["report_only"]:
