@@ -17,7 +17,6 @@ from groundtune.model.generation import Generated, generate_greedy, stream_greed
 from groundtune.model.kv_cache import PassageCache
 from groundtune.model.replies import ONLY_THOUGHTS
 from groundtune.prompts.prompt import Prompt, request_ids, request_prompt
-from groundtune.prompts.rows import Question
 from groundtune.prompts.thoughts import after_thoughts, outside_thoughts
 from groundtune.schema import ASSISTANT, USER, Reply, Turn, Words
 
@@ -65,18 +64,19 @@ class LocalModel:
             )  # fmt: skip
         return [_reply(prompt, ids, written) for ids, written in zip(prompts, generated)]
 
-    def stream(self, prompt: Prompt, question: Question, max_new_tokens: int) -> Words:
-        """Stream the text of the greedy answer to a question; joined, it is what an evaluation would give.
+    def stream(self, prompt: Prompt, ids: Sequence[int], max_new_tokens: int, borders: Sequence[int] = ()) -> Words:
+        """Stream the text of the greedy answer to `ids`; joined, it is the answer that an evaluation would give.
+
+        `borders` as of `prompts.rows.Question`.
 
         Raises `ModelError` if it ends inside a thought.
         """
-        return spoken(prompt, self._ids(prompt, question, max_new_tokens))
+        return spoken(prompt, self._ids(prompt, ids, max_new_tokens, borders))
 
-    def _ids(self, prompt: Prompt, question: Question, max_new_tokens: int) -> Iterator[int]:
+    def _ids(self, prompt: Prompt, ids: Sequence[int], max_new_tokens: int, borders: Sequence[int]) -> Iterator[int]:
         stream = stream_greedy(
-            self.model, question.prompt_ids, stop_ids=prompt.stop_ids, max_new_tokens=max_new_tokens,
-            borders=question.borders, kept=self.kept,
-        )  # fmt: skip
+            self.model, ids, stop_ids=prompt.stop_ids, max_new_tokens=max_new_tokens, borders=borders, kept=self.kept
+        )
         while True:
             with computing(self.model, self.bf16):  # left before the yield: it must not affect the caller
                 id = next(stream, None)

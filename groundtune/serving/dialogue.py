@@ -156,7 +156,7 @@ def _writer(arguments: InferenceArguments) -> Write:
 
     kept = PassageCache(arguments.evaluation.passage_cache * MB)
     local = LocalModel(opening.open(prompt, tokenizer.pad_token_id), tokenizer, opening.bf16, kept=kept)
-    return _by_prompt(prompt, room, lambda asked: local.stream(prompt, asked, new))
+    return _by_prompt(prompt, room, lambda asked: local.stream(prompt, asked.prompt_ids, new, asked.borders))
 
 
 def _by_prompt(prompt: Prompt, room: int, stream: Callable[[Question], Words]) -> Write:
