@@ -132,8 +132,9 @@ def first_token(model: ModelArguments, options: Any) -> Iterator[Case]:
         mb = max(block.size for block in kept.blocks.values()) / 1e6
         for case, ours in (("read before", lambda i: asked(warm, True)), ("new", lambda i: asked(new[i], True))):
             yield compare(
-                f"{name}, {case}", "full attention", ours, lambda i: asked(warm, False), options.pairs, mb_a_passage=mb
-            )
+                f"{name}, {case}", "full attention", ours, lambda i: asked(warm, False), options.pairs,
+                lambda: (asked(new[-1], True), asked(warm, False)), mb_a_passage=mb,
+            )  # fmt: skip
 
 
 if __name__ == "__main__":

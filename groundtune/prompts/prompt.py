@@ -111,7 +111,7 @@ def make_prompt(tokenizer: Tokenizer, arguments: PromptArguments) -> Prompt:
         return prompt
     defaults = ("USER", "ASSISTANT", " ", tokenizer.eos_token or "")
     prefixes = (d if g is None else g for g, d in zip(given, defaults))
-    return PrefixPrompt(tokens, arguments.instruction, cites, *prefixes, blocks)
+    return PrefixPrompt(tokens, arguments.instruction, cites, blocks, *prefixes)
 
 
 def request_prompt(tokenizer: Tokenizer) -> Prompt:
@@ -137,11 +137,11 @@ class PrefixPrompt:
     tokens: _Tokens
     instruction: str
     cites: bool
+    blocks: bool
     user_prefix: str
     assistant_prefix: str
     sep_user: str
     sep_sys: str
-    blocks: bool = False
     style = "prefix"
     opened = ""
     tail = learnt_around = ("", "")

@@ -148,11 +148,7 @@ def loading_code(record: Mapping[str, Any]) -> str:
         "from peft import AutoPeftModelForCausalLM" if adapter else "",
         f"from transformers import {imports}",
         "",
-        *(
-            ["# This code lets a passage attend to the others, unlike in training: answers may be worse.", ""]
-            if apart
-            else []
-        ),
+        *["# Unlike in training, a passage attends to the others here: answers may be worse."] * bool(apart),
         f"name = {_name(record)!r}  # on the hub, or this folder",
         "tokenizer = AutoTokenizer.from_pretrained(name)",
         f"model = {loader}.from_pretrained(name, {options}).eval()",

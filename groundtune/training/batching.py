@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TypeVar
 
 import torch
@@ -109,25 +109,29 @@ def passage_groups(rows: Sequence[Row], batch_size: int) -> list[list[int]]:
     """Groups of at most `batch_size` rows, each begun by the first row left and joined by the one with which it shares
     most tokens of passages, until none shares any."""
     passages = [{tuple(row.prompt_ids[begin:end]): end - begin for begin, end in pairwise(row.borders)} for row in rows]
-    readers: dict[tuple[int, ...], list[int]] = {}
-    for i, read in enumerate(passages):
-        for passage in read:
-            readers.setdefault(passage, []).append(i)
-    left, groups = dict.fromkeys(range(len(rows))), []
+    left = dict.fromkeys(range(len(rows)))
+    readers: dict[tuple[int, ...], dict[int, None]] = {}  # those left of each passage
+    for i in left:
+        for passage in passages[i]:
+            readers.setdefault(passage, {})[i] = None
+    groups = []
     while left:
         i = next(iter(left))
-        group, known, shared = [], set(), Counter[int]()
+        group: list[int] = []
+        known: set[tuple[int, ...]] = set()
+        shared = Counter[int]()  # tokens, by row
         while True:
             group.append(i)
             del left[i]
-            for passage in passages[i].keys() - known:
-                # A passage of thousands of rows would make this quadratic.
-                shared.update({j: passages[i][passage] for j in readers[passage][:_LOOKED_AT] if j in left})
-            known |= passages[i].keys()
             del shared[i]
+            for passage, tokens in passages[i].items():
+                del readers[passage][i]
+                if passage not in known:  # of thousands of rows with one passage, only the first are looked at
+                    shared.update(dict.fromkeys(islice(readers[passage], _LOOKED_AT), tokens))
+            known |= passages[i].keys()
             if len(group) == batch_size or not shared:
                 break
-            i = max(shared, key=shared.__getitem__)
+            i = max(shared, key=lambda row: (shared[row], -row))
         groups.append(group)
     return groups
 

@@ -15,10 +15,10 @@ from groundtune.cli import main
 
 @pytest.fixture(scope="module")
 def block_run(families, static_embedding_folder, data_folder, tmp_path_factory) -> Path:
-    """A LoRA run by SwR on a model with windows of 8 tokens."""
+    """A LoRA run by SwR."""
     folder = tmp_path_factory.mktemp("block")
     arguments = flags(
-        families["gemma"], static_embedding_folder, data_folder, folder, use_peft="true", lora_r=4, max_steps=4,
+        families["llama"], static_embedding_folder, data_folder, folder, use_peft="true", lora_r=4, max_steps=4,
         learning_rate=5e-2, eval_strategy="no", passage_attention="block", eval_num_to_retrieve=3,
     )  # fmt: skip
     assert main(["swr", *arguments]) == 0
@@ -52,7 +52,7 @@ def test_asking_gives_the_answer_of_the_evaluation_and_the_card_says_how_it_was_
     status, found, _ = run(capsys, "ask", block_run, row["question"])
     assert status == 0 and found["answer"] == row["answer"]
     card = (block_run / "README.md").read_text("utf-8")
-    assert "block: a passage reads the instruction and itself" in card and "--passage_attention block" in card
+    assert "block: a passage reads the instruction and itself" in card and "--passage_attention=block" in card
     assert "Unlike in training, a passage attends to the others here" in card
     assert "block: a passage reads" in (block_run / "report.md").read_text("utf-8")
 

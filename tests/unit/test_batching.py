@@ -171,7 +171,7 @@ def test_rows_with_common_passages_form_a_group_wherever_the_passages_stand():
     assert sorted(i for group in groups for i in group) == list(range(6))
     assert {frozenset(group) for group in groups} == {frozenset({0, 2, 4}), frozenset({1, 3}), frozenset({5})}
     # header, five passages of 40 tokens and what is each row's own, against all rows in full
-    assert share_saved(rows, [[0, 1, 2, 3, 4]]) == pytest.approx(1 - (20 + 5 * 40 + 5 * 4) / (5 * 104))
+    assert share_saved(rows[:5], [[0, 1, 2, 3, 4]]) == pytest.approx(1 - (20 + 5 * 40 + 5 * 4) / (5 * 104))
 
 
 @pytest.mark.parametrize("size", [1, 4, 8])
