@@ -332,10 +332,6 @@ def pack(
         cuts = borders[i] if borders else ()
         header = sequence[: cuts[0]] if cuts else []
         path = before = block(i, header, (), ())
-        import os
-
-        if os.environ.get("BASE", "B") != "B":
-            before = ()
         for begin, end in pairwise(cuts):
             path += block(i, sequence[begin:end], header, before)
         alike.setdefault(path, []).append(i)
