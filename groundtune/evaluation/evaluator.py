@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.aliases import Model
-from groundtune.arguments import OFF, TAUGHT, room_for_prompt
+from groundtune.arguments import OFF, PASSAGE_CACHE, TAUGHT, room_for_prompt
 from groundtune.evaluation.abstention import read_wordings, unknown_texts
 from groundtune.evaluation.citations import citation_scores, marked
 from groundtune.evaluation.metrics import retrieval_scores
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, text_scores
 from groundtune.model.generation import Generated
+from groundtune.model.kv_cache import MB
 from groundtune.prompts.policies import CONTEXTS, STUDIED, Passages, draw
 from groundtune.prompts.prompt import Prompt
 from groundtune.prompts.rows import Question, encode_questions, shortening_note
@@ -38,7 +39,8 @@ class EndToEndEvaluator:
     Work that does not depend on the model is done once: the retriever is frozen, so `hits` are passed in, and the
     prompts are written on construction. Gold passages are used only for scoring, unless `context` is another of
     `policies.CONTEXTS` or `STUDIED`. Raises `DataError` for a question that leaves no room for an answer of
-    `max_new_tokens` within `max_length` (tokens), `shorten` or not (see `prompts.rows.encode_rows`).
+    `max_new_tokens` within `max_length` (tokens), `shorten` or not (see `prompts.rows.encode_rows`). `passage_cache` (MB)
+    is for passages that do not read each other.
     """
 
     name: str
@@ -55,6 +57,7 @@ class EndToEndEvaluator:
     abstentions: str = ""  # file with more wordings, for `abstention.read_wordings`
     shorten: bool = False
     citations: str = OFF
+    passage_cache: int = PASSAGE_CACHE
     passages: list[Passages] = field(init=False, repr=False)
     questions: list[Question] = field(init=False, repr=False)
 
@@ -94,21 +97,26 @@ class EndToEndEvaluator:
 
     def missing(self, model: Model, known: KnownAnswers) -> dict[str, int]:
         """What `model` has yet to answer, as `KnownAnswers.missing`; call it under the precision that it answers in."""
-        prompts = [question.prompt_ids for question in self.questions]
-        return known.missing(model, prompts, self.batch_size, **self._options)
+        return known.missing(model, batch_size=self.batch_size, **self._asked(range(len(self.questions))))
 
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {"stop_ids": self.prompt.stop_ids, "pad_id": self.pad_id, "max_new_tokens": self.max_new_tokens}
+    def _asked(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """What shapes the answers to these questions, as arguments of `answer_all`."""
+        return {
+            "prompts": [self.questions[i].prompt_ids for i in numbers],
+            "borders": [self.questions[i].borders for i in numbers],
+            "passage_cache": self.passage_cache * MB,
+            "stop_ids": self.prompt.stop_ids,
+            "pad_id": self.pad_id,
+            "max_new_tokens": self.max_new_tokens,
+        }
 
     def _answer(
         self, model: Model, on_answer: Callable[[int], None], known: KnownAnswers | None, numbers: Sequence[int]
     ) -> list[Generated]:
         return answer_all(
             model,
-            [self.questions[i].prompt_ids for i in numbers],
+            **self._asked(numbers),
             known=known,
-            **self._options,
             batch_size=self.batch_size,
             on_answer=on_answer,
             on_fewer=partial(setattr, self, "batch_size"),

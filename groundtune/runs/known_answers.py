@@ -25,6 +25,7 @@ from groundtune.errors import DataError
 from groundtune.model import attention
 from groundtune.model.attention import inside_adapter
 from groundtune.model.generation import Generated, generate_greedy
+from groundtune.model.kv_cache import PassageCache
 from groundtune.runs.record import device, versions
 from groundtune.system.durable import Damaged, DiskError, cache_folder, read_sealed, write_sealed
 from groundtune.system.text import to_json
@@ -64,10 +65,22 @@ class KnownAnswers:
         computed = [_FORMAT, self.model, dtype, model.config._attn_implementation]
         return hashlib.sha256(to_json([computed, prompts, sorted(options.items())]).encode()).hexdigest()
 
-    def missing(self, model: Model, prompts: Sequence[list[int]], batch_size: int, **options: Any) -> dict[str, int]:
+    def missing(
+        self,
+        model: Model,
+        prompts: Sequence[list[int]],
+        *,
+        batch_size: int,
+        borders: Sequence[Sequence[int]] = (),
+        passage_cache: int = 0,
+        **options: Any,
+    ) -> dict[str, int]:
         """The blocks of prompts whose answers are not kept: their keys, and how many prompts each has."""
-        blocks = [[prompts[i] for i in block] for block in _blocks(model, prompts, batch_size)]
-        keys = {self.key(model, these, batch_size=batch_size, **options): len(these) for these in blocks}
+        options |= _of_passages(borders, passage_cache)
+        keys = {
+            self.key(model, [prompts[i] for i in block], batch_size=batch_size, **options): len(block)
+            for block in _blocks(model, prompts, batch_size, any(borders))
+        }
         return {key: number for key, number in keys.items() if not os.path.isfile(_path(key))}
 
     def read(self, key: str, of: int, model: Model, **options: Any) -> list[Generated] | None:
@@ -112,13 +125,18 @@ def answer_all(
     on_answer: Callable[[int], None] = lambda done: None,
     on_fewer: Callable[[int], None] = lambda batch_size: None,
     sources: Sequence[str] = (),
+    borders: Sequence[Sequence[int]] = (),
+    passage_cache: int = 0,
     **options: Any,
 ) -> list[Generated]:
     """`generate_greedy` in blocks of prompts, of which those that `known` has are not generated again.
 
     The blocks are the same with and without `known`, so the answers are, too. The block with the longest prompt comes
-    first, so that memory runs out immediately or not at all.
+    first, so that memory runs out immediately or not at all. If any prompt has `borders`, all are one block: passages
+    that were read for one answer are kept for the next, in `passage_cache` bytes.
     """
+    about = options | _of_passages(borders, passage_cache)
+    passages: dict[str, Any] = {"borders": borders, "kept": PassageCache(passage_cache)} if any(borders) else {}
     found: dict[int, Generated] = {}
     sizes = [batch_size]  # the last one is used; memory may run out
 
@@ -126,9 +144,9 @@ def answer_all(
         sizes.append(now)
         on_fewer(now)
 
-    for block in _blocks(model, prompts, batch_size):
+    for block in _blocks(model, prompts, batch_size, whole=bool(passages)):
         these, asked_with = [prompts[i] for i in block], sizes[-1]
-        key = known.key(model, these, batch_size=asked_with, **options) if known else ""
+        key = known.key(model, these, batch_size=asked_with, **about) if known else ""
         answers = known.read(key, len(these), model, **options) if known else None
         if answers is not None:
             on_answer(len(answers))
@@ -136,18 +154,24 @@ def answer_all(
             begin = time.perf_counter()
             named = [sources[i] for i in block] if sources else ()
             answers = generate_greedy(
-                model, these, batch_size=asked_with, on_answer=on_answer, on_fewer=fewer, sources=named, **options
-            )
+                model, these, batch_size=asked_with, on_answer=on_answer, on_fewer=fewer, sources=named,
+                **passages, **options,
+            )  # fmt: skip
             if known and sizes[-1] == asked_with:  # else the batches were smaller than the key says
                 known.keep(key, answers, time.perf_counter() - begin)
         found.update(zip(block, answers, strict=True))
     return [found[i] for i in range(len(prompts))]
 
 
-def _blocks(model: Model, prompts: Sequence[list[int]], batch_size: int) -> list[range]:
-    size = _ON_CPU if model.device.type == "cpu" else _BATCHES * batch_size
-    blocks = [range(i, min(i + size, len(prompts))) for i in range(0, len(prompts), size)]
+def _blocks(model: Model, prompts: Sequence[list[int]], batch_size: int, whole: bool) -> list[range]:
+    size = len(prompts) if whole else _ON_CPU if model.device.type == "cpu" else _BATCHES * batch_size
+    blocks = [range(i, min(i + size, len(prompts))) for i in range(0, len(prompts), size)] if prompts else []
     return sorted(blocks, key=lambda block: -max(len(prompts[i]) for i in block))
+
+
+def _of_passages(borders: Sequence[Sequence[int]], passage_cache: int) -> dict[str, Any]:
+    """What shapes answers besides, where passages do not read each other."""
+    return {"borders": list(map(list, borders)), "passage_cache": passage_cache} if any(borders) else {}
 
 
 def fingerprint(model: Model, without_adapter: bool = False) -> str:

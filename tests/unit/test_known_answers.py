@@ -104,6 +104,20 @@ def test_anything_that_may_change_an_answer_is_asked_again(mistral, changed):
     assert known.asked == len(prompts) and known.reused == 0
 
 
+def test_answers_after_passages_that_do_not_read_each_other_are_kept_with_their_borders(mistral):
+    model, prompts, options = mistral
+    borders = [(1, len(prompt) // 2, len(prompt) - 1) if len(prompt) > 8 else () for prompt in prompts]
+    first, _ = ask(mistral, borders=borders, passage_cache=2**20)
+    again, known = ask(mistral, borders=borders, passage_cache=2**20)
+    assert again == first == answer_all(model, prompts, borders=borders, passage_cache=2**20, **options)
+    assert known.reused == len(prompts)
+    asked = {"borders": borders, "passage_cache": 2**20, **options}
+    assert not known.missing(model, prompts, **asked) and known.missing(model, prompts, **options)
+    assert ask(mistral)[1].reused == 0  # every passage reads those before it
+    others = [tuple(border + (0 < i < 2) for i, border in enumerate(these)) for these in borders]
+    assert ask(mistral, borders=others, passage_cache=2**20)[1].reused == 0
+
+
 def test_a_model_is_known_by_its_weights_configuration_and_adapter(families, tmp_path):
     family = families["llama"]
     base = fingerprint(family.model())
