@@ -39,8 +39,8 @@ class EndToEndEvaluator:
     Work that does not depend on the model is done once: the retriever is frozen, so `hits` are passed in, and the
     prompts are written on construction. Gold passages are used only for scoring, unless `context` is another of
     `policies.CONTEXTS` or `STUDIED`. Raises `DataError` for a question that leaves no room for an answer of
-    `max_new_tokens` within `max_length` (tokens), `shorten` or not (see `prompts.rows.encode_rows`). `passage_cache` (MB)
-    is for passages that do not read each other.
+    `max_new_tokens` within `max_length` (tokens), `shorten` or not (see `prompts.rows.encode_rows`). `passage_cache`
+    (MB) is for passages that do not read each other.
     """
 
     name: str
