@@ -104,8 +104,11 @@ def test_anything_that_may_change_an_answer_is_asked_again(mistral, changed):
     assert known.asked == len(prompts) and known.reused == 0
 
 
-def test_answers_after_passages_that_do_not_read_each_other_are_kept_with_their_borders(mistral):
-    model, prompts, options = mistral
+def test_answers_after_passages_that_do_not_read_each_other_are_kept_with_their_borders(mistral, families):
+    _, prompts, options = mistral
+    model = families["mistral"].model()
+    assert use_packed_attention(model, blocks=True) is None
+    mistral = (model, prompts, options)
     borders = [(1, len(prompt) // 2, len(prompt) - 1) if len(prompt) > 8 else () for prompt in prompts]
     first, _ = ask(mistral, borders=borders, passage_cache=2**20)
     again, known = ask(mistral, borders=borders, passage_cache=2**20)
