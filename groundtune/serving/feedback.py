@@ -107,9 +107,8 @@ class FeedbackFile:
         try:
             before = os.fstat(handle).st_size
             if before and not _ends_a_line(handle, before):
-                line = (
-                    b"\n" + line
-                )  # a process that was killed, or a full disk, has left half a line, which stays one by itself
+                # A process that was killed, or a full disk, has left half a line, which stays one by itself.
+                line = b"\n" + line
             _write_all(handle, line)
             os.fsync(handle)
         finally:
