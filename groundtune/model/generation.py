@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import Protocol
@@ -18,9 +18,11 @@ from groundtune.model.kv_cache import Decoding, KVCache
 from groundtune.model.limits import check_vocabulary
 from groundtune.model.lookup import Lookup
 from groundtune.model.packing import model_inputs, pack, prefix_groups
+from groundtune.schema import Sampling
 from groundtune.system.out_of_memory import MicroBatch, halve_on_oom
 
 _PREFILL_TOKENS = 8192  # prompt tokens per forward pass; more only takes more memory
+Draw = Callable[[torch.Tensor], tuple[int, float]]  # logits (vocabulary,) -> a token with its log-probability
 _GUESSED = 5  # tokens; with more, wrong guesses cost as much as right ones save
 
 
@@ -92,8 +94,11 @@ def generate_greedy(
 
 def stream_greedy(
     model: Model, prompt: Sequence[int], *, stop_ids: Sequence[int], max_new_tokens: int
-) -> Iterator[int]:
-    """Stream the ids that `generate_greedy` gives for one prompt. The model must be in evaluation mode."""
+) -> Generator[int, None, float]:
+    """Stream the ids that `generate_greedy` gives for one prompt, and return their mean log-probability.
+
+    The model must be in evaluation mode.
+    """
     check_vocabulary([prompt], model)
     decoder = open_decoder(model, 1, len(prompt) + max_new_tokens, stop_ids)
     (sequence,) = decoder.start([prompt], [max_new_tokens])
@@ -101,22 +106,26 @@ def stream_greedy(
     while True:
         yield from sequence.new[shown:]
         if sequence.done:
-            return
+            return sequence.logprob
         shown = len(sequence.new)
         decoder.step()
 
 
 class Growing:
-    """A prompt and its answer so far; `first` is a token with its log-probability."""
+    """A prompt and its answer so far, whose next token is the most likely one or, if there is `draw`, a drawn one."""
 
-    def __init__(self, prompt: Sequence[int], first: tuple[int, float], stop_ids: Collection[int], max_new_tokens: int):
+    def __init__(
+        self, prompt: Sequence[int], stop_ids: Collection[int], max_new_tokens: int, sampling: Sampling | None = None
+    ):
         self.lookup, self.stop_ids, self.max_new_tokens = Lookup(prompt), stop_ids, max_new_tokens
+        self.draw = _drawing(sampling) if sampling else None
         self.new: list[int] = []
         self.logprobs: list[float] = []
-        self.add([first[0]], [first[1]])
 
     def guess(self) -> Sequence[int]:
-        """Guessed next tokens, at most as many as leave room for one more."""
+        """Guessed next tokens, at most as many as leave room for one more; none where tokens are drawn."""
+        if self.draw:
+            return []
         return self.lookup.guess(min(_GUESSED, self.max_new_tokens - len(self.new) - 1))
 
     def add(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
@@ -131,8 +140,16 @@ class Growing:
         return self.new[-1] in self.stop_ids
 
     @property
+    def logprob(self) -> float:
+        """The mean log-probability of the new tokens."""
+        return _mean(self.logprobs)
+
+    @property
     def done(self) -> bool:
         return self.finished or len(self.new) == self.max_new_tokens
+
+
+Samplings = Sequence[Sampling | None]
 
 
 class Decoder(Protocol):
@@ -141,8 +158,13 @@ class Decoder(Protocol):
     slots: int
     running: list[Growing]
 
-    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> list[Growing]:
-        """Read the prompts, at most as many as slots are free; each answer has its first token then."""
+    def start(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], samplings: Samplings = ()
+    ) -> list[Growing]:
+        """Read the prompts, at most as many as slots are free; each answer has its first token then.
+
+        Without `samplings`, or where one is None, tokens are the most likely ones.
+        """
 
     def step(self) -> None:
         """Extend every answer by at least one token; answers that are `done` must have left."""
@@ -167,13 +189,15 @@ class PackedDecoder:
         self.running: list[Growing] = []  # the i-th is in slot i
 
     @torch.no_grad()
-    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> list[Growing]:
-        begin = len(self.running)
+    def start(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], samplings: Samplings = ()
+    ) -> list[Growing]:
+        begin, samplings = len(self.running), samplings or [None] * len(prompts)
         for part in _up_to_tokens(range(len(prompts)), prompts, _PREFILL_TOKENS):
-            first = _read(self.model, [prompts[i] for i in part], self.cache, len(self.running))
-            self.running += [
-                Growing(prompts[i], id, self.stop_ids, max_new_tokens[i]) for i, id in zip(part, first, strict=True)
-            ]
+            logits = _read(self.model, [prompts[i] for i in part], self.cache, len(self.running))
+            new = [Growing(prompts[i], self.stop_ids, max_new_tokens[i], samplings[i]) for i in part]
+            _add_next(new, logits)
+            self.running += new
         return self.running[begin:]
 
     @torch.no_grad()
@@ -198,20 +222,22 @@ class RowDecoder:
         self._rows: list[FromCache | FromStart] = []
 
     @torch.no_grad()
-    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> list[Growing]:
-        begin = len(self.running)
-        for prompt, most in zip(prompts, max_new_tokens, strict=True):
+    def start(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], samplings: Samplings = ()
+    ) -> list[Growing]:
+        begin, samplings = len(self.running), samplings or [None] * len(prompts)
+        for prompt, most, sampling in zip(prompts, max_new_tokens, samplings, strict=True):
             row = read(self.model, [prompt], pad_id=0)
             self._rows.append(row)
-            self.running.append(Growing(prompt, _likeliest(row.logits()), self.stop_ids, most))
+            self.running.append(Growing(prompt, self.stop_ids, most, sampling))
+            _add_next(self.running[-1:], row.logits())
         return self.running[begin:]
 
     @torch.no_grad()
     def step(self) -> None:
         for growing, row in zip(self.running, self._rows, strict=True):
             row.go_on([0], [growing.new[-1]])
-            id, logprob = _likeliest(row.logits())
-            growing.add([id], [logprob])
+            _add_next([growing], row.logits())
 
     def leave(self, growing: Growing) -> None:
         slot = self.running.index(growing)
@@ -236,7 +262,7 @@ def _generate_packed(
             decoder.step()
         for growing in [growing for growing in decoder.running if growing.done]:
             decoder.leave(growing)
-            yield numbers.pop(growing), Generated(growing.new, growing.finished, _mean(growing.logprobs))
+            yield numbers.pop(growing), Generated(growing.new, growing.finished, growing.logprob)
 
 
 def _in_order(prompts: Sequence[list[int]]) -> list[int]:
@@ -256,9 +282,8 @@ def _up_to_tokens(members: Sequence[int], prompts: Sequence[Sequence[int]], at_m
     yield part
 
 
-def _read(model: Model, prompts: Sequence[Sequence[int]], cache: KVCache, slot: int) -> list[tuple[int, float]]:
-    """Prefill the slots from `slot` with the prompts' keys and values; each answer's first token, with its
-    log-probability."""
+def _read(model: Model, prompts: Sequence[Sequence[int]], cache: KVCache, slot: int) -> torch.Tensor:
+    """Prefill the slots from `slot` with the prompts' keys and values; the logits after each (prompts, vocabulary)."""
     packing = pack(prompts, [len(prompt) - 1 for prompt in prompts])
     slots: list[int | None] = [None] * len(packing.segments)
     for i, end in enumerate(packing.ends):
@@ -270,14 +295,28 @@ def _read(model: Model, prompts: Sequence[Sequence[int]], cache: KVCache, slot: 
         logits = model(**inputs, use_cache=False).logits
     # The head's outputs are in the order of the packed row, not of the prompts.
     row_order = sorted(range(len(prompts)), key=packing.last.__getitem__)
-    logits = logits.reshape(len(prompts), -1)
-    first = dict(zip(row_order, zip(logits.argmax(dim=-1).tolist(), _logprobs(logits))))
-    return [first[i] for i in range(len(prompts))]
+    return logits.reshape(len(prompts), -1)[torch.tensor(row_order).argsort()]
 
 
-def _likeliest(logits: torch.Tensor) -> tuple[int, float]:
-    """The most likely token after a single row, with its log-probability."""
-    return int(logits.argmax()), _logprobs(logits.reshape(1, -1))[0]
+def _add_next(sequences: Sequence[Growing], logits: torch.Tensor) -> None:
+    """Extend each sequence by the token that its row of logits gives."""
+    logits = logits.reshape(len(sequences), -1)
+    likeliest = zip(logits.argmax(dim=-1).tolist(), _logprobs(logits), logits)
+    for sequence, (id, logprob, row) in zip(sequences, likeliest):
+        id, logprob = sequence.draw(row) if sequence.draw else (id, logprob)
+        sequence.add([id], [logprob])
+
+
+def _drawing(sampling: Sampling) -> Draw:
+    """Draws one token after the other; on the CPU, so that a seed draws the same on every device."""
+    generator = torch.Generator().manual_seed(sampling.seed)
+
+    def draw(logits: torch.Tensor) -> tuple[int, float]:
+        likely = logits.float().cpu().log_softmax(dim=-1)
+        id = int(torch.multinomial((likely / sampling.temperature).softmax(dim=-1), 1, generator=generator))
+        return id, float(likely[id])
+
+    return draw
 
 
 def _logprobs(logits: torch.Tensor) -> list[float]:
@@ -292,7 +331,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _step(model: Model, sequences: Sequence[Growing], cache: KVCache) -> None:
-    """Extend each sequence (the i-th is in slot i) by the guessed tokens that the model confirms, and by one more."""
+    """Extend each sequence (the i-th is in slot i) by the guessed tokens that the model confirms, and by one more.
+
+    Where tokens are drawn, nothing was guessed, and one is added.
+    """
     guesses = [sequence.guess() for sequence in sequences]
     new = [[sequence.new[-1], *guess] for sequence, guess in zip(sequences, guesses)]
     lengths = [len(sequence.lookup.ids) - 1 for sequence in sequences]
@@ -302,11 +344,15 @@ def _step(model: Model, sequences: Sequence[Growing], cache: KVCache) -> None:
     chosen = [after.tolist() for after in logits.argmax(dim=-1).cpu().split(layout.counts)]
     # chosen[i][j] is the model's choice after guesses[i][:j]
     right = [after[: _agreeing(guess, after) + 1] for guess, after in zip(guesses, chosen)]
-    starts = accumulate(layout.counts, initial=0)
+    starts = list(accumulate(layout.counts, initial=0))
     kept = [start + j for start, ids in zip(starts, right) for j in range(len(ids))]
     logprobs = iter(_logprobs(logits[kept]))  # of these alone: over a large vocabulary it takes time
-    for sequence, ids in zip(sequences, right):
-        sequence.add(ids, list(islice(logprobs, len(ids))))
+    for sequence, ids, start in zip(sequences, right, starts):
+        likely = list(islice(logprobs, len(ids)))
+        if sequence.draw:
+            id, logprob = sequence.draw(logits[start])
+            ids, likely = [id], [logprob]
+        sequence.add(ids, likely)
 
 
 def _agreeing(guess: Sequence[int], after: Sequence[int]) -> int:
