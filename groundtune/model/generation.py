@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import Protocol
@@ -22,7 +22,7 @@ from groundtune.schema import Sampling
 from groundtune.system.out_of_memory import MicroBatch, halve_on_oom
 
 _PREFILL_TOKENS = 8192  # prompt tokens per forward pass; more only takes more memory
-Draw = Callable[[torch.Tensor], tuple[int, float]]  # logits (vocabulary,) -> a token with its log-probability
+Draw = Callable[[torch.Tensor], int]  # logits (vocabulary,) -> a token
 _GUESSED = 5  # tokens; with more, wrong guesses cost as much as right ones save
 
 
@@ -300,28 +300,44 @@ def _read(model: Model, prompts: Sequence[Sequence[int]], cache: KVCache, slot: 
 
 def _add_next(sequences: Sequence[Growing], logits: torch.Tensor) -> None:
     """Extend each sequence by the token that its row of logits gives."""
-    logits = logits.reshape(len(sequences), -1)
-    likeliest = zip(logits.argmax(dim=-1).tolist(), _logprobs(logits), logits)
-    for sequence, (id, logprob, row) in zip(sequences, likeliest):
-        id, logprob = sequence.draw(row) if sequence.draw else (id, logprob)
+    logits = logits.reshape(len(sequences), -1).float()
+    ids = _drawn(logits.argmax(dim=-1), logits, sequences, range(len(sequences)))
+    for sequence, id, logprob in zip(sequences, ids.tolist(), _logprobs(logits, ids)):
         sequence.add([id], [logprob])
+
+
+def _drawn(ids: torch.Tensor, logits: torch.Tensor, sequences: Sequence[Growing], rows: Iterable[int]) -> torch.Tensor:
+    """`ids`, with those of sequences that draw their tokens replaced; `rows` says where their logits are."""
+    for sequence, row in zip(sequences, rows):
+        if sequence.draw:
+            ids[row] = sequence.draw(logits[row])
+    return ids
 
 
 def _drawing(sampling: Sampling) -> Draw:
     """Draws one token after the other; on the CPU, so that a seed draws the same on every device."""
     generator = torch.Generator().manual_seed(sampling.seed)
 
-    def draw(logits: torch.Tensor) -> tuple[int, float]:
-        likely = logits.float().cpu().log_softmax(dim=-1)
-        id = int(torch.multinomial((likely / sampling.temperature).softmax(dim=-1), 1, generator=generator))
-        return id, float(likely[id])
+    def draw(logits: torch.Tensor) -> int:
+        likely = (logits.float().cpu() / sampling.temperature).softmax(dim=-1)
+        return int(torch.multinomial(likely, 1, generator=generator))
 
     return draw
 
 
-def _logprobs(logits: torch.Tensor) -> list[float]:
-    """The log-probability of the most likely token of each row."""
-    found: list[float] = (logits.amax(dim=-1).float() - logits.float().logsumexp(dim=-1)).tolist()
+def _likeliest(logits: torch.Tensor) -> list[tuple[int, float]]:
+    """The most likely token of each row of `logits`, with its log-probability."""
+    logits = logits.float()
+    ids = logits.argmax(dim=-1)
+    return list(zip(ids.tolist(), _logprobs(logits, ids)))
+
+
+def _logprobs(logits: torch.Tensor, ids: torch.Tensor) -> list[float]:
+    """The log-probability of `ids[i]` in row i of `logits`.
+
+    `logits` are float32: over a vocabulary of 262,144, argmax and softmax of bfloat16 take six times as long on a CPU.
+    """
+    found: list[float] = logits.log_softmax(dim=-1).gather(-1, ids[:, None])[:, 0].tolist()
     return found
 
 
@@ -340,19 +356,16 @@ def _step(model: Model, sequences: Sequence[Growing], cache: KVCache) -> None:
     lengths = [len(sequence.lookup.ids) - 1 for sequence in sequences]
     layout = Decoding(cache, lengths, [len(ids) for ids in new], model.device)
     row = torch.tensor([[id for ids in new for id in ids]], device=model.device)
-    logits = model(**model_inputs(row, layout.positions[None], layout), use_cache=False).logits[0]
-    chosen = [after.tolist() for after in logits.argmax(dim=-1).cpu().split(layout.counts)]
+    logits = model(**model_inputs(row, layout.positions[None], layout), use_cache=False).logits[0].float()
+    starts = list(accumulate(layout.counts, initial=0))
+    ids = _drawn(logits.argmax(dim=-1), logits, sequences, starts)
+    chosen = [after.tolist() for after in ids.cpu().split(layout.counts)]
     # chosen[i][j] is the model's choice after guesses[i][:j]
     right = [after[: _agreeing(guess, after) + 1] for guess, after in zip(guesses, chosen)]
-    starts = list(accumulate(layout.counts, initial=0))
-    kept = [start + j for start, ids in zip(starts, right) for j in range(len(ids))]
-    logprobs = iter(_logprobs(logits[kept]))  # of these alone: over a large vocabulary it takes time
-    for sequence, ids, start in zip(sequences, right, starts):
-        likely = list(islice(logprobs, len(ids)))
-        if sequence.draw:
-            id, logprob = sequence.draw(logits[start])
-            ids, likely = [id], [logprob]
-        sequence.add(ids, likely)
+    kept = [start + j for start, agreed in zip(starts, right) for j in range(len(agreed))]
+    logprobs = iter(_logprobs(logits[kept], ids[kept]))  # of these alone: over a large vocabulary it takes time
+    for sequence, agreed in zip(sequences, right):
+        sequence.add(agreed, list(islice(logprobs, len(agreed))))
 
 
 def _agreeing(guess: Sequence[int], after: Sequence[int]) -> int:
@@ -380,10 +393,9 @@ def _generate_batch(
     rows = read(model, prompts, pad_id)
     alive = list(range(len(prompts)))  # prompt number of each remaining row
     for _ in range(max_new_tokens):
-        logits = rows.logits()
-        logits = logits.reshape(len(alive), -1)
-        next_ids = logits.argmax(dim=-1).tolist()
-        for row, id, logprob in zip(alive, next_ids, _logprobs(logits)):
+        likeliest = _likeliest(rows.logits().reshape(len(alive), -1))
+        next_ids = [id for id, _ in likeliest]
+        for row, (id, logprob) in zip(alive, likeliest):
             answers[row].append(id)
             logprobs[row].append(logprob)
         going_on = [i for i, id in enumerate(next_ids) if id not in stop_ids]

@@ -335,6 +335,5 @@ def test_draws_follow_the_probabilities_of_the_temperature():
     logits = torch.tensor([2.0, 1.0, 0.0, -30.0])
     draw = _drawing(Sampling(0.7, 1))
     drawn = [draw(logits) for _ in range(4000)]
-    shares = torch.bincount(torch.tensor([id for id, _ in drawn]), minlength=4) / len(drawn)
+    shares = torch.bincount(torch.tensor(drawn), minlength=4) / len(drawn)
     assert torch.allclose(shares, (logits / 0.7).softmax(-1), atol=0.025)
-    assert drawn[0][1] == pytest.approx(float(logits.log_softmax(-1)[drawn[0][0]]))
