@@ -176,7 +176,7 @@ class Reply:
 
     def whole(self, told: Told, sources: Sequence[Source], usage: dict[str, int] | None) -> str:
         """A reply that is not streamed."""
-        said = {"content": told.said.answer, "refusal": None, "annotations": annotations(told.said, sources)}
+        said = {"content": told.said.answer, "refusal": None, "annotations": url_citations(told.said, sources)}
         ended = "stop" if told.finished else "length"
         choice = {"index": 0, "message": {"role": "assistant", **said}, "logprobs": None, "finish_reason": ended}
         of_all = self._of_all(told, sources) | ({"usage": usage} if usage else {})
@@ -191,7 +191,7 @@ class Reply:
 
     def last(self, told: Told, sources: Sequence[Source]) -> str:
         """The last chunk: the reason why it ended, and the passages with the places of the answer's words."""
-        delta = {"annotations": annotations(told.said, sources)}
+        delta = {"annotations": url_citations(told.said, sources)}
         return self._chunk(delta, "stop" if told.finished else "length", **self._of_all(told, sources))
 
     def _of_all(self, told: Told, sources: Sequence[Source]) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def _event(content: dict[str, Any]) -> str:
     return f"data: {to_json(content, ensure_ascii=True)}\n\n"  # some clients end lines at rarer characters, too
 
 
-def annotations(said: Marked, sources: Sequence[Source]) -> list[dict[str, Any]]:
+def url_citations(said: Marked, sources: Sequence[Source]) -> list[dict[str, Any]]:
     """OpenAI's citations: of each sentence, if the answer cites, else of the whole answer for every passage.
 
     `number` is the place of a passage in `sources`, from 1.
