@@ -90,10 +90,12 @@ def chat(run: str, work: Path, page: browser.Browser) -> None:
             page.wait(f"document.querySelectorAll('.votes:not([hidden])').length === {number}", seconds=120)
         page.value("document.querySelectorAll('.sources').forEach((one, i) => one.querySelectorAll('details').forEach("
                    f"(passage, j) => {{ passage.open = i === {len(DIALOGUE) - 1} && j === 0; }}))")  # fmt: skip
-        for width, height, name in ((1400, 1000, "chat"), (390, 844, "chat-narrow")):
-            page.resize(width, height)
-            page.value("scrollTo(0, document.body.scrollHeight)" if width < 1000 else "scrollTo(0, 0)")
-            page.picture(HOWTO / f"{name}.png")
+        page.resize(1400, 1420)
+        page.value("scrollTo(0, 0)")
+        page.picture(HOWTO / "chat.png")
+        page.resize(390, 844)
+        page.value("document.querySelector('.turn:last-child').scrollIntoView()")
+        page.picture(HOWTO / "chat-narrow.png")
 
 
 DIALOGUE = ("What are lambda expressions used for?", "Can they contain statements?", "And annotations?")
