@@ -263,3 +263,33 @@ def test_a_mix_of_many_documents_looks_at_the_best_of_either(few_are_many, tmp_p
     for query, hits in zip(random_queries(), MixRetriever(dense, bm25).search(random_queries(), 60), strict=True):
         either = {h.document.id for kind in (dense, bm25) for h in kind.search([query], 5)[0]}
         assert {hit.document.id for hit in hits} == either
+
+
+def in_plain_words(documents, queries, k, weight=0.6):
+    """The ranking of a mix by its definition: all scores of all documents, sorted; equal ones by their vectors, then in
+    the order of the documents."""
+    embedder, bm25 = FakeEmbedder(), BM25Retriever(documents)
+    vectors = embedder.embed_documents([d.text for d in documents])
+    for query in queries:
+        parts = query.parts
+        similar = np.stack([[float(v @ q) for v in vectors] for q in embedder.embed_questions([p.text for p in parts])])
+        similar, words = similar.astype(np.float32), bm25.scores(query)
+        mixed = (weight * retrievers.scaled(similar) + (1 - weight) * retrievers.scaled(words)).mean(axis=0)
+        order = sorted(range(len(documents)), key=lambda i: (-mixed[i], -similar.mean(axis=0)[i], i))
+        yield [(documents[i].id, mixed[i]) for i in order[:k]]
+
+
+def test_a_mix_of_many_documents_ranks_them_by_its_definition_and_copies_in_their_order(
+    few_are_many, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(near, "_RECALL", 1.1)
+    monkeypatch.setattr(postings, "_COMMON", 400)  # words are looked up as in a million
+    monkeypatch.setattr(postings, "_LOOKED_UP", 0)
+    texts = [d.page_content for d in random_documents(200)]
+    documents = [Document(mixed, f"{mixed}{' ' * copy}") for mixed in texts for copy in range(3)]  # of equal scores
+    documents = [documents[i] for i in np.random.default_rng(1).permutation(len(documents))]
+    queries = [Query(q) for q in random_queries(30)] + [Query("library book", "evening desk", fused=True)]
+    mix = of_all_kinds(tmp_path, documents)["mix"]
+    for hits, right in zip(mix.search(queries, 20), in_plain_words(documents, queries, 20), strict=True):
+        np.testing.assert_allclose([hit.score for hit in hits], [score for _, score in right], atol=1e-5)
+        assert [hit.document.id for hit in hits] == [id for id, _ in right]

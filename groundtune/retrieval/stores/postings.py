@@ -29,7 +29,7 @@ _FORMAT = 1
 _VOCABULARY = "vocabulary.json"
 _ARRAYS = {"data": np.float32, "indices": np.int32, "indptr": np.int64, "most": np.float32}
 _COMMON = 50  # a word in more than 1 of so many documents is added only where it can matter
-_FEW = 200  # 1 of so many documents is looked up in a word's faster than all of them are added
+_LOOKED_UP = 32  # documents of a word are added in the time in which one document is looked up among them
 
 _BLOCK = 64  # documents
 _LEAST = float(np.finfo(np.float32).tiny)  # above 0
@@ -69,17 +69,17 @@ class Postings:
         Rare words first. As soon as few documents can still be among the best, however much the other words add, these
         are added up for them alone (MaxScore, Turtle and Flood 1995).
         """
-        found = sorted(self._found(weights), key=lambda one: one[2].stop - one[2].start)
+        found = self._found(weights)
+        lengths = [places.stop - places.start for _, _, places in found]
         most = [weight * float(self.most[word]) for word, weight, _ in found]
         scores = np.zeros(self.documents, dtype=np.float32)
         so_far, rest = 0.0, sum(most)
         looked_at = self.documents // _COMMON
         for i, (_, weight, places) in enumerate(found):
-            length = places.stop - places.start
-            if length > looked_at and so_far > rest:
-                looked_at, least = 2 * length, _least(scores, depth)  # it takes as long as adding a word
+            if lengths[i] > looked_at and so_far > rest:
+                looked_at, least = 2 * lengths[i], _least(scores, depth)  # it takes as long as adding a word
                 positions = np.flatnonzero(scores >= max(least - rest, _LEAST))
-                if least > rest and len(positions) < self.documents // _FEW:
+                if least > rest and len(positions) * _LOOKED_UP * (len(found) - i) < sum(lengths[i:]):
                     sums = scores[positions]
                     for _, its_weight, its_places in found[i:]:
                         self._add(sums, positions, its_weight, its_places)
@@ -90,9 +90,11 @@ class Postings:
         return positions, scores[positions]
 
     def _found(self, weights: Weights) -> list[tuple[int, float, slice]]:
-        """The words that stand anywhere, with their weights, and the places of their documents."""
+        """The words that stand anywhere, with their weights, and the places of their documents: the rarest first, so
+        that a document's score is rounded the same however it is found."""
         known = [(self.vocabulary[word], weight) for word, weight in weights.items() if word in self.vocabulary]
-        return [(word, weight, slice(*map(int, self.indptr[word : word + 2]))) for word, weight in known]
+        found = [(word, weight, slice(*map(int, self.indptr[word : word + 2]))) for word, weight in known]
+        return sorted(found, key=lambda one: one[2].stop - one[2].start)
 
     def _add(self, scores: np.ndarray, positions: np.ndarray, weight: float, places: slice) -> None:
         having = self.indices[places]
@@ -102,12 +104,12 @@ class Postings:
 
 
 def _least(scores: np.ndarray, depth: int) -> float:
-    """A score that at least `depth` documents have: the largest of so many blocks. Much faster than a partition of all
-    scores, most of which are 0."""
+    """A score that at least `depth` documents have: the largest of so many blocks (each of documents that are equally
+    far apart). Much faster than a partition of all scores, most of which are 0."""
     blocks = len(scores) // _BLOCK
     if depth > blocks:
         return float(np.partition(scores, -depth)[-depth]) if depth < len(scores) else 0.0
-    largest = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
+    largest = scores[: blocks * _BLOCK].reshape(_BLOCK, blocks).max(axis=0)
     return float(np.partition(largest, blocks - depth)[blocks - depth])
 
 
