@@ -191,6 +191,14 @@ def test_the_best_by_common_and_rare_words_are_those_of_all_words(few_are_many, 
         np.testing.assert_allclose(kept.at(weights, some), whole[some], rtol=1e-5)
 
 
+def test_a_vocabulary_of_arrays_is_the_dictionary_it_was_made_of():
+    words = {"zebra": 0, "Äpfel": 3, "": 7, "a": 1, "ab": 2, "\ud800": 5, "日本": 4}
+    made = postings.Vocabulary.of(words)
+    assert dict(made) == words and {word: made[word] for word in words} == words
+    assert [word in made for word in ("b", "zebr", "zebras", "aa", "日")] == [False] * 5
+    assert dict(postings.Vocabulary.of({})) == {} and "a" not in postings.Vocabulary.of({})
+
+
 def test_words_in_files_are_those_in_memory_and_made_once(few_are_many, tmp_path, monkeypatch):
     documents, query = of_copies(), {"library": 1.0, "number3": 1.0}
     expected = postings.postings_of(documents).scores(query)
