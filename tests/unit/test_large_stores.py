@@ -205,7 +205,7 @@ def test_words_in_files_are_those_in_memory_and_made_once(few_are_many, tmp_path
     np.testing.assert_array_equal(postings.postings_in(tmp_path, documents).scores(query), expected)
     monkeypatch.setattr(postings, "postings_of", lambda documents: pytest.fail("made again"))
     mapped = postings.postings_in(tmp_path, documents)
-    assert isinstance(mapped.indices, np.memmap)
+    assert isinstance(mapped.indices.base, np.memmap)
     np.testing.assert_array_equal(mapped.scores(query), expected)
     monkeypatch.undo()
     other = postings.postings_in(tmp_path, documents[::-1])
