@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -235,8 +236,10 @@ class MixRetriever:
     def _of_best(self, queries: Sequence[Query]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """For each query the best documents by either, in order, with both scores."""
         vectors = self.dense.vectors(queries)
-        for query, these, by_vectors in zip(queries, vectors, self.dense.candidates(vectors, _MIXED_DEPTH)):
-            by_words = self.bm25.candidates(query, _MIXED_DEPTH)
+        with ThreadPoolExecutor(1) as other:  # both searches at the same time
+            searched = other.submit(self.dense.candidates, vectors, _MIXED_DEPTH)
+            of_words = [self.bm25.candidates(query, _MIXED_DEPTH) for query in queries]
+        for query, these, by_vectors, by_words in zip(queries, vectors, searched.result(), of_words):
             among = _positions([*by_vectors, *by_words])
             yield among, self.dense.among(these, among, by_vectors), self.bm25.among(query, among, by_words)
 
