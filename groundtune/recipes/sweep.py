@@ -13,9 +13,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
@@ -56,40 +56,43 @@ class Ended:
     why: str = ""
 
 
-def sweep(plan: Plan, cells: Sequence[Cell], seconds: float | None, tell: Tell, run: Run | None = None) -> list[Ended]:
+def sweep(
+    plan: Plan, cells: Sequence[Cell], seconds: float | None, tell: Tell, run: Run | None = None, device: str = ""
+) -> list[Ended]:
     """Measure each cell that is not finished yet, and write its figures; `tell` gets a line for each.
 
-    `seconds`: no cell is started that would take longer than what is left of them. Raises `DataError` if figures of
-    finished cells cannot be read, and `Stopped` or `KeyboardInterrupt` after a cell was asked to stop.
+    `seconds`: no cell is started that would take longer than what is left of them, by the minutes that finished ones
+    took on this `device`. Raises `DataError` if figures of finished cells cannot be read, and `Stopped` or
+    `KeyboardInterrupt` after a cell was asked to stop.
     """
     begin, ended = time.monotonic(), []
     for number, cell in enumerate(cells, 1):
         left = None if seconds is None else seconds - (time.monotonic() - begin)
         tell(f"{number} of {len(cells)}  {cell.label} ...")
-        one = _one(plan, cell, left, tell, run or in_a_process)
+        one = _one(plan, cell, left, tell, run or in_a_process, device)
         tell(f"{number} of {len(cells)}  {cell.label}: {one.how}{one.why and f', {one.why}'}")
         ended.append(one)
     return ended
 
 
-def _one(plan: Plan, cell: Cell, left: float | None, tell: Tell, run: Run) -> Ended:
+def _one(plan: Plan, cell: Cell, left: float | None, tell: Tell, run: Run, device: str) -> Ended:
     try:
         with alone(plan.output_dir, file=f"{cell.label}.cell"):
-            return _alone(plan, cell, left, tell, run)
+            return _alone(plan, cell, left, tell, run, device)
     except DataError as error:
         if any("is in use by" in problem for problem in error.problems):
             return Ended(cell, IN_USE, "by another process")
         return Ended(cell, FAILED, one_line(error, 300))
 
 
-def _alone(plan: Plan, cell: Cell, left: float | None, tell: Tell, run: Run) -> Ended:
+def _alone(plan: Plan, cell: Cell, left: float | None, tell: Tell, run: Run, device: str) -> Ended:
     known, other = finished_cells(plan.cells, plan.results)
     if cell.label in known:
         return Ended(cell, BEFORE)
     for reason in other.get(cell.label, ()):
-        tell(f"    {plan.results_file(cell)} is of another cell: {reason}")
+        tell(f"    {plan.results_file(cell)} is not this cell, finished: {reason}")
     if left is not None:
-        expected = expected_minutes(cell, list(known.values()))
+        expected = expected_minutes(cell, on(device, known.values()))
         if left <= 0 or (expected is not None and 60 * expected > left):
             takes = "" if expected is None else f"it takes about {expected:.0f} min, and "
             return Ended(cell, NO_TIME, f"{takes}{max(0, left) / 60:.0f} min are left")
@@ -98,7 +101,7 @@ def _alone(plan: Plan, cell: Cell, left: float | None, tell: Tell, run: Run) -> 
 
 def _measured(plan: Plan, cell: Cell, run: Run) -> Ended:
     """Run what is missing of the cell, and write its figures."""
-    folder, log = plan.folder(cell), plan.output_dir / f"{cell.label}.log"
+    log = plan.output_dir / f"{cell.label}.log"
     minutes: dict[str, float] = {}
     for name, words in steps(plan, cell):
         begin = time.monotonic()
@@ -106,12 +109,24 @@ def _measured(plan: Plan, cell: Cell, run: Run) -> Ended:
         minutes[name] = (time.monotonic() - begin) / 60
         if status:
             return Ended(cell, FAILED, f"exit status {status}: {_last_line(log)} (all of it: {log})")
-    place = folder if cell.method else folder / f"evaluation-{cell.evaluations[0].name}"
+        _write(plan, cell, minutes)
+    _write(plan, cell, minutes)
+    return Ended(cell, FINISHED)
+
+
+def _write(plan: Plan, cell: Cell, minutes: Mapping[str, float]) -> None:
+    """Write the figures of what is evaluated so far: the rest may never come."""
+    folder = plan.folder(cell)
+    done = [asked for asked in cell.evaluations if evaluated(asked, folder / f"evaluation-{asked.name}")]
+    if not done:
+        return
+    place = folder if cell.method else folder / f"evaluation-{done[0].name}"
     record = json.loads(read_text(place / "run.json"))
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     with disk_errors(plan.results):
-        write_figures(plan.results_file(cell), figures_of(cell, folder, record, minutes, now))
-    return Ended(cell, FINISHED)
+        write_figures(
+            plan.results_file(cell), figures_of(replace(cell, evaluations=tuple(done)), folder, record, minutes, now)
+        )
 
 
 def steps(plan: Plan, cell: Cell) -> Iterator[tuple[str, list[str]]]:
@@ -160,6 +175,11 @@ def _last_line(log: Path) -> str:
         if lines:
             return one_line(lines[-1], 200)
     return "it printed nothing"
+
+
+def on(device: str, known: Iterable[Figures]) -> list[Figures]:
+    """The cells that were measured on this device: minutes on another one say nothing here."""
+    return [one for one in known if not device or one.machine.get("device") == device]
 
 
 def expected_minutes(cell: Cell, known: Sequence[Figures], training: float | None = None) -> float | None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,3 +84,27 @@ def test_a_cell_whose_training_fails_is_named_with_the_reason(plan, capsys):
     shown = capsys.readouterr()
     assert "sft-seed0: finished" in shown.out
     assert "shuffled-seed0: exit status 2: " in shown.err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_a_sweep_that_is_stopped_resumes_in_the_middle_of_a_training(plan, capsys):
+    text = plan.read_text("utf-8").replace('max_steps: "2"', 'max_steps: "400"\n  save_steps: 5')
+    write_text(plan, text)
+    words = [sys.executable, "-m", "groundtune.cli", "sweep", str(plan), "--only", "sft-seed0"]
+    folder = plan.parent / "runs" / "sft-seed0"
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as sweep:
+        begin = time.monotonic()
+        while not list(folder.glob("checkpoint-*")) and time.monotonic() < begin + 200:
+            time.sleep(0.1)
+        sweep.send_signal(signal.SIGTERM)
+        assert sweep.wait(60) == 143
+        assert "stopped by SIGTERM" in sweep.stderr.read()
+    log = plan.parent / "runs" / "sft-seed0.log"
+    assert "the same command resumes from the last checkpoint" in log.read_text("utf-8")
+    assert not (folder / "report.html").exists()
+    assert main(["sweep", str(plan), "--only", "sft-seed0"]) == 0
+    assert "sft-seed0: finished" in capsys.readouterr().out
+    assert json.loads((folder / "run.json").read_text("utf-8"))["resumed_from_step"] > 0
+    figures = json.loads((plan.parent / "runs" / "results" / "sft-seed0.json").read_text("utf-8"))
+    assert figures["minutes"]["training"] is None  # of a part, so it says nothing of the next cell

@@ -34,7 +34,17 @@ from groundtune.evaluation.figures import (
 )
 from groundtune.evaluation.predictions import evaluation_of, write_predictions
 from groundtune.evaluation.standings import At, standings
-from groundtune.recipes.sweep import BEFORE, FAILED, FINISHED, IN_USE, NO_TIME, expected_minutes, in_a_process, sweep
+from groundtune.recipes.sweep import (
+    BEFORE,
+    FAILED,
+    FINISHED,
+    IN_USE,
+    NO_TIME,
+    expected_minutes,
+    in_a_process,
+    on,
+    sweep,
+)
 from groundtune.reporting.sweep_report import all_standings, between_marks, markdown, write_sweep
 from groundtune.runs.cells import Plan, chosen
 from groundtune.schema import Document, Example, Prediction
@@ -192,8 +202,11 @@ grid:
 
 def test_an_eval_file_of_the_plan_chooses_checkpoints_and_the_last_test_stays_small(tmp_path):
     text = "questions: dev.jsonl\nsettings: {{eval_file: e.jsonl}}\ncells: {{a: {{}}}}\noutput_dir: o\n"
-    words = read_plan(str(write_plan(tmp_path, text)), {}).cells[0].words
+    path = write_plan(tmp_path, text)
+    words = read_plan(str(path), {}).cells[0].words
     assert "--eval_file=e.jsonl" in words and f"--test_file={Path('o') / 'probe.jsonl'}" in words
+    chosen_by_eval = read_plan(str(path), {"eval_strategy": "steps"}).cells[0].words
+    assert "--eval_strategy=steps" in chosen_by_eval and not any(word.startswith("--save") for word in chosen_by_eval)
 
 
 BAD = {
@@ -211,6 +224,8 @@ BAD = {
     "questions: q\ncells: {{a: {{k: {{x: 1}}}}}}": "write a JSON object as text",
     "questions: q\ncells: {{a: {{}}}}\nseeds: [one]": "seeds: must be a list of whole numbers",
     "questions: q\ncells: {{a: {{}}}}\nbaseline: b": "baseline: no cell is called b; take one of a",
+    "questions: q\ncells: {{a: {{}}}}\nmetric: f1": "metric: no figures of f1 are kept",
+    "questions: q\ncells: {{a: {{}}}}\nalso: [latency/generation_s]": "also: no figures of latency/generation_s",
     "questions: q\ncells: [a, b]": "cells: must have a name and its flags",
     "questions: q\ngrid: {{k: []}}": "try.yaml:2: k: has no value",
     "questions: q\ngrid: {{k: [a/b, a|b]}}": "two combinations have the same name",
@@ -231,8 +246,10 @@ def test_what_is_wrong_with_a_plan_is_one_line_with_its_place(tmp_path, text, pr
 
 def test_wrong_flags_of_any_cell_are_reported_before_anything_runs(tmp_path, plan, capsys):
     text = PLAN.replace("citations: off", "citation: taught").replace("retriever: dense", "retrieve: dense")
+    text = text.replace("retrieved,gold", "retrieved,../gold")
     assert main(["sweep", str(write_plan(tmp_path, text)), "--dry_run"]) == 2
     shown = capsys.readouterr().err
+    assert "evaluation mix: --contexts: no such context: ../gold" in shown
     assert "swr: --citation: no such argument" in shown and "retrieve: no such argument" in shown
     assert "sft: --train_file: missing" in shown
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["probe.jsonl"]
@@ -274,6 +291,19 @@ def test_a_cell_that_fails_is_reported_and_the_others_go_on(plan):
     assert set(run(plan).values()) == {BEFORE, FINISHED}
 
 
+def test_what_is_evaluated_is_kept_though_another_evaluation_fails(plan):
+    class Dense(Commands):
+        def __call__(self, words, log):
+            return 1 if any("evaluation-dense" in word for word in words) else super().__call__(words, log)
+
+    assert run(plan, Dense(), only=["sft-seed0"]) == {"sft-seed0": FAILED}
+    cell = next(cell for cell in plan.cells if cell.label == "sft-seed0")
+    assert set(read_figures(plan.results_file(cell)).scored) == {"mix"} and figures(plan) == []
+    run(plan, commands := Commands(), only=["sft-seed0"])
+    assert commands.ran == ["sft sft-seed0 sft-seed0", "evaluate evaluation-dense sft-seed0"]
+    assert set(figures(plan)[0].scored) == {"mix", "dense"}
+
+
 def test_evaluations_made_by_hand_are_recognised_and_others_are_not(plan):
     cell = next(cell for cell in plan.cells if cell.label == "sft-seed0")
     by_hand = Commands()
@@ -299,6 +329,7 @@ def test_no_cell_is_started_that_would_not_end_in_time(plan):
     assert (found["base"], found["sft-seed0"], found["swr-seed0"]) == (BEFORE, BEFORE, NO_TIME) and not commands.ran
     assert run(plan, seconds=15 * 60)["swr-seed0"] == FINISHED
     known = figures(plan)
+    assert on("another CPU", known) == [] and on("a CPU", known) == on("", known) == known
     assert expected_minutes(plan.cells[0], known) == pytest.approx(4.0)
     assert expected_minutes(plan.cells[4], known) == pytest.approx(14.5)
     assert expected_minutes(plan.cells[4], []) is None and expected_minutes(plan.cells[4], [], 9.0) == 9.0
@@ -573,7 +604,7 @@ cells:
 # What is in the repository
 
 
-@pytest.mark.parametrize("name", ["study", "choices"])
+@pytest.mark.parametrize("name", ["study", "choices", "smollm2", "dialogues"])
 def test_the_plans_of_the_study_are_read_and_every_command_parses(name):
     plan = read_plan(str(ROOT / "examples" / "study" / f"{name}.yaml"), {})
     for cell in plan.cells:
@@ -595,10 +626,11 @@ def test_the_page_of_results_is_what_the_figures_in_the_repository_give():
 
 
 def test_figures_in_the_repository_belong_to_cells_of_their_plan():
-    for name, folder in (("study", "results"), ("choices", "results/choices")):
+    known: set[Path] = set()
+    for name in ("study", "choices", "smollm2", "dialogues"):
         plan = read_plan(str(ROOT / "examples" / "study" / f"{name}.yaml"), {})
-        known = {plan.results_file(cell).name for cell in plan.cells}
-        assert {path.name for path in (ROOT / "examples" / "study" / folder).glob("*.json")} <= known
+        known |= {plan.results_file(cell) for cell in plan.cells}
+    assert set((ROOT / "examples" / "study" / "results").rglob("*.json")) <= known
 
 
 def test_the_plans_in_the_documentation_are_plans(tmp_path):
