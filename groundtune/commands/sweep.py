@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
         be_quiet()
 
     from groundtune.commands.plan import read_plan
+    from groundtune.reporting.sweep_report import check_report
     from groundtune.runs.cells import chosen
 
     plan = read_plan(words["file"], _changes(words.get("set", [])), words.get("output_dir", ""))
@@ -47,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
     if unknown := [name for name in only if not chosen(plan, [name])]:
         raise DataError([f"--only: no cell is called {unknown[0]}; take one of {', '.join(plan.names)}"])
     cells = chosen(plan, only)
+    check_report(plan)
     tell = _teller(words)
     failed: list[str] = []
     if not words["report_only"]:
@@ -213,7 +215,7 @@ def _show(
     from groundtune.system.tables import TextTable
 
     decides = found[0]
-    header, rows = table(found)
+    header, rows = table(found if words["json"] else [decides])  # a screen has no room for more; the report has all
     if words["json"]:
         say_json({
             "measured": len(figures), "runs": len(plan.cells), "winner": decides.winner, "best": decides.best,

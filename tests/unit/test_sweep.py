@@ -548,6 +548,15 @@ def test_a_page_with_marks_keeps_all_that_is_outside_them(plan):
     assert between_marks(text, "try") == markdown(plan, figures(plan), found, "try.svg")
 
 
+def test_a_page_without_marks_is_not_replaced(plan, tmp_path, capsys):
+    page = tmp_path / "runs" / "sweep.md"
+    page.parent.mkdir()
+    write_text(page, "my own notes\n")
+    assert main(["sweep", str(tmp_path / "try.yaml"), "--report_only"]) == 2
+    assert "sweep.md exists and has no lines <!-- sweep try: begin -->" in capsys.readouterr().err
+    assert page.read_text("utf-8") == "my own notes\n"
+
+
 def test_the_report_is_made_from_the_files_of_figures_alone(plan, tmp_path, capsys):
     run(plan)
     for path in tmp_path.rglob("*"):
@@ -604,7 +613,7 @@ cells:
 # What is in the repository
 
 
-@pytest.mark.parametrize("name", ["study", "choices", "smollm2", "dialogues"])
+@pytest.mark.parametrize("name", ["study", "small", "choices", "smollm2", "dialogues"])
 def test_the_plans_of_the_study_are_read_and_every_command_parses(name):
     plan = read_plan(str(ROOT / "examples" / "study" / f"{name}.yaml"), {})
     for cell in plan.cells:
@@ -627,7 +636,7 @@ def test_the_page_of_results_is_what_the_figures_in_the_repository_give():
 
 def test_figures_in_the_repository_belong_to_cells_of_their_plan():
     known: set[Path] = set()
-    for name in ("study", "choices", "smollm2", "dialogues"):
+    for name in ("study", "small", "choices", "smollm2", "dialogues"):
         plan = read_plan(str(ROOT / "examples" / "study" / f"{name}.yaml"), {})
         known |= {plan.results_file(cell) for cell in plan.cells}
     assert set((ROOT / "examples" / "study" / "results").rglob("*.json")) <= known
