@@ -14,7 +14,17 @@ import numpy as np
 import pytest
 from conftest import make_family
 
-from benchmarks import corpus, evaluation, human_grades, measure, million, retrieval, serving, train_step
+from benchmarks import (
+    block_attention,
+    corpus,
+    evaluation,
+    human_grades,
+    measure,
+    million,
+    retrieval,
+    serving,
+    train_step,
+)
 from groundtune.prompts.rows import Row
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +61,13 @@ def test_training_against_padding_and_sharing(quick, decoder):
     assert cases[0]["share_of_peak"] > 0 and cases[0]["ours_tokens_s"] > 0
     assert [round(case["token_ratio"], 2) > 1 for case in cases[1:]] == [True, True, True, True, False]
     assert "torch" in versions["versions"]
+
+
+def test_block_attention_against_full_attention(quick, decoder):
+    step, warm, new, _ = quick(block_attention, "--model", str(decoder))
+    for case in (step, warm, new):
+        check(case)
+    assert step["token_bound"] > 1 and warm["mb_a_passage"] > 0
 
 
 @pytest.mark.slow
