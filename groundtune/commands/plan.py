@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from operator import itemgetter
 from pathlib import Path
@@ -16,7 +17,7 @@ from groundtune.commands.config import Entry, read_tree
 from groundtune.commands.evaluate import parser as evaluation_parser
 from groundtune.commands.parsing import given, parse_arguments
 from groundtune.errors import DataError
-from groundtune.evaluation.figures import compared
+from groundtune.evaluation.figures import compared, is_kept
 from groundtune.evaluation.verdicts import F1
 from groundtune.methods import METHODS
 from groundtune.prompts.policies import CONTEXTS
@@ -76,6 +77,11 @@ def read_plan(path: str, changes: Mapping[str, str], output_dir: str = "") -> Pl
     if names and baseline not in names:
         reader.problem("baseline", f"no cell is called {baseline}; take one of {', '.join(names)}")
     metric, also = reader.text("metric", F1), reader.texts("also")
+    for name in ("metric", "also"):
+        if lost := [one for one in ([metric] if name == "metric" else also) if not is_kept(one)]:
+            reader.problem(
+                name, f"no figures of {lost[0]} are kept; take one such as {F1} or errors/answerable_refused"
+            )
     if reader.problems:
         raise DataError(reader.problems)
     return Plan(
@@ -268,32 +274,49 @@ def identified(plan: Plan) -> Plan:
 
     Raises `DataError` with every problem of every command, under the cell's name.
     """
-    from groundtune.runs.cells import settings_of, weights_of
-
-    cells: list[Cell] = []
     problems: list[str] = []
-    for cell in plan.cells:
+
+    def tried(cell: Cell, settings: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
-            if cell.method:
-                arguments = parse_arguments(cell.method, cell.words)
-                method = METHODS[cell.method]
-                if found := arguments.check(for_training=method.title if method.retrieves else ""):
-                    raise DataError(found)
-                settings = settings_of(arguments)
-            else:
-                settings = {"--model_name_or_path": weights_of(cell.words[0])}
-            evaluations = tuple(replace(asked, settings=_settings(asked)) for asked in cell.evaluations)
-            cells.append(replace(cell, settings=settings, evaluations=evaluations))
+            return settings()
         except DataError as error:
-            problems += [f"{plan.file}: {cell.name}: {problem}" for problem in error.problems]
+            problems.extend(f"{plan.file}: {cell.name}: {problem}" for problem in error.problems)
+            return {}
+
+    cells = [
+        replace(
+            cell,
+            settings=tried(cell, partial(_trained, cell)),
+            evaluations=tuple(
+                replace(asked, settings=tried(cell, partial(_settings, asked))) for asked in cell.evaluations
+            ),
+        )
+        for cell in plan.cells
+    ]
     if problems:
         raise DataError(problems)
     return replace(plan, cells=tuple(cells))
 
 
+def _trained(cell: Cell) -> dict[str, Any]:
+    """What determines a cell's weights."""
+    from groundtune.runs.cells import settings_of, weights_of
+
+    if not cell.method:
+        return {"--model_name_or_path": weights_of(cell.words[0])}
+    arguments, method = parse_arguments(cell.method, cell.words), METHODS[cell.method]
+    if problems := arguments.check(for_training=method.title if method.retrieves else ""):
+        raise DataError(problems)
+    return settings_of(arguments)
+
+
 def _settings(asked: Asked) -> dict[str, str]:
     """What an evaluation's words determine besides its model."""
     values = given(evaluation_parser(), asked.words)
+    if not values["model"]:
+        raise DataError(["--model_name_or_path: missing; name the model in the plan's settings"])
+    if unknown := [context for context in asked.contexts if context not in CONTEXTS]:
+        raise DataError([f"evaluation {asked.name}: --contexts: no such context: {unknown[0]}"])
     for name in _FILES:
         if name in values and not os.path.isfile(values[name]):
             raise DataError([f"evaluation {asked.name}: --{name}: no such file: {values[name]}"])

@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
         be_quiet()
 
     from groundtune.commands.plan import read_plan
+    from groundtune.reporting.sweep_report import check_report
     from groundtune.runs.cells import chosen
 
     plan = read_plan(words["file"], _changes(words.get("set", [])), words.get("output_dir", ""))
@@ -47,12 +48,16 @@ def main(argv: Sequence[str]) -> int:
     if unknown := [name for name in only if not chosen(plan, [name])]:
         raise DataError([f"--only: no cell is called {unknown[0]}; take one of {', '.join(plan.names)}"])
     cells = chosen(plan, only)
+    check_report(plan)
     tell = _teller(words)
     failed: list[str] = []
     if not words["report_only"]:
-        failed = _run(plan, cells, seconds, words["dry_run"], tell)
-    if words["dry_run"]:
-        return 0
+        plan, minutes = _checked(plan, cells, tell, words["dry_run"])
+        if words["dry_run"]:
+            if words["json"]:
+                say_json({"left": minutes})
+            return 0
+        failed = _run(plan, cells, seconds, tell)
     found, figures = _reported(plan)
     _show(plan, found, figures, failed, words)
     return int(bool(failed))
@@ -103,23 +108,28 @@ def _teller(words: dict[str, Any]) -> Any:
     return complain if words["json"] else say
 
 
-def _run(plan: Plan, cells: Sequence[Cell], seconds: float | None, dry: bool, tell: Any) -> list[str]:
-    """Estimate and, unless `dry`, measure the cells; one line for each that failed."""
+def _checked(plan: Plan, cells: Sequence[Cell], tell: Any, dry: bool) -> tuple[Plan, dict[str, float | None]]:
+    """The plan with what its files hold, and the minutes that each of the cells that are left will take."""
     _make_probe(plan)
 
     from groundtune.commands.plan import identified
     from groundtune.evaluation.figures import finished_cells
-    from groundtune.recipes.sweep import FAILED, sweep
-    from groundtune.runs.cells import chosen
+    from groundtune.recipes.sweep import on
+    from groundtune.runs.record import device
 
     plan = identified(plan)
-    cells = chosen(plan, [cell.label for cell in cells])
     known, _ = finished_cells(plan.cells, plan.results)
     left = [cell for cell in cells if cell.label not in known]
-    _estimate(left, list(known.values()), tell, dry)
-    if dry:
-        return []
-    ended = sweep(plan, cells, seconds, tell)
+    return plan, _estimate(left, on(device(), known.values()), tell, dry)
+
+
+def _run(plan: Plan, cells: Sequence[Cell], seconds: float | None, tell: Any) -> list[str]:
+    """Measure the cells; one line for each that failed."""
+    from groundtune.recipes.sweep import FAILED, sweep
+    from groundtune.runs.cells import chosen
+    from groundtune.runs.record import device
+
+    ended = sweep(plan, chosen(plan, [cell.label for cell in cells]), seconds, tell, device=device())
     return [f"{one.cell.label}: {one.why}" for one in ended if one.how == FAILED]
 
 
@@ -144,7 +154,7 @@ def _make_probe(plan: Plan) -> None:
     write_text(path, "".join(line.rstrip("\n") + "\n" for line in lines))
 
 
-def _estimate(left: Sequence[Cell], known: Sequence[Figures], tell: Any, dry: bool) -> None:
+def _estimate(left: Sequence[Cell], known: Sequence[Figures], tell: Any, dry: bool) -> dict[str, float | None]:
     """Print how long it will take, by the minutes of finished cells or, without any, by the doctor's estimate."""
     from groundtune.recipes.sweep import expected_minutes
     from groundtune.system.progress import rounded_time
@@ -162,6 +172,7 @@ def _estimate(left: Sequence[Cell], known: Sequence[Figures], tell: Any, dry: bo
     unknown = sum(one is None for one in minutes.values())
     more = f", and {unknown} of which nothing is known" if unknown else ""
     tell(f"{len(left)} runs are left: about {rounded_time(60 * total)} ({basis}){more}" if left else "no run is left")
+    return minutes
 
 
 def _about(minutes: float | None) -> str:
@@ -204,7 +215,7 @@ def _show(
     from groundtune.system.tables import TextTable
 
     decides = found[0]
-    header, rows = table(found)
+    header, rows = table(found if words["json"] else [decides])  # a screen has no room for more; the report has all
     if words["json"]:
         say_json({
             "measured": len(figures), "runs": len(plan.cells), "winner": decides.winner, "best": decides.best,

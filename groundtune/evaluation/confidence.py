@@ -27,7 +27,7 @@ from groundtune.evaluation.verdicts import F1
 from groundtune.schema import UNANSWERABLE, Prediction
 from groundtune.system.inputs import read_text
 from groundtune.system.outputs import inside
-from groundtune.system.text import as_json
+from groundtune.system.text import as_json, is_finite
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ def _numbers(given: str) -> Thresholds | None:
 def _number(value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_finite(value):
         raise ValueError(f"{ascii(value):.60} is not a number")
     return float(value)
 

@@ -122,6 +122,11 @@ def scored_of(predictions: Sequence[Prediction]) -> Scored:
     return Scored(tuple(_hashes(examples)), tuple(clusters_of(examples)), scores)
 
 
+def is_kept(metric: str) -> bool:
+    """Whether files of figures have this metric, if a question has it."""
+    return bool(_KEPT.fullmatch(metric))
+
+
 def _rounded(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, 4)
 

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -56,40 +56,43 @@ class Ended:
     why: str = ""
 
 
-def sweep(plan: Plan, cells: Sequence[Cell], seconds: float | None, tell: Tell, run: Run | None = None) -> list[Ended]:
+def sweep(
+    plan: Plan, cells: Sequence[Cell], seconds: float | None, tell: Tell, run: Run | None = None, device: str = ""
+) -> list[Ended]:
     """Measure each cell that is not finished yet, and write its figures; `tell` gets a line for each.
 
-    `seconds`: no cell is started that would take longer than what is left of them. Raises `DataError` if figures of
-    finished cells cannot be read, and `Stopped` or `KeyboardInterrupt` after a cell was asked to stop.
+    `seconds`: no cell is started that would take longer than what is left of them, by the minutes that finished ones
+    took on this `device`. Raises `DataError` if figures of finished cells cannot be read, and `Stopped` or
+    `KeyboardInterrupt` after a cell was asked to stop.
     """
     begin, ended = time.monotonic(), []
     for number, cell in enumerate(cells, 1):
         left = None if seconds is None else seconds - (time.monotonic() - begin)
         tell(f"{number} of {len(cells)}  {cell.label} ...")
-        one = _one(plan, cell, left, tell, run or in_a_process)
+        one = _one(plan, cell, left, tell, run or in_a_process, device)
         tell(f"{number} of {len(cells)}  {cell.label}: {one.how}{one.why and f', {one.why}'}")
         ended.append(one)
     return ended
 
 
-def _one(plan: Plan, cell: Cell, left: float | None, tell: Tell, run: Run) -> Ended:
+def _one(plan: Plan, cell: Cell, left: float | None, tell: Tell, run: Run, device: str) -> Ended:
     try:
         with alone(plan.output_dir, file=f"{cell.label}.cell"):
-            return _alone(plan, cell, left, tell, run)
+            return _alone(plan, cell, left, tell, run, device)
     except DataError as error:
         if any("is in use by" in problem for problem in error.problems):
             return Ended(cell, IN_USE, "by another process")
         return Ended(cell, FAILED, one_line(error, 300))
 
 
-def _alone(plan: Plan, cell: Cell, left: float | None, tell: Tell, run: Run) -> Ended:
+def _alone(plan: Plan, cell: Cell, left: float | None, tell: Tell, run: Run, device: str) -> Ended:
     known, other = finished_cells(plan.cells, plan.results)
     if cell.label in known:
         return Ended(cell, BEFORE)
     for reason in other.get(cell.label, ()):
         tell(f"    {plan.results_file(cell)} is not this cell, finished: {reason}")
     if left is not None:
-        expected = expected_minutes(cell, list(known.values()))
+        expected = expected_minutes(cell, on(device, known.values()))
         if left <= 0 or (expected is not None and 60 * expected > left):
             takes = "" if expected is None else f"it takes about {expected:.0f} min, and "
             return Ended(cell, NO_TIME, f"{takes}{max(0, left) / 60:.0f} min are left")
@@ -172,6 +175,11 @@ def _last_line(log: Path) -> str:
         if lines:
             return one_line(lines[-1], 200)
     return "it printed nothing"
+
+
+def on(device: str, known: Iterable[Figures]) -> list[Figures]:
+    """The cells that were measured on this device: minutes on another one say nothing here."""
+    return [one for one in known if not device or one.machine.get("device") == device]
 
 
 def expected_minutes(cell: Cell, known: Sequence[Figures], training: float | None = None) -> float | None:

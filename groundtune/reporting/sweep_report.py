@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from groundtune.data.files import write_text
+from groundtune.errors import DataError
 from groundtune.evaluation.figures import Figures
 from groundtune.evaluation.standings import BETTER, UNCLEAR, WORSE, At, Standing, Standings, spread_of_seeds, standings
 from groundtune.evaluation.statistics import Interval
@@ -12,6 +13,7 @@ from groundtune.evaluation.verdicts import ERRORS, F1, SCORES
 from groundtune.reporting.markdown import md, md_table
 from groundtune.reporting.plots import as_file, systems_plot
 from groundtune.runs.cells import Plan
+from groundtune.system.inputs import read_text
 
 NOT_MEASURED = "not measured"
 _BEGIN, _END = "<!-- sweep {name}: begin -->", "<!-- sweep {name}: end -->"
@@ -58,24 +60,38 @@ def plot(plan: Plan, found: Sequence[Standings]) -> str:
 
 
 def write_sweep(plan: Plan, figures: Sequence[Figures], found: Sequence[Standings]) -> None:
-    """Write the report and, beside it, the plot; in a file with this sweep's marks only what is between them."""
+    """Write the report between this sweep's marks, around which a page may have more, and the plot beside it.
+
+    Raises `DataError` as `check_report` does.
+    """
+    check_report(plan)
     picture = plan.report.with_name(f"{plan.file.stem}.svg")
     svg = plot(plan, found)
     text = markdown(plan, figures, found, picture.name if svg else "")
-    begin, end = (mark.format(name=plan.file.stem) for mark in (_BEGIN, _END))
-    whole = plan.report.read_text("utf-8") if plan.report.is_file() else ""
-    if begin in whole and end in whole.partition(begin)[2]:
-        before, _, rest = whole.partition(begin)
-        text = f"{before}{begin}\n\n{text}\n{end}{rest.partition(end)[2]}"
+    begin, end = _marks(plan.file.stem)
+    whole = read_text(plan.report) if plan.report.is_file() else f"{begin}\n{end}\n"
+    before, _, rest = whole.partition(begin)
     plan.report.parent.mkdir(parents=True, exist_ok=True)
-    write_text(plan.report, text)
+    write_text(plan.report, f"{before}{begin}\n\n{text}\n{end}{rest.partition(end)[2]}")
     if svg:
         write_text(picture, as_file(svg))
 
 
+def _marks(name: str) -> tuple[str, str]:
+    return _BEGIN.format(name=name), _END.format(name=name)
+
+
+def check_report(plan: Plan) -> None:
+    """Raise `DataError` if the report would replace a file that no sweep wrote."""
+    begin, end = _marks(plan.file.stem)
+    if plan.report.is_file() and end not in read_text(plan.report).partition(begin)[2]:
+        problem = f"report: {plan.report} exists and has no lines {begin} and {end}; add them, or name another file"
+        raise DataError([f"{plan.file}: {problem}"])
+
+
 def between_marks(whole: str, name: str) -> str:
     """What a sweep wrote into a page; empty if it has no marks."""
-    begin, end = (mark.format(name=name) for mark in (_BEGIN, _END))
+    begin, end = _marks(name)
     return whole.partition(begin)[2].partition(end)[0].strip("\n") + "\n" if begin in whole else ""
 
 
@@ -96,7 +112,11 @@ def markdown(plan: Plan, figures: Sequence[Figures], found: Sequence[Standings],
 
 def _number(plan: Plan, figures: Sequence[Figures]) -> str:
     done, cells = len(figures), len(plan.cells)
-    return f"{done} of {cells} runs are measured." if done < cells else f"All {cells} runs are measured."
+    return (
+        f"{done} of {cells} runs {'is' if done == 1 else 'are'} measured."
+        if done < cells
+        else f"All {cells} runs are measured."
+    )
 
 
 def _how(decides: Standings) -> str:

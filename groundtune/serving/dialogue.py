@@ -139,12 +139,15 @@ def _writer(arguments: InferenceArguments) -> Write:
         server = arguments.generator_endpoint()
         return lambda example, passages: by_completions(server, prompt, fitted(example, passages, prompt, room), new)
     from groundtune.model.generators import LocalModel  # here, because it imports torch, which a server does not need
+    from groundtune.model.kv_cache import MB, PassageCache
 
-    local = LocalModel(opening.open(prompt, tokenizer.pad_token_id), tokenizer, opening.bf16)
+    kept_passages = PassageCache(arguments.evaluation.passage_cache * MB)
+    model = opening.open(prompt, tokenizer.pad_token_id)
+    local = LocalModel(model, tokenizer, opening.bf16, kept=kept_passages)
 
     def here(example: Example, passages: Passages) -> tuple[Sequence[Document], Words]:
         question = fitted(example, passages, prompt, room)
-        return question.read, local.stream(prompt, question.prompt_ids, new)
+        return question.read, local.stream(prompt, question.prompt_ids, new, question.borders)
 
     return here
 

@@ -34,7 +34,17 @@ from groundtune.evaluation.figures import (
 )
 from groundtune.evaluation.predictions import evaluation_of, write_predictions
 from groundtune.evaluation.standings import At, standings
-from groundtune.recipes.sweep import BEFORE, FAILED, FINISHED, IN_USE, NO_TIME, expected_minutes, in_a_process, sweep
+from groundtune.recipes.sweep import (
+    BEFORE,
+    FAILED,
+    FINISHED,
+    IN_USE,
+    NO_TIME,
+    expected_minutes,
+    in_a_process,
+    on,
+    sweep,
+)
 from groundtune.reporting.sweep_report import all_standings, between_marks, markdown, write_sweep
 from groundtune.runs.cells import Plan, chosen
 from groundtune.schema import Document, Example, Prediction
@@ -214,6 +224,8 @@ BAD = {
     "questions: q\ncells: {{a: {{k: {{x: 1}}}}}}": "write a JSON object as text",
     "questions: q\ncells: {{a: {{}}}}\nseeds: [one]": "seeds: must be a list of whole numbers",
     "questions: q\ncells: {{a: {{}}}}\nbaseline: b": "baseline: no cell is called b; take one of a",
+    "questions: q\ncells: {{a: {{}}}}\nmetric: f1": "metric: no figures of f1 are kept",
+    "questions: q\ncells: {{a: {{}}}}\nalso: [latency/generation_s]": "also: no figures of latency/generation_s",
     "questions: q\ncells: [a, b]": "cells: must have a name and its flags",
     "questions: q\ngrid: {{k: []}}": "try.yaml:2: k: has no value",
     "questions: q\ngrid: {{k: [a/b, a|b]}}": "two combinations have the same name",
@@ -234,8 +246,10 @@ def test_what_is_wrong_with_a_plan_is_one_line_with_its_place(tmp_path, text, pr
 
 def test_wrong_flags_of_any_cell_are_reported_before_anything_runs(tmp_path, plan, capsys):
     text = PLAN.replace("citations: off", "citation: taught").replace("retriever: dense", "retrieve: dense")
+    text = text.replace("retrieved,gold", "retrieved,../gold")
     assert main(["sweep", str(write_plan(tmp_path, text)), "--dry_run"]) == 2
     shown = capsys.readouterr().err
+    assert "evaluation mix: --contexts: no such context: ../gold" in shown
     assert "swr: --citation: no such argument" in shown and "retrieve: no such argument" in shown
     assert "sft: --train_file: missing" in shown
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["probe.jsonl"]
@@ -315,6 +329,7 @@ def test_no_cell_is_started_that_would_not_end_in_time(plan):
     assert (found["base"], found["sft-seed0"], found["swr-seed0"]) == (BEFORE, BEFORE, NO_TIME) and not commands.ran
     assert run(plan, seconds=15 * 60)["swr-seed0"] == FINISHED
     known = figures(plan)
+    assert on("another CPU", known) == [] and on("a CPU", known) == on("", known) == known
     assert expected_minutes(plan.cells[0], known) == pytest.approx(4.0)
     assert expected_minutes(plan.cells[4], known) == pytest.approx(14.5)
     assert expected_minutes(plan.cells[4], []) is None and expected_minutes(plan.cells[4], [], 9.0) == 9.0
@@ -533,6 +548,15 @@ def test_a_page_with_marks_keeps_all_that_is_outside_them(plan):
     assert between_marks(text, "try") == markdown(plan, figures(plan), found, "try.svg")
 
 
+def test_a_page_without_marks_is_not_replaced(plan, tmp_path, capsys):
+    page = tmp_path / "runs" / "sweep.md"
+    page.parent.mkdir()
+    write_text(page, "my own notes\n")
+    assert main(["sweep", str(tmp_path / "try.yaml"), "--report_only"]) == 2
+    assert "sweep.md exists and has no lines <!-- sweep try: begin -->" in capsys.readouterr().err
+    assert page.read_text("utf-8") == "my own notes\n"
+
+
 def test_the_report_is_made_from_the_files_of_figures_alone(plan, tmp_path, capsys):
     run(plan)
     for path in tmp_path.rglob("*"):
@@ -589,7 +613,7 @@ cells:
 # What is in the repository
 
 
-@pytest.mark.parametrize("name", ["study", "choices"])
+@pytest.mark.parametrize("name", ["study", "small", "choices", "smollm2", "dialogues"])
 def test_the_plans_of_the_study_are_read_and_every_command_parses(name):
     plan = read_plan(str(ROOT / "examples" / "study" / f"{name}.yaml"), {})
     for cell in plan.cells:
@@ -611,10 +635,11 @@ def test_the_page_of_results_is_what_the_figures_in_the_repository_give():
 
 
 def test_figures_in_the_repository_belong_to_cells_of_their_plan():
-    for name, folder in (("study", "results"), ("choices", "results/choices")):
+    known: set[Path] = set()
+    for name in ("study", "small", "choices", "smollm2", "dialogues"):
         plan = read_plan(str(ROOT / "examples" / "study" / f"{name}.yaml"), {})
-        known = {plan.results_file(cell).name for cell in plan.cells}
-        assert {path.name for path in (ROOT / "examples" / "study" / folder).glob("*.json")} <= known
+        known |= {plan.results_file(cell) for cell in plan.cells}
+    assert set((ROOT / "examples" / "study" / "results").rglob("*.json")) <= known
 
 
 def test_the_plans_in_the_documentation_are_plans(tmp_path):
