@@ -112,7 +112,7 @@ def measure(sides: Sides, questions: Sequence[Example]) -> list[Measured]:
             servers["transformers serve"] = (stack.enter_context(sides.theirs()), sides.folder)
             sent["transformers serve"] = sides.with_passages(questions)
         for side, (server, model) in servers.items():  # untimed
-            timed(side, server, model, dict(islice(sent[side].items(), 1)), 1, options)
+            timed(side, server, model, dict(islice(reversed(sent[side].items()), 1)), 1, options)
         begin, end = time.monotonic(), time.monotonic() + 60 * options.minutes
         for number in range(options.rounds):
             if number and time.monotonic() + (time.monotonic() - begin) / number > end:

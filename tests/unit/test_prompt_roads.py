@@ -144,7 +144,7 @@ def test_a_prompt_has_the_same_ids_on_every_road(folder, flags, sent, monkeypatc
     assert sent == trained
 
     here = []
-    monkeypatch.setattr(LocalModel, "stream", lambda self, prompt, ids, new: here.append(ids) or so())
+    monkeypatch.setattr(LocalModel, "stream", lambda self, prompt, ids, new, borders: here.append(ids) or so())
     monkeypatch.setattr("groundtune.model.opening.AnsweringModel.open", lambda *given: None)
     asked_one_by_one(inference(folder, flags, server=False), examples)
     assert here == trained
