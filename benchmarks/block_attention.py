@@ -94,6 +94,7 @@ def training_step(
     case = compare(
         "training step, rows of SwR", "shared prefixes",
         lambda i: ours.step(ours_rows[i]), lambda i: theirs.step(theirs_rows[i]), options.pairs,
+        lambda: (ours.step(ours_rows[0][:1]), theirs.step(theirs_rows[0][:1])),
         rows_a_step=options.batch_size, token_bound=bound,
     )  # fmt: skip
     lengths = [sum(len(row) for batch in these for row in batch) for these in (ours_rows, theirs_rows)]

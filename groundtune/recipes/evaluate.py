@@ -30,9 +30,9 @@ from groundtune.evaluation.answering import (
     open_questions,
     read_here,
 )
-from groundtune.evaluation.arguments import InferenceArguments
+from groundtune.evaluation.arguments import BASE, MODEL, InferenceArguments
 from groundtune.evaluation.comparison import Comparison, compare
-from groundtune.evaluation.confidence import Thresholds, abstaining, curve, read_thresholds
+from groundtune.evaluation.confidence import KEPT, Thresholds, abstaining, curve, keep
 from groundtune.evaluation.evaluator import spread
 from groundtune.evaluation.forgetting import Forgetting, Measured, Text, read_texts
 from groundtune.evaluation.judge import JudgePrompt, judged, open_judge, probe_judge, read_judge_prompts
@@ -59,8 +59,6 @@ from groundtune.system.text import as_json, hide_secrets
 
 logger = logging.getLogger(__name__)
 
-MODEL = "model"  # the system under evaluation; with --with_base it is compared with BASE
-BASE = "base"
 OnProgress = Callable[[str, int], Callable[[int], None]]  # (what, total) -> a function called with the number done
 
 
@@ -140,8 +138,7 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     judges = read_judge_prompts(arguments.judge.judge_prompt) if arguments.judge.judge else []
     right = Rightness(arguments.answers.right_metric, arguments.answers.right_threshold)
     _check_right(right, judges)
-    if arguments.answers.abstain_below:
-        read_thresholds(arguments.answers.abstain_below)  # before hours of work, if there is a problem
+    arguments.thresholds()  # before hours of work, if there is a problem
     _check_replaces_no_training(arguments.output_dir)
     with alone(arguments.output_dir):
         return _evaluate(arguments, judges, right, on_progress)
@@ -181,6 +178,10 @@ def _evaluate(
         for context, by_system in evaluations.items()
     }
     evaluations = _withheld(arguments, evaluations, notes)
+    if arguments.answers.keep_thresholds and arguments.run:
+        kept = keep(arguments.run.folder, curves, arguments.scored_by)
+        why = "nothing is kept: a threshold is chosen where some questions are unanswerable"
+        notes.append(f"the thresholds are in {arguments.run.folder / KEPT}" if kept else f"--keep_thresholds: {why}")
     with disk_errors(output_dir):  # before judging, so that no answer is lost if the judge fails
         _write_predictions(output_dir, evaluations)
         _write_predictions(output_dir, {f"study_{name}": by_system for name, by_system in answered.items()})
@@ -310,9 +311,8 @@ def _withheld(
     arguments: InferenceArguments, evaluations: dict[str, dict[str, Evaluation]], notes: list[str]
 ) -> dict[str, dict[str, Evaluation]]:
     """The evaluations with unlikely answers withheld, and `notes` on how many, if that is asked for."""
-    if not arguments.answers.abstain_below:
+    if (thresholds := arguments.thresholds()) is None:
         return evaluations
-    thresholds = read_thresholds(arguments.answers.abstain_below)
     samples, wordings = arguments.evaluation.bootstrap_samples, arguments.evaluation.abstentions
     found: dict[str, dict[str, Evaluation]] = {}
     for context, by_system in evaluations.items():

@@ -25,6 +25,7 @@ from benchmarks import (
     serving,
     train_step,
 )
+from groundtune.data.files import read_documents
 from groundtune.prompts.rows import Row
 
 ROOT = Path(__file__).parents[2]
@@ -160,17 +161,20 @@ def test_the_steps_of_a_million_passages_on_a_few_hundred(bert_embedding_folder,
     monkeypatch.setattr("groundtune.data.files._IN_MEMORY", 0)
     for module in ("stores.local", "retrievers"):
         monkeypatch.setattr(f"groundtune.retrieval.{module}.LARGE", 50)
-    sentences = corpus.sentences()[:60]
-    monkeypatch.setattr(million, "sentences", lambda: list(sentences))
+    pieces = [" ".join(corpus.sentences()[i : i + 3]) for i in range(0, 90, 3)]
+    monkeypatch.setattr(million, "pieces", lambda: iter([*pieces, *pieces]))
     options = argparse.Namespace(
-        folder=tmp_path / "million", passages=400, queries=20, embedding_model=str(bert_embedding_folder),
-        embedding_dtype="auto", vector_dtype="float16",
+        folder=tmp_path / "million", passages=400, originals=20, documents=[], questions=[], queries=10,
+        embedding_model=str(bert_embedding_folder), embedding_dtype="auto", vector_dtype="float16",
     )  # fmt: skip
     rows = {name: step(options) for name, step in million.STEPS.items() if name != "ask"}
     assert rows["read"] == {"passages": 400} and rows["search"]["lists"] > 0
     assert rows["search"]["recall@10"] > 0.9 and rows["search"]["mix_per_s"] > 0
-    known, questions = million.known_sentences(20)
-    assert len(questions) == 20 and not any(sentence in question for sentence in known for question in questions)
+    assert rows["collect"] == {"originals": 20, "queries": 10}
+    texts = [document.text for document in read_documents(tmp_path / "million" / "originals.jsonl")]
+    asked = json.loads((tmp_path / "million" / "queries.json").read_text())
+    assert set(texts) < set(pieces) and not any(text.startswith(query) for text in texts for query in asked)
+    assert len({document.text for document in read_documents(tmp_path / "million" / "documents.jsonl")}) == 400
 
 
 def test_search_and_fusion_are_timed_without_embedding(capsys, monkeypatch):
@@ -220,10 +224,14 @@ def test_scores_are_compared_with_the_grades_of_people(tmp_path, monkeypatch, ca
 
 @pytest.mark.slow  # it starts two servers
 def test_serving_beside_one_at_a_time(quick, decoder, static_embedding_folder):
-    measured = quick(serving, "--model", str(decoder), "--embedding_model", str(static_embedding_folder))
-    assert [(one["side"], one["users"]) for one in measured] == [
-        (side, users) for side in ("groundtune serve", "one at a time") for users in (1, 5)
-    ]
+    lines = quick(serving, "--model", str(decoder), "--embedding_model", str(static_embedding_folder))
+    sides = ("groundtune serve", "one at a time")
+    rounds, measured = ([one for one in lines if (name in one) == found] for name, found in (("lost", 1), ("lost", 0)))
+    turns = [sides, sides[::-1]]  # so that neither has always the warmer machine
+    assert [one["side"] for one in rounds] == [side for turn in turns for _ in (1, 5) for side in turn]
+    assert all(one["lost"] == 0 and one["answers"] == one["users"] for one in rounds)
+    assert [(one["side"], one["users"]) for one in measured] == [(side, users) for users in (1, 5) for side in sides]
     for one in measured:
-        assert one["answers_per_s"] > 0 and one["first_token_s"] > 0 and one["lost"] == 0
-        assert one["equal"] == 1  # in float32
+        assert one["answers_per_s"] > 0 and one["first_token_s"] > 0 and one["rounds"] == 2
+        assert one["equal"] == one["compared"]  # in float32
+    assert any(one["compared"] for one in measured) and [one["times"] for one in measured[1::2]] == [1, 1]
