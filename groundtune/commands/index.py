@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from groundtune.arguments import (
@@ -79,6 +81,7 @@ def main(argv: Sequence[str]) -> int:
     tuned = words.pop("tuned_embedding_model")
     retrieval = filled(RetrievalArguments, {**words, "retriever": "mix" if every else "dense"})
     _check(data, retrieval, every, tuned)
+    shard = _shard(words.pop("shard"), data, retrieval)
 
     from groundtune.data.files import read_documents
     from groundtune.retrieval.opening import index_folder, open_retriever_with
@@ -92,6 +95,9 @@ def main(argv: Sequence[str]) -> int:
     begin = time.perf_counter()
     documents = read_documents(data.full_dataset_file_path)
     folder = index_folder(data)
+    if shard:
+        _embed(shard, documents, folder, retrieval, words["json"])
+        return 0
     examples = searchable(data.eval_file) if data.eval_file else []
     reported = searchable(data.test_file) if data.test_file else []
     rewriter = open_rewriter(retrieval, folder) if examples else None
@@ -127,6 +133,42 @@ def main(argv: Sequence[str]) -> int:
         _show(found.get("retrieval"))
         say(*found.get("notes", ()))
     return 0
+
+
+def _embed(
+    shard: tuple[int, int], documents: Sequence[Document], folder: Path, retrieval: RetrievalArguments, as_json: bool
+) -> None:
+    from groundtune.retrieval.opening import open_embedder
+    from groundtune.retrieval.stores.local import Shard, embed_shard
+
+    embedder = open_embedder(retrieval.embedding_model, retrieval)
+    its_own, missing = embed_shard(folder, documents, embedder, retrieval.vector_dtype, Shard(*shard))
+    found = {"folder": str(folder), "shard": "{}/{}".format(*shard), "documents": its_own, "embedded": missing}
+    if as_json:
+        say_json(found)
+    else:
+        say(
+            f"shard {found['shard']}: {its_own:,} documents, of which {missing:,} were embedded now, in {folder}",
+            "When every shard is done, the same command without --shard makes the index of them",
+        )
+
+
+def _shard(text: str, data: DataArguments, retrieval: RetrievalArguments) -> tuple[int, int] | None:
+    """Number and count in `--shard 2/4`; None without one. Raises `DataError` if it is no such thing."""
+    if not text:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,4})/([1-9]\d{0,4})", text)
+    if not match or int(match[1]) > int(match[2]):
+        raise DataError([f"--shard: {text!r} is no shard; write 2/4 for the second of four"])
+    store = "" if retrieval.store == "local" else retrieval.store
+    beside = {"eval_file": data.eval_file, "store": store, "filter": retrieval.filter}
+    if problems := [
+        f"--{name}: has no effect with --shard, which only embeds; give it without --shard afterwards"
+        for name, given in beside.items()
+        if given
+    ]:
+        raise DataError(problems)
+    return int(match[1]), int(match[2])
 
 
 @dataclass(frozen=True)
@@ -292,6 +334,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--tuned_embedding_model", default="", metavar="TEXT",
         help="With --retriever all: a second embedding model, such as one trained by groundtune retriever, to compare.",
+    )  # fmt: skip
+    made.add_argument(
+        "--shard", default="", metavar="N/OF",
+        help="Embed only this part of the documents, such as 2/4, for several processes or machines with one folder; "
+        "the same command without --shard then makes the index of all parts.",
     )  # fmt: skip
     add_output_flags(made)
     return made

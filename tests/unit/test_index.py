@@ -19,10 +19,11 @@ from damages import INDEXES
 from safetensors.torch import load_file, save_file
 
 import groundtune.retrieval.stores.local
+from groundtune.cli import run_command
 from groundtune.data.files import sha256_of
 from groundtune.errors import DataError
 from groundtune.retrieval.embedder import Embedder
-from groundtune.retrieval.stores.local import Index, load_or_build_index
+from groundtune.retrieval.stores.local import Index, Shard, embed_shard, load_or_build_index
 from groundtune.schema import Document
 from groundtune.system.durable import write_manifest
 
@@ -436,6 +437,90 @@ def test_a_build_that_is_killed_goes_on_where_it_last_wrote(tmp_path, static_emb
     fresh = load_or_build_index(tmp_path / "other", documents, Embedder(str(static_embedding_folder)))
     np.testing.assert_array_equal(vectors, fresh.vectors)
     np.testing.assert_array_equal(build().vectors, fresh.vectors)
+
+
+def test_shards_embed_every_document_once_and_the_index_of_them_is_that_of_one_process(tmp_path):
+    documents = [*tiny_documents(), tiny_documents()[1]]  # one twice, as the same passage can be
+    embedders = [FakeEmbedder() for _ in range(3)]
+    counts = [
+        embed_shard(tmp_path, documents, embedder, "float32", Shard(i + 1, 3)) for i, embedder in enumerate(embedders)
+    ]
+    assert counts == [(2, 2)] * 3
+    texts = [text for embedder in embedders for text in embedder.documents]
+    assert sorted(texts) == sorted(d.text for d in tiny_documents())
+    assert build(tmp_path, documents) == []
+    assert not list(tmp_path.glob("*.part-*"))
+
+
+def test_a_shard_that_is_done_is_not_embedded_again_and_a_missing_one_is_made_up_for(tmp_path):
+    documents = tiny_documents()
+    assert embed_shard(tmp_path, documents, FakeEmbedder(), "float32", Shard(2, 2)) == (3, 3)
+    assert embed_shard(tmp_path, documents, FakeEmbedder(), "float32", Shard(2, 2)) == (3, 0)
+    assert build(tmp_path, documents) == [d.text for d in documents[::2]]
+    assert embed_shard(tmp_path, documents, FakeEmbedder(), "float32", Shard(1, 2)) == (3, 0)
+
+
+def test_a_shard_that_is_killed_goes_on_where_it_last_wrote(tmp_path, static_embedding_folder, monkeypatch):
+    monkeypatch.setattr(groundtune.retrieval.stores.local, "_WRITTEN_EVERY", 2)
+    documents, encode = [Document(f"{word} a book") for word in ("nine", "six", "free", "the")], Embedder._encode
+    encoded = []
+
+    def killed(self, texts, prompt, model):
+        if len(encoded) == 3:
+            raise KeyboardInterrupt
+        encoded.append(texts)
+        return encode(self, texts, prompt, model)
+
+    def shard():
+        embedder = Embedder(str(static_embedding_folder), batch_size=1)
+        return embed_shard(tmp_path / "index", documents, embedder, "float32", Shard(1, 1))
+
+    monkeypatch.setattr(Embedder, "_encode", killed)
+    with pytest.raises(KeyboardInterrupt):
+        shard()
+    monkeypatch.setattr(Embedder, "_encode", encode)
+    assert shard() == (4, 2)
+    whole = load_or_build_index(tmp_path / "index", documents, Embedder(str(static_embedding_folder)))
+    alone = load_or_build_index(tmp_path / "alone", documents, Embedder(str(static_embedding_folder)))
+    np.testing.assert_array_equal(whole.vectors, alone.vectors)
+
+
+def test_vectors_of_shards_differ_from_those_of_one_process_by_rounding_only(tmp_path, bert_embedding_folder):
+    """In another batch, a text is padded to another length, and the products add up in another order."""
+    documents, embedder = tiny_documents(), Embedder(str(bert_embedding_folder))
+    for i in (1, 2):
+        embed_shard(tmp_path / "shards", documents, embedder, "float32", Shard(i, 2))
+    shards, alone = (load_or_build_index(tmp_path / name, documents, embedder).vectors for name in ("shards", "alone"))
+    np.testing.assert_allclose(shards, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--shard", "5/4"), "--shard: '5/4' is no shard; write 2/4"),
+        (("--shard", "0/4"), "--shard: '0/4' is no shard"),
+        (("--shard", "1/2", "--filter", "draft"), "--filter: has no effect with --shard"),
+    ],
+)
+def test_a_shard_that_cannot_be_is_one_line(data_folder, static_embedding_folder, tmp_path, words, said, capsys):
+    assert run_command("index", index_words(data_folder, static_embedding_folder, tmp_path, *words)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("--")]
+    assert line.startswith(said)
+
+
+def test_the_command_says_what_a_shard_did_and_what_comes_next(data_folder, static_embedding_folder, tmp_path, capsys):
+    assert run_command("index", index_words(data_folder, static_embedding_folder, tmp_path, "--shard", "1/4")) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("shard 1/4: 2 documents, of which 2 were embedded now") and "without --shard" in said
+    words = index_words(data_folder, static_embedding_folder, tmp_path, "--shard", "1/4", "--json")
+    assert run_command("index", words) == 0
+    assert json.loads(capsys.readouterr().out)["embedded"] == 0
+
+
+def index_words(data: Path, model: Path, folder: Path, *words: str) -> list[str]:
+    files = {"full_dataset_file_path": data / "documents.jsonl", "full_dataset_index_path": folder}
+    named = [word for name, path in {**files, "embedding_model": model}.items() for word in (f"--{name}", str(path))]
+    return [*named, *words]
 
 
 def test_a_failed_write_leaves_no_believable_index(built, monkeypatch):

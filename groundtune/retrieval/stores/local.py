@@ -111,7 +111,7 @@ def load_or_build_index(
     one embeds and the other waits. The vectors of many documents are mapped, and proposed by an approximate index.
     Raises `DiskError`, and `DataError` for a folder that cannot be written to.
     """
-    settings = embedder.settings if dtype == "float32" else {**embedder.settings, "stored": dtype}
+    settings = _settings(embedder, dtype)
     store, ids = Path(folder) / fingerprint(settings), ids_of(documents)
     cached = _read(store, settings, tell=False)
     if not _fits(cached.ids, ids):
@@ -122,6 +122,50 @@ def load_or_build_index(
     if len(documents) > LARGE and embedder.similarity != "manhattan":
         near = near_in(store.with_name(f"{store.name}-near"), vectors, cached.checksum, embedder.similarity)
     return Index(documents, vectors, embedder.similarity, near)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Every `of`-th document from the `number`-th on, for one of several processes that embed a corpus together."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}of{self.of}"
+
+
+def embed_shard(
+    folder: str | Path, documents: Sequence[Document], embedder: AnyEmbedder, dtype: str, shard: Shard
+) -> tuple[int, int]:
+    """Embed the documents of `shard` whose vectors are not in `folder` yet; how many it has, and how many were missing.
+
+    The vectors wait beside the index, where `load_or_build_index` finds them; each process writes files of its own.
+    """
+    settings = _settings(embedder, dtype)
+    store, ids = Path(folder) / fingerprint(settings), ids_of(documents)
+    with disk_errors(store), _held(store, shard):
+        known = np.concatenate([piece.ids for piece in _pieces(store, settings)])
+        mine = _first(ids)[shard.number - 1 :: shard.of]
+        missing = mine[~np.isin(ids[mine], known)]
+        if len(missing):
+            logger.info("embedding %d of the %d documents of this shard", len(missing), len(mine))
+            _embedded(store, settings, documents, ids, missing, embedder, dtype, shard)
+    return len(mine), len(missing)
+
+
+def _settings(embedder: AnyEmbedder, dtype: str) -> dict[str, Any]:
+    return embedder.settings if dtype == "float32" else {**embedder.settings, "stored": dtype}
+
+
+def _first(ids: np.ndarray) -> np.ndarray:
+    """The position of the first document with each id, in order."""
+    return np.sort(np.unique(ids, return_index=True)[1])
+
+
+def _pieces(store: Path, settings: dict[str, Any]) -> list[_Cached]:
+    """The vectors of the index, and those that wait beside it."""
+    return [_read(store, settings), *(_read(path, settings, tell=False) for path in _parts_of(store))]
 
 
 def _fits(known: np.ndarray, ids: np.ndarray) -> bool:
@@ -145,34 +189,18 @@ def _completed(
     embedder: AnyEmbedder,
     dtype: str,
 ) -> _Cached:
-    """Embed missing documents and write the index.
-
-    New vectors are also written at intervals, so that a killed process loses only its most recent work.
-    """
-    cached = _read(store, settings)  # again, because another run may have written it
+    """Embed missing documents and write the index."""
+    cached, *parts = _pieces(store, settings)  # again, because another run may have written it
     if _fits(cached.ids, ids):
         return cached
-    parts = [part for path in _parts_of(store) if len((part := _read(path, settings, tell=False)).ids)]
-    _, first = np.unique(ids, return_index=True)
-    first = np.sort(first)
-    known = np.concatenate([cached.ids, *(part.ids for part in parts)])
+    first, pieces = _first(ids), [piece for piece in (cached, *parts) if len(piece.ids)]
+    known = np.concatenate([_NOTHING.ids, *(piece.ids for piece in pieces)])
     missing = first[~np.isin(ids[first], known)]
-    pieces = [piece for piece in (cached, *parts) if len(piece.ids)]
-    written = 0
-
-    def so_far(done: Sequence[int], vectors: np.ndarray) -> None:
-        nonlocal written
-        if len(done) - written >= _WRITTEN_EVERY and len(done) < len(missing):
-            these = np.array(done[written:])
-            written = len(done)
-            path = inside(store.parent, f"{store.name}.part-{len(_parts_of(store)):05}")
-            _write(path, settings, ids[missing[these]], vectors[these], embedder, dtype)
-
     if len(missing):
         logger.info("embedding %d of %d documents with %s%s", len(missing), len(documents), embedder.name,
                     _needed(len(documents), embedder))  # fmt: skip
-        texts = [documents[int(i)].text for i in missing]
-        pieces.append(_Cached(ids[missing], embedder.embed_documents(texts, so_far)))
+        vectors = _embedded(store, settings, documents, ids, missing, embedder, dtype)
+        pieces.append(_Cached(ids[missing], vectors))
     vectors = _gathered(pieces, ids[first])
     _write(store, settings, ids[first], vectors, embedder, dtype)
     for path in _parts_of(store):
@@ -180,6 +208,31 @@ def _completed(
     if len(ids) > LARGE:
         return _read(store, settings)  # mapped, where it was in memory
     return _Cached(ids[first], vectors)
+
+
+def _embedded(
+    store: Path, settings: dict[str, Any], documents: Sequence[Document], ids: np.ndarray, missing: np.ndarray,
+    embedder: AnyEmbedder, dtype: str, shard: Shard | None = None,
+) -> np.ndarray:  # fmt: skip
+    """The vectors of the documents at the positions `missing`, also written at intervals: a killed process loses only
+    its most recent work. Those of a shard are all written."""
+    written: list[int] = []
+    name = f"{store.name}.part-{f'{shard}-' if shard else ''}"
+
+    def write(these: Sequence[int], vectors: np.ndarray) -> None:
+        path = inside(store.parent, f"{name}{len(list(store.parent.glob(f'{name}*'))):05}")
+        at = np.array(these)
+        _write(path, settings, ids[missing[at]], vectors[at], embedder, dtype)
+        written.extend(these)
+
+    def so_far(done: Sequence[int], vectors: np.ndarray) -> None:
+        if len(done) - len(written) >= _WRITTEN_EVERY and len(done) < len(missing):
+            write(done[len(written) :], vectors)
+
+    vectors = embedder.embed_documents([documents[int(i)].text for i in missing], so_far)
+    if shard:
+        write(sorted(set(range(len(missing))) - set(written)), vectors)
+    return vectors
 
 
 def _needed(documents: int, embedder: AnyEmbedder) -> str:
@@ -203,8 +256,8 @@ def _parts_of(store: Path) -> list[Path]:
 
 
 @contextmanager
-def _held(store: Path) -> Iterator[None]:
-    """Lock the folder: two processes would write the same files, and a manifest would certify the mixture.
+def _held(store: Path, shard: Shard | None = None) -> Iterator[None]:
+    """Lock the folder, or a shard: two processes would write the same files, and a manifest would certify the mixture.
 
     Unfinished files of an earlier, killed process are removed.
     """
@@ -213,8 +266,8 @@ def _held(store: Path) -> Iterator[None]:
     def waiting() -> None:
         logger.info("another process is writing the index in %s; waiting for it", store)
 
-    with held(store, ".lock", "full_dataset_index_path", 0, waiting) as is_held:
-        for begun in store.glob(".*.tmp") if is_held else ():
+    with held(store, f".lock-{shard}" if shard else ".lock", "full_dataset_index_path", 0, waiting) as is_held:
+        for begun in store.glob(".*.tmp") if is_held and not shard else ():
             begun.unlink(missing_ok=True)
         yield
 
