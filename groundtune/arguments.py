@@ -82,7 +82,7 @@ class DataArguments:
     max_seq_length: int = argument(
         2048,
         "Maximum row length in tokens: passages, chat history, question and answer. Longer rows drop retrieved "
-        "passages, lowest-ranked first; never gold passages, question or answer.",
+        "passages, the last in the row first; never gold passages, question or answer.",
     )
     too_long: str = argument(
         "error",

@@ -39,6 +39,7 @@ COMMANDS = {
     "doctor": ("list every problem in the data of a training command", "commands.doctor:main"),
     "evaluate": ("evaluate any model or server end to end, in four contexts", "commands.evaluate:main"),
     "rate": ("let people grade answers on a local page, blind if there are two systems", "commands.rate:main"),
+    "sweep": ("try settings: train and compare every cell of a plan", "commands.sweep:main"),
     "compare": ("compare runs side by side: paired intervals, wins and losses", "commands.compare:main"),
     "index": ("embed the documents in advance, or measure a retriever", "commands.index:main"),
     "retriever": ("train an embedding model or a reranker, if that finds more", "commands.retriever:main"),

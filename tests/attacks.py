@@ -45,7 +45,7 @@ from test_terminal import NASTY
 GROUPS = (
     "model folder", "embedding model", "run folder", "checkpoint", "adapter", "index",
     "approximate index and index of words", "filter", "vectors from a server", "rating page", "documents", "data files",
-    "config file", "server", "tracker", "hub", "cache of own runs", "terminal and log",
+    "config file", "figures of a sweep", "server", "tracker", "hub", "cache of own runs", "terminal and log",
     "text in prompts that judge or write", "files in an output folder", "1 bounds of documents",
     "2 special files, links, names", "3 broken folders", "4 journals and files", "5 terminal and prompts",
 )  # fmt: skip
@@ -610,6 +610,32 @@ def configs() -> Iterator[Attack]:
                  "sft --config {in}/run.yaml", "run.yaml")  # fmt: skip
 
 
+def figures() -> Iterator[Attack]:
+    """Files of finished cells, as another person may have committed them."""
+    whole = {
+        "cell": "a", "method": "swr", "seed": 0, "settings": {}, "evaluations": {"retrieved": {}},
+        "scored": {"retrieved": {"retrieved": {
+            "questions": ["0" * 16, "1" * 16], "passages": [0, 1], "scores": {"generation/f1": [0.5, 0.25]}}}},
+        "minutes": {}, "machine": {"device": "a CPU"}, "versions": {}, "finished": "",
+    }  # fmt: skip
+    plan, command = "questions: q\ncells: {a: {}}\nresults: results\n", "sweep {in}/try.yaml --report_only -o {out}"
+    for name, content in {
+        "no JSON": "pickled",
+        "nests deeply": "[" * 100_000,
+        "a number of 10,000 digits": f'{{"seed": {"9" * 10_000}}}',
+        "a cell that leads elsewhere": json.dumps(whole | {"cell": "../../home/secret.txt"}),
+        "questions with their text": json.dumps(whole).replace("0" * 16, SECRET),
+        "a billion minutes": json.dumps(whole | {"minutes": {"training": 1e300}}),
+    }.items():
+        yield Attack("figures of a sweep", name, lambda place, content=content: (
+            place.write("try.yaml", plan), place.write("results/a-seed0.json", content)),
+            command, "a-seed0.json")  # fmt: skip
+    nasty = json.dumps(whole | {"machine": {"device": f"{NASTY} <script>x</script> ![x](http://{ELSEWHERE}/x)"}})
+    yield Attack("figures of a sweep", "a machine that would be shown", lambda place: (
+        place.write("try.yaml", plan), place.write("results/a-seed0.json", nasty)), command, status=(0,),
+        check=lambda place: "" if "<script>" not in place.written("sweep.md") else "HTML in the report")  # fmt: skip
+
+
 # Servers
 
 
@@ -952,8 +978,8 @@ def broken() -> Iterator[Attack]:
 
 def cases() -> Iterator[Attack]:
     for some in (
-        models, runs, checkpoints, adapters, indexes, made_elsewhere, filters, documents, data, configs, servers,
-        embedding_servers, rating_page, trackers, hub, printed, prompted, broken, outputs,
+        models, runs, checkpoints, adapters, indexes, made_elsewhere, filters, documents, data, configs, figures,
+        servers, embedding_servers, rating_page, trackers, hub, printed, prompted, broken, outputs,
     ):  # fmt: skip
         yield from some()
 

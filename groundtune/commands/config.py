@@ -7,6 +7,7 @@ import numbers
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -172,33 +173,24 @@ def _behind(pattern: str, text: str, position: int) -> int:
     return found.end() if found else position
 
 
-_BOOLEAN, _TEXT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:str"
+_BOOLEAN, _TEXT, _NULL = (f"tag:yaml.org,2002:{kind}" for kind in ("bool", "str", "null"))
 _OPENING = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken,
             yaml.BlockMappingStartToken)  # fmt: skip
 _CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 
 
 def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
-    try:
-        depth = 0
-        for token in yaml.scan(text, yaml.SafeLoader):
-            where = f"{path}:{token.start_mark.line + 1}: line"
-            if isinstance(token, yaml.AliasToken):  # a few lines of aliases can expand to gigabytes
-                raise DataError([f"{where}: *{token.value} is an alias; write the value out"])
-            depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
-            if depth > 50:  # reading time grows with the square of the depth
-                raise DataError([f"{where}: is nested too deeply to be read; write plain values"])
-        node = yaml.compose(text, yaml.SafeLoader)
-        if not isinstance(node, yaml.MappingNode):
-            raise _no_mapping(path, yaml.safe_load(text))
+    with _yaml_errors(path, text):
         loader = yaml.SafeLoader("")
-        for key, value in node.value:
-            where = f"{path}:{key.start_mark.line + 1}"
-            if not isinstance(key, yaml.ScalarNode):
-                raise DataError(
-                    [f"{where}: line: has a list or mapping before the colon; write the name of an argument"]
-                )
-            yield Entry(key.value, _constructed(loader, _as_written(value), f"{where}: {key.value}"), where)
+        for name, value, where in _items(_composed(path, text), path):
+            yield Entry(name, _constructed(loader, _as_written(value), f"{where}: {name}"), where)
+
+
+@contextmanager
+def _yaml_errors(path: str, text: str) -> Iterator[None]:
+    """Inside, what is wrong with the YAML of a file becomes a `DataError` with its line."""
+    try:
+        yield
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         # The end of the file, for want of a bracket above.
@@ -210,6 +202,55 @@ def _yaml_entries(path: str, text: str) -> Iterator[Entry]:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise DataError([f"{path}:{line}: line: contains the character {error.character:#x}; remove it"]) from error
+
+
+def _composed(path: str, text: str) -> yaml.MappingNode:
+    depth = 0
+    for token in yaml.scan(text, yaml.SafeLoader):
+        where = f"{path}:{token.start_mark.line + 1}: line"
+        if isinstance(token, yaml.AliasToken):  # a few lines of aliases can expand to gigabytes
+            raise DataError([f"{where}: *{token.value} is an alias; write the value out"])
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        if depth > 50:  # reading time grows with the square of the depth
+            raise DataError([f"{where}: is nested too deeply to be read; write plain values"])
+    node = yaml.compose(text, yaml.SafeLoader)
+    if not isinstance(node, yaml.MappingNode):
+        raise _no_mapping(path, yaml.safe_load(text))
+    return node
+
+
+def _items(node: yaml.MappingNode, path: str) -> Iterator[tuple[str, yaml.Node, str]]:
+    """Name, value and place of each item of a mapping."""
+    for key, value in node.value:
+        where = f"{path}:{key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode):
+            raise DataError([f"{where}: line: has a list or mapping before the colon; write the name of an argument"])
+        yield key.value, value, where
+
+
+def read_tree(path: str) -> dict[str, Entry]:
+    """The mapping in a YAML file, and those inside it: text as it is written, None, lists, or again dictionaries of
+    entries, each with its line.
+
+    Raises `DataError` as `read_config` does, and for a name that is given twice.
+    """
+    text = _text_of(path)
+    with _yaml_errors(path, text):
+        return _tree(_composed(path, text), path)
+
+
+def _tree(node: yaml.Node, path: str) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return [_tree(item, path) for item in node.value]
+    if not isinstance(node, yaml.MappingNode):
+        return None if node.tag == _NULL else node.value
+    found: dict[str, Entry] = {}
+    for name, value, where in _items(node, path):
+        if name in found:
+            earlier = found[name].where.rpartition(":")[2]
+            raise DataError([f"{where}: {name}: is also given in line {earlier}; keep one"])
+        found[name] = Entry(name, _tree(value, path), where)
+    return found
 
 
 def _as_written(node: yaml.Node) -> yaml.Node:

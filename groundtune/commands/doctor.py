@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     from groundtune.training.doctor import diagnose, shown
 
     diagnosis = diagnose(arguments)
-    cost = None if diagnosis.errors or arguments.output.quiet else _cost(arguments, diagnosis)
+    cost = None if diagnosis.errors or arguments.output.quiet else cost_of(arguments, diagnosis)
     if arguments.output.json:
         say_json({**diagnosis.to_dict(), "cost": cost and cost.to_dict()})
     else:
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     return 2 if diagnosis.errors else 0
 
 
-def _cost(arguments: RunArguments, diagnosis: Diagnosis) -> RunCost | None:
+def cost_of(arguments: RunArguments, diagnosis: Diagnosis) -> RunCost | None:
     """The cost of training; None without a model or rows, or if the model cannot be run without its weights."""
     rows = diagnosis.table.get("train")
     if rows is None:

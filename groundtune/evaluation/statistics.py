@@ -118,7 +118,7 @@ def aggregate(
 
 def paired_difference(
     base: Sequence[float], tuned: Sequence[float], clusters: Sequence[int] | None = None, *, samples: int = 10_000,
-    seed: int = 0, greater_is_better: bool = True,
+    seed: int = 0, greater_is_better: bool = True, level: float = 0.95,
 ) -> PairedDifference:  # fmt: skip
     """Compare two models question by question: `base[i]` and `tuned[i]` belong to the same question.
 
@@ -134,7 +134,7 @@ def paired_difference(
     for number in np.flatnonzero(~np.isfinite(change)):
         raise ValueError(f"row {number}: the difference is {change[number]}; a mean would hide it")
     numbers = _numbered(clusters, len(change))
-    (mean,), (detectable,) = difference_intervals(change[:, None], numbers, samples=samples, seed=seed)
+    (mean,), (detectable,) = difference_intervals(change[:, None], numbers, samples=samples, seed=seed, level=level)
     gain = change if greater_is_better else -change
     wins, losses, ties = (int(where.sum()) for where in (gain > TIE, gain < -TIE, abs(gain) <= TIE))
     (p_value,) = sign_flip_p_values(change[:, None], numbers, seed)
@@ -188,6 +188,16 @@ def sign_flip_p_values(columns: np.ndarray, clusters: np.ndarray, seed: int = 0)
         positive = generator.integers(2, size=(rows, len(size)), dtype=np.int8).astype(float)
         extreme += (np.abs(2 * positive @ size - total) >= least).sum(axis=0)
     return (extreme + 1) / (_FLIPS + 1)
+
+
+def standard_errors(columns: np.ndarray, clusters: Sequence[int] | None = None) -> np.ndarray:
+    """Standard error of the mean of each column, whose rows are questions, by the jackknife over passages."""
+    return _Clustered(columns, _numbered(clusters, len(columns))).error
+
+
+def student(freedom: float, probability: float) -> float:
+    """Quantile of Student's t."""
+    return _t(round(freedom, 6), probability)
 
 
 class _Clustered:

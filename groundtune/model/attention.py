@@ -101,13 +101,24 @@ def _window(config: Config) -> int | None:
     return getattr(config, "sliding_window", None) if slides else None
 
 
-@torch.no_grad()
 def _difference(model: Model, to_train: bool) -> str | None:
     """Compare a packed row with its sequences computed separately; how they differ, or None if they agree.
 
     This finds state-space layers, and models that drop unknown arguments.
     """
-    generator = torch.Generator().manual_seed(0)
+    # Random tokens can amplify rounding, in a tuned model above all, but not each draw does; a leak is in all of them.
+    draws = 1 if _is_exact(model) else 3
+    problems = []
+    for seed in range(draws):
+        if (problem := _difference_of(model, to_train, seed)) is None:
+            return None
+        problems.append(problem)
+    return problems[0]
+
+
+@torch.no_grad()
+def _difference_of(model: Model, to_train: bool, seed: int) -> str | None:
+    generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(model.config.get_text_config().vocab_size, (26,), generator=generator).to(model.device)
     # Two sequences that share a prefix of 8 tokens, and a third by itself; then one more token for the first two.
     segments = [Segment(0, 8), Segment(8, 13, (0,)), Segment(13, 18, (0,)), Segment(18, 24)]
@@ -134,11 +145,15 @@ def error_of_logits(model: Model, found: torch.Tensor, expected: torch.Tensor) -
     """Largest error of logits [rows, vocabulary] relative to their spread; None if rounding explains it."""
     found, expected = found.float(), expected.float()
     # A leak between sequences changes logits by about their spread; bfloat16 rounding by a few hundredths of it.
-    exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
-    tolerance = 1e-3 if exact else 0.1
+    tolerance = 1e-3 if _is_exact(model) else 0.1
     variation = (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
     error = ((found - expected).norm(dim=-1) / variation).max().item()
     return None if error < tolerance else error
+
+
+def _is_exact(model: Model) -> bool:
+    """Whether rounding is negligible."""
+    return model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
 
 
 @torch.enable_grad()

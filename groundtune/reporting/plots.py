@@ -221,6 +221,17 @@ def _steps_axis(axes: Axes) -> None:
     axes.set_ylim(-0.015 * highest, 1.05 * highest)
 
 
+_ON_PAPER = dict(ink="#3b4148", muted="#737a82", grid="#d9d8d2", tuned="#1f62a8", base="#878d95", paper="#ffffff")
+
+
+def as_file(figure: str) -> str:
+    """A figure as an SVG file of its own, in colours that can be read on white and on black."""
+    svg = figure[figure.index("<svg") : figure.index("</svg>") + len("</svg>")]
+    for name, colour in _ON_PAPER.items():
+        svg = svg.replace(f"var(--{name})", colour)
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1) + "\n"
+
+
 def _figure(
     name: str, size: tuple[float, float], caption: str, explanation: str, alt: str, draw: Callable[[Axes], None]
 ) -> str:

@@ -41,7 +41,7 @@ def run_record(
         **provenance(inputs),
         "arguments": plain(without_secrets(arguments)),
         "seed": seed,
-        "device": _device(),
+        "device": device(),
         "durations": dict(durations),
     }
 
@@ -105,7 +105,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _device() -> str:
+def device() -> str:
+    """What computes: the name of the GPU, or of the processor with its threads."""
     import torch
 
     if torch.cuda.is_available():

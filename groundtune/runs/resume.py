@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
@@ -100,7 +100,7 @@ def identity_of(groups: Iterable[Any], values: Mapping[str, Any]) -> dict[str, A
             values[flag] = f"sha256 {sha256_of(values[flag])}" if values[flag] else ""
     for flag in (f"--{name}" for name in _MODELS):
         if flag in values:
-            values[flag] = _model_identity(values[flag])
+            values[flag] = model_identity(values[flag])
     # Converted through JSON, as it will be read back; otherwise equal values would compare as different.
     return json.loads(to_json({**plain(without_secrets(values)), "versions": versions()}))
 
@@ -211,14 +211,14 @@ def _shown(value: object) -> str:
     return text[:19] + "..." if text.startswith("sha256 ") else text
 
 
-def _model_identity(name: str) -> str:
+def model_identity(name: str, suffixes: Collection[str] = frozenset(_MODEL_FILES)) -> str:
     """The contents of a local folder, or the name of a hub model. Large files are sampled: this tells models apart, it
     does not detect damage."""
     folder = Path(name)
     if not os.path.isdir(name):
         return name
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in _MODEL_FILES and path.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file()):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()} {size} ".encode())
         with open(path, "rb") as file:

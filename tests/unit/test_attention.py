@@ -337,9 +337,20 @@ def test_a_model_whose_attention_needs_more_is_left_as_it_was(families):
     assert "eager" in use_packed_attention(eager)
 
 
-def test_a_model_that_looks_at_its_neighbours_is_found_out(families):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("noise", ["once", "always"])
+def test_rounding_that_one_draw_of_the_trial_amplifies_keeps_no_model_from_packing(families, monkeypatch, dtype, noise):
+    model, errors = families["llama"].model().to(dtype), [0.11, None, None] if noise == "once" else [0.11] * 3
+    monkeypatch.setattr("groundtune.model.attention.error_of_logits", lambda *_: errors.pop(0))
+    problem = use_packed_attention(model)
+    assert bool(problem) is (noise == "always" or dtype == torch.float32)
+    assert attends_by_layout(model) is not bool(problem)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_model_that_looks_at_its_neighbours_is_found_out(families, dtype):
     """Such as a state-space layer or a convolution, which the layout never reaches."""
-    model = families["llama"].model()
+    model = families["llama"].model().to(dtype)
     mlp = model.model.layers[0].mlp
     forward = mlp.forward
     mlp.forward = lambda x: forward(x) + x.roll(1, dims=1)

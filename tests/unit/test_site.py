@@ -30,9 +30,9 @@ def test_the_table_on_security_has_a_row_with_tests_for_every_input():
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
     tests = {name: re.findall(r"`tests/[\w/]+\.py::test_\w+`", named) for name, _, _, named in rows[2:]}
     inputs = """model folder, embedding model, run folder, checkpoint, adapter, index,
-        approximate index and index of words, filter, vectors from a server, documents, data files, config file, server,
-        tracker, hub, cache of own runs, terminal and log, text in prompts that judge or write,
-        files in an output folder, rating page"""
+        approximate index and index of words, filter, vectors from a server, documents, data files, config file,
+        figures of a sweep, server, tracker, hub, cache of own runs, terminal and log,
+        text in prompts that judge or write, files in an output folder, rating page"""
     assert list(tests) == [" ".join(name.split()) for name in inputs.split(",")] and all(tests.values())
 
 
