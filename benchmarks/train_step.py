@@ -218,7 +218,9 @@ def useful_flops(model: Any, batch: Sequence[Row], packing: Any) -> float:
 class Ours:
     """Groundtune's own trainer, one step at a time."""
 
-    def __init__(self, model: ModelArguments, tokenizer: Any, dtype: str, share_prefix: str = "auto"):
+    def __init__(
+        self, model: ModelArguments, tokenizer: Any, dtype: str, share_prefix: str = "auto", blocks: bool = False
+    ):
         training = QATrainingArguments(
             output_dir=tempfile.mkdtemp(), eval_strategy="no", disable_tqdm=True, bf16=dtype != "float32"
         )
@@ -230,6 +232,7 @@ class Ours:
             evaluator=None,
             pad_id=tokenizer.pad_token_id,
             share_prefix=share_prefix,
+            blocks=blocks,
         )
         self.model = self.trainer.model
         self.optimizer = adamw(self.model)

@@ -55,6 +55,8 @@ NO_WRITER = (
 GOLD_FIRST, SHUFFLED, RANKED = ORDERS = ("gold_first", "shuffled", "ranked")
 DISTRACTORS = ("retrieved", "given", "mined", "random")
 OFF, TAUGHT, AFTERWARDS = "off", "taught", "afterwards"  # citations
+FULL, BLOCK = "full", "block"  # attention of passages
+PASSAGE_CACHE = 1024  # MB
 TOO_LONG = ("error", "drop", "shorten")  # what to do with an example that does not fit into a row
 
 
@@ -265,6 +267,14 @@ class PromptArguments:
         "for the answers of any model, by the words that sentence and passage share; prompts do not change.",
         [OFF, TAUGHT, AFTERWARDS],
     )
+    passage_attention: str = argument(
+        FULL,
+        "What the tokens of a passage attend to. full: to everything before them. block: to the instruction and to "
+        "their own passage, never to another; question and answer attend to everything (Block-Attention, Ma et al. "
+        "2025). A passage then costs its time once, in whatever place and prompt it stands; train with block to answer "
+        "with it. Needs a model with rotary positions, in this process.",
+        [FULL, BLOCK],
+    )
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -331,6 +341,11 @@ class EvaluationArguments:
     )
     max_new_tokens: int = argument(256, "Maximum answer length in tokens.")
     bootstrap_samples: int = argument(10_000, "Number of bootstrap resamples for the 95 % intervals.")
+    passage_cache: int = argument(
+        PASSAGE_CACHE,
+        "With --passage_attention block: memory in MB for passages that were read, the least recently used out. One of "
+        "300 tokens takes 5.5 MB with Gemma 3 270M in bfloat16 and 44 MB with Qwen3 8B. 0: each is read again.",
+    )
     abstentions: str = argument(
         "",
         "Text file with more wordings by which an answer says that the passages hold none, one per line, in addition "
@@ -588,6 +603,7 @@ def _check_numbers(arguments: Arguments) -> list[str]:
         (arguments.evaluation, "eval_max_samples", 0),
         (arguments.evaluation, "max_new_tokens", 1),
         (arguments.evaluation, "bootstrap_samples", 100),
+        (arguments.evaluation, "passage_cache", 0),
         (arguments.training, "per_device_train_batch_size", 1),
         (arguments.training, "per_device_eval_batch_size", 1),
         (arguments.training, "gradient_accumulation_steps", 1),

@@ -473,7 +473,7 @@ def made_elsewhere() -> Iterator[Attack]:
         yield Attack(group, name, damage, INDEX, status=(0,), before=many_documents)
     linked_lists = hostile_lists(lambda place, near: (near / "lists.faiss").symlink_to(place.secret))
     yield Attack(group, "lists that are a link", linked_lists, INDEX, status=(0, 2), before=many_documents)
-    words = {"vocabulary.json": b'{"a": 99999999}', "data.npy": b"\x93NUMPY\x01\x00" + b"\xff" * 99}
+    words = {"letters.npy": b"zzz", "data.npy": b"\x93NUMPY\x01\x00" + b"\xff" * 99}
     damage = hostile_lists(lambda place, near: [(near / name).write_bytes(content) for name, content in words.items()])
     yield Attack(group, "words with positions far away", damage, INDEX, status=(0,), before=many_documents)
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groundtune.arguments import ModelArguments, too_small
+from groundtune.arguments import BLOCK, ModelArguments, too_small
 from groundtune.commands.evaluate import inference_arguments
 from groundtune.commands.flags import add_group
 from groundtune.commands.parsing import given, light_parser
@@ -137,6 +137,11 @@ def _arguments(words: Mapping[str, Any], argv: Sequence[str]) -> InferenceArgume
     typed = partial(with_flags, ["groundtune", "export", *argv])
     arguments = inference_arguments(settings, for_questions=False, again=typed)
     problems = [*arguments.check(has_examples=False), *_problems(words)]
+    if arguments.prompt.passage_attention == BLOCK:
+        problems.append(
+            f"RUN: {run} was trained with --passage_attention block, but where exports are served passages attend to "
+            "each other: its answers would not be those that were measured; use groundtune serve, or train with full"
+        )
     if problems:
         raise DataError(problems)
     return arguments

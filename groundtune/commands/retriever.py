@@ -11,18 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 from groundtune.arguments import DataArguments, OutputArguments, RetrievalArguments
 from groundtune.commands.flags import add_group, filled
 from groundtune.commands.parsing import given, light_parser
-from groundtune.commands.terminal import (
-    add_output_flags,
-    be_quiet,
-    complain,
-    prints_elsewhere,
-    say,
-    say_json,
-    say_table,
-)
+from groundtune.commands.terminal import add_output_flags, say, say_json, say_table
+from groundtune.commands.train import trained, until_stopped
 from groundtune.errors import DataError
-from groundtune.system.durable import disk_errors
-from groundtune.system.signals import Stopped, watched
 from groundtune.training.retriever_arguments import RetrieverArguments, RetrieverRun, TrainingFlags
 
 if TYPE_CHECKING:
@@ -72,12 +63,7 @@ def main(argv: Sequence[str]) -> int:
 
 def train_with(arguments: Callable[[], RetrieverRun]) -> int:
     """`main` with these arguments; reading them imports torch, which takes seconds."""
-    try:
-        with watched():
-            return _run(arguments())
-    except Stopped as stopped:
-        complain(f"{stopped}; the same command resumes from the last checkpoint")
-        return stopped.exit_status
+    return until_stopped(lambda: _run(arguments()))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -127,22 +113,14 @@ def _run(run: RetrieverRun) -> int:
         raise DataError(problems)
 
     from groundtune.recipes.train_retriever import train_retriever
-    from groundtune.runs.resume import AlreadyFinished
-    from groundtune.training.safe_trainer import NonFiniteLoss
 
-    quiet, folder = run.output.quiet or run.output.json, Path(run.training.output_dir)
-    if quiet:
-        be_quiet()
-    results = None
-    try:
-        with prints_elsewhere(True), disk_errors(folder):
-            results = train_retriever(run)
-    except NonFiniteLoss as error:
-        complain(error)
-        return 1
-    except AlreadyFinished as finished:
-        if not run.output.quiet:
-            (complain if run.output.json else say)(finished)
+    return trained(
+        lambda: train_retriever(run), lambda results: _shown(run, results), run.output, run.training.output_dir
+    )
+
+
+def _shown(run: RetrieverRun, results: RetrieverResults | None) -> int:
+    folder = Path(run.training.output_dir)
     if run.output.json:
         _say_metrics(folder)
     elif results is not None:

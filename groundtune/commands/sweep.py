@@ -215,7 +215,7 @@ def _show(
     from groundtune.system.tables import TextTable
 
     decides = found[0]
-    header, rows = table(found)
+    header, rows = table(found if words["json"] else [decides])  # a screen has no room for more; the report has all
     if words["json"]:
         say_json({
             "measured": len(figures), "runs": len(plan.cells), "winner": decides.winner, "best": decides.best,

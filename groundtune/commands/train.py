@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from groundtune.arguments import OutputArguments
 from groundtune.commands.parsing import at_their_lines, light_parser, parse_arguments
 from groundtune.commands.terminal import (
     add_output_flags,
@@ -30,6 +31,9 @@ from groundtune.system.text import as_json
 if TYPE_CHECKING:
     from groundtune.reporting.results import Results
     from groundtune.training.arguments import RunArguments
+
+
+T = TypeVar("T")
 
 
 def train_by(argv: Sequence[str]) -> int:
@@ -86,13 +90,46 @@ def _train(method: str, argv: Sequence[str], defaults: Mapping[str, Any] | None 
                 say_text(f"\ndefaults of {whose}: {', '.join(f'--{n} {_as_words(v)}' for n, v in theirs.items())}")
         return 0
     try:
-        with watched():
-            return _run(method, argv, defaults)
+        return until_stopped(lambda: _run(method, argv, defaults))
     except DataError as error:
         raise DataError(at_their_lines(error.problems, argv)) from error
+
+
+def until_stopped(run: Callable[[], int]) -> int:
+    """The exit status of a training command: that of `run`, or of the signal that has stopped it."""
+    try:
+        with watched():
+            return run()
     except Stopped as stopped:
         complain(f"{stopped}; the same command resumes from the last checkpoint")
         return stopped.exit_status
+
+
+def trained(
+    train: Callable[[], T],
+    show: Callable[[T | None], int],
+    output: OutputArguments,
+    folder: str,
+    main_process: bool = True,
+) -> int:
+    """What `show` returns for the results of `train`, or for None if the run had finished before; 1 if it diverged."""
+    from groundtune.runs.resume import AlreadyFinished
+    from groundtune.training.safe_trainer import NonFiniteLoss
+
+    if output.quiet or output.json or not main_process:
+        be_quiet()
+    results = None
+    try:
+        # Always: a reader of the results that has gone, such as `head`, is no reason to stop training.
+        with prints_elsewhere(True), disk_errors(folder):
+            results = train()
+    except NonFiniteLoss as error:
+        complain(error)
+        return 1
+    except AlreadyFinished as finished:
+        if main_process and not output.quiet:
+            (complain if output.json else say)(finished)
+    return show(results) if main_process else 0
 
 
 def _as_words(value: Any) -> str:
@@ -101,29 +138,25 @@ def _as_words(value: Any) -> str:
 
 def _run(method: str, argv: Sequence[str], defaults: Mapping[str, Any] | None) -> int:
     arguments = parse_arguments(method, argv, defaults=defaults)
-    output = arguments.output
 
     from groundtune.recipes.train import train
-    from groundtune.runs.hub import NotPushed
-    from groundtune.runs.resume import AlreadyFinished
-    from groundtune.training.safe_trainer import NonFiniteLoss
 
-    main_process = arguments.training.process_index == 0
-    if output.quiet or output.json or not main_process:
-        be_quiet()
-    results = None
-    try:
-        # Always: a reader of the results that has gone, such as `head`, is no reason to stop training.
-        with prints_elsewhere(True), disk_errors(arguments.training.output_dir):
-            results = train(arguments)
-    except NonFiniteLoss as error:
-        complain(error)
-        return 1
-    except AlreadyFinished as finished:
-        if main_process and not output.quiet:
-            (complain if output.json else say)(finished)
-    if not main_process:
-        return 0
+    training = arguments.training
+    main_process = training.process_index == 0
+    return trained(
+        lambda: train(arguments),
+        lambda results: _shown(arguments, results),
+        arguments.output,
+        training.output_dir,
+        main_process,
+    )
+
+
+def _shown(arguments: RunArguments, results: Results | None) -> int:
+    """Print the results of a run, or its address and metrics alone if it had finished before; 4 if it is not pushed."""
+    from groundtune.runs.hub import NotPushed
+
+    output = arguments.output
     if results is not None and not output.json:
         _print_results(results, arguments)
     address, status = "", 0

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from groundtune.data.words import stem, telling_words, words
 from groundtune.schema import Document, Example
-
-if TYPE_CHECKING:
-    from groundtune.data.overlap import Hashes
 
 REPEATS = 0.3  # share of 5-grams: passages that have this much of each other were cut from the same text
 SUPPORTED = 0.6  # share of an answer's words: as for the questions that an LLM writes
@@ -36,16 +32,21 @@ def stems_added(answer: str, question: str) -> list[str]:
     return [one for one in stems if one not in asked] or stems
 
 
+def likeness(passage: Document, others: Sequence[Document]) -> float:
+    """The largest share of 5-grams that a passage has of one of the others, or one of them of the passage; 1 if it is
+    one of them, 0 if there are none."""
+    from groundtune.data.overlap import grams_of, share_of  # here, because it imports numpy, and -h must be fast
+
+    if any(other.id == passage.id for other in others):
+        return 1.0
+    here = grams_of(passage.body)
+    pairs = [(here, grams_of(other.body)) for other in others]
+    return max((max(share_of(a, b), share_of(b, a)) for a, b in pairs), default=0.0)
+
+
 def repeats(passage: Document, others: Sequence[Document]) -> bool:
     """Whether a passage is one of the others, or one of the two has `REPEATS` of the other's 5-grams."""
-    from groundtune.data.overlap import share_of  # here, because it imports numpy, and -h must be fast
-
-    here = _grams_of(passage.body)
-    return any(
-        other.id == passage.id or max(share_of(here, there), share_of(there, here)) >= REPEATS
-        for other in others
-        for there in [_grams_of(other.body)]
-    )
+    return likeness(passage, others) >= REPEATS
 
 
 def gives_away(passage: Document, example: Example) -> bool:
@@ -60,13 +61,6 @@ def _words_of(passage: str) -> tuple[frozenset[str], frozenset[str]]:
     """The words of a passage, and their stems: a passage is compared with many answers."""
     held = frozenset(words(passage))
     return held, frozenset(map(stem, held))
-
-
-@lru_cache(maxsize=4096)
-def _grams_of(text: str) -> Hashes:
-    from groundtune.data.overlap import grams
-
-    return grams(text)
 
 
 def _is_number(word: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,12 @@ def grams(text: str) -> Hashes:
         return np.empty(0, np.uint64)
     windows = np.lib.stride_tricks.sliding_window_view(ids, length)
     return np.unique((windows * _FACTORS[:length]).sum(axis=1, dtype=np.uint64))
+
+
+@lru_cache(maxsize=100_000)
+def grams_of(text: str) -> Hashes:
+    """`grams` of a passage that is compared again and again."""
+    return grams(text)
 
 
 def _factors(n: int) -> Hashes:

@@ -210,6 +210,7 @@ def _asked(
             context=context,
             abstentions=evaluation.abstentions,
             shorten=arguments.data.too_long == "shorten",
+            passage_cache=evaluation.passage_cache,
             **({} if citations == OFF else {"citations": citations}),
         )
     new, samples = evaluation.max_new_tokens, evaluation.bootstrap_samples

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from groundtune.arguments import (
+    BLOCK,
     REWRITE,
     DataArguments,
     EvaluationArguments,
@@ -389,6 +390,11 @@ class InferenceArguments:
         if self.generator.generator:
             g = self.generator
             problems += server_problems("generator", g.generator, g.generator_model, g.generator_options)
+            if self.prompt.passage_attention == BLOCK:
+                problems.append(
+                    "--passage_attention block: a server computes full attention; give --passage_attention full to "
+                    "measure the model so, or leave --generator out"
+                )
             if self.answers.with_base:
                 problems.append(
                     "--with_base: a server has only one model; evaluate the base model separately, then compare"
@@ -439,6 +445,7 @@ class InferenceArguments:
             (self.evaluation, "max_new_tokens", 1),
             (self.evaluation, "bootstrap_samples", 100),
             (self.evaluation, "eval_max_samples", 0),
+            (self.evaluation, "passage_cache", 0),
             *self.generator.least,
             (self.judge, "judge_max_new_tokens", 1),
             (self.answers, "per_device_eval_batch_size", 1),

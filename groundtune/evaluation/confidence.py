@@ -23,6 +23,7 @@ from groundtune.evaluation.predictions import Evaluation, evaluation_of, text_sc
 from groundtune.evaluation.verdicts import F1
 from groundtune.schema import UNANSWERABLE, Prediction
 from groundtune.system.inputs import read_text
+from groundtune.system.text import is_finite
 
 STEPS = 20  # thresholds that are tried for each signal: at every 5 % of the answers
 SIGNALS = ("logprob", "score")
@@ -192,7 +193,7 @@ def _numbers(given: str) -> Thresholds | None:
 def _number(value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_finite(value):
         raise ValueError(f"{ascii(value):.60} is not a number")
     return float(value)
 

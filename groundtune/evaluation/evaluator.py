@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 
 from groundtune.aliases import Model
-from groundtune.arguments import OFF, TAUGHT, room_for_prompt
+from groundtune.arguments import OFF, PASSAGE_CACHE, TAUGHT, room_for_prompt
 from groundtune.evaluation.abstention import read_wordings, unknown_texts
 from groundtune.evaluation.citations import citation_scores, marked
 from groundtune.evaluation.metrics import retrieval_scores
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, text_scores
 from groundtune.model.generation import Generated, generate_greedy
+from groundtune.model.kv_cache import MB, PassageCache
 from groundtune.prompts.policies import CONTEXTS, Passages, draw
 from groundtune.prompts.prompt import Prompt
 from groundtune.prompts.rows import Question, encode_questions, shortening_note
@@ -36,7 +37,8 @@ class EndToEndEvaluator:
     Work that does not depend on the model is done once: the retriever is frozen, so `hits` are passed in, and the
     prompts are written on construction. Gold passages are used only for scoring, unless `context` is another of
     `passages.CONTEXTS`. Raises `DataError` for a question that leaves no room for an answer of `max_new_tokens` within
-    `max_length` (tokens), `shorten` or not (see `prompts.rows.encode_rows`).
+    `max_length` (tokens), `shorten` or not (see `prompts.rows.encode_rows`). `passage_cache` (MB) is for passages
+    that do not read each other.
     """
 
     name: str
@@ -53,6 +55,7 @@ class EndToEndEvaluator:
     abstentions: str = ""  # file with more wordings, for `abstention.read_wordings`
     shorten: bool = False
     citations: str = OFF
+    passage_cache: int = PASSAGE_CACHE
     passages: list[Passages] = field(init=False, repr=False)
     questions: list[Question] = field(init=False, repr=False)
 
@@ -96,6 +99,8 @@ class EndToEndEvaluator:
             on_answer=on_answer,
             on_fewer=partial(setattr, self, "batch_size"),
             sources=[self.examples[i].source for i in numbers],
+            borders=[self.questions[i].borders for i in numbers],
+            kept=PassageCache(self.passage_cache * MB),  # a new one: the weights may have changed
         )
 
     def score(self, replies: Sequence[Reply], seconds: float) -> Evaluation:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
-from groundtune.data.overlap import HOLDS, Hashes, grams, share_of
+from groundtune.data.overlap import HOLDS, grams_of, share_of
 from groundtune.evaluation.metrics import retrieval_scores
 from groundtune.evaluation.statistics import Interval, PairedDifference, aggregate, clusters_of, paired_difference
 from groundtune.retrieval.queries import queries_of
@@ -111,9 +110,4 @@ def scores_of(example: Example, found: Sequence[Hit], k: int) -> dict[str, float
 
 
 def _holds(passage: Document, gold: Document) -> bool:
-    return passage.id == gold.id or share_of(_grams(gold.body), _grams(passage.body)) >= HOLDS
-
-
-@lru_cache(maxsize=100_000)
-def _grams(text: str) -> Hashes:
-    return grams(text)
+    return passage.id == gold.id or share_of(grams_of(gold.body), grams_of(passage.body)) >= HOLDS

@@ -6,7 +6,7 @@ a `Decoding`) reaches it, without a mask of tokens x tokens ever being built.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,13 @@ import torch
 from groundtune.aliases import Config, Model
 from groundtune.model.kv_cache import Decoding, KVCache
 from groundtune.model.packing import Packed, Segment, model_inputs
+from groundtune.model.rotation import depends_on_length, learn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "groundtune"  # of this attention among those of transformers
+_MOVED = 611  # positions, in the trial of moving keys
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")  # what configurations call it
 
 
@@ -43,11 +45,12 @@ def attention(
     return output.contiguous(), None  # as those of transformers: AFMoE and JetMoE rely on it
 
 
-def use_packed_attention(model: Model, to_train: bool = True) -> str | None:
+def use_packed_attention(model: Model, to_train: bool = True, blocks: bool = False) -> str | None:
     """Switch `model` to packed attention if its outputs then equal those of separate rows.
 
     Returns None, or why the model was left unchanged. Call this on the device and under the autocast that the model
-    will run with. A model that only answers (`to_train=False`) needs no kernel with a gradient.
+    will run with. A model that only answers (`to_train=False`) needs no kernel with a gradient. `blocks`: for block
+    attention, passages must also be the same wherever they stand.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -65,6 +68,8 @@ def use_packed_attention(model: Model, to_train: bool = True) -> str | None:
         problem = _static_problem(base.config.get_text_config(), to_train) or _difference(base, to_train)
         if not problem and to_train and base.device.type == "cuda":
             problem = _kernel_problem(base.config.get_text_config(), base.dtype, base.device)
+        if blocks:
+            problem = problem or _place_problem(base)
     except Exception as error:  # a model may do anything with an argument that it does not know
         problem = f"{type(error).__name__}: {error}"
     finally:
@@ -72,6 +77,12 @@ def use_packed_attention(model: Model, to_train: bool = True) -> str | None:
     if problem:
         base.set_attn_implementation(before)
     return problem
+
+
+def no_blocks(model: Model, why: str) -> str:
+    """The message that `model` cannot compute block attention, and `why`."""
+    name = model.config.name_or_path
+    return f"--passage_attention block: would not be exact with {name}: {why}; use full, or another model"
 
 
 def inside_adapter(model: Model) -> PreTrainedModel:
@@ -106,18 +117,18 @@ def _difference(model: Model, to_train: bool) -> str | None:
 
     This finds state-space layers, and models that drop unknown arguments.
     """
-    # Random tokens can amplify rounding, in a tuned model above all, but not each draw does; a leak is in all of them.
-    draws = 1 if _is_exact(model) else 3
-    problems = []
-    for seed in range(draws):
-        if (problem := _difference_of(model, to_train, seed)) is None:
-            return None
-        problems.append(problem)
-    return problems[0]
+    windows = set[int | None]()
+    error = error_of_logits(model, lambda draw: _packed_and_apart(model, to_train, windows, draw))
+    if (window := _window(model.config.get_text_config())) and windows == {None}:
+        return f"its attention ignores its window of {window} tokens"
+    return f"packed and separate rows differ by {error:.2g} of the logits" if error else None
 
 
 @torch.no_grad()
-def _difference_of(model: Model, to_train: bool, seed: int) -> str | None:
+def _packed_and_apart(
+    model: Model, to_train: bool, windows: set[int | None], seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of packed and of separate rows; adds the windows that the attention was called with to `windows`."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(model.config.get_text_config().vocab_size, (26,), generator=generator).to(model.device)
     # Two sequences that share a prefix of 8 tokens, and a third by itself; then one more token for the first two.
@@ -129,26 +140,65 @@ def _difference_of(model: Model, to_train: bool, seed: int) -> str | None:
         positions = torch.tensor([packed.positions()], device=model.device)
         logits = model(**model_inputs(ids[None, :24], positions, packed), use_cache=False).logits
         together += logits[0, [12, 17, 23]]
-        if (window := _window(model.config.get_text_config())) and packed.windows == {None}:
-            return f"its attention ignores its window of {window} tokens"
+        windows |= packed.windows
     decoding = Decoding(cache, (13, 13), (1, 1), model.device)
     inputs = model_inputs(ids[None, 24:], decoding.positions[None], decoding)
     together += model(**inputs, use_cache=False).logits[0]
     rows = [ids[[*range(13), 24]], ids[[*range(8), *range(13, 18), 25]], ids[18:24]]
     first, second, third = (model(input_ids=row[None], use_cache=False).logits[0] for row in rows)
     apart = torch.stack([*[first[12], second[12], third[5]] * len(layouts), first[13], second[13]])
-    error = error_of_logits(model, torch.stack(together), apart)
-    return f"packed and separate rows differ by {error:.2g} of the logits" if error else None
+    return torch.stack(together), apart
 
 
-def error_of_logits(model: Model, found: torch.Tensor, expected: torch.Tensor) -> float | None:
-    """Largest error of logits [rows, vocabulary] relative to their spread; None if rounding explains it."""
-    found, expected = found.float(), expected.float()
-    # A leak between sequences changes logits by about their spread; bfloat16 rounding by a few hundredths of it.
-    tolerance = 1e-3 if _is_exact(model) else 0.1
-    variation = (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
-    error = ((found - expected).norm(dim=-1) / variation).max().item()
-    return None if error < tolerance else error
+@torch.no_grad()
+def _place_problem(model: Model) -> str | None:
+    """Why keys cannot be moved to another place by a rotation; None if they can. It is then known of every layer."""
+    if kind := depends_on_length(model.config.get_text_config()):
+        return f"its {kind} position embeddings depend on the length of the prompt"
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.get_text_config().vocab_size, (1, 16), generator=generator).to(model.device)
+    # Sequences of one token: their hidden states are the same anywhere, so that only the keys' own rounding is left.
+    layouts = [_Noting([Segment(i, i + 1) for i in range(16)]) for _ in range(2)]
+    logits = [
+        model(**model_inputs(ids, torch.full_like(ids, place), layout), use_cache=False).logits[0]
+        for place, layout in zip((0, _MOVED), layouts)
+    ]
+    here, there = (layout.keys for layout in layouts)
+    tolerance = 1e-3 if _is_exact(model) else 0.03
+    error = max([learn(model, layer, keys, there[layer], _MOVED) for layer, keys in here.items()])
+    error = max(error, error_of_logits(model, lambda _: (logits[0], logits[1])) or 0.0)
+    return f"a passage at another place differs by {error:.2g}" if error > tolerance else None
+
+
+class _Noting(Packed):
+    """A layout that notes the keys of every layer."""
+
+    def __init__(self, segments: Sequence[Segment]):
+        super().__init__(segments)
+        self.keys: dict[torch.nn.Module, torch.Tensor] = {}
+
+    def attend(self, layer: Any, query: torch.Tensor, key: torch.Tensor, *others: Any) -> torch.Tensor:
+        self.keys[layer] = key
+        return super().attend(layer, query, key, *others)
+
+
+def error_of_logits(model: Model, trial: Callable[[int], tuple[torch.Tensor, torch.Tensor]]) -> float | None:
+    """Largest error of logits relative to their spread; None if rounding explains it.
+
+    `trial(seed)` draws tokens and computes logits [rows, vocabulary] in the way to be tested and in the usual one. A
+    leak between sequences changes logits by about their spread, bfloat16 rounding by a few hundredths of it. But
+    random tokens can amplify rounding in a row of a draw, in a tuned model above all. A leak is in every draw, so the
+    least error of each row counts.
+    """
+    draws, tolerance = (1, 1e-3) if _is_exact(model) else (3, 0.1)
+    least = torch.tensor(torch.inf)
+    for seed in range(draws):
+        found, expected = (logits.float() for logits in trial(seed))
+        variation = (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
+        least = torch.minimum(least.to(found.device), (found - expected).norm(dim=-1) / variation)
+        if least.max() < tolerance:
+            return None
+    return least.max().item()
 
 
 def _is_exact(model: Model) -> bool:

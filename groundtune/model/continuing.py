@@ -10,6 +10,7 @@ import inspect
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -136,34 +137,38 @@ def _tried(model: Model, parameters: Collection[str]) -> tuple[ByCache | None, s
     return None, next(iter(problems), f"the model accepts none of {', '.join(_NAMES)}")
 
 
-@torch.no_grad()
 def _difference(model: Model, how: ByCache) -> str | None:
-    """Compare steps from the cache with rereading everything; how they differ, or None if they agree.
-
-    One row leaves before the last step, as finished rows do.
-    """
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = model.config.get_text_config().vocab_size
-    lengths = _LENGTHS if how.padded else _LENGTHS[:1]
-    rows = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
+    """Compare steps from the cache with rereading everything; how they differ, or None if they agree."""
     try:
-        cached = FromCache(model, [row[:-2] for row in rows], 0, how)
-        found = [cached.logits()]
-        cached.go_on(range(len(rows)), [row[-2] for row in rows])
-        found.append(cached.logits())
-        stay = [i for i in range(len(rows)) if i != 1]
-        cached.go_on(stay, [rows[i][-1] for i in stay])
-        found.append(cached.logits())
-        alone = [model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0] for row in rows]
+        wrong_by = error_of_logits(model, partial(_cached_and_reread, model, how))
+    except ModelError:
+        raise
     except Exception as error:  # a model may do anything with a cache under a name that it does not expect
         if is_out_of_memory(error):
             raise
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"steps from its {how.name} are wrong by {wrong_by:.2g} of the logits" if wrong_by else None
+
+
+@torch.no_grad()
+def _cached_and_reread(model: Model, how: ByCache, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits from the cache, and of everything read again. One row leaves before the last step, as finished rows do."""
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = model.config.get_text_config().vocab_size
+    lengths = _LENGTHS if how.padded else _LENGTHS[:1]
+    rows = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
+    cached = FromCache(model, [row[:-2] for row in rows], 0, how)
+    found = [cached.logits()]
+    cached.go_on(range(len(rows)), [row[-2] for row in rows])
+    found.append(cached.logits())
+    stay = [i for i in range(len(rows)) if i != 1]
+    cached.go_on(stay, [rows[i][-1] for i in stay])
+    found.append(cached.logits())
+    alone = [model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0] for row in rows]
     expected = [logits[end] for end in (-3, -2) for logits in alone] + [alone[i][-1] for i in stay]
     if torch.stack(expected).isnan().any():
         raise ModelError(f"{model.config.name_or_path}: its outputs are NaN; are its weights damaged?")
-    wrong_by = error_of_logits(model, torch.cat(found), torch.stack(expected))
-    return f"steps from its {how.name} are wrong by {wrong_by:.2g} of the logits" if wrong_by else None
+    return torch.cat(found), torch.stack(expected)
 
 
 def _cache_of(output: Any) -> Any:

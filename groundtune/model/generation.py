@@ -14,7 +14,7 @@ from groundtune.aliases import Model
 from groundtune.model.attention import attends_by_layout
 from groundtune.model.continuing import FromCache, FromStart, exact_batch_size, read
 from groundtune.model.head import head_reads_only
-from groundtune.model.kv_cache import Decoding, KVCache
+from groundtune.model.kv_cache import Decoding, KVCache, PassageCache
 from groundtune.model.limits import check_vocabulary
 from groundtune.model.lookup import Lookup
 from groundtune.model.packing import model_inputs, pack, prefix_groups
@@ -48,18 +48,24 @@ def generate_greedy(
     on_answer: Callable[[int], None] = lambda done: None,
     on_fewer: Callable[[int], None] = lambda batch_size: None,
     sources: Sequence[str] = (),
+    borders: Sequence[Sequence[int]] = (),
+    kept: PassageCache | None = None,
 ) -> list[Generated]:
     """Greedy completion of each prompt, in the order given; up to `batch_size` are generated at the same time.
 
     The model's own generation settings (sampling, penalties) are ignored: an evaluation must be repeatable.
     `on_answer` is called with the number of prompts finished since its last call. When memory runs out, the remaining
-    prompts run at half the batch size, and `on_fewer` gets the new size. Raises `OutOfMemory` if a single prompt does
-    not fit; `sources` names the prompts in its message.
+    prompts run at half the batch size, passages are no longer kept, and `on_fewer` gets the new size. Raises
+    `OutOfMemory` if a single prompt does not fit; `sources` names the prompts in its message. `borders` are those of
+    passages that do not read each other, as in `packing.pack`, and `kept` holds such passages; only a model with packed
+    attention can do that.
     """
     check_vocabulary([*prompts, [pad_id]], model)
     was_training = model.training
     model.eval()
-    generate = _generate_packed if attends_by_layout(model) else _generate_by_rows
+    packed = attends_by_layout(model)
+    if any(borders) and not packed:
+        raise ValueError("block attention needs packed attention")
     generated: dict[int, Generated] = {}
     batch = MicroBatch("--per_device_eval_batch_size", batch_size, unchanged="every answer stays")
 
@@ -67,9 +73,13 @@ def generate_greedy(
         return [i for i in range(len(prompts)) if i not in generated]
 
     def answer_the_rest() -> None:
+        if kept is not None and batch.size < batch_size:
+            kept.close()
         these = left()
         fewer = [prompts[i] for i in these]
-        for i, answer in generate(model, fewer, set(stop_ids), pad_id, max_new_tokens, batch.size):
+        given = (model, fewer, set(stop_ids), pad_id, max_new_tokens, batch.size)
+        cuts = [borders[i] for i in these] if borders else []
+        for i, answer in _generate_packed(*given, cuts, kept) if packed else _generate_by_rows(*given):
             generated[these[i]] = answer
             on_answer(1)
 
@@ -91,12 +101,13 @@ def generate_greedy(
 
 
 def stream_greedy(
-    model: Model, prompt: Sequence[int], *, stop_ids: Sequence[int], max_new_tokens: int
-) -> Iterator[int]:
+    model: Model, prompt: Sequence[int], *, stop_ids: Sequence[int], max_new_tokens: int,
+    borders: Sequence[int] = (), kept: PassageCache | None = None,
+) -> Iterator[int]:  # fmt: skip
     """Stream the ids that `generate_greedy` gives for one prompt. The model must be in evaluation mode."""
     check_vocabulary([prompt], model)
-    decoder = open_decoder(model, 1, len(prompt) + max_new_tokens, stop_ids)
-    (sequence,) = decoder.start([prompt], [max_new_tokens])
+    decoder = open_decoder(model, 1, len(prompt) + max_new_tokens, stop_ids, kept)
+    (sequence,) = decoder.start([prompt], [max_new_tokens], [borders])
     shown = 0
     while True:
         yield from sequence.new[shown:]
@@ -141,8 +152,13 @@ class Decoder(Protocol):
     slots: int
     running: list[Growing]
 
-    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> list[Growing]:
-        """Read the prompts, at most as many as slots are free; each answer has its first token then."""
+    def start(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], borders: Sequence[Sequence[int]] = ()
+    ) -> list[Growing]:
+        """Read the prompts, at most as many as slots are free; each answer has its first token then.
+
+        `borders` as of `packing.pack`. Raises `ValueError` for those of a model without packed attention.
+        """
 
     def step(self) -> None:
         """Extend every answer by at least one token; answers that are `done` must have left."""
@@ -151,26 +167,34 @@ class Decoder(Protocol):
         """Free the slot of an answer."""
 
 
-def open_decoder(model: Model, slots: int, capacity: int, stop_ids: Collection[int]) -> Decoder:
-    """A decoder for prompts that have at most `capacity` tokens with their answers."""
-    kind = PackedDecoder if attends_by_layout(model) else RowDecoder
-    return kind(model, slots, capacity, set(stop_ids))
+def open_decoder(
+    model: Model, slots: int, capacity: int, stop_ids: Collection[int], kept: PassageCache | None = None
+) -> Decoder:
+    """A decoder for prompts that have at most `capacity` tokens with their answers; it looks passages up in `kept`."""
+    if attends_by_layout(model):
+        return PackedDecoder(model, slots, capacity, set(stop_ids), kept)
+    return RowDecoder(model, slots, capacity, set(stop_ids))
 
 
 class PackedDecoder:
     """Prompts are read without padding, and shared prefixes once; each step adds the guessed tokens that were right and
     one more."""
 
-    def __init__(self, model: Model, slots: int, capacity: int, stop_ids: Collection[int]):
-        self.model, self.slots, self.stop_ids = model, slots, stop_ids
+    def __init__(
+        self, model: Model, slots: int, capacity: int, stop_ids: Collection[int], kept: PassageCache | None = None
+    ):
+        self.model, self.slots, self.stop_ids, self.kept = model, slots, stop_ids, kept
         self.cache = KVCache(slots, capacity)
         self.running: list[Growing] = []  # the i-th is in slot i
 
     @torch.no_grad()
-    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> list[Growing]:
+    def start(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], borders: Sequence[Sequence[int]] = ()
+    ) -> list[Growing]:
         begin = len(self.running)
         for part in _up_to_tokens(range(len(prompts)), prompts, _PREFILL_TOKENS):
-            first = _read(self.model, [prompts[i] for i in part], self.cache, len(self.running))
+            these, cuts = [prompts[i] for i in part], [borders[i] for i in part] if borders else []
+            first = _read(self.model, these, self.cache, len(self.running), cuts, self.kept)
             self.running += [
                 Growing(prompts[i], id, self.stop_ids, max_new_tokens[i]) for i, id in zip(part, first, strict=True)
             ]
@@ -198,7 +222,11 @@ class RowDecoder:
         self._rows: list[FromCache | FromStart] = []
 
     @torch.no_grad()
-    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> list[Growing]:
+    def start(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], borders: Sequence[Sequence[int]] = ()
+    ) -> list[Growing]:
+        if any(borders):
+            raise ValueError("block attention needs packed attention")
         begin = len(self.running)
         for prompt, most in zip(prompts, max_new_tokens, strict=True):
             row = read(self.model, [prompt], pad_id=0)
@@ -220,18 +248,20 @@ class RowDecoder:
 
 
 def _generate_packed(
-    model: Model, prompts: Sequence[list[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int, batch_size: int
-) -> Iterator[tuple[int, Generated]]:
+    model: Model, prompts: Sequence[list[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int, batch_size: int,
+    borders: Sequence[Sequence[int]] = (), kept: PassageCache | None = None,
+) -> Iterator[tuple[int, Generated]]:  # fmt: skip
     """Yield the number and answer of each prompt as it finishes; its slot goes to the next prompt."""
     waiting = deque(_in_order(prompts))
     slots = min(batch_size, len(prompts))
-    decoder = PackedDecoder(model, slots, max(map(len, prompts), default=0) + max_new_tokens, stop_ids)
+    decoder = PackedDecoder(model, slots, max(map(len, prompts), default=0) + max_new_tokens, stop_ids, kept)
     numbers: dict[Growing, int] = {}
     while waiting or decoder.running:
         # A CPU gains nothing from several prompts; waiting for a quarter of the slots spares a GPU small steps.
         if waiting and len(decoder.running) <= slots * 3 // 4:
             new = [waiting.popleft() for _ in range(min(slots - len(decoder.running), len(waiting)))]
-            started = decoder.start([prompts[i] for i in new], [max_new_tokens] * len(new))
+            cuts = [borders[i] for i in new] if borders else []
+            started = decoder.start([prompts[i] for i in new], [max_new_tokens] * len(new), cuts)
             numbers.update(zip(started, new, strict=True))
         else:
             decoder.step()
@@ -257,10 +287,13 @@ def _up_to_tokens(members: Sequence[int], prompts: Sequence[Sequence[int]], at_m
     yield part
 
 
-def _read(model: Model, prompts: Sequence[Sequence[int]], cache: KVCache, slot: int) -> list[tuple[int, float]]:
+def _read(
+    model: Model, prompts: Sequence[Sequence[int]], cache: KVCache, slot: int, borders: Sequence[Sequence[int]] = (),
+    kept: PassageCache | None = None,
+) -> list[tuple[int, float]]:  # fmt: skip
     """Prefill the slots from `slot` with the prompts' keys and values; each answer's first token, with its
-    log-probability."""
-    packing = pack(prompts, [len(prompt) - 1 for prompt in prompts])
+    log-probability. The passages that were read for it are `kept`."""
+    packing = pack(prompts, [len(prompt) - 1 for prompt in prompts], borders, kept)
     slots: list[int | None] = [None] * len(packing.segments)
     for i, end in enumerate(packing.ends):
         slots[end] = slot + i
@@ -269,6 +302,8 @@ def _read(model: Model, prompts: Sequence[Sequence[int]], cache: KVCache, slot: 
     keep[0, packing.last] = True
     with head_reads_only(keep, model.get_output_embeddings()):
         logits = model(**inputs, use_cache=False).logits
+    if kept is not None:
+        kept.add_all(packing.blocks)
     # The head's outputs are in the order of the packed row, not of the prompts.
     row_order = sorted(range(len(prompts)), key=packing.last.__getitem__)
     first = dict(zip(row_order, _likeliest(logits.reshape(len(prompts), -1))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
@@ -14,6 +14,7 @@ from groundtune.aliases import Model, Tokenizer
 from groundtune.errors import ModelError
 from groundtune.model.endpoint import Messages
 from groundtune.model.generation import Generated, generate_greedy, stream_greedy
+from groundtune.model.kv_cache import PassageCache
 from groundtune.model.replies import ONLY_THOUGHTS
 from groundtune.prompts.prompt import Prompt, request_ids, request_prompt
 from groundtune.prompts.thoughts import after_thoughts, outside_thoughts
@@ -43,6 +44,7 @@ class LocalModel:
     tokenizer: Tokenizer
     bf16: bool
     batch_size: int = 4
+    kept: PassageCache = field(default_factory=PassageCache)  # passages of earlier prompts, with block attention
 
     def complete(
         self,
@@ -62,15 +64,19 @@ class LocalModel:
             )  # fmt: skip
         return [_reply(prompt, ids, written) for ids, written in zip(prompts, generated)]
 
-    def stream(self, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> Words:
+    def stream(self, prompt: Prompt, ids: Sequence[int], max_new_tokens: int, borders: Sequence[int] = ()) -> Words:
         """Stream the text of the greedy answer to `ids`; joined, it is the answer that an evaluation would give.
+
+        `borders` as of `prompts.rows.Question`.
 
         Raises `ModelError` if it ends inside a thought.
         """
-        return spoken(prompt, self._ids(prompt, ids, max_new_tokens))
+        return spoken(prompt, self._ids(prompt, ids, max_new_tokens, borders))
 
-    def _ids(self, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> Iterator[int]:
-        stream = stream_greedy(self.model, ids, stop_ids=prompt.stop_ids, max_new_tokens=max_new_tokens)
+    def _ids(self, prompt: Prompt, ids: Sequence[int], max_new_tokens: int, borders: Sequence[int]) -> Iterator[int]:
+        stream = stream_greedy(
+            self.model, ids, stop_ids=prompt.stop_ids, max_new_tokens=max_new_tokens, borders=borders, kept=self.kept
+        )
         while True:
             with computing(self.model, self.bf16):  # left before the yield: it must not affect the caller
                 id = next(stream, None)

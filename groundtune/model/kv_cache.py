@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+
+MB = 2**20  # bytes
+BlockKey: TypeAlias = "tuple[tuple[int, ...], tuple[int, ...]]"  # ids of what stands before a block, and its own
 
 
 class KVCache:
@@ -42,6 +47,49 @@ class KVCache:
             keys, values = (x.new_zeros(slots, x.shape[1], capacity, x.shape[3]) for x in (key, value))
             self.layers[layer] = keys, values
         return self.layers[layer]
+
+
+@dataclass(eq=False)
+class Block:
+    """The keys and values of a header or passage, [1, kv heads, length, size] by layer, as it was read once."""
+
+    length: int  # tokens
+    layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(x.numel() * x.element_size() for pair in self.layers.values() for x in pair)
+
+
+class PassageCache:
+    """Blocks of at most `limit` bytes in all, the least recently used out, by what stands before them and their ids.
+
+    They belong to the weights that computed them.
+    """
+
+    def __init__(self, limit: int = 0):
+        self.limit, self.size = limit, 0
+        self.blocks: OrderedDict[BlockKey, Block] = OrderedDict()
+
+    def get(self, key: BlockKey) -> Block | None:
+        """The block, which counts as used now; None if it is not here."""
+        if key in self.blocks:
+            self.blocks.move_to_end(key)
+        return self.blocks.get(key)
+
+    def close(self) -> None:
+        """Keep nothing from now on: the memory is needed."""
+        self.limit = self.size = 0
+        self.blocks.clear()
+
+    def add_all(self, blocks: Mapping[BlockKey, Block]) -> None:
+        """Keep these blocks; the least recently used ones make room for them."""
+        for key, block in blocks.items():
+            self.blocks[key] = block
+            self.size += block.size
+        while self.size > self.limit:
+            self.size -= self.blocks.popitem(last=False)[1].size
 
 
 class Decoding:

@@ -15,7 +15,7 @@ import torch
 from groundtune.aliases import Model, Tokenizer
 from groundtune.arguments import ModelArguments, PromptArguments, check_model_name
 from groundtune.errors import ModelError
-from groundtune.model.attention import use_packed_attention
+from groundtune.model.attention import no_blocks, use_packed_attention
 from groundtune.model.endpoint import endpoint_at, is_server
 from groundtune.model.generators import LocalModel, Writer, to_device
 from groundtune.model.limits import check_vocabulary
@@ -72,11 +72,12 @@ class AnsweringModel:
         """The model ready to answer, an adapter on its base model.
 
         Weights have the dtype in which training evaluated them, else the smallest that the hardware supports. Raises
-        `ModelError` if anything cannot be loaded, or if any weight is missing.
+        `ModelError` if anything cannot be loaded, if any weight is missing, or if passages are to be read by themselves
+        and that would not be exact.
         """
         model = self.open_to_merge(prompt, pad_id)
         check_vocabulary([[pad_id, prompt.stop_ids[0]]], model, self.arguments.model_name_or_path)
-        return _ready(model)
+        return _ready(model, prompt.blocks)
 
     def open_to_merge(self, prompt: Prompt, pad_id: int) -> Model:
         """The model as it is saved, an adapter still beside its base model; it is not made ready to answer."""
@@ -167,11 +168,13 @@ def adapter_base(model: ModelArguments) -> str:
     return base
 
 
-def _ready(model: Model) -> Model:
+def _ready(model: Model, blocks: bool) -> Model:
     """Move the model to its device and use training's attention: no padding, and the same rounding."""
     model.eval().requires_grad_(False)
     to_device(model)
-    if why := use_packed_attention(model, to_train=False):
+    if why := use_packed_attention(model, to_train=False, blocks=blocks):
+        if blocks:
+            raise ModelError(no_blocks(model, why))
         logger.info("prompts are padded, not packed: %s", why)
     return model
 

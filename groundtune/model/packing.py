@@ -11,9 +11,10 @@ what it would see in a row of its own, so outputs and gradients stay the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ import torch
 from torch.nn.functional import one_hot, pad, scaled_dot_product_attention
 
 from groundtune.aliases import Batch
-from groundtune.model.kv_cache import Decoding, KVCache
+from groundtune.model.kv_cache import Block, BlockKey, Decoding, KVCache, PassageCache
+from groundtune.model.rotation import moved
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -32,14 +34,23 @@ _BLOCK = 128  # tokens per side of a FlexAttention block: its default
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens [start, stop) of a packed row; they continue the segments of `path` (segment numbers, root first)."""
+    """Tokens [start, stop) of a packed row; they continue the segments of `path` (segment numbers, root first).
+
+    Keys and values go to `block`, if there is one; a segment without tokens of its own has its keys and values there.
+    """
 
     start: int
     stop: int
     path: tuple[int, ...] = ()
+    block: Block | None = None
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    @property
+    def length(self) -> int:
+        """How many tokens those who continue it read."""
+        return len(self) or (self.block.length if self.block else 0)
 
 
 @dataclass
@@ -63,7 +74,7 @@ class Packed:
     ) -> torch.Tensor:  # fmt: skip
         """Output [1, tokens, heads, size] for query [1, heads, tokens, size], key and value [1, kv heads, ...]."""
         self.windows.add(window)
-        if query.is_cuda and self.cache is None:
+        if query.is_cuda and self.cache is None and self.is_tree:
             return self._attend_in_blocks(query, key, value, scaling, window)
         return self._attend_by_segments(layer, query, key, value, scaling, window)
 
@@ -74,12 +85,18 @@ class Packed:
         lengths = [len(segment) for segment in self.segments]
         heads_of_a_key = query.shape[1] // key.shape[1]
         queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
+        read = [self._read(layer, *parts) for parts in zip(self.segments, keys, values)]
+        at_place: dict[tuple[int, int], torch.Tensor] = {}  # keys by segment and distance moved
         outputs = []
         for i, segment in enumerate(self.segments):
-            path = [*segment.path, i]
-            k, v = (
-                torch.cat([parts[j] for j in path], dim=2) if segment.path else parts[i] for parts in (keys, values)
-            )
+            if not len(segment):
+                continue
+            path = [*self._places(segment), (i, 0)]
+            for j, by in path:
+                if (j, by) not in at_place:
+                    at_place[j, by] = moved(layer, read[j][0], by)
+            k = torch.cat([at_place[one] for one in path], dim=2) if segment.path else keys[i]
+            v = torch.cat([read[j][1] for j, _ in path], dim=2) if segment.path else values[i]
             mask = self._mask(len(segment), k.shape[2], window, query.device)
             if self.cache is not None and (slot := self.slots[i]) is not None:
                 self.cache.write(layer.layer_idx, slot, k, v)
@@ -94,6 +111,34 @@ class Packed:
                 )
             )
         return torch.cat(outputs, dim=2).transpose(1, 2)
+
+    def _read(
+        self, layer: Any, segment: Segment, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and values of a segment, from its block if they are known."""
+        if segment.block is None:
+            return key, value
+        if len(segment):
+            segment.block.layers[layer.layer_idx] = key.clone(), value.clone()  # without the row around them
+        return segment.block.layers[layer.layer_idx]
+
+    @cached_property
+    def is_tree(self) -> bool:
+        """Whether the segments are a tree in pre-order; with block attention, several passages are read together."""
+        ahead = ((*segment.path, i) for i, segment in enumerate(self.segments))
+        return all(path[: len(after.path)] == after.path for path, after in zip(ahead, self.segments[1:]))
+
+    def _places(self, segment: Segment) -> Iterator[tuple[int, int]]:
+        """The segments before `segment`, and how much later each stands there than where it was read."""
+        place = 0
+        for j in segment.path:
+            yield j, place - self.begins[j]
+            place += self.segments[j].length
+
+    @cached_property
+    def begins(self) -> list[int]:
+        """The position at which each segment is read: behind those of its path."""
+        return [sum(self.segments[j].length for j in segment.path) for segment in self.segments]
 
     def _mask(self, tokens: int, read: int, window: int | None, device: torch.device) -> torch.Tensor | None:
         """[tokens, read], true where the last `tokens` of `read` positions attend; None if a causal mask suffices."""
@@ -182,8 +227,7 @@ class Packed:
         """For each token, its position in its own sequence."""
         return [
             position
-            for segment in self.segments
-            for begin in [sum(len(self.segments[i]) for i in segment.path)]
+            for segment, begin in zip(self.segments, self.begins)
             for position in range(begin, begin + len(segment))
         ]
 
@@ -215,12 +259,16 @@ def model_inputs(input_ids: torch.Tensor, position_ids: torch.Tensor, layout: Pa
 
 @dataclass(frozen=True)
 class Packing:
-    """Sequences as one row: token ids, segments, and for each sequence its last token and its last segment."""
+    """Sequences as one row: token ids, segments, and for each sequence its last token and its last segment.
+
+    `blocks` are those that the row computes for a cache.
+    """
 
     ids: list[int]
     segments: list[Segment]
     last: list[int]
     ends: list[int]
+    blocks: dict[BlockKey, Block] = field(default_factory=dict)
 
     def inputs(self, device: torch.device | None = None, **written: Any) -> Batch:
         """Keyword arguments for a model with packed attention; `cache` and `slots` as in `Packed`."""
@@ -229,13 +277,25 @@ class Packing:
         return model_inputs(ids, positions, layout)
 
 
-def pack(sequences: Sequence[Sequence[int]], shareable: Sequence[int]) -> Packing:
+def pack(
+    sequences: Sequence[Sequence[int]],
+    shareable: Sequence[int],
+    borders: Sequence[Sequence[int]] = (),
+    kept: PassageCache | None = None,
+) -> Packing:
     """Pack sequences into one row that stores each common prefix once.
 
     `shareable[i]` is the number of leading tokens of sequence i that may be shared. The segments are the prefix tree of
-    the sequences in pre-order; prefixes of fewer than 16 tokens are not shared.
+    the sequences in pre-order; prefixes of fewer than 16 tokens are not shared. `borders[i]`, for block attention, is
+    where each passage of sequence i begins, and where the last one ends; sequences then share a passage wherever it
+    stands, and what is `kept` is not read again.
     """
     packing = Packing([], [], [0] * len(sequences), [0] * len(sequences))
+
+    def add(ids: Sequence[int], path: tuple[int, ...], block: Block | None = None) -> int:
+        packing.segments.append(Segment(len(packing.ids), len(packing.ids) + len(ids), path, block))
+        packing.ids.extend(ids)
+        return len(packing.segments) - 1
 
     def place(members: list[int], depth: int, path: tuple[int, ...]) -> None:
         branches: dict[tuple[int, ...] | int, list[int]] = {}
@@ -248,17 +308,47 @@ def pack(sequences: Sequence[Sequence[int]], shareable: Sequence[int]) -> Packin
             if len(branch) > 1:
                 stop = min(shareable[j] for j in branch)
                 stop = min(common_prefix(sequences[i], sequences[j], stop) for j in branch[1:])
-            begin = len(packing.ids)
-            packing.ids.extend(sequences[i][depth:stop])
-            packing.segments.append(Segment(begin, len(packing.ids), path))
-            here = len(packing.segments) - 1
+            here = add(sequences[i][depth:stop], path)
             if len(branch) > 1:
                 place(branch, stop, (*path, here))
             else:
                 packing.last[i], packing.ends[i] = len(packing.ids) - 1, here
 
-    place(list(range(len(sequences))), 0, ())
+    placed: dict[tuple[BlockKey, int | None], int] = {}  # segment of a header or passage; of one row, if not shared
+
+    def block(i: int, ids: Sequence[int], header: Sequence[int], path: tuple[int, ...]) -> tuple[int, ...]:
+        """The path of a header or passage of sequence i: one segment, or none without ids."""
+        key = (tuple(header), tuple(ids))
+        which = (key, None if shareable[i] else i)
+        if ids and which not in placed:
+            known = kept.get(key) if kept else None
+            if kept is not None and known is None:
+                packing.blocks[key] = Block(len(ids))
+            placed[which] = add([] if known else ids, path, known or packing.blocks.get(key))
+        return (placed[which],) if ids else ()
+
+    alike: dict[tuple[int, ...], list[int]] = {}  # sequences by the header and passages that they begin with
+    for i, sequence in enumerate(sequences):
+        cuts = borders[i] if borders else ()
+        header = sequence[: cuts[0]] if cuts else []
+        path = before = block(i, header, (), ())
+        for begin, end in pairwise(cuts):
+            path += block(i, sequence[begin:end], header, before)
+        alike.setdefault(path, []).append(i)
+    for path, members in alike.items():
+        place(members, sum(packing.segments[j].length for j in path), path)
     return packing
+
+
+def may_read(borders: Sequence[int], reader: int, read: int) -> bool:
+    """Whether the token at `reader` attends to the one at `read` of its sequence: the definition of block attention.
+
+    `borders` as of `pack`. Passages read what stands before them all, because models need a first token to put surplus
+    attention on, and themselves, but no other passage; they read both as if they stood first. Question and answer read
+    everything, at its place in the sequence. Without borders, this is full attention.
+    """
+    of_reader, of_read = (bisect_right(borders, place) for place in (reader, read))
+    return read <= reader and (of_reader == len(borders) or of_read in (0, of_reader))
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int], at_most: int) -> int:

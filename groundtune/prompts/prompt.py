@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 from typing import Any, Protocol, cast
 
 from groundtune.aliases import Tokenizer
-from groundtune.arguments import TAUGHT, PromptArguments
+from groundtune.arguments import BLOCK, TAUGHT, PromptArguments
 from groundtune.errors import ModelError
 from groundtune.prompts.citations import CITE, mark, numbered
 from groundtune.prompts.thoughts import MARKS, open_thought
@@ -59,8 +59,17 @@ class Prompt(Protocol):
         the template writes one.
         """
 
+    def borders(
+        self, ids: Sequence[int], passages: Sequence[Document], chat_history: Sequence[Turn], question: str
+    ) -> tuple[int, ...]:
+        """Where each passage begins in the prompt `ids`, and where the last one ends; empty under full attention."""
+
     def answer_ids(self, answer: str) -> list[int]:
         """The answer's ids; the last one is in `stop_ids`."""
+
+    @property
+    def blocks(self) -> bool:
+        """Whether passages read no other passage: `--passage_attention block`."""
 
     @property
     def cites(self) -> bool:
@@ -95,13 +104,14 @@ def make_prompt(tokenizer: Tokenizer, arguments: PromptArguments) -> Prompt:
     if cites and mark(12) not in tokens.spelt_out(f"So. {mark(12)}"):
         problem = f"{tokenizer.name_or_path}: its tokenizer cannot write {mark(12)}"
         raise ModelError(f"{problem}; with --citations afterwards, it does not have to")
+    blocks = arguments.passage_attention == BLOCK
     if tokenizer.chat_template and all(value is None for value in given):
-        prompt = ChatPrompt(tokens, arguments.instruction, arguments.thinking, cites)
+        prompt = ChatPrompt(tokens, arguments.instruction, arguments.thinking, cites, blocks)
         prompt.check()
         return prompt
     defaults = ("USER", "ASSISTANT", " ", tokenizer.eos_token or "")
     prefixes = (d if g is None else g for g, d in zip(given, defaults))
-    return PrefixPrompt(tokens, arguments.instruction, cites, *prefixes)
+    return PrefixPrompt(tokens, arguments.instruction, cites, blocks, *prefixes)
 
 
 def request_prompt(tokenizer: Tokenizer) -> Prompt:
@@ -127,6 +137,7 @@ class PrefixPrompt:
     tokens: _Tokens
     instruction: str
     cites: bool
+    blocks: bool
     user_prefix: str
     assistant_prefix: str
     sep_user: str
@@ -136,15 +147,26 @@ class PrefixPrompt:
     tail = learnt_around = ("", "")
 
     def prompt_ids(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> list[int]:
+        return self.tokens.encode_prompt(self._text(passages, chat_history, question))
+
+    def borders(
+        self, ids: Sequence[int], passages: Sequence[Document], chat_history: Sequence[Turn], question: str
+    ) -> tuple[int, ...]:
+        if not self.blocks or not passages:
+            return ()
+        text = self._text(passages, chat_history, question)
+        return self.tokens.borders(ids, text, _cuts(self, passages, text), self.tokens.encode_prompt)
+
+    def _text(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> str:
         prefix = {USER: self.user_prefix, ASSISTANT: self.assistant_prefix}
         separator = {USER: self.sep_user, ASSISTANT: self.sep_sys}
         turns = "".join(
             f"{prefix[turn.speaker]}: {self.tokens.inert(turn.message)}{separator[turn.speaker]}"
             for turn in [*chat_history, Turn(USER, question)]
         )
-        opening = _opening(self.tokens.inert, self.instruction, passages, self.cites)
+        opening = _opening_of(self, passages)
         opening += "\n\n" if opening else ""
-        return self.tokens.encode_prompt(f"{opening}{turns}{self.assistant_prefix}:")
+        return f"{opening}{turns}{self.assistant_prefix}:"
 
     def answer_ids(self, answer: str) -> list[int]:
         text = f" {self.tokens.inert(answer.strip())}{self.sep_sys}"
@@ -179,16 +201,27 @@ class ChatPrompt:
     instruction: str
     thinking: str = "drop"
     cites: bool = False
+    blocks: bool = False
     style = "chat template"
 
     def prompt_ids(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> list[int]:
         if self.thinking == "drop" and self.problem:
             raise ModelError(self.problem)
-        conversation = [Turn(t.speaker, self.tokens.inert(t.message)) for t in [*chat_history, Turn(USER, question)]]
-        turns = _alternating(_opening(self.tokens.inert, self.instruction, passages, self.cites), conversation)
         # Nothing is added to what the template writes, not even BOS: so do transformers' `apply_chat_template`, and the
         # servers that apply the template themselves.
-        return self.tokens.encode(self._before_answer(turns))
+        return self.tokens.encode(self._text(passages, chat_history, question))
+
+    def borders(
+        self, ids: Sequence[int], passages: Sequence[Document], chat_history: Sequence[Turn], question: str
+    ) -> tuple[int, ...]:
+        if not self.blocks or not passages:
+            return ()
+        text = self._text(passages, chat_history, question)
+        return self.tokens.borders(ids, text, _cuts(self, passages, text), self.tokens.encode)
+
+    def _text(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> str:
+        conversation = [Turn(t.speaker, self.tokens.inert(t.message)) for t in [*chat_history, Turn(USER, question)]]
+        return self._before_answer(_alternating(_opening_of(self, passages), conversation))
 
     def answer_ids(self, answer: str) -> list[int]:
         if self.problem:
@@ -366,9 +399,9 @@ def asked_of_template(
     A chat template gets those of `ChatPrompt`. In the prefix style nothing stands before instruction and passages, so
     they are a system message. No text spells a special token.
     """
-    inert, instruction = prompt.tokens.inert, prompt.instruction
+    inert = prompt.tokens.inert
     turns = [Turn(turn.speaker, inert(turn.message)) for turn in [*chat_history, Turn(USER, question)]]
-    opening = _opening(inert, instruction, passages, prompt.cites)
+    opening = _opening_of(prompt, passages)
     if prompt.style == "prefix":
         turns = [Turn(SYSTEM, opening)] * bool(opening) + turns
     else:
@@ -378,10 +411,35 @@ def asked_of_template(
 
 def _opening(inert: Callable[[str], str], instruction: str, passages: Sequence[Document], cites: bool) -> str:
     """The text before the conversation; the same for every question about the same passages, so prefixes are shared."""
+    return "\n\n".join(_parts(inert, instruction, passages, cites)).strip()
+
+
+def _opening_of(prompt: Prompt, passages: Sequence[Document]) -> str:
+    return _opening(prompt.tokens.inert, prompt.instruction, passages, prompt.cites)
+
+
+def _parts(inert: Callable[[str], str], instruction: str, passages: Sequence[Document], cites: bool) -> Sequence[str]:
+    """The instruction, and the text of each passage."""
     cites = cites and bool(passages)
     texts = numbered(passages) if cites else [document.text for document in passages]
-    instruction = f"{instruction} {CITE}".strip() if cites else instruction
-    return "\n\n".join([instruction, *map(inert, texts)]).strip()
+    return [f"{instruction} {CITE}".strip() if cites else instruction, *map(inert, texts)]
+
+
+def _cuts(prompt: Prompt, passages: Sequence[Document], text: str) -> Sequence[int]:
+    """Where each passage begins in the `text` of a prompt, and where the last one ends, in characters.
+
+    A passage has the blank line behind it, wherever it stands, so that its tokens are the same everywhere.
+    """
+    parts = _parts(prompt.tokens.inert, prompt.instruction, passages, prompt.cites)
+    joined = "\n\n".join(parts)
+    if (begin := text.find(joined.strip())) < 0:
+        problem = f"{prompt.tokens.tokenizer.name_or_path}: its chat template changes the passages"
+        raise ModelError(f"{problem}, so --passage_attention block cannot tell them apart; use full")
+    end = begin + len(joined.strip())
+    end += 2 * text.startswith("\n\n", end)
+    first = begin - (len(joined) - len(joined.lstrip()))
+    ends = accumulate(len(part) + 2 for part in parts[:-1])
+    return [*(min(max(begin, first + after), end) for after in ends), end]
 
 
 def _alternating(opening: str, conversation: Sequence[Turn]) -> list[Turn]:
@@ -443,6 +501,22 @@ class _Tokens:
         """Ids of a whole prompt without a template, with one BOS token if the tokenizer puts one before a text."""
         ids = self.encode(text)
         return ids if ids[:1] == self.bos else [*self.bos, *ids]
+
+    def borders(
+        self, ids: Sequence[int], text: str, cuts: Sequence[int], encode: Callable[[str], list[int]]
+    ) -> tuple[int, ...]:
+        """The places in `ids` (`encode(text)`) that stand for the `cuts` of its text; a token across one is behind."""
+
+        def before(end: int) -> int:
+            return len(os.path.commonprefix([encode(text[:end]), list(ids)]))
+
+        found = [before(cuts[0])]
+        for begin, end in pairwise(cuts):
+            # The piece by itself usually has the same tokens as in the text.
+            piece = self.encode(text[begin:end])
+            here = found[-1] + len(piece)
+            found.append(here if list(ids[found[-1] : here]) == piece else max(before(end), found[-1]))
+        return tuple(found)
 
     def encode_after(self, before: str, text: str) -> list[int]:
         """Ids of `text` when it follows `before`.

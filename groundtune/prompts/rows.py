@@ -31,7 +31,8 @@ class LeftOut:
 class Row:
     """One training row: the model reads `prompt_ids + answer_ids` and learns `answer_ids`, end of turn included.
 
-    They are the ids of the text `answer`.
+    They are the ids of the text `answer`. `borders` is where each passage begins in the prompt, and where the last one
+    ends, if passages do not read each other.
     """
 
     prompt_ids: list[int]
@@ -39,6 +40,7 @@ class Row:
     source: str
     left_out: LeftOut = LeftOut()
     answer: str = ""
+    borders: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.answer_ids)
@@ -46,12 +48,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Question:
-    """One question ready to be answered: the prompt's ids, and the passages that fit into it."""
+    """One question ready to be answered: the prompt's ids, and the passages that fit into it; `borders` as of `Row`."""
 
     prompt_ids: list[int]
     read: tuple[Document, ...]
     source: str = ""
     left_out: LeftOut = LeftOut()
+    borders: tuple[int, ...] = ()
 
 
 def encode_rows(
@@ -71,7 +74,7 @@ def encode_rows(
         answer = _answer(example, question.read, prompt)
         # Numbers of passages change if some are left out.
         ids = ids if len(read) == len(question.read) else prompt.answer_ids(answer)
-        rows.append(Row(question.prompt_ids, ids, question.source, question.left_out, answer))
+        rows.append(Row(question.prompt_ids, ids, question.source, question.left_out, answer, question.borders))
     return rows
 
 
@@ -172,9 +175,10 @@ def _fit(prompt: Prompt, example: Example, passages: Passages, room: int, shorte
     """The prompt of at most `room` tokens that leaves out least; None if none fits."""
     for left_out in _cuts(example.chat_history, passages, shorten):
         read = kept(passages, left_out.retrieved, left_out.gold)
-        ids = prompt.prompt_ids(read, example.chat_history[left_out.turns :], example.question)
+        asked = (read, example.chat_history[left_out.turns :], example.question)
+        ids = prompt.prompt_ids(*asked)
         if len(ids) <= room:
-            return Question(ids, read, example.source, left_out)
+            return Question(ids, read, example.source, left_out, prompt.borders(ids, *asked))
     return None
 
 

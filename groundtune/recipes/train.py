@@ -13,7 +13,7 @@ from typing import Any, cast
 from transformers import PrinterCallback, set_seed
 
 from groundtune.aliases import Model
-from groundtune.arguments import OFF, REWRITE, DataArguments
+from groundtune.arguments import BLOCK, OFF, REWRITE, DataArguments
 from groundtune.data.checks import counts, place
 from groundtune.data.files import in_the_way, sha256_of
 from groundtune.errors import DataError
@@ -192,6 +192,7 @@ def _evaluators(
             bootstrap_samples=arguments.evaluation.bootstrap_samples,
             abstentions=arguments.evaluation.abstentions,
             shorten=arguments.data.too_long == "shorten",
+            passage_cache=arguments.evaluation.passage_cache,
             **({} if arguments.prompt.citations == OFF else {"citations": arguments.prompt.citations}),
         )
         for split in ("eval", "test")
@@ -263,6 +264,7 @@ def _trainer(
         evaluator=evaluator,
         pad_id=tokenizer.pad_token_id,
         share_prefix=arguments.data.share_prefix,
+        blocks=arguments.prompt.passage_attention == BLOCK,
         on_evaluation=on_evaluation,
         server=_adapter_server(arguments),
         run=run,

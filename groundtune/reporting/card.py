@@ -32,6 +32,7 @@ from groundtune.reporting.results import (
     flat,
     for_scale,
     notes,
+    passages_apart,
     passages_of_rows,
     questions,
     warning,
@@ -60,7 +61,7 @@ _SERVING = (
             "rewriter_model",
         ),
     ),
-    (PromptArguments, (*PREFIXES, "instruction", "citations")),
+    (PromptArguments, (*PREFIXES, "instruction", "citations", "passage_attention")),
     (EvaluationArguments, ("max_new_tokens",)),
 )
 
@@ -141,12 +142,13 @@ def loading_code(record: Mapping[str, Any]) -> str:
     if adapter and arguments.get("gguf_file"):
         options += f", gguf_file={arguments['gguf_file']!r}"
     instruction = arguments.get("instruction", PromptArguments().instruction)
-    cites = arguments.get("citations") == TAUGHT
+    cites, apart = arguments.get("citations") == TAUGHT, passages_apart(arguments)
     instruction = f"{instruction} {CITE}".strip() if cites else instruction
     lines = [
         "from peft import AutoPeftModelForCausalLM" if adapter else "",
         f"from transformers import {imports}",
         "",
+        *["# Unlike in training, a passage attends to the others here: answers may be worse."] * bool(apart),
         f"name = {_name(record)!r}  # on the hub, or this folder",
         "tokenizer = AutoTokenizer.from_pretrained(name)",
         f"model = {loader}.from_pretrained(name, {options}).eval()",
@@ -238,6 +240,7 @@ def _facts(results: Results, arguments: Mapping[str, Any]) -> dict[str, str]:
         "Base model": f"{base}{revision}" if on_hub else f"{base} (a local folder)" if base else "",
         "Trained by": how,
         "Passages of a row": passages_of_rows(arguments),
+        "Passage attention": passages_apart(arguments),
         "Checkpoint": "the last weights" if step is None else f"step {step}, best {results.selection_metric}",
         "Retriever": f"{found_by}, {passages} passages per question",
         "Prompt": _style(record),

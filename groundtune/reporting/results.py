@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groundtune.arguments import PassageArguments, reranked_by
+from groundtune.arguments import BLOCK, PassageArguments, reranked_by
 from groundtune.evaluation.abstention import ANSWERED, note
 from groundtune.evaluation.metrics import token_f1
 from groundtune.evaluation.statistics import Interval, PairedDifference
@@ -197,6 +197,7 @@ def facts(results: Results) -> dict[str, str]:
         "Model": model,
         "Trained by": trained_by + (", LoRA" if arguments.get("use_peft") else ""),
         "Passages of a row": passages_of_rows(arguments),
+        "Passage attention": passages_apart(arguments),
         "Checkpoint": step,
         "Questions": questions(results.base) + (f", from {test}" if test else ""),
         "Training file": arguments.get("train_file"),
@@ -217,6 +218,12 @@ def passages_of_rows(arguments: Mapping[str, Any]) -> str:
     distractors = f"{'' if number is None else f'{number} '}distractor{'' if number == 1 else 's'}"
     dropped = f"; without gold in {100 * flags.gold_dropout:.0f} % of the rows" if flags.gold_dropout else ""
     return f"{flags.passage_order.replace('_', ' ')}; {distractors}: {', '.join(flags.distractors)}{dropped}"
+
+
+def passages_apart(arguments: Mapping[str, Any]) -> str:
+    """That passages do not read each other, in words; empty if they do."""
+    apart = arguments.get("passage_attention") == BLOCK
+    return "block: a passage reads the instruction and itself, base and tuned model alike" if apart else ""
 
 
 def _short(path: str | None) -> str:

@@ -112,7 +112,11 @@ def markdown(plan: Plan, figures: Sequence[Figures], found: Sequence[Standings],
 
 def _number(plan: Plan, figures: Sequence[Figures]) -> str:
     done, cells = len(figures), len(plan.cells)
-    return f"{done} of {cells} runs are measured." if done < cells else f"All {cells} runs are measured."
+    return (
+        f"{done} of {cells} runs {'is' if done == 1 else 'are'} measured."
+        if done < cells
+        else f"All {cells} runs are measured."
+    )
 
 
 def _how(decides: Standings) -> str:

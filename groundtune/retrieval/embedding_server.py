@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +15,7 @@ from groundtune.retrieval.embedder import SoFar
 from groundtune.retrieval.embedding_prompts import prompts_for
 from groundtune.system.progress import bar, bars_shown
 from groundtune.system.servers import address_of
-from groundtune.system.text import hide_secrets, one_line
+from groundtune.system.text import hide_secrets, is_finite, one_line
 
 _AT_ONCE = 8  # requests at the same time
 
@@ -124,6 +123,4 @@ class ServerEmbedder:
 
 
 def _is_number(value: object) -> bool:
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < 1e18
-    )
+    return is_finite(value) and abs(value) < 1e18

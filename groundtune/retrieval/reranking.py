@@ -31,7 +31,7 @@ from groundtune.system.out_of_memory import is_out_of_memory
 from groundtune.system.panics import TRIAL, panics_raised
 from groundtune.system.progress import bar, bars_shown
 from groundtune.system.servers import address_of, server_kind
-from groundtune.system.text import hide_secrets, one_line, to_json
+from groundtune.system.text import hide_secrets, is_finite, one_line, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -278,7 +278,7 @@ def _whole(value: Any) -> int:
 
 
 def _finite(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
+    if not is_finite(value):
         raise ValueError(f"score {value!r}")
     return float(value)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +37,7 @@ _SCORES_AT_ONCE = 2**24
 
 
 Rewrite = Callable[[Sequence[Example]], list[Query]]
+Scored = tuple[np.ndarray, np.ndarray]  # the positions of documents, and their scores
 
 
 class Retriever(Protocol):
@@ -89,12 +92,26 @@ class DenseRetriever:
         return np.split(vectors, ends[:-1])
 
     def _fused(self, vectors: np.ndarray, k: int) -> tuple[Hit, ...]:
-        among = self.index.allowed
-        if not self.index.whole:
-            among = _found(self.index.search(vectors, max(k, _MIXED_DEPTH))[1])
-        scores = self.index.scores(vectors, among).mean(axis=0)
+        if self.index.whole:
+            among = self.index.allowed
+            scores = self.index.scores(vectors, among)
+        else:
+            found = self.candidates([vectors], max(k, _MIXED_DEPTH))[0]
+            among = _positions(found)
+            scores = self.among(vectors, among, found)
+        scores = scores.mean(axis=0)
         best = _best(scores, k)
         return _hits(self.index.documents, best if among is None else among[best], scores[best])
+
+    def candidates(self, vectors: Sequence[np.ndarray], k: int) -> list[list[Scored]]:
+        """For each part of each query (`vectors`) the k best documents that a search in a large database finds."""
+        scores, positions = self.index.search(np.concatenate(vectors), k)
+        found = iter([(its[its >= 0], of_its[its >= 0]) for its, of_its in zip(positions, scores)])
+        return [list(islice(found, len(these))) for these in vectors]
+
+    def among(self, vectors: np.ndarray, among: np.ndarray, known: Sequence[Scored]) -> np.ndarray:
+        """As `BM25Retriever.among`, by the vectors of a query's parts."""
+        return _filled(among, known, lambda part, left: self.index.scores(vectors[part : part + 1], left)[0])
 
 
 @dataclass(frozen=True)
@@ -123,8 +140,11 @@ class BM25Retriever:
     def _found(self, query: Query, k: int) -> tuple[Hit, ...]:
         among, large, several = self.allowed, len(self.documents) > LARGE, len(query.parts) > 1
         if large:
-            among = self.candidates(query, max(k, _MIXED_DEPTH) if several else k)
-        scores = self.scores(query, among)
+            found = self.candidates(query, max(k, _MIXED_DEPTH) if several else k)
+            among = _positions(found)
+            scores = self.among(query, among, found)
+        else:
+            scores = self.scores(query, among)
         if several and large:  # among all documents, the least score is 0
             scores = scaled(np.pad(scores, ((0, 0), (0, 1))))[:, :-1]
         elif several:
@@ -143,8 +163,13 @@ class BM25Retriever:
         scores = np.stack([self.postings.scores(its) for its in weights])
         return scores if among is None else scores[:, among]
 
-    def candidates(self, query: Query, k: int) -> np.ndarray:
-        """Positions of the k best documents of each part of a query, in order; fewer if fewer share a word with it."""
+    def among(self, query: Query, among: np.ndarray, known: Sequence[Scored]) -> np.ndarray:
+        """The scores of the documents at the positions `among` for each part of a query: float32 [parts, documents].
+        Those that are `known` for a part are not computed again."""
+        return _filled(among, known, lambda part, left: self.scores(query.parts[part], left)[0])
+
+    def candidates(self, query: Query, k: int) -> list[Scored]:
+        """The k best documents of each part of a query; fewer if fewer share a word with it."""
         of_parts = []
         for weights in map(_weights, query.parts):
             if self.allowed is None:
@@ -152,8 +177,9 @@ class BM25Retriever:
             else:
                 positions, scores = self.allowed, self.postings.scores(weights)[self.allowed]
             best = _best(scores, k)
-            of_parts.append(positions[best[scores[best] > 0]])
-        return np.unique(np.concatenate(of_parts))
+            best = best[scores[best] > 0]
+            of_parts.append((positions[best], scores[best]))
+        return of_parts
 
 
 def _weights(query: Query) -> dict[str, float]:
@@ -189,36 +215,33 @@ class MixRetriever:
             at_once = max(1, min(at_once, _SCORES_AT_ONCE // max(1, len(index.documents))))
         for start in range(0, len(asked), at_once):
             some = asked[start : start + at_once]
-            similar = self._similar(some, self.dense.vectors(some))
-            found += [self._found(query, among, scores, k) for query, (among, scores) in zip(some, similar)]
+            scored = self._of_all(some) if index.whole else self._of_best(some)
+            found += [self._found(*both, k) for both in scored]
         return found
 
-    def _found(self, query: Query, among: np.ndarray | None, similar: np.ndarray, k: int) -> tuple[Hit, ...]:
-        words = self.bm25.scores(query, among)
+    def _found(self, among: np.ndarray | None, similar: np.ndarray, words: np.ndarray, k: int) -> tuple[Hit, ...]:
+        """The best of the documents at the positions `among` (None: all), by both scores of each part of a query."""
         mixed = (self.weight * scaled(similar) + (1 - self.weight) * scaled(words)).mean(axis=0)
         best = _best(mixed, k, similar.mean(axis=0))
         return _hits(self.dense.index.documents, best if among is None else among[best], mixed[best])
 
-    def _similar(
-        self, queries: Sequence[Query], vectors: Sequence[np.ndarray]
-    ) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
-        """For each query the positions of the documents whose scores are mixed (None: all), and their similarities to
-        its parts."""
-        index = self.dense.index
-        if not index.whole:
-            for these, among in zip(vectors, self._candidates(queries, vectors)):
-                yield among, index.scores(these, among)
-            return
+    def _of_all(self, queries: Sequence[Query]) -> Iterator[tuple[np.ndarray | None, np.ndarray, np.ndarray]]:
+        """For each query all documents that a filter leaves, with both scores; the similarities by one product."""
+        vectors, index = self.dense.vectors(queries), self.dense.index
         scores = index.scores(np.concatenate(vectors), index.allowed)
-        for some in np.split(scores, np.cumsum([len(these) for these in vectors])[:-1]):
-            yield index.allowed, some
-
-    def _candidates(self, queries: Sequence[Query], vectors: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        """For each query the positions of the best documents by either, in order."""
-        by_vectors = self.dense.index.search(np.concatenate(vectors), _MIXED_DEPTH)[1]
         ends = np.cumsum([len(these) for these in vectors])
-        for query, found in zip(queries, np.split(by_vectors, ends[:-1])):
-            yield np.union1d(_found(found), self.bm25.candidates(query, _MIXED_DEPTH))
+        for query, similar in zip(queries, np.split(scores, ends[:-1])):
+            yield index.allowed, similar, self.bm25.scores(query, index.allowed)
+
+    def _of_best(self, queries: Sequence[Query]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """For each query the best documents by either, in order, with both scores."""
+        vectors = self.dense.vectors(queries)
+        with ThreadPoolExecutor(1) as other:  # both searches at the same time
+            searched = other.submit(self.dense.candidates, vectors, _MIXED_DEPTH)
+            of_words = [self.bm25.candidates(query, _MIXED_DEPTH) for query in queries]
+        for query, these, by_vectors, by_words in zip(queries, vectors, searched.result(), of_words):
+            among = _positions([*by_vectors, *by_words])
+            yield among, self.dense.among(these, among, by_vectors), self.bm25.among(query, among, by_words)
 
 
 @dataclass(frozen=True)
@@ -253,9 +276,21 @@ class HybridRetriever:
         return tuple(Hit(documents[id], scores[id]) for id in best_first)
 
 
-def _found(positions: np.ndarray) -> np.ndarray:
-    """The positions that a search has found, each once, in order."""
-    return np.unique(positions[positions >= 0])
+def _positions(found: Sequence[Scored]) -> np.ndarray:
+    """The positions of all documents that were found, each once, in order."""
+    return np.unique(np.concatenate([positions for positions, _ in found]))
+
+
+def _filled(among: np.ndarray, known: Sequence[Scored], scores: Callable[[int, np.ndarray], np.ndarray]) -> np.ndarray:
+    """The scores of the documents at the positions `among`, which hold those of the `known`, for each part of a query:
+    float32 [parts, documents]. `scores` gives those that are not known for a part."""
+    filled = np.empty((len(known), len(among)), dtype=np.float32)
+    for part, (positions, its) in enumerate(known):
+        places, left = np.searchsorted(among, positions), np.ones(len(among), dtype=bool)
+        filled[part, places], left[places] = its, False
+        if left.any():
+            filled[part, left] = scores(part, among[left])
+    return filled
 
 
 def scaled(scores: np.ndarray) -> np.ndarray:

@@ -148,17 +148,21 @@ def _writer(arguments: InferenceArguments) -> Write:
     room = room_for_prompt(arguments.data.max_seq_length, new)
     if arguments.api == "completions":
         endpoint = arguments.generator_endpoint()
-        return _by_prompt(prompt, room, lambda ids: endpoint.stream_prompt(ids, new, **to_continue(prompt)))
+        return _by_prompt(
+            prompt, room, lambda asked: endpoint.stream_prompt(asked.prompt_ids, new, **to_continue(prompt))
+        )
     from groundtune.model.generators import LocalModel  # here, because it imports torch, which a server does not need
+    from groundtune.model.kv_cache import MB, PassageCache
 
-    local = LocalModel(opening.open(prompt, tokenizer.pad_token_id), tokenizer, opening.bf16)
-    return _by_prompt(prompt, room, lambda ids: local.stream(prompt, ids, new))
+    kept = PassageCache(arguments.evaluation.passage_cache * MB)
+    local = LocalModel(opening.open(prompt, tokenizer.pad_token_id), tokenizer, opening.bf16, kept=kept)
+    return _by_prompt(prompt, room, lambda asked: local.stream(prompt, asked.prompt_ids, new, asked.borders))
 
 
-def _by_prompt(prompt: Prompt, room: int, stream: Callable[[list[int]], Words]) -> Write:
+def _by_prompt(prompt: Prompt, room: int, stream: Callable[[Question], Words]) -> Write:
     def write(example: Example, passages: Passages) -> tuple[Sequence[Document], Words]:
         question = fitted(example, passages, prompt, room)
-        return question.read, stream(question.prompt_ids)
+        return question.read, stream(question)
 
     return write
 

@@ -43,6 +43,7 @@ class Writing:
     read: Sequence[Document] = ()  # the passages in the prompt
     words: Words | None = None
     prompt_ids: list[int] = field(default_factory=list)
+    borders: Sequence[int] = ()  # of passages that do not read each other
     sent: int = 0  # new tokens
     ids: SimpleQueue[int | Exception | None] = field(default_factory=SimpleQueue)
 
@@ -88,10 +89,12 @@ class LocalVoice:
     """A model in this process: a finished answer's slot is taken by the next question, as in an evaluation."""
 
     def __init__(
-        self, model: Any, bf16: bool, prompts: Prompts, capacity: int, slots: int, without_adapter: bool = False
-    ) -> None:
+        self, model: Any, bf16: bool, prompts: Prompts, capacity: int, slots: int, without_adapter: bool = False,
+        passage_cache: int = 0,
+    ) -> None:  # fmt: skip
         self.model, self.bf16, self.prompts = model, bf16, prompts
         self.capacity, self.slots, self.without_adapter = capacity, slots, without_adapter
+        self.passage_cache = passage_cache  # MB
         self.decoder: Decoder | None = None
         self.waiting: deque[Writing] = deque()
         self.running: dict[Growing, Writing] = {}
@@ -109,7 +112,7 @@ class LocalVoice:
 
         prompt = self.prompts.of(writing.instruction)
         question = self.prompts.fitted(writing, hits, prompt)
-        writing.prompt_ids, writing.read = question.prompt_ids, question.read
+        writing.prompt_ids, writing.borders, writing.read = question.prompt_ids, question.borders, question.read
         writing.words = spoken(prompt, writing.arriving())
         self.waiting.append(writing)
 
@@ -139,9 +142,11 @@ class LocalVoice:
 
     def _go_on(self) -> None:
         from groundtune.model.generation import open_decoder
+        from groundtune.model.kv_cache import MB, PassageCache
 
         if self.decoder is None:
-            self.decoder = open_decoder(self.model, self.slots, self.capacity, self.prompts.of("").stop_ids)
+            stop_ids, kept = self.prompts.of("").stop_ids, PassageCache(self.passage_cache * MB)
+            self.decoder = open_decoder(self.model, self.slots, self.capacity, stop_ids, kept)
         self._drop_the_gone(self.decoder)
         if self.running:
             self.decoder.step()
@@ -153,7 +158,8 @@ class LocalVoice:
             # One by one on a CPU, where the first then need not wait for the others; together on a GPU.
             at_once = 1 if self.model.device.type == "cpu" else self.slots - len(self.running)
             new = list(self.waiting)[:at_once]
-            started = self.decoder.start([one.prompt_ids for one in new], [one.max_new_tokens for one in new])
+            prompts, most = [one.prompt_ids for one in new], [one.max_new_tokens for one in new]
+            started = self.decoder.start(prompts, most, [one.borders for one in new])
             self.running.update(zip(started, new, strict=True))
             for _ in new:
                 self.waiting.popleft()
@@ -178,9 +184,10 @@ class LocalVoice:
         del self.running[growing]
 
     def _with_fewer_slots(self) -> None:
-        """Begin the running answers again with half as many slots; an answer is the same, and is not sent twice."""
+        """Begin the running answers again with half as many slots and no kept passages; an answer is the same, and is
+        not sent twice."""
         again = [*self.running.values(), *self.waiting]
-        self.decoder, self.running = None, {}
+        self.decoder, self.running, self.passage_cache = None, {}, 0
         release()
         if self.slots == 1:
             again.pop(0).ids.put(DataError([_TOO_LITTLE_MEMORY]))
@@ -270,13 +277,14 @@ def open_voices(arguments: InferenceArguments) -> dict[str, Voice]:
     model = opening.open(prompts.of(""), tokenizer.pad_token_id)
     for note in check_positions(longest, model, name):
         logger.warning(note)
-    voices: dict[str, Voice] = {TUNED: LocalVoice(model, opening.bf16, prompts, longest, slots)}
+    cache = arguments.evaluation.passage_cache
+    voices: dict[str, Voice] = {TUNED: LocalVoice(model, opening.bf16, prompts, longest, slots, passage_cache=cache)}
     if arguments.answers.with_base:
         if not opening.base and not arguments.base:
             problem = "does not name the model it was trained from; name it with --base_model"
             raise DataError([f"--with_base: {name} {problem}"])
         base = model if opening.base else arguments.base_model().open(prompts.of(""), tokenizer.pad_token_id)
-        voices[BASE] = LocalVoice(base, opening.bf16, prompts, longest, slots, without_adapter=bool(opening.base))
+        voices[BASE] = LocalVoice(base, opening.bf16, prompts, longest, slots, bool(opening.base), cache)
     return voices
 
 

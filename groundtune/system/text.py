@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
-from typing import Any
+from typing import Any, TypeGuard
 
 _NO_TEXT = re.compile("[\ud800-\udfff]")  # how Python keeps the bytes of a file's name that are not UTF-8
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
@@ -135,6 +135,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, numbers.Real):
         return float(value) if math.isfinite(value) else None
     return str(value)
+
+
+def is_finite(value: object) -> TypeGuard[int | float]:
+    """Whether a value of a JSON text is a number, and neither NaN nor infinite nor too large for a float."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def to_json(content: object, **layout: Any) -> str:

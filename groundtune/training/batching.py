@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from groundtune.prompts.rows import EpochRows, Row
 T = TypeVar("T")
 
 IGNORED = -100  # the label of a position that is not learnt, as everywhere in transformers
+_LOOKED_AT = 512  # rows of one passage
 WORTH_GROUPING = 0.02  # share of all tokens saved below which questions on one passage need not share a batch
 
 
@@ -24,13 +26,16 @@ def collate(rows: Sequence[Row], pad_id: int, *, packed: bool = False, share_pre
 
     Each label is at its token's own position (the output one position earlier predicts it). `packed`: a single row
     [1, tokens] for a model with packed attention; with `share_prefix`, common prefixes of prompts are stored once.
-    Otherwise right-padded rows, [rows, longest row]. Without rows, two tokens from which nothing is learnt.
+    Otherwise right-padded rows, [rows, longest row]; `ValueError` if their passages must not read each other. Without
+    rows, two tokens from which nothing is learnt.
     """
     rows = rows or [Row([pad_id] * 2, [], "")]
     return _pack_rows(rows, share_prefix) if packed else _pad_rows(rows, pad_id)
 
 
 def _pad_rows(rows: Sequence[Row], pad_id: int) -> Batch:
+    if any(row.borders for row in rows):
+        raise ValueError("block attention needs packed rows")
     shape = (len(rows), max(len(row) for row in rows))
     input_ids = torch.full(shape, pad_id)
     # By the row's length, never by comparing ids: the padding token may be the end token, which must be learnt.
@@ -48,6 +53,7 @@ def _pack_rows(rows: Sequence[Row], share_prefix: bool) -> Batch:
         [row.prompt_ids + row.answer_ids for row in rows],
         # The prompt's last token predicts the answer's first: each row needs its own.
         shareable=[len(row.prompt_ids) - 1 if share_prefix else 0 for row in rows],
+        borders=[row.borders for row in rows],
     )
     labels = torch.full((1, len(packing.ids)), IGNORED)
     for row, last in zip(rows, packing.last):
@@ -61,7 +67,8 @@ def share_saved(rows: Sequence[Row], groups: Sequence[Sequence[int]]) -> float:
     for group in groups:
         members = [rows[i] for i in group]
         sequences = [row.prompt_ids + row.answer_ids for row in members]
-        packed += len(pack(sequences, [len(row.prompt_ids) - 1 for row in members]).ids)
+        shareable, borders = [len(row.prompt_ids) - 1 for row in members], [row.borders for row in members]
+        packed += len(pack(sequences, shareable, borders).ids)
     return 1 - packed / sum(len(row) for row in rows)
 
 
@@ -79,7 +86,7 @@ def length_order(batch_size: int) -> Order:
 
 
 def prefix_order(batch_size: int, apart: bool = False) -> Order:
-    """An order in which rows with a common prompt prefix share a batch; with `apart`, rows are shuffled singly."""
+    """An order in which rows that share tokens share a batch; with `apart`, rows are shuffled singly."""
     known: Sequence[Row] | None = None
     groups: list[list[int]] = []
 
@@ -87,10 +94,48 @@ def prefix_order(batch_size: int, apart: bool = False) -> Order:
         nonlocal known, groups
         if known is not rows:
             known = rows
-            groups = [[i] for i in range(len(rows))] if apart else prefix_groups([row.prompt_ids for row in rows])
+            groups = [[i] for i in range(len(rows))] if apart else sharing_groups(rows, batch_size)
         return by_prefix(groups, batch_size, generator)
 
     return order
+
+
+def sharing_groups(rows: Sequence[Row], batch_size: int) -> list[list[int]]:
+    """Groups of row numbers that share tokens: a prefix, or with block attention passages, which may stand anywhere."""
+    if any(row.borders for row in rows):
+        return passage_groups(rows, batch_size)
+    return prefix_groups([row.prompt_ids for row in rows])
+
+
+def passage_groups(rows: Sequence[Row], batch_size: int) -> list[list[int]]:
+    """Groups of at most `batch_size` rows, each begun by the first row left and joined by the one with which it shares
+    most tokens of passages, until none shares any."""
+    passages = [{tuple(row.prompt_ids[begin:end]): end - begin for begin, end in pairwise(row.borders)} for row in rows]
+    left = dict.fromkeys(range(len(rows)))
+    readers: dict[tuple[int, ...], dict[int, None]] = {}  # those left of each passage
+    for i in left:
+        for passage in passages[i]:
+            readers.setdefault(passage, {})[i] = None
+    groups = []
+    while left:
+        i = next(iter(left))
+        group: list[int] = []
+        known: set[tuple[int, ...]] = set()
+        shared = Counter[int]()  # tokens, by row
+        while True:
+            group.append(i)
+            del left[i]
+            del shared[i]
+            for passage, tokens in passages[i].items():
+                del readers[passage][i]
+                if passage not in known:  # of thousands of rows with one passage, only the first are looked at
+                    shared.update(dict.fromkeys(islice(readers[passage], _LOOKED_AT), tokens))
+            known |= passages[i].keys()
+            if len(group) == batch_size or not shared:
+                break
+            i = max(shared, key=lambda row: (shared[row], -row))
+        groups.append(group)
+    return groups
 
 
 class EpochOrder(Sampler[int]):

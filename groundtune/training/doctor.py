@@ -404,8 +404,11 @@ def _token_table(diagnosis: Diagnosis) -> str:
     lines["rows ending with an end token"] = [f"{100 * c.ends_on_stop_token:.0f} %" for c in columns]
     lines["rows beginning with two BOS"] = [f"{c.doubled_bos:,}" for c in columns]
     table = "\n".join(f"{name:<32}" + "".join(f"{cell:>9}" for cell in cells) for name, cells in lines.items())
-    note = "\n(estimated: documents sampled across the database stand in for the retrieved ones)"
-    return table + (note if diagnosis.estimated else "")
+    table += (
+        "\n(estimated: documents sampled across the database stand in for the retrieved ones)" * diagnosis.estimated
+    )
+    apart = "\n(--passage_attention block: a passage reads the instruction and itself, and is computed once per batch)"
+    return table + (apart if diagnosis.prompt and diagnosis.prompt.blocks else "")
 
 
 def _marked(row: tuple[str, str, str] | None) -> str:

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
+from groundtune.data.evidence import REPEATS, likeness
 from groundtune.data.groups import connected
-from groundtune.data.overlap import HOLDS, Hashes, Overlap, grams, share_of
+from groundtune.data.overlap import HOLDS, Overlap
 from groundtune.retrieval.queries import queries_of
 from groundtune.retrieval.retrievers import Retriever
 from groundtune.schema import Document, Example, Hit
 
-OVERLAP = 0.3  # of the 5-grams of a gold passage, or of the passage's own
 TOO_CLOSE = 0.95  # of the gold passage's score
 _DEPTH = 100  # passages among which negatives are looked for
 # Why a passage is no negative, or where it comes from -> how a note counts it.
@@ -25,7 +24,7 @@ WORDS = {
     "given": "given",
     "mined": "found by the search",
     "twin": f"left out because they hold {HOLDS:.0%} of a gold passage",
-    "overlap": f"left out because they overlap a gold passage by {OVERLAP:.0%}",
+    "overlap": f"left out because they overlap a gold passage by {REPEATS:.0%}",
     "close": f"left out because they score above {TOO_CLOSE} of gold",
 }
 
@@ -62,7 +61,7 @@ def _negatives(example: Example, hits: Sequence[Hit], wanted: int, counts: Count
             break
         if document.id in gold or document.id in chosen:
             continue
-        why = _likeness(document, example) or ("close" if scores.get(document.id, 0.0) > limit else "")
+        why = _overlap(document, example) or ("close" if scores.get(document.id, 0.0) > limit else "")
         counts[why or origin] += 1
         if not why:
             chosen[document.id] = document
@@ -74,18 +73,10 @@ def _candidates(example: Example, hits: Sequence[Hit]) -> Iterator[tuple[str, Do
     yield from (("mined", hit.document) for hit in hits)
 
 
-def _likeness(document: Document, example: Example) -> str:
+def _overlap(document: Document, example: Example) -> str:
     """`twin` or `overlap` if the passage says what a gold passage says, else empty."""
-    own = _grams(document.body)
-    shares = [
-        max(share_of(its, own), share_of(own, its)) for its in (_grams(gold.body) for gold in example.gold_documents)
-    ]
-    return "twin" if max(shares) >= HOLDS else "overlap" if max(shares) >= OVERLAP else ""
-
-
-@lru_cache(maxsize=100_000)
-def _grams(text: str) -> Hashes:
-    return grams(text)
+    share = likeness(document, example.gold_documents)
+    return "twin" if share >= HOLDS else "overlap" if share >= REPEATS else ""
 
 
 def kinds_of(documents: Sequence[Document]) -> list[int]:

@@ -19,8 +19,7 @@ from groundtune.aliases import Batch, Model
 from groundtune.errors import ModelError
 from groundtune.evaluation.evaluator import EndToEndEvaluator, Evaluation
 from groundtune.methods import Method
-from groundtune.model.attention import use_packed_attention
-from groundtune.model.packing import prefix_groups
+from groundtune.model.attention import no_blocks, use_packed_attention
 from groundtune.prompts.rows import Row
 from groundtune.runs.hub import Hub
 from groundtune.system.out_of_memory import MicroBatch, halve_on_oom
@@ -38,6 +37,7 @@ from groundtune.training.batching import (
     prefix_order,
     rows_of_epoch,
     share_saved,
+    sharing_groups,
 )
 from groundtune.training.callbacks import EvaluateAtTheEnd, Progress
 from groundtune.training.labels import check_labels
@@ -53,9 +53,10 @@ class QATrainer(SafeTrainer):
     """Trains on `method`'s rows; `evaluate` returns the end-to-end metrics of `evaluator` and the gold-passage loss.
 
     Rows are packed if the model's attention supports it, and prompts then share common prefixes (`share_prefix`: auto,
-    on, off; raises `ModelError` if it is on and cannot be exact). `on_evaluation(step, evaluation)` receives every
-    end-to-end evaluation with its predictions. With a `server`, its evaluations go on beside training: each is logged
-    under its own step before the next one begins, and before the best checkpoint is loaded.
+    on, off; raises `ModelError` if it is on and cannot be exact). `blocks`: passages do not read each other; it is
+    raised as well if that cannot be exact. `on_evaluation(step, evaluation)` receives every end-to-end evaluation with
+    its predictions. With a `server`, its evaluations go on beside training: each is logged under its own step before
+    the next one begins, and before the best checkpoint is loaded.
     """
 
     tie_breaker = f"eval_{GOLD_LOSS}"
@@ -71,6 +72,7 @@ class QATrainer(SafeTrainer):
         evaluator: EndToEndEvaluator | None,
         pad_id: int,
         share_prefix: str = "auto",
+        blocks: bool = False,
         on_evaluation: Callable[[int, Evaluation], None] = lambda step, evaluation: None,
         server: AdapterServer | None = None,
         **kwargs: Any,
@@ -78,7 +80,7 @@ class QATrainer(SafeTrainer):
         super().__init__(*args, data_collator=partial(_collate, method, pad_id), **kwargs)
         rows = self.args.eval_batch_size
         self.micro_batch["eval"] = MicroBatch("--per_device_eval_batch_size", rows, "the loss stays")
-        self._choose_batches(share_prefix)
+        self._choose_batches(share_prefix, blocks)
         if self.args.compile_layers:
             compile_layers(self.model)
         self.method, self.evaluator, self.on_evaluation = method, evaluator, on_evaluation
@@ -108,10 +110,14 @@ class QATrainer(SafeTrainer):
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.model_wrapped = self.model
 
-    def _choose_batches(self, share_prefix: str) -> None:
+    def _choose_batches(self, share_prefix: str, blocks: bool) -> None:
         """Choose packed or padded batches, and an order of rows that suits them."""
-        with self._precision():
-            not_packed = "the model is split over devices" if self._sharded() else use_packed_attention(self.model)
+        not_packed: str | None = "the model is split over devices"
+        if not self._sharded():
+            with self._precision():
+                not_packed = use_packed_attention(self.model, blocks=blocks)
+        if blocks and not_packed:
+            raise ModelError(no_blocks(self.model, not_packed))
         # Dropout would draw once for a shared token, but separately for separate rows.
         not_shared = not_packed or ("dropout is on" if _drops_out(self.model) else None)
         if share_prefix == "on" and not_shared:
@@ -125,9 +131,10 @@ class QATrainer(SafeTrainer):
             self._order = length_order(batch_size)
             return
         self._order = prefix_order(batch_size, apart=True)
-        saved = share_saved(rows, prefix_groups([row.prompt_ids for row in rows])) if share else 0
+        saved = share_saved(rows, sharing_groups(rows, batch_size)) if share else 0
         if share and (share_prefix == "on" or saved >= WORTH_GROUPING):
-            logger.info("prompts with a common prefix share a batch: %.0f %% of the tokens saved", 100 * saved)
+            shared = "common passages" if blocks else "a common prefix"
+            logger.info("prompts with %s share a batch: %.0f %% of the tokens saved", shared, 100 * saved)
             self._order = prefix_order(batch_size)
 
     # SafeTrainer's questions about rows and model

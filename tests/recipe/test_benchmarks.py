@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 from conftest import make_family
 
-from benchmarks import corpus, evaluation, human_grades, measure, million, retrieval, serving, train_step
+from benchmarks import (
+    block_attention,
+    corpus,
+    evaluation,
+    human_grades,
+    measure,
+    million,
+    retrieval,
+    serving,
+    train_step,
+)
+from groundtune.data.files import read_documents
 from groundtune.prompts.rows import Row
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +62,13 @@ def test_training_against_padding_and_sharing(quick, decoder):
     assert cases[0]["share_of_peak"] > 0 and cases[0]["ours_tokens_s"] > 0
     assert [round(case["token_ratio"], 2) > 1 for case in cases[1:]] == [True, True, True, True, False]
     assert "torch" in versions["versions"]
+
+
+def test_block_attention_against_full_attention(quick, decoder):
+    step, warm, new, _ = quick(block_attention, "--model", str(decoder))
+    for case in (step, warm, new):
+        check(case)
+    assert step["token_bound"] > 1 and warm["mb_a_passage"] > 0
 
 
 @pytest.mark.slow
@@ -143,17 +161,20 @@ def test_the_steps_of_a_million_passages_on_a_few_hundred(bert_embedding_folder,
     monkeypatch.setattr("groundtune.data.files._IN_MEMORY", 0)
     for module in ("stores.local", "retrievers"):
         monkeypatch.setattr(f"groundtune.retrieval.{module}.LARGE", 50)
-    sentences = corpus.sentences()[:60]
-    monkeypatch.setattr(million, "sentences", lambda: list(sentences))
+    pieces = [" ".join(corpus.sentences()[i : i + 3]) for i in range(0, 90, 3)]
+    monkeypatch.setattr(million, "pieces", lambda: iter([*pieces, *pieces]))
     options = argparse.Namespace(
-        folder=tmp_path / "million", passages=400, queries=20, embedding_model=str(bert_embedding_folder),
-        embedding_dtype="auto", vector_dtype="float16",
+        folder=tmp_path / "million", passages=400, originals=20, documents=[], questions=[], queries=10,
+        embedding_model=str(bert_embedding_folder), embedding_dtype="auto", vector_dtype="float16",
     )  # fmt: skip
     rows = {name: step(options) for name, step in million.STEPS.items() if name != "ask"}
     assert rows["read"] == {"passages": 400} and rows["search"]["lists"] > 0
     assert rows["search"]["recall@10"] > 0.9 and rows["search"]["mix_per_s"] > 0
-    known, questions = million.known_sentences(20)
-    assert len(questions) == 20 and not any(sentence in question for sentence in known for question in questions)
+    assert rows["collect"] == {"originals": 20, "queries": 10}
+    texts = [document.text for document in read_documents(tmp_path / "million" / "originals.jsonl")]
+    asked = json.loads((tmp_path / "million" / "queries.json").read_text())
+    assert set(texts) < set(pieces) and not any(text.startswith(query) for text in texts for query in asked)
+    assert len({document.text for document in read_documents(tmp_path / "million" / "documents.jsonl")}) == 400
 
 
 def test_search_and_fusion_are_timed_without_embedding(capsys, monkeypatch):

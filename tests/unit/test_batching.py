@@ -12,7 +12,17 @@ from torch.utils.data import SequentialSampler
 from groundtune.model.attention import use_packed_attention
 from groundtune.model.packing import prefix_groups
 from groundtune.prompts.rows import Row
-from groundtune.training.batching import IGNORED, EpochOrder, EvenBatches, by_prefix, collate, length_order, share_saved
+from groundtune.training.batching import (
+    IGNORED,
+    EpochOrder,
+    EvenBatches,
+    by_prefix,
+    collate,
+    length_order,
+    passage_groups,
+    prefix_order,
+    share_saved,
+)
 from groundtune.training.loss import answer_loss
 
 
@@ -148,6 +158,36 @@ def test_what_is_saved_is_counted_in_tokens():
     # 91 tokens shared once, and for each row its last prompt token and its answer.
     assert share_saved(rows, [[0, 1, 2, 3]]) == pytest.approx(1 - (91 + 4 * 11) / (4 * 102))
     assert share_saved(rows, [[0], [1], [2], [3]]) == 0
+
+
+def rows_on_passages(read: list[list[int]], length: int = 40) -> list[Row]:
+    """Rows that read the numbered passages in that order, behind a header of 20 tokens."""
+    rows = []
+    for i, numbers in enumerate(read):
+        borders = [20 + length * n for n in range(len(numbers) + 1)]
+        prompt = [1] * 20 + [1000 + n * length + j for n in numbers for j in range(length)] + [5, i]
+        rows.append(Row(prompt, [6, 2], "", borders=tuple(borders) if numbers else ()))
+    return rows
+
+
+def test_rows_with_common_passages_form_a_group_wherever_the_passages_stand():
+    rows = rows_on_passages([[0, 1], [2, 3], [1, 4], [3, 2], [4, 0], []])
+    groups = passage_groups(rows, 3)
+    assert sorted(i for group in groups for i in group) == list(range(6))
+    assert {frozenset(group) for group in groups} == {frozenset({0, 2, 4}), frozenset({1, 3}), frozenset({5})}
+    # header, five passages of 40 tokens and what is each row's own, against all rows in full
+    assert share_saved(rows[:5], [[0, 1, 2, 3, 4]]) == pytest.approx(1 - (20 + 5 * 40 + 5 * 4) / (5 * 104))
+
+
+@pytest.mark.parametrize("size", [1, 4, 8])
+def test_every_row_comes_once_when_passages_are_kept_together(size):
+    rng = random.Random(0)
+    rows = rows_on_passages([rng.sample(range(30), rng.randint(0, 4)) for _ in range(101)])
+    order = prefix_order(size)(rows, torch.Generator().manual_seed(0))
+    assert sorted(order) == list(range(101))
+    if size > 1:
+        apart = prefix_order(size, apart=True)(rows, torch.Generator().manual_seed(0))
+        assert share_saved(rows, batches(order, size)) > 1.3 * share_saved(rows, batches(apart, size))
 
 
 def batches_of(process: int, n: int, size: int, processes: int, **how) -> list[list[int]]:

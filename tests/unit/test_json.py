@@ -14,7 +14,7 @@ from groundtune.evaluation.predictions import evaluation_of, write_predictions
 from groundtune.runs.checkpoints import load_state, save_state
 from groundtune.schema import Document, Example, Hit, Prediction
 from groundtune.system.durable import read_manifest, write_manifest
-from groundtune.system.text import as_json, json_to_print, to_json
+from groundtune.system.text import as_json, is_finite, json_to_print, to_json
 
 PACKAGE = Path(__file__).parents[2] / "groundtune"
 NUMBERS = {"a": math.nan, "b": [math.inf, {"c": -math.inf}], "d": 1.5}
@@ -43,6 +43,11 @@ def test_all_json_of_the_package_is_written_in_one_place():
 @pytest.mark.parametrize("write", [to_json, as_json, json_to_print])
 def test_what_json_has_no_number_for_is_null(write):
     assert strict(write(NUMBERS)) == AS_NULL and strict(write({"d": 1e308})) == {"d": 1e308}
+
+
+def test_a_value_is_a_finite_number_if_a_float_can_hold_it():
+    assert all(map(is_finite, [0, -3, 2.5, 10**300]))
+    assert not any(map(is_finite, [True, None, "1", [1], math.nan, math.inf, 10**400]))
 
 
 def test_what_is_no_json_is_still_an_error_where_rows_are_written():

@@ -191,13 +191,21 @@ def test_the_best_by_common_and_rare_words_are_those_of_all_words(few_are_many, 
         np.testing.assert_allclose(kept.at(weights, some), whole[some], rtol=1e-5)
 
 
+def test_a_vocabulary_of_arrays_is_the_dictionary_it_was_made_of():
+    words = {"zebra": 0, "Äpfel": 3, "": 7, "a": 1, "ab": 2, "\ud800": 5, "日本": 4}
+    made = postings.Vocabulary.of(words)
+    assert dict(made) == words and {word: made[word] for word in words} == words
+    assert [word in made for word in ("b", "zebr", "zebras", "aa", "日")] == [False] * 5
+    assert dict(postings.Vocabulary.of({})) == {} and "a" not in postings.Vocabulary.of({})
+
+
 def test_words_in_files_are_those_in_memory_and_made_once(few_are_many, tmp_path, monkeypatch):
     documents, query = of_copies(), {"library": 1.0, "number3": 1.0}
     expected = postings.postings_of(documents).scores(query)
     np.testing.assert_array_equal(postings.postings_in(tmp_path, documents).scores(query), expected)
     monkeypatch.setattr(postings, "postings_of", lambda documents: pytest.fail("made again"))
     mapped = postings.postings_in(tmp_path, documents)
-    assert isinstance(mapped.indices, np.memmap)
+    assert isinstance(mapped.indices.base, np.memmap)
     np.testing.assert_array_equal(mapped.scores(query), expected)
     monkeypatch.undo()
     other = postings.postings_in(tmp_path, documents[::-1])
@@ -263,3 +271,33 @@ def test_a_mix_of_many_documents_looks_at_the_best_of_either(few_are_many, tmp_p
     for query, hits in zip(random_queries(), MixRetriever(dense, bm25).search(random_queries(), 60), strict=True):
         either = {h.document.id for kind in (dense, bm25) for h in kind.search([query], 5)[0]}
         assert {hit.document.id for hit in hits} == either
+
+
+def in_plain_words(documents, queries, k, weight=0.6):
+    """The ranking of a mix by its definition: all scores of all documents, sorted; equal ones by their vectors, then in
+    the order of the documents."""
+    embedder, bm25 = FakeEmbedder(), BM25Retriever(documents)
+    vectors = embedder.embed_documents([d.text for d in documents])
+    for query in queries:
+        parts = query.parts
+        similar = np.stack([[float(v @ q) for v in vectors] for q in embedder.embed_questions([p.text for p in parts])])
+        similar, words = similar.astype(np.float32), bm25.scores(query)
+        mixed = (weight * retrievers.scaled(similar) + (1 - weight) * retrievers.scaled(words)).mean(axis=0)
+        order = sorted(range(len(documents)), key=lambda i: (-mixed[i], -similar.mean(axis=0)[i], i))
+        yield [(documents[i].id, mixed[i]) for i in order[:k]]
+
+
+def test_a_mix_of_many_documents_ranks_them_by_its_definition_and_copies_in_their_order(
+    few_are_many, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(near, "_RECALL", 1.1)
+    monkeypatch.setattr(postings, "_COMMON", 400)  # words are looked up as in a million
+    monkeypatch.setattr(postings, "_LOOKED_UP", 0)
+    texts = [d.page_content for d in random_documents(200)]
+    documents = [Document(mixed, f"{mixed}{' ' * copy}") for mixed in texts for copy in range(3)]  # of equal scores
+    documents = [documents[i] for i in np.random.default_rng(1).permutation(len(documents))]
+    queries = [Query(q) for q in random_queries(30)] + [Query("library book", "evening desk", fused=True)]
+    mix = of_all_kinds(tmp_path, documents)["mix"]
+    for hits, right in zip(mix.search(queries, 20), in_plain_words(documents, queries, 20), strict=True):
+        np.testing.assert_allclose([hit.score for hit in hits], [score for _, score in right], atol=1e-5)
+        assert [hit.document.id for hit in hits] == [id for id, _ in right]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from groundtune.arguments import DISTRACTORS, GOLD_FIRST, RANKED, SHUFFLED, PassageArguments
-from groundtune.data.evidence import gives_away, repeats
+from groundtune.data.evidence import gives_away, likeness, repeats
 from groundtune.evaluation.abstention import abstains
 from groundtune.methods import METHODS, SFT, SWR
 from groundtune.prompts.mixing import Mixing
@@ -121,6 +121,8 @@ def test_texts_of_the_same_place_repeat_each_other_in_either_direction():
     part, whole = Document(GOLD.body[:80]), Document(f"{GOLD.body} {SECOND.body} {' '.join(d.body for d in RETRIEVED)}")
     assert repeats(part, [whole]) and repeats(whole, [part]) and repeats(GOLD, [GOLD])
     assert not repeats(GOLD, [SECOND]) and not repeats(GOLD, [])
+    assert likeness(part, [SECOND, whole]) == likeness(whole, [part]) > 0.8 and likeness(GOLD, [GOLD]) == 1
+    assert likeness(GOLD, [SECOND]) < 0.3 and likeness(GOLD, []) == 0
 
 
 def test_what_an_example_says_in_other_words_is_its_answer_too():

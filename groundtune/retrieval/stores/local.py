@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = 2
 _VECTORS, _IDS = "vectors.npy", "ids.npy"
-_CHECKED_AT_ONCE = 65_536  # vectors
+_CHECKED_AT_ONCE = 4096  # vectors
 _MORE_PROPOSED = 30  # vectors of 8 bits are ordered a little otherwise than those that they stand for
 _WRITTEN_EVERY = 16_384  # documents: some minutes of work on a CPU, a second of writing
 
@@ -81,8 +81,11 @@ class Index:
 
     def scores(self, queries: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
         """The similarity of each query to each document, or to those at the positions `among`: [queries, documents]."""
-        vectors = self.vectors if among is None or len(among) == len(self.vectors) else self.vectors[among]
+        vectors = self.vectors if among is None else self.vectors[among]
         vectors = vectors.astype(np.float32, copy=False)
+        if self.similarity in ("cosine", "dot") and among is not None and not self.whole:
+            # One by one: a matrix product rounds equal vectors differently in different rows.
+            return np.einsum("qd,nd->qn", queries, vectors)
         if self.similarity in ("cosine", "dot"):
             return queries @ vectors.T
         order = 2 if self.similarity == "euclidean" else 1

@@ -6,9 +6,9 @@ BM25 (Robertson et al. 1994) as `bm25s` computes it, k1 = 1.5, b = 0.75, on `sea
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,55 @@ from groundtune.retrieval.stores.made import made_in
 from groundtune.schema import Document
 from groundtune.system.outputs import in_place_of
 from groundtune.system.progress import bar, bars_shown
-from groundtune.system.text import to_json
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
-_VOCABULARY = "vocabulary.json"
+_FORMAT = 2
 _ARRAYS = {"data": np.float32, "indices": np.int32, "indptr": np.int64, "most": np.float32}
+_VOCABULARY = {"letters": np.uint8, "ends": np.int64, "numbers": np.int32}
 _COMMON = 50  # a word in more than 1 of so many documents is added only where it can matter
-_FEW = 200  # 1 of so many documents is looked up in a word's faster than all of them are added
+_LOOKED_UP = 32  # documents of a word are added in the time in which one document is looked up among them
 
 _BLOCK = 64  # documents
 _LEAST = float(np.finfo(np.float32).tiny)  # above 0
 
 Weights = Mapping[str, float]  # word -> how often it counts
+
+
+@dataclass(frozen=True)
+class Vocabulary(Mapping[str, int]):
+    """The numbers of words, looked up in arrays that may be mapped: as a dictionary, a million words take 0.2 GB.
+
+    The words stand one behind the other in `letters` (UTF-8), in the order of their bytes; the i-th ends at `ends[i]`
+    and has the number `numbers[i]`.
+    """
+
+    letters: np.ndarray
+    ends: np.ndarray
+    numbers: np.ndarray
+
+    @classmethod
+    def of(cls, words: Mapping[str, int]) -> Vocabulary:
+        known = sorted((word.encode("utf-8", "surrogatepass"), number) for word, number in words.items())
+        letters = np.frombuffer(b"".join(word for word, _ in known), np.uint8)
+        ends = np.cumsum([len(word) for word, _ in known], dtype=np.int64)
+        return cls(letters, ends, np.array([number for _, number in known], np.int32))
+
+    def __getitem__(self, word: str) -> int:
+        sought = word.encode("utf-8", "surrogatepass")
+        at = bisect_left(range(len(self)), sought, key=self._word)
+        if at == len(self) or self._word(at) != sought:
+            raise KeyError(word)
+        return int(self.numbers[at])
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._word(i).decode("utf-8", "surrogatepass") for i in range(len(self)))
+
+    def _word(self, i: int) -> bytes:
+        return bytes(self.letters[self.ends[i - 1] if i else 0 : self.ends[i]])
 
 
 @dataclass(frozen=True)
@@ -69,17 +104,19 @@ class Postings:
         Rare words first. As soon as few documents can still be among the best, however much the other words add, these
         are added up for them alone (MaxScore, Turtle and Flood 1995).
         """
-        found = sorted(self._found(weights), key=lambda one: one[2].stop - one[2].start)
+        found = self._found(weights)
+        lengths = [places.stop - places.start for _, _, places in found]
         most = [weight * float(self.most[word]) for word, weight, _ in found]
         scores = np.zeros(self.documents, dtype=np.float32)
         so_far, rest = 0.0, sum(most)
         looked_at = self.documents // _COMMON
         for i, (_, weight, places) in enumerate(found):
-            length = places.stop - places.start
-            if length > looked_at and so_far > rest:
-                looked_at, least = 2 * length, _least(scores, depth)  # it takes as long as adding a word
-                positions = np.flatnonzero(scores >= max(least - rest, _LEAST))
-                if least > rest and len(positions) < self.documents // _FEW:
+            if lengths[i] > looked_at and so_far > rest:
+                looked_at, least = 2 * lengths[i], _least(scores, depth)  # it takes as long as adding a word
+                possible = scores >= max(least - rest, _LEAST)
+                lookups = np.count_nonzero(possible) * (len(found) - i)
+                if least > rest and lookups * _LOOKED_UP < sum(lengths[i:]):
+                    positions = np.flatnonzero(possible)
                     sums = scores[positions]
                     for _, its_weight, its_places in found[i:]:
                         self._add(sums, positions, its_weight, its_places)
@@ -90,9 +127,11 @@ class Postings:
         return positions, scores[positions]
 
     def _found(self, weights: Weights) -> list[tuple[int, float, slice]]:
-        """The words that stand anywhere, with their weights, and the places of their documents."""
-        known = [(self.vocabulary[word], weight) for word, weight in weights.items() if word in self.vocabulary]
-        return [(word, weight, slice(*map(int, self.indptr[word : word + 2]))) for word, weight in known]
+        """The words that stand anywhere, with their weights, and the places of their documents: the rarest first, so
+        that a document's score is rounded the same however it is found."""
+        known = [(self.vocabulary.get(word), weight) for word, weight in weights.items()]
+        found = [(w, weight, slice(*map(int, self.indptr[w : w + 2]))) for w, weight in known if w is not None]
+        return sorted(found, key=lambda one: one[2].stop - one[2].start)
 
     def _add(self, scores: np.ndarray, positions: np.ndarray, weight: float, places: slice) -> None:
         having = self.indices[places]
@@ -102,12 +141,12 @@ class Postings:
 
 
 def _least(scores: np.ndarray, depth: int) -> float:
-    """A score that at least `depth` documents have: the largest of so many blocks. Much faster than a partition of all
-    scores, most of which are 0."""
+    """A score that at least `depth` documents have: the largest of so many blocks (each of documents that are equally
+    far apart). Much faster than a partition of all scores, most of which are 0."""
     blocks = len(scores) // _BLOCK
     if depth > blocks:
         return float(np.partition(scores, -depth)[-depth]) if depth < len(scores) else 0.0
-    largest = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
+    largest = scores[: blocks * _BLOCK].reshape(_BLOCK, blocks).max(axis=0)
     return float(np.partition(largest, blocks - depth)[blocks - depth])
 
 
@@ -143,9 +182,11 @@ def postings_in(folder: Path, documents: Sequence[Document]) -> Postings:
         return {}
 
     def read(manifest: Mapping[str, Any]) -> Postings:
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
-        words = json.loads((folder / _VOCABULARY).read_bytes().decode("utf-8", "surrogatepass"))
-        return Postings(len(documents), {word: i for i, word in enumerate(words)}, **arrays)
+        def mapped(names: Mapping[str, Any]) -> dict[str, np.ndarray]:
+            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
+            return {name: array.view(np.ndarray) for name, array in arrays.items()}  # of which a part is taken faster
+
+        return Postings(len(documents), Vocabulary(**mapped(_VOCABULARY)), **mapped(_ARRAYS))
 
     return made_in(folder, identity, make, read)
 
@@ -166,8 +207,8 @@ def _memory(documents: Sequence[Document]) -> float:
 
 
 def _write(folder: Path, made: Postings) -> None:
-    for name, dtype in _ARRAYS.items():
-        with in_place_of(folder / f"{name}.npy") as file:
-            np.save(file, getattr(made, name).astype(dtype, copy=False), allow_pickle=False)
-    with in_place_of(folder / _VOCABULARY) as file:
-        file.write(to_json(list(made.vocabulary)).encode("utf-8", "surrogatepass"))
+    vocabulary = Vocabulary.of(made.vocabulary)
+    for arrays, of in ((_ARRAYS, made), (_VOCABULARY, vocabulary)):
+        for name, dtype in arrays.items():
+            with in_place_of(folder / f"{name}.npy") as file:
+                np.save(file, getattr(of, name).astype(dtype, copy=False), allow_pickle=False)
