@@ -164,9 +164,10 @@ class Run:
         with self._asking, _by_keyword("ask"), _progress(not self.arguments.get("quiet")):
             dialogue = replace(self._dialogue, turns=list(chat_history))
             sources, words = dialogue.ask(question)
-            text = "".join(words).strip()
-        text = dialogue.answer if dialogue.cited else text
-        return Answer(question, text, tuple(sources), tuple(dialogue.turns), dialogue.finished, dialogue.cited)
+            for _ in words:
+                pass
+        said, turns = dialogue.told.said, tuple(dialogue.turns)
+        return Answer(question, said.answer.strip(), tuple(sources), turns, dialogue.told.finished, said.marked)
 
     def evaluate(self, *, config: PathLike | None = None, **arguments: Any) -> Evaluated:
         """Evaluate the run's model; see `evaluate`. The keywords given to `load` apply here too.

@@ -16,8 +16,29 @@ USER = "user"
 ASSISTANT = "assistant"
 # The answer a model learns to give when the passages do not contain one.
 UNANSWERABLE = "The passages do not answer this question."
-# An answer as it arrives; returns whether it came to its end, or else was cut off at the token limit.
-Words = Generator[str, None, bool]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an answer ended: by itself (`finished`), or at the token limit; its mean log-probability, if that is known.
+
+    `withheld`: it was unlikely, so that the passages do not answer the question was said instead.
+    """
+
+    finished: bool
+    logprob: float | None = None
+    withheld: bool = False
+
+
+Words = Generator[str, None, Ended]  # an answer as it arrives
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Draw the tokens of an answer by their probabilities; an equal seed draws the same from equal ones."""
+
+    temperature: float
+    seed: int
 
 
 def nfc(text: str) -> str:

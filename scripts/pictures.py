@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import browser  # noqa: E402  speaks to Chromium, for tests as well
+import serving  # noqa: E402  a server in this process, for tests as well
 
+from groundtune.commands.serve import open_serving  # noqa: E402
 from groundtune.evaluation.comparison import read_systems  # noqa: E402
 from groundtune.reporting.report import read_results, write_results  # noqa: E402
 from groundtune.reporting.results import Results, gained_and_lost  # noqa: E402
@@ -42,6 +44,7 @@ def main(run: str) -> int:
             page.open((work / "runs/demo/report.html").as_uri())
             page.picture(HOWTO / "report.png")
             _rating(work / "runs" / "demo", page, HOWTO / "rating.png")
+            chat(run, work, page)
     figures = quoted(results)
     _stamp(HOWTO / "report.png", figures)
     text = (HOWTO / "report.md").read_text("utf-8")
@@ -73,6 +76,29 @@ def _rating(run: Path, page: browser.Browser, path: Path) -> None:
     page.press("p", *"ynn")
     page.picture(path)
     server.shutdown()
+
+
+def chat(run: str, work: Path, page: browser.Browser) -> None:
+    """A dialogue of three turns with the run's model, on a wide screen and on a narrow one."""
+    with serving.running(open_serving(*serving.arguments_of(run, feedback_file=work / "votes.jsonl"))) as server:
+        page.open(server.url)
+        page.wait("!document.getElementById('ask').hidden")
+        for number, question in enumerate(DIALOGUE, 1):
+            page.value("document.getElementById('question').focus()")
+            page.type(question)
+            page.press("Enter")
+            page.wait(f"document.querySelectorAll('.votes:not([hidden])').length === {number}", seconds=120)
+        page.value("document.querySelectorAll('.sources').forEach((one, i) => one.querySelectorAll('details').forEach("
+                   f"(passage, j) => {{ passage.open = i === {len(DIALOGUE) - 1} && j === 0; }}))")  # fmt: skip
+        page.resize(1400, 1420)
+        page.value("scrollTo(0, 0)")
+        page.picture(HOWTO / "chat.png")
+        page.resize(390, 844)
+        page.value("document.querySelector('.turn:last-child').scrollIntoView()")
+        page.picture(HOWTO / "chat-narrow.png")
+
+
+DIALOGUE = ("What are lambda expressions used for?", "Can they contain statements?", "And annotations?")
 
 
 def quoted(results: Results) -> str:

@@ -10,7 +10,7 @@ from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING
 
-from groundtune.arguments import AFTERWARDS, OFF
+from groundtune.arguments import AFTERWARDS
 from groundtune.commands.evaluate import inference_arguments, inference_parser
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import be_quiet, complain, say, say_json, say_text
@@ -37,7 +37,7 @@ CUT = "the answer is cut at --max_new_tokens; raise it to read the rest"
 WITHOUT = {  # flags of `evaluate` that `ask` does not need
     *(field.name for group in (JudgeArguments, AnswerArguments) for field in fields(group)),
     "eval_file", "eval_max_samples", "bootstrap_samples", "abstentions",
-} - {"bf16", "base_model"}  # fmt: skip
+} - {"bf16", "base_model", "abstain_below"}  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> int:
@@ -111,11 +111,11 @@ def _converse(dialogue: Dialogue) -> None:
 def _show(dialogue: Dialogue, question: str) -> list[Source]:
     sources = _show_answer(dialogue, question)
     read = f"{len(sources)} passage{'' if len(sources) == 1 else 's'}"
-    if dialogue.citations == AFTERWARDS:
-        say_text(f"\n{dialogue.cited}")
+    if dialogue.manner.citations == AFTERWARDS and dialogue.told.said.marked:
+        say_text(f"\n{dialogue.told.said.marked}")
     say("", f"based on {read}:" if sources else "no passage was found, or none fits into the prompt")
     for i, source in enumerate(sources, 1):
-        number = f"[{i}]" if dialogue.citations == OFF else mark(i)
+        number = mark(i) if dialogue.cites else f"[{i}]"
         say(f"  {number} {source.score:.3f}  {', '.join(filter(None, (source.title, source.place)))}")
     return sources
 
@@ -125,7 +125,7 @@ def _show_answer(dialogue: Dialogue, question: str) -> list[Source]:
     for word in words:
         say_text(word, end="")
     say("")
-    if not dialogue.finished:
+    if not dialogue.told.finished:
         complain(CUT)
     return sources
 
@@ -133,10 +133,12 @@ def _show_answer(dialogue: Dialogue, question: str) -> list[Source]:
 def _show_json(dialogue: Dialogue, question: str) -> None:
     """Print one object on one line, so that several questions give JSONL."""
     sources, words = dialogue.ask(question)
-    answer = "".join(words)
-    cited = {} if dialogue.citations == OFF else {"cited": dialogue.cited}
-    answer = dialogue.answer if cited else answer
+    for _ in words:
+        pass
+    told = dialogue.told
+    cited = {"cited": told.said.marked} if dialogue.cites else {}
     shown = [{"title": s.title, "score": s.score, **s.document.to_dict()} for s in sources]
     say_json(
-        {"question": question, "answer": answer, **cited, "finished": dialogue.finished, "sources": shown}, indent=None
+        {"question": question, "answer": told.said.answer, **cited, "finished": told.finished, "sources": shown},
+        indent=None,
     )

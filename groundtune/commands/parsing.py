@@ -183,13 +183,27 @@ def given(
 
     `keywords` as in `parse_arguments`. Raises `DataError` with every unknown flag, or with the first bad value.
     """
-    words = _spelt_as_today(_expand_files(argv, parser, keywords), _flags(parser))
+    words = _numbers_joined(_spelt_as_today(_expand_files(argv, parser, keywords), _flags(parser)))
     # Intermixed, because a question may follow flags that follow the model; but then argparse loses words after "--".
     parse = parser.parse_known_args if "--" in words else parser.parse_known_intermixed_args
     namespace, unknown = parse(words)
     if unknown:
         raise DataError(_unknown_flags(unknown, parser))
     return vars(namespace)
+
+
+def _numbers_joined(words: Sequence[str]) -> list[str]:
+    """`--flag -0.7,0.4` as `--flag=-0.7,0.4`: argparse knows a negative number, but takes several for a flag."""
+    joined: list[str] = []
+    for word in words:
+        if _NUMBERS.fullmatch(word) and joined and re.fullmatch(r"--\w+", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+_NUMBERS = re.compile(r"-[\d.]+(,-?[\d.]+)+")
 
 
 def _bad_value(message: str, where: str = "") -> NoReturn:

@@ -16,7 +16,7 @@ from groundtune.commands.flags import add_group, filled
 from groundtune.commands.parsing import given
 from groundtune.commands.terminal import be_quiet, say, say_json
 from groundtune.errors import DataError
-from groundtune.evaluation.arguments import InferenceArguments, with_flags
+from groundtune.evaluation.arguments import BASE, MODEL, InferenceArguments, with_flags
 from groundtune.serving.arguments import ServeArguments
 
 if TYPE_CHECKING:
@@ -87,8 +87,14 @@ def open_serving(arguments: InferenceArguments, server: ServeArguments) -> Servi
     from groundtune.serving.batching import Batching
     from groundtune.serving.feedback import FeedbackFile
     from groundtune.serving.finding import Finder
-    from groundtune.serving.voices import open_voices
+    from groundtune.serving.telling import Manner
+    from groundtune.serving.voices import BASE as VOICE_OF_BASE
+    from groundtune.serving.voices import TUNED, open_voices
 
+    cites = arguments.prompt.citations
+    manners = {TUNED: Manner(cites, arguments.least(MODEL))}  # what is wrong with the thresholds is known first
+    if arguments.answers.with_base:
+        manners[VOICE_OF_BASE] = Manner(cites, arguments.least(BASE))
     finder = Finder(arguments)
     return Serving(
         name=arguments.name,
@@ -100,6 +106,7 @@ def open_serving(arguments: InferenceArguments, server: ServeArguments) -> Servi
         api_key=server.key,
         questions=_suggested(arguments.data.eval_file),
         model_sha256=_sha256_of_run(arguments),
+        manners=manners,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
@@ -26,6 +27,7 @@ from groundtune.arguments import (
     no_room,
     no_such_file,
     reads_vectors,
+    reranked_by,
     too_small,
 )
 from groundtune.data.files import in_the_way
@@ -40,10 +42,14 @@ from groundtune.system.model_folders import adapter_base_of, model_problems
 from groundtune.system.outputs import links_at, links_in
 from groundtune.system.text import harmless_line
 
+logger = logging.getLogger(__name__)
+
+MODEL, BASE = "model", "base"  # the system that answers; with --with_base it is compared with the other
 SEARCHED = ("retrieved", "gold_and_distractors")  # the contexts that need a retriever
 
 
 if TYPE_CHECKING:
+    from groundtune.evaluation.confidence import Thresholds
     from groundtune.evaluation.requirements import Limit
     from groundtune.model.opening import AnsweringModel
 
@@ -136,7 +142,12 @@ class AnswerArguments:
         "Withhold unlikely answers, and say that the passages do not answer the question. A folder that this command "
         "wrote for other questions, some of them unanswerable: each system abstains below the thresholds that were "
         "best for it there. Or numbers, for all systems: a mean log-probability such as -0.7 or, with the score of the "
-        "first passage, -0.7,0.4.",
+        "first passage, -0.7,0.4. Default: what --keep_thresholds stored in MODEL's run; never: withhold nothing.",
+    )
+    keep_thresholds: bool = argument(
+        False,
+        "Store the thresholds that were best for these questions in MODEL's run: evaluate, ask and serve then withhold "
+        "unlikely answers. Choose them on questions that you do not report.",
     )
     fail_under: list[str] = argument(
         [],
@@ -378,6 +389,8 @@ class InferenceArguments:
             problems.append(
                 f"MODEL: {name!r} is not a model; name a folder or hub model first, or write --question before it"
             )
+        if self.answers.keep_thresholds and not self.run:
+            problems.append(f"--keep_thresholds: {name or 'a server'} is no run's folder; leave it out")
         if self.api == "completions" and not name:
             problems.append("--generator_api completions: needs MODEL for its tokenizer; name MODEL, or use chat")
         problems += [problem.removeprefix("--") for problem in check_model_name("MODEL", name)]
@@ -420,6 +433,35 @@ class InferenceArguments:
             problems += check_model_name("judge", judge.judge)
             problems += base_not_followed("judge", judge.judge) or model_problems(judge.judge)
         return problems
+
+    def thresholds(self) -> Mapping[tuple[str, str], Thresholds] | None:
+        """(context, system) -> the thresholds below which an answer is withheld; None: none is. Raises `DataError`."""
+        from groundtune.evaluation.confidence import read_thresholds  # here, because it imports numpy
+
+        return read_thresholds(self.answers.abstain_below, self.run.folder if self.run else None, self.scored_by)
+
+    def least(self, system: str) -> Thresholds:
+        """The thresholds of one system end to end, for answers that people get. Raises `DataError`."""
+        from groundtune.evaluation.confidence import Thresholds
+
+        known = self.thresholds()
+        try:
+            least = Thresholds() if known is None else known["retrieved", system]
+        except KeyError:
+            logger.warning("--abstain_below: none was chosen for the %s end to end, so it answers everything", system)
+            return Thresholds()
+        if least.logprob is not None and self.api != "here":
+            logger.warning("--abstain_below: the server gives no log-probabilities, so only the retrieval score counts")
+            return replace(least, logprob=None)
+        return least
+
+    @property
+    def scored_by(self) -> str:
+        """What gives passages their scores, in words."""
+        retrieval = self.retrieval
+        embedding = Path(retrieval.eval_embedding_model or retrieval.embedding_model).name
+        weights = f"{retrieval.mix_weight:g}, {retrieval.rerank_weight}"
+        return f"{retrieval.retriever} {embedding}{reranked_by(retrieval.reranker)} ({weights})"
 
     def limits(self) -> list[Limit]:
         """The conditions that the evaluation must meet. Raises `DataError` with all that are wrong."""

@@ -22,8 +22,19 @@ class Marked:
     """An answer without marks, with them, and the passages that each of its sentences cites."""
 
     answer: str
-    marked: str
-    cited: Cited
+    marked: str = ""
+    cited: Cited = ()
+
+    @property
+    def places(self) -> list[tuple[int, int, int]]:
+        """The begin and end of each sentence in the answer, in characters, and the number of a passage that it cites;
+        once for each passage."""
+        text, end, found = inert(self.answer), 0, []
+        for sentence, numbers in self.cited:
+            begin = text.index(sentence.strip(), end)
+            end = begin + len(sentence.strip())
+            found += [(begin, end, number) for number in numbers]
+        return found
 
 
 def marked(text: str, read: Sequence[Document], citations: str) -> Marked:

@@ -7,15 +7,18 @@ the same way: probabilities of two models are not alike.
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from groundtune.data.files import in_folder, write_text
 from groundtune.errors import DataError
 from groundtune.evaluation.abstention import unknown_texts
 from groundtune.evaluation.metrics import token_f1
@@ -23,10 +26,16 @@ from groundtune.evaluation.predictions import Evaluation, evaluation_of, text_sc
 from groundtune.evaluation.verdicts import F1
 from groundtune.schema import UNANSWERABLE, Prediction
 from groundtune.system.inputs import read_text
-from groundtune.system.text import is_finite
+from groundtune.system.outputs import inside
+from groundtune.system.text import as_json, is_finite
+
+logger = logging.getLogger(__name__)
 
 STEPS = 20  # thresholds that are tried for each signal: at every 5 % of the answers
 SIGNALS = ("logprob", "score")
+KEPT = "thresholds.json"  # in a run's folder
+NEVER = "never"
+_LARGEST = 16 * 2**20  # bytes of a file with thresholds; real ones have a few thousand
 
 
 @dataclass(frozen=True)
@@ -36,8 +45,9 @@ class Thresholds:
     logprob: float | None = None
     score: float | None = None
 
-    def withhold(self, prediction: Prediction) -> bool:
-        known = zip((self.logprob, self.score), signals(prediction))
+    def withhold(self, logprob: float | None, score: float | None) -> bool:
+        """Whether an answer with these signals is withheld; a signal that is not known withholds nothing."""
+        known = zip((self.logprob, self.score), (logprob, score))
         return any(least is not None and value is not None and value < least for least, value in known)
 
     def __str__(self) -> str:
@@ -130,7 +140,7 @@ def abstaining(evaluation: Evaluation, thresholds: Thresholds, samples: int, abs
     unknown = unknown_texts([prediction.example for prediction in evaluation.predictions])
 
     def given(prediction: Prediction) -> Prediction:
-        if prediction.failure or not thresholds.withhold(prediction):
+        if prediction.failure or not thresholds.withhold(*signals(prediction)):
             return prediction
         of_text = ("grounded/", "citations/")
         scores = {name: score for name, score in prediction.scores.items() if not name.startswith(of_text)}
@@ -140,34 +150,48 @@ def abstaining(evaluation: Evaluation, thresholds: Thresholds, samples: int, abs
     return evaluation_of([given(prediction) for prediction in evaluation.predictions], samples)
 
 
-def read_thresholds(given: str) -> Mapping[tuple[str, str], Thresholds]:
+def read_thresholds(
+    given: str, run: Path | None = None, scored_by: str = ""
+) -> Mapping[tuple[str, str], Thresholds] | None:
     """(context, system) -> thresholds, from a folder that `groundtune evaluate` wrote, or the same for all from
-    "LOGPROB" or "LOGPROB,SCORE".
+    "LOGPROB" or "LOGPROB,SCORE"; if nothing is given, those that `keep` wrote into the folder `run`, else None.
 
-    Raises `DataError` if it is neither, or if no threshold was chosen there.
+    `scored_by` names the retriever: kept thresholds on the scores of another one are not used. Raises `DataError` if
+    `given` is neither, or if no threshold was chosen there.
     """
+    kept = in_folder(run, KEPT) if run else None
+    if given == NEVER or not (given or (kept and kept.is_file())):
+        return None
     if (typed := _numbers(given)) is not None:
         return _Same(typed)
-    path = Path(given) / "metrics.json"
+    path = Path(given) / "metrics.json" if given else cast(Path, kept)
+    given = given or str(run)
     try:
+        if os.path.getsize(path) > _LARGEST:
+            raise ValueError(f"over {_LARGEST:,} bytes")
+        content = json.loads(read_text(path))
         chosen = {
             (context, system): Thresholds(*(_number(found["chosen"][name]) for name in SIGNALS))
-            for context, by_system in json.loads(read_text(path))["abstention"].items()
+            for context, by_system in content["abstention"].items()
             for system, found in by_system.items()
             if "chosen" in found
         }
+        other = content.get("scored_by", scored_by) != scored_by
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError([f"--abstain_below: {given}: no thresholds in {path} ({_why(error)}); {_WAYS_OUT}"]) from error
     if not chosen:
         raise DataError(
             [f"--abstain_below: {given}: its questions are all answerable, so none was chosen; {_WAYS_OUT}"]
         )
+    if other and any(least.score is not None for least in chosen.values()):
+        logger.warning("%s: was made with another retriever, so only log-probabilities count", path)
+        return {key: replace(least, score=None) for key, least in chosen.items()}
     return chosen
 
 
 _WAYS_OUT = (
     "name a folder in which `groundtune evaluate` answered questions some of which are unanswerable, or give numbers: "
-    "a log-probability, or with a comma a retrieval score too"
+    f"a log-probability, or with a comma a retrieval score too; {NEVER}: withhold nothing"
 )
 
 
@@ -180,6 +204,19 @@ class _Same(dict[tuple[str, str], Thresholds]):
 
     def __missing__(self, key: tuple[str, str]) -> Thresholds:
         return self.thresholds
+
+
+def keep(run: Path, curves: Mapping[str, Mapping[str, Any]], scored_by: str) -> bool:
+    """Write the thresholds that were chosen into the folder of a run, which then remembers them; False if there are
+    none. `curves` has the `curve` of each system by context."""
+    chosen = {
+        context: known
+        for context, by_system in curves.items()
+        if (known := {name: {"chosen": found["chosen"]} for name, found in by_system.items() if "chosen" in found})
+    }
+    if chosen:
+        write_text(inside(run, KEPT), as_json({"abstention": chosen, "scored_by": scored_by}))
+    return bool(chosen)
 
 
 def _numbers(given: str) -> Thresholds | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from groundtune.aliases import Model
 from groundtune.arguments import OFF, PASSAGE_CACHE, TAUGHT, room_for_prompt
@@ -28,6 +29,8 @@ from groundtune.schema import Document, Example, Hit, Prediction, Reply
 from groundtune.system.processes import in_shares, run_on_main
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -225,8 +228,8 @@ def read_evaluation(path: str | os.PathLike[str], evaluator: EndToEndEvaluator) 
     return evaluation_of(predictions, evaluator.bootstrap_samples)
 
 
-def spread(examples: list[Example], at_most: int) -> list[Example]:
-    """At most `at_most` examples, spread evenly over the file: neighbours are often about the same passage."""
+def spread(examples: list[T], at_most: int) -> list[T]:
+    """At most `at_most` examples (0: all), spread evenly over the file: neighbours are often about the same passage."""
     if not 0 < at_most < len(examples):
         return examples
     return [examples[i * len(examples) // at_most] for i in range(at_most)]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from groundtune.errors import DataError
 from groundtune.evaluation.metrics import METRICS, greater_is_better
 from groundtune.evaluation.statistics import FEWEST_PASSAGES, PairedDifference, clusters_of, paired_difference
-from groundtune.evaluation.verdicts import F1, decimals
+from groundtune.evaluation.verdicts import F1, decimals, power
 
 if TYPE_CHECKING:
     from groundtune.evaluation.comparison import Comparison
@@ -173,15 +173,6 @@ def non_inferior(found: PairedDifference, margin: float) -> bool:
     """Whether the 95 % interval excludes that tuned is worse by `margin` or more; never on too few passages."""
     least = found.low if found.greater_is_better else -found.high
     return found.passages >= FEWEST_PASSAGES and least > -margin
-
-
-def power(found: PairedDifference) -> str:
-    """How large a difference the test could have seen, in words."""
-    if found.passages < FEWEST_PASSAGES:
-        return (
-            f"nothing can be concluded from questions on fewer than {FEWEST_PASSAGES} passages (here {found.passages})"
-        )
-    return f"a test of this size finds a difference of {found.detectable:.{decimals(found)}f} in 80 % of cases"
 
 
 def _same_answers(comparison: Comparison, name: str) -> bool:

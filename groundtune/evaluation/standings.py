@@ -82,7 +82,8 @@ class Standings:
         if len(measured) < 2:
             return "Nothing to compare yet: fewer than two cells are measured."
         if self.winner:
-            return f"The winner is {self.winner}: clearly better than each of the other {self.comparisons}."
+            beaten = ", ".join(one.name for one in measured if one.name != self.winner)
+            return f"The winner is {self.winner}: clearly better than each of the others that are measured: {beaten}."
         if not self.standing:
             return f"No clear winner: nothing can be concluded from fewer than {FEWEST_PASSAGES} passages."
         others = [name for name in self.standing if name != self.best]

@@ -78,10 +78,16 @@ def verdict(
     head = f"No clear difference{f' between {name} and {than}' if than else ''}"
     if f1.verdict != "no clear difference":
         head = f"{name} answers {f1.verdict}{f' than {than}' if than else ''}"
-    elif f1.passages < FEWEST_PASSAGES:
-        few = f"questions on fewer than {FEWEST_PASSAGES} passages (here {f1.passages})"
-        return f"{head}: {found}; nothing can be concluded from {few}"
-    return f"{head}: {found}; a test of this size finds a difference of {f1.detectable:.{digits}f} in 80 % of cases"
+    return f"{head}: {found}; {power(f1)}"
+
+
+def power(found: PairedDifference) -> str:
+    """How large a difference the test could have seen, in words."""
+    if found.passages < FEWEST_PASSAGES:
+        return (
+            f"nothing can be concluded from questions on fewer than {FEWEST_PASSAGES} passages (here {found.passages})"
+        )
+    return f"a test of this size finds a difference of {found.detectable:.{decimals(found)}f} in 80 % of cases"
 
 
 def alike(f1: Mapping[str, Interval | None]) -> str:

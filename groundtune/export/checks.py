@@ -17,7 +17,7 @@ from groundtune.export.chat_template import encoded, rendered
 from groundtune.export.merging import adapted, change_of, sum_of, without_adapter
 from groundtune.model.loading import load_model
 from groundtune.prompts.prompt import Prompt
-from groundtune.system.inputs import read_text
+from groundtune.system.model_settings import read_json
 from groundtune.system.text import as_json, few, one_line
 
 Messages = list[dict[str, str]]
@@ -148,8 +148,5 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON file of the export; empty if it cannot be read."""
-    try:
-        content = json.loads(read_text(in_folder(folder, name)))
-    except (OSError, ValueError, RecursionError):
-        return {}
+    content = read_json(in_folder(folder, name))
     return content if isinstance(content, dict) else {}

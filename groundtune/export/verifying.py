@@ -20,11 +20,11 @@ from groundtune.arguments import ModelArguments
 from groundtune.data.files import in_folder, sha256_of
 from groundtune.errors import DataError
 from groundtune.evaluation.arguments import InferenceArguments
-from groundtune.evaluation.evaluator import EndToEndEvaluator
+from groundtune.evaluation.evaluator import EndToEndEvaluator, spread
 from groundtune.evaluation.predictions import read_predictions
 from groundtune.evaluation.requirements import non_inferior
 from groundtune.evaluation.statistics import FEWEST_PASSAGES, PairedDifference, clusters_of, paired_difference
-from groundtune.evaluation.verdicts import F1
+from groundtune.evaluation.verdicts import F1, power
 from groundtune.export.about import About
 from groundtune.export.checks import prompts_differ, settings_differ, stops_differ, vocabulary_differs, weights_differ
 from groundtune.model.endpoint import Endpoint
@@ -83,9 +83,7 @@ class Verified:
         if self._not_worse:
             verdict = f"not worse by more than {self.margin:g}"
         elif d.passages < FEWEST_PASSAGES:
-            verdict = (
-                f"nothing can be concluded from questions on fewer than {FEWEST_PASSAGES} passages (here {d.passages})"
-            )
+            verdict = power(d)
         else:
             verdict = f"it may be worse by more than {self.margin:g}"
         return f"{self.status.capitalize()}: {answers}; all questions: {change}, {verdict}"
@@ -143,10 +141,7 @@ def _measured(arguments: InferenceArguments, about: About, most: int) -> list[Pr
     run = Path(arguments.model.model_name_or_path)
     if sha256_of(run / "run.json") != about.run_sha256:
         raise DataError([f"{run}: is not the run that was exported ({about.run}), or was changed; export it again"])
-    answered = read_predictions(in_folder(run, "predictions", "test_tuned.jsonl"))
-    by_place = list(range(len(answered)))
-    chosen = [i * len(by_place) // most for i in range(most)] if 0 < most < len(by_place) else by_place
-    return [answered[i] for i in chosen]
+    return spread(list(read_predictions(in_folder(run, "predictions", "test_tuned.jsonl"))), most)
 
 
 def _evaluator(

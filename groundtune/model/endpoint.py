@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from ipaddress import ip_address
 from itertools import chain
@@ -27,7 +27,7 @@ from urllib.request import getproxies, proxy_bypass
 from groundtune.errors import DataError
 from groundtune.model.replies import Streamed, reply_of
 from groundtune.prompts.thoughts import outside_thoughts
-from groundtune.schema import Reply, Words
+from groundtune.schema import Ended, Reply, Sampling, Words
 from groundtune.system.packages import pip_install
 from groundtune.system.servers import server_kind
 from groundtune.system.text import hide_secrets, one_line
@@ -180,19 +180,19 @@ class Endpoint:
         # The first goes alone, so that a wrong address or key is asked only once.
         return [said(body) for body in bodies[:1]] + _in_threads(said, bodies[1:], self.concurrency)
 
-    def stream(self, messages: Messages, max_tokens: int) -> Words:
+    def stream(self, messages: Messages, max_tokens: int, sampling: Sampling | None = None) -> Words:
         """Stream the reply to one conversation. Raises `EndpointError` if the request fails."""
         create = self._client.chat.completions.create
-        body = self._body(max_tokens, 0.0)
+        body = self._body(max_tokens, 0.0, asdict(sampling) if sampling else None)
         return self._words(lambda: create(model=self.model, messages=list(messages), stream=True, extra_body=body))
 
     def stream_prompt(
         self, ids: Sequence[int], max_tokens: int, *, stop: Sequence[str] = (), opened: str = "",
-        special_tokens: bool = False,
+        special_tokens: bool = False, sampling: Sampling | None = None,
     ) -> Words:  # fmt: skip
         """Stream the completion of one prompt, as `continue_prompts`. Raises `EndpointError` if the request fails."""
         create = self._client.completions.create
-        body = self._continuation(max_tokens, stop, special_tokens)
+        body = self._continuation(max_tokens, stop, special_tokens, sampling)
         return self._words(lambda: create(model=self.model, prompt=list(ids), stream=True, extra_body=body), opened)
 
     def _words(self, ask: Callable[[], Any], opened: str = "") -> Words:
@@ -202,7 +202,7 @@ class Endpoint:
         reply = reply_of(streamed, opened=opened)
         if reply.failure:
             raise EndpointError(f"{hide_secrets(self.url)}: {_shown(_words_of(reply.failure), at_most=300)}")
-        return reply.finished
+        return Ended(reply.finished)
 
     def _pieces(self, ask: Callable[[], Any], streamed: Streamed) -> Iterator[str]:
         from openai import OpenAIError
@@ -252,8 +252,11 @@ class Endpoint:
         fields = {"max_tokens": max_tokens, "temperature": temperature, **(more or {}), **self.options}
         return {name: value for name, value in fields.items() if value is not None}
 
-    def _continuation(self, max_tokens: int, stop: Sequence[str], special_tokens: bool) -> dict[str, Any]:
-        fields: dict[str, Any] = {"stop": list(stop)[:4]} if stop else {}  # the API takes four at most
+    def _continuation(
+        self, max_tokens: int, stop: Sequence[str], special_tokens: bool, sampling: Sampling | None = None
+    ) -> dict[str, Any]:
+        fields: dict[str, Any] = asdict(sampling) if sampling else {}
+        fields |= {"stop": list(stop)[:4]} if stop else {}  # the API takes four at most
         # Understood by vLLM and SGLang, the servers that leave them out otherwise.
         fields |= {"skip_special_tokens": False} if special_tokens else {}
         return self._body(max_tokens, 0.0, fields)

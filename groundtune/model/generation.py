@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import Protocol
@@ -18,9 +18,11 @@ from groundtune.model.kv_cache import Decoding, KVCache, PassageCache
 from groundtune.model.limits import check_vocabulary
 from groundtune.model.lookup import Lookup
 from groundtune.model.packing import model_inputs, pack, prefix_groups
+from groundtune.schema import Sampling
 from groundtune.system.out_of_memory import MicroBatch, halve_on_oom
 
 _PREFILL_TOKENS = 8192  # prompt tokens per forward pass; more only takes more memory
+Draw = Callable[[torch.Tensor], int]  # logits (vocabulary,) -> a token
 _GUESSED = 5  # tokens; with more, wrong guesses cost as much as right ones save
 
 
@@ -103,8 +105,11 @@ def generate_greedy(
 def stream_greedy(
     model: Model, prompt: Sequence[int], *, stop_ids: Sequence[int], max_new_tokens: int,
     borders: Sequence[int] = (), kept: PassageCache | None = None,
-) -> Iterator[int]:  # fmt: skip
-    """Stream the ids that `generate_greedy` gives for one prompt. The model must be in evaluation mode."""
+) -> Generator[int, None, float]:  # fmt: skip
+    """Stream the ids that `generate_greedy` gives for one prompt, and return their mean log-probability.
+
+    The model must be in evaluation mode.
+    """
     check_vocabulary([prompt], model)
     decoder = open_decoder(model, 1, len(prompt) + max_new_tokens, stop_ids, kept)
     (sequence,) = decoder.start([prompt], [max_new_tokens], [borders])
@@ -112,22 +117,26 @@ def stream_greedy(
     while True:
         yield from sequence.new[shown:]
         if sequence.done:
-            return
+            return sequence.logprob
         shown = len(sequence.new)
         decoder.step()
 
 
 class Growing:
-    """A prompt and its answer so far; `first` is a token with its log-probability."""
+    """A prompt and its answer so far, whose next token is the most likely one or, if there is `draw`, a drawn one."""
 
-    def __init__(self, prompt: Sequence[int], first: tuple[int, float], stop_ids: Collection[int], max_new_tokens: int):
+    def __init__(
+        self, prompt: Sequence[int], stop_ids: Collection[int], max_new_tokens: int, sampling: Sampling | None = None
+    ):
         self.lookup, self.stop_ids, self.max_new_tokens = Lookup(prompt), stop_ids, max_new_tokens
+        self.draw = _drawing(sampling) if sampling else None
         self.new: list[int] = []
         self.logprobs: list[float] = []
-        self.add([first[0]], [first[1]])
 
     def guess(self) -> Sequence[int]:
-        """Guessed next tokens, at most as many as leave room for one more."""
+        """Guessed next tokens, at most as many as leave room for one more; none where tokens are drawn."""
+        if self.draw:
+            return []
         return self.lookup.guess(min(_GUESSED, self.max_new_tokens - len(self.new) - 1))
 
     def add(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
@@ -142,8 +151,16 @@ class Growing:
         return self.new[-1] in self.stop_ids
 
     @property
+    def logprob(self) -> float:
+        """The mean log-probability of the new tokens."""
+        return _mean(self.logprobs)
+
+    @property
     def done(self) -> bool:
         return self.finished or len(self.new) == self.max_new_tokens
+
+
+Samplings = Sequence[Sampling | None]
 
 
 class Decoder(Protocol):
@@ -153,11 +170,13 @@ class Decoder(Protocol):
     running: list[Growing]
 
     def start(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], borders: Sequence[Sequence[int]] = ()
-    ) -> list[Growing]:
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], borders: Sequence[Sequence[int]] = (),
+        samplings: Samplings = (),
+    ) -> list[Growing]:  # fmt: skip
         """Read the prompts, at most as many as slots are free; each answer has its first token then.
 
-        `borders` as of `packing.pack`. Raises `ValueError` for those of a model without packed attention.
+        `borders` as of `packing.pack`. Without `samplings`, or where one is None, tokens are the most likely ones.
+        Raises `ValueError` for borders of a model without packed attention.
         """
 
     def step(self) -> None:
@@ -189,15 +208,16 @@ class PackedDecoder:
 
     @torch.no_grad()
     def start(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], borders: Sequence[Sequence[int]] = ()
-    ) -> list[Growing]:
-        begin = len(self.running)
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], borders: Sequence[Sequence[int]] = (),
+        samplings: Samplings = (),
+    ) -> list[Growing]:  # fmt: skip
+        begin, samplings = len(self.running), samplings or [None] * len(prompts)
         for part in _up_to_tokens(range(len(prompts)), prompts, _PREFILL_TOKENS):
             these, cuts = [prompts[i] for i in part], [borders[i] for i in part] if borders else []
-            first = _read(self.model, these, self.cache, len(self.running), cuts, self.kept)
-            self.running += [
-                Growing(prompts[i], id, self.stop_ids, max_new_tokens[i]) for i, id in zip(part, first, strict=True)
-            ]
+            logits = _read(self.model, these, self.cache, len(self.running), cuts, self.kept)
+            new = [Growing(prompts[i], self.stop_ids, max_new_tokens[i], samplings[i]) for i in part]
+            _add_next(new, logits)
+            self.running += new
         return self.running[begin:]
 
     @torch.no_grad()
@@ -223,24 +243,24 @@ class RowDecoder:
 
     @torch.no_grad()
     def start(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], borders: Sequence[Sequence[int]] = ()
-    ) -> list[Growing]:
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], borders: Sequence[Sequence[int]] = (),
+        samplings: Samplings = (),
+    ) -> list[Growing]:  # fmt: skip
         if any(borders):
             raise ValueError("block attention needs packed attention")
-        begin = len(self.running)
-        for prompt, most in zip(prompts, max_new_tokens, strict=True):
+        begin, samplings = len(self.running), samplings or [None] * len(prompts)
+        for prompt, most, sampling in zip(prompts, max_new_tokens, samplings, strict=True):
             row = read(self.model, [prompt], pad_id=0)
             self._rows.append(row)
-            (first,) = _likeliest(row.logits().reshape(1, -1))
-            self.running.append(Growing(prompt, first, self.stop_ids, most))
+            self.running.append(Growing(prompt, self.stop_ids, most, sampling))
+            _add_next(self.running[-1:], row.logits())
         return self.running[begin:]
 
     @torch.no_grad()
     def step(self) -> None:
         for growing, row in zip(self.running, self._rows, strict=True):
             row.go_on([0], [growing.new[-1]])
-            ((id, logprob),) = _likeliest(row.logits().reshape(1, -1))
-            growing.add([id], [logprob])
+            _add_next([growing], row.logits())
 
     def leave(self, growing: Growing) -> None:
         slot = self.running.index(growing)
@@ -267,7 +287,7 @@ def _generate_packed(
             decoder.step()
         for growing in [growing for growing in decoder.running if growing.done]:
             decoder.leave(growing)
-            yield numbers.pop(growing), Generated(growing.new, growing.finished, _mean(growing.logprobs))
+            yield numbers.pop(growing), Generated(growing.new, growing.finished, growing.logprob)
 
 
 def _in_order(prompts: Sequence[list[int]]) -> list[int]:
@@ -290,9 +310,11 @@ def _up_to_tokens(members: Sequence[int], prompts: Sequence[Sequence[int]], at_m
 def _read(
     model: Model, prompts: Sequence[Sequence[int]], cache: KVCache, slot: int, borders: Sequence[Sequence[int]] = (),
     kept: PassageCache | None = None,
-) -> list[tuple[int, float]]:  # fmt: skip
-    """Prefill the slots from `slot` with the prompts' keys and values; each answer's first token, with its
-    log-probability. The passages that were read for it are `kept`."""
+) -> torch.Tensor:  # fmt: skip
+    """Prefill the slots from `slot` with the prompts' keys and values; the logits after each (prompts, vocabulary).
+
+    The passages that were read for it are `kept`.
+    """
     packing = pack(prompts, [len(prompt) - 1 for prompt in prompts], borders, kept)
     slots: list[int | None] = [None] * len(packing.segments)
     for i, end in enumerate(packing.ends):
@@ -306,8 +328,34 @@ def _read(
         kept.add_all(packing.blocks)
     # The head's outputs are in the order of the packed row, not of the prompts.
     row_order = sorted(range(len(prompts)), key=packing.last.__getitem__)
-    first = dict(zip(row_order, _likeliest(logits.reshape(len(prompts), -1))))
-    return [first[i] for i in range(len(prompts))]
+    return logits.reshape(len(prompts), -1)[torch.tensor(row_order).argsort()]
+
+
+def _add_next(sequences: Sequence[Growing], logits: torch.Tensor) -> None:
+    """Extend each sequence by the token that its row of logits gives."""
+    logits = logits.reshape(len(sequences), -1).float()
+    ids = _drawn(logits.argmax(dim=-1), logits, sequences, range(len(sequences)))
+    for sequence, id, logprob in zip(sequences, ids.tolist(), _logprobs(logits, ids)):
+        sequence.add([id], [logprob])
+
+
+def _drawn(ids: torch.Tensor, logits: torch.Tensor, sequences: Sequence[Growing], rows: Iterable[int]) -> torch.Tensor:
+    """`ids`, with those of sequences that draw their tokens replaced; `rows` says where their logits are."""
+    for sequence, row in zip(sequences, rows):
+        if sequence.draw:
+            ids[row] = sequence.draw(logits[row])
+    return ids
+
+
+def _drawing(sampling: Sampling) -> Draw:
+    """Draws one token after the other; on the CPU, so that a seed draws the same on every device."""
+    generator = torch.Generator().manual_seed(sampling.seed)
+
+    def draw(logits: torch.Tensor) -> int:
+        likely = (logits.float().cpu() / sampling.temperature).softmax(dim=-1)
+        return int(torch.multinomial(likely, 1, generator=generator))
+
+    return draw
 
 
 def _likeliest(logits: torch.Tensor) -> list[tuple[int, float]]:
@@ -332,18 +380,21 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _step(model: Model, sequences: Sequence[Growing], cache: KVCache) -> None:
-    """Extend each sequence (the i-th is in slot i) by the guessed tokens that the model confirms, and by one more."""
+    """Extend each sequence (the i-th is in slot i) by the guessed tokens that the model confirms, and by one more.
+
+    Where tokens are drawn, nothing was guessed, and one is added.
+    """
     guesses = [sequence.guess() for sequence in sequences]
     new = [[sequence.new[-1], *guess] for sequence, guess in zip(sequences, guesses)]
     lengths = [len(sequence.lookup.ids) - 1 for sequence in sequences]
     layout = Decoding(cache, lengths, [len(ids) for ids in new], model.device)
     row = torch.tensor([[id for ids in new for id in ids]], device=model.device)
     logits = model(**model_inputs(row, layout.positions[None], layout), use_cache=False).logits[0].float()
-    ids = logits.argmax(dim=-1)
+    starts = list(accumulate(layout.counts, initial=0))
+    ids = _drawn(logits.argmax(dim=-1), logits, sequences, starts)
     chosen = [after.tolist() for after in ids.cpu().split(layout.counts)]
     # chosen[i][j] is the model's choice after guesses[i][:j]
     right = [after[: _agreeing(guess, after) + 1] for guess, after in zip(guesses, chosen)]
-    starts = accumulate(layout.counts, initial=0)
     kept = [start + j for start, agreed in zip(starts, right) for j in range(len(agreed))]
     logprobs = iter(_logprobs(logits[kept], ids[kept]))  # of these alone: over a large vocabulary it takes time
     for sequence, agreed in zip(sequences, right):

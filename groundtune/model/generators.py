@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -18,7 +18,7 @@ from groundtune.model.kv_cache import PassageCache
 from groundtune.model.replies import ONLY_THOUGHTS
 from groundtune.prompts.prompt import Prompt, request_ids, request_prompt
 from groundtune.prompts.thoughts import after_thoughts, outside_thoughts
-from groundtune.schema import ASSISTANT, USER, Reply, Turn, Words
+from groundtune.schema import ASSISTANT, USER, Ended, Reply, Turn, Words
 
 OnDone = Callable[[int], None]
 
@@ -73,27 +73,36 @@ class LocalModel:
         """
         return spoken(prompt, self._ids(prompt, ids, max_new_tokens, borders))
 
-    def _ids(self, prompt: Prompt, ids: Sequence[int], max_new_tokens: int, borders: Sequence[int]) -> Iterator[int]:
+    def _ids(self, prompt: Prompt, ids: Sequence[int], max_new_tokens: int, borders: Sequence[int]) -> Ids:
         stream = stream_greedy(
             self.model, ids, stop_ids=prompt.stop_ids, max_new_tokens=max_new_tokens, borders=borders, kept=self.kept
         )
         while True:
-            with computing(self.model, self.bf16):  # left before the yield: it must not affect the caller
-                id = next(stream, None)
-            if id is None:
-                return
+            try:
+                with computing(self.model, self.bf16):  # left before the yield: it must not affect the caller
+                    id = next(stream)
+            except StopIteration as end:
+                return cast(float, end.value)
             yield id
 
 
-def spoken(prompt: Prompt, ids: Iterable[int]) -> Words:
+Ids = Generator[int, None, float | None]  # of an answer as they arrive; returns its mean log-probability, if known
+
+
+def spoken(prompt: Prompt, ids: Ids) -> Words:
     """Stream the text of an answer whose ids arrive one by one.
 
     Raises `ModelError` if it ends inside a thought.
     """
     new: list[int] = []
-    if (yield from outside_thoughts(_pieces(prompt, ids, new))):
+    likely: list[float | None] = []
+    if (yield from outside_thoughts(_pieces(prompt, _noting_the_end(ids, likely), new))):
         raise ModelError(STILL_THINKING)
-    return bool(new) and new[-1] in prompt.stop_ids
+    return Ended(bool(new) and new[-1] in prompt.stop_ids, likely[0])
+
+
+def _noting_the_end(ids: Ids, likely: list[float | None]) -> Iterator[int]:
+    likely.append((yield from ids))
 
 
 def _pieces(prompt: Prompt, ids: Iterable[int], new: list[int]) -> Iterator[str]:

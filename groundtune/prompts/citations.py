@@ -21,6 +21,7 @@ _MARKS = re.compile(r"(?:[^\S\n]?⟦[^⟦⟧\n]{0,40}⟧)+|[^\S\n]?⟦\d{0,4}$")
 _ENDS = re.compile(
     r"(?<=[.!?…])(?=\s+[^\sa-z])|(?<=[.!?…][\"')\]”»])(?=\s+[^\sa-z])|(?<=[。！？])(?=.)|(?=\n)", re.DOTALL
 )
+_OPEN = re.compile(r"\s*(?:⟦[^⟦⟧\n]{0,40})?\Z")  # the beginning of a mark, and the white space before it
 _LEAST_WORDS = 3  # a shorter sentence belongs to the one before: "No.", "1.", "e.g."
 
 
@@ -62,6 +63,12 @@ def with_marks(said: Sequence[tuple[str, Sequence[int]]]) -> str:
 
 def without_marks(text: str) -> str:
     return _MARKS.sub("", text).translate(_PLAIN)
+
+
+def settled(text: str) -> str:
+    """What a text that is still being written certainly says without marks, and without white space around it."""
+    open_mark = _OPEN.search(text)
+    return without_marks(text[: open_mark.start()] if open_mark else text).strip()
 
 
 def read_marks(text: str) -> list[tuple[str, tuple[int, ...]]]:

@@ -26,9 +26,9 @@ from groundtune.evaluation.answering import (
     answer_here,
     open_questions,
 )
-from groundtune.evaluation.arguments import InferenceArguments
+from groundtune.evaluation.arguments import BASE, MODEL, InferenceArguments
 from groundtune.evaluation.comparison import Comparison, compare
-from groundtune.evaluation.confidence import Thresholds, abstaining, curve, read_thresholds
+from groundtune.evaluation.confidence import KEPT, Thresholds, abstaining, curve, keep
 from groundtune.evaluation.evaluator import spread
 from groundtune.evaluation.judge import JudgePrompt, judged, open_judge, probe_judge, read_judge_prompts
 from groundtune.evaluation.outcomes import Rightness, outcome_counts, with_outcomes
@@ -48,8 +48,6 @@ from groundtune.system.locks import alone
 from groundtune.system.outputs import inside
 from groundtune.system.text import as_json, hide_secrets
 
-MODEL = "model"  # the system under evaluation; with --with_base it is compared with BASE
-BASE = "base"
 OnProgress = Callable[[str, int], Callable[[int], None]]  # (what, total) -> a function called with the number done
 
 
@@ -123,8 +121,7 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     judges = read_judge_prompts(arguments.judge.judge_prompt) if arguments.judge.judge else []
     right = Rightness(arguments.answers.right_metric, arguments.answers.right_threshold)
     _check_right(right, judges)
-    if arguments.answers.abstain_below:
-        read_thresholds(arguments.answers.abstain_below)  # before hours of work, if there is a problem
+    arguments.thresholds()  # before hours of work, if there is a problem
     _check_replaces_no_training(arguments.output_dir)
     with alone(arguments.output_dir):
         return _evaluate(arguments, judges, right, on_progress)
@@ -155,6 +152,10 @@ def _evaluate(
         for context, by_system in evaluations.items()
     }
     evaluations = _withheld(arguments, evaluations, notes)
+    if arguments.answers.keep_thresholds and arguments.run:
+        kept = keep(arguments.run.folder, curves, arguments.scored_by)
+        why = "nothing is kept: a threshold is chosen where some questions are unanswerable"
+        notes.append(f"the thresholds are in {arguments.run.folder / KEPT}" if kept else f"--keep_thresholds: {why}")
     with disk_errors(output_dir):  # before judging, so that no answer is lost if the judge fails
         _write_predictions(output_dir, evaluations)
     evaluations = _judge(arguments, judges, evaluations, on_progress, durations)
@@ -196,9 +197,8 @@ def _withheld(
     arguments: InferenceArguments, evaluations: dict[str, dict[str, Evaluation]], notes: list[str]
 ) -> dict[str, dict[str, Evaluation]]:
     """The evaluations with unlikely answers withheld, and `notes` on how many, if that is asked for."""
-    if not arguments.answers.abstain_below:
+    if (thresholds := arguments.thresholds()) is None:
         return evaluations
-    thresholds = read_thresholds(arguments.answers.abstain_below)
     samples, wordings = arguments.evaluation.bootstrap_samples, arguments.evaluation.abstentions
     found: dict[str, dict[str, Evaluation]] = {}
     for context, by_system in evaluations.items():

@@ -7,19 +7,21 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from groundtune.errors import DataError, ModelError
+from groundtune.evaluation.citations import Marked
 from groundtune.model.endpoint import EndpointError
 from groundtune.schema import Example
 from groundtune.serving.batching import Batching, Full, Ticket
 from groundtune.serving.chat import DONE, STILL_HERE, Refused, Reply, Request, failed
 from groundtune.serving.dialogue import Source
 from groundtune.serving.feedback import FeedbackFile, Given, answered
+from groundtune.serving.telling import Manner, Told
 from groundtune.serving.voices import BASE, TUNED, Writing
 from groundtune.system.text import one_line
 
@@ -44,6 +46,7 @@ class Serving:
     questions: list[str] = field(default_factory=list)  # examples, for the page
     model_sha256: str = ""
     given: Given = field(default_factory=Given)
+    manners: Mapping[str, Manner] = field(default_factory=dict)  # by voice
     pool: ThreadPoolExecutor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,7 +92,8 @@ class Serving:
         new = min(request.max_new_tokens or self.max_new_tokens, self.max_new_tokens)
         example = Example(request.question, "", (), request.history, source="your question")
         instruction = request.system if self.allow_system_prompt else ""
-        return Ticket(Writing(example, new, instruction), self.voice(request.model), filter=request.filter)
+        writing, voice = Writing(example, new, instruction, request.sampling), self.voice(request.model)
+        return Ticket(writing, voice, filter=request.filter, manner=self.manners.get(voice, Manner()))
 
     def enqueue(self, ticket: Ticket) -> None:
         """Put a ticket into the queue; raises `Refused` if that is full."""
@@ -99,9 +103,9 @@ class Serving:
             message = f"{self.batching.queue_size} questions are waiting; try again in {full.seconds} seconds"
             raise Refused(429, message, "rate_limit_exceeded", {"retry-after": str(full.seconds)}) from full
 
-    async def words(self, ticket: Ticket) -> AsyncIterator[str | bool | None]:
-        """The words of an answer, and at last whether it came to its end; None after a while without any."""
-        arrived: asyncio.Queue[str | bool | Exception] = asyncio.Queue()
+    async def words(self, ticket: Ticket) -> AsyncIterator[str | Told | None]:
+        """The words of an answer, and at last all of it; None after a while without any."""
+        arrived: asyncio.Queue[str | Told | Exception] = asyncio.Queue()
         self.pool.submit(_pump, ticket, asyncio.get_running_loop(), arrived)
         while True:
             try:
@@ -112,15 +116,15 @@ class Serving:
             if isinstance(word, Exception):
                 raise word
             yield word
-            if isinstance(word, bool):
+            if isinstance(word, Told):
                 self.batching.answered(ticket)
                 return
 
 
-def _pump(ticket: Ticket, loop: asyncio.AbstractEventLoop, arrived: asyncio.Queue[str | bool | Exception]) -> None:
+def _pump(ticket: Ticket, loop: asyncio.AbstractEventLoop, arrived: asyncio.Queue[str | Told | Exception]) -> None:
     """Hand the words to the event loop, until the answer ends or nobody waits for it."""
 
-    def put(item: str | bool | Exception) -> None:
+    def put(item: str | Told | Exception) -> None:
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(arrived.put_nowait, item)
 
@@ -130,7 +134,7 @@ def _pump(ticket: Ticket, loop: asyncio.AbstractEventLoop, arrived: asyncio.Queu
             put(next(words))
         words.close()
     except StopIteration as end:
-        put(bool(end.value))
+        put(end.value)
     except Exception as error:
         put(error)
 
@@ -158,8 +162,7 @@ class Answer:
     request: Request
     ticket: Ticket
     sources: list[Source] = field(default_factory=list)
-    text: str = ""
-    finished: bool = True
+    told: Told = Told(Marked(""))
     reply: Reply = field(init=False)
     found: asyncio.Future[list[Source]] = field(init=False)
 
@@ -167,7 +170,8 @@ class Answer:
         self.found = asyncio.wrap_future(self.ticket.found)
         self.found.add_done_callback(lambda found: found.cancelled() or found.exception())  # or it would be logged
         model = self.request.model or self.serving.name
-        self.reply = Reply(f"chatcmpl-{secrets.token_hex(12)}", model, int(time.time()))
+        sampling = self.request.sampling
+        self.reply = Reply(f"chatcmpl-{secrets.token_hex(12)}", model, int(time.time()), sampling)
 
     async def find(self) -> None:
         self.sources = await self.found
@@ -179,19 +183,18 @@ class Answer:
         return done
 
     async def words(self) -> AsyncIterator[str | None]:
-        """The words, or None after a while without any; both are noted here."""
+        """The words, or None after a while without any; `told` has all of them at the end."""
         async for word in self.serving.words(self.ticket):
-            if isinstance(word, bool):
-                self.finished = word
+            if isinstance(word, Told):
+                self.told = word
             elif word is None or word:
-                self.text += word or ""
                 yield word
         self._remember()
 
     def _remember(self) -> None:
         history = [{"speaker": turn.speaker, "message": turn.message} for turn in self.request.history]
-        row = answered(self.request.question, history, self.text, self.sources) | {"model": self.ticket.voice}
-        self.serving.given.remember(self.key, row)
+        row = answered(self.request.question, history, self.told.said.answer, self.sources, self.request.sampling)
+        self.serving.given.remember(self.key, row | {"model": self.ticket.voice})
 
     @property
     def key(self) -> str:
@@ -212,7 +215,7 @@ class Answer:
         await self.find()
         async for _ in self.words():
             pass
-        return self.reply.whole(self.text, self.finished, self.sources, self.usage)
+        return self.reply.whole(self.told, self.sources, self.usage)
 
     async def events(self) -> AsyncIterator[str]:
         """The answer as server-sent events; a failure is the last of them."""
@@ -222,7 +225,7 @@ class Answer:
             yield self.reply.first(self.sources)
             async for word in self.words():
                 yield STILL_HERE if word is None else self.reply.word(word)
-            yield self.reply.last(self.text, self.finished, self.sources)
+            yield self.reply.last(self.told, self.sources)
             if self.request.include_usage and self.usage:
                 yield self.reply.usage(self.usage)
             yield DONE

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from groundtune.schema import Turn
 from groundtune.serving.answers import Answer, Serving, refusal, searched
-from groundtune.serving.chat import Refused, Request, parsed, read_request
+from groundtune.serving.chat import Refused, Request, parsed, read_request, sampling_of
 from groundtune.serving.feedback import Shown, Vote, answered, line_of
 from groundtune.serving.guard import Guard
 from groundtune.serving.tools import ToolsApp, make_tools
@@ -100,7 +100,8 @@ async def _of_before(serving: Serving, shown: Shown) -> dict[str, Any]:
     turns = tuple(Turn(turn.speaker, turn.message) for turn in shown.history)
     found = await searched(serving, Request(shown.question, turns))
     read = [source for source in found if source.document.id in shown.sources]
-    return answered(shown.question, [turn.model_dump() for turn in shown.history], shown.answer, read)
+    history = [turn.model_dump() for turn in shown.history]
+    return answered(shown.question, history, shown.answer, read, sampling_of(shown.again))
 
 
 def make_app(serving: Serving) -> FastAPI:

@@ -7,15 +7,16 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from groundtune.errors import DataError, ModelError
-from groundtune.schema import Hit, Words
+from groundtune.schema import Hit
 from groundtune.serving.dialogue import Source, sources_of
 from groundtune.serving.finding import Finder
+from groundtune.serving.telling import Manner, Told, telling, withholding
 from groundtune.serving.voices import TUNED, Voice, Writing
 
 logger = logging.getLogger(__name__)
@@ -41,13 +42,16 @@ class Ticket:
     filter: str = ""
     found: Future[list[Source]] = field(default_factory=Future)
     begun: float = field(default_factory=time.monotonic)
+    manner: Manner = Manner()
+    hits: Sequence[Hit] = ()
 
     @property
-    def words(self) -> Words:
+    def words(self) -> Generator[str, None, Told]:
         """The words of the answer, for one reader in a thread of its own; after `found`."""
         if self.writing.words is None:
             raise ValueError("a search has no words")
-        return self.writing.words
+        words = withholding(self.writing.words, self.hits, self.manner.least)
+        return telling(words, self.writing.read, self.manner.citations)
 
 
 class Batching:
@@ -163,7 +167,7 @@ class Batching:
         if not ticket.voice:
             _settle(ticket, [Source(hit.document, hit.score) for hit in hits])
             return
-        voice = self.voices[ticket.voice]
+        voice, ticket.hits = self.voices[ticket.voice], hits
         try:
             voice.begin(ticket.writing, hits)
         except Exception as error:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
 from groundtune.data.words import places_of, telling_words
+from groundtune.evaluation.citations import Marked
 from groundtune.filters import filter_problems
-from groundtune.schema import ASSISTANT, USER, Turn
+from groundtune.schema import ASSISTANT, USER, Sampling, Turn
 from groundtune.serving.dialogue import Source
+from groundtune.serving.telling import Told
 from groundtune.system.text import one_line, to_json
 
+MOST_AGAIN = 2**31 - 1
+_TEMPERATURE = 0.7  # of an answer that somebody asks for again, because the most likely one did not please
 _MOST_MESSAGES, _LONGEST_FILTER = 2000, 2000
 
 
@@ -64,6 +68,7 @@ class _Request(BaseModel):
     logprobs: bool | None = None
     response_format: dict[str, Any] | None = None
     filter: str | None = Field(None, max_length=_LONGEST_FILTER)
+    again: int = Field(0, ge=0, le=MOST_AGAIN)
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Request:
     include_usage: bool = False
     max_new_tokens: int | None = None
     filter: str = ""  # only passages whose metadata meet it
+    sampling: Sampling | None = None  # another answer than the most likely one
 
 
 def read_request(body: bytes, most_characters: int) -> Request:
@@ -103,7 +109,13 @@ def read_request(body: bytes, most_characters: int) -> Request:
         include_usage=bool(asked.stream_options and asked.stream_options.include_usage),
         max_new_tokens=min(limits, default=None),
         filter=checked_filter(asked.filter or ""),
+        sampling=sampling_of(asked.again),
     )
+
+
+def sampling_of(again: int) -> Sampling | None:
+    """How an answer is drawn that is asked for again, the first, second ... time; None: the most likely one."""
+    return Sampling(_TEMPERATURE, again) if again else None
 
 
 def checked_filter(text: str) -> str:
@@ -160,15 +172,15 @@ class Reply:
     id: str
     model: str
     created: int
+    sampling: Sampling | None = None
 
-    def whole(self, text: str, finished: bool, sources: Sequence[Source], usage: dict[str, int] | None) -> str:
+    def whole(self, told: Told, sources: Sequence[Source], usage: dict[str, int] | None) -> str:
         """A reply that is not streamed."""
-        message = {
-            "role": "assistant", "content": text, "refusal": None, "annotations": citations(text, sources)
-        }  # fmt: skip
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop" if finished else "length"}
-        shown = [shown_source(source, text) for source in sources]
-        return to_json(self._of("chat.completion", [choice]) | {"sources": shown} | ({"usage": usage} if usage else {}))
+        said = {"content": told.said.answer, "refusal": None, "annotations": url_citations(told.said, sources)}
+        ended = "stop" if told.finished else "length"
+        choice = {"index": 0, "message": {"role": "assistant", **said}, "logprobs": None, "finish_reason": ended}
+        of_all = self._of_all(told, sources) | ({"usage": usage} if usage else {})
+        return to_json(self._of("chat.completion", [choice]) | of_all)
 
     def first(self, sources: Sequence[Source]) -> str:
         """The first chunk: the passages, before any word."""
@@ -177,11 +189,18 @@ class Reply:
     def word(self, text: str) -> str:
         return self._chunk({"content": text})
 
-    def last(self, text: str, finished: bool, sources: Sequence[Source]) -> str:
+    def last(self, told: Told, sources: Sequence[Source]) -> str:
         """The last chunk: the reason why it ended, and the passages with the places of the answer's words."""
-        shown = [shown_source(source, text) for source in sources]
-        delta = {"annotations": citations(text, sources)}
-        return self._chunk(delta, "stop" if finished else "length", sources=shown)
+        delta = {"annotations": url_citations(told.said, sources)}
+        return self._chunk(delta, "stop" if told.finished else "length", **self._of_all(told, sources))
+
+    def _of_all(self, told: Told, sources: Sequence[Source]) -> dict[str, Any]:
+        """What is known of a whole answer, besides OpenAI's fields."""
+        return {
+            "sources": [shown_source(source, told.said.answer) for source in sources],
+            **({"cited": told.said.marked} if told.said.marked else {}),
+            **({"sampled": asdict(self.sampling)} if self.sampling else {}),
+        }
 
     def usage(self, usage: dict[str, int]) -> str:
         return _event(self._of("chat.completion.chunk", []) | {"usage": usage})
@@ -207,15 +226,23 @@ def _event(content: dict[str, Any]) -> str:
     return f"data: {to_json(content, ensure_ascii=True)}\n\n"  # some clients end lines at rarer characters, too
 
 
-def citations(text: str, sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """The passages as OpenAI's citations of the whole answer."""
+def url_citations(said: Marked, sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """OpenAI's citations: of each sentence, if the answer cites, else of the whole answer for every passage.
+
+    `number` is the place of a passage in `sources`, from 1.
+    """
+    whole = [(0, len(said.answer), number) for number in range(1, len(sources) + 1)]
     return [
         {
             "type": "url_citation",
-            "url_citation": {"start_index": 0, "end_index": len(text), "title": source.title, "url": source.file},
+            "url_citation": {
+                "start_index": begin, "end_index": end, "title": sources[number - 1].title,
+                "url": sources[number - 1].file, "number": number,
+            },
         }
-        for source in sources
-    ]
+        for begin, end, number in (said.places if said.marked else whole)
+        if 0 < number <= len(sources)
+    ]  # fmt: skip
 
 
 def shown_source(source: Source, answer: str | None = None) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from groundtune.arguments import OFF, TAUGHT, room_for_prompt
+from groundtune.arguments import OFF, TAUGHT, PromptArguments, room_for_prompt
 from groundtune.data.files import read_documents
-from groundtune.evaluation.arguments import InferenceArguments
-from groundtune.evaluation.citations import marked
+from groundtune.evaluation.arguments import MODEL, InferenceArguments
+from groundtune.evaluation.citations import Marked
 from groundtune.model.endpoint import Endpoint
 from groundtune.prompts.policies import Passages, kept, retrieved_passages
 from groundtune.prompts.prompt import Prompt, chat_messages, make_prompt, to_continue
@@ -17,7 +17,8 @@ from groundtune.prompts.rows import Question, encode_questions
 from groundtune.retrieval.opening import index_folder, open_retriever
 from groundtune.retrieval.retrievers import Retriever, Rewrite, retrieve
 from groundtune.retrieval.rewriting import open_rewriter
-from groundtune.schema import ASSISTANT, USER, Document, Example, Hit, Turn, Words
+from groundtune.schema import ASSISTANT, USER, Document, Example, Hit, Sampling, Turn, Words
+from groundtune.serving.telling import Manner, Told, noted, told_of, withholding
 from groundtune.system.text import one_line
 
 Write = Callable[[Example, Passages], tuple[Sequence[Document], Words]]
@@ -73,8 +74,7 @@ class Dialogue:
     """A dialogue; each question is asked with the earlier turns.
 
     `write` answers an example from retrieved passages: it returns the passages in the prompt, and an iterator over
-    the words. `finished` says whether the last answer came to its end within --max_new_tokens; `answer` is it without
-    marks of passages, and `cited` with them, if there are `citations`.
+    the words. `told` is the last answer as a whole.
     """
 
     retriever: Retriever
@@ -82,11 +82,13 @@ class Dialogue:
     query_history: str
     write: Write
     turns: list[Turn] = field(default_factory=list)
-    finished: bool = True
-    citations: str = OFF
-    answer: str = ""
-    cited: str = ""
+    manner: Manner = Manner()
+    told: Told = Told(Marked(""))
     rewrite: Rewrite | None = None
+
+    @property
+    def cites(self) -> bool:
+        return self.manner.citations != OFF
 
     def ask(self, question: str) -> tuple[list[Source], Iterator[str]]:
         """The sources, and the answer's words as they arrive; both turns are recorded after the last word.
@@ -96,27 +98,13 @@ class Dialogue:
         example = Example(question, "", (), tuple(self.turns), source="your question")
         hits = retrieve(self.retriever, [example], self.k, self.query_history, self.rewrite)[0]
         read, words = self.write(example, retrieved_passages(example, hits))
-        return sources_of(read, hits), self._kept(question, words, read)
+        return sources_of(read, hits), self._kept(question, withholding(words, hits, self.manner.least), read)
 
     def _kept(self, question: str, words: Words, read: Sequence[Document]) -> Iterator[str]:
         said: list[str] = []
-        self.finished = yield from _noted(words, said)
-        self.answer, self.cited = "".join(said), ""
-        if self.citations != OFF:
-            found = marked(self.answer, read, self.citations)
-            self.answer, self.cited = found.answer, found.marked
-        self.turns += [Turn(USER, question), Turn(ASSISTANT, self.answer)]
-
-
-def _noted(words: Words, said: list[str]) -> Words:
-    """`words`, each of which is added to `said` as well."""
-    while True:
-        try:
-            word = next(words)
-        except StopIteration as end:
-            return end.value
-        said.append(word)
-        yield word
+        ended = yield from noted(words, said)
+        self.told = told_of("".join(said), ended, read, self.manner.citations)
+        self.turns += [Turn(USER, question), Turn(ASSISTANT, self.told.said.answer)]
 
 
 def open_dialogue(arguments: InferenceArguments) -> Dialogue:
@@ -125,6 +113,7 @@ def open_dialogue(arguments: InferenceArguments) -> Dialogue:
     Raises `DataError`, `ModelError` or `EndpointError` for problems that the user can fix.
     """
     retrieval, folder = arguments.retrieval, index_folder(arguments.data)
+    manner = Manner(arguments.prompt.citations, arguments.least(MODEL))  # what is wrong with it is known first
     rewriter = open_rewriter(arguments.searching, folder)
     retriever = open_retriever(retrieval, read_documents(arguments.data.full_dataset_file_path), folder)
     return Dialogue(
@@ -132,7 +121,7 @@ def open_dialogue(arguments: InferenceArguments) -> Dialogue:
         retrieval.eval_num_to_retrieve,
         retrieval.query_history,
         _writer(arguments),
-        citations=arguments.prompt.citations,
+        manner=manner,
         rewrite=rewriter.queries if rewriter else None,
     )
 
@@ -140,46 +129,51 @@ def open_dialogue(arguments: InferenceArguments) -> Dialogue:
 def _writer(arguments: InferenceArguments) -> Write:
     new = arguments.evaluation.max_new_tokens
     if arguments.api == "chat":
-        prompt_flags = arguments.prompt
-        return _by_chat(arguments.generator_endpoint(), prompt_flags.instruction, new, prompt_flags.citations == TAUGHT)
+        endpoint, flags = arguments.generator_endpoint(), arguments.prompt
+        return lambda example, passages: by_chat(endpoint, flags, example, passages, new)
     opening = arguments.answering_model()
     tokenizer = opening.open_tokenizer()
     prompt = make_prompt(tokenizer, arguments.prompt)
     room = room_for_prompt(arguments.data.max_seq_length, new)
     if arguments.api == "completions":
-        endpoint = arguments.generator_endpoint()
-        return _by_prompt(
-            prompt, room, lambda asked: endpoint.stream_prompt(asked.prompt_ids, new, **to_continue(prompt))
-        )
+        server = arguments.generator_endpoint()
+        return lambda example, passages: by_completions(server, prompt, fitted(example, passages, prompt, room), new)
     from groundtune.model.generators import LocalModel  # here, because it imports torch, which a server does not need
     from groundtune.model.kv_cache import MB, PassageCache
 
-    kept = PassageCache(arguments.evaluation.passage_cache * MB)
-    local = LocalModel(opening.open(prompt, tokenizer.pad_token_id), tokenizer, opening.bf16, kept=kept)
-    return _by_prompt(prompt, room, lambda asked: local.stream(prompt, asked.prompt_ids, new, asked.borders))
+    kept_passages = PassageCache(arguments.evaluation.passage_cache * MB)
+    model = opening.open(prompt, tokenizer.pad_token_id)
+    local = LocalModel(model, tokenizer, opening.bf16, kept=kept_passages)
 
-
-def _by_prompt(prompt: Prompt, room: int, stream: Callable[[Question], Words]) -> Write:
-    def write(example: Example, passages: Passages) -> tuple[Sequence[Document], Words]:
+    def here(example: Example, passages: Passages) -> tuple[Sequence[Document], Words]:
         question = fitted(example, passages, prompt, room)
-        return question.read, stream(question)
+        return question.read, local.stream(prompt, question.prompt_ids, new, question.borders)
 
-    return write
+    return here
+
+
+def by_chat(
+    endpoint: Endpoint, flags: PromptArguments, example: Example, passages: Passages, new: int,
+    sampling: Sampling | None = None,
+) -> tuple[Sequence[Document], Words]:  # fmt: skip
+    """All passages, and the answer of a server that gets messages and writes the prompt."""
+    read, cites = kept(passages), flags.citations == TAUGHT
+    messages = chat_messages(flags.instruction, read, example.chat_history, example.question, cites)
+    return read, endpoint.stream(messages, new, sampling)
+
+
+def by_completions(
+    endpoint: Endpoint, prompt: Prompt, question: Question, new: int, sampling: Sampling | None = None
+) -> tuple[Sequence[Document], Words]:
+    """The passages in the prompt of a question, and the answer of a server that gets the prompt."""
+    words = endpoint.stream_prompt(question.prompt_ids, new, **to_continue(prompt), sampling=sampling)
+    return question.read, words
 
 
 def fitted(example: Example, passages: Passages, prompt: Prompt, room: int) -> Question:
     """The prompt of a question within `room` tokens, and the passages in it; raises `DataError` if it does not fit."""
     (question,) = encode_questions([_shortened(example, prompt, room)], [passages], prompt, room)
     return question
-
-
-def _by_chat(endpoint: Endpoint, instruction: str, new: int, cites: bool) -> Write:
-    def write(example: Example, passages: Passages) -> tuple[Sequence[Document], Words]:
-        read = kept(passages)
-        messages = chat_messages(instruction, read, example.chat_history, example.question, cites)
-        return read, endpoint.stream(messages, new)
-
-    return write
 
 
 def _shortened(example: Example, prompt: Prompt, room: int) -> Example:

@@ -6,13 +6,15 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from groundtune.serving.chat import Refused
+from groundtune.schema import Sampling
+from groundtune.serving.chat import MOST_AGAIN, Refused
 from groundtune.serving.dialogue import Source
 from groundtune.system.durable import sync_folder
 from groundtune.system.outputs import inside, no_follow
@@ -20,6 +22,7 @@ from groundtune.system.text import to_json
 
 _REMEMBERED = 2000  # answers
 _MOST_CHARACTERS = 20_000
+_OF_ANSWER = ("answer", "sources", "sampled")
 
 
 class _Turn(BaseModel):
@@ -34,6 +37,7 @@ class Shown(BaseModel):
     history: list[_Turn] = Field(default_factory=list, max_length=200)
     answer: str = Field(max_length=_MOST_CHARACTERS)
     sources: list[str] = Field(default_factory=list, max_length=200)  # ids of passages
+    again: int = Field(0, ge=0, le=MOST_AGAIN)
 
 
 class Vote(BaseModel):
@@ -61,10 +65,13 @@ class Given:
         return self._rows.get(id)
 
 
-def answered(question: str, history: list[dict[str, str]], answer: str, sources: list[Source]) -> dict[str, Any]:
-    """An answer as a part of a line."""
+def answered(
+    question: str, history: list[dict[str, str]], answer: str, sources: list[Source], sampling: Sampling | None
+) -> dict[str, Any]:
+    """An answer as a part of a line; `sampled` says how it was drawn, if it was not the most likely one."""
     shown = [{"id": source.document.id, "score": source.score, **source.document.to_dict()} for source in sources]
-    return {"question": question, "history": history, "answer": answer, "sources": shown}
+    row = {"question": question, "history": history, "answer": answer, "sources": shown}
+    return row | ({"sampled": asdict(sampling)} if sampling else {})
 
 
 def line_of(vote: Vote, answers: list[dict[str, Any]], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,10 +79,10 @@ def line_of(vote: Vote, answers: list[dict[str, Any]], facts: Mapping[str, Any])
     first = answers[0]
     told: dict[str, Any] = {"question": first["question"], "history": first["history"]}
     if len(answers) == 1:
-        told |= {"answer": first["answer"], "sources": first["sources"]}
+        told |= {name: first[name] for name in _OF_ANSWER if name in first}
     else:
         told["answers"] = [
-            {"side": side, "model": one["model"], "answer": one["answer"], "sources": one["sources"]}
+            {"side": side, "model": one["model"]} | {name: one[name] for name in _OF_ANSWER if name in one}
             for side, one in zip(("left", "right"), answers, strict=True)
         ]
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -107,9 +114,8 @@ class FeedbackFile:
         try:
             before = os.fstat(handle).st_size
             if before and not _ends_a_line(handle, before):
-                line = (
-                    b"\n" + line
-                )  # a process that was killed, or a full disk, has left half a line, which stays one by itself
+                # A process that was killed, or a full disk, has left half a line, which stays one by itself.
+                line = b"\n" + line
             _write_all(handle, line)
             os.fsync(handle)
         finally:

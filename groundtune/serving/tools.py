@@ -44,8 +44,10 @@ def make_tools(serving: Serving) -> MCPServer[Any]:
         `filter` is as in search."""
         turns = [Turn(("user", "assistant")[i % 2], text) for i, text in enumerate(history or []) if text.strip()]
         answer = await _told(_answered(serving, question, turns, filter))
-        sources = [shown_source(source, answer.text) for source in answer.sources]
-        return {"answer": answer.text, "finished": answer.finished, "passages": sources}
+        said = answer.told.said
+        cited = {"cited": said.marked} if said.marked else {}
+        sources = [shown_source(source, said.answer) for source in answer.sources]
+        return {"answer": said.answer, **cited, "finished": answer.told.finished, "passages": sources}
 
     return server
 

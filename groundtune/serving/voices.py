@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -16,11 +16,11 @@ from groundtune.arguments import PromptArguments, room_for_prompt
 from groundtune.errors import DataError
 from groundtune.evaluation.arguments import InferenceArguments
 from groundtune.model.endpoint import Endpoint
-from groundtune.prompts.policies import kept, retrieved_passages
-from groundtune.prompts.prompt import Prompt, chat_messages, make_prompt, to_continue
+from groundtune.prompts.policies import Passages, retrieved_passages
+from groundtune.prompts.prompt import Prompt, make_prompt
 from groundtune.prompts.rows import Question
-from groundtune.schema import Document, Example, Hit, Words
-from groundtune.serving.dialogue import fitted
+from groundtune.schema import Document, Example, Hit, Sampling, Words
+from groundtune.serving.dialogue import by_chat, by_completions, fitted
 from groundtune.system.out_of_memory import is_out_of_memory, release
 
 if TYPE_CHECKING:
@@ -39,25 +39,31 @@ class Writing:
     example: Example
     max_new_tokens: int
     instruction: str = ""  # in place of the trained one
+    sampling: Sampling | None = None
     gone: bool = False
     read: Sequence[Document] = ()  # the passages in the prompt
     words: Words | None = None
     prompt_ids: list[int] = field(default_factory=list)
     borders: Sequence[int] = ()  # of passages that do not read each other
     sent: int = 0  # new tokens
+    logprob: float | None = None  # of all of them, once there are no more
     ids: SimpleQueue[int | Exception | None] = field(default_factory=SimpleQueue)
+
+    def passages(self, hits: Sequence[Hit]) -> Passages:
+        return retrieved_passages(self.example, hits)
 
     def leave(self) -> None:
         """Give the slot back: the asker has hung up."""
         self.gone = True
         self.ids.put(None)
 
-    def arriving(self) -> Iterator[int]:
-        """The ids of the answer, as they come from the thread that generates them."""
+    def arriving(self) -> Generator[int, None, float | None]:
+        """The ids of the answer, as they come from the thread that generates them, and their mean log-probability."""
         while (id := self.ids.get()) is not None:
             if isinstance(id, Exception):
                 raise id
             yield id
+        return self.logprob
 
 
 class Voice(Protocol):
@@ -159,7 +165,8 @@ class LocalVoice:
             at_once = 1 if self.model.device.type == "cpu" else self.slots - len(self.running)
             new = list(self.waiting)[:at_once]
             prompts, most = [one.prompt_ids for one in new], [one.max_new_tokens for one in new]
-            started = self.decoder.start(prompts, most, [one.borders for one in new])
+            borders, samplings = [one.borders for one in new], [one.sampling for one in new]
+            started = self.decoder.start(prompts, most, borders, samplings)
             self.running.update(zip(started, new, strict=True))
             for _ in new:
                 self.waiting.popleft()
@@ -176,6 +183,7 @@ class LocalVoice:
                 writing.ids.put(id)
             writing.sent = max(writing.sent, len(growing.new))
             if growing.done:
+                writing.logprob = growing.logprob
                 writing.ids.put(None)
                 self._remove(growing, decoder)
 
@@ -253,7 +261,7 @@ class Prompts:
         return make_prompt(self.tokenizer, replace(self.arguments, instruction=inert))
 
     def fitted(self, writing: Writing, hits: Sequence[Hit], prompt: Prompt) -> Question:
-        return fitted(writing.example, retrieved_passages(writing.example, hits), prompt, self.room)
+        return fitted(writing.example, writing.passages(hits), prompt, self.room)
 
 
 def open_voices(arguments: InferenceArguments) -> dict[str, Voice]:
@@ -262,7 +270,7 @@ def open_voices(arguments: InferenceArguments) -> dict[str, Voice]:
     Raises `DataError` or `ModelError` for problems that the user can fix.
     """
     if arguments.api == "chat":
-        ready = partial(_by_chat, arguments.generator_endpoint(), arguments.prompt.instruction)
+        ready = partial(_by_chat, arguments.generator_endpoint(), arguments.prompt)
         return {TUNED: RemoteVoice(ready, arguments.generator.concurrency)}
     opening = arguments.answering_model()
     new, longest = arguments.evaluation.max_new_tokens, arguments.data.max_seq_length
@@ -289,12 +297,10 @@ def open_voices(arguments: InferenceArguments) -> dict[str, Voice]:
 
 
 def _by_chat(
-    endpoint: Endpoint, instruction: str, writing: Writing, hits: Sequence[Hit]
+    endpoint: Endpoint, flags: PromptArguments, writing: Writing, hits: Sequence[Hit]
 ) -> tuple[Sequence[Document], Words]:
-    example = writing.example
-    read = kept(retrieved_passages(example, hits))
-    messages = chat_messages(writing.instruction or instruction, read, example.chat_history, example.question)
-    return read, endpoint.stream(messages, writing.max_new_tokens)
+    flags, passages = replace(flags, instruction=writing.instruction or flags.instruction), writing.passages(hits)
+    return by_chat(endpoint, flags, writing.example, passages, writing.max_new_tokens, writing.sampling)
 
 
 def _by_completions(
@@ -302,5 +308,4 @@ def _by_completions(
 ) -> tuple[Sequence[Document], Words]:
     prompt = prompts.of(writing.instruction)
     question = prompts.fitted(writing, hits, prompt)
-    words = endpoint.stream_prompt(question.prompt_ids, writing.max_new_tokens, **to_continue(prompt))
-    return question.read, words
+    return by_completions(endpoint, prompt, question, writing.max_new_tokens, writing.sampling)

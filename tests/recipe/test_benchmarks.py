@@ -224,10 +224,14 @@ def test_scores_are_compared_with_the_grades_of_people(tmp_path, monkeypatch, ca
 
 @pytest.mark.slow  # it starts two servers
 def test_serving_beside_one_at_a_time(quick, decoder, static_embedding_folder):
-    measured = quick(serving, "--model", str(decoder), "--embedding_model", str(static_embedding_folder))
-    assert [(one["side"], one["users"]) for one in measured] == [
-        (side, users) for side in ("groundtune serve", "one at a time") for users in (1, 5)
-    ]
+    lines = quick(serving, "--model", str(decoder), "--embedding_model", str(static_embedding_folder))
+    sides = ("groundtune serve", "one at a time")
+    rounds, measured = ([one for one in lines if (name in one) == found] for name, found in (("lost", 1), ("lost", 0)))
+    turns = [sides, sides[::-1]]  # so that neither has always the warmer machine
+    assert [one["side"] for one in rounds] == [side for turn in turns for _ in (1, 5) for side in turn]
+    assert all(one["lost"] == 0 and one["answers"] == one["users"] for one in rounds)
+    assert [(one["side"], one["users"]) for one in measured] == [(side, users) for users in (1, 5) for side in sides]
     for one in measured:
-        assert one["answers_per_s"] > 0 and one["first_token_s"] > 0 and one["lost"] == 0
-        assert one["equal"] == 1  # in float32
+        assert one["answers_per_s"] > 0 and one["first_token_s"] > 0 and one["rounds"] == 2
+        assert one["equal"] == one["compared"]  # in float32
+    assert any(one["compared"] for one in measured) and [one["times"] for one in measured[1::2]] == [1, 1]

@@ -109,7 +109,7 @@ def test_a_local_model_completes_messages_by_its_template(family):
     ended = []
     streamed = "".join(_noting_its_end(local.stream(prompt, expected, 8), ended))
     assert reply.prompt_tokens == len(expected) and reply.new_tokens <= 8 and not reply.failure
-    assert reply.text == streamed and ended == [reply.finished]
+    assert reply.text == streamed and [one.finished for one in ended] == [reply.finished]
 
 
 @pytest.mark.parametrize("adapter", [False, True])

@@ -8,7 +8,7 @@ import pytest
 
 from groundtune.commands import ask
 from groundtune.prompts.policies import kept
-from groundtune.schema import ASSISTANT, USER, Document, Example, Hit, Turn
+from groundtune.schema import ASSISTANT, USER, Document, Ended, Example, Hit, Turn
 from groundtune.serving.dialogue import Dialogue, Source, _shortened
 
 PASSAGE = Document(
@@ -29,7 +29,7 @@ def dialogue(*words, finished=True):
             if isinstance(word, BaseException):
                 raise word
             yield word
-        return finished
+        return Ended(finished)
 
     return Dialogue(Retriever(), 1, "none", lambda example, passages: (kept(passages), say()))
 

@@ -18,7 +18,7 @@ from groundtune.prompts.citations import CITE, mark, read_marks, sentences, taug
 from groundtune.prompts.policies import Passage
 from groundtune.prompts.prompt import chat_messages, make_prompt
 from groundtune.prompts.rows import encode_questions, encode_rows
-from groundtune.schema import Document, Example, Hit, Reply
+from groundtune.schema import Document, Ended, Example, Hit, Reply
 from groundtune.training.labels import what_else_is_learnt
 
 SHIPS = Document("Parcels travel overnight by ship, and arrive before noon on weekdays.")
@@ -164,6 +164,7 @@ def test_any_answer_gets_its_citations_afterwards_and_none_where_they_are_off():
 def test_a_dialogue_remembers_answers_without_marks_and_shows_them_with(capsys):
     from groundtune.commands import ask
     from groundtune.serving.dialogue import Dialogue
+    from groundtune.serving.telling import Manner
 
     class Retriever:
         limit = None
@@ -173,16 +174,16 @@ def test_a_dialogue_remembers_answers_without_marks_and_shows_them_with(capsys):
 
     def words():
         yield from ["Parcels travel ", "overnight by ship. ⟦2⟧"]
-        return True
+        return Ended(True)
 
     dialogue = Dialogue(
-        Retriever(), 2, "none", lambda example, passages: ([OTHER, SHIPS], words()), citations=TAUGHT
+        Retriever(), 2, "none", lambda example, passages: ([OTHER, SHIPS], words()), manner=Manner(TAUGHT)
     )  # fmt: skip
     ask._show_json(dialogue, "How?")
     shown = json.loads(capsys.readouterr().out)
     assert shown["answer"] == dialogue.turns[-1].message == "Parcels travel overnight by ship."
     assert shown["cited"] == "Parcels travel overnight by ship. ⟦2⟧"
-    dialogue.citations = AFTERWARDS
+    dialogue.manner = Manner(AFTERWARDS)
     ask._show(dialogue, "How?")
     assert "⟦1⟧ 0.500" in (out := capsys.readouterr().out) and "overnight by ship. ⟦2⟧" in out
 

@@ -404,7 +404,7 @@ def test_a_stream_returns_whether_it_came_to_its_end(ended, finished):
         assert next(words) == "one"
         with pytest.raises(StopIteration) as end:
             next(words)
-    assert end.value.value is finished
+    assert end.value.value.finished is finished
 
 
 def test_a_stream_that_is_refused_is_a_problem():

@@ -25,7 +25,7 @@ from groundtune.model.generators import LocalModel
 from groundtune.model.loading import load_tokenizer
 from groundtune.prompts.policies import draw, gold_passages
 from groundtune.prompts.prompt import make_prompt
-from groundtune.schema import Document, Example, Hit, Turn
+from groundtune.schema import Document, Ended, Example, Hit, Turn
 from groundtune.serving import dialogue as asking
 
 DIALOGUES = 200
@@ -103,6 +103,11 @@ def sent(monkeypatch) -> list[list[int]]:
     return prompts
 
 
+def so():
+    yield "So."
+    return Ended(True)
+
+
 def asked_one_by_one(arguments: InferenceArguments, examples: list[Example]) -> None:
     """Ask each question in a dialogue that has reached it."""
     write = asking._writer(arguments)
@@ -139,7 +144,7 @@ def test_a_prompt_has_the_same_ids_on_every_road(folder, flags, sent, monkeypatc
     assert sent == trained
 
     here = []
-    monkeypatch.setattr(LocalModel, "stream", lambda self, prompt, ids, new: here.append(ids) or iter(["So."]))
+    monkeypatch.setattr(LocalModel, "stream", lambda self, prompt, ids, new, borders: here.append(ids) or so())
     monkeypatch.setattr("groundtune.model.opening.AnsweringModel.open", lambda *given: None)
     asked_one_by_one(inference(folder, flags, server=False), examples)
     assert here == trained

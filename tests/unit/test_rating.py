@@ -277,7 +277,7 @@ def test_thirty_answers_are_graded_by_keyboard_and_nothing_runs_or_is_loaded_fro
             )
             page.press(*("yyyn" + "nnny" if good == 0 else "nnny" + "yyyn"), "ab"[good], "Enter")
         page.wait("!document.getElementById('end').hidden")
-        assert page.problems == [] and page.value("document.querySelectorAll('img').length") == 0
+        assert page.problems == page.console == [] and page.value("document.querySelectorAll('img').length") == 0
         assert {request.split("/")[2] for request in page.requests if request.startswith("http")} == {
             f"127.0.0.1:{server.server_address[1]}"
         }

@@ -77,7 +77,7 @@ def test_the_openai_client_gets_what_ask_answers_with_its_sources(server, dialog
         ]
         cited = reply.choices[0].message.annotations
         assert [one.url_citation.title for one in cited] == [source.title for source in sources]
-        assert reply.choices[0].finish_reason == ("stop" if dialogue.finished else "length")
+        assert reply.choices[0].finish_reason == ("stop" if dialogue.told.finished else "length")
         assert reply.usage.completion_tokens <= 12 and reply.usage.prompt_tokens > 10
 
 

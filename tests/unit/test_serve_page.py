@@ -177,3 +177,41 @@ def test_a_server_with_a_key_asks_for_it_once(page, serve):
         page.wait(f"document.getElementById('ask').hidden === {str(key == 'wrong').lower()}")
     ask(page, "When?", 1)
     assert page.value("document.querySelector('.answer .text').textContent") == "At nine."
+
+
+def test_the_number_of_a_passage_stands_behind_the_sentence_that_cites_it_and_opens_it(page, serve):
+    server = serve(lambda body: "The library 😀 closes at six. ⟦2⟧ It opens at nine. ⟦1⟧⟦7⟧", citations="taught")
+    page.problems.clear(), page.console.clear()
+    page.open(server.url)
+    page.wait("!document.getElementById('ask').hidden")
+    ask(page, "When does the library open and close?", 1)
+    text = page.value("document.querySelector('.answer .text').textContent")
+    assert text == "The library 😀 closes at six.2 It opens at nine.1"
+    names = "[...document.querySelectorAll('.cite')].map((one) => one.getAttribute('aria-label'))"
+    assert page.value(names) == ["Passage 2", "Passage 1"]
+    page.value("document.querySelector('.cite').click()")
+    assert page.value("document.activeElement.textContent").startswith("2. ")
+    assert page.value("document.querySelectorAll('.sources details')[1].open")
+    page.value("document.querySelector('.votes button').click()")
+    page.wait("document.querySelector('.note').textContent.startsWith('Saved')")
+    ask(page, "Really?", 2)
+    clean = "The library 😀 closes at six. It opens at nine."
+    assert server.behind.bodies[-1]["messages"][1]["content"] == lines(server)[0]["answer"] == clean
+    assert page.problems == page.console == []
+
+
+def test_an_answer_asked_for_again_is_drawn_at_random_which_page_and_vote_say(page, serve):
+    server = serve(lambda body: f"Draw {body['seed']}." if body["temperature"] else "At nine.")
+    page.open(server.url)
+    page.wait("!document.getElementById('ask').hidden")
+    ask(page, "When?", 1)
+    assert page.value("document.querySelector('.sampled').hidden")
+    for n in (1, 2):
+        page.value("[...document.querySelectorAll('.votes button')].at(-1).click()")
+        page.wait(f"document.querySelector('.answer .text').textContent === 'Draw {n}.'")
+        page.wait("document.querySelectorAll('.votes:not([hidden])').length === 1")
+        assert f"temperature 0.7, seed {n}" in page.value("document.querySelector('.sampled').textContent")
+    page.value("document.querySelector('.votes button').click()")
+    page.wait("document.querySelector('.note').textContent.startsWith('Saved')")
+    (line,) = lines(server)
+    assert line["answer"] == "Draw 2." and line["sampled"] == {"temperature": 0.7, "seed": 2}

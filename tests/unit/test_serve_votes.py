@@ -102,6 +102,15 @@ def test_a_vote_on_an_answer_of_before_a_restart_is_kept_with_passages_of_our_ow
     assert [source["id"] for source in line["sources"]] == [source["id"] for source in reply["sources"][:-1]]
 
 
+def test_the_line_says_how_an_answer_was_drawn_also_after_a_restart(server):
+    reply = ask(server)
+    assert vote(server, reply["id"], "up", reply) and "sampled" not in last_line(server)
+    for id, again in (("chatcmpl-again", 3), ("chatcmpl-again", 0)):
+        body = {"id": id, "vote": "up", "shown": [shown(reply) | {"again": again}]}
+        assert httpx.post(f"{server.url}/feedback", json=body, timeout=30).status_code == 200
+        assert last_line(server).get("sampled") == ({"temperature": 0.7, "seed": 3} if again else None)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"vote": "maybe"}, {"vote": "left"}, {"id": "../x"}, {"shown": []}, {"comment": "x" * 30_000}, {"id": None}],

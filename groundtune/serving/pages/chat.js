@@ -2,7 +2,7 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const turns = []; // {question, blind, answers: [{id, text, sources}], chosen}
+const turns = []; // {question, blind, again, answers: [{id, text, cited, sources}], chosen}
 let running = null; // the AbortController of the answer that is being written
 
 function copyOf(id) {
@@ -101,7 +101,7 @@ function history(before) {
 
 async function ask(question) {
   if (running) return;
-  const turn = { question, blind: !$("compare").hidden && $("blind").checked, answers: [], chosen: 0 };
+  const turn = { question, blind: !$("compare").hidden && $("blind").checked, answers: [], chosen: 0, again: 0 };
   turn.before = history(turns);
   turn.filter = $("filter").value.trim();
   turns.push(turn);
@@ -154,7 +154,7 @@ function blindPair(turn) {
 
 async function stream(turn, one, signal) {
   const messages = [...turn.before, { role: "user", content: turn.question }];
-  const reply = await request("v1/chat/completions", { model: one.model, messages, stream: true, filter: turn.filter }, signal);
+  const reply = await request("v1/chat/completions", { model: one.model, messages, stream: true, filter: turn.filter, again: turn.again }, signal);
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   let ended = false;
@@ -182,6 +182,12 @@ function heard(turn, one, event) {
     showSources(turn);
   }
   const choice = chunk.choices[0];
+  if (chunk.cited) one.shown.querySelector(".text").replaceChildren(...withNumbers(turn, one.text, choice.delta.annotations));
+  if (chunk.sampled) {
+    const line = one.shown.querySelector(".sampled");
+    line.hidden = false;
+    line.textContent = `Drawn at random (temperature ${chunk.sampled.temperature}, seed ${chunk.sampled.seed}), not the most likely answer.`;
+  }
   if (choice?.delta.content) {
     one.text += choice.delta.content;
     one.shown.querySelector(".text").textContent = one.text;
@@ -212,7 +218,29 @@ function showSources(turn) {
   );
 }
 
-// Places count characters, of which JavaScript's strings may have two for one.
+// The answer with the number of each passage, as a button, behind the sentence that cites it.
+function withNumbers(turn, text, annotations) {
+  const characters = Array.from(text); // places count characters, of which JavaScript's strings may have two for one
+  const parts = [];
+  let end = 0;
+  for (const { url_citation: { end_index, number } } of annotations) {
+    parts.push(characters.slice(end, end_index).join(""), cite(turn, number));
+    end = end_index;
+  }
+  return [...parts, characters.slice(end).join("")];
+}
+
+function cite(turn, number) {
+  const made = button(number, () => {
+    const passage = turn.shown.querySelectorAll(".sources details")[number - 1];
+    passage.open = true;
+    passage.querySelector("summary").focus();
+  });
+  made.className = "cite";
+  made.setAttribute("aria-label", `Passage ${number}`);
+  return made;
+}
+
 function marked(text, used) {
   const characters = Array.from(text);
   const parts = [];
@@ -255,10 +283,11 @@ function offerVotes(turn, complete = true) {
     if (running) return;
     votes.hidden = form.hidden = true;
     turn.vote = "";
+    turn.again += complete; // an answer that failed is asked for as before
     form.reset();
     answer(turn);
   });
-  again.title = "Search and answer again, for example after the documents have changed";
+  if (complete) again.title = "Another answer, drawn at random";
   votes.replaceChildren(...buttons, ...more, again);
   form.onsubmit = (event) => {
     event.preventDefault();
@@ -270,7 +299,7 @@ async function save(turn) {
   const form = turn.shown.querySelector(".comment");
   const before = turn.before.map((one) => ({ speaker: one.role, message: one.content }));
   const shown = turn.answers.map((one) => ({
-    question: turn.question, history: before, answer: one.text, sources: one.sources.map((source) => source.id),
+    question: turn.question, history: before, answer: one.text, sources: one.sources.map((source) => source.id), again: turn.again,
   }));
   const said = { vote: turn.vote || "", comment: form.comment.value, correction: form.correction.value };
   note(turn, "Saving …");
