@@ -194,12 +194,15 @@ SHAPES = {
     "0.6B": (151_936, 1024, 3072, 28, 16, True),
     "1.7B": (151_936, 2048, 6144, 28, 16, True),
     "8B": (151_936, 4096, 12288, 36, 32, False),
+    "2 layers": (151_936, 1024, 3072, 2, 16, True),  # of 0.6B
     "tiny": (1000, 64, 128, 2, 8, True),
 }
 
 
-def random_decoder(shape: tuple[int, int, int, int, int, bool]) -> Path:
+def random_decoder(shape: tuple[int, int, int, int, int, bool], **config: Any) -> Path:
     """A folder with random bfloat16 weights in a shape of `SHAPES`, and a tokenizer of a few words.
+
+    `config` adds to the model's configuration.
 
     The cost of a step does not depend on the values of the weights, and nothing has to be downloaded.
     """
@@ -207,14 +210,14 @@ def random_decoder(shape: tuple[int, int, int, int, int, bool]) -> Path:
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
     words, width, inner, layers, heads, tied = shape
-    config = Qwen3Config(
+    settings = Qwen3Config(
         vocab_size=words, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=8, head_dim=128, max_position_embeddings=40_960,
-        tie_word_embeddings=tied, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+        tie_word_embeddings=tied, bos_token_id=None, eos_token_id=1, pad_token_id=0, **config,
     )  # fmt: skip
     folder = Path(tempfile.mkdtemp(prefix="groundtune-random-"))
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16)
     model = model.to_empty(device="cpu")
     # Repeat one block of numbers: drawing eight billion normal numbers would take minutes.
     block = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).mul(0.02).bfloat16()

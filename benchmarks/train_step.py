@@ -347,6 +347,7 @@ SIDES: dict[str, Any] = {
     # trl's documented memory-for-speed setting; padding-free rows need FlashAttention to be exact and fast.
     "trl-tuned": partial(Trl, gradient_checkpointing=False),
     "trl-packed": partial(Trl, gradient_checkpointing=False, padding_free=True),
+    "trl-liger": partial(Trl, gradient_checkpointing=False, use_liger_kernel=True),
     "padded": Padded,
     "padded-float32": Padded,  # as it used to be run, against Groundtune's defaults
 }

@@ -339,6 +339,13 @@ class EvaluationArguments:
         "Number of eval examples used during training, spread evenly over the file. 0: all. The test at the end "
         "always uses all examples.",
     )
+    eval_endpoint: str = argument(
+        "",
+        "vLLM server that answers the questions of evaluations while training goes on, such as "
+        "openai:http://localhost:8000/v1. It serves the base model, loads the adapter of each evaluation (--use_peft) "
+        "and must see --output_dir under the same path; start it with --enable-lora and "
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING=true. Empty: the model under training answers, and training waits.",
+    )
     max_new_tokens: int = argument(256, "Maximum answer length in tokens.")
     bootstrap_samples: int = argument(10_000, "Number of bootstrap resamples for the 95 % intervals.")
     reuse_answers: bool = argument(

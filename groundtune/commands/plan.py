@@ -20,6 +20,7 @@ from groundtune.errors import DataError
 from groundtune.evaluation.figures import compared, is_kept
 from groundtune.evaluation.verdicts import F1
 from groundtune.methods import METHODS
+from groundtune.methods.swr import SWR
 from groundtune.prompts.policies import CONTEXTS
 from groundtune.runs.cells import Asked, Cell, Plan
 
@@ -220,7 +221,7 @@ class _Reader:
         if _NOT_OF_A_NAME.search(name) or not 0 < len(name) <= 100 or name.startswith((".", "-")):
             self.problems.append(f"{entry.label}: the name of a cell is the name of a folder: letters, digits, . = + -")
         its_seeds = self.seeds(flags.pop("seeds", None), seeds)
-        method = flags.pop("method").value if "method" in flags else self.text("method", "swr")
+        method = flags.pop("method").value if "method" in flags else self.text("method", SWR.name)
         if method not in (*METHODS, BASE):
             self.problems.append(f"{entry.label}: no method is called {method}; take {', '.join(METHODS)} or {BASE}")
         self.refuse_ours(flags)

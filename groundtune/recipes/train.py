@@ -21,6 +21,7 @@ from groundtune.evaluation.evaluator import EndToEndEvaluator, Evaluation, read_
 from groundtune.evaluation.learning_curve import nested_share
 from groundtune.evaluation.predictions import write_predictions
 from groundtune.methods import Method, method_of
+from groundtune.model.endpoint import endpoint_at
 from groundtune.model.limits import check_positions, check_vocabulary
 from groundtune.prompts.policies import reads_hits
 from groundtune.prompts.prompt import Prompt
@@ -47,19 +48,24 @@ from groundtune.schema import Document, Example, Hit, Reply
 from groundtune.system.outputs import inside
 from groundtune.system.processes import is_main, run_on_main
 from groundtune.system.servers import server_kind
+from groundtune.training.adapter_server import AdapterServer
 from groundtune.training.arguments import (
     GOLD_LOSS,
     QATrainingArguments,
     RunArguments,
     compile_problems,
+    eval_endpoint_problems,
     loss_problems,
     metric_problems,
+    sharding_problems,
     tracker_problems,
 )
 from groundtune.training.doctor import Diagnosis, diagnose, doctor_command, summary
 from groundtune.training.trainer import QATrainer
 
 logger = logging.getLogger(__name__)
+
+_AT_ONE_TIME = 64  # requests to --eval_endpoint, whose server batches them
 
 
 def train(arguments: RunArguments) -> Results:
@@ -143,6 +149,8 @@ def _check(arguments: RunArguments) -> None:
     problems = arguments.check(for_training=method.title if method.retrieves else "")
     problems += compile_problems(arguments.training)
     problems += metric_problems(arguments.training) + loss_problems(arguments.training)
+    problems += sharding_problems(arguments.training, arguments.model)
+    problems += eval_endpoint_problems(arguments.evaluation.eval_endpoint, arguments.model, arguments.training)
     problems += _rewriter_problems(arguments)
     problems += tracker_problems(cast("list[str]", arguments.training.report_to))
     problems += output_problems(Path(arguments.training.output_dir))
@@ -261,11 +269,20 @@ def _trainer(
         blocks=arguments.prompt.passage_attention == BLOCK,
         on_evaluation=on_evaluation,
         reuse_answers=arguments.evaluation.reuse_answers,
+        server=_adapter_server(arguments),
         run=run,
     )
     if _is_quiet(arguments):
         trainer.remove_callback(PrinterCallback)  # Trainer adds it when the progress bar is off
     return trainer
+
+
+def _adapter_server(arguments: RunArguments) -> AdapterServer | None:
+    """What answers evaluations while training goes on, if --eval_endpoint names a server."""
+    if not (name := arguments.evaluation.eval_endpoint):
+        return None
+    endpoint = endpoint_at(name, "", concurrency=_AT_ONE_TIME)
+    return AdapterServer(endpoint, Path(arguments.training.output_dir), arguments.model.lora_r)
 
 
 def _base_model(trainer: QATrainer, evaluator: EndToEndEvaluator, checkpoint: Checkpoint | None) -> Evaluation:

@@ -61,7 +61,7 @@ def read_checkpoint(folder: Path, to_resume: bool = True) -> Checkpoint:
     if folder.name != name:
         raise Damaged(f"was written as {name}")
     if to_resume and about.get("resumable") is not True:
-        raise Damaged("contains a model but no training state (--save_only_model)")
+        raise Damaged("contains a model but no training state (--save_only_model, or DeepSpeed)")
     for path in (folder, *folder.iterdir()):  # PEFT also keeps adapters in subfolders
         if found := pickles(path):
             raise Damaged(f"was not read: {found[0]}")

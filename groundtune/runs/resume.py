@@ -42,7 +42,8 @@ _WITHOUT_INFLUENCE = {
     "dataloader_persistent_workers", "dataloader_prefetch_factor", "skip_memory_metrics", "debug", "local_rank",
     "ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb", "remove_unused_columns",
     "restore_callback_states_from_checkpoint", "torch_empty_cache_steps", "include_num_input_tokens_seen",
-    "full_dataset_index_path", "embedding_batch_size", "bootstrap_samples", "store", "reuse_answers", "passage_cache",
+    "full_dataset_index_path", "embedding_batch_size", "bootstrap_samples", "store", "eval_endpoint",
+    "passage_cache", "reuse_answers",
 }  # fmt: skip
 _FILES = ("train_file", "eval_file", "test_file", "full_dataset_file_path", "rewrite_prompt")
 _MODELS = ("model_name_or_path", "embedding_model", "eval_embedding_model", "reranker", "rewriter")

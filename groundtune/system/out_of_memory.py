@@ -39,8 +39,8 @@ class MicroBatch:
         self.size = self.wanted
 
     def parts(self, rows: Sequence[T]) -> Iterator[Sequence[T]]:
-        """`rows` in order, in parts of `size`."""
-        for i in range(0, len(rows), self.size):
+        """`rows` in order, in parts of `size`; of no rows, one empty part: processes compute every step together."""
+        for i in range(0, max(1, len(rows)), self.size):
             self.now = rows[i : i + self.size]
             yield self.now
 

@@ -12,11 +12,12 @@ from typing import Any, TypeAlias
 import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.trainer_utils import IntervalStrategy, SchedulerType
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
-from groundtune.arguments import Arguments
+from groundtune.arguments import Arguments, ModelArguments
 from groundtune.evaluation.evaluator import EndToEndEvaluator
 from groundtune.evaluation.metrics import greater_is_better
+from groundtune.model.endpoint import server_problems
 from groundtune.model.loading import computes_bf16
 from groundtune.system.text import hide_secrets, one_line
 
@@ -136,6 +137,9 @@ class QATrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
         self.use_cpu = self.use_cpu or not accelerator
+        # transformers declares a text, and would read "true" as the name of an option.
+        options: dict[str, Any] = {"true": True, "false": None}
+        self.fsdp = options.get(str(self.fsdp).lower(), self.fsdp)
         if self.bf16 is None:
             self.bf16 = not self.fp16 and computes_bf16()
         if self.save_strategy is None:
@@ -208,6 +212,54 @@ def loss_problems(training: QATrainingArguments) -> list[str]:
             "--neftune_noise_alpha: not supported, the noise would depend on how rows are packed; remove the flag"
         )
     return problems
+
+
+def eval_endpoint_problems(name: str, model: ModelArguments, training: QATrainingArguments) -> list[str]:
+    """Why the server of --eval_endpoint cannot evaluate this run; sends no request."""
+    if not name:
+        return []
+    problems = server_problems("eval_endpoint", name, "an adapter")
+    if not model.use_peft:
+        problems.append("--eval_endpoint: the server loads adapters; add --use_peft, or remove the flag")
+    if training.eval_strategy == "no":
+        problems.append("--eval_endpoint: has no effect with --eval_strategy no; remove one of them")
+    if training.save_strategy == SaveStrategy.BEST:
+        problems.append("--eval_endpoint: --save_strategy best would have to wait for the server; use steps or epoch")
+    if training.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU:
+        problems.append(
+            "--eval_endpoint: --lr_scheduler_type reduce_lr_on_plateau would have to wait for the server; use another"
+        )
+    return problems
+
+
+def sharding_problems(training: QATrainingArguments, model: ModelArguments) -> list[str]:
+    """Why the model cannot be split over processes as FSDP or DeepSpeed is asked to; empty if it can, or is not."""
+    problems = []
+    deepspeed = training.deepspeed_plugin
+    if deepspeed is not None and deepspeed.zero_stage == 3 and training.load_best_model_at_end:
+        problems.append(
+            "--deepspeed: with ZeRO stage 3 the best checkpoint cannot be loaded; use --fsdp true instead, or add "
+            "--load_best_model_at_end false"
+        )
+    if not training.fsdp and not _is_on("ACCELERATE_USE_FSDP"):
+        return problems
+    if training.world_size == 1:
+        problems.append("--fsdp: splits a model over several processes, and this is one; use torchrun or accelerate")
+    elif training.device.type == "cpu":
+        problems.append("--fsdp: accelerate splits no model over CPUs; remove the flag, and each process holds it all")
+    settings = training.fsdp_config if isinstance(training.fsdp_config, dict) else {}  # a file is read by now
+    version = settings.get("version") or os.environ.get("FSDP_VERSION") or 2
+    if str(version) != "2":
+        problems.append(f"--fsdp: version {version} is not supported; set version 2 (accelerate's file: fsdp_version)")
+    if model.load_in_4bit:
+        problems.append("--fsdp: 4-bit weights are not split; remove it, and each process holds them all")
+    if training.save_only_model and training.load_best_model_at_end:
+        problems.append("--save_only_model: with --fsdp add --load_best_model_at_end false")
+    return problems
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes")
 
 
 def tracker_problems(names: Sequence[str]) -> list[str]:

@@ -26,8 +26,10 @@ def collate(rows: Sequence[Row], pad_id: int, *, packed: bool = False, share_pre
 
     Each label is at its token's own position (the output one position earlier predicts it). `packed`: a single row
     [1, tokens] for a model with packed attention; with `share_prefix`, common prefixes of prompts are stored once.
-    Otherwise right-padded rows, [rows, longest row]; `ValueError` if their passages must not read each other.
+    Otherwise right-padded rows, [rows, longest row]; `ValueError` if their passages must not read each other. Without
+    rows, two tokens from which nothing is learnt.
     """
+    rows = rows or [Row([pad_id] * 2, [], "")]
     return _pack_rows(rows, share_prefix) if packed else _pad_rows(rows, pad_id)
 
 
@@ -42,7 +44,7 @@ def _pad_rows(rows: Sequence[Row], pad_id: int) -> Batch:
     for i, row in enumerate(rows):
         input_ids[i, : len(row)] = torch.tensor(row.prompt_ids + row.answer_ids)
         attention_mask[i, : len(row)] = 1
-        labels[i, len(row.prompt_ids) : len(row)] = torch.tensor(row.answer_ids)
+        labels[i, len(row.prompt_ids) : len(row)] = torch.tensor(row.answer_ids, dtype=torch.long)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
@@ -55,7 +57,7 @@ def _pack_rows(rows: Sequence[Row], share_prefix: bool) -> Batch:
     )
     labels = torch.full((1, len(packing.ids)), IGNORED)
     for row, last in zip(rows, packing.last):
-        labels[0, last + 1 - len(row.answer_ids) : last + 1] = torch.tensor(row.answer_ids)
+        labels[0, last + 1 - len(row.answer_ids) : last + 1] = torch.tensor(row.answer_ids, dtype=torch.long)
     return {**packing.inputs(), "labels": labels}
 
 
@@ -156,6 +158,38 @@ class EpochOrder(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         return iter(self.order(rows_of_epoch(self.rows), generator))
+
+
+class EvenBatches(Sampler[list[int]]):
+    """The batches of every process, in turn, as many for each, and each row in one of them.
+
+    A step takes `batch_size` rows for each of `processes`, and the last step of an epoch what is left, spread evenly. A
+    process for which no row is left gets an empty batch, because all must compute every step. (accelerate would repeat
+    rows of the beginning, which then count twice.)
+    """
+
+    def __init__(self, order: Sampler[int], n: int, batch_size: int, processes: int, drop_last: bool = False):
+        self.order, self.batch_size_of_process, self.processes = order, batch_size, processes
+        in_step = batch_size * processes
+        self.steps = n // in_step if drop_last else -(-n // in_step)
+
+    def set_epoch(self, epoch: int) -> None:
+        if hasattr(self.order, "set_epoch"):
+            self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return self.steps * self.processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = iter(self.order)
+        for _ in range(self.steps):
+            rows = list(islice(order, self.batch_size_of_process * self.processes))
+            quotient, rest = divmod(len(rows), self.processes)
+            start = 0
+            for process in range(self.processes):
+                stop = start + quotient + (process < rest)
+                yield rows[start:stop]
+                start = stop
 
 
 def by_length(lengths: Sequence[int], batch_size: int, generator: torch.Generator, window: int = 16) -> list[int]:

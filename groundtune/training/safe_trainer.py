@@ -2,8 +2,8 @@
 
 It does not depend on what is trained. `class RetrieverTrainer(SafeTrainer, SentenceTransformerTrainer)` adds the same
 to another library's trainer; the methods from `rows_of` to `weights_to_save` can be overridden. The parts of `Trainer`
-that it needs are listed in system/guarded.py. Under FSDP and DeepSpeed the optimizer's state is in their own formats,
-which the manifest covers but which use pickle.
+that it needs are listed in system/guarded.py. Under FSDP, one process writes the same files (`sharding.py`). Under
+DeepSpeed a checkpoint has the weights only, and cannot be resumed: DeepSpeed saves its optimizer with pickle.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import logging
 import math
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -44,6 +43,7 @@ from groundtune.system.guarded import require
 from groundtune.system.model_folders import nothing_unpickled
 from groundtune.system.out_of_memory import MicroBatch, OutOfMemory, halve_on_oom, is_out_of_memory, reason
 from groundtune.system.outputs import usual_modes
+from groundtune.training import sharding
 from groundtune.training.trackers import never_stop_the_run
 
 logger = logging.getLogger(__name__)
@@ -308,7 +308,11 @@ class SafeTrainer(Trainer):
         """Whether end-of-epoch work follows this step, as it also does after the last step of a run."""
         return float(self.state.epoch).is_integer() or self.control.should_training_stop
 
+    def finish_evaluation(self) -> None:
+        """Wait for an evaluation that goes on elsewhere, if a subclass has any."""
+
     def _leave(self, evaluation_due: bool) -> NoReturn:
+        self.finish_evaluation()
         if evaluation_due or self._saved_step != self.state.global_step:
             unfinished = {"evaluate": evaluation_due, "save": evaluation_due and self.control.should_save}
             self._write_checkpoint(scheduled=False, unfinished=unfinished)
@@ -351,7 +355,7 @@ class SafeTrainer(Trainer):
         about = {
             "step": step,
             "run": self.run,
-            "resumable": not self.args.save_only_model,
+            "resumable": not (self.args.save_only_model or self.is_deepspeed_enabled),
             "scheduled": scheduled,
             "unfinished": unfinished,
             "rows at once": {name: micro_batch.size for name, micro_batch in self.micro_batch.items()},
@@ -385,6 +389,16 @@ class SafeTrainer(Trainer):
     def _folder(self) -> Path:
         return self._output_dir / f"checkpoint-{self.state.global_step}"
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        # Trainer would gather a frozen model too, and write no model at all if FSDP's own files are sharded.
+        folder, weights = Path(output_dir or self._output_dir), sharding.whole_weights(self.model)
+        self._save(str(folder), state_dict=weights)
+        if self.args.should_save:
+            sharding.save_renamed(self.model, weights, folder)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         with usual_modes(Path(output_dir or self._output_dir)):
             super()._save(output_dir, state_dict)
@@ -392,10 +406,12 @@ class SafeTrainer(Trainer):
         Path(output_dir or self._output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self._sharded():
-            super()._save_optimizer_and_scheduler(output_dir)
-        elif self.args.should_save:
-            save_state(Path(output_dir), "optimizer", self.optimizer.state_dict())
+        if self.is_deepspeed_enabled:
+            return
+        fsdp = self.is_fsdp_enabled
+        optimizer = sharding.whole_state(self.model, self.optimizer) if fsdp else self.optimizer.state_dict()
+        if self.args.should_save:
+            save_state(Path(output_dir), "optimizer", optimizer)
             save_state(Path(output_dir), "scheduler", self.lr_scheduler.state_dict())
             if beside := self._trained_beside_the_model():
                 save_state(Path(output_dir), BESIDE, beside)
@@ -431,7 +447,10 @@ class SafeTrainer(Trainer):
     # Loading
 
     def _load_from_checkpoint(self, folder: str, *args: Any) -> None:
-        with nullcontext() if self._sharded() else nothing_unpickled():
+        if self.is_fsdp_enabled:
+            sharding.load_weights(self.model, Path(folder))
+            return
+        with nothing_unpickled():
             super()._load_from_checkpoint(folder, *args)
         if self._resumed is not None and self._resumed.folder == Path(folder):  # the best one is checked below
             self._check_loaded(self._resumed)
@@ -439,15 +458,15 @@ class SafeTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        if self._sharded():
-            super()._load_optimizer_and_scheduler(checkpoint)
+        if self.is_fsdp_enabled:
+            sharding.load_state_of(self.model, self.optimizer, Path(checkpoint))
         else:
             self.optimizer.load_state_dict(load_state(Path(checkpoint), "optimizer"))
-            self.lr_scheduler.load_state_dict(load_state(Path(checkpoint), "scheduler"))
-            if beside := self._trained_beside_the_model():
-                with torch.no_grad():
-                    for parameter, saved in zip(beside, load_state(Path(checkpoint), BESIDE), strict=True):
-                        parameter.copy_(saved)
+        self.lr_scheduler.load_state_dict(load_state(Path(checkpoint), "scheduler"))
+        if beside := self._trained_beside_the_model():
+            with torch.no_grad():
+                for parameter, saved in zip(beside, load_state(Path(checkpoint), BESIDE), strict=True):
+                    parameter.copy_(saved)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.accelerator.scaler is not None:
@@ -463,12 +482,16 @@ class SafeTrainer(Trainer):
         restore_randomness(load_state(Path(checkpoint), name))
 
     def _load_best_model(self) -> None:
+        self.finish_evaluation()  # it may be the best
         best = self._whole_best()
         self.state.best_model_checkpoint = None if best is None else str(best.folder)
         if best is None:
             logger.warning("no checkpoint could be selected; the weights of the last step are kept")
             return
-        with nullcontext() if self._sharded() else nothing_unpickled():
+        if self._sharded():
+            sharding.load_weights(self.model, best.folder)
+            return
+        with nothing_unpickled():
             super()._load_best_model()
         self._check_loaded(best)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -24,14 +24,16 @@ from groundtune.prompts.rows import Row
 from groundtune.runs.hub import Hub
 from groundtune.runs.known_answers import KnownAnswers, fingerprint
 from groundtune.system.out_of_memory import MicroBatch, halve_on_oom
-from groundtune.system.processes import share
+from groundtune.system.processes import run_on_main, share
 from groundtune.system.progress import bar
 from groundtune.system.signals import interruptible
+from groundtune.training.adapter_server import AdapterServer
 from groundtune.training.arguments import GOLD_LOSS, QATrainingArguments
 from groundtune.training.batching import (
     IGNORED,
     WORTH_GROUPING,
     EpochOrder,
+    EvenBatches,
     length_order,
     prefix_order,
     rows_of_epoch,
@@ -55,6 +57,8 @@ class QATrainer(SafeTrainer):
     on, off; raises `ModelError` if it is on and cannot be exact). `blocks`: passages do not read each other; it is
     raised as well if that cannot be exact. `on_evaluation(step, evaluation)` receives every end-to-end evaluation with
     its predictions. `reuse_answers`: before the first step, with answers that the same model gave before.
+    With a `server`, its evaluations go on beside training: each is logged under its own step before
+    the next one begins, and before the best checkpoint is loaded.
     """
 
     tie_breaker = f"eval_{GOLD_LOSS}"
@@ -73,6 +77,7 @@ class QATrainer(SafeTrainer):
         blocks: bool = False,
         on_evaluation: Callable[[int, Evaluation], None] = lambda step, evaluation: None,
         reuse_answers: bool = False,
+        server: AdapterServer | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, data_collator=partial(_collate, method, pad_id), **kwargs)
@@ -83,6 +88,8 @@ class QATrainer(SafeTrainer):
             compile_layers(self.model)
         self.method, self.evaluator, self.on_evaluation = method, evaluator, on_evaluation
         self.reuse_answers = reuse_answers
+        self.server = server
+        self._under_way: tuple[int, float | None, dict[str, float]] | None = None  # step, epoch, its other metrics
         # The loss is divided by the answer tokens of the whole step: Trainer must count them and not divide again.
         self.model_accepts_loss_kwargs = True
         self.accelerator.gradient_accumulation_steps = 1  # nor may accelerate, as in early releases of transformers 5
@@ -94,6 +101,18 @@ class QATrainer(SafeTrainer):
         if not self.args.disable_tqdm:
             self.pop_callback(DEFAULT_PROGRESS_CALLBACK)  # in a notebook it is a table of every metric
             self.add_callback(Progress(_SHOWN))
+        if self.is_fsdp_enabled:
+            self._split()
+        if self.is_deepspeed_enabled:
+            logger.warning("with DeepSpeed a run that is interrupted cannot be resumed; with --fsdp true it can")
+        if server is not None:
+            self._try_server(server)
+
+    def _split(self) -> None:
+        """Split the model now: Trainer would do so when training starts, after the base model was evaluated."""
+        self.create_optimizer()
+        self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self.model_wrapped = self.model
 
     def _choose_batches(self, share_prefix: str, blocks: bool) -> None:
         """Choose packed or padded batches, and an order of rows that suits them."""
@@ -171,7 +190,8 @@ class QATrainer(SafeTrainer):
         # Otherwise compiled layers would be recompiled repeatedly for steps of one token.
         as_it_is = torch.compiler.set_stance("force_eager" if self.args.compile_layers else "default")
         with as_it_is, self._precision():
-            model = cast(Any, self.model).to(self.args.device)  # transformers' wrapper of it loses its type
+            # transformers' wrapper of `to` loses the model's type; a model that is split is where it should be.
+            model = self.model if self.is_fsdp_enabled else cast(Any, self.model).to(self.args.device)
             n, in_step = len(evaluator.examples), self._sharded()
             total = n if in_step else len(share(n))
             quiet = self.args.disable_tqdm or not self.is_world_process_zero()
@@ -198,27 +218,93 @@ class QATrainer(SafeTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Replaces Trainer's loop: the exact loss per answer token, then the end-to-end evaluation."""
-        metrics = {GOLD_LOSS: self._gold_loss(dataloader)}
-        if self.evaluator is not None:
+        metrics = {f"{metric_key_prefix}_{GOLD_LOSS}": self._gold_loss(dataloader)}
+        if self.evaluator is not None and self.server is not None:
+            self.finish_evaluation()
+            self._begin_on_server(self.server, self.evaluator, metrics)
+        elif self.evaluator is not None:
             known = self.known_answers() if self.state.global_step == 0 else None
             evaluation = self.run_evaluator(self.evaluator, known)
             self.on_evaluation(self.state.global_step, evaluation)
-            for name, interval in evaluation.metrics.items():
-                metrics |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+            metrics |= _prefixed(evaluation, metric_key_prefix)
         return EvalLoopOutput(cast(Any, None), None, metrics, num_samples=self.num_examples(dataloader))
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """A data loader with each row once; Trainer's would pad processes with repeated rows, and could drop some.
+    # An evaluation that a server answers while training goes on
 
-        If each process holds only a part of the model, all must compute every batch, so there the repeats stay.
-        """
-        even, drop = self.accelerator.even_batches, self.args.dataloader_drop_last
-        self.accelerator.even_batches, self.args.dataloader_drop_last = self._sharded(), False
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `SafeTrainer.train`; an evaluation on a server is finished at the end."""
+        output = super().train(*args, **kwargs)
+        self.finish_evaluation()
+        return output
+
+    def _try_server(self, server: AdapterServer) -> None:
+        """Raise `DataError` now rather than after the first steps if the server cannot load an adapter from here."""
+        self.save_model(str(server.folder(0)), _internal_call=True)
+        run_on_main(lambda: server.check(0))
+
+    def _begin_on_server(
+        self, server: AdapterServer, evaluator: EndToEndEvaluator, metrics: Mapping[str, float]
+    ) -> None:
+        step = self.state.global_step
+        self.save_model(str(server.folder(step)), _internal_call=True)
+        run_on_main(lambda: server.start(step, evaluator))
+        self._under_way = (step, self.state.epoch, dict(metrics))
+
+    def finish_evaluation(self) -> None:
+        """Log the evaluation that the server was asked for, under its step, and see whether it is the best so far."""
+        if self.server is None or self._under_way is None:
+            return
+        evaluation = run_on_main(self.server.result)
+        (step, epoch, metrics), self._under_way = self._under_way, None
+        self.on_evaluation(step, evaluation)
+        now = self.state.global_step, self.state.epoch
+        self.state.global_step, self.state.epoch = step, cast(float, epoch)
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            # With some answers missing, scores would be those of other questions than at the other steps.
+            if failed := [prediction.failure for prediction in evaluation.predictions if prediction.failure]:
+                logger.warning("step %d: %d answers failed, so it has no scores: %s", step, len(failed), failed[0])
+            else:
+                metrics |= _prefixed(evaluation, "eval")
+            better = self._determine_best_metric(metrics=metrics, trial=None)
+            self.log(metrics)
         finally:
-            self.accelerator.even_batches, self.args.dataloader_drop_last = even, drop
+            self.state.global_step, self.state.epoch = now
+        if better and (checkpoint := self._output_dir / f"checkpoint-{step}").exists():
+            self.state.best_model_checkpoint = str(checkpoint)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        later = self.server is not None and self._under_way is not None and self._best_by() not in metrics
+        return False if later else super()._determine_best_metric(metrics=metrics, trial=trial)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As Trainer's; with several processes every row is in one batch (`EvenBatches`)."""
+        if self.args.world_size == 1:
+            return super().get_train_dataloader()
+        rows, drop = self.train_dataset, self.args.dataloader_drop_last
+        return self._evenly(rows, self._get_train_sampler(), self.args.train_batch_size, drop)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """A data loader with each row once; Trainer's would repeat some for several processes, and could drop some."""
+        rows = cast(Any, self.eval_dataset if eval_dataset is None else eval_dataset)
+        return self._evenly(rows, SequentialSampler(rows), self.args.eval_batch_size)
+
+    def _evenly(self, rows: Any, order: Sampler[int], batch_size: int, drop_last: bool = False) -> DataLoader:
+        batches = EvenBatches(order, len(rows), batch_size, self.args.world_size, drop_last)
+        workers = self.args.dataloader_num_workers
+        loader: DataLoader = DataLoader(
+            rows,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=bool(workers) and self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        even, self.accelerator.even_batches = self.accelerator.even_batches, False
+        try:
+            return cast(DataLoader, self.accelerator.prepare(loader))
+        finally:
+            self.accelerator.even_batches = even
 
     @torch.no_grad()
     def _gold_loss(self, dataloader: DataLoader) -> float:
@@ -271,6 +357,15 @@ class QATrainer(SafeTrainer):
         rows = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return EpochOrder(rows, self._order, seed)
+
+
+def _prefixed(evaluation: Evaluation, prefix: str) -> dict[str, float]:
+    """Each metric and the ends of its interval, named as Trainer names them."""
+    return {
+        f"{prefix}_{name}{end}": value
+        for name, interval in evaluation.metrics.items()
+        for end, value in (("", interval.value), ("_low", interval.low), ("_high", interval.high))
+    }
 
 
 def compile_layers(model: Model, **options: Any) -> None:

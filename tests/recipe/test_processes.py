@@ -16,17 +16,17 @@ from test_recipes import SCRIPTS, flags
 from groundtune.cli import train_command
 
 ROOT = Path(__file__).parents[2]
-ROWS = len(tiny_examples())  # in one optimizer step
+ROWS = len(tiny_examples())  # room for as many in one optimizer step
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
 
 
 @pytest.fixture(scope="module")
 def arguments(families, static_embedding_folder, data_folder):
-    """Two steps of plain gradient descent on all rows; the four eval rows do not fill both processes' batches."""
+    """Two steps of plain gradient descent on five rows; neither they nor the eval rows fill both processes' batches."""
 
     def arguments(processes: int, output: Path) -> list[str]:
         return flags(
-            families["llama"], static_embedding_folder, data_folder, output, num_train_epochs=2,
+            families["llama"], static_embedding_folder, data_folder, output, num_train_epochs=2, max_train_samples=5,
             per_device_train_batch_size=ROWS // processes, optim="sgd", learning_rate=0.5,
             lr_scheduler_type="constant", warmup_steps=0, max_grad_norm=0, eval_steps=1, use_cpu="true",
             per_device_eval_batch_size=3, **({"ddp_backend": "gloo"} if processes > 1 else {}),

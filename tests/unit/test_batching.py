@@ -6,12 +6,16 @@ import random
 
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import SequentialSampler
 
+from groundtune.model.attention import use_packed_attention
 from groundtune.model.packing import prefix_groups
 from groundtune.prompts.rows import Row
 from groundtune.training.batching import (
     IGNORED,
     EpochOrder,
+    EvenBatches,
     by_prefix,
     collate,
     length_order,
@@ -19,6 +23,7 @@ from groundtune.training.batching import (
     prefix_order,
     share_saved,
 )
+from groundtune.training.loss import answer_loss
 
 
 def rows_of(*lengths: tuple[int, int], end: int = 2) -> list[Row]:
@@ -183,3 +188,43 @@ def test_every_row_comes_once_when_passages_are_kept_together(size):
     if size > 1:
         apart = prefix_order(size, apart=True)(rows, torch.Generator().manual_seed(0))
         assert share_saved(rows, batches(order, size)) > 1.3 * share_saved(rows, batches(apart, size))
+
+
+def batches_of(process: int, n: int, size: int, processes: int, **how) -> list[list[int]]:
+    """The batches of one process, by accelerate."""
+    made = EvenBatches(SequentialSampler(range(n)), n, size, processes, **how)
+    shard = BatchSamplerShard(made, processes, process, even_batches=False)
+    found = list(shard)
+    assert len(shard) == len(found)
+    return found
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("n", [1, 2, 5, 6, 7, 11, 12])
+def test_processes_have_as_many_batches_and_each_row_is_in_one_of_them(n, size, processes):
+    found = [batches_of(process, n, size, processes) for process in range(processes)]
+    assert len({len(batches) for batches in found}) == 1
+    assert sorted(row for batches in found for batch in batches for row in batch) == list(range(n))
+    for step, together in enumerate(zip(*found)):
+        start = step * size * processes  # the rows of a step are those of one process with as large a batch
+        assert sorted(row for batch in together for row in batch) == list(range(n))[start : start + size * processes]
+        lengths = [len(batch) for batch in together]
+        assert max(lengths) <= size and max(lengths) - min(lengths) <= 1
+
+
+def test_a_last_step_that_is_not_full_can_be_left_out():
+    assert [batches_of(process, 11, 2, 2, drop_last=True) for process in (0, 1)] == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_batch_without_rows_has_no_loss_and_a_gradient_of_zero(families, packed):
+    model = families["llama"].model().train()
+    if packed:
+        assert use_packed_attention(model) is None
+    batch = collate([], 0, packed=packed, share_prefix=packed)
+    loss = answer_loss(model, batch, answer_tokens=7)
+    loss.backward()
+    assert loss.item() == 0
+    gradients = [parameter.grad for parameter in model.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
