@@ -88,6 +88,11 @@ def windows(quick: bool) -> Iterator[Found]:
     yield from both_dtypes(quick, shared=24 if quick else 700, share_prefix=True, layer_types=layers, **config)
 
 
+def blocks(quick: bool) -> Iterator[Found]:
+    """Block attention: a passage is computed once, wherever its questions have it, under the mask of a row alone."""
+    yield from both_dtypes(quick, shared=24 if quick else 300, share_prefix=True, blocks=True)
+
+
 def fused_lora(quick: bool) -> Iterator[Found]:
     """The fused LoRA product against PEFT's layers."""
     yield from both_dtypes(quick, shared=0, share_prefix=False, lora=True)
@@ -108,23 +113,26 @@ def both_dtypes(quick: bool, shared: int, share_prefix: bool, **how: Any) -> Ite
 
 def exactness(
     dtype: str, quick: bool, shared: int, share_prefix: bool, lora: bool = False, load_in_4bit: bool = False,
-    **config: Any,
+    blocks: bool = False, **config: Any,
 ) -> Found:  # fmt: skip
     """Loss and gradient of one packed batch, against the sum over its rows one at a time by transformers and PEFT.
 
+    For block attention, which those do not have, against its own rows one at a time, with nothing shared.
     In float32 they agree to 1e-5 (loss) and a cosine of 0.9999; bfloat16 keeps 8 bits, and sums in another order.
     """
     folder = random_decoder(SHAPES["tiny" if quick else "2 layers"], **config)
     try:
         arguments = ModelArguments(model_name_or_path=str(folder), dtype=dtype, load_in_4bit=load_in_4bit)
-        rows = rag_rows(8, shared, own=48 if quick else 400, answer=8 if quick else 64, words=words_of(folder))
+        make = block_rows if blocks else rag_rows
+        rows = make(8, shared, own=48 if quick else 400, answer=8 if quick else 64, words=words_of(folder))
         model, reference = (loaded(arguments, lora, fused) for fused in (True, False))
-        if problem := use_packed_attention(model):
-            raise AssertionError(f"this model cannot be packed: {problem}")
+        for packed in (model, reference) if blocks else (model,):
+            if problem := use_packed_attention(packed, blocks=blocks):
+                raise AssertionError(f"this model cannot be packed: {problem}")
         total = sum(len(row.answer_ids) for row in rows)
         batch = collate(rows, 0, packed=True, share_prefix=share_prefix)
         ours, gradient = loss_and_gradient(model, [batch], total)
-        theirs, expected = loss_and_gradient(reference, [collate([row], 0) for row in rows], total)
+        theirs, expected = loss_and_gradient(reference, [collate([row], 0, packed=blocks) for row in rows], total)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     error, cosine = abs(ours - theirs) / abs(theirs), torch.cosine_similarity(gradient, expected, dim=0).item()
@@ -306,6 +314,22 @@ def rag_rows(n: int, shared: int, own: int, answer: int, words: int, per_passage
     return rows[:n]
 
 
+def block_rows(n: int, shared: int, own: int, answer: int, words: int, passages: int = 4) -> list[Row]:
+    """n rows that read passages of `shared` tokens, out of half as many again, each in an order of its own."""
+    rng = random.Random(0)
+
+    def ids(count: int) -> list[int]:
+        return [rng.randrange(3, words) for _ in range(count)]
+
+    header, pool = ids(8), [ids(shared) for _ in range(passages * 3 // 2)]
+    rows = []
+    for i in range(n):
+        prompt = header + [id for passage in rng.sample(pool, passages) for id in passage] + ids(own - answer)
+        borders = tuple(range(len(header), len(header) + passages * shared + 1, shared))
+        rows.append(Row(prompt, [*ids(answer - 1), 1], f"row {i}", borders=borders))
+    return rows
+
+
 def words_of(folder: Path) -> int:
     vocabulary: int = json.loads((folder / "config.json").read_text("utf-8"))["vocab_size"]
     return vocabulary
@@ -344,6 +368,7 @@ SECTIONS = {
     "packing": Section(45, _DTYPES, packing),
     "sharing": Section(30, _DTYPES, sharing),
     "windows": Section(30, _DTYPES, windows),
+    "block attention": Section(30, _DTYPES, blocks),
     "fused LoRA": Section(30, _DTYPES, fused_lora),
     "QLoRA": Section(30, ("bfloat16",), qlora),
     "generation": Section(45, _DTYPES, generation),
