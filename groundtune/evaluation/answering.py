@@ -17,7 +17,7 @@ from groundtune.errors import DataError
 from groundtune.evaluation.abstention import read_wordings
 from groundtune.evaluation.arguments import InferenceArguments
 from groundtune.evaluation.evaluator import EndToEndEvaluator, passages_of, score_replies
-from groundtune.evaluation.forgetting import Measured, Text, measure
+from groundtune.evaluation.forgetting import Measured, UnrelatedText, measure
 from groundtune.evaluation.predictions import Evaluation, evaluation_of
 from groundtune.model.endpoint import Endpoint, lasting
 from groundtune.model.generators import computing
@@ -60,7 +60,7 @@ class Asked:
 
 
 Answer = Callable[[Asked, OnDone], Evaluation]
-Reads = Callable[[Sequence[Text], OnDone], Measured]
+Reads = Callable[[Sequence[UnrelatedText], OnDone], Measured]
 
 
 def read_here(
@@ -73,7 +73,7 @@ def read_here(
 ) -> Reads:
     """Read texts with the model of `answer_here`."""
 
-    def read(texts: Sequence[Text], on_done: OnDone) -> Measured:
+    def read(texts: Sequence[UnrelatedText], on_done: OnDone) -> Measured:
         with computing(model, bf16), cast("PeftModel", model).disable_adapter() if without_adapter else nullcontext():
             return measure(model, texts, tokenizer, batch_size, known, on_done)
 

@@ -26,7 +26,7 @@ _NEW_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class Text:
+class UnrelatedText:
     """A paragraph, or a prompt with or without an answer. The loss is that of `ids` from `learnt_from` on; the model
     continues `prompt_ids`, which are the text `prompt`; `expected` is what the file says instead."""
 
@@ -51,7 +51,7 @@ class Forgetting:
     """Both models on the same texts; a mean is over tokens, and the unit of its interval is the text."""
 
     path: str
-    texts: Sequence[Text]
+    texts: Sequence[UnrelatedText]
     by_system: Mapping[str, Measured]
 
     @property
@@ -73,7 +73,7 @@ class Forgetting:
         return paired_difference(before, after, self.clusters, greater_is_better=False)
 
     @property
-    def continued(self) -> list[tuple[Text, dict[str, str]]]:
+    def continued(self) -> list[tuple[UnrelatedText, dict[str, str]]]:
         """The texts with a prompt, each with the answer of every system."""
         texts = [text for text in self.texts if text.prompt_ids]
         answers = zip(*(measured.answers for measured in self.by_system.values()))
@@ -96,7 +96,7 @@ class Forgetting:
         }
 
 
-def read_texts(path: str, tokenizer: Tokenizer, at_most: int) -> list[Text]:
+def read_texts(path: str, tokenizer: Tokenizer, at_most: int) -> list[UnrelatedText]:
     """The texts of a file: of JSONL, a row's "text", or its "prompt" and perhaps "answer"; else the paragraphs.
 
     Raises `DataError` with every problem of the file; a prompt may have `at_most` tokens with its answer.
@@ -136,18 +136,18 @@ def _jsonl(path: str) -> tuple[list[tuple[str, str, str, str]], list[str]]:
     return rows, problems
 
 
-def _text(source: str, text: str, prompt: str, answer: str, tokenizer: Tokenizer, continued: bool) -> Text:
+def _text(source: str, text: str, prompt: str, answer: str, tokenizer: Tokenizer, continued: bool) -> UnrelatedText:
     style = request_prompt(tokenizer)
     if text:
         ids = style.tokens.encode_prompt(style.tokens.inert(text))
         begins = min(_BEGINNING, len(ids) // 2)
         if not continued or begins < 2:
-            return Text(source, ids, 1)
+            return UnrelatedText(source, ids, 1)
         shown, rest = (style.tokens.decode(part, ()) for part in (ids[:begins], ids[begins:]))
-        return Text(source, ids, 1, shown, tuple(ids[:begins]), rest[:500])
+        return UnrelatedText(source, ids, 1, shown, tuple(ids[:begins]), rest[:500])
     asked = request_ids(style, [Turn(USER, prompt)])
     ids = asked + (style.answer_ids(answer) if answer else [])
-    return Text(source, ids, len(asked), prompt, tuple(asked) if continued else (), answer)
+    return UnrelatedText(source, ids, len(asked), prompt, tuple(asked) if continued else (), answer)
 
 
 # What a model makes of them
@@ -155,7 +155,7 @@ def _text(source: str, text: str, prompt: str, answer: str, tokenizer: Tokenizer
 
 def measure(
     model: Model,
-    texts: Sequence[Text],
+    texts: Sequence[UnrelatedText],
     tokenizer: Tokenizer,
     batch_size: int,
     known: KnownAnswers | None = None,
@@ -175,7 +175,7 @@ def measure(
 
 
 @torch.no_grad()
-def _losses(model: Model, text: Text) -> list[float]:
+def _losses(model: Model, text: UnrelatedText) -> list[float]:
     """The loss of each token from `learnt_from` on, window by window; the first token of a window is not predicted."""
     found: list[float] = []
     for start in range(0, len(text.ids), _WINDOW):

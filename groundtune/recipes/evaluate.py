@@ -34,7 +34,7 @@ from groundtune.evaluation.arguments import BASE, MODEL, InferenceArguments
 from groundtune.evaluation.comparison import Comparison, compare
 from groundtune.evaluation.confidence import KEPT, Thresholds, abstaining, curve, keep
 from groundtune.evaluation.evaluator import spread
-from groundtune.evaluation.forgetting import Forgetting, Measured, Text, read_texts
+from groundtune.evaluation.forgetting import Forgetting, Measured, UnrelatedText, read_texts
 from groundtune.evaluation.judge import JudgePrompt, judged, open_judge, probe_judge, read_judge_prompts
 from groundtune.evaluation.outcomes import Rightness, outcome_counts, with_outcomes
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, write_predictions
@@ -227,7 +227,7 @@ def _study(
     return Study(parts, notes, curves, outcomes if "contexts" in asked else {})
 
 
-def _texts(arguments: InferenceArguments, asked: Sequence[Asked]) -> list[Text]:
+def _texts(arguments: InferenceArguments, asked: Sequence[Asked]) -> list[UnrelatedText]:
     """The texts of --forgetting as the models read them."""
     if not arguments.answers.forgetting:
         return []

@@ -17,7 +17,7 @@ from groundtune.reporting.results import cells, verdict_word
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from groundtune.evaluation.forgetting import Forgetting, Text
+    from groundtune.evaluation.forgetting import Forgetting, UnrelatedText
     from groundtune.evaluation.learning_curve import Curve
 
 _HOW = (
@@ -144,7 +144,7 @@ def html_forgetting(found: Forgetting) -> str:
     )
 
 
-def _html_continued(text: Text, answers: Mapping[str, str]) -> str:
+def _html_continued(text: UnrelatedText, answers: Mapping[str, str]) -> str:
     rows = [("gold", "In the file", text.expected)] if text.expected else []
     rows += [(name if name == "base" else "tuned", name, answer) for name, answer in answers.items()]
     shown = "".join(

@@ -765,7 +765,7 @@ def test_an_answer_that_is_stopped_is_forgotten_and_the_dialogue_goes_on(
     monkeypatch.setattr(sys, "stdin", Terminal("\n".join([first, second, "/quit"]) + "\n"))
     asked = []
 
-    def stream(self, messages, max_tokens):
+    def stream(self, messages, max_tokens, sampling=None):
         asked.append(messages)
         yield "Half "
         if len(asked) == 1:

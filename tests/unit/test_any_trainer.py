@@ -261,6 +261,7 @@ def test_it_knows_no_rows_of_questions_and_answers():
     assert {name.split("/")[0] for name in seen} <= {"runs", "system", "training", "errors.py"}
     assert {name for name in seen if name.startswith(("runs/", "training/"))} == {
         "runs/checkpoints.py",
+        "training/sharding.py",
         "training/trackers.py",
     }
     text = (PACKAGE / "training" / "safe_trainer.py").read_text("utf-8")

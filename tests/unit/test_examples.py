@@ -169,6 +169,9 @@ def test_a_question_that_cannot_fit_is_named():
         def prompt_ids(self, passages, chat_history, question):
             return [*"".join(d.text for d in passages), *"".join(t.message for t in chat_history), *question]
 
+        def borders(self, ids, passages, chat_history, question):
+            return ()
+
     examples = [
         Example(text, "So.", (), source=f"eval.jsonl:{n}") for n, text in enumerate(["short", "much longer"], 1)
     ]

@@ -18,8 +18,10 @@ from rich.console import Console
 from groundtune.cli import main
 from groundtune.commands import ask, terminal
 from groundtune.commands.terminal import Bars, complain, say, say_json, say_text
+from groundtune.evaluation.citations import Marked
 from groundtune.prepare import corpus
 from groundtune.schema import Document
+from groundtune.serving.telling import Told
 from groundtune.system.tables import TextTable
 
 PACKAGE = Path(__file__).parents[2] / "groundtune"
@@ -120,7 +122,8 @@ def test_names_of_files_and_their_kinds_are_shown_as_they_are(tmp_path, monkeypa
 
 def test_an_answer_is_streamed_as_text_and_a_source_is_one_line(capsys):
     source = types.SimpleNamespace(score=0.5, title=NASTY, place="a\n  [2] 0.900  forged", document=Document(NASTY))
-    dialogue = types.SimpleNamespace(ask=lambda question: ([source], iter(NASTY)), finished=True, citations="off")
+    told, manner = Told(Marked(NASTY)), types.SimpleNamespace(citations="off")
+    dialogue = types.SimpleNamespace(ask=lambda _: ([source], iter(NASTY)), told=told, manner=manner, cites=False)
     ask._show(dialogue, "Why?")
     shown = capsys.readouterr().out
     assert_literal(shown)
