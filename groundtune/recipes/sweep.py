@@ -48,7 +48,7 @@ _CODE = "sys.argv[0] = 'groundtune'; from groundtune.cli import main; sys.exit(m
 
 
 @dataclass(frozen=True)
-class Ended:
+class CellEnded:
     """How a cell ended: one of the words above, and why."""
 
     cell: Cell
@@ -58,7 +58,7 @@ class Ended:
 
 def sweep(
     plan: Plan, cells: Sequence[Cell], seconds: float | None, tell: Tell, run: Run | None = None, device: str = ""
-) -> list[Ended]:
+) -> list[CellEnded]:
     """Measure each cell that is not finished yet, and write its figures; `tell` gets a line for each.
 
     `seconds`: no cell is started that would take longer than what is left of them, by the minutes that finished ones
@@ -75,31 +75,31 @@ def sweep(
     return ended
 
 
-def _one(plan: Plan, cell: Cell, left: float | None, tell: Tell, run: Run, device: str) -> Ended:
+def _one(plan: Plan, cell: Cell, left: float | None, tell: Tell, run: Run, device: str) -> CellEnded:
     try:
         with alone(plan.output_dir, file=f"{cell.label}.cell"):
             return _alone(plan, cell, left, tell, run, device)
     except DataError as error:
         if any("is in use by" in problem for problem in error.problems):
-            return Ended(cell, IN_USE, "by another process")
-        return Ended(cell, FAILED, one_line(error, 300))
+            return CellEnded(cell, IN_USE, "by another process")
+        return CellEnded(cell, FAILED, one_line(error, 300))
 
 
-def _alone(plan: Plan, cell: Cell, left: float | None, tell: Tell, run: Run, device: str) -> Ended:
+def _alone(plan: Plan, cell: Cell, left: float | None, tell: Tell, run: Run, device: str) -> CellEnded:
     known, other = finished_cells(plan.cells, plan.results)
     if cell.label in known:
-        return Ended(cell, BEFORE)
+        return CellEnded(cell, BEFORE)
     for reason in other.get(cell.label, ()):
         tell(f"    {plan.results_file(cell)} is not this cell, finished: {reason}")
     if left is not None:
         expected = expected_minutes(cell, on(device, known.values()))
         if left <= 0 or (expected is not None and 60 * expected > left):
             takes = "" if expected is None else f"it takes about {expected:.0f} min, and "
-            return Ended(cell, NO_TIME, f"{takes}{max(0, left) / 60:.0f} min are left")
+            return CellEnded(cell, NO_TIME, f"{takes}{max(0, left) / 60:.0f} min are left")
     return _measured(plan, cell, run)
 
 
-def _measured(plan: Plan, cell: Cell, run: Run) -> Ended:
+def _measured(plan: Plan, cell: Cell, run: Run) -> CellEnded:
     """Run what is missing of the cell, and write its figures."""
     log = plan.output_dir / f"{cell.label}.log"
     minutes: dict[str, float] = {}
@@ -108,10 +108,10 @@ def _measured(plan: Plan, cell: Cell, run: Run) -> Ended:
         status = run(words, log)
         minutes[name] = (time.monotonic() - begin) / 60
         if status:
-            return Ended(cell, FAILED, f"exit status {status}: {_last_line(log)} (all of it: {log})")
+            return CellEnded(cell, FAILED, f"exit status {status}: {_last_line(log)} (all of it: {log})")
         _write(plan, cell, minutes)
     _write(plan, cell, minutes)
-    return Ended(cell, FINISHED)
+    return CellEnded(cell, FINISHED)
 
 
 def _write(plan: Plan, cell: Cell, minutes: Mapping[str, float]) -> None:

@@ -760,8 +760,7 @@ def test_an_answer_that_is_stopped_is_forgotten_and_the_dialogue_goes_on(
     data_folder, static_embedding_folder, capsys, tmp_path, monkeypatch
 ):
     from groundtune.evaluation.answering import Endpoint
-    from groundtune.recipes.sweep
-groundtune.schema import Ended
+    from groundtune.schema import Ended
 
     first, second = (e.question for e in tiny_examples()[:2])
     monkeypatch.setattr(sys, "stdin", Terminal("\n".join([first, second, "/quit"]) + "\n"))
