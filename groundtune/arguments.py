@@ -278,7 +278,7 @@ class PromptArguments:
         FULL,
         "What the tokens of a passage attend to. full: to everything before them. block: to the instruction and to "
         "their own passage, never to another; question and answer attend to everything (Block-Attention, Ma et al. "
-        "2025). A passage then costs its time once, in whatever place and prompt it stands; train with block to answer "
+        "2024). A passage then costs its time once, in whatever place and prompt it stands; train with block to answer "
         "with it. Needs a model with rotary positions, in this process.",
         [FULL, BLOCK],
     )
