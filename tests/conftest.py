@@ -336,6 +336,15 @@ def pytest_collection_finish() -> None:
 # Random text, documents and dialogues
 
 
+def gradients(model) -> Any:
+    """The gradient of all trained weights as one vector; it is then zero."""
+    import torch
+
+    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    model.zero_grad()
+    return found
+
+
 def random_text(rng: random.Random, words: int = 8) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, words)))
 

@@ -84,8 +84,8 @@ def gold_and_distractors(example: Example, hits: Sequence[Hit], rng: Random) -> 
     passages alone, the distractors are the cause.
     """
     gold = distinct(example.gold_documents)
-    others = distinct([*example.hard_negatives, *(hit.document for hit in hits)])
-    distractors = [document for document in others if not repeats(document, gold)][: max(len(hits) - len(gold), 0)]
+    candidates = [*example.hard_negatives, *(hit.document for hit in hits)]
+    distractors = _beside(gold, candidates, max(len(hits) - len(gold), 0))
     rng.shuffle(distractors)
     return as_one_block(gold, distractors, rng.randint(0, len(distractors)))
 
@@ -94,9 +94,13 @@ def gold_among(example: Example, hits: Sequence[Hit], rng: Random, number: int, 
     """Gold passages, side by side, among the first `number` retrieved passages that do not repeat them, in the order of
     the search; `before` of these come first, or at random from none to all, but the same for every model."""
     gold = distinct(example.gold_documents)
-    others = distinct([*(hit.document for hit in hits), *example.hard_negatives])
-    others = tuple(other for other in others if not repeats(other, gold))[:number]
+    others = _beside(gold, [*(hit.document for hit in hits), *example.hard_negatives], number)
     return as_one_block(gold, others, rng.randint(0, len(others)) if before is None else before)
+
+
+def _beside(gold: Sequence[Document], candidates: Sequence[Document], number: int) -> list[Document]:
+    """The first `number` candidates that do not repeat a gold passage."""
+    return [other for other in distinct(candidates) if not repeats(other, gold)][:number]
 
 
 # Contexts of an evaluation. Only `retrieved` is end to end; the others show how much the retriever costs.

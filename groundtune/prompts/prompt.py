@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, groupby, pairwise
 from typing import Any, Protocol, cast
 
@@ -152,10 +152,8 @@ class PrefixPrompt:
     def borders(
         self, ids: Sequence[int], passages: Sequence[Document], chat_history: Sequence[Turn], question: str
     ) -> tuple[int, ...]:
-        if not self.blocks or not passages:
-            return ()
-        text = self._text(passages, chat_history, question)
-        return self.tokens.borders(ids, text, _cuts(self, passages, text), self.tokens.encode_prompt)
+        text = partial(self._text, passages, chat_history, question)
+        return _borders(self, ids, passages, text, self.tokens.encode_prompt)
 
     def _text(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> str:
         prefix = {USER: self.user_prefix, ASSISTANT: self.assistant_prefix}
@@ -214,10 +212,8 @@ class ChatPrompt:
     def borders(
         self, ids: Sequence[int], passages: Sequence[Document], chat_history: Sequence[Turn], question: str
     ) -> tuple[int, ...]:
-        if not self.blocks or not passages:
-            return ()
-        text = self._text(passages, chat_history, question)
-        return self.tokens.borders(ids, text, _cuts(self, passages, text), self.tokens.encode)
+        text = partial(self._text, passages, chat_history, question)
+        return _borders(self, ids, passages, text, self.tokens.encode)
 
     def _text(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> str:
         conversation = [Turn(t.speaker, self.tokens.inert(t.message)) for t in [*chat_history, Turn(USER, question)]]
@@ -423,6 +419,17 @@ def _parts(inert: Callable[[str], str], instruction: str, passages: Sequence[Doc
     cites = cites and bool(passages)
     texts = numbered(passages) if cites else [document.text for document in passages]
     return [f"{instruction} {CITE}".strip() if cites else instruction, *map(inert, texts)]
+
+
+def _borders(
+    prompt: Prompt, ids: Sequence[int], passages: Sequence[Document], text: Callable[[], str],
+    encode: Callable[[str], list[int]],
+) -> tuple[int, ...]:  # fmt: skip
+    """`Prompt.borders` of the prompt that `encode` makes of `text()`, which is written only if it is needed."""
+    if not prompt.blocks or not passages:
+        return ()
+    written = text()
+    return prompt.tokens.borders(ids, written, _cuts(prompt, passages, written), encode)
 
 
 def _cuts(prompt: Prompt, passages: Sequence[Document], text: str) -> Sequence[int]:

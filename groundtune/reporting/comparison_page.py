@@ -238,13 +238,18 @@ def _html_rows(comparison: Comparison) -> str:
     for label, systems in _rows(comparison).items():
         lines.append(f'<tr class="group"><th colspan="3" scope="rowgroup">{escape(label)}</th></tr>')
         for name, mean, difference, word in systems:
-            kind = word if word in ("better", "worse") else ""
-            chip = f'<span class="chip {kind}">{escape(word)}</span>' if word else ""
-            lines.append(
-                f'<tr><th scope="row">{escape(name)}</th><td>{_cell(mean)}</td>'
-                f'<td><div class="difference"><span>{_cell(difference)}</span>{chip}</div></td></tr>'
-            )
+            lines.append(html_row(escape(name), mean, difference, word))
     return "".join(lines)
+
+
+def html_row(name: str, mean: tuple[str, str], difference: tuple[str, str], word: str) -> str:
+    """A row of a table: a name, which is HTML, a mean and a difference, each with its interval, and the verdict."""
+    kind = word if word in ("better", "worse") else ""
+    chip = f'<span class="chip {kind}">{escape(word)}</span>' if word else ""
+    return (
+        f'<tr><th scope="row">{name}</th><td>{_cell(mean)}</td>'
+        f'<td><div class="difference"><span>{_cell(difference)}</span>{chip}</div></td></tr>'
+    )
 
 
 def _cell(shown: tuple[str, str]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from groundtune.evaluation.statistics import FEWEST_PASSAGES, Interval, PairedDifference
 from groundtune.evaluation.study import Part, Point, Study
 from groundtune.evaluation.verdicts import F1
+from groundtune.reporting.comparison_page import html_row
 from groundtune.reporting.plots import points_plot
 from groundtune.reporting.report import callout, minus
 from groundtune.reporting.results import cells, verdict_word
@@ -95,17 +96,8 @@ def _html_part(part: Part) -> str:
 def _html_point(part: Part, point: Point) -> str:
     rows = [f'<tr class="group"><th colspan="3" scope="rowgroup">{escape(point.label)}</th></tr>']
     for name, mean, change, word in lines_of(part, point):
-        kind = word if word in ("better", "worse") else ""
-        chip = f'<span class="chip {kind}">{escape(word)}</span>' if word else ""
-        rows.append(
-            f'<tr><th scope="row">{minus(name)}</th><td>{_cell(mean)}</td>'
-            f'<td><div class="difference"><span>{_cell(change)}</span>{chip}</div></td></tr>'
-        )
+        rows.append(html_row(minus(name), mean, change, word))
     return "".join(rows)
-
-
-def _cell(shown: tuple[str, str]) -> str:
-    return f'{minus(shown[0])} <span class="interval">{minus(shown[1])}</span>'
 
 
 def _plot(part: Part) -> str:

@@ -10,7 +10,7 @@ from itertools import product
 import pytest
 import torch
 import torch._dynamo.utils
-from conftest import random_documents, random_history, random_text
+from conftest import gradients, random_documents, random_history, random_text
 from torch.nn.functional import cross_entropy
 
 from groundtune.arguments import ModelArguments
@@ -46,12 +46,6 @@ def packing_model(family):
     model = family.model()
     assert use_packed_attention(model) is None and attends_by_layout(model)
     return model
-
-
-def gradients(model) -> torch.Tensor:
-    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    model.zero_grad()
-    return found
 
 
 @pytest.mark.parametrize("mode", MODES)

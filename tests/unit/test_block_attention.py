@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import HISTORICAL_PREFIXES, INSTRUCTION, random_history, random_text
+from conftest import HISTORICAL_PREFIXES, INSTRUCTION, gradients, random_history, random_text
 from torch.nn.functional import cross_entropy
 
 from groundtune.arguments import BLOCK, ModelArguments, PromptArguments
@@ -115,12 +115,6 @@ def reference_loss(model, rows: list[Row]) -> float:
         loss.backward()
         total += loss.item()
     return total
-
-
-def gradients(model) -> torch.Tensor:
-    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    model.zero_grad()
-    return found
 
 
 # Training
