@@ -12,10 +12,10 @@ what it would see in a row of its own, so outputs and gradients stay the same.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,7 +91,7 @@ class Packed:
         for i, segment in enumerate(self.segments):
             if not len(segment):
                 continue
-            path = [*self._places(segment), (i, 0)]
+            path = [*self.places[i], (i, 0)]
             for j, by in path:
                 if (j, by) not in at_place:
                     at_place[j, by] = moved(layer, read[j][0], by)
@@ -128,12 +128,15 @@ class Packed:
         ahead = ((*segment.path, i) for i, segment in enumerate(self.segments))
         return all(path[: len(after.path)] == after.path for path, after in zip(ahead, self.segments[1:]))
 
-    def _places(self, segment: Segment) -> Iterator[tuple[int, int]]:
-        """The segments before `segment`, and how much later each stands there than where it was read."""
-        place = 0
-        for j in segment.path:
-            yield j, place - self.begins[j]
-            place += self.segments[j].length
+    @cached_property
+    def places(self) -> list[list[tuple[int, int]]]:
+        """For each segment: those before it, and how much later each stands there than where it was read."""
+
+        def of(path: Sequence[int]) -> list[tuple[int, int]]:
+            starts = accumulate((self.segments[j].length for j in path), initial=0)
+            return [(j, start - self.begins[j]) for j, start in zip(path, starts)]
+
+        return [of(segment.path) for segment in self.segments]
 
     @cached_property
     def begins(self) -> list[int]:

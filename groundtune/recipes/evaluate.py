@@ -254,8 +254,9 @@ def _answerers(
     longest = max(len(question.prompt_ids) for one in asked for question in one.prompted.questions)
     notes += check_positions(longest + arguments.evaluation.max_new_tokens, model, arguments.model.model_name_or_path)
     known = _known(arguments, model)
+    # Each reads every weight.
+    bases = [_known(arguments, model, without_adapter=True)] if with_base and opening.base else []
     if arguments.study:
-        bases = [_known(arguments, model, without_adapter=True)] if with_base and opening.base else []
         _estimate(asked, model, opening.bf16, [known, *bases], unknown=with_base and not opening.base)
     batch_size = arguments.answers.per_device_eval_batch_size
     yield (
@@ -269,7 +270,8 @@ def _answerers(
     if not opening.base:
         del model
         model = arguments.base_model().open(prompt, pad_id)
-    known = _known(arguments, model, without_adapter=bool(opening.base))
+        bases = [_known(arguments, model)]
+    (known,) = bases
     yield (
         BASE,
         answer_here(model, opening.bf16, bool(opening.base), known),

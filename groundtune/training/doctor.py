@@ -404,11 +404,10 @@ def _token_table(diagnosis: Diagnosis) -> str:
     lines["rows ending with an end token"] = [f"{100 * c.ends_on_stop_token:.0f} %" for c in columns]
     lines["rows beginning with two BOS"] = [f"{c.doubled_bos:,}" for c in columns]
     table = "\n".join(f"{name:<32}" + "".join(f"{cell:>9}" for cell in cells) for name, cells in lines.items())
-    table += (
-        "\n(estimated: documents sampled across the database stand in for the retrieved ones)" * diagnosis.estimated
-    )
+    note = "\n(estimated: documents sampled across the database stand in for the retrieved ones)"
     apart = "\n(--passage_attention block: a passage reads the instruction and itself, and is computed once per batch)"
-    return table + (apart if diagnosis.prompt and diagnosis.prompt.blocks else "")
+    blocks = diagnosis.prompt and diagnosis.prompt.blocks
+    return table + (note if diagnosis.estimated else "") + (apart if blocks else "")
 
 
 def _marked(row: tuple[str, str, str] | None) -> str:

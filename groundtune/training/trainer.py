@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -205,8 +205,12 @@ class QATrainer(SafeTrainer):
         """The kept answers of the model as it is before the first step, if answers may be reused."""
         if not self.reuse_answers or self._sharded():
             return None
-        model = fingerprint(cast(Any, self.model).to(self.args.device))
-        return KnownAnswers(model) if model else None
+        return KnownAnswers(self._untrained) if self._untrained else None
+
+    @cached_property
+    def _untrained(self) -> str:
+        """The fingerprint of the model before the first step: it reads every weight, and two evaluations need it."""
+        return fingerprint(cast(Any, self.model).to(self.args.device))
 
     @interruptible()
     def evaluation_loop(
