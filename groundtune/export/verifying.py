@@ -44,7 +44,9 @@ _ELSEWHERE = {"gguf": "llama.cpp", "ollama": "Ollama", "vllm": "vLLM"}
 class Verified:
     """The outcome: `faults` are differences from the run, `unknown` says what nothing here could run.
 
-    `same` of `n` answers equal the run's, each to its last character; `difference` is that of token F1.
+    `same` of `n` answers equal those that were measured, each to its last character; `difference` is that of token F1.
+    `alike` of the others differ by rounding alone: the run gives the measured answer again, and that of the export if
+    it computes in `computed`, as the export does.
     """
 
     by: str
@@ -54,12 +56,14 @@ class Verified:
     same: int = 0
     n: int = 0
     difference: PairedDifference | None = None
+    alike: int = 0
+    computed: str = ""
 
     @property
     def status(self) -> str:
         if self.faults:
             return FAILED
-        shown = self.n and (self.same == self.n or self._not_worse)
+        shown = self.n and (self.same + self.alike == self.n or self._not_worse)
         return VERIFIED if shown and not self.unknown else UNKNOWN
 
     @property
@@ -79,8 +83,14 @@ class Verified:
         if self.same == self.n or self.difference is None:
             return f"{self.status.capitalize()}: {answers}"
         d = self.difference
+        if self.computed:
+            answers += (
+                f", and {self.alike} of the others are what the run answers in {self.computed}, as the export does"
+            )
         change = f"token F1 {d.value:+.3f} [{d.low:.3f}, {d.high:.3f}]"
-        if self._not_worse:
+        if self.same + self.alike == self.n:
+            verdict = "by rounding alone"
+        elif self._not_worse:
             verdict = f"not worse by more than {self.margin:g}"
         elif d.passages < FEWEST_PASSAGES:
             verdict = power(d)
@@ -107,17 +117,18 @@ def verify(
     At most `most` questions are asked (0: all). Raises `DataError` and `ModelError` if either cannot be read.
     """
     measured = _measured(arguments, about, most)
-    arguments = replace(arguments, model=replace(arguments.model, dtype=about.dtype))
     run = arguments.answering_model()
+    dtype = arguments.run.settings.get("dtype", "auto") if arguments.run else "auto"  # flags are of the export
+    run, converted = (replace(run, arguments=replace(run.arguments, dtype=its)) for its in (dtype, about.dtype))
     tokenizer = run.open_tokenizer()
     prompt = make_prompt(tokenizer, arguments.prompt)
     evaluator = _evaluator(arguments, measured, prompt, tokenizer.pad_token_id)
     faults = [*_run_changed(measured, evaluator), *stops_differ(folder, prompt)]
-    exported = load_tokenizer(ModelArguments(model_name_or_path=str(folder)))
+    theirs = load_tokenizer(ModelArguments(model_name_or_path=str(folder)))
     messages = _messages(about, evaluator)
-    faults += vocabulary_differs(exported, tokenizer)
-    faults += prompts_differ(exported, messages, [question.prompt_ids for question in evaluator.questions])
-    model = run.open_to_merge(prompt, tokenizer.pad_token_id)
+    faults += vocabulary_differs(theirs, tokenizer)
+    faults += prompts_differ(theirs, messages, [question.prompt_ids for question in evaluator.questions])
+    model = converted.open_to_merge(prompt, tokenizer.pad_token_id)
     faults += [*settings_differ(folder, model), *weights_differ(folder, model)]
     del model
     gc.collect()
@@ -132,7 +143,18 @@ def verify(
     # What was trained in float32 was measured under autocast. An adapter was not added to the weights then, and what it
     # changes would be rounded away. float16 under autocast would compute in bfloat16, and hide what overflows.
     bf16 = arguments.bf16 and (about.dtype == "bfloat16" or (run.trained_whole and about.dtype == "float32"))
-    found = _here(folder, about, evaluator, measured, margin, bf16, on_progress("the export answers", n))
+    exported = AnsweringModel(ModelArguments(model_name_or_path=str(folder), dtype=about.dtype), bf16)
+    answered, faults = _answers(exported, evaluator, about, on_progress("the export answers", n))
+    found = _compared("transformers", margin, measured, answered, faults)
+    if found.same < found.n and bf16 != arguments.bf16:
+        others = [i for i, pair in enumerate(zip(measured, answered, strict=True)) if not _same(*pair)]
+        again, _ = _answers(run, evaluator, about, on_progress("the run answers as it was measured", n))
+        wanted = _evaluator(arguments, [measured[i] for i in others], prompt, tokenizer.pad_token_id)
+        converted = replace(converted, bf16=bf16)
+        now, _ = _answers(converted, wanted, about, on_progress(f"the run answers in {about.dtype}", len(others)))
+        pairs = zip(others, now, strict=True)
+        alike = sum(_same(measured[i], again[i]) and _same(answered[i], its) for i, its in pairs)
+        found = replace(found, alike=alike, computed=about.dtype)
     return replace(found, unknown=unknown)
 
 
@@ -179,21 +201,14 @@ def _messages(about: About, evaluator: EndToEndEvaluator) -> list[list[dict[str,
     ]
 
 
-def _here(
-    folder: Path,
-    about: About,
-    evaluator: EndToEndEvaluator,
-    measured: Sequence[Prediction],
-    margin: float,
-    bf16: bool,
-    on_done: Callable[[int], None],
-) -> Verified:
-    exported = ModelArguments(model_name_or_path=str(folder), dtype=about.dtype)
-    model = AnsweringModel(exported, bf16).open(evaluator.prompt, evaluator.pad_id)
-    with computing(model, bf16):
+def _answers(
+    opening: AnsweringModel, evaluator: EndToEndEvaluator, about: About, on_done: Callable[[int], None]
+) -> tuple[Sequence[Prediction], list[str]]:
+    """The model's answers; none, and why, if a number is not finite."""
+    model = opening.open(evaluator.prompt, evaluator.pad_id)
+    with computing(model, opening.bf16):
         faults = _not_finite(model, max((q.prompt_ids for q in evaluator.questions), key=len), about)
-        answered = [] if faults else evaluator(model, on_answer=on_done).predictions
-    return _compared("transformers", margin, measured, answered, faults)
+        return [] if faults else evaluator(model, on_answer=on_done).predictions, faults
 
 
 def _not_finite(model: Model, ids: list[int], about: About) -> list[str]:
@@ -244,10 +259,14 @@ def _compared(
     if not answered:
         return Verified(by, margin, faults)
     pairs = list(zip(measured, answered, strict=True))
-    same = sum(a.answer.strip() == b.answer.strip() and a.finished == b.finished and not b.failure for a, b in pairs)
+    same = sum(_same(*pair) for pair in pairs)
     both = [(a, b) for a, b in pairs if F1 in a.scores and F1 in b.scores]
     difference = None
     if both:
         before, after = ([p.scores[F1] for p in side] for side in zip(*both))
         difference = paired_difference(before, after, clusters_of([a.example for a, _ in both]))
     return Verified(by, margin, faults, same=same, n=len(pairs), difference=difference)
+
+
+def _same(one: Prediction, other: Prediction) -> bool:
+    return one.answer.strip() == other.answer.strip() and one.finished == other.finished and not other.failure

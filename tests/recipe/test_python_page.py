@@ -71,7 +71,7 @@ def test_every_block_of_the_page_runs_in_its_order(names, folder, capsys):
 def test_every_cell_of_the_notebook_runs_in_its_order_and_runs_again(names, folder, monkeypatch, capsys):
     def link_models(into: Path) -> None:
         into.mkdir(exist_ok=True)
-        for name, model in zip(("gemma-3-270m", "minilm"), names.values(), strict=True):
+        for name, model in zip(("smollm2-135m-instruct", "minilm"), names.values(), strict=True):
             if not (into / name).is_symlink():
                 (into / name).symlink_to(model, target_is_directory=True)
 

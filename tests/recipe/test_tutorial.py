@@ -29,11 +29,10 @@ from groundtune.schema import Reply
 UNPACKING = "groundtune demo --models models/"
 SIZES = {
     "--chunk_size 200 --chunk_overlap 20": "--chunk_size 300 --chunk_overlap 0",  # of characters, nearly
-    "--passages 150": "--passages 24",
-    "--passages 300": "--passages 12",
-    "--max_new_tokens 48 --batch_size 16": "--max_new_tokens 4 --batch_size 8",
+    "--passages 300 --max_new_tokens 64 --batch_size 16": "--passages 24 --max_new_tokens 4 --batch_size 8",
+    "--passages 400": "--passages 12",
     "num_train_epochs: 2": "max_steps: 2\nbootstrap_samples: 100\nmax_seq_length: 1500\nbf16: false",
-    "max_new_tokens: 48 ": "max_new_tokens: 8 ",
+    "max_new_tokens: 64 ": "max_new_tokens: 8 ",
     "--contexts all": "--contexts all --eval_max_samples 3",
 }
 
@@ -57,7 +56,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     """The current folder, with the two models as the page unpacks them."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
-    make_family("gemma", tmp_path / "models" / "gemma-3-270m", max_position_embeddings=4096)
+    make_family("gemma", tmp_path / "models" / "smollm2-135m-instruct", max_position_embeddings=4096)
     save_bert_embedder(tmp_path / "bert").rename(tmp_path / "models" / "minilm")
     return tmp_path
 
@@ -106,7 +105,7 @@ def test_every_command_of_the_tutorial_runs_in_its_order(blocks, folder, monkeyp
 def test_the_names_and_sizes_of_the_page_are_those_that_the_tests_replace(blocks):
     """If the page names another model, this test notices it, not the reader."""
     text = "".join(block.text for block in blocks)
-    assert set(re.findall(r"models/[\w.-]+", text)) == {"models/gemma-3-270m", "models/minilm"}
+    assert set(re.findall(r"models/[\w.-]+", text)) == {"models/smollm2-135m-instruct", "models/minilm"}
     assert len([block for block in blocks if UNPACKING in block.text]) == 1
 
 
