@@ -6,6 +6,7 @@ import json
 import shutil
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -267,12 +268,30 @@ def test_a_server_that_answers_as_the_run_did_is_verified_however_it_counts_toke
 
 def test_answers_that_differ_need_a_margin_and_enough_passages(run_folder):
     measured = read_predictions(run_folder / "predictions/test_tuned.jsonl")
-    from dataclasses import replace
-
     other = [replace(p, answer="x", scores={**p.scores, "generation/f1": 0.0}) for p in measured[:1]] + measured[1:]
     found = _compared("m", 0.02, measured, other, [])
     assert (found.status, found.same) == ("not verified", 2)
     assert "fewer than 20 passages (here 3)" in found.lines[0]
+
+
+@pytest.mark.parametrize("reproduced", [True, False])
+def test_an_answer_that_only_another_precision_changes_is_no_fault_if_the_run_still_gives_both(
+    run_folder, copy, monkeypatch, capsys, reproduced
+):
+    asked = []
+
+    def answered(opening, evaluator, about, on_done):
+        """The export and, in its precision, the run answer one question in another way than was measured."""
+        as_measured = opening.bf16 and reproduced
+        asked.append(len(evaluator.examples))
+        found = [p for e in evaluator.examples for p in measured if p.example.question == e.question]
+        return [replace(p, answer="x") if p is measured[0] and not as_measured else p for p in found], []
+
+    measured = read_predictions(run_folder / "predictions/test_tuned.jsonl")
+    monkeypatch.setattr("groundtune.export.verifying._answers", answered)
+    status, found = verify(run_folder, copy, capsys, "--bf16", "true")
+    assert asked == [3, 3, 1] and (found["same"], found["n"], found["computed"]) == (2, 3, "float32")
+    assert (found["alike"], status) == ((1, 0) if reproduced else (0, 1))
 
 
 # Other targets
