@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
@@ -40,6 +39,7 @@ _DOCUMENT_COLUMNS = ("page_content", "fmt_content", "metadata")
 _BEGINNING = 2**20  # bytes in which to find the first object of a file
 _IN_MEMORY = 128 * 2**20  # bytes of a JSONL file up to which all of its documents are held in memory
 _BATCH = 4096  # Parquet rows in memory at a time
+_LARGEST_PICKLE = 4 * 2**30  # bytes of the file, and of its documents when written out
 # First bytes of files that are not UTF-8 text: reported as one problem, not one for every line.
 _OTHER_KINDS = {
     b"\xff\xfe": "UTF-16 text",
@@ -158,17 +158,6 @@ def stream_documents(path: FilePath) -> Iterator[Document]:
         if problems:
             raise DataError(problems)
         yield document
-
-
-def read_pickle_documents(path: FilePath, max_bytes: int = 4 * 2**30) -> list[Document]:
-    """Read LocalRQA's pickle, a list of `local_rqa.schema.document.Document`, without executing anything.
-
-    `max_bytes` limits both the size of the file and the size of its documents when written out.
-
-    Raises:
-        DataError: the file is not such a pickle, or any document in it is wrong.
-    """
-    return _entries(_scan(path, partial(_pickle_rows, max_bytes=max_bytes), document_of))
 
 
 def write_documents(path: FilePath, documents: Iterable[Document]) -> None:
@@ -344,14 +333,15 @@ def _pyarrow(path: FilePath) -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def _pickle_rows(path: FilePath, problems: list[str], max_bytes: int = 4 * 2**30) -> Rows:
+def _pickle_rows(path: FilePath, problems: list[str]) -> Rows:
+    """The documents of LocalRQA's pickle, a list of `local_rqa.schema.document.Document`; nothing is executed."""
     with _open(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if size > max_bytes:
-            raise DataError([f"{path}: {size:,} bytes, over the limit of {max_bytes:,}; save it as .jsonl"])
+        if size > _LARGEST_PICKLE:
+            raise DataError([f"{path}: {size:,} bytes, over the limit of {_LARGEST_PICKLE:,}; save it as .jsonl"])
         data = file.read(size)
     try:
-        yield from enumerate(load_fields(data, max_bytes), 1)
+        yield from enumerate(load_fields(data, _LARGEST_PICKLE), 1)
     except RefusedPickle as error:
         problem = f"{path}: refused, nothing in it was executed: {one_line(error, 200)}"
         accepted = "only a list of local_rqa Documents of plain data, in pickle protocol 2 to 5, is read"

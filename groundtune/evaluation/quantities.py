@@ -21,10 +21,6 @@ class Quantity:
     written: float
     noun: str = ""
 
-    @property
-    def exact(self) -> bool:
-        return self.low == self.high
-
     def fits(self, other: Quantity) -> bool:
         """Whether both may be true: the ranges overlap, and two limits of the same sort are equal."""
         if self.open_end and self.open_end == other.open_end:

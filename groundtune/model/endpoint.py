@@ -116,12 +116,7 @@ class Endpoint:
         return problems
 
     def complete(
-        self,
-        messages_list: Sequence[Messages],
-        max_tokens: int,
-        *,
-        temperature: float = 0.0,
-        on_done: Callable[[int], None] = lambda done: None,
+        self, messages_list: Sequence[Messages], max_tokens: int, *, on_done: Callable[[int], None] = lambda done: None
     ) -> list[Reply]:
         """The model's reply to each conversation, in order, by `/chat/completions`.
 
@@ -129,7 +124,7 @@ class Endpoint:
         first request shows that none can succeed: no server there, a wrong key, an unknown model. Any other failed
         request becomes a `Reply` with its `failure`.
         """
-        body = self._body(max_tokens, temperature)
+        body = self._body(max_tokens)
         create = self._client.chat.completions.create
 
         def ask(messages: Messages) -> Any:
@@ -183,7 +178,7 @@ class Endpoint:
     def stream(self, messages: Messages, max_tokens: int, sampling: Sampling | None = None) -> Words:
         """Stream the reply to one conversation. Raises `EndpointError` if the request fails."""
         create = self._client.chat.completions.create
-        body = self._body(max_tokens, 0.0, asdict(sampling) if sampling else None)
+        body = self._body(max_tokens, asdict(sampling) if sampling else None)
         return self._words(lambda: create(model=self.model, messages=list(messages), stream=True, extra_body=body))
 
     def stream_prompt(
@@ -248,8 +243,8 @@ class Endpoint:
     def _pace(self) -> _Pace:
         return _Pace(self.requests_per_minute)
 
-    def _body(self, max_tokens: int, temperature: float, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        fields = {"max_tokens": max_tokens, "temperature": temperature, **(more or {}), **self.options}
+    def _body(self, max_tokens: int, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        fields = {"max_tokens": max_tokens, "temperature": 0.0, **(more or {}), **self.options}
         return {name: value for name, value in fields.items() if value is not None}
 
     def _continuation(
@@ -259,7 +254,7 @@ class Endpoint:
         fields |= {"stop": list(stop)[:4]} if stop else {}  # the API takes four at most
         # Understood by vLLM and SGLang, the servers that leave them out otherwise.
         fields |= {"skip_special_tokens": False} if special_tokens else {}
-        return self._body(max_tokens, 0.0, fields)
+        return self._body(max_tokens, fields)
 
     def _replies(
         self, ask: Callable[[P], Any], prompts: Sequence[P], on_done: Callable[[int], None], opened: str = ""

@@ -79,10 +79,14 @@ def generate_greedy(
             kept.close()
         these = left()
         fewer = [prompts[i] for i in these]
-        given = (model, fewer, set(stop_ids), pad_id, max_new_tokens, batch.size)
-        cuts = [borders[i] for i in these] if borders else []
-        for i, answer in _generate_packed(*given, cuts, kept) if packed else _generate_by_rows(*given):
-            generated[these[i]] = answer
+        stops, size, cuts = set(stop_ids), batch.size, [borders[i] for i in these] if borders else []
+        answered = (
+            _generate_packed(model, fewer, stops, max_new_tokens, size, cuts, kept)
+            if packed
+            else _generate_by_rows(model, fewer, stops, pad_id, max_new_tokens, size)
+        )
+        for i, answer in answered:
+            generated[these[i]] = Generated(answer.new, answer.finished, answer.logprob)
             on_answer(1)
 
     def too_much(batch: MicroBatch) -> str:
@@ -152,8 +156,8 @@ class Growing:
 
     @property
     def logprob(self) -> float:
-        """The mean log-probability of the new tokens."""
-        return _mean(self.logprobs)
+        """The mean log-probability of the new tokens, rounded: the last digits depend on what else is in the batch."""
+        return round(sum(self.logprobs) / len(self.logprobs), 3)
 
     @property
     def done(self) -> bool:
@@ -164,10 +168,7 @@ Samplings = Sequence[Sampling | None]
 
 
 class Decoder(Protocol):
-    """Answers that grow side by side, up to `slots` of them; each takes a free slot and can leave it at any time."""
-
-    slots: int
-    running: list[Growing]
+    """Answers that grow side by side; each takes a free slot and can leave it at any time."""
 
     def start(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], borders: Sequence[Sequence[int]] = (),
@@ -192,7 +193,7 @@ def open_decoder(
     """A decoder for prompts that have at most `capacity` tokens with their answers; it looks passages up in `kept`."""
     if attends_by_layout(model):
         return PackedDecoder(model, slots, capacity, set(stop_ids), kept)
-    return RowDecoder(model, slots, capacity, set(stop_ids))
+    return RowDecoder(model, set(stop_ids))
 
 
 class PackedDecoder:
@@ -202,7 +203,7 @@ class PackedDecoder:
     def __init__(
         self, model: Model, slots: int, capacity: int, stop_ids: Collection[int], kept: PassageCache | None = None
     ):
-        self.model, self.slots, self.stop_ids, self.kept = model, slots, stop_ids, kept
+        self.model, self.stop_ids, self.kept = model, stop_ids, kept
         self.cache = KVCache(slots, capacity)
         self.running: list[Growing] = []  # the i-th is in slot i
 
@@ -236,8 +237,8 @@ class PackedDecoder:
 class RowDecoder:
     """As `PackedDecoder`, for a model without packed attention: every answer has a cache of its own."""
 
-    def __init__(self, model: Model, slots: int, capacity: int, stop_ids: Collection[int]):
-        self.model, self.slots, self.stop_ids = model, slots, stop_ids
+    def __init__(self, model: Model, stop_ids: Collection[int]):
+        self.model, self.stop_ids = model, stop_ids
         self.running: list[Growing] = []
         self._rows: list[FromCache | FromStart] = []
 
@@ -268,9 +269,9 @@ class RowDecoder:
 
 
 def _generate_packed(
-    model: Model, prompts: Sequence[list[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int, batch_size: int,
-    borders: Sequence[Sequence[int]] = (), kept: PassageCache | None = None,
-) -> Iterator[tuple[int, Generated]]:  # fmt: skip
+    model: Model, prompts: Sequence[list[int]], stop_ids: set[int], max_new_tokens: int, batch_size: int,
+    borders: Sequence[Sequence[int]], kept: PassageCache | None,
+) -> Iterator[tuple[int, Growing]]:  # fmt: skip
     """Yield the number and answer of each prompt as it finishes; its slot goes to the next prompt."""
     waiting = deque(_in_order(prompts))
     slots = min(batch_size, len(prompts))
@@ -287,7 +288,7 @@ def _generate_packed(
             decoder.step()
         for growing in [growing for growing in decoder.running if growing.done]:
             decoder.leave(growing)
-            yield numbers.pop(growing), Generated(growing.new, growing.finished, growing.logprob)
+            yield numbers.pop(growing), growing
 
 
 def _in_order(prompts: Sequence[list[int]]) -> list[int]:
@@ -358,13 +359,6 @@ def _drawing(sampling: Sampling) -> Draw:
     return draw
 
 
-def _likeliest(logits: torch.Tensor) -> list[tuple[int, float]]:
-    """The most likely token of each row of `logits`, with its log-probability."""
-    logits = logits.float()
-    ids = logits.argmax(dim=-1)
-    return list(zip(ids.tolist(), _logprobs(logits, ids)))
-
-
 def _logprobs(logits: torch.Tensor, ids: torch.Tensor) -> list[float]:
     """The log-probability of `ids[i]` in row i of `logits`.
 
@@ -372,11 +366,6 @@ def _logprobs(logits: torch.Tensor, ids: torch.Tensor) -> list[float]:
     """
     found: list[float] = logits.log_softmax(dim=-1).gather(-1, ids[:, None])[:, 0].tolist()
     return found
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Rounded, because the last digits depend on what else is in the batch."""
-    return round(sum(values) / len(values), 3)
 
 
 def _step(model: Model, sequences: Sequence[Growing], cache: KVCache) -> None:
@@ -408,7 +397,7 @@ def _agreeing(guess: Sequence[int], after: Sequence[int]) -> int:
 
 def _generate_by_rows(
     model: Model, prompts: Sequence[list[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int, batch_size: int
-) -> Iterator[tuple[int, Generated]]:
+) -> Iterator[tuple[int, Growing]]:
     """As `_generate_packed`, for a model without packed attention: batches that shrink as rows finish."""
     size = exact_batch_size(model, batch_size)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -420,20 +409,13 @@ def _generate_by_rows(
 
 def _generate_batch(
     model: Model, prompts: Sequence[Sequence[int]], stop_ids: set[int], pad_id: int, max_new_tokens: int
-) -> list[Generated]:
-    answers: list[list[int]] = [[] for _ in prompts]
-    logprobs: list[list[float]] = [[] for _ in prompts]
+) -> list[Growing]:
+    answers = running = [Growing(prompt, stop_ids, max_new_tokens) for prompt in prompts]
     rows = read(model, prompts, pad_id)
-    alive = list(range(len(prompts)))  # prompt number of each remaining row
-    for _ in range(max_new_tokens):
-        likeliest = _likeliest(rows.logits().reshape(len(alive), -1))
-        next_ids = [id for id, _ in likeliest]
-        for row, (id, logprob) in zip(alive, likeliest):
-            answers[row].append(id)
-            logprobs[row].append(logprob)
-        going_on = [i for i, id in enumerate(next_ids) if id not in stop_ids]
+    while True:
+        _add_next(running, rows.logits())
+        going_on = [i for i, growing in enumerate(running) if not growing.done]
         if not going_on:
-            break
-        rows.go_on(going_on, [next_ids[i] for i in going_on])
-        alive = [alive[i] for i in going_on]
-    return [Generated(ids, ids[-1] in stop_ids, _mean(likely)) for ids, likely in zip(answers, logprobs)]
+            return answers
+        running = [running[i] for i in going_on]
+        rows.go_on(going_on, [growing.new[-1] for growing in running])

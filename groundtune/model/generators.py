@@ -47,12 +47,7 @@ class LocalModel:
     kept: PassageCache = field(default_factory=PassageCache)  # passages of earlier prompts, with block attention
 
     def complete(
-        self,
-        messages_list: Sequence[Messages],
-        max_tokens: int,
-        *,
-        temperature: float = 0.0,
-        on_done: OnDone = lambda done: None,
+        self, messages_list: Sequence[Messages], max_tokens: int, *, on_done: OnDone = lambda done: None
     ) -> list[Reply]:
         """As `Endpoint.complete`, with this model's chat template; always greedy. No request can fail."""
         prompt = request_prompt(self.tokenizer)

@@ -21,8 +21,10 @@ from groundtune.reporting.report import (
     callout,
     html_change,
     html_changes,
+    html_difference,
     html_pairs,
     html_sample,
+    html_score,
     html_steps,
     minus,
     page,
@@ -244,16 +246,7 @@ def _html_rows(comparison: Comparison) -> str:
 
 def html_row(name: str, mean: tuple[str, str], difference: tuple[str, str], word: str) -> str:
     """A row of a table: a name, which is HTML, a mean and a difference, each with its interval, and the verdict."""
-    kind = word if word in ("better", "worse") else ""
-    chip = f'<span class="chip {kind}">{escape(word)}</span>' if word else ""
-    return (
-        f'<tr><th scope="row">{name}</th><td>{_cell(mean)}</td>'
-        f'<td><div class="difference"><span>{_cell(difference)}</span>{chip}</div></td></tr>'
-    )
-
-
-def _cell(shown: tuple[str, str]) -> str:
-    return f'{minus(shown[0])} <span class="interval">{minus(shown[1])}</span>'
+    return f'<tr><th scope="row">{name}</th><td>{html_score(mean)}</td>{html_difference(difference, word)}</tr>'
 
 
 def _plots(comparison: Comparison) -> str:

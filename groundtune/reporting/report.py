@@ -302,21 +302,28 @@ def html_change(found: PairedDifference) -> str:
 
 
 def _html_metrics(results: Results) -> str:
-    def cell(shown: tuple[str, str]) -> str:
-        return f'{minus(shown[0])} <span class="interval">{minus(shown[1])}</span>'
-
     lines, group = [], ""
     for row in comparison(results):
         if row.group != group:
             group = row.group
             lines.append(f'<tr class="group"><th colspan="4" scope="rowgroup">{escape(group)}</th></tr>')
-        both = f"<td>{cell(row.base)}</td><td>{cell(row.tuned)}</td>"
-        one = f'<td colspan="2">{cell(row.base)}</td>'
-        kind = row.verdict if row.verdict in ("better", "worse") else ""
-        chip = f'<span class="chip {kind}">{escape(row.verdict)}</span>' if row.verdict else ""
-        difference = f'<td><div class="difference"><span>{cell(row.difference)}</span>{chip}</div></td>'
+        both = f"<td>{html_score(row.base)}</td><td>{html_score(row.tuned)}</td>"
+        one = f'<td colspan="2">{html_score(row.base)}</td>'
+        difference = html_difference(row.difference, row.verdict)
         lines.append(f'<tr><th scope="row">{escape(row.label)}</th>{both if row.tuned[0] else one}{difference}</tr>')
     return "".join(lines)
+
+
+def html_score(shown: tuple[str, str]) -> str:
+    """A value and its interval."""
+    return f'{minus(shown[0])} <span class="interval">{minus(shown[1])}</span>'
+
+
+def html_difference(shown: tuple[str, str], word: str) -> str:
+    """A cell of a table: a difference with its interval, and the verdict."""
+    kind = word if word in ("better", "worse") else ""
+    chip = f'<span class="chip {kind}">{escape(word)}</span>' if word else ""
+    return f'<td><div class="difference"><span>{html_score(shown)}</span>{chip}</div></td>'
 
 
 def _html_evaluations(results: Results) -> str:

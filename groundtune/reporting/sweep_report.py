@@ -89,12 +89,6 @@ def check_report(plan: Plan) -> None:
         raise DataError([f"{plan.file}: {problem}"])
 
 
-def between_marks(whole: str, name: str) -> str:
-    """What a sweep wrote into a page; empty if it has no marks."""
-    begin, end = _marks(name)
-    return whole.partition(begin)[2].partition(end)[0].strip("\n") + "\n" if begin in whole else ""
-
-
 def markdown(plan: Plan, figures: Sequence[Figures], found: Sequence[Standings], picture: str = "") -> str:
     """The report: how it was measured, the table, the plot, what to choose and what did not help."""
     decides = found[0]

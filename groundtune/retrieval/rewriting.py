@@ -55,7 +55,6 @@ class Rewriter:
     prompt: str
     path: Path
     asked: int = 0
-    known: int = 0
     failures: dict[str, str] = field(default_factory=dict)  # by the key of a question; it is not asked again
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -71,7 +70,6 @@ class Rewriter:
         follow_ups = [example for example in examples if example.chat_history]
         every = {self._key(example): example for example in follow_ups}
         new = [(key, example) for key, example in every.items() if key not in self._kept.keys() | self.failures.keys()]
-        self.known += len(every) - len(new)
         self.asked += len(new)
         if new:
             self._ask(new)

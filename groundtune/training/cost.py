@@ -62,10 +62,6 @@ class StepCost:
         linear = tokens * self.per_token.step + answer_tokens * self.per_answer.step
         return linear + 3.5 * self.per_pair * tokens**2 / 2
 
-    def reading(self, tokens: float) -> float:
-        """Operations of a forward pass on one row, with one answer token."""
-        return tokens * self.per_token.forward + self.per_answer.forward + self.per_pair * tokens**2 / 2
-
 
 @dataclass(frozen=True)
 class RunCost:

@@ -36,7 +36,6 @@ class Pair:
     question: str
     gold: Document
     negatives: tuple[Document, ...]
-    source: str = ""
 
 
 def found_negatives(
@@ -94,7 +93,7 @@ def pairs_of(
 ) -> list[Pair]:
     """A row for each gold passage of an example and each text that a search asks for it."""
     return [
-        Pair(question, gold, its, example.source)
+        Pair(question, gold, its)
         for example, asked, its in zip(examples, questions, negatives, strict=True)
         for gold in example.gold_documents
         for question in asked

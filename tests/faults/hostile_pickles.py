@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from groundtune.data.files import read_pickle_documents  # noqa: E402
+from groundtune.data.files import read_documents  # noqa: E402
 from groundtune.errors import DataError  # noqa: E402
 from groundtune.schema import Document, Example, Turn  # noqa: E402
 
@@ -187,7 +187,7 @@ def attempt(data: bytes, folder: Path) -> dict[str, object]:
     before = fingerprint_of_classes()
     with audit_events() as events:
         try:
-            refused = bool(read_pickle_documents(path)) and ""
+            refused = bool(read_documents(path)) and ""
         except DataError as error:
             refused = str(error)
     happened = sorted({event for event in events if event[0] not in HARMLESS and event != ("open", str(path))})
@@ -253,7 +253,7 @@ def main(real: list[str]) -> int:
             if not is_harmless(result) or result["seconds"] > MOST_SECONDS or result["megabytes"] > MOST_MEGABYTES:
                 wrong.append(f"{what}: {result}")
     for path in real or ([str(FAIRE)] if FAIRE.exists() else []):
-        print(f"{path}: {len(read_pickle_documents(path))} documents read")
+        print(f"{path}: {len(read_documents(path))} documents read")
     print(*wrong, sep="\n")
     print(
         f"{len(cases())} hostile pickles, {len(wrong)} not refused cleanly; "

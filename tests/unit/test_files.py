@@ -19,7 +19,6 @@ from groundtune.data import files
 from groundtune.data.files import (
     read_documents,
     read_examples,
-    read_pickle_documents,
     scan_documents,
     scan_examples,
     sha256_of,
@@ -460,11 +459,6 @@ def test_all_wrong_documents_of_a_file_are_named_at_once(folder):
         "train.jsonl:2: page_content:",
         "train.jsonl:4: page_content:",
     ]
-
-
-def test_a_pickle_with_another_suffix_is_read_as_one(folder, monkeypatch):
-    as_pickle("documents.bin", DOCUMENTS, monkeypatch)
-    assert read_pickle_documents("documents.bin") == DOCUMENTS
 
 
 # Parquet

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from groundtune.data import safe_pickle
-from groundtune.data.files import read_pickle_documents
+from groundtune.data import files, safe_pickle
 from groundtune.errors import DataError
 from groundtune.schema import Document
 
@@ -50,12 +49,20 @@ STUB = name(HISTORICAL, "Document")
 
 @pytest.fixture
 def read(tmp_path):
-    def read(data: bytes, **arguments) -> list[Document]:
+    def read(data: bytes) -> list[Document]:
         path = tmp_path / "documents.pkl"
         path.write_bytes(data)
-        return read_pickle_documents(path, **arguments)
+        return all_documents(path)
 
     return read
+
+
+def all_documents(path: Path) -> list[Document]:
+    """As `read_documents`, with those that repeat others."""
+    found = files.scan_documents(path)
+    if found.problems:
+        raise DataError(found.problems)
+    return [document for _, document in found.entries]
 
 
 def install(monkeypatch, module: types.ModuleType) -> None:
@@ -247,21 +254,22 @@ def test_a_few_bytes_cannot_take_much_memory(read, key):
     try:
         with pytest.raises(DataError):
             read(REFUSED[key][0])
-        assert tracemalloc.get_traced_memory()[1] < 2**20
+        assert tracemalloc.get_traced_memory()[1] < 2 * 2**20  # half of it for the beginning of the file
     finally:
         tracemalloc.stop()
 
 
 @pytest.mark.parametrize("empty, add", [(b"]", b"e"), (b"}", b"u")], ids=["lists", "dicts"])
-def test_values_that_double_with_every_level_are_measured_without_walking_them(read, empty, add):
+def test_values_that_double_with_every_level_are_measured_without_walking_them(read, monkeypatch, empty, add):
     levels = [empty + b"q\x00"]
     for level in range(1, 30):
         previous = b"h" + bytes([level - 1])
         members = previous * 2 if empty == b"]" else text("a") + previous + text("b") + previous
         levels.append(empty + b"q" + bytes([level]) + b"(" + members + add)
     holders = [document(b"}(" + text("level") + level + b"u") for level in levels]
+    monkeypatch.setattr(files, "_LARGEST_PICKLE", 10**6)
     with pytest.raises(DataError, match="more than 1,000,000 characters"):
-        read(pickled(*holders), max_bytes=10**6)
+        read(pickled(*holders))
 
 
 def test_shared_values_are_measured_once(read, monkeypatch):
@@ -282,17 +290,19 @@ def test_depth_adds_up_over_documents_that_share_parts(read):
         read(pickled(*chain))
 
 
-def test_shared_metadata_is_read_but_counts_for_every_document(read):
+def test_shared_metadata_is_read_but_counts_for_every_document(read, monkeypatch):
     documents = read(shared_metadata(500))
     assert len(documents) == 500
     assert all(found.metadata == {"title": "t" * 1000} for found in documents)
+    monkeypatch.setattr(files, "_LARGEST_PICKLE", 100_000)
     with pytest.raises(DataError, match="more than 100,000 characters"):
-        read(shared_metadata(500), max_bytes=100_000)
+        read(shared_metadata(500))
 
 
-def test_a_file_over_the_limit_is_refused_before_it_is_read(read):
+def test_a_file_over_the_limit_is_refused_before_it_is_read(read, monkeypatch):
+    monkeypatch.setattr(files, "_LARGEST_PICKLE", 50)
     with pytest.raises(DataError, match="over the limit of 50"):
-        read(pickled(document()), max_bytes=50)
+        read(pickled(document()))
 
 
 def test_the_number_of_opcodes_is_limited(read, monkeypatch):
@@ -396,6 +406,6 @@ def test_the_faire_documents_are_read_as_the_ordinary_unpickler_reads_them(monke
 
     with open(FAIRE, "rb") as file:
         expected = [vars(found) for found in Ordinary(file).load()]
-    documents = read_pickle_documents(FAIRE)
+    documents = all_documents(FAIRE)
     assert len(documents) == 1758
     assert [found.to_dict() for found in documents] == expected

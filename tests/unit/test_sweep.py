@@ -45,7 +45,7 @@ from groundtune.recipes.sweep import (
     on,
     sweep,
 )
-from groundtune.reporting.sweep_report import all_standings, between_marks, markdown, write_sweep
+from groundtune.reporting.sweep_report import all_standings, markdown, write_sweep
 from groundtune.runs.cells import Plan, chosen
 from groundtune.schema import Document, Example, Prediction
 from groundtune.system.locks import alone
@@ -531,6 +531,12 @@ def test_the_report_has_one_table_one_plot_and_says_what_is_not_measured(plan):
     root = ElementTree.fromstring(svg)  # noqa: S314  our own file
     assert root.tag == "{http://www.w3.org/2000/svg}svg" and "var(--" not in svg
     assert "raft (not measured)" in svg
+
+
+def between_marks(page: str, name: str) -> str:
+    """What a sweep wrote into a page."""
+    begin, end = (f"<!-- sweep {name}: {mark} -->" for mark in ("begin", "end"))
+    return page.partition(begin)[2].partition(end)[0].strip("\n") + "\n"
 
 
 def test_a_page_with_marks_keeps_all_that_is_outside_them(plan):
