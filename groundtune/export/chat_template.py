@@ -85,10 +85,10 @@ def _candidates(tokenizer: Tokenizer, prompt: Prompt) -> Iterator[str]:
     yield off + own
     removed, added = prompt.tail
     kept = f"written[:written | length - {len(removed)}]"
-    asks = f"add_generation_prompt and written.endswith({_literal(removed)})"
+    asks = f"add_generation_prompt and written.endswith({to_json(removed)})"
     yield (
         f"{off}{{% set written %}}{own.removesuffix(chr(10))}{{% endset %}}"
-        f"{{{{ {kept} + {_literal(added)} if {asks} else written }}}}"
+        f"{{{{ {kept} + {to_json(added)} if {asks} else written }}}}"
     )
 
 
@@ -96,21 +96,17 @@ def _prefix_template(prompt: PrefixPrompt, bos: str) -> str:
     """The prefix style as Jinja: the system message first, then each turn with its prefix and separator."""
 
     def turn(prefix: str, separator: str) -> str:
-        return f"{_literal(f'{prefix}: ')} + message['content'] + {_literal(separator)}"
+        return f"{to_json(f'{prefix}: ')} + message['content'] + {to_json(separator)}"
 
     shapes = {
-        "system": f"message['content'] + {_literal(chr(10) * 2)}",
+        "system": f"message['content'] + {to_json(chr(10) * 2)}",
         USER: turn(prompt.user_prefix, prompt.sep_user),
         ASSISTANT: turn(prompt.assistant_prefix, prompt.sep_sys),
     }
     cases = "".join(
         f"{{% if message['role'] == '{role}' %}}{{{{ {shape} }}}}{{% endif %}}" for role, shape in shapes.items()
     )
-    asks = f"{{% if add_generation_prompt %}}{{{{ {_literal(f'{prompt.assistant_prefix}:')} }}}}{{% endif %}}"
-    first = f"{{% if not written.startswith({_literal(bos.strip())}) %}}{{{{ {_literal(bos)} }}}}{{% endif %}}"
+    asks = f"{{% if add_generation_prompt %}}{{{{ {to_json(f'{prompt.assistant_prefix}:')} }}}}{{% endif %}}"
+    first = f"{{% if not written.startswith({to_json(bos.strip())}) %}}{{{{ {to_json(bos)} }}}}{{% endif %}}"
     written = f"{{% set written %}}{{% for message in messages %}}{cases}{{% endfor %}}{asks}{{% endset %}}"
     return f"{written}{first if bos.strip() else ''}{{{{ written }}}}"
-
-
-def _literal(text: str) -> str:
-    return to_json(text)

@@ -193,7 +193,7 @@ class _Reader:
         if asked is None:
             self._problem(part, "the answer has no question; write one above it, or delete it")
         elif asked.kind == "question" and self.passage:
-            question = plain(asked.text)
+            question = one_line(asked.text)  # for comparison: editors break lines, and remove blanks at their ends
             before = self.seen.setdefault((self.passage.id, question), asked.where)
             if not question:
                 self._problem(asked, "the question is blank; write it, or delete its answer, too")
@@ -208,16 +208,11 @@ class _Reader:
         self.problems.append(f"{part.where}: {problem}")
 
 
-def plain(text: str) -> str:
-    """A text for comparison: editors break lines, and remove blanks at their ends."""
-    return " ".join(text.split())
-
-
 def apply(result: GateResult, entries: Sequence[Entry], settings: Settings, retriever: Retriever) -> GateResult:
     """The result with the examples of an edited file, in the splits of their passages, and with what was changed."""
     before = {_place(e.gold_documents[0], e.question): e for e in result.kept}
     after = {_place(entry.passage, entry.question): entry for entry in entries}
-    same = [at for at in after if at in before and plain(before[at].answer) == plain(after[at].answer)]
+    same = [at for at in after if at in before and one_line(before[at].answer) == one_line(after[at].answer)]
     changes, deleted = _changes(before, after)
     counts = {"unchanged": len(same), "changed": changes["kept"] - len(same) + changes["reworded"]}
     counts |= {"moved to another passage": changes["moved"]} if changes["moved"] else {}
@@ -255,7 +250,7 @@ def _changes(before: Collection[_Place], after: Collection[_Place]) -> tuple[Cou
 
 
 def _place(passage: Document, question: str) -> _Place:
-    return passage.id, plain(question)
+    return passage.id, one_line(question)
 
 
 def _is_back(row: dict[str, Any], after: Collection[_Place]) -> bool:

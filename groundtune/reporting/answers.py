@@ -21,9 +21,9 @@ Answers = Mapping[str, "Prediction"]  # what each system answered to one questio
 _NOTHING = '<span class="empty">no text</span>'
 
 
-def sampled(questions: Sequence[Answers], number: int = SAMPLED) -> list[Answers]:
+def sampled(questions: Sequence[Answers]) -> list[Answers]:
     """Some questions, always the same ones, in their order."""
-    chosen = random.Random(0).sample(range(len(questions)), min(number, len(questions)))  # noqa: S311
+    chosen = random.Random(0).sample(range(len(questions)), min(SAMPLED, len(questions)))  # noqa: S311
     return [questions[i] for i in sorted(chosen)]
 
 

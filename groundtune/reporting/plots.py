@@ -102,7 +102,6 @@ def points_plot(
     axis: str,
     curves: Mapping[str, Sequence[tuple[float, Interval | None]]],
     ticks: Mapping[float, str] | None = None,
-    of: str = "token F1",
 ) -> str:
     """A line per name through measured points (place, mean with interval): "base" and "recall" grey, others blue.
 
@@ -139,7 +138,7 @@ def points_plot(
         f"{name}: " + ", ".join(f"{end.value:.2f} at {place(at)}" for at, end in points)
         for name, points in known.items()
     )
-    explanation = f"{of[:1].upper()}{of[1:]} by {axis}, with 95 % intervals."
+    explanation = f"Token F1 by {axis}, with 95 % intervals."
     return _figure(f"points {title}", (3.7, 3.0), title, explanation, alt, draw) if known else ""
 
 

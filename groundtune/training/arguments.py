@@ -241,7 +241,7 @@ def sharding_problems(training: QATrainingArguments, model: ModelArguments) -> l
             "--deepspeed: with ZeRO stage 3 the best checkpoint cannot be loaded; use --fsdp true instead, or add "
             "--load_best_model_at_end false"
         )
-    if not training.fsdp and not _is_on("ACCELERATE_USE_FSDP"):
+    if not training.fsdp and os.environ.get("ACCELERATE_USE_FSDP", "").lower() not in ("1", "true", "yes"):
         return problems
     if training.world_size == 1:
         problems.append("--fsdp: splits a model over several processes, and this is one; use torchrun or accelerate")
@@ -256,10 +256,6 @@ def sharding_problems(training: QATrainingArguments, model: ModelArguments) -> l
     if training.save_only_model and training.load_best_model_at_end:
         problems.append("--save_only_model: with --fsdp add --load_best_model_at_end false")
     return problems
-
-
-def _is_on(variable: str) -> bool:
-    return os.environ.get(variable, "").lower() in ("1", "true", "yes")
 
 
 def tracker_problems(names: Sequence[str]) -> list[str]:

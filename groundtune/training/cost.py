@@ -129,10 +129,10 @@ def _memory_here() -> int:
     return psutil.virtual_memory().total
 
 
-def matmul_rate(dtype: torch.dtype, size: int = 1024) -> float:
+def matmul_rate(dtype: torch.dtype) -> float:
     """Operations per second of a square matrix product on the device of the run, the best of five."""
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    size = size if device == "cpu" else 4 * size
+    size = 1024 if device == "cpu" else 4096
     a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     fastest = float("inf")
     for _ in range(5):

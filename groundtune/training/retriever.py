@@ -170,7 +170,8 @@ class Kind(Protocol):
 
     def trainer(
         self, model: Any, pairs: Sequence[Pair], folder: Path, measure: Measure | None, identity: Any
-    ) -> SafeTrainer: ...
+    ) -> SafeTrainer:
+        """The trainer of `model` on these rows; without `measure` nothing is evaluated, and the last step wins."""
 
     def save(self, model: Any, folder: Path) -> str:
         """Save the model; returns what was kept, in words."""
@@ -222,8 +223,22 @@ class EmbeddingKind:
     def notes(self) -> list[str]:
         return []
 
-    def trainer(self, model: Embedder, pairs: Sequence[Pair], *where: Any) -> EmbeddingTrainer:
-        return embedding_trainer(self.run, model, pairs, *where)
+    def trainer(
+        self, model: Embedder, pairs: Sequence[Pair], folder: Path, measure: Measure | None, identity: Any
+    ) -> EmbeddingTrainer:
+        from datasets import Dataset
+
+        columns, kinds = _columns(pairs, self.run.negatives)
+        prompts = {name: model.query_prompt if name == _NAMES[0] else model.document_prompt for name in columns}
+        arguments = _EmbeddingArguments(
+            **_settings(self.run, folder, measure), prompts={name: prompt for name, prompt in prompts.items() if prompt}
+        )
+        flags = self.run.retriever
+        return EmbeddingTrainer(
+            model=model.model, args=arguments, train_dataset=Dataset.from_dict(columns),
+            evaluator=measure and _Recall(measure), loss=ranking_loss(model.model, flags.temperature),
+            kinds=Dataset.from_dict(kinds), max_tokens=flags.max_seq_length, run=identity,
+        )  # fmt: skip
 
     def save(self, model: Embedder, folder: Path) -> str:
         _save(model.model, folder)
@@ -282,8 +297,21 @@ class CrossEncoderKind:
             return []
         return ["the untrained reranker finds no more than none, so the tuned one is compared with the search alone"]
 
-    def trainer(self, model: CrossEncoderReranker, pairs: Sequence[Pair], *where: Any) -> RerankerTrainer:
-        return reranker_trainer(self.run, model.model, pairs, *where)
+    def trainer(
+        self, model: CrossEncoderReranker, pairs: Sequence[Pair], folder: Path, measure: Measure | None, identity: Any
+    ) -> RerankerTrainer:
+        """Trains on each question with its gold passage, and with each of its negatives."""
+        from datasets import Dataset
+
+        rows = [(pair.question, pair.gold.text, 1.0) for pair in pairs]
+        rows += [(pair.question, document.text, 0.0) for pair in pairs for document in pair.negatives]
+        names = ("question", "passage", "label")
+        data = Dataset.from_dict({name: list(values) for name, values in zip(names, zip(*rows))})
+        return RerankerTrainer(
+            model=model.model, args=_CrossEncoderArguments(**_settings(self.run, folder, measure)), train_dataset=data,
+            evaluator=measure and _Recall(measure), loss=BinaryCrossEntropyLoss(model.model),
+            max_tokens=self.run.retriever.max_seq_length, run=identity,
+        )  # fmt: skip
 
     def save(self, model: CrossEncoderReranker, folder: Path) -> str:
         if model is self.untrained and self.without_is_better:
@@ -356,42 +384,6 @@ def _set_pooling(model: SentenceTransformer, mode: str) -> None:
             setattr(model, name, Pooling(module.embedding_dimension, pooling_mode=mode))
             return
     raise ModelError(f"--pooling_type {mode}: the embedding model pools no token vectors; remove the flag")
-
-
-def embedding_trainer(
-    run: RetrieverRun, embedder: Embedder, pairs: Sequence[Pair], folder: Path, measure: Measure | None, identity: Any
-) -> EmbeddingTrainer:
-    """The trainer of `embedder.model` on these rows; without `measure` nothing is evaluated, and the last step wins."""
-    from datasets import Dataset
-
-    columns, kinds = _columns(pairs, run.negatives)
-    prompts = {name: embedder.query_prompt if name == _NAMES[0] else embedder.document_prompt for name in columns}
-    arguments = _EmbeddingArguments(
-        **_settings(run, folder, measure), prompts={name: prompt for name, prompt in prompts.items() if prompt}
-    )
-    model = embedder.model
-    return EmbeddingTrainer(
-        model=model, args=arguments, train_dataset=Dataset.from_dict(columns), evaluator=measure and _Recall(measure),
-        loss=ranking_loss(model, run.retriever.temperature), kinds=Dataset.from_dict(kinds),
-        max_tokens=run.retriever.max_seq_length, run=identity,
-    )  # fmt: skip
-
-
-def reranker_trainer(
-    run: RetrieverRun, model: CrossEncoder, pairs: Sequence[Pair], folder: Path, measure: Measure | None, identity: Any
-) -> RerankerTrainer:
-    """The trainer of a cross-encoder: each question with its gold passage, and with each of its negatives."""
-    from datasets import Dataset
-
-    rows = [(pair.question, pair.gold.text, 1.0) for pair in pairs]
-    rows += [(pair.question, document.text, 0.0) for pair in pairs for document in pair.negatives]
-    names = ("question", "passage", "label")
-    data = Dataset.from_dict({name: list(values) for name, values in zip(names, zip(*rows))})
-    return RerankerTrainer(
-        model=model, args=_CrossEncoderArguments(**_settings(run, folder, measure)), train_dataset=data,
-        evaluator=measure and _Recall(measure), loss=BinaryCrossEntropyLoss(model),
-        max_tokens=run.retriever.max_seq_length, run=identity,
-    )  # fmt: skip
 
 
 def ranking_loss(model: SentenceTransformer, temperature: float | None) -> torch.nn.Module:

@@ -60,10 +60,12 @@ def write(
     everything |= {d.id: d for examples in splits.values() for e in examples for d in e.gold_documents}
     write_lines(
         folder / "corpus.jsonl",
-        (_line({"_id": d.id, "title": d.metadata.get("title", ""), "text": _text(d)}) for d in everything.values()),
+        (to_json({"_id": d.id, "title": d.metadata.get("title", ""), "text": _text(d)}) for d in everything.values()),
     )
     numbered = {split: [(f"{split}-{n}", e) for n, e in enumerate(these, 1)] for split, these in splits.items()}
-    write_lines(folder / "queries.jsonl", (_line(_query_row(id, e)) for these in numbered.values() for id, e in these))
+    write_lines(
+        folder / "queries.jsonl", (to_json(_query_row(id, e)) for these in numbered.values() for id, e in these)
+    )
     for split, these in numbered.items():
         rows = (f"{id}\t{gold}\t1" for id, e in these for gold in dict.fromkeys(d.id for d in e.gold_documents))
         write_lines(inside(folder, "qrels", f"{split}.tsv"), ["query-id\tcorpus-id\tscore", *rows])
@@ -79,10 +81,6 @@ def _query_row(id: str, example: Example) -> dict[str, Any]:
 def _text(document: Document) -> str:
     """The text without the title, as BEIR keeps them apart; `fmt_content` if a document has no `page_content`."""
     return document.page_content if document.page_content.strip() else document.fmt_content
-
-
-def _line(row: dict[str, Any]) -> str:
-    return to_json(row)
 
 
 def _query(split: str, query: Record | None, scores: dict[str, float], documents: dict[str, Document]) -> Converted:

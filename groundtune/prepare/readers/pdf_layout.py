@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from groundtune.prepare.readers.pdf_forms import Typed
+from groundtune.system.text import one_line
 
 if TYPE_CHECKING:
     import pypdfium2
@@ -84,16 +85,12 @@ def _place(typed: Sequence[Typed], rows: list[_Row]) -> None:
 
 def _text(text_page: pypdfium2.PdfTextPage, row: _Row) -> str:
     if not row.typed:
-        return _one_line(text_page.get_text_bounded(*row.box))
+        return one_line(text_page.get_text_bounded(*row.box))
     if row.boxes == [row.typed[0].box]:
         one = row.typed[0]
         return f"{one.name}: {one.text}" if len(one.name) > 2 else one.text
-    parts = [(box[0], _one_line(text_page.get_text_bounded(*box))) for box in row.boxes]
+    parts = [(box[0], one_line(text_page.get_text_bounded(*box))) for box in row.boxes]
     return " ".join(text for _, text in sorted([*parts, *((one.box[0], one.text) for one in row.typed)]))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 # Columns
