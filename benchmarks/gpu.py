@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import SHAPES, matmul_peak, random_decoder, versions
+from benchmarks.measure import SHAPES, matmul_peak, random_decoder, synchronize, versions
 from benchmarks.train_step import SIDES, Ours, check_same_loss, cut, pack_of, useful_flops
 from groundtune.arguments import ModelArguments
 from groundtune.model.attention import use_packed_attention
@@ -301,10 +301,7 @@ def rag_rows(n: int, shared: int, own: int, answer: int, words: int, per_passage
     Own tokens vary by a fifth, and the answer is the last of them; ids are random.
     """
     rng = random.Random(0)
-
-    def ids(count: int) -> list[int]:
-        return [rng.randrange(3, words) for _ in range(count)]
-
+    ids = partial(random_ids, rng, words)
     rows: list[Row] = []
     while len(rows) < n:
         passages = ids(shared)
@@ -317,10 +314,7 @@ def rag_rows(n: int, shared: int, own: int, answer: int, words: int, per_passage
 def block_rows(n: int, shared: int, own: int, answer: int, words: int, passages: int = 4) -> list[Row]:
     """n rows that read passages of `shared` tokens, out of half as many again, each in an order of its own."""
     rng = random.Random(0)
-
-    def ids(count: int) -> list[int]:
-        return [rng.randrange(3, words) for _ in range(count)]
-
+    ids = partial(random_ids, rng, words)
     header, pool = ids(8), [ids(shared) for _ in range(passages * 3 // 2)]
     rows = []
     for i in range(n):
@@ -328,6 +322,10 @@ def block_rows(n: int, shared: int, own: int, answer: int, words: int, passages:
         borders = tuple(range(len(header), len(header) + passages * shared + 1, shared))
         rows.append(Row(prompt, [*ids(answer - 1), 1], f"row {i}", borders=borders))
     return rows
+
+
+def random_ids(rng: random.Random, words: int, count: int) -> list[int]:
+    return [rng.randrange(3, words) for _ in range(count)]
 
 
 def words_of(folder: Path) -> int:
@@ -344,11 +342,6 @@ def need(*packages: str) -> None:
 
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def memory_gb() -> float:

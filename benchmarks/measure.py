@@ -79,14 +79,14 @@ def compare(
 
 
 def _seconds(work: Callable[[int], Any], i: int) -> float:
-    _synchronize()
+    synchronize()
     begin = time.perf_counter()
     work(i)
-    _synchronize()
+    synchronize()
     return time.perf_counter() - begin
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
