@@ -12,7 +12,7 @@ MYPY ?= $(BIN)/mypy
 
 .PHONY: demo test test-quick test-slow test-latest test-oldest audit docs pictures tutorial faults constraints dist clean
 
-demo: $(VENV)/installed-demo $(VENV)/demo-model  ## train and compare the packaged model, in about eight minutes on two cores
+demo: $(VENV)/installed-demo $(VENV)/demo-model  ## train and compare the packaged model, in about seven minutes on two cores
 	$(BIN)/groundtune demo
 
 test: $(VENV)/installed-test  ## every test but the slow ones, in two processes; no network, no model download

@@ -139,7 +139,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", type=Path, help="Folder with train_w_qa.jsonl, eval_w_qa.jsonl and documents.pkl; default: the demo's"
     )
-    parser.add_argument("--model", type=Path, help="Decoder (folder); default: the demo's Gemma 3 270M")
+    parser.add_argument("--model", type=Path, help="Decoder (folder); default: Gemma 3 270M")
     parser.add_argument(
         "--shape", choices=["0.6B", "1.7B", "8B"], help="Random weights in a shape of Qwen3, on made rows, instead"
     )

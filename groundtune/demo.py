@@ -27,7 +27,7 @@ from groundtune.system.text import one_line
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = """Train SmolLM2 135M Instruct with SwR (SFT with a frozen retriever) and LoRA on questions about the
-Python language reference, and compare it with the base model. Takes about eight minutes on two CPU cores and downloads
+Python language reference, and compare it with the base model. Takes about seven minutes on two CPU cores and downloads
 nothing from a hub."""
 DECODER = "smollm2-135m-instruct"
 METHOD = SWR.name

@@ -131,7 +131,7 @@ class AnswerArguments:
     contexts: str = argument(
         "retrieved",
         "Passages that the model reads, as a comma-separated list, or all: closed_book (no passage), retrieved (end "
-        "to end), gold, gold_and_distractors (gold first, then hard negatives and retrieved passages).",
+        "to end), gold, gold_and_distractors (gold among hard negatives and retrieved passages, in a random order).",
     )
     closed_book_instruction: str = argument(
         "Answer the user's question.", "Instruction at the start of a prompt without passages."

@@ -84,9 +84,9 @@ class Verified:
             return f"{self.status.capitalize()}: {answers}"
         d = self.difference
         if self.computed:
-            answers += (
-                f", and {self.alike} of the others are what the run answers in {self.computed}, as the export does"
-            )
+            others = self.n - self.same
+            these = f"the other {others}" if self.alike == others else f"{self.alike} of the other {others}"
+            answers += f", and {these} are what it answers in {self.computed}, in which the export computes"
         change = f"token F1 {d.value:+.3f} [{d.low:.3f}, {d.high:.3f}]"
         if self.same + self.alike == self.n:
             verdict = "by rounding alone"
