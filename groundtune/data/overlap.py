@@ -12,6 +12,8 @@ from groundtune.data.words import words
 
 GRAM = 5  # words; shorter runs are common phrases, longer ones miss text that was cut elsewhere
 _MOST_OWNERS = 64
+# Odd numbers, so that multiplying by one loses no bit of a hash, and each place in a gram counts differently.
+_FACTORS = np.random.default_rng(0).integers(2**63, size=GRAM, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 HOLDS = 0.6  # a passage that has this share of a text holds it, as in LocalRQA's "likely accuracy"
 
 Hashes = NDArray[np.uint64]
@@ -75,14 +77,6 @@ def grams(text: str) -> Hashes:
 def grams_of(text: str) -> Hashes:
     """`grams` of a passage that is compared again and again."""
     return grams(text)
-
-
-def _factors(n: int) -> Hashes:
-    """Odd numbers, so that multiplying by one loses no bit of a hash, and each place in a gram counts differently."""
-    return np.random.default_rng(0).integers(2**63, size=n, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-
-
-_FACTORS = _factors(GRAM)
 
 
 def twins(texts: Sequence[str], least: float) -> dict[int, int]:

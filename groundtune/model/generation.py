@@ -213,7 +213,7 @@ class PackedDecoder:
         samplings: Samplings = (),
     ) -> list[Growing]:  # fmt: skip
         begin, samplings = len(self.running), samplings or [None] * len(prompts)
-        for part in _up_to_tokens(range(len(prompts)), prompts, _PREFILL_TOKENS):
+        for part in _prefilled_together(prompts):
             these, cuts = [prompts[i] for i in part], [borders[i] for i in part] if borders else []
             logits = _read(self.model, these, self.cache, len(self.running), cuts, self.kept)
             new = [Growing(prompts[i], self.stop_ids, max_new_tokens[i], samplings[i]) for i in part]
@@ -297,11 +297,11 @@ def _in_order(prompts: Sequence[list[int]]) -> list[int]:
     return [i for group in sorted(groups, key=lambda group: -len(prompts[group[0]])) for i in group]
 
 
-def _up_to_tokens(members: Sequence[int], prompts: Sequence[Sequence[int]], at_most: int) -> Iterator[list[int]]:
-    """Split `members` into parts of at most `at_most` tokens; a longer prompt forms its own part."""
+def _prefilled_together(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """The prompts' numbers in parts of at most `_PREFILL_TOKENS` tokens; a longer prompt forms its own part."""
     part: list[int] = []
-    for i in members:
-        if part and sum(len(prompts[j]) for j in [*part, i]) > at_most:
+    for i in range(len(prompts)):
+        if part and sum(len(prompts[j]) for j in [*part, i]) > _PREFILL_TOKENS:
             yield part
             part = []
         part.append(i)

@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 IGNORED = -100  # the label of a position that is not learnt, as everywhere in transformers
 _LOOKED_AT = 512  # rows of one passage
+_WINDOW = 16  # batches that are sorted by length together
 WORTH_GROUPING = 0.02  # share of all tokens saved below which questions on one passage need not share a batch
 
 
@@ -192,15 +193,15 @@ class EvenBatches(Sampler[list[int]]):
                 start = stop
 
 
-def by_length(lengths: Sequence[int], batch_size: int, generator: torch.Generator, window: int = 16) -> list[int]:
+def by_length(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[int]:
     """An order in which neighbours have similar lengths, so that batches need little padding.
 
-    Rows are shuffled, cut into windows of `window` batches and sorted within each window; then batches are shuffled.
+    Rows are shuffled, cut into windows of `_WINDOW` batches and sorted within each window; then batches are shuffled.
     """
     order = _shuffled(range(len(lengths)), generator)
     batches: list[list[int]] = []
-    for start in range(0, len(order), batch_size * window):
-        part = sorted(order[start : start + batch_size * window], key=lengths.__getitem__)
+    for start in range(0, len(order), batch_size * _WINDOW):
+        part = sorted(order[start : start + batch_size * _WINDOW], key=lengths.__getitem__)
         batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
     # Only full batches are shuffled: a short one in the middle would shift the boundaries of all that follow.
     full = _shuffled([batch for batch in batches if len(batch) == batch_size], generator)
