@@ -1,4 +1,4 @@
-"""Does `groundtune serve` answer as well as was measured? `python -m benchmarks.served RUN EVALUATION`
+"""Does `groundtune serve` answer as well as was measured? `python -m benchmarks.served RUN EVALUATION...`
 
 EVALUATION is a folder that `groundtune evaluate RUN --eval_file FILE --contexts retrieved` wrote. The server of RUN
 gets the same questions from several users of the `openai` client at once. It computes in the same precision, but in
@@ -27,23 +27,16 @@ MARGIN = 0.02  # of token F1
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("evaluation", type=Path)
+    parser.add_argument("evaluations", type=Path, nargs="+")
     parser.add_argument("--users", type=int, default=16)
     parser.add_argument("--max_new_tokens", type=int, default=256)
-    parser.add_argument("flags", nargs="*", help="more flags of groundtune serve, after --")
     options = parser.parse_args()
 
     from openai import OpenAI
 
-    measured = read_predictions(next(options.evaluation.glob("predictions/retrieved.jsonl")))
+    measured = [p for one in options.evaluations for p in read_predictions(one / "predictions" / "retrieved.jsonl")]
     port = free_port()
-    serve = [
-        "serve",
-        str(options.run),
-        f"--port={port}",
-        f"--per_device_eval_batch_size={options.users}",
-        *options.flags,
-    ]
+    serve = ["serve", str(options.run), f"--port={port}", f"--per_device_eval_batch_size={options.users}"]
     words = [sys.executable, "-m", "groundtune.cli", *serve]
     url = f"http://127.0.0.1:{port}"
     with running(words, f"{url}/health"), ThreadPoolExecutor(options.users) as users:
