@@ -148,13 +148,15 @@ def verify(
     found = _compared("transformers", margin, measured, answered, faults)
     if found.same < found.n and bf16 != arguments.bf16:
         others = [i for i, pair in enumerate(zip(measured, answered, strict=True)) if not _same(*pair)]
-        again, _ = _answers(run, evaluator, about, on_progress("the run answers as it was measured", n))
         wanted = _evaluator(arguments, [measured[i] for i in others], prompt, tokenizer.pad_token_id)
-        converted = replace(converted, bf16=bf16)
-        now, _ = _answers(converted, wanted, about, on_progress(f"the run answers in {about.dtype}", len(others)))
-        pairs = zip(others, now, strict=True)
-        alike = sum(_same(measured[i], again[i]) and _same(answered[i], its) for i, its in pairs)
-        found = replace(found, alike=alike, computed=about.dtype)
+        # In bfloat16, an answer depends on what else is in its batch: as it was measured, with all questions.
+        again, _ = _answers(run, evaluator, about, on_progress("the run answers as it was measured", n))
+        on_done = on_progress(f"the run answers in {about.dtype}", len(others))
+        now, _ = _answers(replace(converted, bf16=bf16), wanted, about, on_done)
+        if again and now:  # else a number was not finite, and the run explains nothing
+            of_all = [(measured[i], again[i], answered[i], its) for i, its in zip(others, now, strict=True)]
+            alike = sum(_same(before, then) and _same(export, its) for before, then, export, its in of_all)
+            found = replace(found, alike=alike, computed=about.dtype)
     return replace(found, unknown=unknown)
 
 

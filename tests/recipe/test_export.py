@@ -294,6 +294,20 @@ def test_an_answer_that_only_another_precision_changes_is_no_fault_if_the_run_st
     assert (found["alike"], status) == ((1, 0) if reproduced else (0, 1))
 
 
+def test_a_run_whose_numbers_overflow_in_the_precision_of_the_export_explains_nothing(
+    run_folder, copy, monkeypatch, capsys
+):
+    def answered(opening, evaluator, about, on_done):
+        if opening.base and not opening.bf16:  # the run, in the precision of the export
+            return [], ["computing: overflows"]
+        return [replace(p, answer="x") if p is measured[0] and not opening.base else p for p in measured], []
+
+    measured = read_predictions(run_folder / "predictions/test_tuned.jsonl")
+    monkeypatch.setattr("groundtune.export.verifying._answers", answered)
+    status, found = verify(run_folder, copy, capsys, "--bf16", "true")
+    assert (found["same"], found["alike"], found["status"], status) == (2, 0, "not verified", 1)
+
+
 # Other targets
 
 
