@@ -1,5 +1,7 @@
 """Recall of dialogues' search queries, by retriever and by the part of the chat history that joins the question.
 
+Recall is the share of a question's gold passages that are found; "any" is the share of questions with at least one.
+
 python -m benchmarks.queries --documents FILE --examples FILE [FILE ...] [--long_turn]
 """
 
@@ -9,6 +11,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +20,11 @@ from rich.table import Table
 
 from groundtune.arguments import REWRITE, RetrievalArguments
 from groundtune.data.files import read_documents, scan_examples
-from groundtune.evaluation.metrics import retrieval_scores
+from groundtune.evaluation.metrics import recall_at_k
 from groundtune.evaluation.statistics import aggregate, clusters_of
 from groundtune.retrieval.opening import open_retriever_with
 from groundtune.retrieval.retrievers import retrieve
-from groundtune.schema import USER, Document, Example, Turn
+from groundtune.schema import USER, Document, Example, Hit, Turn
 
 _ABOUT = RetrievalArguments.__dataclass_fields__
 _HISTORIES = [history for history in _ABOUT["query_history"].metadata["choices"] if history != REWRITE]
@@ -49,8 +52,9 @@ def main() -> int:
         turn = Turn(USER, _SMALL_TALK * 15)
         examples = [replace(example, chat_history=(turn, *example.chat_history)) for example in examples]
     found = _measured(documents, examples, options)
-    print(json.dumps({"questions": len(examples), "passages": len(documents), f"recall@{options.k}": found}))
-    Console(stderr=True).print(_table(found, options.histories))
+    print(json.dumps({"questions": len(examples), "passages": len(documents), **found}))
+    for measure, values in found.items():
+        Console(stderr=True).print(_table(measure, values, options.histories))
     return 0
 
 
@@ -65,30 +69,33 @@ def _with_gold(examples: list[Example], documents: list[Document]) -> list[Examp
 
 def _measured(
     documents: list[Document], examples: list[Example], options: argparse.Namespace
-) -> dict[str, dict[str, list[float]]]:
-    """Retriever -> history -> recall@k with the ends of its 95 % interval."""
+) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Measure -> retriever -> history -> the mean with the ends of its 95 % interval."""
     from groundtune.demo import embedding_model
 
-    found: dict[str, dict[str, list[float]]] = {}
+    recall, hit = f"recall@{options.k}", f"any@{options.k}"
+    found: dict[str, dict[str, dict[str, list[float]]]] = {recall: {}, hit: {}}
     with tempfile.TemporaryDirectory() as folder:
         for kind in options.retrievers:
             arguments = RetrievalArguments(retriever=kind)
             name = "" if kind == "bm25" else str(options.embedding_model or embedding_model())
             retriever = open_retriever_with(name, arguments, documents, Path(options.index or folder))
             for history in options.histories:
-                scores = [
-                    retrieval_scores(
-                        [hit.document.id for hit in hits], {d.id for d in e.gold_documents}, ks=(options.k,)
-                    )
-                    for e, hits in zip(examples, retrieve(retriever, examples, options.k, history), strict=True)
-                ]
-                mean = aggregate(scores, clusters_of(examples))[f"retrieval/recall@{options.k}"].to_dict()
-                found.setdefault(kind, {})[history] = [round(mean[end], 3) for end in ("value", "low", "high")]
+                hits = retrieve(retriever, examples, options.k, history)
+                shares = [_share(example, those, options.k) for example, those in zip(examples, hits, strict=True)]
+                scores = [{recall: share, hit: float(share > 0)} for share in shares]
+                for name, mean in aggregate(scores, clusters_of(examples)).items():
+                    ends = [round(value, 3) for value in (mean.value, mean.low, mean.high)]
+                    found[name].setdefault(kind, {})[history] = ends
     return found
 
 
-def _table(found: dict[str, dict[str, list[float]]], histories: list[str]) -> Table:
-    table = Table("retriever", *histories)
+def _share(example: Example, hits: Sequence[Hit], k: int) -> float:
+    return recall_at_k([hit.document.id for hit in hits], {d.id for d in example.gold_documents}, k)
+
+
+def _table(measure: str, found: dict[str, dict[str, list[float]]], histories: list[str]) -> Table:
+    table = Table(measure, *histories)
     for kind, by_history in found.items():
         table.add_row(kind, *("{:.3f} [{:.3f}, {:.3f}]".format(*by_history[history]) for history in histories))
     return table

@@ -21,12 +21,14 @@ from benchmarks import (
     human_grades,
     measure,
     million,
+    queries,
     retrieval,
     serving,
     train_step,
 )
-from groundtune.data.files import read_documents
+from groundtune.data.files import read_documents, write_jsonl
 from groundtune.prompts.rows import Row
+from groundtune.schema import Document, Example
 
 ROOT = Path(__file__).parents[2]
 
@@ -184,6 +186,25 @@ def test_search_and_fusion_are_timed_without_embedding(capsys, monkeypatch):
     assert [row["case"] for row in rows] == ["dense", "bm25", "mix", "hybrid"] and all(
         row["seconds"] > 0 for row in rows
     )
+
+
+def test_a_question_of_two_passages_with_one_found_counts_half_in_recall_and_whole_in_any(
+    tmp_path, capsys, monkeypatch
+):
+    documents = [Document(text) for text in ("red apples", "green apples", "blue boats", "old boats", "a far hill")]
+    write_jsonl(tmp_path / "documents.jsonl", (document.to_dict() for document in documents))
+    asked = {"red apples": documents[:2], "boats": documents[2:4], "rivers": documents[4:]}
+    examples = [Example(question, "an answer", tuple(gold)) for question, gold in asked.items()]
+    write_jsonl(tmp_path / "examples.jsonl", (example.to_dict() for example in examples))
+    files = ["--documents", str(tmp_path / "documents.jsonl"), "--examples", str(tmp_path / "examples.jsonl")]
+    monkeypatch.setattr(
+        sys, "argv", ["queries", *files, "--retrievers", "bm25", "--histories", "none", "last", "--k", "1"]
+    )
+    assert queries.main() == 0
+    found = json.loads(capsys.readouterr().out)
+    for history in ("none", "last"):
+        assert found["recall@1"]["bm25"][history][0] == pytest.approx((0.5 + 0.5 + 0) / 3, abs=0.001)
+        assert found["any@1"]["bm25"][history][0] == pytest.approx(2 / 3, abs=0.001)
 
 
 def test_the_passages_of_the_corpus_are_all_different_and_about_as_long_as_real_ones():
