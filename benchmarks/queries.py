@@ -62,13 +62,13 @@ def _examples(path: str) -> list[Example]:
     return [example for _, example in scan_examples(path).entries]
 
 
-def _with_gold(examples: list[Example], documents: list[Document]) -> list[Example]:
+def _with_gold(examples: list[Example], documents: Sequence[Document]) -> list[Example]:
     known = {document.id for document in documents}
     return [example for example in examples if known & {document.id for document in example.gold_documents}]
 
 
 def _measured(
-    documents: list[Document], examples: list[Example], options: argparse.Namespace
+    documents: Sequence[Document], examples: list[Example], options: argparse.Namespace
 ) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Measure -> retriever -> history -> the mean with the ends of its 95 % interval."""
     from groundtune.demo import embedding_model
