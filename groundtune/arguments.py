@@ -139,8 +139,8 @@ class RetrievalArguments:
     query_history: str = argument(
         "fused",
         "Part of the chat history that is added to the search query, in training, evaluation and serving: nothing, "
-        "the user's last message, all of the user's messages, or all messages. fused: search without and with the "
-        "user's messages, and add both scores. rewrite: search for a question that --rewriter writes from both.",
+        "the user's last message, all of the user's messages, or all messages. fused: search with none, last and all, "
+        "and add the scores. rewrite: search for a question that --rewriter writes from both.",
         ["none", "last", "user", "all", "fused", REWRITE],
     )
     rewriter: str = argument(

@@ -20,12 +20,12 @@ _PIECE = re.compile(r"\S{1,20}\s*")  # a word; in scripts without spaces, twenty
 class Query:
     """A question, and the messages of its chat history that belong to its query, oldest first.
 
-    `fused`: it is searched twice, without and with its history, and a document's two scores count half each.
+    `also`: other parts of the history, with which it is searched as well; a document's score is the mean of all.
     """
 
     question: str
     history: str = ""
-    fused: bool = False
+    also: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -33,22 +33,23 @@ class Query:
 
     @property
     def parts(self) -> tuple[Query, ...]:
-        """The queries that are searched for it: two if it is fused, else one."""
-        together = Query(self.question, self.history)
-        return (Query(self.question), together) if self.fused and self.history else (together,)
+        """The queries that are searched for it, all different; each has one history."""
+        return tuple(Query(self.question, history) for history in dict.fromkeys((*self.also, self.history)))
 
 
 def query_of(question: str, chat_history: Sequence[Turn], history: str) -> Query:
     """The query with the part of the chat history that `history` selects: `none`, `last` (the user's last message),
-    `user` (all of the user's), `all`, or `fused` (the user's, fused with the question alone). What is written for
-    `rewrite` is not known here (`rewriting.py`).
+    `user` (all of the user's), `all`, or `fused` (`none`, `last` and `all`). What is written for `rewrite` is not known
+    here (`rewriting.py`).
 
-    A follow-up such as "and how do I undo it?" finds nothing by itself; the user's earlier messages name its subject.
+    A follow-up such as "and how do I undo it?" finds nothing by itself; the earlier messages name its subject.
     """
     of_user = [turn for turn in chat_history if turn.speaker == USER]
-    turns = {"none": [], "last": of_user[-1:], "user": of_user, "all": chat_history, "fused": of_user}
-    messages = [turn.message for turn in turns[history]]
-    return Query(question, "\n".join(messages), fused=history == "fused")
+    turns = {"none": [], "last": of_user[-1:], "user": of_user, "all": chat_history}
+    texts = {name: "\n".join(turn.message for turn in some) for name, some in turns.items()}
+    if history == "fused":
+        return Query(question, texts["all"], also=(texts["none"], texts["last"]))
+    return Query(question, texts[history])
 
 
 def queries_of(examples: Sequence[Example], history: str) -> list[Query]:

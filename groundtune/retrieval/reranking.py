@@ -58,8 +58,8 @@ class RerankedRetriever:
     """A retriever whose first `depth` hits are put in a new order.
 
     Their scores are those of the reranker, with `weight`, and of the retriever, with the rest, each scaled to 0..1 over
-    these hits. Hits beyond them keep their order and their retriever's score on the same scale, which is 0 or less. The
-    two scores of a fused query count half each, as in the search.
+    these hits. Hits beyond them keep their order and their retriever's score on the same scale, which is 0 or less. A
+    passage's scores for the parts of a query count the same, as in the search.
     """
 
     retriever: Retriever

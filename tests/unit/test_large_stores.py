@@ -228,7 +228,7 @@ def of_all_kinds(tmp_path, documents, **arguments):
 @pytest.mark.parametrize("kind", ["dense", "bm25", "mix", "hybrid"])
 def test_every_retriever_finds_in_many_documents_what_it_finds_in_few(few_are_many, tmp_path, monkeypatch, kind):
     documents = of_copies()
-    queries = [*random_queries(10), Query("library book", "evening desk", fused=True), Query("x", "zebra")]
+    queries = [*random_queries(10), Query("library book", "evening desk", also=("", "desk")), Query("x", "zebra")]
     monkeypatch.setattr(near, "_RECALL", 1.1)  # search all lists
     many = of_all_kinds(tmp_path, documents)[kind].search(queries, 8)
     for module in (local, retrievers):
@@ -249,7 +249,7 @@ def test_a_filter_holds_in_every_retriever(few_are_many, tmp_path, monkeypatch, 
     monkeypatch.setattr(near, "_RECALL", 1.1)
     whole = of_all_kinds(tmp_path, documents)[kind]
     some = of_all_kinds(tmp_path, documents, filter=text)[kind]
-    queries = [*random_queries(6), Query("library book", "evening desk", fused=True)]
+    queries = [*random_queries(6), Query("library book", "evening desk", also=("", "desk"))]
     for query, hits, every in zip(queries, some.search(queries, 5), whole.search(queries, 400), strict=True):
         assert hits and all((h.document.metadata["number"] < 30) == (left == 30) for h in hits)
         assert all(h.document.metadata["even"] for h in hits) or left == 30
@@ -296,7 +296,7 @@ def test_a_mix_of_many_documents_ranks_them_by_its_definition_and_copies_in_thei
     texts = [d.page_content for d in random_documents(200)]
     documents = [Document(mixed, f"{mixed}{' ' * copy}") for mixed in texts for copy in range(3)]  # of equal scores
     documents = [documents[i] for i in np.random.default_rng(1).permutation(len(documents))]
-    queries = [Query(q) for q in random_queries(30)] + [Query("library book", "evening desk", fused=True)]
+    queries = [Query(q) for q in random_queries(30)] + [Query("library book", "evening desk", also=("", "desk"))]
     mix = of_all_kinds(tmp_path, documents)["mix"]
     for hits, right in zip(mix.search(queries, 20), in_plain_words(documents, queries, 20), strict=True):
         np.testing.assert_allclose([hit.score for hit in hits], [score for _, score in right], atol=1e-5)

@@ -104,10 +104,13 @@ def test_the_query_holds_what_its_policy_takes_of_the_history(policy, expected):
     assert query_of("and now?", (), policy).text == "and now?"
 
 
-def test_a_fused_query_is_searched_without_and_with_the_user_s_messages():
+def test_a_fused_query_is_searched_alone_with_the_last_message_and_with_all_each_once():
     parts = query_of("and now?", HISTORY, "fused").parts
-    assert [part.text for part in parts] == ["and now?", "first\nsecond\nand now?"]
+    assert [part.text for part in parts] == [
+        query_of("and now?", HISTORY, name).text for name in ("none", "last", "all")
+    ]
     assert [part.text for part in query_of("and now?", (), "fused").parts] == ["and now?"]
+    assert [part.text for part in query_of("and now?", HISTORY[:1], "fused").parts] == ["and now?", "first\nand now?"]
     assert query_of("and now?", HISTORY, "user").parts == (query_of("and now?", HISTORY, "user"),)
 
 

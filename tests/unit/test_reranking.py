@@ -91,10 +91,10 @@ def test_equal_scores_keep_the_order_of_the_search(weight):
     assert texts(hits) == texts(First().search(["?"], 8)[0])
 
 
-def test_the_scores_of_a_fused_query_count_half_each():
+def test_the_scores_of_the_parts_of_a_fused_query_count_the_same():
     scores = {("why?", "passage 0"): 4.0, ("lamps\nwhy?", "passage 1"): 6.0, ("why?", "passage 2"): 1.0}
     retriever = RerankedRetriever(First(), Fixed(scores), depth=3)
-    (hits,) = retriever.search([Query("why?", "lamps", fused=True)], 3)
+    (hits,) = retriever.search([Query("why?", "lamps", also=("",))], 3)
     assert texts(hits) == ["passage 1", "passage 0", "passage 2"]
 
 

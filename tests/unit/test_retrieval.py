@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 
 import numpy as np
@@ -170,23 +169,23 @@ def test_equal_scores_of_the_mix_are_ordered_by_the_vectors():
 @pytest.mark.parametrize("kind", ["mix", "dense", "bm25", "hybrid"])
 def test_a_fused_query_without_history_finds_what_the_question_alone_finds(kind):
     retriever, queries = retrievers(random_documents())[kind], random_queries()
-    fused = retriever.search([Query(query, fused=True) for query in queries], 5)
+    fused = retriever.search([Query(query, also=("",)) for query in queries], 5)
     assert fused == retriever.search(queries, 5)
 
 
-def test_a_fused_query_of_the_mix_is_the_mean_of_the_two_mixes():
+def test_a_fused_query_of_the_mix_is_the_mean_of_the_mixes_of_its_parts():
     documents = random_documents()
-    for question, history in itertools.pairwise(random_queries()):
-        (hits,) = retrievers(documents)["mix"].search([Query(question, history, fused=True)], 60)
-        alone, together = (mixed_by_hand(documents, query) for query in (Query(question), Query(question, history)))
-        expected = (alone + together) / 2
+    for question, last, every in zip(random_queries(), random_queries()[1:], random_queries()[2:]):
+        (hits,) = retrievers(documents)["mix"].search([Query(question, every, also=("", last))], 60)
+        parts = (Query(question), Query(question, last), Query(question, every))
+        expected = sum(mixed_by_hand(documents, part) for part in parts) / 3
         np.testing.assert_allclose([hit.score for hit in hits], np.sort(expected)[::-1], atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["mix", "dense", "bm25", "hybrid"])
 def test_fused_and_plain_queries_may_be_searched_together(kind):
     retriever = retrievers(random_documents())[kind]
-    queries = [Query("library book"), Query("a question", "the evening", fused=True), Query("desk", "nine")]
+    queries = [Query("library book"), Query("a question", "the evening", also=("", "evening")), Query("desk", "nine")]
     together = retriever.search(queries, 5)
     for query, hits in zip(queries, together, strict=True):
         (alone,) = retriever.search([query], 5)
