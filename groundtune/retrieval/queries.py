@@ -57,10 +57,13 @@ def queries_of(examples: Sequence[Example], history: str) -> list[Query]:
 
 
 def too_long(queries: Sequence[Query], limit: ReadingLimit | None) -> dict[int, int]:
-    """Position -> length in tokens, query prompt included, of the queries that are longer than the limit."""
+    """Position -> length in tokens, query prompt included, of the queries that are longer than the limit.
+
+    A fused query is as long as its first part, the question: of the part with all messages, the last ones are enough.
+    """
     if limit is None:
         return {}
-    counts = token_counts(limit.tokenizer, limit.query_prompt, [query.text for query in queries])
+    counts = token_counts(limit.tokenizer, limit.query_prompt, [query.parts[0].text for query in queries])
     return {i: n for i, n in enumerate(counts) if n > limit.max_tokens}
 
 

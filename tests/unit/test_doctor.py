@@ -209,6 +209,7 @@ def test_documents_longer_than_the_embedding_model_reads_are_named(data, bert_em
         ("swr", {"embedding_model": True, "eval_embedding_model": True}, {"train": 1, "eval": 1, "test": 1}),
         ("swr", {"embedding_model": True, "retriever": "bm25"}, {}),
         ("swr", {"embedding_model": True, "query_history": "none"}, {}),
+        ("swr", {"embedding_model": True, "query_history": "fused"}, {}),  # the question alone is short
     ],
 )
 def test_queries_that_are_shortened_are_named_in_the_splits_that_are_searched(
@@ -220,7 +221,7 @@ def test_queries_that_are_shortened_are_named_in_the_splits_that_are_searched(
         short = [{**row, "question": f"{split} {i}", "chat_history": []} for i, row in enumerate(rows)]
         write_jsonl(data / f"{split}.jsonl", [{**short[0], "chat_history": long}, *short[1:]])
     named = {name: bert_embedding_folder if value is True else value for name, value in models.items()}
-    diagnosis = diagnose(arguments_for(data, method, **named))
+    diagnosis = diagnose(arguments_for(data, method, **{"query_history": "user", **named}))
     found = [f for f in diagnosis.findings if f.check == "long-query"]
     assert {Path(f.where).name.partition(".")[0]: 1 for f in found} == expected and len(found) == len(expected)
     assert all(

@@ -114,6 +114,17 @@ def test_a_fused_query_is_searched_alone_with_the_last_message_and_with_all_each
     assert query_of("and now?", HISTORY, "user").parts == (query_of("and now?", HISTORY, "user"),)
 
 
+def test_a_fused_query_counts_as_too_long_only_if_its_question_is(embedder):
+    said = (Turn(USER, "first " * 99), Turn(ASSISTANT, "reply " * 99))
+    fused = [query_of(question, said, "fused") for question in ("and now?", "book " * 99)]
+    assert list(too_long(fused, embedder.limit)) == [1]
+    assert all(
+        embedder.limit.length_of_query(text) <= embedder.limit.max_tokens
+        for query in fused
+        for text in texts_within(query.parts, embedder.limit)
+    )
+
+
 # BM25
 
 
@@ -161,7 +172,7 @@ def test_evaluation_reports_the_shortened_queries(bert_embedding_folder, tmp_pat
         found = groundtune.evaluate(
             generator=f"openai:{server.url}", generator_model="m", eval_file=tmp_path / "eval.jsonl",
             full_dataset_file_path=tmp_path / "documents.jsonl", embedding_model=bert_embedding_folder,
-            output_dir=tmp_path / "out", quiet=True, bootstrap_samples=100,
+            output_dir=tmp_path / "out", query_history="user", quiet=True, bootstrap_samples=100,
         )  # fmt: skip
     (note,) = [note for note in found.notes if "search queries" in note]
     assert note.startswith(f"{len(rows)} of {len(rows)} search queries are longer than the 24 tokens")
