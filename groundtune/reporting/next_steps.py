@@ -127,9 +127,11 @@ def _found(prediction: Prediction) -> bool:
 
 
 def _other_method(known: Known, text: str) -> Step:
-    """Another method or a larger model; for a model that no run made, training."""
-    others = [method for name, method in METHODS.items() if name != known.method]
-    other = others[-1]
+    """Another method or a larger model; for a model that no run made, training.
+
+    The first of the others: docs/results.md has no method that answered better than the plainest one.
+    """
+    other = next(method for name, method in METHODS.items() if name != known.method)
     if not known.method:
         return Step(f"{text}; train the model on examples, or take a larger one", f"groundtune {other.name} -h")
     text = f"{text}; take a larger model, or compare with {other.title}"

@@ -71,10 +71,10 @@ def test_many_unfinished_answers_lead_to_a_limit_that_the_gold_answers_fit_into(
 def test_wrong_answers_with_the_evidence_lead_to_the_other_method_with_the_same_arguments():
     found = lines(made(wrong(), method="swr"))
     assert "24 of 24 answers are wrong although a passage with the answer was read" in found[1]
-    assert found[1].endswith("compare with RAFT: groundtune raft --config run.yaml --output_dir runs/a-raft")
+    assert found[1].endswith("compare with SFT: groundtune sft --config run.yaml --output_dir runs/a-sft")
     for other in ("groundtune.train('swr')", 'groundtune.train(instruction="Answer the user\'s question")', "", 7):
         unknown = replace(made(wrong(), method="swr"), settings={**SETTINGS, "command": other})
-        assert lines(unknown)[1].endswith(": groundtune raft -h")
+        assert lines(unknown)[1].endswith(": groundtune sft -h")
 
 
 def test_refusals_lead_to_the_unanswerable_rows_of_the_training_file():
