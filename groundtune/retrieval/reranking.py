@@ -80,7 +80,7 @@ class RerankedRetriever:
         """The reranker's scores of each query's first hits."""
         tops = [[hit.document for hit in hits[: self.depth]] for hits in found]
         parts = [(part, top) for query, top in zip(queries, tops) for part in query.parts if top]
-        for line in too_long_note([part for part, _ in parts], self.reranker.limit):
+        for line in too_long_note([query for query, top in zip(queries, tops) if top], self.reranker.limit):
             logger.warning(line)
         texts = texts_within([part for part, _ in parts], self.reranker.limit)
         scores = self.reranker.scores([(text, top) for text, (_, top) in zip(texts, parts)])
