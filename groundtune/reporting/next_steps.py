@@ -12,6 +12,7 @@ from groundtune.evaluation.abstention import REFUSED
 from groundtune.evaluation.outcomes import KNEW, LUCKY, MISSED, RIGHT, WRONG, Rightness, with_outcomes
 from groundtune.evaluation.statistics import FEWEST_PASSAGES, PairedDifference
 from groundtune.methods import METHODS
+from groundtune.system.text import one_line
 
 if TYPE_CHECKING:
     from groundtune.evaluation.predictions import Evaluation
@@ -111,10 +112,8 @@ def _lost(known: Known) -> Iterator[tuple[int, Step]]:
         yield not_found, Step(text, _retrievers(known))
     declined = sum(p.scores.get(REFUSED) == 1 for p in predictions)
     if declined:
-        train = known.settings.get("train_file")
-        text = f"On {declined} of {of} questions it said that it does not know, although they have an answer; train on "
-        count = shlex.join(["grep", "-c", '"answerable": false', str(train)]) if train else ""
-        yield declined, Step(f"{text}fewer unanswerable rows{' than there are now' * bool(count)}", count)
+        text = f"On {declined} of {of} questions it said that it does not know, although they have an answer; train on"
+        yield declined, Step(*_fewer_abstentions(known, text))
     wrong = [p for p in lost if p.outcome == WRONG and p.finished and p.scores.get(REFUSED) != 1]
     if wrong:
         text = f"{len(wrong)} of {of} answers are wrong although a passage with the answer was read"
@@ -124,6 +123,18 @@ def _lost(known: Known) -> Iterator[tuple[int, Step]]:
 def _found(prediction: Prediction) -> bool:
     gold = {document.id for document in prediction.example.gold_documents}
     return any(hit.document.id in gold for hit in prediction.hits)
+
+
+def _fewer_abstentions(known: Known, text: str) -> tuple[str, str]:
+    """What taught the model to abstain: rows that lost their gold, else the unanswerable ones of the file."""
+    preset = METHODS[known.method].defaults if known.method in METHODS else {}
+    if dropout := known.settings.get("gold_dropout", preset.get("gold_dropout")):
+        return f"{text} fewer rows without gold, with a --gold_dropout below {one_line(dropout, 20)}", ""
+    if not (train := known.settings.get("train_file")):
+        return f"{text} fewer unanswerable rows", ""
+    return f"{text} fewer unanswerable rows than there are now", shlex.join(
+        ["grep", "-c", '"answerable": false', str(train)]
+    )
 
 
 def _other_method(known: Known, text: str) -> Step:

@@ -84,6 +84,16 @@ def test_refusals_lead_to_the_unanswerable_rows_of_the_training_file():
     assert not any("are wrong although" in line for line in lines(known(declined)))
 
 
+def test_refusals_of_a_model_whose_rows_lost_their_gold_lead_to_fewer_such_rows():
+    declined = [replace(p, scores={**p.scores, REFUSED: 1.0}) for p in evaluation(wrong(), COLOURS).predictions]
+    for method, settings, share in (("raft", {}, 0.2), ("swr", {"gold_dropout": 0.4}, 0.4)):
+        its = replace(known(declined), method=method, settings={**SETTINGS, **settings})
+        found = next(line for line in lines(its) if "does not know" in line)
+        assert found.endswith(f"train on fewer rows without gold, with a --gold_dropout below {share}")
+    off = replace(known(declined), method="raft", settings={**SETTINGS, "gold_dropout": 0.0})
+    assert any(line.endswith("train.jsonl") for line in lines(off) if "does not know" in line)
+
+
 def test_few_passages_come_first_and_say_how_many_more():
     few = known(evaluation(wrong(9), COLOURS[:9], rank=None).predictions)
     assert "questions on 9 passages, and a verdict takes 20, so add questions on 11 more" in lines(few)[1]
