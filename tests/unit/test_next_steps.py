@@ -89,7 +89,7 @@ def test_refusals_of_a_model_whose_rows_lost_their_gold_lead_to_fewer_such_rows(
     for method, settings, share in (("raft", {}, 0.2), ("swr", {"gold_dropout": 0.4}, 0.4)):
         its = replace(known(declined), method=method, settings={**SETTINGS, **settings})
         found = next(line for line in lines(its) if "does not know" in line)
-        assert found.endswith(f"train on fewer rows without gold, with a --gold_dropout below {share}")
+        assert found.endswith(f"train on fewer rows without gold, with a --gold_dropout below {share}.")
     off = replace(known(declined), method="raft", settings={**SETTINGS, "gold_dropout": 0.0})
     assert any(line.endswith("train.jsonl") for line in lines(off) if "does not know" in line)
 
