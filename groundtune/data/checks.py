@@ -47,6 +47,7 @@ TITLES = {
     "shared-article": "split that shares articles with the training file",
     "declining-answer": "gold answer that declines to answer",
     "unknown-abstention": "abstention that would count as an answer",
+    "one-citation": "citations of the first passage alone",
     "moved-gold": "gold passage under another title or source",
     "reworded-gold": "gold passage that was reworded or cut elsewhere",
     "gone-gold": "gold passage that is gone",

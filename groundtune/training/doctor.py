@@ -12,7 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, cast
 
 from groundtune.aliases import Tokenizer
-from groundtune.arguments import REWRITE, Arguments, room_for_prompt
+from groundtune.arguments import GOLD_FIRST, REWRITE, TAUGHT, Arguments, room_for_prompt
 from groundtune.data.checks import (
     ERROR,
     NOTE,
@@ -134,7 +134,7 @@ def diagnose(arguments: Arguments) -> Diagnosis:
     findings = check_texts(dataset)
     findings += _texts_not_read(arguments, dataset)
     findings += _declining_answers(dataset, arguments.evaluation.abstentions)
-    findings += _unknown_abstention(arguments)
+    findings += [*_unknown_abstention(arguments), *_one_citation(arguments)]
     findings += _languages(arguments, dataset)
     tokenizer, prompt = None, None
     table: dict[str, RowCounts] = {}
@@ -181,6 +181,13 @@ def _unknown_abstention(arguments: Arguments) -> Iterator[Finding]:
     if arguments.passages.gold_dropout and not abstains(taught, (), arguments.evaluation.abstentions):
         message = f"{taught[:60]!r} would count as an answer; add the wording to a file, and give it with --abstentions"
         yield Finding(WARNING, "unknown-abstention", "--abstention", "", message)
+
+
+def _one_citation(arguments: Arguments) -> Iterator[Finding]:
+    """A finding if every mark that is taught is the same: a model then cites the first passage, whatever it says."""
+    if arguments.prompt.citations == TAUGHT and arguments.passages.passage_order == GOLD_FIRST:
+        message = "gold is always the first passage, so the model learns to write ⟦1⟧ everywhere; train with others "
+        yield Finding(WARNING, "one-citation", "--citations", "", f"{message}(swr, raft) and --passage_order shuffled")
 
 
 def row_counts(rows: Iterable[Row], prompt: Prompt, tokenizer: Tokenizer) -> RowCounts | None:

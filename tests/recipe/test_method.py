@@ -200,7 +200,24 @@ def test_bad_numbers_are_named_and_so_is_an_abstention_that_would_count_as_an_an
     assert "--gold_dropout: 1.0 is not in [0, 1)" in problems and "--num_distractors: -1 is too small" in problems
     found = json.loads(run(capsys, "doctor", "raft", *words(tmp_path / "run", abstention="Tja."), "--json"))
     assert [one["check"] for one in found["findings"]].count("unknown-abstention") == 1
+    assert "one-citation" not in str(found["findings"])
     assert "--abstention Tja." in doctor_command(parse_arguments("raft", words(tmp_path / "run", abstention="Tja.")))
+
+
+@pytest.mark.parametrize(
+    "method, flags, warned",
+    [
+        ("swr", {"citations": "taught"}, True),
+        ("swr", {"citations": "taught", "passage_order": "shuffled"}, False),
+        ("raft", {"citations": "taught"}, False),
+        ("swr", {"citations": "afterwards"}, False),
+    ],
+)
+def test_the_doctor_warns_where_every_citation_that_is_taught_is_the_same(
+    method, flags, warned, words, tmp_path, capsys
+):
+    found = json.loads(run(capsys, "doctor", method, *words(tmp_path / "run", **flags), "--json"))
+    assert [one["check"] for one in found["findings"]].count("one-citation") == warned
 
 
 def test_no_other_module_spells_the_name_of_a_method():
