@@ -74,14 +74,20 @@ def main(argv: Sequence[str]) -> int:
 
 
 def cost_of(arguments: RunArguments, diagnosis: Diagnosis) -> RunCost | None:
-    """The cost of training; None without a model or rows, or if the model cannot be run without its weights."""
+    """The cost of training; None without a model or rows, or if the model cannot be run without its weights.
+
+    With `--train_share` or `--max_train_samples` its tokens are that share of all, as if rows were of equal length.
+    """
     rows = diagnosis.table.get("train")
     if rows is None:
         return None
     from groundtune.training.cost import run_cost
 
+    trained = max(1, round(rows.rows * arguments.data.train_share))
+    trained = min(trained, arguments.data.max_train_samples or trained)
+    tokens, answers = (round(count * trained / rows.rows) for count in (rows.all_tokens, rows.all_answer_tokens))
     try:
-        return run_cost(arguments, rows.rows, rows.all_tokens, rows.all_answer_tokens, rows.row_tokens["longest"])
+        return run_cost(arguments, trained, tokens, answers, rows.row_tokens["longest"])
     except Exception as error:  # models may do anything with tensors that have no data
         logger.info("no estimate of time and memory: %s: %s", type(error).__name__, one_line(error))
         return None

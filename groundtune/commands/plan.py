@@ -43,6 +43,7 @@ _WITHOUT_INFLUENCE = {
     "concurrency", "bootstrap_samples", "quiet", "json", "full",
 }  # fmt: skip
 _FILES = ("eval_file", "full_dataset_file_path")
+_PRECISION, _AUTO = "bf16", "auto"  # true where the hardware computes bfloat16
 _NOT_OF_A_NAME = re.compile(r"[^\w.,=+-]")
 
 Flags = Mapping[str, Entry]
@@ -233,8 +234,9 @@ def _cell(
     output_dir: Path,
 ) -> Cell:  # fmt: skip
     """A cell with the words of its commands."""
-    values = {flag: entry.value for flag, entry in flags.items()}
-    cell = Cell(name, method, seed, (), ())
+    values = _values(flags)
+    by_machine = (_PRECISION,) if _PRECISION in flags and flags[_PRECISION].value == _AUTO else ()
+    cell = Cell(name, method, seed, (), (), by_machine=by_machine)
     folder = output_dir / cell.label
     if method:
         usual = {} if "eval_strategy" in values else _TRAINING
@@ -248,12 +250,22 @@ def _cell(
         known = {flag: value for flag, value in values.items() if flag in _flags_of_evaluate()}
     asked = []
     for one, its_flags in evaluations.items():
-        its = {"eval_file": questions} | known | {flag: entry.value for flag, entry in its_flags.items()}
+        its = {"eval_file": questions} | known | _values(its_flags)
         if not method:
             its["eval_file"] = its_flags["eval_file"].value if "eval_file" in its_flags else questions
         its["output_dir"] = str(folder / f"evaluation-{one}")
         asked.append(Asked(one, (model, *words_of(its)), _contexts(its.get("contexts"))))
     return replace(cell, words=tuple(words) if method else (model,), evaluations=tuple(asked))
+
+
+def _values(flags: Flags) -> dict[str, Any]:
+    """The flags' values, where `bf16: auto` is what this machine computes."""
+    values = {flag: entry.value for flag, entry in flags.items()}
+    if values.get(_PRECISION) == _AUTO:
+        from groundtune.model.loading import computes_bf16  # here, because it imports torch
+
+        values[_PRECISION] = str(computes_bf16()).lower()
+    return values
 
 
 def _contexts(value: Any) -> tuple[str, ...]:
@@ -289,7 +301,8 @@ def identified(plan: Plan) -> Plan:
             cell,
             settings=tried(cell, partial(_trained, cell)),
             evaluations=tuple(
-                replace(asked, settings=tried(cell, partial(_settings, asked))) for asked in cell.evaluations
+                replace(asked, settings=tried(cell, partial(_settings, asked, cell.by_machine)))
+                for asked in cell.evaluations
             ),
         )
         for cell in plan.cells
@@ -308,11 +321,12 @@ def _trained(cell: Cell) -> dict[str, Any]:
     arguments, method = parse_arguments(cell.method, cell.words), METHODS[cell.method]
     if problems := arguments.check(for_training=method.title if method.retrieves else ""):
         raise DataError(problems)
-    return settings_of(arguments)
+    compared_ones = settings_of(arguments)
+    return {name: value for name, value in compared_ones.items() if name.removeprefix("--") not in cell.by_machine}
 
 
-def _settings(asked: Asked) -> dict[str, str]:
-    """What an evaluation's words determine besides its model."""
+def _settings(asked: Asked, by_machine: Sequence[str]) -> dict[str, str]:
+    """What an evaluation's words determine besides its model, whatever the machine decides."""
     values = given(evaluation_parser(), asked.words)
     if not values["model"]:
         raise DataError(["--model_name_or_path: missing; name the model in the plan's settings"])
@@ -321,4 +335,5 @@ def _settings(asked: Asked) -> dict[str, str]:
     for name in _FILES:
         if name in values and not os.path.isfile(values[name]):
             raise DataError([f"evaluation {asked.name}: --{name}: no such file: {values[name]}"])
-    return compared({name: value for name, value in values.items() if name not in _WITHOUT_INFLUENCE})
+    without = {*_WITHOUT_INFLUENCE, *by_machine}
+    return compared({name: value for name, value in values.items() if name not in without})

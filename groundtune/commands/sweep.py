@@ -29,6 +29,11 @@ EXAMPLES = """examples:
   groundtune sweep sweep.yaml --time_budget 90m
   groundtune sweep sweep.yaml --only learning_rate=2e-4 --set num_train_epochs=2 -o runs/longer"""
 _PROBE_QUESTIONS = 4
+# Flags that change neither how many steps a training takes nor what one of them costs.
+_SAME_STEPS = {
+    "--seed", "--output_dir", "--learning_rate", "--lr_scheduler_type", "--warmup_steps", "--weight_decay",
+    "--lora_alpha", "--max_grad_norm",
+}  # fmt: skip
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 
 
@@ -159,20 +164,40 @@ def _estimate(left: Sequence[Cell], known: Sequence[Figures], tell: Any, dry: bo
     from groundtune.recipes.sweep import expected_minutes
     from groundtune.system.progress import rounded_time
 
-    trained = next((cell for cell in left if cell.method), None)
-    by_doctor = None
-    if trained is not None and expected_minutes(trained, known) is None:
-        by_doctor = _training_minutes(trained)
-    minutes = {cell.label: expected_minutes(cell, known, by_doctor) for cell in left}
+    estimated = _estimated([cell for cell in left if cell.method and expected_minutes(cell, known) is None])
+    minutes = {cell.label: expected_minutes(cell, known, estimated.get(cell.label)) for cell in left}
     if dry:
         for cell in left:
             tell(f"{cell.label}: {_about(minutes[cell.label])}")
     total = sum(one or 0.0 for one in minutes.values())
-    basis = "measured" if by_doctor is None else "estimated by the doctor, without evaluations"
+    basis = "estimated by the doctor, without evaluations" if estimated else "measured"
     unknown = sum(one is None for one in minutes.values())
     more = f", and {unknown} of which nothing is known" if unknown else ""
     tell(f"{len(left)} runs are left: about {rounded_time(60 * total)} ({basis}){more}" if left else "no run is left")
     return minutes
+
+
+def _estimated(cells: Sequence[Cell]) -> dict[str, float | None]:
+    """The doctor's estimate for each cell by label, made once for those that take the same steps.
+
+    It also checks their data: raises `DataError` with the errors of all of them.
+    """
+    alike: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in cells:
+        steps = (word for word in cell.words if word.partition("=")[0] not in _SAME_STEPS)
+        alike.setdefault((cell.method, *steps), []).append(cell)
+    found: dict[str, float | None] = {}
+    problems: list[str] = []
+    for some in alike.values():
+        try:
+            minutes = _training_minutes(some[0])
+        except DataError as error:
+            problems += [f"{some[0].label}: {problem}" for problem in error.problems]
+            continue
+        found |= {cell.label: minutes for cell in some}
+    if problems:
+        raise DataError([*problems, "nothing was started, because of these problems"])
+    return found
 
 
 def _about(minutes: float | None) -> str:
@@ -180,16 +205,13 @@ def _about(minutes: float | None) -> str:
 
 
 def _training_minutes(cell: Cell) -> float | None:
-    """The doctor's estimate of a cell's training, which also checks its data: raises `DataError` with every error."""
+    """The doctor's estimate of a cell's training. Raises `DataError` with every error in its data."""
     from groundtune.commands.doctor import cost_of
     from groundtune.training.doctor import diagnose
 
     arguments = parse_arguments(cell.method, cell.words)
-    try:
-        diagnosis = diagnose(arguments)
-        diagnosis.raise_errors()
-    except DataError as error:
-        raise DataError([*error.problems, f"{cell.label}: nothing was started, because of these problems"]) from error
+    diagnosis = diagnose(arguments)
+    diagnosis.raise_errors()
     cost = cost_of(arguments, diagnosis)
     return cost.seconds / 60 if cost else None
 

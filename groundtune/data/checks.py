@@ -48,6 +48,7 @@ TITLES = {
     "declining-answer": "gold answer that declines to answer",
     "unknown-abstention": "abstention that would count as an answer",
     "one-citation": "citations of the first passage alone",
+    "emulated-bf16": "bfloat16 on hardware without it",
     "moved-gold": "gold passage under another title or source",
     "reworded-gold": "gold passage that was reworded or cut elsewhere",
     "gone-gold": "gold passage that is gone",

@@ -34,6 +34,7 @@ _KEPT = re.compile(
 _LARGEST = 32 * 2**20  # bytes of a file of figures
 _NAME = re.compile(r"[\w.,=+-]{1,120}")
 TRAINING, BESIDES = "training", "besides training"  # minutes: the latter to load, to index, to test
+_PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 _FILES, _MODELS = ("eval_file", "full_dataset_file_path"), ("embedding_model", "eval_embedding_model", "reranker")
 
 
@@ -65,6 +66,14 @@ class Figures:
     versions: Mapping[str, str]
     finished: str
 
+    @property
+    def precision(self) -> str:
+        """What it was computed in, by its flags where `machine` does not say; empty if unknown."""
+        flags = (self.settings.get("--bf16"), *(one.get("bf16") for one in self.evaluations.values()))
+        given = {str(flag).lower() for flag in flags}
+        by_flags = "bfloat16" if "true" in given else "float32" if "false" in given else ""
+        return self.machine.get("precision") or by_flags
+
     def other_than(self, cell: Cell) -> list[str]:
         """Why these are not the figures of `cell`, one line each; empty if they are."""
         problems = [] if self.method == cell.method else [f"method: {self.method} there, {cell.method} here"]
@@ -73,7 +82,7 @@ class Figures:
             there = self.evaluations.get(asked.name)
             if there is None:
                 problems.append(f"evaluation {asked.name}: missing there")
-            elif dict(there) != without_secrets(asked.settings):
+            elif {n: v for n, v in there.items() if n not in cell.by_machine} != without_secrets(asked.settings):
                 problems.append(f"evaluation {asked.name}: has other settings there")
         return problems
 
@@ -103,11 +112,22 @@ def figures_of(
             for context in asked.contexts
         }
     machine = {name: hide_secrets(str(record.get(name, ""))) for name in ("platform", "device")}
+    machine["precision"] = _precision(record)
     return Figures(
         cell.name, cell.method, cell.seed, without_secrets(cell.settings),
         {asked.name: without_secrets(asked.settings) for asked in cell.evaluations},
         scored, minutes, machine, dict(record.get("versions", {})), finished,
     )  # fmt: skip
+
+
+def _precision(record: Mapping[str, Any]) -> str:
+    """What a run computed in; empty if the hardware decided and the record does not say."""
+    given = {
+        flag: group[flag] for group in record.get("arguments", {}).values() for flag in _PRECISIONS if flag in group
+    }
+    if None in given.values() or not given:
+        return ""
+    return next((_PRECISIONS[flag] for flag, chosen in given.items() if chosen), "float32")
 
 
 def _minutes(record: Mapping[str, Any]) -> float:

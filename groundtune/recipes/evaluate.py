@@ -434,7 +434,9 @@ def _steps(arguments: InferenceArguments, found: Evaluated) -> list[Step]:
     run = arguments.run
     settings = {name: value for group in ("data", "retrieval", "evaluation")
                 for name, value in asdict(getattr(arguments, group)).items()}  # fmt: skip
-    settings |= {name: run.names[name] for name in ("test_file", "eval_file") if run and name in run.names}
+    if run:
+        settings |= {name: run.names[name] for name in ("test_file", "eval_file") if name in run.names}
+        settings |= {name: run.settings[name] for name in ("gold_dropout",) if name in run.settings}
     difference = found.verdict.differences[arguments.name].get(F1) if found.verdict else None
     model = arguments.model.model_name_or_path if arguments.api == "here" else ""
     method = run.method if run else ""

@@ -150,7 +150,7 @@ def _where(figures: Sequence[Figures]) -> list[str]:
     """Machines and versions, and the number of runs by each."""
     if not figures:
         return []
-    machines = _counted(one.machine.get("device", "") for one in figures)
+    machines = _counted(", ".join(filter(None, (one.machine.get("device", ""), one.precision))) for one in figures)
     names = ("groundtune", "torch", "transformers", "peft")
     versions = _counted(", ".join(f"{n} {one.versions[n]}" for n in names if n in one.versions) for one in figures)
     return [md(f"Measured on {machines}; with {versions}.")]

@@ -39,7 +39,8 @@ class Cell:
     """One training run and its evaluations.
 
     `method` is empty for the base model, which is not trained: then `words` name the model. Else they are the words of
-    the training command after the method.
+    the training command after the method. `by_machine`: flags whose value the machine decides, so that they do not tell
+    cells apart.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Cell:
     words: tuple[str, ...]
     evaluations: tuple[Asked, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    by_machine: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:

@@ -24,6 +24,7 @@ from groundtune.arguments import (
     EvaluationArguments,
     Group,
     ModelArguments,
+    PassageArguments,
     PromptArguments,
     RetrievalArguments,
 )
@@ -49,6 +50,7 @@ _SETTINGS: dict[str, tuple[type[Group] | None, tuple[str, ...]]] = {
             "rerank_weight", "rewriter_model", "rewriter_options",
         ),
     ),
+    "passages": (PassageArguments, ("gold_dropout",)),
     "prompt": (PromptArguments, tuple(field.name for field in fields(PromptArguments))),
     "model": (ModelArguments, ("dtype", "use_peft", "load_in_4bit")),
     "evaluation": (EvaluationArguments, ("max_new_tokens", "bootstrap_samples")),
@@ -64,6 +66,7 @@ _OF_TRAINING = {"bf16": "bool | None", "load_best_model_at_end": "bool"}  # type
 _BOUNDS = {
     "max_seq_length": (16, 10_000_000), "eval_num_to_retrieve": (1, 10_000_000), "max_new_tokens": (1, 10_000_000),
     "bootstrap_samples": (100, 100_000), "mix_weight": (0, 1), "rerank_depth": (1, 10_000), "rerank_weight": (0, 1),
+    "gold_dropout": (0, 1),
 }  # fmt: skip
 _LARGEST = 16 * 2**20  # bytes of a run.json; real ones have a few thousand
 _LONGEST_NAME = 4096  # characters: the longest path on Linux

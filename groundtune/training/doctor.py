@@ -28,7 +28,7 @@ from groundtune.data.languages import NAMES, languages_of, limits_of
 from groundtune.errors import DataError, ModelError
 from groundtune.evaluation.abstention import abstains
 from groundtune.methods import METHODS
-from groundtune.model.loading import load_tokenizer, loading_problem
+from groundtune.model.loading import computes_bf16, load_tokenizer, loading_problem
 from groundtune.prompts.policies import draw
 from groundtune.prompts.prompt import ChatPrompt, Prompt, make_prompt
 from groundtune.prompts.rows import Row, encode_questions
@@ -134,7 +134,7 @@ def diagnose(arguments: Arguments) -> Diagnosis:
     findings = check_texts(dataset)
     findings += _texts_not_read(arguments, dataset)
     findings += _declining_answers(dataset, arguments.evaluation.abstentions)
-    findings += [*_unknown_abstention(arguments), *_one_citation(arguments)]
+    findings += [*_unknown_abstention(arguments), *_one_citation(arguments), *_emulated(arguments)]
     findings += _languages(arguments, dataset)
     tokenizer, prompt = None, None
     table: dict[str, RowCounts] = {}
@@ -188,6 +188,13 @@ def _one_citation(arguments: Arguments) -> Iterator[Finding]:
     if arguments.prompt.citations == TAUGHT and arguments.passages.passage_order == GOLD_FIRST:
         message = "gold is always the first passage, so the model learns to write ⟦1⟧ everywhere; train with others "
         yield Finding(WARNING, "one-citation", "--citations", "", f"{message}(swr, raft) and --passage_order shuffled")
+
+
+def _emulated(arguments: Arguments) -> Iterator[Finding]:
+    """A finding if the hardware has no instructions for bfloat16: most CPUs compute it far more slowly than float32."""
+    if getattr(arguments.training, "bf16", False) and not computes_bf16():
+        message = "this machine has no bfloat16 instructions, so it takes several times as long as float32; give false"
+        yield Finding(WARNING, "emulated-bf16", "--bf16", "", message)
 
 
 def row_counts(rows: Iterable[Row], prompt: Prompt, tokenizer: Tokenizer) -> RowCounts | None:

@@ -88,6 +88,8 @@ def test_the_doctor_tells_time_and_memory_of_a_run(tmp_path, capsys):
     assert main(f"doctor sft {flags} --num_train_epochs 3 --json".split()) == 0
     once, thrice = told, json.loads(capsys.readouterr().out)["cost"]
     assert f"{thrice['tokens'] // 3:,} tokens" in once
+    assert main(f"doctor sft {flags} --max_train_samples 1 --num_train_epochs 3 --json".split()) == 0
+    assert json.loads(capsys.readouterr().out)["cost"]["tokens"] < thrice["tokens"]
 
 
 def test_a_model_that_cannot_run_without_data_has_no_estimate_and_no_error(tmp_path, capsys, monkeypatch):

@@ -17,6 +17,7 @@ from groundtune.cli import main
 from groundtune.data.files import write_documents, write_jsonl
 from groundtune.prompts.rows import LeftOut, Row
 from groundtune.schema import Document
+from groundtune.training import doctor as training_doctor
 from groundtune.training.doctor import diagnose, doctor_command, harmless, row_counts, shown
 
 
@@ -422,6 +423,17 @@ def test_the_test_split_is_eval_where_it_has_no_file_and_is_never_cut(data):
     assert _tested_on_eval(arguments.data)
     assert _tested_on_eval(DataArguments(eval_file="a/b.jsonl", test_file="a/../a/b.jsonl"))
     assert not _tested_on_eval(DataArguments(eval_file="a.jsonl", test_file="b.jsonl"))
+
+
+# Hardware
+
+
+@pytest.mark.parametrize(("bf16", "native", "told"), [(True, False, 1), (True, True, 0), (False, False, 0)])
+def test_bfloat16_that_the_hardware_does_not_compute_is_named(data, monkeypatch, bf16, native, told):
+    monkeypatch.setattr(training_doctor, "computes_bf16", lambda: native)
+    arguments = arguments_for(data)
+    arguments.training.bf16 = bf16
+    assert [finding.check for finding in diagnose(arguments).findings].count("emulated-bf16") == told
 
 
 # Languages

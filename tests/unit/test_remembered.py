@@ -30,6 +30,7 @@ def record(**changes) -> dict:
         "data": {"max_seq_length": 512, "full_dataset_file_path": NAMES["full_dataset_file_path"],
                  "test_file": NAMES["test_file"], "full_dataset_index_path": "/data/index"},
         "retrieval": {"embedding_model": NAMES["embedding_model"], "retriever": "dense", "eval_num_to_retrieve": 3},
+        "passages": {"gold_dropout": 0.4, "distractors": ["random"]},
         "prompt": {"user_prefix": None, "instruction": "Answer."},
         "model": {"model_name_or_path": NAMES["model_name_or_path"], "model_revision": "b" * 40, "use_peft": True,
                   "trust_remote_code": True, "gguf_file": None},
@@ -58,8 +59,8 @@ def test_only_what_is_on_the_list_is_remembered_whoever_made_the_run(tmp_path, o
     run = remembered(str(folder))
     assert run.method == "swr" and run.own is own
     assert run.settings == {
-        "max_seq_length": 512, "retriever": "dense", "eval_num_to_retrieve": 3, "instruction": "Answer.",
-        "use_peft": True, "max_new_tokens": 8, "bf16": True,
+        "max_seq_length": 512, "retriever": "dense", "eval_num_to_retrieve": 3, "gold_dropout": 0.4,
+        "instruction": "Answer.", "use_peft": True, "max_new_tokens": 8, "bf16": True,
     }  # fmt: skip
     assert run.names | run.outside == NAMES and (run.outside if own else run.names) == {}
     assert run.inputs == {"test_file": "ab"} and run.revision == "b" * 40

@@ -21,6 +21,7 @@ from groundtune.cli import main
 from groundtune.commands.evaluate import parser as evaluation_parser
 from groundtune.commands.parsing import given, parse_arguments
 from groundtune.commands.plan import identified, read_plan
+from groundtune.commands.sweep import _estimate
 from groundtune.data.files import sha256_of, write_jsonl, write_text
 from groundtune.errors import DataError
 from groundtune.evaluation.figures import (
@@ -614,6 +615,66 @@ cells:
     assert str(tmp_path) not in json.dumps([a.settings, base.settings])
     assert a.settings["--model_name_or_path"] == base.settings["--model_name_or_path"]
     assert base.evaluations[0].settings["eval_file"].startswith("sha256 ")
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_the_machine_may_choose_the_precision_which_then_tells_no_cells_apart(
+    tmp_path, families, data_folder, monkeypatch, native, dtype
+):
+    monkeypatch.setattr("groundtune.model.loading.computes_bf16", lambda: native)
+    text = f"""
+output_dir: {{folder}}/runs
+questions: {(data_folder / "eval.jsonl").as_posix()}
+settings:
+  model_name_or_path: {Path(families["llama"].folder).as_posix()}
+  train_file: {(data_folder / "train.jsonl").as_posix()}
+  eval_file: {(data_folder / "eval.jsonl").as_posix()}
+  test_file: {(data_folder / "eval.jsonl").as_posix()}
+  full_dataset_file_path: {(data_folder / "documents.jsonl").as_posix()}
+  retriever: bm25
+  bf16: VALUE
+cells:
+  base: {{{{method: none}}}}
+  a: {{{{method: sft}}}}
+"""
+    auto, fixed = (
+        identified(read_plan(str(write_plan(tmp_path, text.replace("VALUE", value))), {}))
+        for value in ("auto", str(native).lower())
+    )
+    for chosen_, written in zip(auto.cells, fixed.cells, strict=True):
+        assert (chosen_.words, chosen_.evaluations[0].words) == (written.words, written.evaluations[0].words)
+        its = written.settings.get("--bf16", written.evaluations[0].settings.get("bf16"))
+        assert its in (native, str(native).lower())
+        there = Figures(
+            written.name, written.method, written.seed, written.settings,
+            {one.name: one.settings for one in written.evaluations}, {}, {}, {"device": "a CPU"}, {}, "",
+        )  # fmt: skip
+        assert there.precision == dtype and there.other_than(chosen_) == there.other_than(written) == []
+        other = replace(there, settings={**there.settings, "--bf16": not native}, evaluations={
+            name: {**settings, "bf16": str(not native).lower()} for name, settings in there.evaluations.items()
+        })  # fmt: skip
+        assert other.other_than(chosen_) == []
+        assert other.other_than(written) != []
+
+
+def test_cells_that_take_other_steps_are_estimated_each_and_all_their_problems_come_at_once(plan, monkeypatch, capsys):
+    asked: list[str] = []
+
+    def minutes(cell):
+        asked.append(cell.label)
+        if cell.name in failing:
+            raise DataError([f"{cell.name}.jsonl:1: odd"])
+        return 60.0 if cell.method == "sft" else 180.0
+
+    failing: set[str] = set()
+    monkeypatch.setattr("groundtune.commands.sweep._training_minutes", minutes)
+    total = sum(one or 0.0 for one in _estimate(plan.cells, [], print, dry=True).values())
+    assert asked == ["sft-seed0", "swr-seed0", "raft-seed7"] and total == 2 * 60 + 3 * 180
+    assert "sft-seed1: about 60 min" in (shown := capsys.readouterr().out) and "about 11 h" in shown
+    failing = {"sft", "raft"}
+    with pytest.raises(DataError) as error:
+        _estimate(plan.cells, [], print, dry=True)
+    assert [problem.partition(":")[0] for problem in error.value.problems[:2]] == ["sft-seed0", "raft-seed7"]
 
 
 # What is in the repository
