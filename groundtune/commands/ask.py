@@ -113,7 +113,8 @@ def _show(dialogue: Dialogue, question: str) -> list[Source]:
     read = f"{len(sources)} passage{'' if len(sources) == 1 else 's'}"
     if dialogue.manner.citations == AFTERWARDS and dialogue.told.said.marked:
         say_text(f"\n{dialogue.told.said.marked}")
-    say("", f"based on {read}:" if sources else "no passage was found, or none fits into the prompt")
+    found = f"{'read' if dialogue.told.withheld else 'based on'} {read}:"
+    say("", found if sources else "no passage was found, or none fits into the prompt")
     for i, source in enumerate(sources, 1):
         number = mark(i) if dialogue.cites else f"[{i}]"
         say(f"  {number} {source.score:.3f}  {', '.join(filter(None, (source.title, source.place)))}")

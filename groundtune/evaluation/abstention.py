@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from groundtune.data.words import words
+from groundtune.data.words import has_other_script, words
 from groundtune.errors import DataError
 from groundtune.evaluation.metrics import generation_scores, normalised
 from groundtune.schema import Example
@@ -24,6 +24,7 @@ SHIPPED = Path(__file__).parent / "abstentions.txt"  # explains how a wording is
 _SENTENCE = re.compile(r"[^.!?\n\u3002\uff01\uff1f\uff0e\u2026]+")
 _PIECE = re.compile(r"\{([^{}]*)\}|([(|)*])|([^{}(|)*\s]+)|([{}])")
 _LONGEST = 300  # characters of a sentence that is compared
+_MANY = 4  # words with which only an abstention begins
 
 
 @dataclass(frozen=True)
@@ -33,24 +34,33 @@ class Wordings:
     spaced: re.Pattern[str]
     unspaced: re.Pattern[str]
     lead: re.Pattern[str]  # words that may come first, as a sentence of their own
+    goes_on: re.Pattern[str]  # a sentence that takes back what the one before it said
 
     def match(self, answer: str) -> bool:
-        """Whether the first sentence, or the whole answer, is one of the wordings."""
+        """Whether the first sentence, or the whole answer, is one of the wordings, and the next does not answer."""
         sentences = [said for one in _SENTENCE.findall(answer) if (said := _spaced(one))]
         while len(sentences) > 1 and self.lead.fullmatch(sentences[0]):
             del sentences[0]
+        if any(map(self.goes_on.match, sentences[1:2])):
+            return False
+        without_spaces = has_other_script(answer)
         return any(
-            self.spaced.fullmatch(said) or self.unspaced.fullmatch(said.replace(" ", ""))
+            self.spaced.fullmatch(said) or (without_spaces and self.unspaced.fullmatch(said.replace(" ", "")))
             for said in (*sentences[:1], _spaced(answer))
             if len(said) <= _LONGEST
         )
 
 
 def _spaced(text: str) -> str:
-    """The words in lower case, each followed by a space; apostrophes join: "isn't" is "isnt"."""
-    return "".join(f"{word} " for word in words(_APOSTROPHE.sub("", text)))
+    """The words in lower case, each followed by a space; "isn't" is "isnt", and "it's" is "it is"."""
+    return "".join(f"{word} " for word in words(_plain(text)))
 
 
+def _plain(text: str) -> str:
+    return _APOSTROPHE.sub("", _IS.sub(r"\1 is", _AM.sub("I am", text)))
+
+
+_AM, _IS = re.compile(r"(?i)\bi['\u2019]m\b"), re.compile(r"(?i)\b(it|that|there|what|here)['\u2019]s\b")
 _APOSTROPHE = re.compile(r"(?<=\w)['\u2019\u02bc`](?=\w)")
 
 
@@ -63,8 +73,7 @@ def read_wordings(path: str = "") -> Wordings:
     """
     lines = _lines(SHIPPED) + (_lines(Path(path)) if path else [])
     names: dict[str, str] = {}
-    leads: list[str] = []
-    wordings: list[str] = []
+    kinds: dict[str, list[str]] = {"": [], "+": [], "!": [], "&": []}
     problems: list[str] = []
     for where, line in lines:
         name, equals, value = line.partition("=")
@@ -72,18 +81,21 @@ def read_wordings(path: str = "") -> Wordings:
             if equals:
                 names[name.strip()] = _pattern(value, names)
             else:
-                (leads if line.startswith("+") else wordings).append(_pattern(line.removeprefix("+"), names))
+                kind = line[0] if line[0] in kinds else ""
+                kinds[kind].append(_pattern(line.removeprefix(kind), names))
         except ValueError as error:
             problems.append(f"{where}: {error}")
     if problems:
         raise DataError(problems)
-    lead = f"(?:{'|'.join(leads)})"
-    spaced = f"{lead}{{0,2}}(?:{'|'.join(wordings)})"
-    unspaced = spaced.replace(_ANY, ".{0,60}?").replace(" ", "")
-    return Wordings(re.compile(spaced), re.compile(unspaced), re.compile(f"{lead}+"))
+    one_of = {kind: f"(?:{'|'.join(patterns)})" for kind, patterns in kinds.items()}
+    spaced = f"{one_of['+']}{{0,2}}{one_of['']}{one_of['&']}?"
+    unspaced = spaced.replace(_ANY, rf"(?:(?!{one_of['!']}).){{0,60}}?").replace(" ", "")
+    spaced = spaced.replace(_ANY, rf"(?:(?!{one_of['!']})\S+ ){{0,40}}?")
+    goes_on = rf"(?!{one_of['&']}$){one_of['!']}".replace(_ANY, r"(?:\S+ ){0,40}?")
+    return Wordings(*map(re.compile, (spaced, unspaced, f"{one_of['+']}+", goes_on)))
 
 
-_ANY = r"(?:\S+ ){0,40}?"
+_ANY = "<any>"  # words, or none; which ones depends on the place
 
 
 def _pattern(line: str, names: Mapping[str, str]) -> str:
@@ -92,7 +104,7 @@ def _pattern(line: str, names: Mapping[str, str]) -> str:
     for name, mark, text, brace in _PIECE.findall(line):
         if brace or (name and name not in names):
             raise ValueError(f"{{{name}}} is not defined above; known: {', '.join(names) or 'none'}")
-        said = "".join(re.escape(word) + " " for word in words(_APOSTROPHE.sub("", text)))
+        said = "".join(re.escape(word) + " " for word in words(_plain(text)))
         parts.append(f"(?:{names[name]})" if name else {"(": "(?:", "*": _ANY}.get(mark, mark) or said)
     pattern = "".join(parts)
     try:
@@ -114,11 +126,14 @@ def _lines(path: Path) -> list[tuple[str, str]]:
 
 def abstains(answer: str, unknown: Collection[str], wordings: str = "") -> bool:
     """Whether an answer abstains: it begins with one of the texts `unknown`, normalised as in SQuAD, or its first
-    sentence is one of the wordings (`read_wordings`)."""
-    said = normalised(answer)
-    gold = (normalised(text) for text in unknown)
-    if any(text and said[: len(text)] == text for text in gold):
-        return True
+    sentence is one of the wordings (`read_wordings`).
+
+    A text of fewer than four words, such as "None", must be the whole first sentence: answers begin with it, too.
+    """
+    said, first = normalised(answer), normalised(next(iter(_SENTENCE.findall(answer)), ""))
+    for text in filter(None, map(normalised, unknown)):
+        if text in (said, first) or (len(text) >= _MANY and said[: len(text)] == text):
+            return True
     return read_wordings(wordings).match(answer)
 
 
@@ -137,7 +152,7 @@ def answer_scores(answer: str, example: Example, unknown: Collection[str], wordi
     scores = generation_scores(answer, example.acceptable_answers)
     abstained = float(abstains(answer, unknown, wordings))
     if example.answerable:
-        return {**scores, REFUSED: abstained}
+        return {**scores, REFUSED: 0.0 if scores[AGREEMENT[0]] == 1 else abstained}  # its gold answer is no refusal
     return {**scores, **dict.fromkeys(AGREEMENT, abstained), ANSWERED: 1 - abstained}
 
 

@@ -53,7 +53,7 @@ SEARCHED_PARTS = {"rank", "k", "distractors"}
 
 
 if TYPE_CHECKING:
-    from groundtune.evaluation.confidence import Thresholds
+    from groundtune.evaluation.confidence import Chosen, Thresholds
     from groundtune.evaluation.requirements import Limit
     from groundtune.model.opening import AnsweringModel
 
@@ -477,8 +477,8 @@ class InferenceArguments:
             problems += base_not_followed("judge", judge.judge) or model_problems(judge.judge)
         return problems
 
-    def thresholds(self) -> Mapping[tuple[str, str], Thresholds] | None:
-        """(context, system) -> the thresholds below which an answer is withheld; None: none is. Raises `DataError`."""
+    def thresholds(self) -> Chosen | None:
+        """The thresholds below which an answer is withheld; None: none is. Raises `DataError`."""
         from groundtune.evaluation.confidence import read_thresholds  # here, because it imports numpy
 
         return read_thresholds(self.answers.abstain_below, self.run.folder if self.run else None, self.scored_by)
@@ -488,9 +488,8 @@ class InferenceArguments:
         from groundtune.evaluation.confidence import Thresholds
 
         known = self.thresholds()
-        try:
-            least = Thresholds() if known is None else known["retrieved", system]
-        except KeyError:
+        least = Thresholds() if known is None else known.of("retrieved", system)
+        if least is None:
             logger.warning("--abstain_below: none was chosen for the %s end to end, so it answers everything", system)
             return Thresholds()
         if least.logprob is not None and self.api != "here":

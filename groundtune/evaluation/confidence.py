@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +24,7 @@ from groundtune.evaluation.abstention import unknown_texts
 from groundtune.evaluation.metrics import token_f1
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, text_scores
 from groundtune.evaluation.verdicts import F1
-from groundtune.schema import UNANSWERABLE, Prediction
+from groundtune.schema import UNANSWERABLE, Hit, Prediction
 from groundtune.system.inputs import read_text
 from groundtune.system.outputs import inside
 from groundtune.system.text import as_json, is_finite
@@ -57,8 +57,12 @@ class Thresholds:
 
 def signals(prediction: Prediction) -> tuple[float | None, float | None]:
     """The mean log-probability of the answer, and the retrieval score of the best passage, where that is read."""
-    retrieved = prediction.context == "retrieved" and prediction.hits
-    return prediction.logprob, prediction.hits[0].score if retrieved else None
+    return prediction.logprob, best_score(prediction.hits) if prediction.context == "retrieved" else None
+
+
+def best_score(hits: Sequence[Hit]) -> float:
+    """The score of the best passage; less than any score if none was found."""
+    return hits[0].score if hits else -math.inf
 
 
 @dataclass(frozen=True)
@@ -150,43 +154,57 @@ def abstaining(evaluation: Evaluation, thresholds: Thresholds, samples: int, abs
     return evaluation_of([given(prediction) for prediction in evaluation.predictions], samples)
 
 
-def read_thresholds(
-    given: str, run: Path | None = None, scored_by: str = ""
-) -> Mapping[tuple[str, str], Thresholds] | None:
-    """(context, system) -> thresholds, from a folder that `groundtune evaluate` wrote, or the same for all from
-    "LOGPROB" or "LOGPROB,SCORE"; if nothing is given, those that `keep` wrote into the folder `run`, else None.
+@dataclass(frozen=True)
+class Chosen:
+    """Thresholds by context and system; `default` is for all others, None: they have none.
 
-    `scored_by` names the retriever: kept thresholds on the scores of another one are not used. Raises `DataError` if
-    `given` is neither, or if no threshold was chosen there.
+    `questions`: the SHA-256 of the file on which they were chosen, if that is known.
+    """
+
+    by: Mapping[tuple[str, str], Thresholds] = field(default_factory=dict)
+    default: Thresholds | None = None
+    questions: str = ""
+
+    def of(self, context: str, system: str) -> Thresholds | None:
+        return self.by.get((context, system), self.default)
+
+
+def read_thresholds(given: str, run: Path | None = None, scored_by: str = "") -> Chosen | None:
+    """Thresholds from a folder that `groundtune evaluate` wrote, or the same for all from "LOGPROB" or "LOGPROB,SCORE";
+    if nothing is given, those that `keep` wrote into the folder `run`, else None.
+
+    `scored_by` names the retriever: thresholds on the scores of another one are not used. Raises `DataError` if `given`
+    is neither, or if no threshold was chosen there.
     """
     kept = in_folder(run, KEPT) if run else None
     if given == NEVER or not (given or (kept and kept.is_file())):
         return None
     if (typed := _numbers(given)) is not None:
-        return _Same(typed)
+        return Chosen(default=typed)
     path = Path(given) / "metrics.json" if given else cast(Path, kept)
     given = given or str(run)
     try:
         if os.path.getsize(path) > _LARGEST:
             raise ValueError(f"over {_LARGEST:,} bytes")
         content = json.loads(read_text(path))
-        chosen = {
+        by = {
             (context, system): Thresholds(*(_number(found["chosen"][name]) for name in SIGNALS))
             for context, by_system in content["abstention"].items()
             for system, found in by_system.items()
             if "chosen" in found
         }
         other = content.get("scored_by", scored_by) != scored_by
+        questions = str(content.get("questions", ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError([f"--abstain_below: {given}: no thresholds in {path} ({_why(error)}); {_WAYS_OUT}"]) from error
-    if not chosen:
+    if not by:
         raise DataError(
             [f"--abstain_below: {given}: its questions are all answerable, so none was chosen; {_WAYS_OUT}"]
         )
-    if other and any(least.score is not None for least in chosen.values()):
+    if other and any(least.score is not None for least in by.values()):
         logger.warning("%s: was made with another retriever, so only log-probabilities count", path)
-        return {key: replace(least, score=None) for key, least in chosen.items()}
-    return chosen
+        by = {key: replace(least, score=None) for key, least in by.items()}
+    return Chosen(by, questions=questions)
 
 
 _WAYS_OUT = (
@@ -195,27 +213,16 @@ _WAYS_OUT = (
 )
 
 
-class _Same(dict[tuple[str, str], Thresholds]):
-    """One pair of thresholds for every context and system."""
-
-    def __init__(self, thresholds: Thresholds) -> None:
-        super().__init__()
-        self.thresholds = thresholds
-
-    def __missing__(self, key: tuple[str, str]) -> Thresholds:
-        return self.thresholds
-
-
-def keep(run: Path, curves: Mapping[str, Mapping[str, Any]], scored_by: str) -> bool:
+def keep(run: Path, curves: Mapping[str, Mapping[str, Any]], scored_by: str, questions: str) -> bool:
     """Write the thresholds that were chosen into the folder of a run, which then remembers them; False if there are
-    none. `curves` has the `curve` of each system by context."""
+    none. `curves` has the `curve` of each system by context; for the others see `read_thresholds` and `Chosen`."""
     chosen = {
         context: known
         for context, by_system in curves.items()
         if (known := {name: {"chosen": found["chosen"]} for name, found in by_system.items() if "chosen" in found})
     }
     if chosen:
-        write_text(inside(run, KEPT), as_json({"abstention": chosen, "scored_by": scored_by}))
+        write_text(inside(run, KEPT), as_json({"abstention": chosen, "scored_by": scored_by, "questions": questions}))
     return bool(chosen)
 
 

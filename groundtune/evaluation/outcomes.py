@@ -52,7 +52,7 @@ def outcome(prediction: Prediction, right: Rightness) -> str:
         return ""
     is_right = prediction.scores[right.metric] >= right.threshold
     if not prediction.example.answerable:
-        return KNEW if is_right else INVENTED
+        return KNEW if _abstained(prediction, right, is_right) else INVENTED
     gold = {document.id for document in prediction.example.gold_documents}
     evidence = any(document.id in gold for document in prediction.read)
     if is_right:
@@ -60,6 +60,13 @@ def outcome(prediction: Prediction, right: Rightness) -> str:
     if evidence:
         return WRONG
     return FORGOT if prediction.context == "closed_book" else MISSED
+
+
+def _abstained(prediction: Prediction, right: Rightness, is_right: bool) -> bool:
+    """By the judge, or else by the answer's words: other metrics compare them with what one gold answer happens to say,
+    or with passages that hold none."""
+    answered = None if right.metric.startswith("judge/") else prediction.scores.get("errors/unanswerable_answered")
+    return is_right if answered is None else answered == 0
 
 
 def with_outcomes(predictions: Sequence[Prediction], right: Rightness) -> list[Prediction]:

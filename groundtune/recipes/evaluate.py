@@ -77,6 +77,8 @@ class Evaluated:
     study: Study | None = None
     forgetting: Forgetting | None = None
     reused: list[str] = field(default_factory=list)  # a line for each model some of whose answers were known
+    scored_by: str = ""  # what gave passages their scores
+    questions: str = ""  # the SHA-256 of the file of questions
 
     @property
     def context(self) -> str:
@@ -121,6 +123,8 @@ class Evaluated:
                 for context, by_system in self.evaluations.items()
             },
             "abstention": self.abstention,
+            "scored_by": self.scored_by,
+            "questions": self.questions,
             **({"study": self.study.to_dict()} if self.study else {}),
             **({"forgetting": self.forgetting.to_dict()} if self.forgetting else {}),
             "comparisons": [comparison.to_dict() for comparison in self.comparisons],
@@ -179,7 +183,7 @@ def _evaluate(
     }
     evaluations = _withheld(arguments, evaluations, notes)
     if arguments.answers.keep_thresholds and arguments.run:
-        kept = keep(arguments.run.folder, curves, arguments.scored_by)
+        kept = keep(arguments.run.folder, curves, arguments.scored_by, sha256_of(arguments.data.eval_file))
         why = "nothing is kept: a threshold is chosen where some questions are unanswerable"
         notes.append(f"the thresholds are in {arguments.run.folder / KEPT}" if kept else f"--keep_thresholds: {why}")
     with disk_errors(output_dir):  # before judging, so that no answer is lost if the judge fails
@@ -189,7 +193,10 @@ def _evaluate(
     evaluations = {context: _with_outcomes(by_system, right) for context, by_system in evaluations.items()}
 
     comparisons = _comparisons(evaluations, arguments.name)
-    found = Evaluated(evaluations, comparisons, right, notes, output_dir, abstention=curves, reused=reused)
+    asked_about = {"scored_by": arguments.scored_by, "questions": sha256_of(arguments.data.eval_file)}
+    found = Evaluated(
+        evaluations, comparisons, right, notes, output_dir, abstention=curves, reused=reused, **asked_about
+    )
     checked = check_limits(found.end_to_end[MODEL], arguments.limits(), arguments.name)
     found = replace(found, checked=checked, steps=_steps(arguments, found))
     if parts:
@@ -316,14 +323,19 @@ def _withheld(
     if (thresholds := arguments.thresholds()) is None:
         return evaluations
     samples, wordings = arguments.evaluation.bootstrap_samples, arguments.evaluation.abstentions
+    if thresholds.questions == sha256_of(arguments.data.eval_file):
+        told = "the thresholds of --abstain_below were chosen on these questions, so these numbers are optimistic"
+        notes.append(f"{arguments.data.eval_file}: {told}")
     found: dict[str, dict[str, Evaluation]] = {}
     for context, by_system in evaluations.items():
+        by_name = {name: thresholds.of(context, name) for name in by_system}
+        if without := [name for name, least in by_name.items() if least is None]:
+            others = ", and to compare alike nothing is withheld" if len(without) < len(by_name) else ""
+            notes.append(f"{context}: no threshold was chosen for {', '.join(without)}{others}")
+            found[context] = by_system
+            continue
         for name, evaluation in by_system.items():
-            try:
-                least = thresholds[context, name]
-            except KeyError:
-                notes.append(f"{context}: no threshold was chosen for {name}, so it answers everything")
-                least = Thresholds()
+            least = by_name[name] or Thresholds()
             found.setdefault(context, {})[name] = abstained = abstaining(evaluation, least, samples, wordings)
             number = sum(bool(prediction.withheld) for prediction in abstained.predictions)
             notes.append(f"{context}: {number} of {evaluation.n} answers of {name} are withheld ({least})")

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from groundtune.data.words import places_of, telling_words
-from groundtune.evaluation.citations import Marked
 from groundtune.filters import filter_problems
 from groundtune.schema import ASSISTANT, USER, Sampling, Turn
 from groundtune.serving.dialogue import Source
@@ -176,7 +175,7 @@ class Reply:
 
     def whole(self, told: Told, sources: Sequence[Source], usage: dict[str, int] | None) -> str:
         """A reply that is not streamed."""
-        said = {"content": told.said.answer, "refusal": None, "annotations": url_citations(told.said, sources)}
+        said = {"content": told.said.answer, "refusal": None, "annotations": url_citations(told, sources)}
         ended = "stop" if told.finished else "length"
         choice = {"index": 0, "message": {"role": "assistant", **said}, "logprobs": None, "finish_reason": ended}
         of_all = self._of_all(told, sources) | ({"usage": usage} if usage else {})
@@ -191,7 +190,7 @@ class Reply:
 
     def last(self, told: Told, sources: Sequence[Source]) -> str:
         """The last chunk: the reason why it ended, and the passages with the places of the answer's words."""
-        delta = {"annotations": url_citations(told.said, sources)}
+        delta = {"annotations": url_citations(told, sources)}
         return self._chunk(delta, "stop" if told.finished else "length", **self._of_all(told, sources))
 
     def _of_all(self, told: Told, sources: Sequence[Source]) -> dict[str, Any]:
@@ -226,12 +225,14 @@ def _event(content: dict[str, Any]) -> str:
     return f"data: {to_json(content, ensure_ascii=True)}\n\n"  # some clients end lines at rarer characters, too
 
 
-def url_citations(said: Marked, sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """OpenAI's citations: of each sentence, if the answer cites, else of the whole answer for every passage.
+def url_citations(told: Told, sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """OpenAI's citations: of each sentence, if the answer cites, else of the whole answer for every passage; none of an
+    answer that was withheld.
 
     `number` is the place of a passage in `sources`, from 1.
     """
-    whole = [(0, len(said.answer), number) for number in range(1, len(sources) + 1)]
+    said = told.said
+    whole = [] if told.withheld else [(0, len(said.answer), number) for number in range(1, len(sources) + 1)]
     return [
         {
             "type": "url_citation",

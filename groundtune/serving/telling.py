@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from groundtune.arguments import OFF, TAUGHT
 from groundtune.evaluation.citations import Marked, marked
-from groundtune.evaluation.confidence import Thresholds
+from groundtune.evaluation.confidence import Thresholds, best_score
 from groundtune.prompts.citations import settled
 from groundtune.schema import UNANSWERABLE, Document, Ended, Hit, Words
 
@@ -22,10 +22,11 @@ class Manner:
 
 @dataclass(frozen=True)
 class Told:
-    """An answer as it was told; `said.marked` is empty if answers do not cite."""
+    """An answer as it was told; `said.marked` is empty if answers do not cite. `withheld`: no passage answers."""
 
     said: Marked
     finished: bool = True
+    withheld: bool = False
 
 
 def withholding(words: Words, hits: Sequence[Hit], least: Thresholds) -> Words:
@@ -33,7 +34,7 @@ def withholding(words: Words, hits: Sequence[Hit], least: Thresholds) -> Words:
 
     The score is known before the first word, and the log-probability only after the last, so words wait for it.
     """
-    score = hits[0].score if hits else None
+    score = best_score(hits)
     if least.withhold(None, score):
         words.close()  # before anything is written
         yield UNANSWERABLE
@@ -69,7 +70,7 @@ def noted(words: Words, said: list[str]) -> Words:
 def told_of(text: str, ended: Ended, read: Sequence[Document], citations: str) -> Told:
     """What is told of the text of a whole answer; of one that is withheld, no passage is cited."""
     cites = citations != OFF and not ended.withheld
-    return Told(marked(text, read, citations) if cites else Marked(text), ended.finished)
+    return Told(marked(text, read, citations) if cites else Marked(text), ended.finished, ended.withheld)
 
 
 def telling(words: Words, read: Sequence[Document], citations: str) -> Generator[str, None, Told]:

@@ -45,6 +45,30 @@ F1, RECALL = "generation/f1", "retrieval/recall@1"
         "There is no information about lamps in the given context.",
         "This cannot be determined.",
         "Unanswerable",
+        "I'm unable to answer this question.",
+        "I'm unable to find any information about that in the passages.",
+        "I'm not able to answer that.",
+        "No information found.",
+        "No information available.",
+        "No relevant information found.",
+        "The information is not available.",
+        "There's no information about this.",
+        "There\u2019s not enough information.",
+        "It's not mentioned.",
+        "It's unclear from the passages.",
+        "It's impossible to say.",
+        "The answer isn't in the passages.",
+        "The passages are not relevant to the question.",
+        "None of the passages is relevant.",
+        "Question cannot be answered.",
+        "Information unavailable.",
+        "I'm not certain.",
+        "I'm sorry, but I can't help with that.",
+        "That's not something the documents cover.",
+        "The passages do not mention the price, but they do mention the size.",
+        "I could not find the answer in the passages. However, you can contact support.",
+        "We do not know whether it is sold.",
+        "I don't know the exact date.",
     ],
 )
 def test_an_answer_that_says_there_is_none_is_seen_in_many_words(answer):
@@ -62,6 +86,19 @@ def test_an_answer_that_says_there_is_none_is_seen_in_many_words(answer):
         "Lamps are sold in the shop. I do not know more.",
         "No, only water.",
         "The document must be signed.",
+        "The passage does not mention Tesla, but the inventor was Edison.",
+        "The passages do not state the exact date. However, it was founded in 1990.",
+        "We have no data centres in Asia.",
+        "We do not have data centres in Asia.",
+        "We don't know your password; it is stored as a hash.",
+        "It is not possible to know who has read your message.",
+        "We cannot tell you the delivery date in advance.",
+        "ND",
+        "SO",
+        "KA",
+        "Das steht nicht im Text, aber der Preis beträgt 5 Euro.",
+        "El texto no menciona el precio, pero cuesta 5 euros.",
+        "\u6587\u4e2d\u6ca1\u6709\u63d0\u5230\u4ef7\u683c\uff0c\u4f46\u662f\u53d1\u7968\u4e0a\u5199\u7740\u4e94\u5341\u5143\u3002",
     ],
 )
 def test_an_answer_that_merely_denies_something_is_an_answer(answer):
@@ -82,6 +119,38 @@ def test_there_are_twenty_wordings_and_twenty_near_misses_in_each_of_eight_langu
     assert [section[:2] for section in sections] == ["en", "de", "fr", "es", "it", "pt", "zh", "ja"]
     for section in sections:
         assert section.count("\n+ ") >= 20 and section.count("\n- ") >= 20
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "same"),
+    [
+        ("None", "None of the lamps may be returned.", False),
+        ("No", "No, lamps cannot be returned.", False),
+        ("Unknown", "Unknown Pleasures was their first album.", False),
+        ("Nobody says", "Nobody says. The pages are about lamps.", True),
+        ("Nobody says", "nobody says", True),
+        ("The pages do not say.", "The pages do not say who it was.", True),
+        ("\u6ca1\u6709\u8bf4\u660e", "\u6ca1\u6709\u8bf4\u660e\uff0c\u6240\u4ee5\u4e0d\u77e5\u9053", True),
+    ],
+)
+def test_a_short_text_that_teaches_to_abstain_is_the_whole_sentence(gold, answer, same):
+    assert abstains(answer, {gold}) == same
+
+
+def test_an_answer_that_is_its_gold_answer_is_no_refusal():
+    declines = replace(examples()[0], answer="The document does not say.", gold_answers=(), answerable=True)
+    assert answer_scores("The document does not say.", declines, {SENTENCE})[REFUSED] == 0
+    assert answer_scores("The passages do not say.", declines, {SENTENCE})[REFUSED] == 1
+
+
+def test_words_with_which_an_answer_follows_come_from_the_file_too(tmp_path):
+    path = tmp_path / "svenska.txt"
+    path.write_text("det står inte *\n! men\n& men du *\n", "utf-8")
+    assert abstains("Det står inte i texten.", (), str(path)) and abstains(
+        "Det står inte, men du kan ringa.", (), str(path)
+    )
+    assert not abstains("Det står inte i texten, men priset är fem.", (), str(path))
+    assert not abstains("Det står inte i texten. Men priset är fem.", (), str(path))
 
 
 def test_users_extend_the_wordings_with_a_file(tmp_path):
@@ -173,6 +242,20 @@ def test_an_unanswerable_question_has_an_outcome_of_its_own():
     assert outcomes == ["right without evidence", RIGHT] * 2 + [KNEW] * 2
     outcomes = [p.outcome for p in with_outcomes(predictions(BAD), Rightness())]
     assert outcomes[0] == MISSED and outcomes[4:] == [INVENTED] * 2 and WRONG not in outcomes
+
+
+@pytest.mark.parametrize("metric", ["generation/rougeL", "generation/bleu", "grounded/tokens"])
+def test_whichever_metric_says_what_is_right_an_abstention_is_known_by_its_words(metric):
+    for said, expected in (("I don't know.", KNEW), ("Lamps may be returned to any shop.", INVENTED)):
+        (found,) = [
+            replace(p, scores=p.scores | {metric: float(expected == INVENTED)}) for p in predictions([said] * 6)[5:]
+        ]
+        (told,) = with_outcomes([found], Rightness(metric))
+        assert told.outcome == expected
+        assert (
+            with_outcomes([replace(found, scores=found.scores | {"judge/x": 1.0})], Rightness("judge/x"))[0].outcome
+            == KNEW
+        )
 
 
 def test_predictions_come_back_from_their_file_as_unanswerable(tmp_path):

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import tiny_documents, tiny_examples
 
+from groundtune.data.files import sha256_of
 from groundtune.errors import DataError
 from groundtune.evaluation.abstention import ANSWERED, REFUSED
-from groundtune.evaluation.confidence import Thresholds, abstaining, curve, read_thresholds
+from groundtune.evaluation.confidence import Chosen, Thresholds, abstaining, curve, read_thresholds, signals
 from groundtune.evaluation.evaluator import score_replies
 from groundtune.evaluation.predictions import evaluation_of, read_predictions, write_predictions
 from groundtune.evaluation.verdicts import F1
 from groundtune.model.generation import generate_greedy
+from groundtune.recipes.evaluate import _withheld
 from groundtune.reporting.comparison_page import write_comparisons
 from groundtune.schema import UNANSWERABLE, Hit, Reply
 
@@ -71,9 +75,51 @@ def test_a_withheld_answer_becomes_an_abstention_and_is_scored_as_one(tmp_path):
 def test_thresholds_come_from_a_folder_for_each_system_or_from_numbers_for_all(tmp_path):
     chosen = {"logprob": -0.5, "score": None, "f1": 1.0}
     (tmp_path / "metrics.json").write_text(json.dumps({"abstention": {"retrieved": {"base": {"chosen": chosen}}}}))
-    assert dict(read_thresholds(str(tmp_path))) == {("retrieved", "base"): Thresholds(-0.5)}
-    assert read_thresholds("-0.7")["gold", "model"] == Thresholds(-0.7)
-    assert read_thresholds("-0.7,0.4")["retrieved", "base"] == Thresholds(-0.7, 0.4)
+    assert read_thresholds(str(tmp_path)).by == {("retrieved", "base"): Thresholds(-0.5)}
+    assert read_thresholds(str(tmp_path)).of("gold", "base") is None
+    assert read_thresholds("-0.7").of("gold", "model") == Thresholds(-0.7)
+    assert read_thresholds("-0.7,0.4").of("retrieved", "base") == Thresholds(-0.7, 0.4)
+
+
+def test_thresholds_on_the_scores_of_another_retriever_are_not_used_from_a_folder_either(tmp_path, caplog):
+    chosen = {"logprob": -0.5, "score": 0.4, "f1": 1.0}
+    content = {"abstention": {"retrieved": {"model": {"chosen": chosen}}}, "scored_by": "bm25", "questions": "ab"}
+    (tmp_path / "metrics.json").write_text(json.dumps(content))
+    assert read_thresholds(str(tmp_path), scored_by="bm25").of("retrieved", "model") == Thresholds(-0.5, 0.4)
+    found = read_thresholds(str(tmp_path), scored_by="mix")
+    assert found.of("retrieved", "model") == Thresholds(-0.5) and found.questions == "ab"
+    assert "another retriever" in caplog.text
+
+
+def test_a_model_that_withholds_is_compared_only_with_one_that_may_withhold_too(tmp_path):
+    (tmp_path / "eval.jsonl").write_text("{}")
+    made = {"retrieved": {"base": evaluation_of(predictions(), 100), "model": evaluation_of(predictions(), 100)}}
+    settings = SimpleNamespace(bootstrap_samples=100, abstentions="")
+    data = SimpleNamespace(eval_file=str(tmp_path / "eval.jsonl"))
+
+    def withheld(by, questions="", **default):
+        notes = []
+        chosen = Chosen({("retrieved", name): least for name, least in by.items()}, questions=questions, **default)
+        arguments = SimpleNamespace(thresholds=lambda: chosen, evaluation=settings, data=data)
+        found = _withheld(arguments, made, notes)["retrieved"]
+        return [sum(bool(p.withheld) for p in found[name].predictions) for name in ("base", "model")], "\n".join(notes)
+
+    least = Thresholds(logprob=-0.35)
+    number, notes = withheld({"model": least})
+    assert number == [0, 0] and "chosen for base, and to compare alike nothing is withheld" in notes
+    number, notes = withheld({"model": least, "base": Thresholds()})
+    assert number == [0, 3] and "optimistic" not in notes
+    number, notes = withheld({}, default=least, questions=sha256_of(data.eval_file))
+    assert number == [3, 3] and "were chosen on these questions, so these numbers are optimistic" in notes
+
+
+def test_where_no_passage_was_found_every_threshold_on_scores_withholds():
+    (nothing,) = [replace(p, hits=(), logprob=-0.1) for p in predictions()[:1]]
+    assert signals(nothing) == (-0.1, -math.inf) and Thresholds(score=-1e9).withhold(*signals(nothing))
+    assert not Thresholds(logprob=-1).withhold(*signals(nothing))
+    found = curve([*predictions(), nothing])
+    assert all(point["score"] is None or point["withheld"] > 0 for point in found["score"])
+    assert signals(replace(nothing, context="gold")) == (-0.1, None)
 
 
 @pytest.mark.parametrize(

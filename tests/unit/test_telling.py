@@ -21,15 +21,16 @@ from groundtune.commands import evaluate as evaluating
 from groundtune.commands.evaluate import inference_arguments
 from groundtune.commands.parsing import given
 from groundtune.commands.serve import open_serving
-from groundtune.data.files import write_documents, write_jsonl
+from groundtune.data.files import sha256_of, write_documents, write_jsonl
 from groundtune.errors import DataError
 from groundtune.evaluation.citations import marked
 from groundtune.evaluation.confidence import KEPT, Thresholds, signals
 from groundtune.prompts.citations import CITE
 from groundtune.recipes.evaluate import evaluate
 from groundtune.schema import UNANSWERABLE, Document, Ended, Hit, Sampling
-from groundtune.serving.dialogue import open_dialogue
-from groundtune.serving.telling import telling, withholding
+from groundtune.serving.chat import url_citations
+from groundtune.serving.dialogue import Source, open_dialogue
+from groundtune.serving.telling import telling, told_of, withholding
 
 HIT = Hit(tiny_documents()[0], 0.5)
 SHIPS = "Parcels travel overnight by ship."
@@ -190,6 +191,18 @@ def test_an_answer_whose_passages_are_too_bad_is_not_even_written():
     assert heard(withholding(late(), [HIT], Thresholds(score=0.6)))[0] == [UNANSWERABLE] and not begun
 
 
+def test_an_answer_from_no_passage_at_all_is_below_every_threshold_on_scores():
+    assert heard(withholding(words("At nine."), [], Thresholds(score=-99.0)))[0] == [UNANSWERABLE]
+    assert heard(withholding(words("At nine."), [], Thresholds(logprob=-99.0)))[0] == ["At nine."]
+
+
+def test_an_answer_that_was_withheld_has_no_annotations():
+    sources = [Source(document, 0.9) for document in READ]
+    for withheld, number in ((True, 0), (False, len(READ))):
+        told = told_of(UNANSWERABLE, Ended(True, withheld=withheld), READ, OFF)
+        assert len(url_citations(told, sources)) == number
+
+
 def test_an_abstention_cites_no_passage():
     for citations in (TAUGHT, AFTERWARDS):
         _, told = heard(telling(words(UNANSWERABLE, ended=Ended(True, withheld=True)), READ, citations))
@@ -272,6 +285,7 @@ def test_a_run_remembers_thresholds_until_it_is_told_never_to_abstain(run, flags
         chosen
         == json.loads((tmp_path / "plain" / "metrics.json").read_text())["abstention"]["retrieved"]["model"]["chosen"]
     )
+    assert kept["questions"] == sha256_of(flags["eval_file"])
     least = Thresholds(chosen["logprob"], chosen["score"])
     expected = [UNANSWERABLE if least.withhold(*signals(p)) else p.answer for p in plain]
     assert UNANSWERABLE in expected
