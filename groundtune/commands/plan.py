@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from groundtune.arguments import DataArguments
 from groundtune.commands.config import Entry, read_tree
+from groundtune.commands.evaluate import inference_arguments
 from groundtune.commands.evaluate import parser as evaluation_parser
 from groundtune.commands.parsing import given, parse_arguments
+from groundtune.data.checks import ERROR, check_texts, read_dataset
 from groundtune.errors import DataError
 from groundtune.evaluation.figures import compared, is_kept
 from groundtune.evaluation.verdicts import F1
@@ -26,7 +28,8 @@ from groundtune.runs.cells import Asked, Cell, Plan
 
 BASE = "none"  # the method of the base model
 PROBE = "probe.jsonl"
-MOST = 1000  # cells of a plan
+MOST = 1000  # runs of a plan
+_MOST_NAMES = 500  # cells: of more, the corrected level is below the least p-value of 10,000 random flips
 # A cell is evaluated by itself, afterwards; its training ends with a test on a few questions only.
 _TRAINING = {
     "eval_strategy": "no", "eval_on_start": "false", "save_strategy": "steps", "save_steps": "0.2",
@@ -42,7 +45,7 @@ _WITHOUT_INFLUENCE = {
     "model", "full_dataset_index_path", "output_dir", "embedding_batch_size", "per_device_eval_batch_size",
     "concurrency", "bootstrap_samples", "quiet", "json", "full",
 }  # fmt: skip
-_FILES = ("eval_file", "full_dataset_file_path")
+_OF_TRAINING = ("eval_file", "bootstrap_samples")  # not what an evaluation asks
 _PRECISION, _AUTO = "bf16", "auto"  # true where the hardware computes bfloat16
 _NOT_OF_A_NAME = re.compile(r"[^\w.,=+-]")
 
@@ -75,6 +78,10 @@ def read_plan(path: str, changes: Mapping[str, str], output_dir: str = "") -> Pl
         for seed in (its_seeds if method else (None,))
     ]
     names = list(dict.fromkeys(cell.name for cell in cells))
+    if twice := [label for label, count in Counter(cell.label for cell in cells).items() if count > 1]:
+        reader.problem("cells", f"two cells would be {twice[0]}; give one of them another name")
+    if changes and not output_dir and reader.text("results"):
+        reader.problem("results", "with --set, these would be of other cells; give --output_dir, too")
     baseline = reader.text("baseline", names[0] if names else "")
     if names and baseline not in names:
         reader.problem("baseline", f"no cell is called {baseline}; take one of {', '.join(names)}")
@@ -89,8 +96,8 @@ def read_plan(path: str, changes: Mapping[str, str], output_dir: str = "") -> Pl
     return Plan(
         file=Path(path),
         output_dir=folder,
-        results=beside / results if (results := reader.text("results")) else folder / "results",
-        report=beside / report if (report := reader.text("report")) else folder / "sweep.md",
+        results=beside / results if (results := not output_dir and reader.text("results")) else folder / "results",
+        report=beside / report if (report := not output_dir and reader.text("report")) else folder / "sweep.md",
         metric=metric,
         also=tuple(also),
         baseline=baseline,
@@ -187,6 +194,9 @@ class _Reader:
             listed = {name: (entry, self._flags(entry)) for name, entry in named.items()}
         else:
             self.problem("cells", "must have a name and its flags per line, such as sft: {method: sft}")
+            return []
+        if len(listed) > _MOST_NAMES:
+            self.problem("grid" if "grid" in self.tree else "cells", f"more than {_MOST_NAMES} cells; take fewer")
             return []
         if len(listed) * len(seeds) > MOST:
             self.problem("grid" if "grid" in self.tree else "cells", f"more than {MOST:,} runs; take fewer values")
@@ -301,8 +311,7 @@ def identified(plan: Plan) -> Plan:
             cell,
             settings=tried(cell, partial(_trained, cell)),
             evaluations=tuple(
-                replace(asked, settings=tried(cell, partial(_settings, asked, cell.by_machine)))
-                for asked in cell.evaluations
+                replace(asked, settings=tried(cell, partial(_evaluated, cell, asked))) for asked in cell.evaluations
             ),
         )
         for cell in plan.cells
@@ -325,15 +334,36 @@ def _trained(cell: Cell) -> dict[str, Any]:
     return {name: value for name, value in compared_ones.items() if name.removeprefix("--") not in cell.by_machine}
 
 
-def _settings(asked: Asked, by_machine: Sequence[str]) -> dict[str, str]:
-    """What an evaluation's words determine besides its model, whatever the machine decides."""
+def _evaluated(cell: Cell, asked: Asked) -> dict[str, str]:
+    """What an evaluation's words determine besides its model, whatever the machine decides; they are checked as when it
+    starts, so that nothing is trained in vain."""
     values = given(evaluation_parser(), asked.words)
-    if not values["model"]:
-        raise DataError(["--model_name_or_path: missing; name the model in the plan's settings"])
-    if unknown := [context for context in asked.contexts if context not in CONTEXTS]:
-        raise DataError([f"evaluation {asked.name}: --contexts: no such context: {unknown[0]}"])
-    for name in _FILES:
-        if name in values and not os.path.isfile(values[name]):
-            raise DataError([f"evaluation {asked.name}: --{name}: no such file: {values[name]}"])
-    without = {*_WITHOUT_INFLUENCE, *by_machine}
+    try:
+        arguments = inference_arguments(_as_trained(cell, values), for_questions=True, again=lambda more: "")
+        if problems := arguments.check():
+            raise DataError(problems)
+        arguments.thresholds()
+        _check_questions(arguments.data.eval_file)
+    except DataError as error:
+        raise DataError([f"evaluation {asked.name}: {problem}" for problem in error.problems]) from error
+    without = {*_WITHOUT_INFLUENCE, *cell.by_machine}
     return compared({name: value for name, value in values.items() if name not in without})
+
+
+def _as_trained(cell: Cell, values: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation's values, with those that a run would remember of its training; the base model stands for it."""
+    if not cell.method:
+        return dict(values)
+    flags = dict(word[2:].split("=", 1) for word in cell.words if re.match(r"--\w+=", word))
+    model = flags.get("model_name_or_path", "")
+    known = {flag: value for flag, value in flags.items() if flag in _flags_of_evaluate() - {*_OF_TRAINING}}
+    its = given(evaluation_parser(), [model, *words_of(known)])
+    return {**its, "base_model": model, **values, "model": model, "keep_thresholds": False}
+
+
+@cache
+def _check_questions(path: str) -> None:
+    """Raise `DataError` with every error in a file of questions."""
+    dataset = read_dataset(DataArguments(eval_file=path))
+    if errors := [str(finding) for finding in check_texts(dataset) if finding.severity == ERROR]:
+        raise DataError(errors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +62,8 @@ def main(argv: Sequence[str]) -> int:
             if words["json"]:
                 say_json({"left": minutes})
             return 0
-        failed = _run(plan, cells, seconds, tell)
-    found, figures = _reported(plan)
+        failed = _run(plan, cells, seconds, tell, minutes)
+    found, figures = _reported(plan, words["report_only"], tell)
     _show(plan, found, figures, failed, words)
     return int(bool(failed))
 
@@ -128,13 +128,15 @@ def _checked(plan: Plan, cells: Sequence[Cell], tell: Any, dry: bool) -> tuple[P
     return plan, _estimate(left, on(device(), known.values()), tell, dry)
 
 
-def _run(plan: Plan, cells: Sequence[Cell], seconds: float | None, tell: Any) -> list[str]:
+def _run(
+    plan: Plan, cells: Sequence[Cell], seconds: float | None, tell: Any, minutes: Mapping[str, float | None]
+) -> list[str]:
     """Measure the cells; one line for each that failed."""
     from groundtune.recipes.sweep import FAILED, sweep
     from groundtune.runs.cells import chosen
     from groundtune.runs.record import device
 
-    ended = sweep(plan, chosen(plan, [cell.label for cell in cells]), seconds, tell, device=device())
+    ended = sweep(plan, chosen(plan, [cell.label for cell in cells]), seconds, tell, device=device(), estimated=minutes)
     return [f"{one.cell.label}: {one.why}" for one in ended if one.how == FAILED]
 
 
@@ -149,7 +151,8 @@ def _make_probe(plan: Plan) -> None:
         return
     if problems := in_the_way("output_dir", plan.output_dir, folder=True):
         raise DataError(problems)
-    questions = next(w.partition("=")[2] for w in plan.cells[0].evaluations[0].words if w.startswith("--eval_file="))
+    words = plan.cells[0].evaluations[0].words
+    questions = next((word.partition("=")[2] for word in words if word.startswith("--eval_file=")), "")
     try:
         with open(questions, encoding="utf-8-sig") as file:
             lines = [line for line, _ in zip((line for line in file if line.strip()), range(_PROBE_QUESTIONS))]
@@ -164,13 +167,15 @@ def _estimate(left: Sequence[Cell], known: Sequence[Figures], tell: Any, dry: bo
     from groundtune.recipes.sweep import expected_minutes
     from groundtune.system.progress import rounded_time
 
-    estimated = _estimated([cell for cell in left if cell.method and expected_minutes(cell, known) is None])
+    estimated = _estimated([cell for cell in left if cell.method])
     minutes = {cell.label: expected_minutes(cell, known, estimated.get(cell.label)) for cell in left}
+    measured = {cell.label for cell in left if expected_minutes(cell, known) is not None}
     if dry:
         for cell in left:
             tell(f"{cell.label}: {_about(minutes[cell.label])}")
     total = sum(one or 0.0 for one in minutes.values())
-    basis = "estimated by the doctor, without evaluations" if estimated else "measured"
+    by_doctor = estimated.keys() - measured
+    basis = "estimated by the doctor, without evaluations" if by_doctor else "measured"
     unknown = sum(one is None for one in minutes.values())
     more = f", and {unknown} of which nothing is known" if unknown else ""
     tell(f"{len(left)} runs are left: about {rounded_time(60 * total)} ({basis}){more}" if left else "no run is left")
@@ -216,14 +221,25 @@ def _training_minutes(cell: Cell) -> float | None:
     return cost.seconds / 60 if cost else None
 
 
-def _reported(plan: Plan) -> tuple[list[Standings], list[Figures]]:
-    """The standings, after the report is written."""
-    from groundtune.evaluation.figures import read_figures
+def _reported(plan: Plan, by_files: bool, tell: Any) -> tuple[list[Standings], list[Figures]]:
+    """The standings, after the report is written.
+
+    `by_files`: no data were read, so files count by their name. Raises `DataError` if they cannot be compared then.
+    """
+    from groundtune.evaluation.figures import measured_cells, read_figures, unlike
     from groundtune.reporting.sweep_report import all_standings, write_sweep
     from groundtune.system.durable import disk_errors
 
-    paths = [path for cell in plan.cells if (path := plan.results_file(cell)).is_file()]
-    figures = [read_figures(path) for path in paths]
+    if by_files:
+        paths = [path for cell in plan.cells if (path := plan.results_file(cell)).is_file()]
+        figures = [read_figures(path) for path in paths]
+        if problems := unlike(figures):
+            raise DataError([f"{plan.results}: {problem}" for problem in problems])
+    else:
+        measured, other = measured_cells(plan.cells, plan.results)
+        figures = list(measured.values())
+        for label, reasons in other.items():
+            tell(f"not in the report: {plan.results / label}.json, which is another cell: {reasons[0]}")
     found = all_standings(plan, figures)
     with disk_errors(plan.report.parent):
         write_sweep(plan, figures, found)

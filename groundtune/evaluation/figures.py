@@ -13,6 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ _LARGEST = 32 * 2**20  # bytes of a file of figures
 _NAME = re.compile(r"[\w.,=+-]{1,120}")
 TRAINING, BESIDES = "training", "besides training"  # minutes: the latter to load, to index, to test
 _PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
-_FILES, _MODELS = ("eval_file", "full_dataset_file_path"), ("embedding_model", "eval_embedding_model", "reranker")
+_FILES = ("eval_file", "full_dataset_file_path", "judge_prompt", "rewrite_prompt", "abstentions", "forgetting")
+_MODELS = ("embedding_model", "eval_embedding_model", "reranker", "rewriter", "judge")
 
 
 @dataclass(frozen=True)
@@ -75,16 +77,19 @@ class Figures:
         return self.machine.get("precision") or by_flags
 
     def other_than(self, cell: Cell) -> list[str]:
-        """Why these are not the figures of `cell`, one line each; empty if they are."""
+        """Why these are not the figures of `cell`, one line each; empty if they are or, as far as it was evaluated,
+        will be."""
         problems = [] if self.method == cell.method else [f"method: {self.method} there, {cell.method} here"]
         problems += changed(self.settings, cell.settings)
         for asked in cell.evaluations:
-            there = self.evaluations.get(asked.name)
-            if there is None:
-                problems.append(f"evaluation {asked.name}: missing there")
-            elif {n: v for n, v in there.items() if n not in cell.by_machine} != without_secrets(asked.settings):
+            there = self.evaluations.get(asked.name, asked.settings)
+            if {n: v for n, v in there.items() if n not in cell.by_machine} != without_secrets(asked.settings):
                 problems.append(f"evaluation {asked.name}: has other settings there")
         return problems
+
+    def missing(self, cell: Cell) -> list[str]:
+        """The evaluations of `cell` that are still to be made, one line each."""
+        return [f"evaluation {one.name}: missing there" for one in cell.evaluations if one.name not in self.evaluations]
 
 
 def figures_of(
@@ -179,7 +184,7 @@ def read_figures(path: Path) -> Figures:
             for name, contexts in row.pop("scored").items()
         }
         return _checked(Figures(**row, scored=scored))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         why = one_line(f"{type(error).__name__}: {error}", 200)
         problem = f"{path}: not the figures of a cell ({why}); remove it, and the sweep measures the cell again"
         raise DataError([problem]) from error
@@ -220,8 +225,9 @@ def _checked(figures: Figures) -> Figures:
     return figures
 
 
-def finished_cells(cells: Iterable[Cell], place: Path) -> tuple[dict[str, Figures], dict[str, list[str]]]:
-    """The figures by label of the cells that are finished in a folder, and why others that are there are not theirs.
+def measured_cells(cells: Iterable[Cell], place: Path) -> tuple[dict[str, Figures], dict[str, list[str]]]:
+    """The figures by label of the cells of which at least one evaluation is in a folder, and why others that are there
+    are not theirs.
 
     Raises `DataError` with every file that cannot be read.
     """
@@ -246,17 +252,62 @@ def finished_cells(cells: Iterable[Cell], place: Path) -> tuple[dict[str, Figure
     return found, other
 
 
-def evaluated(asked: Asked, place: Path) -> bool:
-    """Whether a folder of `groundtune evaluate` holds this evaluation, finished: it may have been made by hand."""
+def finished_cells(cells: Sequence[Cell], place: Path) -> tuple[dict[str, Figures], dict[str, list[str]]]:
+    """As `measured_cells`, of the cells whose evaluations are all there; what the others lack is a reason, too."""
+    found, other = measured_cells(cells, place)
+    for cell in cells:
+        if cell.label in found and (missing := found[cell.label].missing(cell)):
+            del found[cell.label]
+            other[cell.label] = missing
+    return found, other
+
+
+def unlike(figures: Sequence[Figures]) -> list[str]:
+    """One line for each difference that makes figures incomparable, for whoever does not read the data: settings that
+    differ between seeds of a cell, and questions that differ between cells."""
+    found = []
+    first: dict[str, Figures] = {}
+    questions: dict[str, tuple[str, Any]] = {}
+    for one in figures:
+        before = first.setdefault(one.cell, one)
+        settings = {name: value for name, value in one.settings.items() if name not in ("--seed", "--bf16")}
+        found += [
+            f"{one.cell}: seeds {before.seed} and {one.seed}: {line}" for line in changed(before.settings, settings)
+        ]
+        for name, asked in one.evaluations.items():
+            cell, there = questions.setdefault(name, (one.cell, asked.get("eval_file")))
+            if there != asked.get("eval_file"):
+                found.append(f"{one.cell}: evaluation {name}: its questions are not those of {cell}")
+    return list(dict.fromkeys(found))
+
+
+def evaluated(asked: Asked, place: Path, trained: str = "") -> bool:
+    """Whether a folder of `groundtune evaluate` holds this evaluation, finished and without failures: it may have been
+    made by hand. `trained`: when the model's training ended, in ISO 8601; an older evaluation is of another model."""
     try:
         record = json.loads(read_text(place / "run.json"))
+        model = record["arguments"]["model"]["model_name_or_path"]
+        if record["finished"] < trained or not _same_place(model, asked.words[0], record["working_directory"]):
+            return False
         values = {name: value for group in record["arguments"].values() for name, value in group.items()}
         there = compared({name: values.get(name) for name in asked.settings})
         there |= {name: f"sha256 {about['sha256']}" for name, about in record["inputs"].items() if name in there}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     files = [place / "metrics.json", *(place / "predictions" / f"{context}.jsonl" for context in asked.contexts)]
-    return there == asked.settings and all(file.is_file() for file in files)
+    return there == without_secrets(asked.settings) and all(file.is_file() for file in files) and not failed(place)
+
+
+def failed(place: Path) -> list[str]:
+    """What an evaluation says of answers or judgements that failed, one line each."""
+    with suppress(OSError, ValueError, AttributeError, RecursionError):
+        return [str(line) for line in json.loads(read_text(place / "metrics.json")).get("failures") or []]
+    return []
+
+
+def _same_place(there: str, here: str, started_in: str) -> bool:
+    """Whether two names of models are one: as they are written, or as folders."""
+    return there == here or os.path.realpath(os.path.join(started_in, there)) == os.path.realpath(here)
 
 
 def compared(values: Mapping[str, Any]) -> dict[str, str]:
@@ -275,6 +326,7 @@ def _as_text(value: Any) -> str:
         return " ".join(map(_as_text, value))
     text = str(value).lower() if isinstance(value, bool) else str(value)
     try:
-        return f"{float(text):g}"
-    except ValueError:
+        number = float(text)
+        return str(int(number)) if number.is_integer() else repr(number)
+    except (ValueError, OverflowError):
         return text

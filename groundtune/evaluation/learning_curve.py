@@ -22,8 +22,14 @@ from groundtune.evaluation.verdicts import F1
 from groundtune.prompts.policies import draw
 from groundtune.schema import Example
 from groundtune.system.inputs import read_text
+from groundtune.system.text import one_line
 
 _MOST_ROWS = 10**9
+# Of what identifies a run: what may differ along a curve, and where it ran.
+_OF_ROWS = {
+    "--train_file", "--train_share", "--max_train_samples", "token ids of the training rows",
+    "passages of the training rows", "versions", "number of processes",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,8 @@ def nested_share(examples: list[Example], share: float, seed: int) -> list[Examp
 def read_curve(folders: Sequence[str]) -> Curve:
     """The learning curve of finished runs and their base model.
 
-    Raises `DataError` with every problem: a folder that holds no run, runs with as many rows, other test questions.
+    Raises `DataError` with every problem: a folder that holds no run, runs with as many rows or with other settings,
+    other test questions.
     """
     problems: list[str] = []
     runs: list[tuple[int, str]] = []
@@ -99,6 +106,7 @@ def read_curve(folders: Sequence[str]) -> Curve:
         except DataError as error:
             problems += error.problems
     counts = [rows for rows, _ in runs]
+    problems += _trained_otherwise([folder for _, folder in runs])
     if len(set(counts)) < len(counts):
         problems.append(f"--curve: {', '.join(map(str, counts))} rows; each run needs another number of rows")
     if problems:
@@ -109,6 +117,19 @@ def read_curve(folders: Sequence[str]) -> Curve:
     for rows, folder in runs:
         systems[f"{rows} rows"] = read_predictions(in_folder(Path(folder), "predictions/test_tuned.jsonl"))
     return Curve(compare("Learning curve", systems), [0, *(rows for rows, _ in runs)])
+
+
+def _trained_otherwise(folders: Sequence[str]) -> list[str]:
+    """A problem for each setting other than the rows in which a run differs from the first one."""
+    identities = [json.loads(read_text(Path(folder) / "run.json")).get("identity") for folder in folders]
+    first, *others = [one if isinstance(one, dict) else {} for one in identities] or [{}]
+    return [
+        f"--curve: {folder}: {name}: {one_line(other[name], 60)}, and {one_line(first[name], 60)} in {folders[0]}; "
+        "name runs that differ in their rows alone"
+        for folder, other in zip(folders[1:], others)
+        for name in first
+        if name in other and first[name] != other[name] and name not in _OF_ROWS
+    ]
 
 
 def _trained_on(folder: Path) -> int:

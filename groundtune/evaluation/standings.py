@@ -101,8 +101,12 @@ def standings(
     comparisons = max(0, len(scored) - 1)
     level = 1 - 0.05 / max(1, comparisons)
     better = greater_is_better(at.metric)
+    means = {name: float(columns.array().mean()) * (1 if better else -1) for name, columns in scored.items()}
+    leading = max(means, key=lambda name: means[name], default="")
     pairs = {
-        (a, b): _difference(scored[a], scored[b], level, better, samples) for a, b in combinations(scored, 2)
+        (a, b): _difference(scored[a], scored[b], level, better, samples)
+        for a, b in combinations(scored, 2)
+        if {a, b} & {baseline, leading}
     }  # as other - first
     rows = []
     for name in names:
@@ -120,7 +124,7 @@ def standings(
     measured = [row for row in rows if row.mean]
     best, standing = "", tuple[str, ...]()
     if measured:
-        best = max(measured, key=lambda row: row.mean.value * (1 if better else -1) if row.mean else 0).name
+        best = leading
         against = {row.name: _from_to(pairs, row.name, best) for row in measured if row.name != best}
         if all(one and one.passages >= FEWEST_PASSAGES for one in against.values()):
             worse = {name for name, one in against.items() if one and verdict(one, level) == BETTER}

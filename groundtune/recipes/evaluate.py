@@ -193,10 +193,10 @@ def _evaluate(
     evaluations = {context: _with_outcomes(by_system, right) for context, by_system in evaluations.items()}
 
     comparisons = _comparisons(evaluations, arguments.name)
-    asked_about = {"scored_by": arguments.scored_by, "questions": sha256_of(arguments.data.eval_file)}
     found = Evaluated(
-        evaluations, comparisons, right, notes, output_dir, abstention=curves, reused=reused, **asked_about
-    )
+        evaluations, comparisons, right, notes, output_dir, abstention=curves, reused=reused,
+        scored_by=arguments.scored_by, questions=sha256_of(arguments.data.eval_file),
+    )  # fmt: skip
     checked = check_limits(found.end_to_end[MODEL], arguments.limits(), arguments.name)
     found = replace(found, checked=checked, steps=_steps(arguments, found))
     if parts:

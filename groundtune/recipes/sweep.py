@@ -27,11 +27,12 @@ from groundtune.evaluation.figures import (
     TRAINING,
     Figures,
     evaluated,
+    failed,
     figures_of,
     finished_cells,
     write_figures,
 )
-from groundtune.runs.cells import Cell, Plan
+from groundtune.runs.cells import Asked, Cell, Plan
 from groundtune.system.durable import disk_errors
 from groundtune.system.inputs import read_text
 from groundtune.system.locks import alone
@@ -57,42 +58,47 @@ class CellEnded:
 
 
 def sweep(
-    plan: Plan, cells: Sequence[Cell], seconds: float | None, tell: Tell, run: Run | None = None, device: str = ""
-) -> list[CellEnded]:
+    plan: Plan, cells: Sequence[Cell], seconds: float | None, tell: Tell, run: Run | None = None, device: str = "",
+    estimated: Mapping[str, float | None] = {},
+) -> list[CellEnded]:  # fmt: skip
     """Measure each cell that is not finished yet, and write its figures; `tell` gets a line for each.
 
     `seconds`: no cell is started that would take longer than what is left of them, by the minutes that finished ones
-    took on this `device`. Raises `DataError` if figures of finished cells cannot be read, and `Stopped` or
-    `KeyboardInterrupt` after a cell was asked to stop.
+    took on this `device`, or else by those that are `estimated` by label. Raises `DataError` if figures of finished
+    cells cannot be read, and `Stopped` or `KeyboardInterrupt` after a cell was asked to stop.
     """
     begin, ended = time.monotonic(), []
     for number, cell in enumerate(cells, 1):
         left = None if seconds is None else seconds - (time.monotonic() - begin)
         tell(f"{number} of {len(cells)}  {cell.label} ...")
-        one = _one(plan, cell, left, tell, run or in_a_process, device)
+        one = _one(plan, cell, left, tell, run or in_a_process, device, estimated.get(cell.label))
         tell(f"{number} of {len(cells)}  {cell.label}: {one.how}{one.why and f', {one.why}'}")
         ended.append(one)
     return ended
 
 
-def _one(plan: Plan, cell: Cell, left: float | None, tell: Tell, run: Run, device: str) -> CellEnded:
+def _one(
+    plan: Plan, cell: Cell, left: float | None, tell: Tell, run: Run, device: str, estimated: float | None
+) -> CellEnded:
     try:
         with alone(plan.output_dir, file=f"{cell.label}.cell"):
-            return _alone(plan, cell, left, tell, run, device)
+            return _alone(plan, cell, left, tell, run, device, estimated)
     except DataError as error:
         if any("is in use by" in problem for problem in error.problems):
             return CellEnded(cell, IN_USE, "by another process")
         return CellEnded(cell, FAILED, one_line(error, 300))
 
 
-def _alone(plan: Plan, cell: Cell, left: float | None, tell: Tell, run: Run, device: str) -> CellEnded:
+def _alone(
+    plan: Plan, cell: Cell, left: float | None, tell: Tell, run: Run, device: str, estimated: float | None
+) -> CellEnded:
     known, other = finished_cells(plan.cells, plan.results)
     if cell.label in known:
         return CellEnded(cell, BEFORE)
     for reason in other.get(cell.label, ()):
         tell(f"    {plan.results_file(cell)} is not this cell, finished: {reason}")
     if left is not None:
-        expected = expected_minutes(cell, on(device, known.values()))
+        expected = expected_minutes(cell, on(device, known.values())) or estimated
         if left <= 0 or (expected is not None and 60 * expected > left):
             takes = "" if expected is None else f"it takes about {expected:.0f} min, and "
             return CellEnded(cell, NO_TIME, f"{takes}{max(0, left) / 60:.0f} min are left")
@@ -108,16 +114,20 @@ def _measured(plan: Plan, cell: Cell, run: Run) -> CellEnded:
         status = run(words, log)
         minutes[name] = (time.monotonic() - begin) / 60
         if status:
-            return CellEnded(cell, FAILED, f"exit status {status}: {_last_line(log)} (all of it: {log})")
+            why = failed(plan.folder(cell) / f"evaluation-{name}") or [_last_line(log)]
+            return CellEnded(cell, FAILED, f"exit status {status}: {one_line(why[0], 200)} (all of it: {log})")
         _write(plan, cell, minutes)
     _write(plan, cell, minutes)
+    if left := [name for name, _ in steps(plan, cell) if name != TRAINING]:
+        odd = plan.folder(cell) / f"evaluation-{left[0]}"
+        return CellEnded(cell, FAILED, f"{odd} is not the evaluation that was asked for (all of it: {log})")
     return CellEnded(cell, FINISHED)
 
 
 def _write(plan: Plan, cell: Cell, minutes: Mapping[str, float]) -> None:
     """Write the figures of what is evaluated so far: the rest may never come."""
     folder = plan.folder(cell)
-    done = [asked for asked in cell.evaluations if evaluated(asked, folder / f"evaluation-{asked.name}")]
+    done = [asked for asked in cell.evaluations if _is_done(plan, cell, asked)]
     if not done:
         return
     place = folder if cell.method else folder / f"evaluation-{done[0].name}"
@@ -135,8 +145,16 @@ def steps(plan: Plan, cell: Cell) -> Iterator[tuple[str, list[str]]]:
     if cell.method:
         yield TRAINING, [cell.method, *cell.words]
     for asked in cell.evaluations:
-        if not evaluated(asked, plan.folder(cell) / f"evaluation-{asked.name}"):
+        if not _is_done(plan, cell, asked):
             yield asked.name, ["evaluate", *asked.words]
+
+
+def _is_done(plan: Plan, cell: Cell, asked: Asked) -> bool:
+    folder, trained = plan.folder(cell), ""
+    if cell.method:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            trained = str(json.loads(read_text(folder / "run.json"))["finished"])
+    return evaluated(asked, folder / f"evaluation-{asked.name}", trained)
 
 
 def in_a_process(words: Sequence[str], log: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,6 +97,15 @@ def test_runs_that_make_no_curve_are_named(tmp_path):
     two = run_folder(tmp_path / "two", 5, [0.1] * 60, [0.1] * 60)
     with pytest.raises(DataError, match="5, 5 rows"):
         read_curve([one, two])
+    for rows, folder, identity in (
+        (5, one, {"--learning_rate": 0.01, "--train_share": 0.5, "versions": "1", "--new": 1}),
+        (9, two, {"--learning_rate": 0.1, "--train_share": 1.0, "versions": "2"}),
+    ):
+        (Path(folder) / "run.json").write_text(json.dumps({"training_rows": rows, "identity": identity}))
+    with pytest.raises(DataError) as error:
+        read_curve([one, two])
+    (problem,) = error.value.problems
+    assert "two: --learning_rate: 0.1, and 0.01 in " in problem and "rows alone" in problem
     values = ("true", "-1", '"9"', "1e400", "null")
     for wrong in ("{}", "[]", "[" * 100_000, *(f'{{"training_rows": {value}}}' for value in values)):
         (tmp_path / "two/run.json").write_text(wrong)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -21,7 +22,7 @@ from groundtune.cli import main
 from groundtune.commands.evaluate import parser as evaluation_parser
 from groundtune.commands.parsing import given, parse_arguments
 from groundtune.commands.plan import identified, read_plan
-from groundtune.commands.sweep import _estimate
+from groundtune.commands.sweep import _estimate, _reported
 from groundtune.data.files import sha256_of, write_jsonl, write_text
 from groundtune.errors import DataError
 from groundtune.evaluation.figures import (
@@ -50,7 +51,7 @@ from groundtune.reporting.sweep_report import all_standings, markdown, write_swe
 from groundtune.runs.cells import Plan, chosen
 from groundtune.schema import Document, Example, Prediction
 from groundtune.system.locks import alone
-from groundtune.system.text import as_json
+from groundtune.system.text import as_json, without_secrets
 
 PLAN = """
 output_dir: {folder}/runs
@@ -73,6 +74,7 @@ cells:
 ROOT = Path(__file__).parents[2]
 QUESTIONS = 40
 GAIN = {"base": -0.2, "sft": 0.0, "swr": 0.3, "raft": 0.01}
+SECONDS = count()
 SECRET = "What does the secret passage say?"
 
 
@@ -127,17 +129,19 @@ class Commands:
             return 3
         folder.mkdir(parents=True, exist_ok=True)
         if words[0] == "evaluate":
-            evaluate(folder, flags, label)
-        else:
+            evaluate(folder, flags, label, words[1])
+        elif not (folder / "run.json").exists():  # a finished run is left as it is
             write_text(folder / "run.json", as_json(record({"train and evaluate": 600.0, "load model": 30.0})))
         return 0
 
 
 def record(durations: dict[str, float]) -> dict:
-    return {"durations": durations, "versions": {"torch": "2"}, "platform": "Linux", "device": "a CPU"}
+    finished = f"2026-11-30T10:00:{next(SECONDS):06d}+00:00"
+    about = {"finished": finished, "working_directory": os.getcwd(), "versions": {"torch": "2"}}
+    return {"durations": durations, "platform": "Linux", "device": "a CPU", **about}
 
 
-def evaluate(folder: Path, flags: dict[str, str], label: str) -> None:
+def evaluate(folder: Path, flags: dict[str, str], label: str, model: str) -> None:
     rng = random.Random(label)
     for context in flags.get("contexts", "retrieved").split(","):
         given = []
@@ -147,6 +151,7 @@ def evaluate(folder: Path, flags: dict[str, str], label: str) -> None:
             given.append(Prediction(example, (), SECRET, True, 0, 10, 5, scores, context, (), judged={"j": SECRET}))
         write_predictions(folder / "predictions" / f"{context}.jsonl", evaluation_of(given, 200))
     arguments = {"data": {"eval_file": flags["eval_file"]}, "retrieval": {"retriever": flags.get("retriever", "mix")}}
+    arguments["model"] = {"model_name_or_path": model}
     inputs = {"eval_file": {"sha256": sha256_of(flags["eval_file"])}}
     about = {**record({"model": 120.0}), "arguments": arguments, "inputs": inputs}
     write_text(folder / "run.json", as_json(about))
@@ -250,7 +255,7 @@ def test_wrong_flags_of_any_cell_are_reported_before_anything_runs(tmp_path, pla
     text = text.replace("retrieved,gold", "retrieved,../gold")
     assert main(["sweep", str(write_plan(tmp_path, text)), "--dry_run"]) == 2
     shown = capsys.readouterr().err
-    assert "evaluation mix: --contexts: no such context: ../gold" in shown
+    assert "evaluation mix: --contexts: unknown: ../gold" in shown
     assert "swr: --citation: no such argument" in shown and "retrieve: no such argument" in shown
     assert "sft: --train_file: missing" in shown
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["probe.jsonl"]
@@ -317,6 +322,76 @@ def test_evaluations_made_by_hand_are_recognised_and_others_are_not(plan):
     assert evaluated(cell.evaluations[0], place) and not evaluated(cell.evaluations[1], place)
     write_text(place / "run.json", '{"arguments": 3}')
     assert not evaluated(cell.evaluations[0], place)
+
+
+def test_an_evaluation_of_other_weights_or_with_failures_is_made_again(plan):
+    cell = next(cell for cell in plan.cells if cell.label == "sft-seed0")
+    run(plan, only=["sft-seed0"])
+    plan.results_file(cell).unlink()
+    place = plan.folder(cell) / "evaluation-mix"
+    write_text(place / "metrics.json", '{"failures": ["judge: 3 of 40 verdicts failed"]}')
+    run(plan, commands := Commands(), only=["sft-seed0"])
+    assert commands.ran == ["sft sft-seed0 sft-seed0", "evaluate evaluation-mix sft-seed0"]
+    plan.results_file(cell).unlink()
+    (plan.folder(cell) / "run.json").unlink()  # as --overwrite_output_dir does: it is trained again
+    run(plan, commands := Commands(), only=["sft-seed0"])
+    assert len(commands.ran) == 3
+    base = replace(plan.cells[0].evaluations[0], words=("another", *plan.cells[0].evaluations[0].words[1:]))
+    run(plan, only=["base"])
+    place = plan.folder(plan.cells[0]) / "evaluation-mix"
+    assert evaluated(plan.cells[0].evaluations[0], place) and not evaluated(base, place)
+
+
+def test_the_reason_of_a_failed_evaluation_is_what_failed_in_it(plan):
+    def failing(words, log):
+        status = Commands()(words, log)
+        if words[0] != "evaluate":
+            return status
+        folder = Path(next(word for word in words if word.startswith("--output_dir=")).partition("=")[2])
+        write_text(folder / "metrics.json", '{"failures": ["judge: 3 of 40 verdicts failed"]}')
+        write_text(log, "Report: evaluation.html")
+        return 1
+
+    (ended,) = sweep(plan, plan.cells[:1], None, lambda line: None, failing)
+    assert ended.how == FAILED and "judge: 3 of 40 verdicts failed" in ended.why
+
+
+def test_an_evaluation_that_is_not_the_one_asked_for_is_no_success(plan):
+    def other(words, log):
+        return Commands()([*words[:2], *(word.replace("retriever=mix", "retriever=bm25") for word in words[2:])], log)
+
+    (ended,) = sweep(plan, plan.cells[:1], None, lambda line: None, other)
+    assert ended.how == FAILED and "is not the evaluation that was asked for" in ended.why
+
+
+def test_a_secret_among_the_flags_of_an_evaluation_does_not_hide_it(plan):
+    asked = plan.cells[0].evaluations[0]
+    options = '{"user_key": "abcdef"}'
+    known = replace(asked, settings={**asked.settings, "judge_options": options})
+    run(plan, only=["base"])
+    place = plan.folder(plan.cells[0]) / "evaluation-mix"
+    about = json.loads((place / "run.json").read_text("utf-8"))
+    about["arguments"]["judge"] = {"judge_options": without_secrets({"judge_options": options})["judge_options"]}
+    write_text(place / "run.json", as_json(about))
+    assert evaluated(known, place)
+
+
+def test_named_files_and_models_are_compared_by_their_contents_and_numbers_in_full(tmp_path):
+    for name in ("judge_prompt", "rewrite_prompt", "abstentions", "forgetting"):
+        write_text(tmp_path / "a.txt", "one")
+        before = compared({name: str(tmp_path / "a.txt")})
+        write_text(tmp_path / "b.txt", "one")
+        assert compared({name: str(tmp_path / "b.txt")}) == before
+        write_text(tmp_path / "a.txt", "two")
+        assert compared({name: str(tmp_path / "a.txt")}) != before
+    assert compared({"eval_max_samples": 1234567}) != compared({"eval_max_samples": 1234568})
+    assert compared({"a": "5e-4", "b": 4, "c": "0.70"}) == {"a": "0.0005", "b": "4", "c": "0.7"}
+
+
+def test_the_estimate_keeps_a_cell_of_which_nothing_is_known_from_starting_too_late(plan):
+    estimated = {cell.label: 600.0 for cell in plan.cells}
+    ended = sweep(plan, plan.cells[1:2], 90 * 60, lambda line: None, Commands(), estimated=estimated)
+    assert [one.how for one in ended] == [NO_TIME] and "about 600 min" in ended[0].why
 
 
 def test_only_some_cells_by_name_or_with_a_seed(plan):
@@ -575,6 +650,31 @@ def test_the_report_is_made_from_the_files_of_figures_alone(plan, tmp_path, caps
     assert (tmp_path / "runs" / "sweep.md").is_file()
 
 
+def test_files_of_other_cells_are_in_no_report(plan, tmp_path, capsys):
+    run(plan)
+    path = tmp_path / "runs" / "results" / "sft-seed1.json"
+    there = read_figures(path)
+    write_figures(path, replace(there, settings={**there.settings, "--learning_rate": 1e-3}))
+    told: list[str] = []
+    found, known = _reported(plan, False, told.append)
+    assert len(known) == 5 and found[0].of("sft").seeds == 1
+    assert "sft-seed1.json, which is another cell: --learning_rate: 0.001 there, 0.0005 here" in told[0]
+    assert main(["sweep", str(tmp_path / "try.yaml"), "--report_only"]) == 2  # by the files alone
+    assert "sft: seeds 0 and 1: --learning_rate: 0.0005 there, 0.001 here" in capsys.readouterr().err
+    others = {name: {**asked, "eval_file": "sha256 0"} for name, asked in there.evaluations.items()}
+    write_figures(path, replace(there, evaluations=others))
+    assert main(["sweep", str(tmp_path / "try.yaml"), "--report_only"]) == 2
+    assert "sft: evaluation mix: its questions are not those of base" in capsys.readouterr().err
+
+
+def test_what_is_measured_in_part_is_in_the_report(plan):
+    run(plan, only=["base"])
+    path = plan.results_file(plan.cells[0])
+    there = read_figures(path)
+    write_figures(path, replace(there, evaluations={"mix": there.evaluations["mix"]}))
+    assert len(_reported(plan, False, print)[1]) == 1 and not figures(plan)
+
+
 @pytest.mark.parametrize(
     "words, problem",
     [
@@ -675,6 +775,59 @@ def test_cells_that_take_other_steps_are_estimated_each_and_all_their_problems_c
     with pytest.raises(DataError) as error:
         _estimate(plan.cells, [], print, dry=True)
     assert [problem.partition(":")[0] for problem in error.value.problems[:2]] == ["sft-seed0", "raft-seed7"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ("study: nonsense", "--study: unknown: nonsense"),
+        ("forgetting: no.jsonl", "--forgetting: no such file"),
+        ("embedding_model: /no/folder", "/no/folder"),
+        ("eval_num_to_retrieve: 0", "--eval_num_to_retrieve: 0"),
+        ("abstain_below: foo", "--abstain_below: foo"),
+        ("abstentions: no.txt", "--abstentions: no such file"),
+        ("right_metric: judge/correctness", "--right_metric: judge/correctness needs a judge"),
+        ("eval_file: ", "--eval_file: missing"),
+        ("eval_file: {folder}/broken.jsonl", "broken.jsonl:2"),
+    ],
+)
+def test_what_is_wrong_with_an_evaluation_is_known_before_anything_is_trained(
+    tmp_path, families, data_folder, flags, problem
+):
+    rows = (data_folder / "eval.jsonl").read_text("utf-8").splitlines()
+    write_text(tmp_path / "broken.jsonl", f"{rows[0]}\nno JSON\n")
+    text = f"""
+output_dir: {{folder}}/runs
+questions: {(data_folder / "eval.jsonl").as_posix()}
+evaluate:
+  mix:
+    retriever: bm25
+    {flags}
+settings:
+  model_name_or_path: {Path(families["llama"].folder).as_posix()}
+  train_file: {(data_folder / "train.jsonl").as_posix()}
+  eval_file: {(data_folder / "eval.jsonl").as_posix()}
+  test_file: {(data_folder / "eval.jsonl").as_posix()}
+  full_dataset_file_path: {(data_folder / "documents.jsonl").as_posix()}
+  retriever: bm25
+cells:
+  a: {{{{method: sft}}}}
+"""
+    with pytest.raises(DataError) as error:
+        identified(read_plan(str(write_plan(tmp_path, text)), {}))
+    assert any(problem in line and "a: evaluation mix: " in line for line in error.value.problems), error.value.problems
+
+
+def test_two_cells_never_share_a_folder_and_changes_never_the_results_of_the_plan(tmp_path):
+    text = PLAN.replace("  base: {{method: none}}", "  sft-seed0: {{method: none}}")
+    with pytest.raises(DataError, match="two cells would be sft-seed0; give one of them another name"):
+        read_plan(str(write_plan(tmp_path, text)), {})
+    path = str(write_plan(tmp_path, PLAN + "results: kept\n"))
+    with pytest.raises(DataError, match="with --set, these would be of other cells; give --output_dir, too"):
+        read_plan(path, {"num_train_epochs": "2"})
+    assert read_plan(path, {}).results == tmp_path / "kept"
+    longer = read_plan(path, {"num_train_epochs": "2"}, str(tmp_path / "longer"))
+    assert (longer.results, longer.report) == (tmp_path / "longer" / "results", tmp_path / "longer" / "sweep.md")
 
 
 # What is in the repository
