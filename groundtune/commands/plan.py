@@ -317,7 +317,7 @@ def identified(plan: Plan) -> Plan:
         for cell in plan.cells
     ]
     if problems:
-        raise DataError(problems)
+        raise DataError(list(dict.fromkeys(problems)))
     return replace(plan, cells=tuple(cells))
 
 
@@ -340,8 +340,8 @@ def _evaluated(cell: Cell, asked: Asked) -> dict[str, str]:
     values = given(evaluation_parser(), asked.words)
     try:
         arguments = inference_arguments(_as_trained(cell, values), for_questions=True, again=lambda more: "")
-        if problems := arguments.check():
-            raise DataError(problems)
+        if problems := [p for p in arguments.check() if not (cell.method and p.startswith("MODEL: "))]:
+            raise DataError(problems)  # of a trained cell's model its training tells
         arguments.thresholds()
         _check_questions(arguments.data.eval_file)
     except DataError as error:
