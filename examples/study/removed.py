@@ -2,8 +2,9 @@
 
 python examples/study/removed.py data/faire/eval_w_qa.jsonl data/faire/documents.pkl --output_dir runs/faire
 
-writes removed.jsonl and documents_left.jsonl, by the rule of `groundtune questions --unanswerable_share`. A question
-whose passages another one needs keeps them, and is left out.
+writes removed.jsonl and documents_left.jsonl, as `groundtune questions --unanswerable_share` does, but by the rule of
+when the first cells were measured, so that all answer the same questions. A question whose passages another one needs
+keeps them, and is left out.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from groundtune.data.evidence import SUPPORTED, support
 from groundtune.data.files import read_documents, read_examples, write_documents, write_jsonl
 from groundtune.errors import DataError
-from groundtune.prepare.unanswerable import take_answers_away
+from groundtune.prepare.unanswerable import Evidence, take_answers_away
+from groundtune.schema import Example
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,7 +29,8 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     try:
         splits = {"removed": read_examples(given.questions)}
-        found = take_answers_away(splits, read_documents(given.documents), share=1.0, seed=0)
+        documents = read_documents(given.documents)
+        found = take_answers_away(splits, documents, share=1.0, seed=0, evidence=_Before(documents))
         unanswerable = [example.to_dict() for example in found.splits["removed"] if not example.answerable]
         write_jsonl(Path(given.output_dir) / "removed.jsonl", unanswerable)
         write_documents(Path(given.output_dir) / "documents_left.jsonl", found.documents)
@@ -35,6 +39,18 @@ def main(argv: Sequence[str]) -> int:
         return 2
     print(found.note)
     return 0
+
+
+class _Before(Evidence):
+    """Without numbers by their value, and without answers such as "Yes."."""
+
+    def of(self, example: Example) -> set[int]:
+        return self.repeating(example) | {
+            i
+            for i, document in enumerate(self.documents)
+            for answer in example.acceptable_answers
+            if support(answer, example.question, document.text) >= SUPPORTED
+        }
 
 
 if __name__ == "__main__":

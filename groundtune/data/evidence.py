@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from functools import lru_cache
 
+from groundtune.data.numbers import value_of, with_values
 from groundtune.data.words import stem, telling_words, words
 from groundtune.schema import Document, Example
 
@@ -50,10 +52,58 @@ def repeats(passage: Document, others: Sequence[Document]) -> bool:
 
 
 def gives_away(passage: Document, example: Example) -> bool:
-    """Whether a passage repeats a gold passage of an example, or supports one of its answers by its words."""
+    """Whether a passage repeats a gold passage of an example, or says one of its answers, as far as words can tell.
+
+    It errs on the other side than `support`: an answer that is taken for missing makes a right answer wrong.
+    """
     return repeats(passage, example.gold_documents) or any(
-        support(answer, example.question, passage.text) >= SUPPORTED for answer in example.acceptable_answers
+        says(answer, example.question, passage.text) for answer in example.acceptable_answers
     )
+
+
+def says(answer: str, question: str, passage: str) -> bool:
+    """Whether a passage has `SUPPORTED` of what an answer adds to its question, and one of its numbers if it has some.
+
+    Words count by their stems and numbers by their value, however they are written. An answer that adds no word of its
+    own, such as "Yes.", is said where the question's words are.
+    """
+    held, added = held_by(passage), told_by(answer, question)
+    numbers = [one for one in added if any(map(_is_number, one))]
+    if numbers and not any(one & held for one in numbers):
+        return False
+    return bool(added) and sum(bool(one & held) for one in added) >= SUPPORTED * len(added)
+
+
+def told_by(answer: str, question: str) -> list[frozenset[str]]:
+    """What an answer adds to its question, else what it says at all, else what the question says: for each word or
+    number the ways to read it."""
+    said, asked = _readings(answer), _readings(question)
+    known = frozenset[str]().union(*asked)
+    return [one for one in said if not one & known] or said or asked
+
+
+def _readings(text: str) -> list[frozenset[str]]:
+    """The telling words and the numbers of a text, each with the ways to read it: 1.000 is a thousand or one."""
+    found = {}
+    for piece, value in with_values(text, decimal_comma=False):
+        if value is None:
+            for word in telling_words(piece):
+                number = _NUMBER_WORDS.get(word)
+                found[word] = frozenset({stem(word)} | ({_number(number)} if number else set()))
+        else:
+            other = value_of(piece, decimal_comma=True)
+            found[piece] = frozenset(map(_number, {value, other if other is not None else value}))
+    return list(found.values())
+
+
+@lru_cache(maxsize=4096)
+def held_by(passage: str) -> frozenset[str]:
+    """Every way to read the words and numbers of a passage, as in `told_by`."""
+    return frozenset[str]().union(*_readings(passage))
+
+
+def _number(value: Decimal | int) -> str:
+    return f"#{Decimal(value).normalize():f}"
 
 
 @lru_cache(maxsize=4096)
@@ -65,3 +115,7 @@ def _words_of(passage: str) -> tuple[frozenset[str], frozenset[str]]:
 
 def _is_number(word: str) -> bool:
     return any(map(str.isdigit, word))
+
+
+_UP_TO_TWELVE = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+_NUMBER_WORDS = dict(zip(_UP_TO_TWELVE, range(1, 13))) | {"twenty": 20, "thirty": 30, "sixty": 60, "ninety": 90}

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from groundtune.data.evidence import SUPPORTED, gives_away, stems_added
+from groundtune.data.evidence import SUPPORTED, held_by, repeats, says, told_by
 from groundtune.data.overlap import Overlap
-from groundtune.data.words import stem, words
 from groundtune.prompts.mixing import without_gold
 from groundtune.schema import Document, Example
 
@@ -37,10 +36,13 @@ class WithoutAnswers:
 
 
 def take_answers_away(
-    splits: dict[str, list[Example]], documents: Sequence[Document], share: float, seed: int
-) -> WithoutAnswers:
-    """Make about this share of each split's questions unanswerable, and leave out all passages that answer them."""
-    evidence, gone, lost = Evidence(documents), set[int](), set[Example]()
+    splits: dict[str, list[Example]], documents: Sequence[Document], share: float, seed: int,
+    evidence: Evidence | None = None,
+) -> WithoutAnswers:  # fmt: skip
+    """Make about this share of each split's questions unanswerable, and leave out all passages that answer them, by
+    what is `evidence`."""
+    evidence = evidence or Evidence(documents)
+    gone, lost = set[int](), set[Example]()
     for examples in splits.values():
         of_passage: dict[tuple[str, ...], list[Example]] = defaultdict(list)
         for example in examples:
@@ -74,19 +76,25 @@ class Evidence:
     def __init__(self, documents: Sequence[Document]) -> None:
         self.documents = documents
         self._overlap = Overlap(document.body for document in documents)
-        self._with_stem: dict[str, list[int]] = defaultdict(list)
+        self._with: dict[str, list[int]] = defaultdict(list)
         for i, document in enumerate(documents):
-            for one in set(map(stem, words(document.text))):
-                self._with_stem[one].append(i)
+            for reading in held_by(document.text):
+                self._with[reading].append(i)
 
     def of(self, example: Example) -> set[int]:
         """Positions of the documents."""
-        near = {i for gold in example.gold_documents for i in self._overlap.shares(gold.body)}
+        found = self.repeating(example)
         for answer in example.acceptable_answers:
-            stems = stems_added(answer, example.question)
-            counts = Counter(i for one in stems for i in self._with_stem.get(one, ()))
-            near |= {i for i, count in counts.items() if count >= SUPPORTED * len(stems)}
-        return {i for i in near if gives_away(self.documents[i], example)}
+            added = told_by(answer, example.question)
+            counts = Counter(i for one in added for i in {i for reading in one for i in self._with.get(reading, ())})
+            near = (i for i, count in counts.items() if count >= SUPPORTED * len(added))
+            found |= {i for i in near if says(answer, example.question, self.documents[i].text)}
+        return found
+
+    def repeating(self, example: Example) -> set[int]:
+        """Positions of the documents that repeat a gold passage."""
+        near = {i for gold in example.gold_documents for i in self._overlap.shares(gold.body)}
+        return {i for i in near if repeats(self.documents[i], example.gold_documents)}
 
     def needed(self, removed: set[int], splits: dict[str, list[Example]], lost: Sequence[Example]) -> bool:
         """Whether an example that is to keep its answer has its gold passage among these."""

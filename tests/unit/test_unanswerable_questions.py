@@ -44,6 +44,29 @@ def test_the_index_finds_what_comparing_each_document_finds():
         assert evidence.of(example) == {i for i, document in enumerate(documents) if gives_away(document, example)}
 
 
+@pytest.mark.parametrize(
+    ("question", "answer", "passage", "away"),
+    [
+        ("Can lamps be returned?", "Yes.", "Returns: yes, lamps can be returned.", True),
+        ("Can lamps be returned?", "Yes.", "Carpets are sold on Mondays.", False),
+        ("When do courses start?", "In May.", "All courses start in May.", True),
+        ("What does a licence cost?", "1,000 euros", "Licence per year: 1000 euros.", True),
+        ("What does a licence cost?", "1,000 euros", "Licence per year: 500 euros.", False),
+        ("What does a licence cost?", "1.000 Euro", "Licence per year: 1000 Euro.", True),
+        ("How long is the warranty?", "Three years", "Warranty: 3 years.", True),
+        ("How long is the return window?", "14 calendar days, see 3", "It is 14 calendar days.", True),
+        ("How many are there?", "?", "Nothing.", False),
+    ],
+)
+def test_an_answer_is_taken_away_however_it_is_written(question, answer, passage, away):
+    gold, other = Document("Nothing of this."), Document(passage)
+    example = Example(question, answer, (gold,))
+    assert gives_away(other, example) == away
+    assert Evidence([gold, other]).of(example) == ({0, 1} if away else {0})
+    left = take_answers_away({"eval": [example]}, [gold, other], 1.0, seed=0).documents
+    assert (other in left) != away
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_answers_of_a_share_are_gone_from_the_documents_and_all_others_are_still_there(share):
     documents, splits = world()
