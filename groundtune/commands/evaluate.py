@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -26,6 +27,8 @@ from groundtune.runs.remembered import BASE_MODEL, Remembered, remembered
 
 if TYPE_CHECKING:
     from groundtune.recipes.evaluate import Evaluated
+
+logger = logging.getLogger(__name__)
 
 USAGE = """[MODEL] [--eval_file FILE] [--full_dataset_file_path FILE] [--embedding_model MODEL] [--FLAG VALUE ...]"""
 DESCRIPTION = """Evaluate any model end to end, with the same code as training: a model folder, an adapter's folder
@@ -127,6 +130,8 @@ def _known(run: Remembered, words: Mapping[str, Any], for_questions: bool) -> di
         "embedding_model", "eval_embedding_model", "full_dataset_file_path", "reranker", "rewriter", "rewrite_prompt",
     )  # fmt: skip
     known = {**run.settings, **{name: run.names[name] for name in names if name in run.names}}
+    if known.get("bf16") and "bf16" not in words:
+        known["bf16"] = _native_bf16()
     if for_questions and (questions := run.names.get("test_file") or run.names.get("eval_file")):
         known["eval_file"] = questions
     if run.index_path and "full_dataset_file_path" not in words:
@@ -134,6 +139,18 @@ def _known(run: Remembered, words: Mapping[str, Any], for_questions: bool) -> di
     if BASE_MODEL in run.names and words.get("base_model", run.names[BASE_MODEL]) == run.names[BASE_MODEL]:
         known |= {"model_revision": run.revision, "gguf_file": run.gguf_file}
     return known
+
+
+def _native_bf16() -> bool:
+    """Whether a run that computed in bfloat16 does so here as well: without instructions for it, float32 is faster."""
+    from groundtune.model.loading import computes_bf16  # here, because it imports torch
+
+    native = computes_bf16()
+    if not native:
+        logger.warning(
+            "this machine has no bfloat16 instructions, so the run is asked in float32; --bf16 true emulates"
+        )
+    return native
 
 
 def _show(found: Evaluated, words: Mapping[str, Any]) -> None:

@@ -129,11 +129,13 @@ def _verified(arguments: InferenceArguments, folder: Path, about: About, words: 
 def _arguments(words: Mapping[str, Any], argv: Sequence[str]) -> InferenceArguments:
     """The run's arguments. Raises `DataError` with every problem that shows before a model is read."""
     run = words["model"]
-    if remembered(run) is None:
+    if (made := remembered(run)) is None:
         missing = "holds no run.json" if os.path.isdir(run) else "no such folder"
         raise DataError([f"RUN: {run}: {missing}; name the folder of a finished run"])
-    # The context "gold" needs neither documents nor retriever: the run's own passages are read.
-    settings = {**words, "contexts": "gold", "load_in_4bit": False, "output_dir": ""}
+    # Emulated or not: answers are compared with those that the run gave. The context "gold" needs neither documents nor
+    # retriever: the run's own passages are read.
+    as_run = {"bf16": made.settings["bf16"]} if "bf16" in made.settings else {}
+    settings = {**as_run, **words, "contexts": "gold", "load_in_4bit": False, "output_dir": ""}
     typed = partial(with_flags, ["groundtune", "export", *argv])
     arguments = inference_arguments(settings, for_questions=False, again=typed)
     problems = [*arguments.check(has_examples=False), *_problems(words)]
