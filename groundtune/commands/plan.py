@@ -245,7 +245,8 @@ def _cell(
 ) -> Cell:  # fmt: skip
     """A cell with the words of its commands."""
     values = _values(flags)
-    by_machine = (_PRECISION,) if _PRECISION in flags and flags[_PRECISION].value == _AUTO else ()
+    chosen = (some[_PRECISION].value for some in (flags, *evaluations.values()) if _PRECISION in some)
+    by_machine = (_PRECISION,) if _AUTO in chosen else ()
     cell = Cell(name, method, seed, (), (), by_machine=by_machine)
     folder = output_dir / cell.label
     if method:

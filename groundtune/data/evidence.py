@@ -64,11 +64,11 @@ def gives_away(passage: Document, example: Example) -> bool:
 def says(answer: str, question: str, passage: str) -> bool:
     """Whether a passage has `SUPPORTED` of what an answer adds to its question, and one of its numbers if it has some.
 
-    Words count by their stems and numbers by their value, however they are written. An answer that adds no word of its
-    own, such as "Yes.", is said where the question's words are.
+    Words count by their stems and numbers by their value, however they are written; "one" is a word that may be a
+    number. An answer that adds no word of its own, such as "Yes.", is said where the question's words are.
     """
     held, added = held_by(passage), told_by(answer, question)
-    numbers = [one for one in added if any(map(_is_number, one))]
+    numbers = [one for one in added if all(reading[0] == "#" for reading in one)]
     if numbers and not any(one & held for one in numbers):
         return False
     return bool(added) and sum(bool(one & held) for one in added) >= SUPPORTED * len(added)
@@ -77,7 +77,7 @@ def says(answer: str, question: str, passage: str) -> bool:
 def told_by(answer: str, question: str) -> list[frozenset[str]]:
     """What an answer adds to its question, else what it says at all, else what the question says: for each word or
     number the ways to read it."""
-    said, asked = _readings(answer), _readings(question)
+    said, asked = [one for one in _readings(answer) if not one & _YES_OR_NO], _readings(question)
     known = frozenset[str]().union(*asked)
     return [one for one in said if not one & known] or said or asked
 
@@ -117,5 +117,39 @@ def _is_number(word: str) -> bool:
     return any(map(str.isdigit, word))
 
 
+# As words of an answer of which they are all: "No, it isn't." is cut into no, it, isn and t.
+_YES_OR_NO = frozenset(
+    map(
+        stem,
+        [
+            "yes",
+            "no",
+            "not",
+            "isn",
+            "aren",
+            "wasn",
+            "don",
+            "doesn",
+            "didn",
+            "can",
+            "t",
+            "ja",
+            "nein",
+            "doch",
+            "oui",
+            "non",
+            "si",
+            "sí",
+            "sì",
+            "sim",
+            "não",
+            "是",
+            "的",
+            "不",
+            "没",
+            "有",
+        ],
+    )
+)
 _UP_TO_TWELVE = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _NUMBER_WORDS = dict(zip(_UP_TO_TWELVE, range(1, 13))) | {"twenty": 20, "thirty": 30, "sixty": 60, "ninety": 90}

@@ -34,21 +34,37 @@ class Wordings:
     spaced: re.Pattern[str]
     unspaced: re.Pattern[str]
     lead: re.Pattern[str]  # words that may come first, as a sentence of their own
-    goes_on: re.Pattern[str]  # a sentence that takes back what the one before it said
+    answers: re.Pattern[str]  # how a clause begins with which an answer follows
+    adds: re.Pattern[str]  # such a clause that is no answer
 
     def match(self, answer: str) -> bool:
-        """Whether the first sentence, or the whole answer, is one of the wordings, and the next does not answer."""
-        sentences = [said for one in _SENTENCE.findall(answer) if (said := _spaced(one))]
-        while len(sentences) > 1 and self.lead.fullmatch(sentences[0]):
+        """Whether the first sentence, or the whole answer, is one of the wordings, and no answer follows it."""
+        sentences = [one for one in _SENTENCE.findall(answer) if _spaced(one)]
+        while len(sentences) > 1 and self.lead.fullmatch(_spaced(sentences[0])):
             del sentences[0]
-        if any(map(self.goes_on.match, sentences[1:2])):
+        if not sentences or any(map(self._is_answer, sentences[1:2])):
+            return False
+        first, rest = self._parted(sentences[0])
+        if rest and self._is_answer(rest):
             return False
         without_spaces = has_other_script(answer)
         return any(
             self.spaced.fullmatch(said) or (without_spaces and self.unspaced.fullmatch(said.replace(" ", "")))
-            for said in (*sentences[:1], _spaced(answer))
+            for said in (_spaced(first), *([] if rest else [_spaced(answer)]))
             if len(said) <= _LONGEST
         )
+
+    def _parted(self, sentence: str) -> tuple[str, str]:
+        """A sentence up to the clause with which an answer may follow, and the rest; "I'm sorry, but ..." is whole."""
+        for border in _CLAUSE.finditer(sentence):
+            first, rest = sentence[: border.start()], sentence[border.end() :]
+            if self.answers.match(_spaced(rest)) and not self.lead.fullmatch(_spaced(first)):
+                return first, rest
+        return sentence, ""
+
+    def _is_answer(self, clause: str) -> bool:
+        said = _spaced(clause)
+        return bool(self.answers.match(said)) and not self.adds.fullmatch(said)
 
 
 def _spaced(text: str) -> str:
@@ -61,6 +77,10 @@ def _plain(text: str) -> str:
 
 
 _AM, _IS = re.compile(r"(?i)\bi['\u2019]m\b"), re.compile(r"(?i)\b(it|that|there|what|here)['\u2019]s\b")
+# After a comma or the like, or before "but it": "no product but the lamp" is one clause.
+_CLAUSE = re.compile(
+    r"[,;:\u2013\u2014\uff0c\uff1b\u3001]\s*|\s+(?=but\s(?:it|he|she|they|there|this|that|i|we|you)\b)", re.IGNORECASE
+)
 _APOSTROPHE = re.compile(r"(?<=\w)['\u2019\u02bc`](?=\w)")
 
 
@@ -81,21 +101,27 @@ def read_wordings(path: str = "") -> Wordings:
             if equals:
                 names[name.strip()] = _pattern(value, names)
             else:
-                kind = line[0] if line[0] in kinds else ""
-                kinds[kind].append(_pattern(line.removeprefix(kind), names))
+                kind = line[0] if line.startswith(("+", "! ", "& ")) else ""
+                kinds[kind].append(_line_of(line.removeprefix(kind), names))
         except ValueError as error:
             problems.append(f"{where}: {error}")
     if problems:
         raise DataError(problems)
     one_of = {kind: f"(?:{'|'.join(patterns)})" for kind, patterns in kinds.items()}
-    spaced = f"{one_of['+']}{{0,2}}{one_of['']}{one_of['&']}?"
-    unspaced = spaced.replace(_ANY, rf"(?:(?!{one_of['!']}).){{0,60}}?").replace(" ", "")
-    spaced = spaced.replace(_ANY, rf"(?:(?!{one_of['!']})\S+ ){{0,40}}?")
-    goes_on = rf"(?!{one_of['&']}$){one_of['!']}".replace(_ANY, r"(?:\S+ ){0,40}?")
-    return Wordings(*map(re.compile, (spaced, unspaced, f"{one_of['+']}+", goes_on)))
+    spaced = f"{one_of['+']}{{0,2}}{one_of['']}"
+    unspaced = spaced.replace(_ANY, ".{0,60}?").replace(" ", "")
+    return Wordings(*map(re.compile, (spaced, unspaced, f"{one_of['+']}+", one_of["!"], one_of["&"])))
 
 
-_ANY = "<any>"  # words, or none; which ones depends on the place
+def _line_of(line: str, names: Mapping[str, str]) -> str:
+    """The regular expression of a line, which must have words."""
+    pattern = _pattern(line, names)
+    if re.fullmatch(pattern, ""):
+        raise ValueError(f"{line.strip()!r} has no word that must be there; write one, or remove the line")
+    return pattern
+
+
+_ANY = r"(?:\S+ ){0,40}?"
 
 
 def _pattern(line: str, names: Mapping[str, str]) -> str:

@@ -290,8 +290,8 @@ def evaluated(asked: Asked, place: Path, trained: str = "") -> bool:
         if record["finished"] < trained or not _same_place(model, asked.words[0], record["working_directory"]):
             return False
         values = {name: value for group in record["arguments"].values() for name, value in group.items()}
-        there = compared({name: values.get(name) for name in asked.settings})
-        there |= {name: f"sha256 {about['sha256']}" for name, about in record["inputs"].items() if name in there}
+        read = {about["path"]: about["sha256"] for about in record["inputs"].values()}
+        there = compared({name: values.get(name) for name in asked.settings}, read)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     files = [place / "metrics.json", *(place / "predictions" / f"{context}.jsonl" for context in asked.contexts)]
@@ -310,12 +310,21 @@ def _same_place(there: str, here: str, started_in: str) -> bool:
     return there == here or os.path.realpath(os.path.join(started_in, there)) == os.path.realpath(here)
 
 
-def compared(values: Mapping[str, Any]) -> dict[str, str]:
-    """Values of flags as text by which they are compared: files and models by their contents, 5e-4 as 0.0005."""
+def compared(values: Mapping[str, Any], read: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Values of flags as text by which they are compared: files and models by their contents, 5e-4 as 0.0005.
+
+    `read`: the SHA-256 by path of the files as they were read then, in place of those that are there now.
+    """
+
+    def contents(path: str) -> str:
+        if read is not None:
+            return f"sha256 {read[path]}" if path in read else path
+        return f"sha256 {sha256_of(path)}" if os.path.isfile(path) else path
+
     found = {}
     for name, value in values.items():
-        if name in _FILES and os.path.isfile(str(value)):
-            found[name] = f"sha256 {sha256_of(value)}"
+        if name in _FILES and value:
+            found[name] = " ".join(contents(str(one)) for one in (value if isinstance(value, list) else [value]))
         else:
             found[name] = model_identity(str(value)) if name in _MODELS and value else _as_text(value)
     return found

@@ -7,6 +7,7 @@ here as its training reported.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -487,6 +488,13 @@ def _write(
     groups = ("data", "retrieval", "prompt", "model", "evaluation", "generator", "judge", "answers")
     read = ["eval_file"] + ["full_dataset_file_path"] * arguments.searches
     files = {name: path for name in read if (path := getattr(arguments.data, name))}
+    more = {
+        "rewrite_prompt": arguments.retrieval.rewrite_prompt,
+        "abstentions": arguments.evaluation.abstentions,
+        "forgetting": arguments.answers.forgetting,
+        **{f"judge_prompt_{i}": name for i, name in enumerate(arguments.judge.judge_prompt, 1)},
+    }
+    files |= {name: path for name, path in more.items() if os.path.isfile(path)}
     record = run_record({name: asdict(getattr(arguments, name)) for name in groups}, files, durations, seed=0)
     write_text(folder / "run.json", as_json(record))
     write_text(folder / "metrics.json", as_json(found.to_dict()))

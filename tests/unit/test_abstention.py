@@ -68,6 +68,19 @@ F1, RECALL = "generation/f1", "retrieval/recall@1"
         "The passages do not mention the price, but they do mention the size.",
         "I could not find the answer in the passages. However, you can contact support.",
         "We do not know whether it is sold.",
+        "It is not possible to determine the answer from the given context.",
+        "Based on the provided context, it is not possible to determine the exact number.",
+        "It is impossible to determine the exact date.",
+        "The passages do not mention the MA program.",
+        "The passages do not mention any product but the lamp.",
+        "The passages don't mention the price, but they list the size.",
+        "The passages do not mention the price. However, they provide the size.",
+        "Le texte ne mentionne pas le but de la réunion.",
+        "Le texte n'indique pas le prix, mais il mentionne la taille.",
+        "Die Texte sagen nichts darüber, aber sie erwähnen die Farbe.",
+        "El texto no menciona el precio, pero menciona el tamaño.",
+        "文中没有提到但丁的出生日期。",
+        "文章没有提到价格，但文章提到了颜色。",
         "I don't know the exact date.",
     ],
 )
@@ -88,6 +101,13 @@ def test_an_answer_that_says_there_is_none_is_seen_in_many_words(answer):
         "The document must be signed.",
         "The passage does not mention Tesla, but the inventor was Edison.",
         "The passages do not state the exact date. However, it was founded in 1990.",
+        "I am not sure, but I think it is Paris.",
+        "I'm not sure but it's 1985.",
+        "The passages do not mention the inventor, but I know that it was Edison.",
+        "The passages do not mention the inventor. However, it is likely Edison.",
+        "The passage does not give the date, but it states that the company was founded in 1990.",
+        "I'm sorry, but the shop is closed.",
+        "Le texte ne mentionne pas le prix, mais la lampe coûte 5 euros.",
         "We have no data centres in Asia.",
         "We do not have data centres in Asia.",
         "We don't know your password; it is stored as a hash.",
@@ -163,7 +183,14 @@ def test_users_extend_the_wordings_with_a_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "problem"),
-    [("(a|b", "a bracket is missing"), ("a)", "a bracket is missing"), ("{what} b", "{what} is not defined above")],
+    [
+        ("(a|b", "a bracket is missing"),
+        ("a)", "a bracket is missing"),
+        ("{what} b", "{what} is not defined above"),
+        ("! (men|)", "has no word that must be there"),
+        ("& *", "has no word that must be there"),
+        ("(a|)", "has no word that must be there"),
+    ],
 )
 def test_a_line_that_is_no_wording_is_named(tmp_path, line, problem):
     path = tmp_path / "mine.txt"

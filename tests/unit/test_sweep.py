@@ -152,7 +152,7 @@ def evaluate(folder: Path, flags: dict[str, str], label: str, model: str) -> Non
         write_predictions(folder / "predictions" / f"{context}.jsonl", evaluation_of(given, 200))
     arguments = {"data": {"eval_file": flags["eval_file"]}, "retrieval": {"retriever": flags.get("retriever", "mix")}}
     arguments["model"] = {"model_name_or_path": model}
-    inputs = {"eval_file": {"sha256": sha256_of(flags["eval_file"])}}
+    inputs = {"eval_file": {"path": flags["eval_file"], "sha256": sha256_of(flags["eval_file"])}}
     about = {**record({"model": 120.0}), "arguments": arguments, "inputs": inputs}
     write_text(folder / "run.json", as_json(about))
     write_text(folder / "metrics.json", "{}\n")
@@ -376,6 +376,28 @@ def test_a_secret_among_the_flags_of_an_evaluation_does_not_hide_it(plan):
     assert evaluated(known, place)
 
 
+def test_an_evaluation_with_a_file_that_changed_since_is_made_again(plan, tmp_path):
+    run(plan, only=["base"])
+    place = plan.folder(plan.cells[0]) / "evaluation-mix"
+    wordings = tmp_path / "wordings.txt"
+    write_text(wordings, "pass")
+    about = json.loads((place / "run.json").read_text("utf-8"))
+    about["arguments"]["evaluation"] = {"abstentions": str(wordings)}
+    about["inputs"]["abstentions"] = {"path": str(wordings), "sha256": sha256_of(wordings)}
+    write_text(place / "run.json", as_json(about))
+
+    def asked():
+        known = plan.cells[0].evaluations[0]
+        return replace(known, settings={**known.settings, **compared({"abstentions": str(wordings)})})
+
+    assert evaluated(asked(), place)
+    write_text(wordings, "no comment")
+    assert not evaluated(asked(), place)
+    del about["inputs"]["abstentions"]  # as of an older version
+    write_text(place / "run.json", as_json(about))
+    assert not evaluated(asked(), place)
+
+
 def test_named_files_and_models_are_compared_by_their_contents_and_numbers_in_full(tmp_path):
     for name in ("judge_prompt", "rewrite_prompt", "abstentions", "forgetting"):
         write_text(tmp_path / "a.txt", "one")
@@ -384,6 +406,11 @@ def test_named_files_and_models_are_compared_by_their_contents_and_numbers_in_fu
         assert compared({name: str(tmp_path / "b.txt")}) == before
         write_text(tmp_path / "a.txt", "two")
         assert compared({name: str(tmp_path / "a.txt")}) != before
+    words = ["m", "--judge_prompt", str(tmp_path / "a.txt"), "correctness"]
+    several = {"judge_prompt": given(evaluation_parser(), words)["judge_prompt"]}
+    before = compared(several)
+    write_text(tmp_path / "a.txt", "three")
+    assert compared(several) != before and compared(several)["judge_prompt"].endswith(" correctness")
     assert compared({"eval_max_samples": 1234567}) != compared({"eval_max_samples": 1234568})
     assert compared({"a": "5e-4", "b": 4, "c": "0.70"}) == {"a": "0.0005", "b": "4", "c": "0.7"}
 
@@ -741,6 +768,9 @@ cells:
         identified(read_plan(str(write_plan(tmp_path, text.replace("VALUE", value))), {}))
         for value in ("auto", str(native).lower())
     )
+    evaluated_by_machine = f"evaluate: {{{{retrieved: {{{{bf16: auto}}}}}}}}{text.replace('  bf16: VALUE', '')}"
+    alone = identified(read_plan(str(write_plan(tmp_path, evaluated_by_machine)), {}))
+    assert all("bf16" not in cell.evaluations[0].settings for cell in alone.cells)
     for chosen_, written in zip(auto.cells, fixed.cells, strict=True):
         assert (chosen_.words, chosen_.evaluations[0].words) == (written.words, written.evaluations[0].words)
         its = written.settings.get("--bf16", written.evaluations[0].settings.get("bf16"))

@@ -56,6 +56,11 @@ def test_the_index_finds_what_comparing_each_document_finds():
         ("How long is the warranty?", "Three years", "Warranty: 3 years.", True),
         ("How long is the return window?", "14 calendar days, see 3", "It is 14 calendar days.", True),
         ("How many are there?", "?", "Nothing.", False),
+        ("Who was it?", "One of the founders was Thomas Edison.", "Thomas Edison was among its founders.", True),
+        ("Ist der Laden am Montag offen?", "Ja.", "Am Montag ist der Laden offen.", True),
+        ("La boutique est-elle ouverte lundi ?", "Oui.", "La boutique est ouverte lundi.", True),
+        ("商店星期一开门吗？", "是的。", "商店星期一开门。", True),
+        ("Is the lamp blue?", "No, it isn't.", "The lamp is red, not blue.", True),
     ],
 )
 def test_an_answer_is_taken_away_however_it_is_written(question, answer, passage, away):
