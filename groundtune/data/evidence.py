@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from decimal import Decimal
 from functools import lru_cache
 
-from groundtune.data.numbers import value_of, with_values
 from groundtune.data.words import stem, telling_words, words
 from groundtune.schema import Document, Example
 
@@ -77,17 +76,20 @@ def says(answer: str, question: str, passage: str) -> bool:
 def told_by(answer: str, question: str) -> list[frozenset[str]]:
     """What an answer adds to its question, else what it says at all, else what the question says: for each word or
     number the ways to read it."""
-    said, asked = [one for one in _readings(answer) if not one & _YES_OR_NO], _readings(question)
+    said, asked = _readings(answer, without=_YES_OR_NO), _readings(question)
     known = frozenset[str]().union(*asked)
     return [one for one in said if not one & known] or said or asked
 
 
-def _readings(text: str) -> list[frozenset[str]]:
-    """The telling words and the numbers of a text, each with the ways to read it: 1.000 is a thousand or one."""
+def _readings(text: str, without: Collection[str] = ()) -> list[frozenset[str]]:
+    """The telling words of a text, but those of `without`, and its numbers, each with the ways to read it: 1.000 is a
+    thousand or one."""
+    from groundtune.data.numbers import value_of, with_values  # here, because it imports libraries, and -h must be fast
+
     found = {}
     for piece, value in with_values(text, decimal_comma=False):
         if value is None:
-            for word in telling_words(piece):
+            for word in (word for word in telling_words(piece) if word not in without):
                 number = _NUMBER_WORDS.get(word)
                 found[word] = frozenset({stem(word)} | ({_number(number)} if number else set()))
         else:
@@ -117,39 +119,9 @@ def _is_number(word: str) -> bool:
     return any(map(str.isdigit, word))
 
 
-# As words of an answer of which they are all: "No, it isn't." is cut into no, it, isn and t.
+# No words of an answer: "No, it isn't." is cut into no, it, isn and t.
 _YES_OR_NO = frozenset(
-    map(
-        stem,
-        [
-            "yes",
-            "no",
-            "not",
-            "isn",
-            "aren",
-            "wasn",
-            "don",
-            "doesn",
-            "didn",
-            "can",
-            "t",
-            "ja",
-            "nein",
-            "doch",
-            "oui",
-            "non",
-            "si",
-            "sí",
-            "sì",
-            "sim",
-            "não",
-            "是",
-            "的",
-            "不",
-            "没",
-            "有",
-        ],
-    )
+    "yes no not isn aren wasn don doesn didn can t ja nein doch oui non si sí sì sim não 是 的 不 没 有".split()  # noqa: SIM905
 )
 _UP_TO_TWELVE = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _NUMBER_WORDS = dict(zip(_UP_TO_TWELVE, range(1, 13))) | {"twenty": 20, "thirty": 30, "sixty": 60, "ninety": 90}
