@@ -60,6 +60,7 @@ class Standings:
     comparisons: int
     best: str = ""
     standing: tuple[str, ...] = ()
+    on_one_machine: bool = True  # or else minutes are not compared
 
     @property
     def winner(self) -> str:
@@ -68,7 +69,10 @@ class Standings:
 
     @property
     def cheapest(self) -> str:
-        """Of the cells that stand, the one whose training took the fewest minutes; empty if that is not known."""
+        """Of the cells that stand, the one whose training took the fewest minutes; empty if that is not known, or was
+        measured on several machines."""
+        if not self.on_one_machine:
+            return ""
         known = {one.name: one.minutes for one in self.cells if one.name in self.standing and one.minutes is not None}
         return min(known, key=lambda name: known[name] or 0.0) if len(known) == len(self.standing) > 0 else ""
 
@@ -129,7 +133,9 @@ def standings(
         if all(one and one.passages >= FEWEST_PASSAGES for one in against.values()):
             worse = {name for name, one in against.items() if one and verdict(one, level) == BETTER}
             standing = tuple(row.name for row in measured if row.name not in worse)
-    return Standings(at, baseline, tuple(rows), level, comparisons, best, standing)
+    trained = [one for name in standing for one in of[name] if one.method]
+    alike = len({(one.machine.get("device"), one.precision) for one in trained}) < 2
+    return Standings(at, baseline, tuple(rows), level, comparisons, best, standing, alike)
 
 
 def verdict(found: PairedDifference, level: float) -> str:

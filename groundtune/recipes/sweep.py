@@ -42,6 +42,7 @@ from groundtune.system.text import one_line
 Run = Callable[[Sequence[str], Path], int]  # words of `groundtune`, and the file of its output -> exit status
 Tell = Callable[[str], None]
 BEFORE, FINISHED, FAILED, NO_TIME, IN_USE = "finished before", "finished", "failed", "not started", "in use"
+_PRECISIONS = {"--bf16=true": "bfloat16", "--bf16=false": "float32"}
 # Windows has no signal that another process could take for a wish to stop in good order.
 _STOP: int = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)
 # Of a new process: the same modules as here, and a record that names the command.
@@ -202,8 +203,11 @@ def on(device: str, known: Iterable[Figures]) -> list[Figures]:
 
 def expected_minutes(cell: Cell, known: Sequence[Figures], training: float | None = None) -> float | None:
     """About how many minutes a cell takes: as cells of its name did, else of its method, else any that were trained,
-    too; None if no such cell is finished. `training`: an estimate of its training, used where none is finished."""
+    too; None if no such cell is finished in its precision. `training`: an estimate of its training, used where none is
+    finished."""
     parts = [asked.name for asked in cell.evaluations]
+    dtype = next((dtype for word, dtype in _PRECISIONS.items() if word in cell.words), "")
+    known = [one for one in known if not dtype or one.precision in ("", dtype)]
     alike = (
         [one for one in known if one.cell == cell.name],
         [one for one in known if one.method == cell.method],

@@ -120,7 +120,8 @@ def _how(decides: Standings) -> str:
         corrected = f" at {level} %, which is 95 % corrected for {decides.comparisons} comparisons (Bonferroni)"
     return (
         f"Means with 95 % intervals, by passage and over seeds. The difference is that of {md(_title(decides.at))}, "
-        f"paired by question{corrected}. Minutes are those of training one seed."
+        f"paired by question{corrected}. Minutes are those of training one seed"
+        f"{'' if decides.on_one_machine else ', on machines or in precisions that differ'}."
     )
 
 

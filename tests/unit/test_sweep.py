@@ -567,6 +567,18 @@ def test_without_a_clear_winner_the_cheapest_of_those_that_stand_is_named(plan):
     assert not found.winner and set(found.standing) == {"sft", "raft"} and found.cheapest == "raft"
     assert found.sentence.startswith("No clear winner: ") and found.sentence.endswith("the cheapest is raft.")
     assert found.of("swr").mean is None
+    elsewhere = [replace(one, machine={"device": "a GPU"}) if one.cell == "sft" else one for one in dear]
+    found = standings(plan.names, elsewhere, At("mix", "retrieved", "generation/f1"), "sft", 500)
+    assert found.cheapest == "" and "cheapest" not in found.sentence
+    assert "on machines or in precisions that differ" in markdown(plan, elsewhere, [found])
+
+
+def test_minutes_of_another_precision_say_nothing(plan):
+    run(plan)
+    known = [replace(one, machine={**one.machine, "precision": "bfloat16"}) for one in figures(plan)]
+    here = replace(plan.cells[4], words=(*plan.cells[4].words, "--bf16=false"))
+    assert expected_minutes(here, known) is None
+    assert expected_minutes(replace(here, words=(*plan.cells[4].words, "--bf16=true")), known) is not None
 
 
 def test_where_lower_is_better_the_lowest_wins(plan):
