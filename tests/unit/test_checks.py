@@ -365,7 +365,7 @@ def test_the_faire_data_are_examined_in_seconds():
         )
     )
     found = check_texts(dataset)
-    assert time.process_time() - begin < 3
+    assert time.process_time() - begin < 8  # two on an idle machine, four on a busy one
     assert {f.severity for f in found} == {"warning"}
     assert [f.where.rpartition(":")[2] for f in found if f.check in ("blank", "leaked-question")] == ["495", "30"]
 
