@@ -331,8 +331,8 @@ def _trained(cell: Cell) -> dict[str, Any]:
     arguments, method = parse_arguments(cell.method, cell.words), METHODS[cell.method]
     if problems := arguments.check(for_training=method.title if method.retrieves else ""):
         raise DataError(problems)
-    compared_ones = settings_of(arguments)
-    return {name: value for name, value in compared_ones.items() if name.removeprefix("--") not in cell.by_machine}
+    settings = settings_of(arguments)
+    return {name: value for name, value in settings.items() if name.removeprefix("--") not in cell.by_machine}
 
 
 def _evaluated(cell: Cell, asked: Asked) -> dict[str, str]:

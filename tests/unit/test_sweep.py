@@ -756,6 +756,14 @@ cells:
     assert base.evaluations[0].settings["eval_file"].startswith("sha256 ")
 
 
+def real_settings(families, data_folder: Path) -> str:
+    """Lines of settings that name a real model and real files."""
+    files = {"train_file": "train", "eval_file": "eval", "test_file": "eval", "full_dataset_file_path": "documents"}
+    flags = {"model_name_or_path": Path(families["llama"].folder).as_posix(), "retriever": "bm25"}
+    flags |= {flag: (data_folder / f"{name}.jsonl").as_posix() for flag, name in files.items()}
+    return "\n".join(f"  {flag}: {value}" for flag, value in flags.items())
+
+
 @pytest.mark.parametrize(("native", "dtype"), [(True, "bfloat16"), (False, "float32")])
 def test_the_machine_may_choose_the_precision_which_then_tells_no_cells_apart(
     tmp_path, families, data_folder, monkeypatch, native, dtype
@@ -765,12 +773,7 @@ def test_the_machine_may_choose_the_precision_which_then_tells_no_cells_apart(
 output_dir: {{folder}}/runs
 questions: {(data_folder / "eval.jsonl").as_posix()}
 settings:
-  model_name_or_path: {Path(families["llama"].folder).as_posix()}
-  train_file: {(data_folder / "train.jsonl").as_posix()}
-  eval_file: {(data_folder / "eval.jsonl").as_posix()}
-  test_file: {(data_folder / "eval.jsonl").as_posix()}
-  full_dataset_file_path: {(data_folder / "documents.jsonl").as_posix()}
-  retriever: bm25
+{real_settings(families, data_folder)}
   bf16: VALUE
 cells:
   base: {{{{method: none}}}}
@@ -846,12 +849,7 @@ evaluate:
     retriever: bm25
     {flags}
 settings:
-  model_name_or_path: {Path(families["llama"].folder).as_posix()}
-  train_file: {(data_folder / "train.jsonl").as_posix()}
-  eval_file: {(data_folder / "eval.jsonl").as_posix()}
-  test_file: {(data_folder / "eval.jsonl").as_posix()}
-  full_dataset_file_path: {(data_folder / "documents.jsonl").as_posix()}
-  retriever: bm25
+{real_settings(families, data_folder)}
 cells:
   a: {{{{method: sft}}}}
 """
