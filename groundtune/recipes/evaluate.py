@@ -182,9 +182,10 @@ def _evaluate(
         context: {name: curve(evaluation.predictions) for name, evaluation in by_system.items()}
         for context, by_system in evaluations.items()
     }
+    digest = sha256_of(arguments.data.eval_file)
     evaluations = _withheld(arguments, evaluations, notes)
     if arguments.answers.keep_thresholds and arguments.run:
-        kept = keep(arguments.run.folder, curves, arguments.scored_by, sha256_of(arguments.data.eval_file))
+        kept = keep(arguments.run.folder, curves, arguments.scored_by, digest)
         why = "nothing is kept: a threshold is chosen where some questions are unanswerable"
         notes.append(f"the thresholds are in {arguments.run.folder / KEPT}" if kept else f"--keep_thresholds: {why}")
     with disk_errors(output_dir):  # before judging, so that no answer is lost if the judge fails
@@ -196,7 +197,7 @@ def _evaluate(
     comparisons = _comparisons(evaluations, arguments.name)
     found = Evaluated(
         evaluations, comparisons, right, notes, output_dir, abstention=curves, reused=reused,
-        scored_by=arguments.scored_by, questions=sha256_of(arguments.data.eval_file),
+        scored_by=arguments.scored_by, questions=digest,
     )  # fmt: skip
     checked = check_limits(found.end_to_end[MODEL], arguments.limits(), arguments.name)
     found = replace(found, checked=checked, steps=_steps(arguments, found))
