@@ -178,7 +178,8 @@ def _estimate(left: Sequence[Cell], known: Sequence[Figures], tell: Any, dry: bo
     basis = "estimated by the doctor, without evaluations" if by_doctor else "measured"
     unknown = sum(one is None for one in minutes.values())
     more = f", and {unknown} of which nothing is known" if unknown else ""
-    tell(f"{len(left)} runs are left: about {rounded_time(60 * total)} ({basis}){more}" if left else "no run is left")
+    runs = "1 run is left" if len(left) == 1 else f"{len(left)} runs are left"
+    tell(f"{runs}: about {rounded_time(60 * total)} ({basis}){more}" if left else "no run is left")
     return minutes
 
 

@@ -46,7 +46,8 @@ def folded(text: str) -> str:
     if text.isascii():
         return text
     text = _WIDE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), nfc(text))
-    return _DIGIT.sub(lambda found: str(unicodedata.digit(found[0])), _UNSEEN.sub("", text))
+    # A digit of a later Unicode than Python's stays as it is.
+    return _DIGIT.sub(lambda found: str(unicodedata.digit(found[0], found[0])), _UNSEEN.sub("", text))
 
 
 def has_other_script(text: str) -> bool:

@@ -9,20 +9,32 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import regex
+
 from groundtune.data.evidence import SUPPORTED, support
 from groundtune.data.words import word_count
 from groundtune.schema import Document, Example
 
 CITE = "After each sentence, write the number of the passage that it is taken from, such as ⟦1⟧."
 _PLAIN = str.maketrans("⟦⟧", "[]")
-_MARK = re.compile(r"⟦\s*(\d{1,4})\s*⟧")
+_NUMBER = re.compile(r"\d{1,4}")
+_MARK = re.compile(r"⟦\s*\d{1,4}(?:\s*[,;–-]\s*\d{1,4})*\s*⟧")  # also ⟦1, 2⟧, as other models write it
 _MARKS = re.compile(r"(?:[^\S\n]?⟦[^⟦⟧\n]{0,40}⟧)+|[^\S\n]?⟦\d{0,4}$")  # also one that was cut
-# A sentence ends at a full stop before a new one, at one of scripts without spaces, or at the end of a line.
-_ENDS = re.compile(
-    r"(?<=[.!?…])(?=\s+[^\sa-z])|(?<=[.!?…][\"')\]”»])(?=\s+[^\sa-z])|(?<=[。！？])(?=.)|(?=\n)", re.DOTALL
+# What a full stop follows inside a sentence: initials, abbreviations, and the number of a list's item.
+_ABBREVIATIONS = (
+    r"\b\p{Lu}|\b(?:Dr|Mr|Mrs|Ms|Prof|St|Nr|Abs|Art|vs|approx|incl|inkl|bzw|ca|[ap]\.m|e\.g|i\.e|z\.\s?B|d\.\s?h)"
 )
+_ITEM = r"(?:^|\n)\s*\d{1,3}"
+# A sentence ends at a full stop before a new one, at one of scripts without spaces, or at the end of a line.
+_ENDS = regex.compile(
+    rf"(?:(?<=[.!?…؟۔।॥።])|(?<=[.!?…؟۔।॥።][\"')\]”»]))(?<!(?:{_ABBREVIATIONS}|{_ITEM})\.)(?=\s+[^\s\p{{Ll}}])"
+    r"|(?<=[。！？])(?=.)|(?=\n)",
+    regex.DOTALL | regex.V1,
+)
+_NUMBERING = re.compile(r"\A\s*\d{1,3}[.)]\s")  # of an item in a list; the passage may have none
+_PUNCTUATION = re.compile(r"[^\w\s]+(?=\s|\Z)")
 _OPEN = re.compile(r"\s*(?:⟦[^⟦⟧\n]{0,40})?\Z")  # the beginning of a mark, and the white space before it
-_LEAST_WORDS = 3  # a shorter sentence belongs to the one before: "No.", "1.", "e.g."
+_LEAST_WORDS = 3  # a shorter sentence belongs to the one before, such as "No."
 
 
 def mark(number: int) -> str:
@@ -74,24 +86,42 @@ def settled(text: str) -> str:
 def read_marks(text: str) -> list[tuple[str, tuple[int, ...]]]:
     """The sentences of a marked answer without their marks, and the numbers of the passages of each.
 
-    Sentences before a mark that have none of their own keep none.
+    A mark belongs to the sentence before it, the first one also to the sentence after it if none is before. What has no
+    words, such as the full stop after a mark, is no sentence of its own.
     """
     said: list[tuple[str, tuple[int, ...]]] = []
-    end = 0
+    begin, leading = 0, list[int]()
     for found in _MARKS.finditer(text):
-        numbers = tuple(dict.fromkeys(int(number) for number in _MARK.findall(found[0])))
-        before = [(sentence, ()) for sentence in sentences(inert(text[end : found.start()])) if sentence.strip()]
-        if before:
-            said += [*before[:-1], (before[-1][0], numbers)]
-        elif said:
+        _say(said, text[begin : found.start()])
+        numbers = [int(number) for one in _MARK.findall(found[0]) for number in _NUMBER.findall(one)]
+        if said:
             said[-1] = (said[-1][0], tuple(dict.fromkeys([*said[-1][1], *numbers])))
-        end = found.end()
-    return said + [(sentence, ()) for sentence in sentences(inert(text[end:])) if sentence.strip()]
+        else:
+            leading += numbers
+        begin = found.end()
+    _say(said, text[begin:])
+    if said and leading:
+        said[0] = (said[0][0], tuple(dict.fromkeys([*leading, *said[0][1]])))
+    return said
+
+
+def _say(said: list[tuple[str, tuple[int, ...]]], text: str) -> None:
+    """Add the sentences of a text without marks; what has no words goes to the sentence before."""
+    text = inert(text)
+    if said and (rest := _PUNCTUATION.match(text)):
+        said[-1] = (said[-1][0] + rest[0], said[-1][1])
+        text = text[rest.end() :]
+    for sentence in sentences(text):
+        if said and not word_count(sentence):
+            said[-1] = (said[-1][0] + sentence, said[-1][1])
+        elif sentence.strip():
+            said.append((sentence, ()))
 
 
 def sources_of(sentence: str, passages: Sequence[Document], among: Sequence[int]) -> tuple[int, ...]:
     """The number of the passage that supports a sentence best by its words, if one supports it; the first of equals."""
-    shares = {number: support(sentence, "", passages[number - 1].text) for number in among}
+    claim = _NUMBERING.sub("", sentence)
+    shares = {number: support(claim, "", passages[number - 1].text) for number in among}
     best = max(shares, key=lambda number: shares[number], default=0)
     return (best,) if best and shares[best] >= SUPPORTED else ()
 

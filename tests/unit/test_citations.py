@@ -14,7 +14,7 @@ from groundtune.evaluation.citations import citation_scores, marked
 from groundtune.evaluation.evaluator import score_replies
 from groundtune.evaluation.metrics import METRICS, greater_is_better, token_f1
 from groundtune.evaluation.predictions import evaluation_of, read_predictions, write_predictions
-from groundtune.prompts.citations import CITE, mark, read_marks, sentences, taught, with_marks, without_marks
+from groundtune.prompts.citations import CITE, found_afterwards, mark, read_marks, sentences, taught, with_marks, without_marks
 from groundtune.prompts.policies import Passage
 from groundtune.prompts.prompt import chat_messages, make_prompt
 from groundtune.prompts.rows import encode_questions, encode_rows
@@ -49,6 +49,49 @@ def test_marks_that_a_model_did_not_finish_or_number_are_no_part_of_its_answer()
         ("It is so here.", (2, 3)),
         (" And on it goes", ()),
     ]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["1. Hold the power button of the router.", "\n2. Open the settings page now.", "\n3. Choose the last entry."],
+        ["Please ask Dr. Smith about it.", " He knows J. R. Jones as well."],
+        ["It opens at 9 p.m. Monday to Friday.", " On Sunday it is closed."],
+        ["For U.S. Citizens there is a queue.", " We sell it in Europe.", " A buyer pays later."],
+        ["пятьсот руб. в месяц стоит это.", " Это очень дорого стоит."],
+        ["Es kostet 5 Euro inkl. übernachten im Haus.", " Überall gilt das so."],
+        ["यह एक वाक्य है।", " यह दूसरा वाक्य है।"],
+        ["هل هذا صحيح الآن؟", " نعم هذا صحيح تماما."],
+    ],
+)
+def test_a_sentence_is_not_cut_at_an_abbreviation_or_the_number_of_an_item(parts):
+    assert sentences("".join(parts)) == parts
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("It opens at nine on weekdays ⟦1⟧.", [("It opens at nine on weekdays.", (1,))]),
+        ("It is so here ⟦1⟧, ⟦2⟧. And so it goes ⟦3⟧!", [("It is so here,.", (1, 2)), (" And so it goes!", (3,))]),
+        ("It is so here ⟦1, 3⟧", [("It is so here", (1, 3))]),
+        ("⟦2⟧ It is so here. And so it goes. ⟦1⟧", [(" It is so here.", (2,)), (" And so it goes.", (1,))]),
+        ("It was ⟦in 2024⟧ so here ⟦1", [("It was", ()), (" so here", ())]),
+    ],
+)
+def test_marks_of_models_that_were_not_taught_are_read_too(text, said):
+    assert read_marks(text) == said
+    found = marked(text, [SHIPS, COSTS, OTHER], TAUGHT)
+    assert [found.answer[begin:end] for begin, end, _ in found.places] == [
+        sentence.strip() for sentence, numbers in said for _ in numbers
+    ]
+
+
+def test_an_item_of_a_list_is_cited_although_its_number_stands_in_no_passage():
+    answer = "1. Parcels travel overnight by ship.\n2. A parcel of two kilograms costs nine euros."
+    assert taught(replace(EXAMPLE, answer=answer), [COSTS, OTHER, SHIPS]) == (
+        "1. Parcels travel overnight by ship. ⟦3⟧\n2. A parcel of two kilograms costs nine euros. ⟦1⟧"
+    )
+    assert [numbers for _, numbers in found_afterwards(answer, [COSTS, SHIPS])] == [(2,), (1,)]
 
 
 def test_a_sentence_learns_the_place_of_its_gold_passage_wherever_that_stands():

@@ -273,3 +273,8 @@ def test_what_cannot_be_measured_in_a_language_is_listed():
 )
 def test_the_places_of_an_answers_words_are_where_they_stand_in_the_text(answer, text, marked):
     assert [text[begin:end] for begin, end in places_of(telling_words(answer), text)] == marked
+
+
+def test_a_digit_that_pythons_unicode_does_not_know_stays_as_it_is():
+    for digit in ("\U0001ccf3", "\U0001e4f1", "\U00010d41"):  # of Unicode 15 and 16
+        assert words(f"{digit} kg")[-1] == "kg"
