@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from groundtune.aliases import Batch, Model
 from groundtune.arguments import PassageArguments
 from groundtune.prompts.mixing import Mixing
-from groundtune.prompts.policies import Draws, Policy
-from groundtune.schema import Document
+from groundtune.prompts.policies import Draws, Passages, Policy
+from groundtune.schema import Document, Example, Hit
 
 if TYPE_CHECKING:
     import torch
@@ -61,12 +62,23 @@ class Method:
         """Whether training rows need the hits of a search."""
         return self.retrieves or bool(flags.num_distractors or flags.gold_dropout)
 
-    def draws(self, flags: PassageArguments, k: int, documents: Sequence[Document]) -> Draws:
-        """What draws a row: the policy or, if any of its flags is given, what they say; `k` hits are usually read."""
+    def draws(
+        self, flags: PassageArguments, k: int, documents: Sequence[Document], keep_gold: bool = False
+    ) -> Draws:
+        """What draws a row: the policy or, if any of its flags is given, what they say; `k` hits are usually read.
+
+        `keep_gold`: no row loses its gold, as in rows that only measure the loss.
+        """
         if not flags.given:
             return lambda example, hits, rng: (example, self.policy(example, hits, rng))
 
         number = flags.num_distractors if self.retrieves else flags.num_distractors or 0
-        return Mixing(
-            k, documents, flags.passage_order, number, flags.distractors, flags.gold_dropout, flags.abstention
-        )
+        dropout = 0.0 if keep_gold else flags.gold_dropout
+        mixing = Mixing(k, documents, flags.passage_order, number, flags.distractors, dropout, flags.abstention)
+
+        def drawn(example: Example, hits: Sequence[Hit], rng: Random) -> tuple[Example, Passages]:
+            if number == 0 and not example.gold_documents:  # without distractors, it would read nothing
+                return example, self.policy(example, hits[:k], rng)
+            return mixing(example, hits, rng)
+
+        return drawn

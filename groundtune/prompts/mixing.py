@@ -15,7 +15,7 @@ from groundtune.data.evidence import gives_away, repeats
 from groundtune.prompts.policies import Passages, as_one_block, distinct, required_first
 from groundtune.schema import UNANSWERABLE, Document, Example, Hit
 
-_TRIES = 20  # draws from the whole database for one random distractor
+_TRIES = 1000  # random passages that are looked at for one row: nearly all may have an answer such as "Yes."
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,12 @@ class Mixing:
         return (passage for passage in rng.sample(below, len(below)) if not gives_away(passage, example))
 
     def _random(self, rng: Random) -> Iterator[Document]:
-        for _ in range(_TRIES * bool(self.documents)):
-            yield rng.choice(self.documents)
+        """Documents in a random order, each once: a shuffle (Fisher and Yates) that goes only as far as it is read."""
+        moved: dict[int, int] = {}
+        for left in range(len(self.documents), max(len(self.documents) - _TRIES, 0), -1):
+            place = rng.randrange(left)
+            yield self.documents[moved.get(place, place)]
+            moved[place] = moved.get(left - 1, left - 1)
 
     def _around(
         self, gold: Sequence[Document], others: list[Document], hits: Sequence[Hit], rng: Random

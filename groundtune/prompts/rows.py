@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import overload
 
 from groundtune.errors import DataError
@@ -65,48 +66,50 @@ def encode_rows(
     Retrieved passages are dropped to fit. `shorten` first drops the earliest turns of the chat history, and at last
     gold passages after the first. Raises `DataError` that names every example that does not fit even then.
     """
-    every = [kept(these) for these in passages]
-    answers = [prompt.answer_ids(_answer(example, read, prompt)) for example, read in zip(examples, every, strict=True)]
-    rooms = [max_length - len(ids) for ids in answers]
-    questions = _fitted(examples, passages, prompt, rooms, max_length, shorten)
-    rows = []
-    for example, read, question, ids in zip(examples, every, questions, answers, strict=True):
-        answer = _answer(example, question.read, prompt)
-        # Numbers of passages change if some are left out.
-        ids = ids if len(read) == len(question.read) else prompt.answer_ids(answer)
-        rows.append(Row(question.prompt_ids, ids, question.source, question.left_out, answer, question.borders))
-    return rows
-
-
-def _answer(example: Example, read: Sequence[Document], prompt: Prompt) -> str:
-    """What a row teaches after these passages."""
-    return taught(example, read) if prompt.cites else example.answer
+    learns = partial(_learnt, prompt)
+    fitted = _fitted(examples, passages, prompt, max_length, shorten, learns)
+    return [Row(q.prompt_ids, ids, q.source, q.left_out, answer, q.borders) for q, (answer, ids) in fitted]
 
 
 def encode_questions(
     examples: Sequence[Example], passages: Sequence[Passages], prompt: Prompt, max_length: int, shorten: bool = False
 ) -> list[Question]:
     """Prompts without an answer, of at most `max_length` tokens, in the order of the examples; see `encode_rows`."""
-    return _fitted(examples, passages, prompt, [max_length] * len(examples), max_length, shorten)
+    return [question for question, _ in _fitted(examples, passages, prompt, max_length, shorten, _nothing)]
+
+
+# What follows a prompt that shows these passages: a text and its ids.
+Learnt = Callable[[Example, Sequence[Document]], tuple[str, list[int]]]
+
+
+def _learnt(prompt: Prompt, example: Example, read: Sequence[Document]) -> tuple[str, list[int]]:
+    """What a row teaches after these passages: with citations, it depends on their places."""
+    answer = taught(example, read) if prompt.cites else example.answer
+    return answer, prompt.answer_ids(answer)
+
+
+def _nothing(example: Example, read: Sequence[Document]) -> tuple[str, list[int]]:
+    return "", []
 
 
 def _fitted(
     examples: Sequence[Example],
     passages: Sequence[Passages],
     prompt: Prompt,
-    rooms: Sequence[int],
     max_length: int,
     shorten: bool,
-) -> list[Question]:
-    questions, problems = [], []
-    for example, these, room in zip(examples, passages, rooms, strict=True):
-        if (question := _fit(prompt, example, these, room, shorten)) is not None:
-            questions.append(question)
+    learns: Learnt,
+) -> list[tuple[Question, tuple[str, list[int]]]]:
+    found, problems = [], []
+    for example, these in zip(examples, passages, strict=True):
+        if (fit := _fit(prompt, example, these, max_length, shorten, learns)) is not None:
+            found.append(fit)
         else:
-            problems.append(_too_long(prompt, example, these, max_length - room, max_length, shorten))
+            _, ids = learns(example, kept(these))
+            problems.append(_too_long(prompt, example, these, len(ids), max_length, shorten))
     if problems:
         raise DataError(problems)
-    return questions
+    return found
 
 
 class EpochRows(Sequence[Row]):
@@ -171,14 +174,16 @@ def fits(example: Example, passages: Passages, prompt: Prompt, max_length: int, 
     return _fit(prompt, example, passages, max_length, shorten) is not None
 
 
-def _fit(prompt: Prompt, example: Example, passages: Passages, room: int, shorten: bool) -> Question | None:
-    """The prompt of at most `room` tokens that leaves out least; None if none fits."""
+def _fit(
+    prompt: Prompt, example: Example, passages: Passages, max_length: int, shorten: bool, learns: Learnt = _nothing
+) -> tuple[Question, tuple[str, list[int]]] | None:
+    """The prompt that leaves out least, and what follows it, of at most `max_length` tokens; None if none fits."""
     for left_out in _cuts(example.chat_history, passages, shorten):
         read = kept(passages, left_out.retrieved, left_out.gold)
         asked = (read, example.chat_history[left_out.turns :], example.question)
-        ids = prompt.prompt_ids(*asked)
-        if len(ids) <= room:
-            return Question(ids, read, example.source, left_out, prompt.borders(ids, *asked))
+        ids, learnt = prompt.prompt_ids(*asked), learns(example, read)
+        if len(ids) + len(learnt[1]) <= max_length:
+            return Question(ids, read, example.source, left_out, prompt.borders(ids, *asked)), learnt
     return None
 
 

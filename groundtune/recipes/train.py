@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -230,7 +230,7 @@ def _encoded(
     flags, k = arguments.passages, arguments.retrieval.embedding_max_num_to_retrieve
     draws = {
         "train": method.draws(flags, k, documents),
-        "eval": method.draws(replace(flags, gold_dropout=0.0), k, documents),
+        "eval": method.draws(flags, k, documents, keep_gold=True),
     }
     return {
         split: EpochRows(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import partial
 from typing import Any, cast
 
 from groundtune.aliases import Tokenizer
@@ -29,6 +30,7 @@ from groundtune.errors import DataError, ModelError
 from groundtune.evaluation.abstention import abstains
 from groundtune.methods import METHODS
 from groundtune.model.loading import computes_bf16, load_tokenizer, loading_problem
+from groundtune.prompts.mixing import without_gold
 from groundtune.prompts.policies import draw
 from groundtune.prompts.prompt import ChatPrompt, Prompt, make_prompt
 from groundtune.prompts.rows import Row, encode_questions
@@ -232,18 +234,24 @@ def _quantiles(values: Sequence[int]) -> dict[str, int]:
 
 def _rows(arguments: Arguments, dataset: Dataset, split: str, prompt: Prompt, findings: list[Finding]) -> Iterator[Row]:
     """The rows that fit into the length budget; the others become findings."""
-    method, k, data = METHODS[arguments.method], arguments.retrieval.embedding_max_num_to_retrieve, arguments.data
-    flags = arguments.passages if split == "train" else replace(arguments.passages, gold_dropout=0.0)
-    draws, searched = method.draws(flags, k, dataset.documents), flags.searched(k) if method.searches(flags) else 0
+    method, k, flags = METHODS[arguments.method], arguments.retrieval.embedding_max_num_to_retrieve, arguments.passages
+    data, train = arguments.data, split == "train"
+    encode = partial(method.encode, prompt=prompt, max_length=data.max_seq_length, shorten=data.too_long == "shorten")
+    draws = method.draws(flags, k, dataset.documents, keep_gold=not train)
+    with_gold = method.draws(flags, k, dataset.documents, keep_gold=True)
+    searched = flags.searched(k) if method.searches(flags) else 0
     for i, example in enumerate(dataset.examples.get(split, [])):
-        hits = _stand_ins(dataset.documents, i, searched)
+        hits, rng = _stand_ins(dataset.documents, i, searched), partial(draw, arguments.training.seed, 0, i)
         try:
-            example, passages = draws(example, hits, draw(arguments.training.seed, 0, i))
-            (row,) = method.encode([example], [passages], prompt, data.max_seq_length, data.too_long == "shorten")
+            if train and flags.gold_dropout and example.has_evidence:  # an epoch may draw either row
+                gold = tuple(passage for passage in with_gold(example, hits, rng())[1] if not passage.droppable)
+                encode([example, without_gold(example, flags.abstention)], [gold, ()])
+            drawn, passages = draws(example, hits, rng())
+            (row,) = encode([drawn], [passages])
         except DataError as error:
             findings += _too_long(error, example, "row", data.too_long)
             continue
-        if (learnt := what_else_is_learnt(row, row.answer or example.answer, prompt)) is not None:
+        if (learnt := what_else_is_learnt(row, row.answer or drawn.answer, prompt)) is not None:
             message = f"would teach {learnt[:60]!r} instead of the gold answer; correct the chat template"
             findings.append(Finding(ERROR, "other-answer", example.source, "row", message))
         yield row

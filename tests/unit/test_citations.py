@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_documents, tiny_examples
 
 from groundtune.arguments import AFTERWARDS, OFF, TAUGHT, PromptArguments
-from groundtune.errors import ModelError
+from groundtune.errors import DataError, ModelError
 from groundtune.evaluation.citations import citation_scores, marked
 from groundtune.evaluation.evaluator import score_replies
 from groundtune.evaluation.metrics import METRICS, greater_is_better, token_f1
@@ -131,6 +131,18 @@ def test_a_row_teaches_marks_for_the_passages_that_fit_into_it(family, style):
     assert what_else_is_learnt(cut, cut.answer, prompt) is None
     asked = encode_questions([one], [passages], prompt, 2000)[0]
     assert asked.prompt_ids == whole.prompt_ids
+
+
+def test_a_row_that_loses_gold_passages_fits_with_the_marks_that_are_left(family, style):
+    prompt = make_prompt(family.tokenizer, PromptArguments(**flags(style), citations=TAUGHT))
+    answer = " ".join(f"Whales number {n} sing all night long." for n in range(20))  # no passage supports it
+    example, passages = replace(EXAMPLE, answer=answer), (Passage(SHIPS), Passage(COSTS))
+    (whole,) = encode_rows([example], [passages], prompt, 4000)
+    (alone,) = encode_rows([example], [passages[:1]], prompt, 4000)
+    assert whole.answer.count(mark(1)) == 0 and alone.answer.count(mark(1)) == 20
+    assert len(alone) > len(whole)
+    with pytest.raises(DataError, match="too long"):
+        encode_rows([example], [passages], prompt, len(whole) - 1, shorten=True)
 
 
 def flags(style):

@@ -109,6 +109,20 @@ def test_rows_over_the_budget_are_all_named_and_the_others_still_counted(data, f
     assert diagnosis.table["train"].rows == 1
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_row_is_too_long_in_no_epoch_if_it_may_lose_its_gold(data, families, seed):
+    rows = [row_of(e) for e in tiny_examples()[:3]]
+    rows[1]["gold_docs"][0]["fmt_content"] = "nine " * 400
+    write_jsonl(data / "train.jsonl", rows)
+    arguments = arguments_for(
+        data, "raft", model_name_or_path=families["llama"].folder, gold_dropout=0.5, passage_order="shuffled",
+        max_seq_length=300, embedding_max_num_to_retrieve=1,
+    )  # fmt: skip
+    arguments.training.seed = seed
+    diagnosis = diagnose(arguments)
+    assert [f for f in found(diagnosis) if f[1] == "too-long"] == [("error", "too-long", "train.jsonl:2", "row")]
+
+
 def test_questions_that_leave_no_room_for_an_answer_and_answers_that_cannot_be_given_are_named(data, families):
     rows = [row_of(tiny_examples()[5], question="Where? " * 60, gold_answer="On floor two. " * 30)]
     write_jsonl(data / "test.jsonl", rows)

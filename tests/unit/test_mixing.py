@@ -109,6 +109,41 @@ def test_a_row_that_loses_gold_has_nothing_of_the_answer_left_and_says_so_and_is
     assert 70 < lost < 130
 
 
+def test_a_row_without_gold_is_as_long_as_the_others_although_most_passages_have_the_answer():
+    yes = [Document(f"Parcels travel by sea, that is {name}.") for name in range(400)]
+    example = Example("Do parcels travel by sea?", "Yes.", (yes[0],))
+    hits = [Hit(document, 1.0) for document in yes[:30]]
+    flags = PassageArguments(SHUFFLED, None, list(DISTRACTORS), 0.5)
+    draws = METHODS["raft"].draws(flags, 7, [*yes, *ELSEWHERE])
+    lengths = [(drawn.answerable, len(documents)) for drawn, documents in rows(draws, example, hits, n=40)]
+    assert set(lengths) == {(True, 8), (False, 8)}
+
+
+def test_random_distractors_are_random_however_many():
+    mixing = Mixing(3, ELSEWHERE, SHUFFLED, 40, ["random"])
+    found = [documents for _, documents in rows(mixing, n=30)]
+    assert all(len(set(documents)) == 41 and set(documents) <= {GOLD, *ELSEWHERE} for documents in found)
+    assert {document for documents in found for document in documents} == {GOLD, *ELSEWHERE}
+
+
+def test_rows_that_only_measure_the_loss_keep_their_gold_and_are_as_long_as_those_of_training():
+    flags = PassageArguments(gold_dropout=0.9)
+    for method, length in ((SWR, 4), (SFT, 1)):
+        for drawn, documents in rows(method.draws(flags, 3, ELSEWHERE, keep_gold=True), n=30):
+            assert drawn == EXAMPLE and documents[0] == GOLD and len(documents) == length
+
+
+def test_without_distractors_a_question_that_nothing_answers_reads_what_its_method_gives_it():
+    unanswerable = replace(EXAMPLE, gold_documents=(), answerable=False)
+    hard = list(EXAMPLE.hard_negatives)
+    for flags in (PassageArguments(SHUFFLED), PassageArguments(gold_dropout=0.5)):
+        for drawn, documents in rows(SFT.draws(flags, 3, ELSEWHERE), unanswerable, n=5):
+            assert drawn == unanswerable and documents == hard
+    searched = replace(unanswerable, hard_negatives=())
+    for _, documents in rows(SFT.draws(PassageArguments(gold_dropout=0.5), 3, ELSEWHERE), searched, n=5):
+        assert documents == [hit.document for hit in HITS[:3]]
+
+
 def test_a_question_that_nothing_answers_is_left_as_it_is_and_so_is_one_without_any_other_passage():
     unanswerable = replace(EXAMPLE, answer="Not known.", answerable=False)
     dropping = Mixing(3, (), gold_dropout=0.99)
