@@ -33,19 +33,20 @@ class Overlap:
         self._hashes: Hashes = every[order]
         self._owners = np.concatenate(owners)[order] if owners else np.empty(0, np.int32)
 
-    def shares(self, text: str) -> dict[int, float]:
+    def shares(self, text: str, owners: int | None = _MOST_OWNERS) -> dict[int, float]:
         """Position of each passage that has any 5-gram of the text -> the share of the text's 5-grams that it has.
 
-        A 5-gram of more than 64 passages, such as one of a header, counts for the first 64 only, so that the time
-        grows with the number of passages and not with its square.
+        A 5-gram of more passages than `owners`, such as one of a header, counts for the first of them only, so that the
+        time for all passages grows with their number and not with its square; None counts it for all.
         """
         found = grams(text)
         if not len(found):
             return {}
         begin, end = (np.searchsorted(self._hashes, found, side) for side in ("left", "right"))
-        end = np.minimum(end, begin + _MOST_OWNERS)
-        owners = np.concatenate([self._owners[b:e] for b, e in zip(begin, end)])
-        positions, counts = np.unique(owners, return_counts=True)
+        end = end if owners is None else np.minimum(end, begin + owners)
+        positions, counts = np.unique(
+            np.concatenate([self._owners[b:e] for b, e in zip(begin, end)]), return_counts=True
+        )
         return dict(zip(positions.tolist(), (counts / len(found)).tolist()))
 
     def holding(self, text: str, least: float = HOLDS) -> set[int]:

@@ -77,7 +77,9 @@ class Evidence:
         self.documents = documents
         self._overlap = Overlap(document.body for document in documents)
         self._with: dict[str, list[int]] = defaultdict(list)
+        self._of_id: dict[str, list[int]] = defaultdict(list)
         for i, document in enumerate(documents):
+            self._of_id[document.id].append(i)
             for reading in held_by(document.text):
                 self._with[reading].append(i)
 
@@ -93,7 +95,11 @@ class Evidence:
 
     def repeating(self, example: Example) -> set[int]:
         """Positions of the documents that repeat a gold passage."""
-        near = {i for gold in example.gold_documents for i in self._overlap.shares(gold.body)}
+        near = {
+            i
+            for gold in example.gold_documents
+            for i in (*self._of_id.get(gold.id, ()), *self._overlap.shares(gold.body, owners=None))
+        }
         return {i for i in near if repeats(self.documents[i], example.gold_documents)}
 
     def needed(self, removed: set[int], splits: dict[str, list[Example]], lost: Sequence[Example]) -> bool:

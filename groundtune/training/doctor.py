@@ -187,7 +187,9 @@ def _unknown_abstention(arguments: Arguments) -> Iterator[Finding]:
 
 def _one_citation(arguments: Arguments) -> Iterator[Finding]:
     """A finding if every mark that is taught is the same: a model then cites the first passage, whatever it says."""
-    if arguments.prompt.citations == TAUGHT and arguments.passages.passage_order == GOLD_FIRST:
+    flags = arguments.passages
+    alone = not (METHODS[arguments.method].retrieves if flags.num_distractors is None else flags.num_distractors)
+    if arguments.prompt.citations == TAUGHT and (alone or flags.passage_order == GOLD_FIRST):
         message = "gold is always the first passage, so the model learns to write ⟦1⟧ everywhere; train with others "
         yield Finding(WARNING, "one-citation", "--citations", "", f"{message}(swr, raft) and --passage_order shuffled")
 

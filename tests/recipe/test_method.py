@@ -210,6 +210,9 @@ def test_bad_numbers_are_named_and_so_is_an_abstention_that_would_count_as_an_an
         ("swr", {"citations": "taught"}, True),
         ("swr", {"citations": "taught", "passage_order": "shuffled"}, False),
         ("raft", {"citations": "taught"}, False),
+        ("sft", {"citations": "taught", "passage_order": "shuffled"}, True),
+        ("sft", {"citations": "taught", "passage_order": "shuffled", "num_distractors": 2}, False),
+        ("swr", {"citations": "taught", "passage_order": "shuffled", "num_distractors": 0}, True),
         ("swr", {"citations": "afterwards"}, False),
     ],
 )

@@ -44,6 +44,16 @@ def test_the_index_finds_what_comparing_each_document_finds():
         assert evidence.of(example) == {i for i, document in enumerate(documents) if gives_away(document, example)}
 
 
+def test_every_copy_of_a_passage_goes_however_many_there_are():
+    body = "Members may bring one companion to every evening screening in the garden without any fee"
+    documents = [Document(body, f"Title: Branch {n}\n{body}") for n in range(100)]
+    wordless = Document("?!", "Title: nothing\n?!")
+    example = Example("Is a guest admitted free?", "Guests enter at no cost.", (documents[80], wordless))
+    assert Evidence([*documents, wordless]).of(example) == set(range(101))
+    made = take_answers_away({"train": [example]}, [*documents, wordless], 0.9, seed=0)
+    assert made.documents == [] and made.unanswerable == 1
+
+
 @pytest.mark.parametrize(
     ("question", "answer", "passage", "away"),
     [
