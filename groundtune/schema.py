@@ -168,8 +168,8 @@ class Prediction:
     the first `passages_read` hits, in the other contexts the passages chosen by `prompts.policies.CONTEXTS`.
     `finished` is False if the answer was cut off at the token limit.
     `failure` is not empty if there is no answer to score; `outcome` is one of `outcomes.OUTCOMES`, or empty. `logprob`
-    is the mean log-probability of the answer's tokens. `withheld` is what the model wrote, if it was too unlikely to be
-    given as the answer (`evaluation.confidence`). `cited` is the answer with the marks of its passages, if they were
+    is the mean log-probability of the answer's tokens. `withheld` is what the model wrote, perhaps nothing, if it was
+    too unlikely to be given as the answer (`evaluation.confidence`), else None. `cited` is the answer with the marks of its passages, if they were
     asked for (`prompts.citations`).
     """
 
@@ -187,7 +187,7 @@ class Prediction:
     outcome: str = ""
     judged: dict[str, str] = field(default_factory=dict)  # what each judge wrote
     logprob: float | None = None
-    withheld: str = ""
+    withheld: str | None = None
     cited: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -196,7 +196,6 @@ class Prediction:
             "failure": self.failure,
             "outcome": self.outcome,
             "judged": self.judged,
-            "withheld": self.withheld,
             "cited": self.cited,
         }
         return {
@@ -214,6 +213,7 @@ class Prediction:
             "prompt_tokens": self.prompt_tokens,
             "new_tokens": self.new_tokens,
             **({} if self.logprob is None else {"logprob": self.logprob}),
+            **({} if self.withheld is None else {"withheld": self.withheld}),
             "scores": self.scores,
             "context": self.context,
             **{name: value for name, value in optional.items() if value},

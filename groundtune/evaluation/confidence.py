@@ -23,7 +23,7 @@ from groundtune.errors import DataError
 from groundtune.evaluation.abstention import unknown_texts
 from groundtune.evaluation.metrics import token_f1
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, text_scores
-from groundtune.evaluation.verdicts import F1
+from groundtune.evaluation.verdicts import F1, UNFINISHED
 from groundtune.schema import UNANSWERABLE, Hit, Prediction
 from groundtune.system.inputs import read_text
 from groundtune.system.outputs import inside
@@ -149,7 +149,10 @@ def abstaining(evaluation: Evaluation, thresholds: Thresholds, samples: int, abs
         of_text = ("grounded/", "citations/")
         scores = {name: score for name, score in prediction.scores.items() if not name.startswith(of_text)}
         scores |= text_scores(prediction.example, prediction.read, UNANSWERABLE, unknown, abstentions)
-        return replace(prediction, answer=UNANSWERABLE, withheld=prediction.answer, cited="", scores=scores)
+        scores |= {UNFINISHED: 0.0} if UNFINISHED in scores else {}  # what is said in its place is whole
+        return replace(
+            prediction, answer=UNANSWERABLE, finished=True, withheld=prediction.answer, cited="", scores=scores
+        )
 
     return evaluation_of([given(prediction) for prediction in evaluation.predictions], samples)
 

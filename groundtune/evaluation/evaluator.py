@@ -19,6 +19,7 @@ from groundtune.evaluation.abstention import read_wordings, unknown_texts
 from groundtune.evaluation.citations import citation_scores, marked
 from groundtune.evaluation.metrics import retrieval_scores
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, text_scores
+from groundtune.evaluation.verdicts import UNFINISHED
 from groundtune.model.generation import Generated
 from groundtune.model.kv_cache import MB
 from groundtune.prompts.policies import CONTEXTS, STUDIED, Passages, draw
@@ -213,7 +214,7 @@ def _generation(
         return {}
     return {
         **text_scores(example, read, reply.text, unknown, abstentions),
-        "generation/unfinished": float(not reply.finished),
+        UNFINISHED: float(not reply.finished),
         **({} if reply.new_tokens is None else {"generation/new_tokens": float(reply.new_tokens)}),
         "latency/generation_s": seconds,
     }

@@ -166,7 +166,7 @@ def _prediction(row: dict[str, Any]) -> Prediction:
         outcome=row.get("outcome", ""),
         judged=row.get("judged", {}),
         logprob=row.get("logprob"),
-        withheld=row.get("withheld", ""),
+        withheld=row.get("withheld"),
         cited=row.get("cited", ""),
     )
 
@@ -179,7 +179,7 @@ def _checked(prediction: Prediction) -> Prediction:
     texts += [text for turn in example.chat_history for text in (turn.speaker, turn.message)]
     texts += [text for document in documents for text in (document.page_content, document.fmt_content)]
     texts += [prediction.answer, prediction.context, prediction.failure, prediction.outcome]
-    texts += [*prediction.judged, *prediction.judged.values(), prediction.withheld, prediction.cited]
+    texts += [*prediction.judged, *prediction.judged.values(), prediction.withheld or "", prediction.cited]
     _must_be(str, texts, "a text")
     _must_be(bool, [prediction.finished, example.answerable], "true or false")
     tokens = [n for n in (prediction.prompt_tokens, prediction.new_tokens) if n is not None]  # a server may not say

@@ -97,6 +97,7 @@ def alike(f1: Mapping[str, Interval | None]) -> str:
 
 
 F1 = "generation/f1"
+UNFINISHED = "generation/unfinished"
 
 
 MOST = 10  # answers shown on each side

@@ -339,7 +339,7 @@ def _withheld(
         for name, evaluation in by_system.items():
             least = by_name[name] or Thresholds()
             found.setdefault(context, {})[name] = abstained = abstaining(evaluation, least, samples, wordings)
-            number = sum(bool(prediction.withheld) for prediction in abstained.predictions)
+            number = sum(prediction.withheld is not None for prediction in abstained.predictions)
             notes.append(f"{context}: {number} of {evaluation.n} answers of {name} are withheld ({least})")
             if least.logprob is not None and all(p.logprob is None for p in evaluation.predictions):
                 notes.append(f"{context}: the server gave no log-probabilities, so only the retrieval score counts")

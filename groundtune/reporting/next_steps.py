@@ -110,7 +110,7 @@ def _lost(known: Known) -> Iterator[tuple[int, Step]]:
     if not_found := len(missed) - len(left_out):
         text = f"For {not_found} of {of} questions no passage with the answer was found; compare retrievers"
         yield not_found, Step(text, _retrievers(known))
-    declined = sum(p.scores.get(REFUSED) == 1 for p in predictions)
+    declined = sum(p.scores.get(REFUSED) == 1 and p.withheld is None for p in predictions)
     if declined:
         text = f"On {declined} of {of} questions it said that it does not know, although they have an answer; train on"
         yield declined, Step(*_fewer_abstentions(known, text))

@@ -18,10 +18,11 @@ from groundtune.evaluation.abstention import ANSWERED, REFUSED
 from groundtune.evaluation.confidence import Chosen, Thresholds, abstaining, curve, read_thresholds, signals
 from groundtune.evaluation.evaluator import score_replies
 from groundtune.evaluation.predictions import evaluation_of, read_predictions, write_predictions
-from groundtune.evaluation.verdicts import F1
+from groundtune.evaluation.verdicts import F1, UNFINISHED
 from groundtune.model.generation import generate_greedy
 from groundtune.recipes.evaluate import _withheld
 from groundtune.reporting.comparison_page import write_comparisons
+from groundtune.reporting.next_steps import Known, next_steps
 from groundtune.schema import UNANSWERABLE, Hit, Reply
 
 
@@ -72,6 +73,17 @@ def test_a_withheld_answer_becomes_an_abstention_and_is_scored_as_one(tmp_path):
     assert [(p.logprob, p.withheld) for p in read] == [(p.logprob, p.withheld) for p in found.predictions]
 
 
+def test_a_withheld_answer_was_neither_cut_nor_is_it_for_training_to_prevent(tmp_path):
+    cut = [replace(p, finished=False, answer="", scores={**p.scores, UNFINISHED: 1.0}) for p in predictions()]
+    assert evaluation_of(cut, 100).metrics[UNFINISHED].value == 1
+    found = abstaining(evaluation_of(cut, 100), Thresholds(logprob=0.0), 100)
+    assert found.metrics[UNFINISHED].value == 0 and all(p.finished and p.withheld == "" for p in found.predictions)
+    write_predictions(tmp_path / "p.jsonl", found)
+    assert all(p.withheld == "" for p in read_predictions(tmp_path / "p.jsonl"))
+    steps = "\n".join(map(str, next_steps(Known("runs/a", found, {"max_new_tokens": 8}))))
+    assert "cut" not in steps and "it said that it does not know" not in steps
+
+
 def test_thresholds_come_from_a_folder_for_each_system_or_from_numbers_for_all(tmp_path):
     chosen = {"logprob": -0.5, "score": None, "f1": 1.0}
     (tmp_path / "metrics.json").write_text(json.dumps({"abstention": {"retrieved": {"base": {"chosen": chosen}}}}))
@@ -102,7 +114,7 @@ def test_a_model_that_withholds_is_compared_only_with_one_that_may_withhold_too(
         chosen = Chosen({("retrieved", name): least for name, least in by.items()}, questions=questions, **default)
         arguments = SimpleNamespace(thresholds=lambda: chosen, evaluation=settings, data=data)
         found = _withheld(arguments, made, notes)["retrieved"]
-        return [sum(bool(p.withheld) for p in found[name].predictions) for name in ("base", "model")], "\n".join(notes)
+        return [sum(p.withheld is not None for p in found[name].predictions) for name in ("base", "model")], "\n".join(notes)
 
     least = Thresholds(logprob=-0.35)
     number, notes = withheld({"model": least})
