@@ -219,7 +219,8 @@ class PassageArguments:
     distractors: list[str] = argument(
         ["retrieved"],
         "Where distractors come from, one of each in turn: retrieved (best first), given (hard_neg_docs), mined "
-        f"(retrieved lower, down to rank {_SEARCHED}, without the answer), random. Never a passage that repeats gold.",
+        f"(retrieved lower, down to rank {_SEARCHED}, without the answer), random. Never a passage that repeats gold; "
+        "swr without any of these flags may read one.",
         list(DISTRACTORS),
     )
     gold_dropout: float = argument(

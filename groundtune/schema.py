@@ -169,8 +169,8 @@ class Prediction:
     `finished` is False if the answer was cut off at the token limit.
     `failure` is not empty if there is no answer to score; `outcome` is one of `outcomes.OUTCOMES`, or empty. `logprob`
     is the mean log-probability of the answer's tokens. `withheld` is what the model wrote, perhaps nothing, if it was
-    too unlikely to be given as the answer (`evaluation.confidence`), else None. `cited` is the answer with the marks of its passages, if they were
-    asked for (`prompts.citations`).
+    too unlikely to be given as the answer (`evaluation.confidence`), else None. `cited` is the answer with the marks of
+    its passages, if they were asked for (`prompts.citations`).
     """
 
     example: Example

@@ -62,9 +62,7 @@ class Method:
         """Whether training rows need the hits of a search."""
         return self.retrieves or bool(flags.num_distractors or flags.gold_dropout)
 
-    def draws(
-        self, flags: PassageArguments, k: int, documents: Sequence[Document], keep_gold: bool = False
-    ) -> Draws:
+    def draws(self, flags: PassageArguments, k: int, documents: Sequence[Document], keep_gold: bool = False) -> Draws:
         """What draws a row: the policy or, if any of its flags is given, what they say; `k` hits are usually read.
 
         `keep_gold`: no row loses its gold, as in rows that only measure the loss.

@@ -1,7 +1,7 @@
 """Marks of the passages that a sentence is taken from: how passages are numbered, and what a marked answer says.
 
-A mark is `⟦1⟧`. Its brackets appear nowhere else, because texts that have them get ordinary ones: "[1]" is common in
-texts, such as lists of references or lists of Python.
+A mark is `⟦1⟧`. Its brackets appear nowhere else, because passages, turns and answers that have them get ordinary
+ones: "[1]" is common in texts, such as lists of references or lists of Python.
 """
 
 from __future__ import annotations

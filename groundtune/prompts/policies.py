@@ -78,8 +78,9 @@ def no_passages(example: Example, hits: Sequence[Hit], rng: Random | None = None
 
 
 def gold_and_distractors(example: Example, hits: Sequence[Hit], rng: Random) -> Passages:
-    """Gold passages among hard negatives and retrieved passages; in total as many as were retrieved.
+    """Gold passages among hard negatives and retrieved passages; in total at most as many as were retrieved.
 
+    There are fewer where some of them repeat gold: `gold_among` reads as many as it is told, from a deeper search.
     The order is random, but the same for every model, and gold passages stay together. If this scores lower than gold
     passages alone, the distractors are the cause.
     """

@@ -22,6 +22,7 @@ from groundtune.aliases import Tokenizer
 from groundtune.arguments import BLOCK, TAUGHT, PromptArguments
 from groundtune.errors import ModelError
 from groundtune.prompts.citations import CITE, mark, numbered
+from groundtune.prompts.citations import inert as without_mark
 from groundtune.prompts.thoughts import MARKS, open_thought
 from groundtune.schema import ASSISTANT, USER, Document, Turn
 from groundtune.system.model_folders import why_not_loaded
@@ -159,8 +160,8 @@ class PrefixPrompt:
         prefix = {USER: self.user_prefix, ASSISTANT: self.assistant_prefix}
         separator = {USER: self.sep_user, ASSISTANT: self.sep_sys}
         turns = "".join(
-            f"{prefix[turn.speaker]}: {self.tokens.inert(turn.message)}{separator[turn.speaker]}"
-            for turn in [*chat_history, Turn(USER, question)]
+            f"{prefix[turn.speaker]}: {turn.message}{separator[turn.speaker]}"
+            for turn in _conversation(self.tokens.inert, chat_history, question, self.cites)
         )
         opening = _opening_of(self, passages)
         opening += "\n\n" if opening else ""
@@ -216,7 +217,7 @@ class ChatPrompt:
         return _borders(self, ids, passages, text, self.tokens.encode)
 
     def _text(self, passages: Sequence[Document], chat_history: Sequence[Turn], question: str) -> str:
-        conversation = [Turn(t.speaker, self.tokens.inert(t.message)) for t in [*chat_history, Turn(USER, question)]]
+        conversation = _conversation(self.tokens.inert, chat_history, question, self.cites)
         return self._before_answer(_alternating(_opening_of(self, passages), conversation))
 
     def answer_ids(self, answer: str) -> list[int]:
@@ -373,7 +374,7 @@ def chat_turns(
 ) -> list[Turn]:
     """The turns that `ChatPrompt` gives to a chat template, with alternating roles; used to export training files."""
     opening = _opening(str, instruction, passages, cites)
-    return _alternating(opening, [*chat_history, Turn(USER, question)])
+    return _alternating(opening, _conversation(str, chat_history, question, cites))
 
 
 def chat_messages(
@@ -395,14 +396,19 @@ def asked_of_template(
     A chat template gets those of `ChatPrompt`. In the prefix style nothing stands before instruction and passages, so
     they are a system message. No text spells a special token.
     """
-    inert = prompt.tokens.inert
-    turns = [Turn(turn.speaker, inert(turn.message)) for turn in [*chat_history, Turn(USER, question)]]
+    turns = _conversation(prompt.tokens.inert, chat_history, question, prompt.cites)
     opening = _opening_of(prompt, passages)
     if prompt.style == "prefix":
         turns = [Turn(SYSTEM, opening)] * bool(opening) + turns
     else:
         turns = _alternating(opening, turns)
     return [{"role": turn.speaker, "content": turn.message} for turn in turns]
+
+
+def _conversation(inert: Callable[[str], str], chat_history: Sequence[Turn], question: str, cites: bool) -> list[Turn]:
+    """The turns, the question last; none spells a special token or, if passages are numbered, one of their marks."""
+    turns = [*chat_history, Turn(USER, question)]
+    return [Turn(turn.speaker, inert(without_mark(turn.message) if cites else turn.message)) for turn in turns]
 
 
 def _opening(inert: Callable[[str], str], instruction: str, passages: Sequence[Document], cites: bool) -> str:

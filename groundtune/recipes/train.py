@@ -228,10 +228,7 @@ def _encoded(
     max_length, seed = arguments.data.max_seq_length, arguments.training.seed
     encode = partial(method.encode, shorten=arguments.data.too_long == "shorten")
     flags, k = arguments.passages, arguments.retrieval.embedding_max_num_to_retrieve
-    draws = {
-        "train": method.draws(flags, k, documents),
-        "eval": method.draws(flags, k, documents, keep_gold=True),
-    }
+    draws = {"train": method.draws(flags, k, documents), "eval": method.draws(flags, k, documents, keep_gold=True)}
     return {
         split: EpochRows(
             encode, method.policy, examples[split], hits[f"{split} rows"], prompt, max_length, seed, draws[split]

@@ -14,11 +14,20 @@ from groundtune.evaluation.citations import citation_scores, marked
 from groundtune.evaluation.evaluator import score_replies
 from groundtune.evaluation.metrics import METRICS, greater_is_better, token_f1
 from groundtune.evaluation.predictions import evaluation_of, read_predictions, write_predictions
-from groundtune.prompts.citations import CITE, found_afterwards, mark, read_marks, sentences, taught, with_marks, without_marks
+from groundtune.prompts.citations import (
+    CITE,
+    found_afterwards,
+    mark,
+    read_marks,
+    sentences,
+    taught,
+    with_marks,
+    without_marks,
+)
 from groundtune.prompts.policies import Passage
 from groundtune.prompts.prompt import chat_messages, make_prompt
 from groundtune.prompts.rows import encode_questions, encode_rows
-from groundtune.schema import Document, Ended, Example, Hit, Reply
+from groundtune.schema import Document, Ended, Example, Hit, Reply, Turn
 from groundtune.training.labels import what_else_is_learnt
 
 SHIPS = Document("Parcels travel overnight by ship, and arrive before noon on weekdays.")
@@ -117,6 +126,16 @@ def test_brackets_of_marks_in_texts_become_ordinary_ones():
     (message,) = chat_messages("Answer.", [passage, OTHER], (), "Why?", cites=True)
     assert f"Answer. {CITE}\n\n⟦1⟧ See [1] there.\n\n⟦2⟧ The canteen" in message["content"]
     assert taught(example, [OTHER]) == "It says [7] in it. ⟦1⟧"
+    turns = (Turn("user", "So ⟦2⟧?"), Turn("assistant", "Yes ⟦3⟧."))
+    assert "⟦" not in str(chat_messages("Answer.", [], turns, "Why ⟦4⟧?", cites=True)[1:])
+    assert "⟦4⟧" in str(chat_messages("Answer.", [], turns, "Why ⟦4⟧?"))
+
+
+def test_brackets_of_marks_in_a_dialogue_are_ordinary_ones_in_a_prompt_that_numbers_passages(family, style):
+    prompt = make_prompt(family.tokenizer, PromptArguments(**flags(style), citations=TAUGHT))
+    turns = (Turn("user", "So ⟦7⟧?"), Turn("assistant", "Yes ⟦8⟧."))
+    text = family.tokenizer.decode(prompt.prompt_ids([SHIPS], turns, "Why ⟦9⟧?"))
+    assert mark(1) in text and not any(mark(n) in text for n in (7, 8, 9)) and "[9]" in text
 
 
 def test_a_row_teaches_marks_for_the_passages_that_fit_into_it(family, style):

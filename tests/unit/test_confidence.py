@@ -114,7 +114,9 @@ def test_a_model_that_withholds_is_compared_only_with_one_that_may_withhold_too(
         chosen = Chosen({("retrieved", name): least for name, least in by.items()}, questions=questions, **default)
         arguments = SimpleNamespace(thresholds=lambda: chosen, evaluation=settings, data=data)
         found = _withheld(arguments, made, notes)["retrieved"]
-        return [sum(p.withheld is not None for p in found[name].predictions) for name in ("base", "model")], "\n".join(notes)
+        return [sum(p.withheld is not None for p in found[name].predictions) for name in ("base", "model")], "\n".join(
+            notes
+        )
 
     least = Thresholds(logprob=-0.35)
     number, notes = withheld({"model": least})
