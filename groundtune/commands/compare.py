@@ -32,6 +32,7 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str]) -> int:
     """Compare, print the table, write the page; returns 1 if a condition of --fail_if does not hold, else 0."""
     words = given(parser(), argv)
+    _check_all_is_used(words)
 
     from groundtune.evaluation.requirements import check_worse, read_worse
 
@@ -154,6 +155,18 @@ def beside(system: str) -> str:
     folder = Path(system) if os.path.isdir(system) else Path(system).parent
     folder = folder.parent if folder.name == "predictions" else folder
     return str(folder / "comparison.html")
+
+
+def _check_all_is_used(words: Mapping[str, Any]) -> None:
+    """A gate must not pass because nothing looked at it."""
+    problems = [
+        f"--{name}: does not go with --curve, which compares runs by their rows with the base model; leave out one"
+        for name in ("names", "grades", "fail_if") if words["curve"] and words.get(name)
+    ]  # fmt: skip
+    if words.get("fail_if") and len(words["systems"]) == 1:
+        problems.append("--fail_if: 1 system is given, so there is none to compare it with; name at least two")
+    if problems:
+        raise DataError(problems)
 
 
 def _check(paths: Sequence[str], names: Sequence[str], output: str | None, fewest: int) -> None:

@@ -181,3 +181,17 @@ def test_json_holds_what_came_of_each_condition(tmp_path, capsys):
     assert found[1]["condition"] == "--fail_if worse:generation/f1:0.02" and found[0]["detectable"] is not None
     assert main(words) == 0
     assert "checked" not in json.loads(capsys.readouterr().out)
+
+
+def test_a_condition_that_would_not_be_looked_at_is_refused(tmp_path, capsys):
+    """A learning curve names its own systems and compares them with the base model; one system is compared with none."""
+    one, other = files(tmp_path, a=COLOURS, b=wrong())
+    flags = (["--fail_if", "worse"], ["--grades", one], ["--names", "x", "y"])
+    for more in (*flags, sum(flags, [])):
+        assert main(["compare", "--curve", one, other, *more]) == 2
+        problems = capsys.readouterr().err
+        for flag, *_ in flags:
+            assert (f"{flag}: does not go with --curve" in problems) == (flag in more)
+    assert main(["compare", one, "--grades", other, "--fail_if", "worse"]) == 2
+    assert "--fail_if: 1 system is given" in capsys.readouterr().err
+    assert not (tmp_path / "comparison.html").exists()
