@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -31,7 +32,7 @@ from groundtune.evaluation.answering import (
     open_questions,
     read_here,
 )
-from groundtune.evaluation.arguments import BASE, MODEL, InferenceArguments
+from groundtune.evaluation.arguments import BASE, MODEL, PARTS, InferenceArguments
 from groundtune.evaluation.comparison import Comparison, compare
 from groundtune.evaluation.confidence import KEPT, Thresholds, abstaining, curve, keep
 from groundtune.evaluation.evaluator import spread
@@ -45,6 +46,7 @@ from groundtune.evaluation.verdicts import F1
 from groundtune.model.endpoint import failing, lasting
 from groundtune.model.generators import computing
 from groundtune.model.limits import check_positions
+from groundtune.prompts.policies import CONTEXTS
 from groundtune.prompts.rows import left_out_note
 from groundtune.reporting.comparison_page import failures, write_comparisons
 from groundtune.reporting.next_steps import Known, Step, next_steps
@@ -59,6 +61,12 @@ from groundtune.system.outputs import inside
 from groundtune.system.text import as_json, hide_secrets
 
 logger = logging.getLogger(__name__)
+
+# What an evaluation writes: its results, and the names of its files of answers (`_files`).
+_RESULTS = (
+    "metrics.json", "run.json", "study.json", "evaluation.json", "evaluation.html", "evaluation_answers.html",
+)  # fmt: skip
+_PREDICTIONS = re.compile(rf"({'|'.join(CONTEXTS)}|study_({'|'.join(PARTS)})_\d+)(_{BASE})?\.jsonl")
 
 OnProgress = Callable[[str, int], Callable[[int], None]]  # (what, total) -> a function called with the number done
 
@@ -144,7 +152,7 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     right = Rightness(arguments.answers.right_metric, arguments.answers.right_threshold)
     _check_right(right, judges)
     arguments.thresholds()  # before hours of work, if there is a problem
-    _check_replaces_no_training(arguments.output_dir)
+    _check_replaces(arguments.output_dir, Path(arguments.data.eval_file))
     with alone(arguments.output_dir):
         return _evaluate(arguments, judges, right, on_progress)
 
@@ -188,9 +196,10 @@ def _evaluate(
         kept = keep(arguments.run.folder, curves, arguments.scored_by, digest)
         why = "nothing is kept: a threshold is chosen where some questions are unanswerable"
         notes.append(f"the thresholds are in {arguments.run.folder / KEPT}" if kept else f"--keep_thresholds: {why}")
+    to_write = evaluations | {f"study_{name}": by_system for name, by_system in answered.items()}
     with disk_errors(output_dir):  # before judging, so that no answer is lost if the judge fails
-        _write_predictions(output_dir, evaluations)
-        _write_predictions(output_dir, {f"study_{name}": by_system for name, by_system in answered.items()})
+        _remove_earlier(output_dir, to_write)
+        _write_predictions(output_dir, to_write)
     evaluations = _judge(arguments, judges, evaluations, on_progress, durations)
     evaluations = {context: _with_outcomes(by_system, right) for context, by_system in evaluations.items()}
 
@@ -457,9 +466,14 @@ def _steps(arguments: InferenceArguments, found: Evaluated) -> list[Step]:
     return next_steps(Known(model, found.end_to_end[MODEL], settings, found.right, difference, method))
 
 
-def _check_replaces_no_training(folder: Path) -> None:
+def _check_replaces(folder: Path, questions: Path) -> None:
+    """Only an evaluation is replaced: neither a training nor the questions, which may be a file of answers."""
     if (run := remembered(str(folder))) and run.method:
         raise DataError([f"--output_dir: {folder} holds a training run; name another, such as {folder / 'evaluation'}"])
+    if _PREDICTIONS.fullmatch(questions.name) and realpath(questions.parent) == realpath(folder / "predictions"):
+        raise DataError(
+            [f"--eval_file: {questions} holds answers in --output_dir, and would be replaced; name another"]
+        )
 
 
 def _made(folder: Path) -> Path:
@@ -471,11 +485,30 @@ def _made(folder: Path) -> Path:
     return folder
 
 
+def _remove_earlier(folder: Path, evaluations: dict[str, dict[str, Evaluation]]) -> None:
+    """Remove what an earlier evaluation wrote here and these do not replace: `compare` would take it for theirs.
+
+    Its results go, too, as these are written only after judging; files of other names are the user's.
+    """
+    for name in _RESULTS:
+        inside(folder, name).unlink(missing_ok=True)
+    for path in (folder / "predictions").glob("*.jsonl"):
+        if _PREDICTIONS.fullmatch(path.name) and path.name not in _files(evaluations):
+            inside(folder, "predictions", path.name).unlink()
+
+
 def _write_predictions(folder: Path, evaluations: dict[str, dict[str, Evaluation]]) -> None:
-    for context, by_system in evaluations.items():
-        for name, evaluation in by_system.items():
-            file = f"{context}.jsonl" if name == MODEL else f"{context}_{name}.jsonl"
-            write_predictions(inside(folder, "predictions", file), evaluation)
+    for name, evaluation in _files(evaluations).items():
+        write_predictions(inside(folder, "predictions", name), evaluation)
+
+
+def _files(evaluations: dict[str, dict[str, Evaluation]]) -> dict[str, Evaluation]:
+    """Evaluations by the names of their files."""
+    return {
+        f"{context}.jsonl" if name == MODEL else f"{context}_{name}.jsonl": evaluation
+        for context, by_system in evaluations.items()
+        for name, evaluation in by_system.items()
+    }
 
 
 def _write(

@@ -605,6 +605,40 @@ def test_a_judge_may_be_a_model_here(adapter_run, families, capsys, tmp_path):
     assert "judge/correctness" not in found["evaluations"]["retrieved"][MODEL]
 
 
+def test_an_evaluation_leaves_nothing_of_an_earlier_one_to_be_taken_for_its_own(
+    adapter_run, capsys, tmp_path, monkeypatch
+):
+    """Whatever reads the folder next would compare the earlier model's answers under the name of the new one."""
+    words = ["evaluate", adapter_run, "--max_new_tokens", "2", "--output_dir", tmp_path]
+    status, _, _ = run(capsys, *words, "--with_base", "--study", "rank")
+    mine = [tmp_path / name for name in ("predictions/released.jsonl", "predictions/study.jsonl", "grades.jsonl")]
+    for path in mine:
+        path.write_text("mine")
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert status == 0 and {"study_rank_4_base.jsonl", "study.json"} <= {path.name for path in files}
+
+    def fail(*args, **options):
+        raise RuntimeError("it broke down")
+
+    status, _, complaints = run(capsys, *words, "--eval_file", tmp_path / "predictions/retrieved.jsonl")
+    assert status == 2 and "would be replaced" in complaints
+    gold = [*map(str, words), "--contexts", "gold"]
+    for broken in ("open_questions", "answer_here"):  # refused or stopped before there are answers: nothing is lost
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+            patch.setattr(f"groundtune.recipes.evaluate.{broken}", fail)
+            main(gold)
+        assert all(path.read_bytes() == content for path, content in files.items())
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):  # stopped later: no number is the earlier one's
+        patch.setattr("groundtune.recipes.evaluate._judge", fail)
+        main(gold)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {*mine, tmp_path / "predictions/gold.jsonl"}
+    assert main(gold) == 0
+    left = {path.name for path in (tmp_path / "predictions").iterdir()}
+    assert left == {"gold.jsonl", "released.jsonl", "study.jsonl"} and all(path.read_text() == "mine" for path in mine)
+    assert not (tmp_path / "study.json").exists() and (tmp_path / "metrics.json").exists()
+    assert main(["compare", str(adapter_run), str(tmp_path)]) == 2  # it has no answers end to end
+
+
 # Compare
 
 

@@ -184,7 +184,7 @@ def test_json_holds_what_came_of_each_condition(tmp_path, capsys):
 
 
 def test_a_condition_that_would_not_be_looked_at_is_refused(tmp_path, capsys):
-    """A learning curve names its own systems and compares them with the base model; one system is compared with none."""
+    """A learning curve names its own systems and compares them with the base model; one system has no other."""
     one, other = files(tmp_path, a=COLOURS, b=wrong())
     flags = (["--fail_if", "worse"], ["--grades", one], ["--names", "x", "y"])
     for more in (*flags, sum(flags, [])):
