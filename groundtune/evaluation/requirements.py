@@ -1,7 +1,7 @@
 """What a comparison or an evaluation must show to pass, for CI: conditions as typed, and whether they hold.
 
-A gate must not pass because something is missing: an answer that failed, a question that was not answered or a metric
-that was not measured is a reason not to pass.
+A gate must not pass because something is missing: an answer or a judgement that failed, of either system, a question
+that was not answered or a metric that was not measured is a reason not to pass.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def check_worse(comparison: Comparison, conditions: Sequence[Worse]) -> list[Che
 
 def _checked(comparison: Comparison, condition: Worse, name: str) -> Checked:
     found, reference = comparison.differences[name][condition.metric], comparison.reference
-    if missing := _missing(comparison, name):
+    if missing := _missing(comparison, condition.metric, name):
         return Checked(str(condition), name, False, missing, found.detectable)
     digits, same = decimals(found), found.wins == found.losses == 0
     seen = (
@@ -161,7 +161,7 @@ def _checked(comparison: Comparison, condition: Worse, name: str) -> Checked:
         passed = found.verdict != "worse"
         reason = f"{name} is {'not significantly' if passed else 'significantly'} worse: {seen}"
     elif same and _same_answers(comparison, name):
-        passed, reason = True, f"{name} gave the same answers as {reference} to all {found.n} questions"
+        passed, reason = True, f"{name} gave the same answers as {reference} to all {comparison.n} questions"
     else:
         passed = non_inferior(found, condition.margin)
         said = "is" if passed else "was not shown to be"
@@ -180,11 +180,15 @@ def _same_answers(comparison: Comparison, name: str) -> bool:
     return all(a.answer == b.answer for a, b in pairs)
 
 
-def _missing(comparison: Comparison, name: str) -> str:
+def _missing(comparison: Comparison, metric: str, name: str) -> str:
     """Why the comparison is not of all questions of the reference; empty if it is."""
-    evaluation = comparison.evaluations[name]
-    if evaluation.failed:
-        return f"{evaluation.failed} of {evaluation.n} answers of {name} failed; answer these questions again"
+    for system in (name, comparison.reference):
+        evaluation = comparison.evaluations[system]
+        if evaluation.failed:
+            return f"{evaluation.failed} of {evaluation.n} answers of {system} failed; answer these questions again"
+        # Not so of other metrics: an answer may have nothing to measure, such as quotes.
+        if metric.startswith("judge/") and (failed := evaluation.n - evaluation.scored(metric)):
+            return f"{failed} of {evaluation.n} answers of {system} have no {metric}; have them judged again"
     if left_out := comparison.left_out[comparison.reference]:
         return (
             f"{left_out} of {left_out + comparison.n} questions of {comparison.reference} were not answered by all "

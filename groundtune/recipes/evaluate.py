@@ -471,9 +471,7 @@ def _check_replaces(folder: Path, questions: Path) -> None:
     if (run := remembered(str(folder))) and run.method:
         raise DataError([f"--output_dir: {folder} holds a training run; name another, such as {folder / 'evaluation'}"])
     if _PREDICTIONS.fullmatch(questions.name) and realpath(questions.parent) == realpath(folder / "predictions"):
-        raise DataError(
-            [f"--eval_file: {questions} holds answers in --output_dir, and would be replaced; name another"]
-        )
+        raise DataError([f"--eval_file: {questions} is a result in --output_dir, and would be replaced; name another"])
 
 
 def _made(folder: Path) -> Path:

@@ -126,6 +126,40 @@ def test_a_system_without_all_answers_does_not_pass():
     assert checked(a[:22], b, WORSE)[0].passed  # more than the reference is no fault
 
 
+def test_a_reference_without_all_answers_is_no_measure():
+    """Of 24 answers of the reference 19 failed, and of the other 5 nothing can be concluded."""
+    a, b = answered(COLOURS), answered(wrong())
+    (found,) = checked([*a[:5], *map(failing, a[5:])], b, WORSE)
+    assert not found.passed and "19 of 24 answers of a failed" in found.reason
+
+
+JUDGED = "judge/correctness"
+
+
+def graded(answers, of: int, score: float):
+    """The first `of` answers with a grade; the judge failed on the others."""
+    scored = [replace(p, scores={**p.scores, JUDGED: score}) for p in answers[:of]]
+    return [*scored, *(replace(p, judged={"correctness": "?"}) for p in answers[of:])]
+
+
+@pytest.mark.parametrize("condition", [Worse(JUDGED), Worse(JUDGED, 0.2)], ids=str)
+def test_a_judge_that_failed_on_either_side_lets_nothing_pass(condition):
+    a = answered(COLOURS)
+    for reference, candidate in (((24, 0.75), (1, 0.0)), ((23, 0.75), (24, 0.75)), ((24, 0.5), (23, 0.5))):
+        (found,) = checked(graded(a, *reference), graded(a, *candidate), condition)
+        assert not found.passed and "have no judge/correctness" in found.reason
+    assert checked(graded(a, 24, 0.5), graded(a, 24, 0.5), condition)[0].passed
+    assert checked(graded(a, 1, 0.5), graded(a, 1, 0.5), WORSE)[0].passed  # the judge is no part of it
+
+
+def test_a_metric_that_few_answers_can_have_needs_no_more():
+    """Of quotes, for example: an answer without any fails no gate, and the same answers are those to all questions."""
+    a = [replace(p, scores={**p.scores, **({"grounded/quotes": 1.0} if i < 20 else {})})
+         for i, p in enumerate(answered(COLOURS))]  # fmt: skip
+    (found,) = checked(a, a, Worse("grounded/quotes", 0.1))
+    assert found.passed and "the same answers as a to all 24 questions" in found.reason
+
+
 def test_every_other_system_is_checked_by_every_condition():
     systems = {"a": answered(COLOURS), "b": answered(COLOURS), "c": answered(wrong())}
     found = check_worse(compare("t", systems), [WORSE, Worse(F1, 0.1)])
