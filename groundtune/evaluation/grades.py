@@ -1,7 +1,7 @@
 """Grades that people gave to answers: their file, and what they say about systems, about one another and about a judge.
 
 A grade belongs to a question and the text of an answer, not to a system: whichever systems are compared, an answer has
-the grades that were given to its text. The latest row of a rater counts.
+the grades that were given to its text. The latest row of a rater counts (`graded`).
 """
 
 from __future__ import annotations
@@ -126,14 +126,22 @@ class Graded:
 
 
 def graded(rows: Sequence[Row]) -> Graded:
-    """The rows without those that their rater replaced."""
-    found = Graded({}, {})
+    """The rows without those that their rater replaced: those about the same answers.
+
+    Of a row about other answers, one that was shown alone, a later row replaces only the grades that it gives as well.
+    """
+    latest: dict[tuple[str, str, frozenset[str]], Row] = {}
     for row in rows:
-        ids = [answer["id"] for answer in row["answers"]]
+        about = row["rater"], row["question_id"], frozenset(answer["id"] for answer in row["answers"])
+        latest.pop(about, None)  # so that it comes last
+        latest[about] = row
+    found = Graded({}, {})
+    for (rater, question, ids), row in latest.items():
         for answer in row["answers"]:
-            found.grades.setdefault((row["question_id"], answer["id"]), {})[row["rater"]] = answer["grades"]
+            by_rater = found.grades.setdefault((question, answer["id"]), {})
+            by_rater[rater] = {**by_rater.get(rater, {}), **answer["grades"]}
         if row.get("preferred"):
-            found.preferences.setdefault((row["question_id"], frozenset(ids)), {})[row["rater"]] = row["preferred"]
+            found.preferences.setdefault((question, ids), {})[rater] = row["preferred"]
     return found
 
 

@@ -112,11 +112,11 @@ class Grades:
 
     def of(self, rater: str) -> dict[str, Row]:
         """The latest row of a rater for each of the items, of the answers that are shown."""
-        rows = {row["question_id"]: row for row in self.journal.rows if row["rater"] == rater}
-        return {key: row for key, row in rows.items() if key in self.items and self._shown(row)}
+        return {row["question_id"]: row for row in self.journal.rows if row["rater"] == rater and self._shown(row)}
 
     def _shown(self, row: Row) -> bool:
-        return {answer["id"] for answer in row["answers"]} == self.items[row["question_id"]].texts().keys()
+        item = self.items.get(row["question_id"])
+        return item is not None and {answer["id"] for answer in row["answers"]} == item.texts().keys()
 
     def add(self, sent: Mapping[str, Any]) -> Row:
         """Keep a grade as the page sent it; it is synced to disk when this returns.

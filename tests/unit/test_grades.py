@@ -62,6 +62,21 @@ def test_the_latest_grade_of_a_rater_counts():
     assert scores["people/correct"] == 1 and "people/helpful" not in scores
 
 
+def test_a_row_about_other_answers_replaces_only_what_it_grades_as_well():
+    """A rater grades one system, and later chooses between two without grading the first answer again."""
+
+    def scores(*rows):
+        found = with_grades([B[0]], graded(rows))[0].scores
+        return {name: value for name, value in found.items() if name.startswith("people/")}
+
+    alone, pair = row(B[0], correct=True, helpful=True), row(A[0], B[0], preferred=B[0])
+    assert scores(alone, pair) == scores(pair, alone) == {"people/correct": 1, "people/helpful": 1}
+    both = row(A[0], B[0], helpful=False, harmful=False)
+    assert scores(alone, both) == {"people/correct": 1, "people/helpful": 0, "people/harmful": 0}
+    assert scores(alone, both, pair) == {"people/correct": 1, "people/helpful": 1}  # taken back
+    assert scores(both, alone)["people/helpful"] == 1  # the later one
+
+
 def test_grades_are_compared_like_any_metric_and_less_harm_is_better():
     rows = [row(p, harmful=True, correct=False) for p in A] + [row(p, harmful=False, correct=True) for p in B]
     by_people = graded(rows)
@@ -93,6 +108,14 @@ def test_the_same_answer_of_both_is_a_tie():
     same = [replace(p, answer=q.answer) for p, q in zip(A, B)]
     (found,) = people([row(p, q, preferred="tie") for p, q in zip(same, B)], same).preferences
     assert (found.found.ties, found.found.wins) == (24, 0)
+
+
+def test_a_preference_that_is_taken_back_does_not_count():
+    given, back = row(A[0], B[0], preferred=B[0]), row(A[0], B[0], correct=True)
+    assert people([given, back]).preferences == []
+    (still,) = people([given, back, row(A[0], B[0], rater="ben", preferred=B[0])]).preferences
+    assert still.found.wins == 1
+    assert people([given, row(B[0], correct=True)]).preferences != []  # says nothing about the two
 
 
 # Raters

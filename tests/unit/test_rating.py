@@ -96,6 +96,16 @@ def test_questions_are_those_that_all_answered_and_a_sample_is_part_of_a_larger_
         items_of([A, list(map(failing, B))])
 
 
+def test_grades_of_one_system_in_the_same_file_leave_those_of_two_graded(tmp_path):
+    path = tmp_path / "g.jsonl"
+    for systems in ((A, B), (B,)):
+        with serving(path, *systems) as server:
+            (item,) = [one for one in items(server)["items"] if one["question"] == B[0].example.question]
+            assert ask(server, f"/{server.key}/grade", grade(item, correct=True))[0] == 200
+    with serving(path) as server:
+        assert items(server)["raters"] == {"anna": 1}
+
+
 def test_an_answer_that_both_gave_is_shown_once(tmp_path):
     same = [replace(p, answer=q.answer) for p, q in zip(A, B)]
     with serving(tmp_path / "g.jsonl", same, B) as server:
