@@ -975,10 +975,4 @@ PREDICTIONS: dict[str, Callable[[dict[str, Any]], object]] = {
     "an unknown context": _field("context", "own"),
 }
 
-HARMLESS_PREDICTIONS = {
-    "metadata NaN",
-    "half a character",
-    "control characters",
-    "an unknown outcome",
-    "an unknown context",
-}
+HARMLESS_PREDICTIONS = {"metadata NaN", "control characters", "an unknown outcome", "an unknown context"}

@@ -18,6 +18,7 @@ from groundtune.prompts.prompt import request_ids, request_prompt
 from groundtune.runs.known_answers import KnownAnswers, answer_all
 from groundtune.schema import USER, Turn
 from groundtune.system.inputs import read_text
+from groundtune.system.text import HALF_A_CHARACTER, encodable
 
 _WINDOW = 512  # tokens of one forward pass: with a vocabulary of 262,144 the logits of more take gigabytes
 _CONTINUED = 8  # texts whose continuations are shown, spread over the file
@@ -131,6 +132,8 @@ def _jsonl(path: str) -> tuple[list[tuple[str, str, str, str]], list[str]]:
         wrong = not all(isinstance(value, str) for value in (text, prompt, answer)) or bool(text) == bool(prompt)
         if wrong or not (text or prompt).strip():
             problems.append(f'{path}:{number}: needs either "text", or "prompt" and perhaps "answer", as texts')
+        elif not encodable([text, prompt, answer]):
+            problems.append(f"{path}:{number}: {HALF_A_CHARACTER}")
         else:
             rows.append((f"{path}:{number}", text, prompt, answer))
     return rows, problems

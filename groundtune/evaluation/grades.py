@@ -27,7 +27,7 @@ from groundtune.evaluation.statistics import (
 )
 from groundtune.schema import Example, Prediction
 from groundtune.system.inputs import read_text
-from groundtune.system.text import one_line, to_json
+from groundtune.system.text import HALF_A_CHARACTER, encodable, one_line, to_json
 
 if TYPE_CHECKING:
     from groundtune.evaluation.comparison import Comparison
@@ -78,13 +78,13 @@ def wrong_with(row: Row) -> str:
             return f"has grades that are not true or false for {', '.join(ASPECTS)}"
     if row.get("preferred") not in (None, TIE, *(answer["id"] for answer in answers)):
         return "prefers none of its answers"
-    return ""
+    return "" if encodable(row) else HALF_A_CHARACTER
 
 
 def read_grades(paths: Sequence[str | os.PathLike[str]]) -> list[Row]:
     """The rows of files that `groundtune rate` wrote. Raises `DataError` with every problem.
 
-    An incomplete last line, left by a killed process, is skipped; a first line with settings is no row.
+    An incomplete last line, left by a killed process, is skipped; a first line with nothing but settings is no row.
     """
     rows, problems = [], []
     for path in paths:
@@ -94,16 +94,20 @@ def read_grades(paths: Sequence[str | os.PathLike[str]]) -> list[Row]:
             problems.append(f"--grades: {path} cannot be read ({error}); name a file that `groundtune rate` wrote")
             continue
         for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
             try:
-                row = json.loads(line) if line.strip() else {"settings": {}}
-                wrong = (
-                    "is not an object" if not isinstance(row, dict) else "" if "settings" in row else wrong_with(row)
-                )
+                row = json.loads(line)
+                if number == 1 and isinstance(row, dict) and row.keys() == {"settings"}:
+                    continue
+                wrong = wrong_with(row) if isinstance(row, dict) else "is not an object"
             except (ValueError, RecursionError) as error:
-                row, wrong = {}, "" if number == len(lines) else one_line(error, 100)
+                if number == len(lines):
+                    continue
+                wrong = one_line(error, 100)
             if wrong:
                 problems.append(f"{path}:{number}: not a grade ({wrong}); delete the line, or name another file")
-            elif "rater" in row:
+            else:
                 rows.append(row)
     if problems:
         raise DataError(problems)

@@ -78,6 +78,13 @@ def greater_is_better(metric: str) -> bool:
     return name not in _LOWER_IS_BETTER
 
 
+def largest(metric: str) -> float:
+    """The largest value of a metric; the smallest is 0. It is 1 unless tokens, seconds or nats are counted."""
+    name = re.sub(r"^(eval|test)_", "", metric)
+    counted = name == "generation/new_tokens" or name.startswith("latency/") or "loss" in name
+    return 1e12 if counted else 1.0
+
+
 # Generation: (answer, gold) -> [0, 1]
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

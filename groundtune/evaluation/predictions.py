@@ -15,10 +15,11 @@ from groundtune.errors import DataError
 from groundtune.evaluation.abstention import answer_scores
 from groundtune.evaluation.contradictions import contradiction_scores
 from groundtune.evaluation.groundedness import groundedness_scores
+from groundtune.evaluation.metrics import greater_is_better, largest
 from groundtune.evaluation.statistics import Interval, aggregate, clusters_of
 from groundtune.schema import Document, Example, Hit, Prediction, Turn
 from groundtune.system.inputs import read_text
-from groundtune.system.text import one_line, plain
+from groundtune.system.text import HALF_A_CHARACTER, encodable, one_line, plain
 
 _MOST_LEVELS = 100
 
@@ -189,11 +190,22 @@ def _checked(prediction: Prediction) -> Prediction:
     _must_be((int, float), numbers, "a number")
     if not all(map(math.isfinite, [*prediction.scores.values(), *numbers])):
         raise ValueError("a score is not finite")
-    if not all(re.fullmatch(r"[\w./@-]{1,100}", name) for name in prediction.scores):
-        raise ValueError("a score has no name")
-    if any("/recall@" in name and not re.search(r"@\d{1,9}$", name) for name in prediction.scores):
-        raise ValueError("a recall has no number of passages")
+    for text in (*texts, *(document.metadata for document in documents)):
+        if not encodable(text):
+            raise ValueError(f"{ascii(text):.60} {HALF_A_CHARACTER}")
+    for name, value in prediction.scores.items():
+        _check_score(name, value)
     return prediction
+
+
+def _check_score(name: str, value: float) -> None:
+    if not re.fullmatch(r"[\w./@-]{1,100}", name):
+        raise ValueError("a score has no name")
+    if "/recall@" in name and not re.search(r"@\d{1,9}$", name):
+        raise ValueError("a recall has no number of passages")
+    greater_is_better(name)  # raises ValueError if it is no metric
+    if not 0 <= value <= largest(name):
+        raise ValueError(f"{name} is {value:g}, and lies between 0 and {largest(name):g}")
 
 
 def _must_be(kind: type | tuple[type, ...], values: Iterable[object], name: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from groundtune.errors import DataError
-from groundtune.evaluation.metrics import METRICS, greater_is_better
+from groundtune.evaluation.metrics import METRICS, greater_is_better, largest
 from groundtune.evaluation.statistics import FEWEST_PASSAGES, PairedDifference, clusters_of, paired_difference
 from groundtune.evaluation.verdicts import F1, decimals, power
 
@@ -117,7 +117,7 @@ def _margin(metric: str, text: str) -> float:
     margin = _number(text)
     if margin <= 0:
         raise ValueError("the margin must be greater than 0: how much worse would still be acceptable?")
-    if margin >= 1 and metric != "generation/new_tokens":
+    if margin >= 1 == largest(metric):
         raise ValueError(f"{metric} lies between 0 and 1, so with this margin everything would pass")
     return margin
 

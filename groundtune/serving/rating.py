@@ -10,6 +10,7 @@ import hashlib
 import json
 import random
 import secrets
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -166,6 +167,11 @@ class RatingServer(ThreadingHTTPServer):
     def __init__(self, grades: Grades, port: int = 0) -> None:
         self.grades, self.key = grades, secrets.token_urlsafe(16)
         super().__init__((HOST, port), _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Show a fault of this program; a client that went away is none."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def hosts(self) -> set[str]:

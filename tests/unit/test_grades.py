@@ -195,7 +195,8 @@ def test_answers_on_which_people_are_split_are_left_out_and_counted():
     "change",
     [{"rater": ""}, {"rater": 1}, {"question_id": None}, {"answers": []}, {"answers": [1]}, {"answers": None},
      {"answers": [{"id": "x", "grades": {"nice": True}}]}, {"answers": [{"id": "x", "grades": {"correct": 1}}]},
-     {"answers": [{"id": 1, "grades": {}}]}, {"preferred": "another"}],
+     {"answers": [{"id": 1, "grades": {}}]}, {"preferred": "another"}, {"rater": "\ud800x"}, {"note": "\udfff"},
+     {"answers": [{"id": "\ud800", "grades": {}}]}],
 )  # fmt: skip
 def test_a_row_that_is_no_grade_is_named_with_its_line(change, tmp_path):
     good = row(B[0], correct=True)
@@ -206,13 +207,23 @@ def test_a_row_that_is_no_grade_is_named_with_its_line(change, tmp_path):
         read_grades([path])
 
 
+@pytest.mark.parametrize("number, line", [(1, {"settings": {}, "rater": "x"}), (2, {"settings": {}})], ids=str)
+def test_settings_are_the_first_line_and_nothing_else(number, line, tmp_path):
+    path = tmp_path / "grades.jsonl"
+    lines = [json.dumps(one) for one in (row(B[0], correct=True),) * (number - 1)]
+    path.write_text("\n".join([*lines, json.dumps(line), json.dumps(row(B[1], correct=True))]))
+    with pytest.raises(DataError, match=f":{number}: not a grade"):
+        read_grades([path])
+
+
 def test_a_line_that_was_being_written_is_skipped_and_other_damage_is_not(tmp_path):
     path, line = tmp_path / "grades.jsonl", json.dumps(row(B[0], correct=True))
     path.write_text(f"{line}\n{line[:40]}")
     assert len(read_grades([path])) == 1
-    path.write_text(f"{line[:40]}\n{line}\n")
-    with pytest.raises(DataError, match=":1: not a grade"):
-        read_grades([path])
+    for other in (line[:40], "null", "[]", "{}"):
+        path.write_text(f"{other}\n{line}\n")
+        with pytest.raises(DataError, match=":1: not a grade"):
+            read_grades([path])
     with pytest.raises(DataError, match="cannot be read"):
         read_grades([tmp_path / "nowhere.jsonl"])
 

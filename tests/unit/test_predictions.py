@@ -77,11 +77,25 @@ def test_a_file_that_is_none_is_refused_line_by_line(tmp_path, content, problem)
     {"question": 17}, {"answer": None}, {"outcome": [1]},
     {"judged": [1]}, {"judged": {"a": 1}}, {"gold_answers": [1, 2]},
     {"scores": {"generation/f1": 1e999}}, {"scores": {"generation/f1": "nan"}}, {"passages_read": "x"},
+    {"question": "\ud800?"}, {"answer": "\udfff"}, {"gold_answer": "a\ud83d"}, {"gold_answers": ["a", "\ud83d"]},
+    {"judged": {"a": "\ud800"}}, {"failure": "\ud800"},
+    {"scores": {"people/zzz": 1.0}}, {"scores": {"foo/recall@5": 1.0}}, {"scores": {"judge/a.b-c": 1.0}},
+    {"scores": {"retrieval/recall@0": 1.0}}, {"scores": {"latency/recall@x": 1.0}}, {"scores": {"judge/x/y": 0.5}},
+    {"scores": {"generation/f1": 50}}, {"scores": {"generation/f1": 1e308}}, {"scores": {"judge/x": -0.1}},
+    {"scores": {"people/correct": 1.01}}, {"scores": {"generation/new_tokens": -1}},
+    {"scores": {"latency/generation_s": -1}}, {"scores": {"generation/new_tokens": 1e308}},
 ], ids=str)  # fmt: skip
 def test_a_prediction_with_odd_values_is_refused_by_its_line(tmp_path, values):
     (tmp_path / "p.jsonl").write_text(json.dumps(predictions()[0].to_dict() | values))
     with pytest.raises(DataError, match="p.jsonl:1: not a prediction"):
         read_predictions(tmp_path / "p.jsonl")
+
+
+def test_shares_have_limits_and_tokens_and_seconds_have_others(tmp_path):
+    scores = {"generation/f1": 1.0, "judge/x": 0.0, "generation/new_tokens": 900.0, "latency/generation_s": 70.5,
+              "retrieval/recall@4": 0.5, "eval_retrieval/ndcg@4": 0.5}  # fmt: skip
+    (tmp_path / "p.jsonl").write_text(json.dumps(predictions()[0].to_dict() | {"scores": scores}))
+    assert read_predictions(tmp_path / "p.jsonl")[0].scores == scores
 
 
 def test_a_line_that_nests_without_end_is_refused(tmp_path):

@@ -6,6 +6,8 @@ import http.client
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -153,7 +155,8 @@ def test_grades_that_arrive_together_are_all_kept(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [{"id": "x"}, {"id": None}, {"rater": ""}, {"rater": " "}, {"rater": "x" * 81}, {"rater": 1}, {"grades": {}},
-     {"grades": {"x": {}}}, {"grades": []}, {"preferred": "x"}, {"note": 1}, {"aspect": "nice"}],
+     {"grades": {"x": {}}}, {"grades": []}, {"preferred": "x"}, {"note": 1}, {"aspect": "nice"}, {"note": "\ud800"},
+     {"rater": "\ud800"}],
 )  # fmt: skip
 def test_what_is_no_grade_is_refused_and_not_kept(tmp_path, change):
     with serving(tmp_path / "g.jsonl") as server:
@@ -168,6 +171,21 @@ def test_what_is_no_grade_is_refused_and_not_kept(tmp_path, change):
 def test_bodies_that_are_no_object_are_refused(tmp_path, body):
     with serving(tmp_path / "g.jsonl") as server:
         assert ask(server, f"/{server.key}/grade", body)[0] == 400
+
+
+def test_a_client_that_goes_away_leaves_nothing_on_the_terminal_and_a_fault_of_the_server_does(tmp_path, capfd):
+    with serving(tmp_path / "g.jsonl") as server:
+        for error in (ConnectionResetError(104, "Connection reset by peer"), BrokenPipeError(), ValueError("a fault")):
+            try:
+                raise error
+            except (OSError, ValueError):
+                server.handle_error(None, ("127.0.0.1", 1))
+            assert ("a fault" in capfd.readouterr().err) == isinstance(error, ValueError)
+        with socket.create_connection(server.server_address) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset, not closed
+            client.sendall(f"GET /{server.key}/items HTTP/1.1\r\nHost: ".encode())
+        assert ask(server, f"/{server.key}/items")[0] == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_a_disk_that_is_full_is_said_and_the_page_keeps_the_grade(tmp_path, monkeypatch):

@@ -161,3 +161,13 @@ def test_a_file_without_text_is_an_error_of_one_line(family, tmp_path, content):
         with pytest.raises(DataError) as error:
             read_texts(str(tmp_path / name), family.tokenizer, 500)
         assert len(error.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    "row", [{"text": "a \ud800"}, {"prompt": "\ud800"}, {"prompt": "a", "answer": "\udfff"}], ids=ascii
+)
+def test_half_a_character_is_named_with_its_line(family, tmp_path, row):
+    path = tmp_path / "other.jsonl"
+    path.write_text(json.dumps({"text": "Dogs wait at the door."}) + "\n" + json.dumps(row))
+    with pytest.raises(DataError, match="other.jsonl:2: contains half of a surrogate pair"):
+        read_texts(str(path), family.tokenizer, 500)
