@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from groundtune.runs.remembered import BASE_MODEL, Remembered, base_not_followed
 from groundtune.schema import nfc
 from groundtune.system.model_folders import adapter_base_of, model_problems
 from groundtune.system.outputs import links_at, links_in
-from groundtune.system.text import harmless_line
+from groundtune.system.text import harmless_line, words_without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -207,8 +207,15 @@ def _listed(text: str) -> list[str]:
 
 
 def with_flags(words: Sequence[str], flags: Mapping[str, str]) -> str:
-    """A command line with flags added."""
-    return shlex.join([*words, *(word for flag in flags.items() for word in flag)])
+    """A command line with flags added, which replace what it says of them; without secrets."""
+    kept = words_without_secrets(without_flags(words, flags))
+    return shlex.join([*kept, *(word for flag in flags.items() for word in flag)])
+
+
+def without_flags(words: Sequence[str], flags: Collection[str]) -> list[str]:
+    """A command line less these flags, which take one value each."""
+    following = zip(("", *words), words)
+    return [word for before, word in following if before not in flags and word.partition("=")[0] not in flags]
 
 
 @dataclass(frozen=True)

@@ -462,8 +462,8 @@ def _steps(arguments: InferenceArguments, found: Evaluated) -> list[Step]:
         settings |= {name: run.settings[name] for name in ("gold_dropout",) if name in run.settings}
     difference = found.verdict.differences[arguments.name].get(F1) if found.verdict else None
     model = arguments.model.model_name_or_path if arguments.api == "here" else ""
-    method = run.method if run else ""
-    return next_steps(Known(model, found.end_to_end[MODEL], settings, found.right, difference, method))
+    method, again = run.method if run else "", arguments.again
+    return next_steps(Known(model, found.end_to_end[MODEL], settings, found.right, difference, method, again))
 
 
 def _check_replaces(folder: Path, questions: Path) -> None:

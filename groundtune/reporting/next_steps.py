@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from groundtune.evaluation.abstention import REFUSED
+from groundtune.evaluation.arguments import without_flags
 from groundtune.evaluation.outcomes import KNEW, LUCKY, MISSED, RIGHT, WRONG, Rightness, with_outcomes
 from groundtune.evaluation.statistics import FEWEST_PASSAGES, PairedDifference
 from groundtune.methods import METHODS
@@ -44,6 +45,7 @@ class Known:
     right: Rightness = Rightness()
     difference: PairedDifference | None = None  # of token F1, from the base model
     method: str = ""  # of the run; empty if no run made the model
+    again: Callable[[Mapping[str, str]], str] | None = None  # the command that evaluated it, with flags added
 
 
 def next_steps(known: Known) -> list[Step]:
@@ -106,7 +108,7 @@ def _lost(known: Known) -> Iterator[tuple[int, Step]]:
         yield len(cut), Step(*_longer(known, cut, text))
     if left_out:
         text = f"For {len(left_out)} of {of} questions the passage was found, but the prompt had no room for it"
-        yield len(left_out), Step(text, _words("evaluate", known.model, max_seq_length=_doubled(known)))
+        yield len(left_out), Step(text, _evaluated(known, max_seq_length=2 * _max_seq_length(known)))
     if not_found := len(missed) - len(left_out):
         text = f"For {not_found} of {of} questions no passage with the answer was found; compare retrievers"
         yield not_found, Step(text, _retrievers(known))
@@ -152,20 +154,25 @@ def _other_method(known: Known, text: str) -> Step:
         typed = []
     if typed[:2] != ["groundtune", known.method] or not known.model:
         return Step(text, f"groundtune {other.name} -h")
-    changed = [word for i, word in enumerate(typed[2:], 2) if typed[i - 1] not in ("--output_dir", "-o")]
-    kept = [word for word in changed if word not in ("--output_dir", "-o") and not word.startswith("--output_dir=")]
+    kept = without_flags(typed[2:], ("--output_dir", "-o"))
     return Step(text, shlex.join(["groundtune", other.name, *kept, "--output_dir", f"{known.model}-{other.name}"]))
 
 
 def _longer(known: Known, cut: Sequence[Prediction], text: str) -> tuple[str, str]:
-    """A limit that the longest gold answer would fit into, at the tokens per character of the answers that were cut."""
+    """A limit that the longest gold answer would fit into, at the tokens per character of the answers that were cut.
+
+    Thoughts count as tokens but not as text: where they are most of it, no limit can be told from the answers.
+    """
     limit = _number(known, "max_new_tokens")
-    written = sum(p.new_tokens or 0 for p in cut) / max(1, sum(len(p.answer) for p in cut))
+    begun = [p for p in cut if p.answer.strip()]
+    written = sum(p.new_tokens or 0 for p in begun) / max(1, sum(len(p.answer) for p in begun))
     longest = max(len(answer) for p in cut for answer in p.example.acceptable_answers)
     needed = 32 * math.ceil(1.2 * longest * written / 32)
+    if not begun or needed + max(p.prompt_tokens or 0 for p in cut) > _max_seq_length(known):
+        return f"{text} with little or no text: read some, and if thoughts came first, raise --max_new_tokens", ""
     if needed <= limit:
         return f"{text}, which is long enough for the gold answers: it has not learnt to stop; train for longer", ""
-    return text, _words("evaluate", known.model, max_new_tokens=needed)
+    return text, _evaluated(known, max_new_tokens=needed)
 
 
 def _limit(known: Known) -> str:
@@ -173,8 +180,8 @@ def _limit(known: Known) -> str:
     return f"{limit} tokens" if limit else "the token limit"
 
 
-def _doubled(known: Known) -> int:
-    return 2 * (_number(known, "max_seq_length") or 2048)
+def _max_seq_length(known: Known) -> int:
+    return _number(known, "max_seq_length") or 2048
 
 
 def _number(known: Known, name: str) -> int:
@@ -202,6 +209,15 @@ def _rounded_up(number: float) -> int:
     """To two digits, because more would claim to be exact."""
     unit = 10 ** max(0, math.floor(math.log10(number)) - 1)
     return math.ceil(number / unit) * unit
+
+
+def _evaluated(known: Known, **flags: int) -> str:
+    """The evaluation once more with these flags: of the same questions, in the same way."""
+    return (
+        known.again({f"--{name}": str(value) for name, value in flags.items()})
+        if known.again
+        else _words("evaluate", known.model, **flags)
+    )
 
 
 def _words(command: str, model: str, **flags: Any) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.data.files import sha256_of
-from groundtune.system.text import plain, without_secrets
+from groundtune.system.text import plain, without_secrets, words_without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -88,14 +88,7 @@ def versions() -> dict[str, str]:
 
 def _command(argv: Sequence[str]) -> str:
     program = ["python", argv[0]] if argv[0].endswith(".py") else [Path(argv[0]).name]
-    words, flag = [], ""
-    for word in argv[1:]:
-        if word.startswith("--"):
-            flag, equals, value = word.partition("=")
-            words.append(flag + equals + str(without_secrets(value, flag)))
-        else:
-            words.append(str(without_secrets(word, flag)))
-    return shlex.join(program + words)
+    return shlex.join(program + words_without_secrets(argv[1:]))
 
 
 def _version(package: str) -> str:

@@ -39,6 +39,18 @@ def without_secrets(value: Any, name: str = "") -> Any:
     return _without_secrets_in_text(value) if isinstance(value, str) else value
 
 
+def words_without_secrets(words: Sequence[str]) -> list[str]:
+    """The words of a command line; what follows a secret without another flag between them may be one, too."""
+    hidden, flag = [], ""
+    for word in words:
+        named, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        flag = named or flag
+        shown = str(without_secrets(value, flag))
+        hidden.append(named + equals + shown)
+        flag = flag if shown != value or not value else ""
+    return hidden
+
+
 def _without_secrets_in_text(text: str) -> str:
     """The text without secrets; it may be JSON, as request options on a command line are."""
     if text.lstrip().startswith("{"):

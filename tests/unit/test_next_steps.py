@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from test_documented_commands import test_a_command_that_no_test_runs_is_understood as understood
 from test_results import COLOURS, evaluation, results, wrong
 
 from groundtune.evaluation.abstention import REFUSED
+from groundtune.evaluation.arguments import with_flags
 from groundtune.evaluation.predictions import evaluation_of
 from groundtune.evaluation.statistics import paired_difference
 from groundtune.reporting.next_steps import Known, next_steps
@@ -66,6 +68,33 @@ def test_many_unfinished_answers_lead_to_a_limit_that_the_gold_answers_fit_into(
     assert found == "24 of 24 answers were cut at 8 tokens: groundtune evaluate runs/a --max_new_tokens 64"
     enough = replace(known(cut), settings=SETTINGS | {"max_new_tokens": 64})
     assert any("it has not learnt to stop" in line for line in lines(enough))
+
+
+def cut_after(answers) -> Known:
+    golds = ["a long answer of many words, which goes on and on for quite a while without an end"] * 24
+    found = evaluation(wrong(), golds).predictions
+    cut = [replace(p, finished=False, answer=a, new_tokens=512) for p, a in zip(found, answers, strict=True)]
+    return replace(known(cut), settings=SETTINGS | {"max_new_tokens": 512, "max_seq_length": 2048})
+
+
+@pytest.mark.parametrize("answers", [[""] * 24, ["Ok", *[" "] * 23]])
+def test_tokens_of_thoughts_say_nothing_of_a_limit(answers):
+    found = next(line for line in lines(cut_after(answers)) if "were cut" in line)
+    assert found == ("24 of 24 answers were cut at 512 tokens with little or no text: read some, and if thoughts came "
+                     "first, raise --max_new_tokens.")  # fmt: skip
+
+
+def test_another_limit_repeats_the_evaluation_as_it_was_typed():
+    typed = ["groundtune", "evaluate", "llama", "--eval_file", "my test.jsonl", "--generator_options", '{"api_key": 1}']
+    again = partial(with_flags, [*typed, "--max_new_tokens=8", "--max_seq_length", "300", "-o", "there"])
+    cut = [replace(p, finished=False, answer="a long", new_tokens=8) for p in evaluation(wrong(), COLOURS).predictions]
+    golds = [replace(p, example=replace(p.example, answer="a long answer of many words")) for p in cut]
+    (found,) = [line for line in lines(replace(known(golds), again=again)) if "were cut" in line]
+    hidden = """--generator_options '{"api_key": "***"}'"""
+    assert found.endswith(f": groundtune evaluate llama --eval_file 'my test.jsonl' {hidden} --max_seq_length 300 -o "
+                          "there --max_new_tokens 64")  # fmt: skip
+    (found,) = [line for line in lines(replace(made(wrong(), rank=3), again=again)) if "no room" in line]
+    assert found.endswith("-o there --max_seq_length 600")
 
 
 def test_wrong_answers_with_the_evidence_lead_to_the_other_method_with_the_same_arguments():

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from groundtune.runs.record import run_record
-from groundtune.system.text import hide_secrets, without_secrets
+from groundtune.system.text import hide_secrets, without_secrets, words_without_secrets
 
 
 @pytest.fixture
@@ -105,3 +105,17 @@ def test_the_arguments_that_trainer_pickles_beside_a_model_hold_no_token(tmp_pat
     assert TOKEN.encode() not in (tmp_path / "training_args.bin").read_bytes()
     again = pickle.loads(pickle.dumps(arguments))  # noqa: S301  made here
     assert again.hub_token is None and again.learning_rate == 0.25
+
+
+@pytest.mark.parametrize(
+    "words, hidden",
+    [
+        ("ask --api_key a b --json c", "ask --api_key *** *** --json c"),
+        ("ask --api_key=a b", "ask --api_key=*** ***"),
+        ("ask --max_new_tokens 8 runs/a -o there", "ask --max_new_tokens 8 runs/a -o there"),
+        ("ask --max_new_tokens=8 runs/a", "ask --max_new_tokens=8 runs/a"),
+        ("ask --token -x", "ask --token ***"),
+    ],
+)
+def test_a_command_line_hides_what_follows_the_name_of_a_secret(words, hidden):
+    assert words_without_secrets(words.split()) == hidden.split()
