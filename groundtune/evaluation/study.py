@@ -18,7 +18,7 @@ from groundtune.evaluation.verdicts import F1
 from groundtune.prompts.policies import DISTRACTORS, RANKS, STUDIED, draw
 from groundtune.schema import Example, Hit
 
-KS = range(1, 9)  # passages per question
+KS = range(1, 9)  # passages per question, besides the usual number
 DEPTH = 12  # hits: of the part distractors, some repeat gold
 _TITLES = {
     "contexts": ("Which passages are read", "context"),
@@ -28,10 +28,11 @@ _TITLES = {
 }
 _HOW = {
     "contexts": "All questions in each context.",
-    "rank": "The same questions with the same four passages: the gold passage, and the three best retrieved ones that "
-    "do not repeat it. Only questions whose passages all fit.",
-    "k": "End to end with other values of --eval_num_to_retrieve. Recall is the share of questions for which a gold "
-    "passage was retrieved; passages that do not fit into --max_seq_length are not read.",
+    "rank": "The same questions with the same passages: gold before, and after, the three best retrieved ones that do "
+    "not repeat it. A question with several gold passages has them side by side, from that rank on. Only questions "
+    "whose passages all fit.",
+    "k": "End to end with other values of --eval_num_to_retrieve. Recall is the share of a question's gold passages "
+    "that were retrieved; passages that do not fit into --max_seq_length are not read.",
     "distractors": "The gold passage at a random place, the same for every model, among the best retrieved passages "
     "that do not repeat it. Only questions whose passages all fit.",
 }
@@ -183,8 +184,10 @@ def cells_of(
     hits: Sequence[tuple[Hit, ...]],
     ask: Callable[[str, list[Example], list[tuple[Hit, ...]]], Asked],
     notes: list[str],
+    usual: int,
 ) -> list[Cell]:
-    """The questions of every point of the parts that need their own; `hits` has `DEPTH` of each example.
+    """The questions of every point of the parts that need their own; `hits` has `DEPTH` or more of each example, and
+    `usual` is the usual number of passages.
 
     `ask` makes the questions of a context. `notes` gets a line about a part that no question, or not every one, suits.
     """
@@ -192,7 +195,7 @@ def cells_of(
     for part in parts:
         if part == "k":
             most = max(map(len, hits), default=0)
-            for k in KS[: max(1, most)]:
+            for k in sorted({*KS[: max(1, most)], max(1, min(usual, most))}):
                 some = [found[:k] for found in hits]
                 cells.append(Cell(part, f"{k} passage{'s' * (k > 1)}", k, ask("retrieved", list(examples), some)))
         elif part in SEARCHED_PARTS:
@@ -256,6 +259,6 @@ def studied(
         found.append(Part("contexts", points, next((p for p in points if p.label == "retrieved"), points[0])))
     for part in dict.fromkeys(cell.part for cell in cells):
         points = [Point(cell.label, cell.at, answered[cell.name]) for cell in cells if cell.part == part]
-        usual = next((point for point in points if part == "k" and point.at == k), points[0])
+        usual = next((point for point in reversed(points) if part == "k" and point.at <= k), points[0])
         found.append(Part(part, points, usual))
     return found

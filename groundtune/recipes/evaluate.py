@@ -168,7 +168,9 @@ def _evaluate(
     notes += _too_long(examples, asked)
     texts = _texts(arguments, asked)
     told: list[str] = []
-    cells = cells_of(parts, questions.examples, questions.hits, questions.ask, told)
+    cells = cells_of(
+        parts, questions.examples, questions.hits, questions.ask, told, arguments.retrieval.eval_num_to_retrieve
+    )
     probe_judge(arguments)
     output_dir = _made(arguments.output_dir)
 

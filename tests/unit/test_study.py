@@ -16,6 +16,7 @@ from groundtune.evaluation.forgetting import Forgetting, Measured, measure, read
 from groundtune.evaluation.learning_curve import nested_share, read_curve
 from groundtune.evaluation.predictions import evaluation_of, write_predictions
 from groundtune.evaluation.statistics import clusters_of
+from groundtune.evaluation.study import cells_of, studied
 from groundtune.prompts.policies import DISTRACTORS, RANKS, STUDIED, draw, kept
 from groundtune.schema import Document, Example, Hit, Prediction
 
@@ -35,6 +36,29 @@ def test_gold_is_first_or_fourth_among_the_same_passages_and_distractors_are_nes
         others = {d.text for d in read[f"gold_with_{number}"] if d != gold}
         assert len(others) == number and before <= others and gold in read[f"gold_with_{number}"]
         before = others
+
+
+def asked_k(usual: int, passages: int) -> tuple[list[int], str]:
+    """The points of the part k, and the one that the others are compared with."""
+    hits = [tuple(Hit(Document(f"passage {i}"), 1.0) for i in range(passages))] * 3
+
+    def ask(context, examples, their):
+        return len(their[0])
+
+    cells = cells_of(["k"], rows(3), hits, ask, [], usual)
+    assert [cell.asked for cell in cells] == [min(cell.at, passages) for cell in cells]
+    evaluation = evaluation_of([Prediction(e, (), "x", True, 0, 1, 1, {"generation/f1": 0.5}) for e in rows(3)], 100)
+    (part,) = studied(cells, {cell.name: {"model": evaluation} for cell in cells}, {}, ["k"], usual)
+    return [cell.at for cell in cells], part.reference.label
+
+
+def test_the_usual_number_of_passages_is_a_point_of_the_study_and_the_others_are_compared_with_it():
+    to_eight = [*range(1, 9)]
+    assert asked_k(4, 12) == (to_eight, "4 passages")
+    assert asked_k(10, 12) == ([*to_eight, 10], "10 passages")
+    assert asked_k(10, 9) == ([*to_eight, 9], "9 passages")  # of a small database, all
+    assert asked_k(10, 3) == ([1, 2, 3], "3 passages")
+    assert asked_k(4, 0) == ([1], "1 passage")
 
 
 # Shares of the rows
