@@ -163,11 +163,12 @@ def _show(found: Evaluated, words: Mapping[str, Any]) -> None:
     else:
         _print_one_screen(found)
     if found.study:
+        from groundtune.reporting.comparison_page import thresholds_chosen
         from groundtune.reporting.study_page import study_tables
 
         for table in study_tables(found.study):
             say_table(table)
-        say(*found.study.notes)
+        say(*thresholds_chosen(found.study.abstention), *found.study.notes)
     if found.forgetting:
         from groundtune.reporting.study_page import forgetting_lines
 

@@ -76,16 +76,17 @@ def write_comparisons(
     above = verdict or (first if len(comparisons) == 1 else None)
     systems = answers or {name: evaluation.predictions for name, evaluation in first.evaluations.items()}
     headings = ["Side by side" if c.title == title else c.title for c in comparisons]
+    withheld = _html_abstention(abstention or {})
     parts = [
         _banner(above, steps),
         html_steps(steps) if steps else "",
-        _contents({"people": "What people say"} if people else {}, headings, dict(_SECTION.findall(more))),
+        _contents({"people": "What people say"} if people else {}, headings, dict(_SECTION.findall(more + withheld))),
         callout(f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>") if notes else "",
         f'<dl class="facts">{html_pairs(facts)}</dl>\n',
         _html_people(people) if people else "",
         *(_section(c, heading, f"c{i}", c is not above) for i, (c, heading) in enumerate(zip(comparisons, headings))),
         more,
-        _html_abstention(abstention or {}),
+        withheld,
         f'<section id="answers"><h2>{min(SAMPLED, first.n)} answers, picked at random</h2><p class="small">With the '
         f'passages that were read. <a href="{quote(answers_beside(path).name)}">All answers, with filters</a></p>'
         f'<div class="answers">{html_sample(side_by_side(systems))}</div></section>',
@@ -292,26 +293,30 @@ def _html_abstention(abstention: Mapping[str, Mapping[str, Any]]) -> str:
         "Each point is a threshold: answers below it are withheld. Chosen is the pair of thresholds with the highest "
         "token F1 on these questions; to use it on others, give this folder to --abstain_below."
     )
-    chosen = "".join(
-        f"<li>{escape(f'{context}, {name}: {_chosen(found)}')}</li>"
-        for context, by_system in abstention.items()
-        for name, found in by_system.items()
-        if "chosen" in found
-    )
     if not plots:
         return ""
+    chosen = "".join(f"<li>{minus(line)}</li>" for line in thresholds_chosen(abstention))
     return (
-        f'<section><h2>If unlikely answers were withheld</h2><p class="small">{escape(how)}</p><ul>{chosen}</ul>'
-        f'<div class="pair">{plots}</div></section>'
+        f'<section id="withheld"><h2>If unlikely answers were withheld</h2><p class="small">{escape(how)}</p>'
+        f'<ul>{chosen}</ul><div class="pair">{plots}</div></section>'
     )
 
 
-def _chosen(found: Mapping[str, Any]) -> str:
-    point = found["chosen"]
-    return (
-        f"{Thresholds(point['logprob'], point['score'])}: token F1 {point['f1']:.2f}, unanswerable answered "
-        f"{point['unanswerable_answered']:.2f}, answerable refused {point['answerable_refused'] or 0:.2f}"
-    )
+def thresholds_chosen(abstention: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """By context and system, the thresholds that were chosen, and the error rates with and without them."""
+    return [
+        f"{context}, {name}: answers withheld: {Thresholds(best['logprob'], best['score'])}; {_rates(best)}; without "
+        f"thresholds {_rates(found['logprob'][0])}"
+        for context, by_system in abstention.items()
+        for name, found in by_system.items()
+        if (best := found.get("chosen"))
+    ]
+
+
+def _rates(point: Mapping[str, Any]) -> str:
+    names = {"token F1": "f1", "unanswerable answered": "unanswerable_answered",
+             "answerable refused": "answerable_refused"}  # fmt: skip
+    return ", ".join(f"{text} {point[name]:.2f}" for text, name in names.items() if point[name] is not None)
 
 
 _BY = {"logprob": "mean log-probability", "score": "retrieval score"}

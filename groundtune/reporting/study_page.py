@@ -74,11 +74,14 @@ def _title(part: Part) -> str:
 
 
 def html_study(study: Study) -> str:
-    """The section of a page."""
+    """The section of a page; empty if there is nothing to say, because thresholds have a section of their own."""
+    if not study.parts and not study.notes:
+        return ""
+    how = f'<p class="small">{escape(_HOW)}</p>' if study.parts else ""
     notes = "".join(f"<li>{escape(note)}</li>" for note in study.notes)
     return (
-        f'<section id="study"><h2>Where answers are lost</h2><p class="small">{escape(_HOW)}</p>'
-        f"{callout(f'<ul>{notes}</ul>') if notes else ''}{''.join(map(_html_part, study.parts))}</section>"
+        f'<section id="study"><h2>Where answers are lost</h2>{how}{callout(f"<ul>{notes}</ul>") if notes else ""}'
+        f"{''.join(map(_html_part, study.parts))}</section>"
     )
 
 

@@ -18,6 +18,7 @@ from groundtune.evaluation.abstention import ANSWERED, REFUSED
 from groundtune.evaluation.confidence import Chosen, Thresholds, abstaining, curve, read_thresholds, signals
 from groundtune.evaluation.evaluator import score_replies
 from groundtune.evaluation.predictions import evaluation_of, read_predictions, write_predictions
+from groundtune.evaluation.study import Study
 from groundtune.evaluation.verdicts import F1, UNFINISHED
 from groundtune.model.generation import generate_greedy
 from groundtune.recipes.evaluate import _withheld
@@ -161,7 +162,22 @@ def test_the_page_shows_the_curve_where_questions_lack_an_answer(tmp_path):
         )  # fmt: skip
     page = (tmp_path / "with.html").read_text("utf-8")
     assert "If unlikely answers were withheld" in page and page.count("unanswerable, answered</text>") == 2
+    assert '<a href="#withheld">If unlikely answers were withheld</a>' in page and '<section id="withheld">' in page
     assert "If unlikely answers" not in (tmp_path / "without.html").read_text("utf-8")
+
+
+def test_the_terminal_says_which_thresholds_a_study_chose_and_what_they_do(monkeypatch, tmp_path, capsys):
+    from groundtune.commands import evaluate
+
+    monkeypatch.setattr(evaluate, "_print_one_screen", lambda found: None)
+    study = Study(abstention={"retrieved": {"base": curve(predictions()), "model": curve(predictions()[:4])}})
+    found = SimpleNamespace(study=study, forgetting=None)
+    evaluate._show(found, {"json": False, "full": False, "quiet": True})
+    (line,) = capsys.readouterr().out.splitlines()
+    best, usual = (curve(predictions())[name] for name in ("chosen", "logprob"))
+    assert line.startswith("retrieved, base: answers withheld: ")
+    assert f"; token F1 {best['f1']:.2f}, unanswerable answered {best['unanswerable_answered']:.2f}, " in line
+    assert f"; without thresholds token F1 {usual[0]['f1']:.2f}, unanswerable answered " in line
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

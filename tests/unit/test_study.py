@@ -16,8 +16,9 @@ from groundtune.evaluation.forgetting import Forgetting, Measured, measure, read
 from groundtune.evaluation.learning_curve import nested_share, read_curve
 from groundtune.evaluation.predictions import evaluation_of, write_predictions
 from groundtune.evaluation.statistics import clusters_of
-from groundtune.evaluation.study import cells_of, studied
+from groundtune.evaluation.study import Study, cells_of, studied
 from groundtune.prompts.policies import DISTRACTORS, RANKS, STUDIED, draw, kept
+from groundtune.reporting.study_page import html_study
 from groundtune.schema import Document, Example, Hit, Prediction
 
 # Passages
@@ -59,6 +60,12 @@ def test_the_usual_number_of_passages_is_a_point_of_the_study_and_the_others_are
     assert asked_k(10, 9) == ([*to_eight, 9], "9 passages")  # of a small database, all
     assert asked_k(10, 3) == ([1, 2, 3], "3 passages")
     assert asked_k(4, 0) == ([1], "1 passage")
+
+
+def test_a_study_of_thresholds_alone_has_no_section_of_tables():
+    assert html_study(Study(abstention={"retrieved": {}})) == ""
+    noted = html_study(Study(notes=["No threshold is chosen"]))
+    assert "No threshold is chosen" in noted and "second column" not in noted
 
 
 # Shares of the rows
