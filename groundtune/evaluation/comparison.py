@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +78,11 @@ class Comparison:
         """By system and metric: system - reference, over the questions for which both have the metric."""
         first = self.evaluations[self.reference].predictions
         return {name: _differences(first, self.evaluations[name].predictions, self.labels) for name in self.others}
+
+    def difference(self, name: str, metric: str) -> PairedDifference | None:
+        """The same by any metric, also one that no table shows; None if no question has it in both."""
+        first, other = (self.evaluations[system].predictions for system in (self.reference, name))
+        return _differences(first, other, [metric]).get(metric)
 
     def verdict(self, name: str) -> str:
         """One honest sentence that compares a system with the reference by token F1."""
@@ -203,7 +208,7 @@ def _by_question(predictions: Sequence[Prediction]) -> dict[Hashable, Prediction
 
 
 def _differences(
-    first: Sequence[Prediction], other: Sequence[Prediction], metrics: Mapping[str, str]
+    first: Sequence[Prediction], other: Sequence[Prediction], metrics: Iterable[str]
 ) -> dict[str, PairedDifference]:
     found = {}
     for metric in metrics:

@@ -137,19 +137,27 @@ def _number(text: str) -> float:
 
 def check_worse(comparison: Comparison, conditions: Sequence[Worse]) -> list[Checked]:
     """Every condition on every system but the reference. Raises `DataError` if a metric was not measured."""
-    differences = comparison.differences
+    found = {
+        (condition, name): comparison.difference(name, condition.metric)
+        for condition in conditions for name in comparison.others
+    }  # fmt: skip
     problems = [
         f"{condition}: {name} and {comparison.reference} have no {condition.metric} on the same questions; measured: "
-        f"{', '.join(differences[name])}"
-        for condition in conditions for name in comparison.others if condition.metric not in differences[name]
+        f"{', '.join(_in_both(comparison, name))}"
+        for (condition, name), difference in found.items() if difference is None
     ]  # fmt: skip
     if problems:
         raise DataError(problems)
-    return [_checked(comparison, condition, name) for condition in conditions for name in comparison.others]
+    return [_checked(comparison, *about, difference) for about, difference in found.items() if difference]
 
 
-def _checked(comparison: Comparison, condition: Worse, name: str) -> Checked:
-    found, reference = comparison.differences[name][condition.metric], comparison.reference
+def _in_both(comparison: Comparison, name: str) -> list[str]:
+    theirs, of_reference = comparison.evaluations[name].metrics, comparison.evaluations[comparison.reference].metrics
+    return [metric for metric in of_reference if metric in theirs and not metric.startswith("latency/")]
+
+
+def _checked(comparison: Comparison, condition: Worse, name: str, found: PairedDifference) -> Checked:
+    reference = comparison.reference
     if missing := _missing(comparison, condition.metric, name):
         return Checked(str(condition), name, False, missing, found.detectable)
     digits, same = decimals(found), found.wins == found.losses == 0

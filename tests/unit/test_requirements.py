@@ -74,6 +74,15 @@ def test_limits_on_what_will_not_be_measured_are_named_before_any_work():
 # worse
 
 
+def test_a_condition_may_name_any_metric_that_both_have_also_one_that_no_table_shows():
+    (words, order) = checked(answered(COLOURS), answered(wrong()), *read_worse(["worse:rouge1", "worse:ndcg@3"]))
+    assert not words.passed and "b is significantly worse: generation/rouge1 -1.00" in words.reason
+    assert order.passed and "retrieval/ndcg@3 +0.00" in order.reason
+    with pytest.raises(DataError, match="have no judge/correctness on the same questions; measured: .*rouge1") as error:
+        checked(answered(COLOURS), answered(wrong()), *read_worse(["worse:judge/correctness"]))
+    assert "latency" not in str(error.value)
+
+
 def test_a_clearly_worse_system_fails_and_a_better_or_equal_one_passes():
     (one,) = checked(answered(COLOURS), answered(wrong()), WORSE)
     assert not one.passed and "b is significantly worse" in one.reason and "-1.00" in one.reason
@@ -167,7 +176,7 @@ def test_every_other_system_is_checked_by_every_condition():
 
 
 def test_a_metric_that_was_not_measured_is_a_mistake():
-    with pytest.raises(DataError, match="no judge/correctness on the same questions; measured: generation/f1"):
+    with pytest.raises(DataError, match="no judge/correctness on the same questions; measured: .*generation/f1"):
         checked(answered(COLOURS), answered(COLOURS), Worse("judge/correctness"))
 
 
