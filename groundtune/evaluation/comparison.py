@@ -13,7 +13,7 @@ from typing import Any
 from groundtune.data.files import in_folder
 from groundtune.errors import DataError
 from groundtune.evaluation.abstention import note
-from groundtune.evaluation.metrics import greater_is_better
+from groundtune.evaluation.metrics import greater_is_better, is_share
 from groundtune.evaluation.outcomes import outcome_counts
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, read_predictions
 from groundtune.evaluation.statistics import PairedDifference, clusters_of, paired_difference
@@ -220,5 +220,7 @@ def _differences(
         if pairs:
             examples, before, after = zip(*pairs)
             better = greater_is_better(metric)
-            found[metric] = paired_difference(before, after, clusters_of(examples), greater_is_better=better)
+            found[metric] = paired_difference(
+                before, after, clusters_of(examples), greater_is_better=better, shares=is_share(metric)
+            )
     return found

@@ -64,14 +64,14 @@ class Forgetting:
     def loss(self, system: str) -> Interval | None:
         """Nats per token; None if no text has any to predict."""
         values = [loss for losses in self.by_system[system].losses for loss in losses]
-        return mean_interval(values, self.clusters) if values else None
+        return mean_interval(values, self.clusters, shares=False) if values else None
 
     def change(self) -> PairedDifference | None:
         """The loss of the second system - that of the first, token by token; None if only one was measured."""
         if len(self.by_system) != 2 or not self.clusters:
             return None
         before, after = ([x for losses in m.losses for x in losses] for m in self.by_system.values())
-        return paired_difference(before, after, self.clusters, greater_is_better=False)
+        return paired_difference(before, after, self.clusters, greater_is_better=False, shares=False)
 
     @property
     def continued(self) -> list[tuple[UnrelatedText, dict[str, str]]]:

@@ -78,11 +78,15 @@ def greater_is_better(metric: str) -> bool:
     return name not in _LOWER_IS_BETTER
 
 
-def largest(metric: str) -> float:
-    """The largest value of a metric; the smallest is 0. It is 1 unless tokens, seconds or nats are counted."""
+def is_share(metric: str) -> bool:
+    """Whether a metric lies in [0, 1], by its name: all but times, losses and numbers of tokens do."""
     name = re.sub(r"^(eval|test)_", "", metric)
-    counted = name == "generation/new_tokens" or name.startswith("latency/") or "loss" in name
-    return 1e12 if counted else 1.0
+    return not (name.startswith("latency/") or "loss" in name or name == "generation/new_tokens")
+
+
+def largest(metric: str) -> float:
+    """The largest value of a metric that a file may have; the smallest is 0."""
+    return 1.0 if is_share(metric) else 1e12
 
 
 # Generation: (answer, gold) -> [0, 1]

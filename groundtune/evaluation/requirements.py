@@ -162,7 +162,7 @@ def _checked(comparison: Comparison, condition: Worse, name: str, found: PairedD
         return Checked(str(condition), name, False, missing, found.detectable)
     digits, same = decimals(found), found.wins == found.losses == 0
     seen = (
-        f"{condition.metric} {found.value:+.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}] against "
+        f"{condition.metric} {found.value:+.{digits}f} {found.ends(digits)} against "
         f"{reference} on {found.n} question{'s' * (found.n != 1)}; {power(found)}"
     )
     if condition.margin is None:
@@ -222,8 +222,8 @@ def _within(evaluation: Evaluation, limit: Limit, system: str) -> Checked:
     side = "over" if mean.value > limit.value else "under" if mean.value < limit.value else "equal to"
     within = "; the interval includes it, so this may be chance" if mean.low <= limit.value <= mean.high else ""
     reason = (
-        f"{limit.metric} of {system} is {side} {limit.value:g}: {mean.value:.{digits}f} [{mean.low:.{digits}f}, "
-        f"{mean.high:.{digits}f}] on {len(values)} question{'s' * (len(values) != 1)}{within}; {power(against)}"
+        f"{limit.metric} of {system} is {side} {limit.value:g}: {mean.value:.{digits}f} {mean.ends(digits)} "
+        f"on {len(values)} question{'s' * (len(values) != 1)}{within}; {power(against)}"
     )
     return Checked(str(limit), system, passed, reason, against.detectable)
 

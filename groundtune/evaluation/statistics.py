@@ -8,7 +8,7 @@ interval gets it from `mean_intervals` or `difference_intervals`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from groundtune.data.groups import connected
+from groundtune.evaluation.metrics import is_share
 from groundtune.schema import Example
 
 TIE = 1e-9  # scores that differ by no more are mathematically equal
@@ -31,6 +32,8 @@ _SMALLEST_ERROR = 1 / 3
 class Interval:
     """A mean over questions with its confidence interval, in the unit of the values.
 
+    The ends are infinite if the interval is unknown, because all questions are on one passage; those of shares are the
+    bounds of a share then.
     `icc` is the intraclass correlation of questions on the same passage; None if no two are, or all values are equal.
     """
 
@@ -38,6 +41,12 @@ class Interval:
     low: float
     high: float
     icc: float | None = field(default=None, kw_only=True)
+
+    def ends(self, digits: int, sign: str = "") -> str:
+        """Both ends, for display."""
+        if math.isinf(self.low) or math.isinf(self.high):
+            return "[unknown]"
+        return f"[{self.low:{sign}.{digits}f}, {self.high:{sign}.{digits}f}]"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -86,16 +95,16 @@ def clusters_of(examples: Sequence[Example]) -> list[int]:
 
 def mean_interval(
     values: Sequence[float], clusters: Sequence[int] | None = None, *, samples: int = 10_000, seed: int = 0,
-    level: float = 0.95,
+    level: float = 0.95, shares: bool = True,
 ) -> Interval:  # fmt: skip
-    """Mean of one value per question with its interval, as in `aggregate`."""
+    """Mean of one value per question with its interval, as in `aggregate`; `shares`: the values lie in [0, 1]."""
     rows = [{"value": value} for value in values]
-    return aggregate(rows, clusters, samples=samples, seed=seed, level=level)["value"]
+    return aggregate(rows, clusters, samples=samples, seed=seed, level=level, shares=lambda _: shares)["value"]
 
 
 def aggregate(
     rows: Sequence[Mapping[str, float]], clusters: Sequence[int] | None = None, *, samples: int = 10_000, seed: int = 0,
-    level: float = 0.95,
+    level: float = 0.95, shares: Callable[[str], bool] = is_share,
 ) -> dict[str, Interval]:  # fmt: skip
     """Mean and interval of every metric; each row holds the scores of one question.
 
@@ -112,19 +121,23 @@ def aggregate(
     columns = np.array([[row[name] for name in names] for row in rows], dtype=float)
     for number, metric in np.argwhere(~np.isfinite(columns)):
         raise ValueError(f"row {number}: {names[metric]} is {columns[number, metric]}; a mean would hide it")
-    found = mean_intervals(columns, _numbered(clusters, len(rows)), samples=samples, seed=seed, level=level)
+    found = mean_intervals(
+        columns, _numbered(clusters, len(rows)), samples=samples, seed=seed, level=level,
+        shares=np.array([shares(name) for name in names]),
+    )  # fmt: skip
     return dict(zip(names, found, strict=True))
 
 
 def paired_difference(
     base: Sequence[float], tuned: Sequence[float], clusters: Sequence[int] | None = None, *, samples: int = 10_000,
-    seed: int = 0, greater_is_better: bool = True, level: float = 0.95,
+    seed: int = 0, greater_is_better: bool = True, level: float = 0.95, shares: bool = True,
 ) -> PairedDifference:  # fmt: skip
     """Compare two models question by question: `base[i]` and `tuned[i]` belong to the same question.
 
     The p-value is that of the randomisation test with sign flips (Fisher 1935; for retrieval, Smucker, Allan &
     Carterette 2007), of whole passages: 10,000 random flips, (b + 1) / (m + 1), so never 0 (Davison & Hinkley 1997,
-    ch. 4). Raises ValueError as `aggregate` does, and if the lengths differ.
+    ch. 4). `shares`: the values lie in [0, 1], so differences lie in [-1, 1]. Raises ValueError as `aggregate` does, and
+    if the lengths differ.
     """
     if len(base) != len(tuned):
         raise ValueError(f"base has {len(base)} values, tuned {len(tuned)}; need one each for every question")
@@ -134,7 +147,9 @@ def paired_difference(
     for number in np.flatnonzero(~np.isfinite(change)):
         raise ValueError(f"row {number}: the difference is {change[number]}; a mean would hide it")
     numbers = _numbered(clusters, len(change))
-    (mean,), (detectable,) = difference_intervals(change[:, None], numbers, samples=samples, seed=seed, level=level)
+    (mean,), (detectable,) = difference_intervals(
+        change[:, None], numbers, samples=samples, seed=seed, level=level, shares=shares
+    )
     gain = change if greater_is_better else -change
     wins, losses, ties = (int(where.sum()) for where in (gain > TIE, gain < -TIE, abs(gain) <= TIE))
     (p_value,) = sign_flip_p_values(change[:, None], numbers, seed)
@@ -146,25 +161,39 @@ def paired_difference(
 
 
 def mean_intervals(
-    columns: np.ndarray, clusters: np.ndarray, *, samples: int = 10_000, seed: int = 0, level: float = 0.95
+    columns: np.ndarray,
+    clusters: np.ndarray,
+    *,
+    samples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+    shares: np.ndarray | bool = True,
 ) -> list[Interval]:
     """The mean of each column, whose rows are questions, with its interval: Wilson's if all values are 0 or 1.
 
-    Equal scores get it, too: a bootstrap of equal values is a point, which looks certain.
+    Equal scores get it, too: a bootstrap of equal values is a point, which looks certain. `shares` says which columns
+    are bounded by 0 and 1; no other column has an interval where there is one passage.
     """
     found = _Clustered(columns, clusters)
     low, high = found.bootstrap_t(samples, seed, level)
     wilson = _wilson(found.mean, found.effective_n(), found.quantile((1 + level) / 2))
     ends = np.where(found.all_in(0, 1), wilson, (low, high))
-    return found.intervals(ends[0], ends[1], least=0, most=1)
+    return found.intervals(ends[0], ends[1], least=0, most=1, bounded=shares)
 
 
 def difference_intervals(
-    columns: np.ndarray, clusters: np.ndarray, *, samples: int = 10_000, seed: int = 0, level: float = 0.95
+    columns: np.ndarray,
+    clusters: np.ndarray,
+    *,
+    samples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+    shares: np.ndarray | bool = True,
 ) -> tuple[list[Interval], np.ndarray]:
     """The mean of each column of differences, and the true one that a test of this size finds in 80 % of cases.
 
     Differences of 0 and 1 are -1, 0 or 1; they, and equal ones, get the interval of Bonett & Price (2012).
+    `shares` as in `mean_intervals`.
     """
     found = _Clustered(columns, clusters)
     low, high = found.bootstrap_t(samples, seed, level)
@@ -175,7 +204,7 @@ def difference_intervals(
     detectable = (found.quantile(0.975) + found.quantile(0.8)) * np.where(whole, smoothed, found.error)
     if found.count < 2:
         detectable += math.inf
-    return found.intervals(ends[0], ends[1], least=-1, most=1), detectable
+    return found.intervals(ends[0], ends[1], least=-1, most=1, bounded=shares), detectable
 
 
 def sign_flip_p_values(columns: np.ndarray, clusters: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -268,11 +297,15 @@ class _Clustered:
         )
         return np.isin(self.columns, values).all(axis=0) | equal
 
-    def intervals(self, low: np.ndarray, high: np.ndarray, least: float, most: float) -> list[Interval]:
-        """The means with these ends; the ends of scores, which all lie from `least` to `most`, do so, too."""
-        scores = ((self.columns >= least) & (self.columns <= most)).all(axis=0)
-        low = np.where(scores, np.maximum(low, least), np.where(np.isinf(low), self.mean, low))
-        high = np.where(scores, np.minimum(high, most), np.where(np.isinf(high), self.mean, high))
+    def intervals(
+        self, low: np.ndarray, high: np.ndarray, least: float, most: float, bounded: np.ndarray | bool
+    ) -> list[Interval]:
+        """The means with these ends; the ends of `bounded` columns lie from `least` to `most`, as their values do."""
+        inside = bounded & ((self.columns >= least) & (self.columns <= most)).all(axis=0)
+        if self.count < 2:
+            low, high = np.where(inside, low, -math.inf), np.where(inside, high, math.inf)
+        low = np.where(inside, np.maximum(low, least), low)
+        high = np.where(inside, np.minimum(high, most), high)
         low, high = np.minimum(low, self.mean), np.maximum(high, self.mean)  # rounding may put them beyond it
         ends = zip(self.mean.tolist(), low.tolist(), high.tolist(), self.iccs(), strict=True)
         return [Interval(mean, *of_mean, icc=icc) for mean, *of_mean, icc in ends]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from groundtune.evaluation.abstention import ANSWERED, REFUSED
-from groundtune.evaluation.metrics import greater_is_better
+from groundtune.evaluation.metrics import greater_is_better, is_share
 from groundtune.evaluation.statistics import FEWEST_PASSAGES, TIE, Interval, PairedDifference, paired_difference
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def differences(base: Evaluation, tuned: Evaluation, samples: int = 10_000) -> d
             base.clusters(metric),
             samples=samples,
             greater_is_better=greater_is_better(metric),
+            shares=is_share(metric),
         )
         for metric in base.metrics
         if not _is_time(metric) and _on_the_same_questions(metric, base, tuned)
@@ -129,7 +131,7 @@ def shown(labels: Mapping[str, str], *evaluations: Evaluation) -> dict[str, str]
 
 def decimals(interval: Interval) -> int:
     """The fewest decimals, at least 2, that still show on which side of 0 the interval ends."""
-    ends = [abs(end) for end in (interval.low, interval.high) if end]
+    ends = [abs(end) for end in (interval.low, interval.high) if end and isfinite(end)]
     return next((digits for digits in (2, 3) if min(ends, default=1) >= 0.5 * 10**-digits), 4)
 
 

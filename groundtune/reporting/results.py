@@ -144,7 +144,7 @@ def _row(results: Results, group: str, label: str, metric: str) -> MetricRow:
 def cells(interval: Interval, n: int, metric: str, sign: str = "") -> tuple[str, str]:
     """A mean or a difference over n questions, and its interval, formatted for display."""
     digits = _digits(n, metric)
-    return f"{interval.value:{sign}.{digits}f}", f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+    return f"{interval.value:{sign}.{digits}f}", interval.ends(digits)
 
 
 def _digits(n: int, metric: str) -> int:

@@ -119,14 +119,13 @@ def forgetting_lines(found: Forgetting) -> Iterator[str]:
     """The losses, and what became of them, in words."""
     for system in found.by_system:
         if loss := found.loss(system):
-            interval = f"[{loss.low:.3f}, {loss.high:.3f}]"
-            yield f"{system}: {loss.value:.3f} nats per token {interval}, perplexity {exp(loss.value):.2f}"
+            yield f"{system}: {loss.value:.3f} nats per token {loss.ends(3)}, perplexity {exp(loss.value):.2f}"
     if change := found.change():
         word = {"better": "lower", "worse": "higher"}.get(change.verdict, "no clear difference")
         word = word if change.passages >= FEWEST_PASSAGES else f"no verdict on fewer than {FEWEST_PASSAGES} texts"
         yield (
             f"Loss on {found.path}: {' - '.join(reversed([*found.by_system]))} {change.value:+.3f} "
-            f"[{change.low:+.3f}, {change.high:+.3f}], {word} ({change.n} tokens of {change.passages} texts)"
+            f"{change.ends(3, '+')}, {word} ({change.n} tokens of {change.passages} texts)"
         )
 
 

@@ -183,7 +183,7 @@ def _interval(found: Interval | None, sign: str = "") -> str:
     if found is None:
         return ""
     digits = 2 if abs(found.value) < 10 else 1
-    return f"{found.value:{sign}.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    return f"{found.value:{sign}.{digits}f} {found.ends(digits)}"
 
 
 def _word(row: Standing) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property, partial
@@ -364,11 +365,12 @@ class QATrainer(SafeTrainer):
 
 
 def _prefixed(evaluation: Evaluation, prefix: str) -> dict[str, float]:
-    """Each metric and the ends of its interval, named as Trainer names them."""
+    """Each metric and the ends of its interval, if they are known, named as Trainer names them."""
     return {
         f"{prefix}_{name}{end}": value
         for name, interval in evaluation.metrics.items()
         for end, value in (("", interval.value), ("_low", interval.low), ("_high", interval.high))
+        if math.isfinite(value)
     }
 
 

@@ -21,6 +21,7 @@ from groundtune.evaluation.statistics import (
     paired_difference,
 )
 from groundtune.schema import Document, Example
+from groundtune.system.text import as_json
 
 
 def ends(interval) -> tuple[float, float, float]:
@@ -98,7 +99,24 @@ def test_equal_scores_of_any_size_are_not_certain_either():
 def test_of_one_passage_nothing_is_known():
     low_high = mean_interval([0.2, 0.6, 0.4], [0, 0, 0])
     assert ends(low_high) == (pytest.approx(0.4), 0, 1) and low_high.icc is None
-    assert ends(mean_interval([2.5])) == (2.5, 2.5, 2.5)
+    assert low_high.ends(2) == "[0.00, 1.00]"
+
+
+def test_of_one_passage_the_interval_of_what_is_no_share_is_unknown():
+    """A point would look certain, and -1 to 1 are no bounds of a difference of tokens or losses."""
+    rows = [{"generation/new_tokens": tokens, "latency/generation_s": 0.5, "loss": 0.4} for tokens in (0, 1)]
+    found = [*aggregate(rows, [0, 0]).values(), mean_interval([2.5]), mean_interval([0.5], shares=False)]
+    found += [
+        paired_difference([8.4], [8.6], shares=False),
+        paired_difference([0.4, 0.5], [0.5, 0.7], [0, 0], shares=False),
+    ]
+    for interval in found:
+        assert (interval.low, interval.high, interval.ends(2)) == (-math.inf, math.inf, "[unknown]")
+        kept = json.loads(as_json(interval.to_dict()))
+        assert kept["value"] == interval.value and kept["low"] is kept["high"] is None
+    assert {one.verdict for one in found[-2:]} == {"no clear difference"}
+    two = paired_difference([3.0, 3.0, 5.0, 5.0], [4.0, 3.0, 5.9, 5.9], [0, 0, 1, 1], shares=False)
+    assert math.isfinite(two.low) and two.high > 1
 
 
 def test_no_end_of_a_score_lies_beyond_what_scores_can_reach():

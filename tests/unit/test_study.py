@@ -18,7 +18,7 @@ from groundtune.evaluation.predictions import evaluation_of, write_predictions
 from groundtune.evaluation.statistics import clusters_of
 from groundtune.evaluation.study import Study, cells_of, studied
 from groundtune.prompts.policies import DISTRACTORS, RANKS, STUDIED, draw, kept
-from groundtune.reporting.study_page import html_study
+from groundtune.reporting.study_page import forgetting_lines, html_study
 from groundtune.schema import Document, Example, Hit, Prediction
 
 # Passages
@@ -183,6 +183,10 @@ def test_means_are_over_tokens_and_intervals_over_texts():
     found = Forgetting("x", [], {"base": base, "tuned": tuned})
     assert found.loss("base").value == pytest.approx(2.5) and found.change().value == pytest.approx(0.5)
     assert found.change().passages == 2 and found.change().losses == 40  # higher is worse
+    alone = Forgetting("x", [], {"base": Measured([[8.0, 9.0]], []), "tuned": Measured([[8.25, 9.25]], [])})
+    base, _, change = forgetting_lines(alone)
+    assert base == "base: 8.500 nats per token [unknown], perplexity 4914.77"
+    assert "tuned - base +0.250 [unknown], no verdict on fewer than 20 texts" in change
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe", b"\x00\xff\xff"])
