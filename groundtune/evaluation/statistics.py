@@ -136,8 +136,8 @@ def paired_difference(
 
     The p-value is that of the randomisation test with sign flips (Fisher 1935; for retrieval, Smucker, Allan &
     Carterette 2007), of whole passages: 10,000 random flips, (b + 1) / (m + 1), so never 0 (Davison & Hinkley 1997,
-    ch. 4). `shares`: the values lie in [0, 1], so differences lie in [-1, 1]. Raises ValueError as `aggregate` does, and
-    if the lengths differ.
+    ch. 4). `shares`: the values lie in [0, 1], so differences lie in [-1, 1]. Raises ValueError as `aggregate` does,
+    and if the lengths differ.
     """
     if len(base) != len(tuned):
         raise ValueError(f"base has {len(base)} values, tuned {len(tuned)}; need one each for every question")

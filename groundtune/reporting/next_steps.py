@@ -161,18 +161,21 @@ def _other_method(known: Known, text: str) -> Step:
 def _longer(known: Known, cut: Sequence[Prediction], text: str) -> tuple[str, str]:
     """A limit that the longest gold answer would fit into, at the tokens per character of the answers that were cut.
 
-    Thoughts count as tokens but not as text: where they are most of it, no limit can be told from the answers.
+    Thoughts count as tokens but not as text: answers with more tokens than bytes say nothing of a limit. The prompts
+    keep their room.
     """
     limit = _number(known, "max_new_tokens")
-    begun = [p for p in cut if p.answer.strip()]
+    begun = [p for p in cut if (p.new_tokens or 0) <= len(p.answer.encode("utf-8", "replace"))]
     written = sum(p.new_tokens or 0 for p in begun) / max(1, sum(len(p.answer) for p in begun))
     longest = max(len(answer) for p in cut for answer in p.example.acceptable_answers)
     needed = 32 * math.ceil(1.2 * longest * written / 32)
-    if not begun or needed + max(p.prompt_tokens or 0 for p in cut) > _max_seq_length(known):
+    if not begun:
         return f"{text} with little or no text: read some, and if thoughts came first, raise --max_new_tokens", ""
     if needed <= limit:
         return f"{text}, which is long enough for the gold answers: it has not learnt to stop; train for longer", ""
-    return text, _evaluated(known, max_new_tokens=needed)
+    whole = needed + max(p.prompt_tokens or 0 for p in cut)
+    longer = {"max_seq_length": whole} if whole > _max_seq_length(known) else {}
+    return text, _evaluated(known, max_new_tokens=needed, **longer)
 
 
 def _limit(known: Known) -> str:

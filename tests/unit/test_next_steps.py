@@ -84,15 +84,34 @@ def test_tokens_of_thoughts_say_nothing_of_a_limit(answers):
                      "first, raise --max_new_tokens.")  # fmt: skip
 
 
+def test_thoughts_of_some_answers_do_not_raise_the_limit_of_the_others():
+    found = next(
+        line for line in lines(cut_after(["", "Ok", *["a long answer of many words " * 100] * 22])) if "cut" in line
+    )
+    assert "it has not learnt to stop" in found
+
+
+def test_a_longer_answer_takes_no_room_from_the_prompt():
+    of = cut_after(["a long answer of " * 32] * 24)
+    prompts = [
+        replace(p, prompt_tokens=260, new_tokens=8, answer="a long answer of") for p in of.evaluation.predictions
+    ]
+    found = next(line for line in lines(known(prompts)) if "cut" in line)
+    assert found.endswith("groundtune evaluate runs/a --max_new_tokens 64 --max_seq_length 324")
+
+
 def test_another_limit_repeats_the_evaluation_as_it_was_typed():
     typed = ["groundtune", "evaluate", "llama", "--eval_file", "my test.jsonl", "--generator_options", '{"api_key": 1}']
     again = partial(with_flags, [*typed, "--max_new_tokens=8", "--max_seq_length", "300", "-o", "there"])
-    cut = [replace(p, finished=False, answer="a long", new_tokens=8) for p in evaluation(wrong(), COLOURS).predictions]
+    cut = [
+        replace(p, finished=False, answer="a long answer", new_tokens=8)
+        for p in evaluation(wrong(), COLOURS).predictions
+    ]
     golds = [replace(p, example=replace(p.example, answer="a long answer of many words")) for p in cut]
     (found,) = [line for line in lines(replace(known(golds), again=again)) if "were cut" in line]
     hidden = """--generator_options '{"api_key": "***"}'"""
     assert found.endswith(f": groundtune evaluate llama --eval_file 'my test.jsonl' {hidden} --max_seq_length 300 -o "
-                          "there --max_new_tokens 64")  # fmt: skip
+                          "there --max_new_tokens 32")  # fmt: skip
     (found,) = [line for line in lines(replace(made(wrong(), rank=3), again=again)) if "no room" in line]
     assert found.endswith("-o there --max_seq_length 600")
 
