@@ -20,6 +20,7 @@ from groundtune.evaluation.metrics import is_share
 from groundtune.schema import Example
 
 TIE = 1e-9  # scores that differ by no more are mathematically equal
+FEWEST_REPEATED = 10  # passages with several questions, for an intraclass correlation; of nine its error is 0.3
 FEWEST_PASSAGES = 20  # for a verdict; tests/comparison/test_coverage.py simulates from there on
 _FLIPS = 10_000  # random sign flips behind a p-value
 _CELLS = 1_000_000  # resampled values in memory at once: a few dozen MB for any number of questions
@@ -34,7 +35,8 @@ class Interval:
 
     The ends are infinite if the interval is unknown, because all questions are on one passage; those of shares are the
     bounds of a share then.
-    `icc` is the intraclass correlation of questions on the same passage; None if no two are, or all values are equal.
+    `icc` is the intraclass correlation of questions on the same passage; None if fewer than `FEWEST_REPEATED` passages
+    have several, or all values are equal.
     """
 
     value: float
@@ -244,6 +246,7 @@ class _Clustered:
         order = np.lexsort((sums.T, np.broadcast_to(sizes, sums.T.shape))).T
         self.sizes, self.sums = np.sort(sizes)[:, None], np.take_along_axis(sums, order, axis=0)
         self.n, self.count = len(columns), len(sizes)
+        self.repeated = (columns - self.smallest)[sizes[clusters] > 1]  # of questions that are not alone
         self.excess = self.sums.sum(axis=0) / self.n
         self.mean = self.smallest + self.excess
         self.error = self._jackknife()
@@ -311,14 +314,23 @@ class _Clustered:
         return [Interval(mean, *of_mean, icc=icc) for mean, *of_mean, icc in ends]
 
     def iccs(self) -> list[float | None]:
-        """Intraclass correlation of each column: one-way analysis of variance (Shrout & Fleiss 1979, ICC(1))."""
-        if not 1 < self.count < self.n:
+        """Intraclass correlation of each column: one-way analysis of variance (Shrout & Fleiss 1979, ICC(1)), over the
+        passages with several questions.
+
+        One with a single question says nothing of how alike questions on a passage are. In the analysis it would bring
+        the mean size of a passage near 1, and the estimate, which may be as low as -1 / (size - 1), far below -1.
+        Without it the size is at least 2, so the estimate lies between -1 and 1, and it varies less from test to test.
+        """
+        several = self.sizes[:, 0] > 1
+        sizes, sums, count = self.sizes[several], self.sums[several], int(several.sum())
+        if count < FEWEST_REPEATED:
             return [None] * len(self.mean)
-        means = self.sums / self.sizes
-        between = (self.sizes * (means - self.excess) ** 2).sum(axis=0) / (self.count - 1)
-        total = ((self.columns - self.mean) ** 2).sum(axis=0)
-        within = np.maximum(total - between * (self.count - 1), 0) / (self.n - self.count)
-        size = (self.n - (self.sizes**2).sum() / self.n) / (self.count - 1)
+        n = len(self.repeated)
+        mean = sums.sum(axis=0) / n
+        between = (sizes * (sums / sizes - mean) ** 2).sum(axis=0) / (count - 1)
+        total = ((self.repeated - mean) ** 2).sum(axis=0)
+        within = np.maximum(total - between * (count - 1), 0) / (n - count)
+        size = (n - (sizes**2).sum() / n) / (count - 1)
         spread = between + (size - 1) * within
         return [float(i) if s > 1e-12 else None for i, s in zip((between - within) / np.maximum(spread, 1e-12), spread)]
 

@@ -95,7 +95,7 @@ def power(found: PairedDifference) -> str:
 def alike(f1: Mapping[str, Interval | None]) -> str:
     """A sentence on how alike the token F1 of questions on the same passage is, by name; empty if it is not known."""
     known = [f"{name} {found.icc:.2f}" for name, found in f1.items() if found is not None and found.icc is not None]
-    return f"Intraclass correlation of token F1 within a passage: {', '.join(known)}." if known else ""
+    return f"Intraclass correlation of token F1 within a passage: {'; '.join(known)}." if known else ""
 
 
 F1 = "generation/f1"

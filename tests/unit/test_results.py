@@ -9,8 +9,8 @@ import pytest
 from groundtune.evaluation.evaluator import Evaluation
 from groundtune.evaluation.metrics import generation_scores, greater_is_better, retrieval_scores
 from groundtune.evaluation.predictions import evaluation_of
-from groundtune.evaluation.statistics import paired_difference
-from groundtune.evaluation.verdicts import Change, differences, verdict
+from groundtune.evaluation.statistics import Interval, paired_difference
+from groundtune.evaluation.verdicts import Change, alike, differences, verdict
 from groundtune.reporting.results import Results, comparison, for_scale, gained_and_lost, merged_history
 from groundtune.schema import Document, Example, Hit, Prediction
 
@@ -190,3 +190,9 @@ def test_a_difference_in_time_has_no_interval_and_no_verdict():
     made = replace(made, tuned=evaluation_of(slow, samples=200))
     row = next(row for row in comparison(made) if row.label == "Seconds/answer")
     assert (row.base, row.tuned, row.difference, row.verdict) == (("0.50", ""), ("0.90", ""), ("+0.40", ""), "")
+
+
+def test_correlations_are_listed_so_that_a_name_with_a_comma_stays_whole():
+    known, unknown = Interval(0.5, 0.4, 0.6, icc=0.25), Interval(0.5, 0.4, 0.6)
+    found = alike({"a, base": known, "a": unknown, "a - a, base": known})
+    assert found == "Intraclass correlation of token F1 within a passage: a, base 0.25; a - a, base 0.25."

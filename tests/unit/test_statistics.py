@@ -13,6 +13,7 @@ import pytest
 
 from groundtune.evaluation import statistics
 from groundtune.evaluation.statistics import (
+    FEWEST_REPEATED,
     FEWEST_PASSAGES,
     PairedDifference,
     aggregate,
@@ -245,11 +246,26 @@ def test_aggregate_names_the_metrics_that_only_some_rows_have():
 # Intraclass correlation
 
 
-def test_the_intraclass_correlation_by_hand():
+def test_the_intraclass_correlation_by_hand(monkeypatch):
     """The six targets and four judges of Shrout & Fleiss (1979, table 2), for whom ICC(1,1) is 0.17."""
+    monkeypatch.setattr(statistics, "FEWEST_REPEATED", 6)
     ratings = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
     found = mean_interval(np.ravel(ratings), np.repeat(np.arange(6), 4))
     assert found.icc == pytest.approx(0.17, abs=0.005)
+    alone = mean_interval([*np.ravel(ratings), 40, -30], [*np.repeat(np.arange(6), 4), 6, 7])
+    assert alone.icc == pytest.approx(found.icc)
+
+
+def test_the_intraclass_correlation_is_none_of_few_passages_and_else_between_minus_one_and_one():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        n, passages = (int(rng.integers(*bounds)) for bounds in ((20, 80), (10, 60)))
+        clusters = [*range(passages), *rng.integers(passages, size=n)]
+        found = mean_interval(rng.beta(1, 3, len(clusters)), clusters, samples=2).icc
+        several = int((np.bincount(clusters) > 1).sum())
+        assert (found is None) == (several < FEWEST_REPEATED) and -1 <= (found or 0) <= 1
+    opposites = mean_interval([0.0, 1.0] * 10 + [0.3] * 20, [*np.repeat(np.arange(10), 2), *range(10, 30)])
+    assert opposites.icc == pytest.approx(-1)
 
 
 def test_the_intraclass_correlation_is_that_of_the_data():
