@@ -654,6 +654,8 @@ def no_such_file(group: Group, names: Sequence[str]) -> list[str]:
 def _why_no_file(path: str) -> str:
     if kind := special(path):  # it is read more than once
         return f"{path} is {kind}, not a file; save its contents to a file, and name that"
+    if os.path.isdir(path):
+        return f"{path} is a folder; name a file in it"
     if may_not_read(Path(path)):
         return f"{path}: permission denied; let its owner make it readable for this user, or name another"
     return f"no such file: {path}; give the path of an existing file"

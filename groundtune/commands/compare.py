@@ -175,6 +175,8 @@ def _check(paths: Sequence[str], names: Sequence[str], output: str | None, fewes
         problems.append(f"compare: {len(paths)} system is given; name at least two")
     if names and len(set(names)) != len(paths):
         problems.append(f"--names: {len(set(names))} different names for {len(paths)} systems; give one for each")
+    if not all(map(str.strip, names)):
+        problems.append("--names: a name is empty; give each system one")
     if output is not None:
         if Path(output).suffix != ".html":
             problems.append(f"--output: {output} does not end in .html")

@@ -17,7 +17,16 @@ from groundtune.evaluation.metrics import greater_is_better, is_share
 from groundtune.evaluation.outcomes import outcome_counts
 from groundtune.evaluation.predictions import Evaluation, evaluation_of, read_predictions
 from groundtune.evaluation.statistics import PairedDifference, clusters_of, paired_difference
-from groundtune.evaluation.verdicts import F1, HOW_MEASURED, OF_ANSWERS, Change, alike, most_changed, shown, verdict
+from groundtune.evaluation.verdicts import (
+    F1,
+    HOW_MEASURED,
+    OF_ANSWERS,
+    Change,
+    alike,
+    most_changed,
+    shown,
+    verdict_parts,
+)
 from groundtune.schema import Prediction
 from groundtune.system.inputs import special
 from groundtune.system.text import harmless_line
@@ -86,9 +95,13 @@ class Comparison:
 
     def verdict(self, name: str) -> str:
         """One honest sentence that compares a system with the reference by token F1."""
+        return ": ".join(self.verdict_parts(name))
+
+    def verdict_parts(self, name: str) -> tuple[str, str]:
+        """The same before and after its colon."""
         if F1 not in self.differences[name]:
-            return f"Nothing to compare: no question was answered by both {name} and {self.reference}"
-        return verdict(
+            return "Nothing to compare", f"no question was answered by both {name} and {self.reference}"
+        return verdict_parts(
             self.differences[name], self.evaluations[self.reference], self.evaluations[name], name, self.reference
         )
 

@@ -27,7 +27,7 @@ from groundtune.evaluation.statistics import (
 )
 from groundtune.schema import Example, Prediction
 from groundtune.system.inputs import read_text
-from groundtune.system.text import HALF_A_CHARACTER, encodable, one_line, to_json
+from groundtune.system.text import HALF_A_CHARACTER, counted, encodable, one_line, to_json
 
 if TYPE_CHECKING:
     from groundtune.evaluation.comparison import Comparison
@@ -165,7 +165,7 @@ def _means(prediction: Prediction, by_people: Graded) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Preference:
-    """How often people preferred a system to the reference: +1, -1, or 0 for a tie, averaged over raters."""
+    """On how many questions people preferred a system: +1, -1, or 0 for a tie, averaged over raters."""
 
     system: str
     reference: str
@@ -177,8 +177,8 @@ class Preference:
                 "worse": f"People prefer {self.reference} to {self.system}"}.get(
             f.verdict, f"People show no clear preference between {self.reference} and {self.system}")  # fmt: skip
         return (
-            f"{head}: {self.system} was preferred {f.wins} times, {self.reference} {f.losses} times, ties {f.ties}; "
-            f"{f.value:+.2f} [{f.low:.2f}, {f.high:.2f}]; {power(f)}"
+            f"{head}: {self.system} was preferred on {counted(f.wins, 'question')}, {self.reference} on {f.losses}, "
+            f"neither on {f.ties}; {f.value:+.2f} [{f.low:.2f}, {f.high:.2f}]; {power(f)}"
         )
 
 
@@ -224,8 +224,8 @@ class Agreement:
     def __str__(self) -> str:
         kappa = "not defined, because both always gave the same grade" if self.kappa is None else f"{self.kappa:.2f}"
         return (
-            f"{self.raters[0]} and {self.raters[1]} agree on {self.aspect} in {self.share:.2f} of {self.n} cases; "
-            f"Cohen's kappa {kappa}"
+            f"{self.raters[0]} and {self.raters[1]} agree on {self.aspect} in {round(self.share * self.n)} of "
+            f"{counted(self.n, 'case')}; Cohen's kappa {kappa}"
         )
 
 
@@ -291,8 +291,8 @@ class Calibration:
     def advice(self) -> str:
         """Whether to trust the judge on these data."""
         if self.gain.passages < FEWEST_PASSAGES:
-            more = FEWEST_PASSAGES - self.gain.passages
-            return f"Too few to say whether to trust it here: grade answers to questions on {more} more passages"
+            more = counted(FEWEST_PASSAGES - self.gain.passages, "more passage")
+            return f"Too few to say whether to trust it here: grade answers to questions on {more}"
         if self.trusted:
             wrong = f"{100 * (1 - self.agreement.value):.0f} %"
             return f"Trust it here for means, not for single answers: it is wrong on {wrong} of them"
@@ -301,12 +301,12 @@ class Calibration:
     def __str__(self) -> str:
         a, k = self.agreement, "" if self.kappa is None else f", Cohen's kappa {self.kappa:.2f}"
         others = "" if self.people is None else f", and people agree with one another on {self.people:.2f}"
-        split = f"; {self.undecided} answers on which people were split are left out" if self.undecided else ""
+        split = f"; left out, because people were split: {self.undecided}" if self.undecided else ""
         return (
             f"Judge {self.judge} agrees with people ({self.aspect}) on {a.value:.2f} [{a.low:.2f}, {a.high:.2f}] of "
-            f"{self.n} answers{k}; where people said no it said yes {self.wrong_yes} times, where they said yes "
-            f"no {self.wrong_no} times; always the same grade would agree on {self.constant:.2f}{others}{split}. "
-            f"{self.advice}"
+            f"{self.n} answers{k}; where people said no it said yes {counted(self.wrong_yes, 'time')}, where they said "
+            f"yes no {counted(self.wrong_no, 'time')}; always the same grade would agree on {self.constant:.2f}{others}"
+            f"{split}. {self.advice}"
         )
 
 

@@ -65,11 +65,22 @@ def verdict(
 
     Its subject is `name`, compared with `than`.
     """
+    return ": ".join(verdict_parts(differences, base, tuned, name, than))
+
+
+def verdict_parts(
+    differences: Mapping[str, PairedDifference],
+    base: Evaluation | None = None,
+    tuned: Evaluation | None = None,
+    name: str = "Tuned",
+    than: str = "",
+) -> tuple[str, str]:
+    """The same before and after its colon: a name may have colons, too."""
     f1 = differences[F1]
     questions = "1 question" if f1.n == 1 else f"{f1.n} questions"
     if f1.wins == f1.losses == 0:
         both = f"{name} and {than}" if than else "both models"
-        return f"No difference: {both} have the same token F1 on every one of {questions}"
+        return "No difference", f"{both} have the same token F1 on every one of {questions}"
     digits, means = decimals(f1), ""
     if base is not None and tuned is not None:
         means = f" {tuned.metrics[F1].value:.{digits}f} against {base.metrics[F1].value:.{digits}f},"
@@ -80,7 +91,7 @@ def verdict(
     head = f"No clear difference{f' between {name} and {than}' if than else ''}"
     if f1.verdict != "no clear difference":
         head = f"{name} answers {f1.verdict}{f' than {than}' if than else ''}"
-    return f"{head}: {found}; {power(f1)}"
+    return head, f"{found}; {power(f1)}"
 
 
 def power(found: PairedDifference) -> str:

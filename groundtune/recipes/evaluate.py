@@ -58,7 +58,7 @@ from groundtune.schema import Document, Example, Prediction
 from groundtune.system.durable import disk_errors
 from groundtune.system.locks import alone
 from groundtune.system.outputs import inside
-from groundtune.system.text import as_json, hide_secrets
+from groundtune.system.text import as_json, counted, hide_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -320,8 +320,8 @@ def _estimate(
         ]
     both = " The base model answers as many, less what is known of it." if unknown else ""
     logger.info(
-        "study: %d answers to generate, of %d in %d sets of questions; the others are known.%s",
-        sum(to_ask), questions * len(several), len(asked), both,
+        "study: %d answers to generate, of %d in %s of questions; the others are known.%s",
+        sum(to_ask), questions * len(several), counted(len(asked), "set"), both,
     )  # fmt: skip
 
 

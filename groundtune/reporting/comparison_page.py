@@ -121,12 +121,13 @@ def _banner(comparison: Comparison | None, steps: Sequence[Step]) -> str:
 
 
 def _verdict(comparison: Comparison, name: str) -> str:
-    head, _, rest = comparison.verdict(name).partition(": ")
+    head, rest = comparison.verdict_parts(name)
     found = comparison.differences[name].get(F1)
     kind = {"better": "better", "worse": "worse"}.get(found.verdict if found else "", "unclear")
-    rest = f'<p class="num">{minus(f"{rest[:1].upper()}{rest[1:]}.")}</p>' if rest else ""
+    rest = rest if rest.startswith(name) else f"{rest[:1].upper()}{rest[1:]}"
     return (
-        f'<section class="banner {kind}" aria-label="Verdict"><div><h2>{escape(head)}</h2>{rest}</div>'
+        f'<section class="banner {kind}" aria-label="Verdict"><div><h2>{escape(head)}</h2>'
+        f'<p class="num">{minus(rest)}.</p></div>'
         f"{html_change(found) if found else ''}</section>"
     )
 
@@ -146,10 +147,11 @@ def failures(comparison: Comparison) -> list[str]:
             scored = evaluation.scored(f"judge/{judge}")
             if scored < answered:
                 lines.append(f"{name}: judge {judge}: {scored} scored, {answered - scored} failed, {answered} in total")
-        if comparison.left_out[name]:
-            lines.append(
-                f"{name}: {comparison.left_out[name]} questions are left out because not all systems answered them"
-            )
+        if left_out := comparison.left_out[name]:
+            are = "question is left out because not all systems answered it"
+            if left_out > 1:
+                are = "questions are left out because not all systems answered them"
+            lines.append(f"{name}: {left_out} {are}")
     return lines
 
 

@@ -13,7 +13,7 @@ from groundtune.evaluation.arguments import without_flags
 from groundtune.evaluation.outcomes import KNEW, LUCKY, MISSED, RIGHT, WRONG, Rightness, with_outcomes
 from groundtune.evaluation.statistics import FEWEST_PASSAGES, PairedDifference
 from groundtune.methods import METHODS
-from groundtune.system.text import one_line
+from groundtune.system.text import counted, one_line
 
 if TYPE_CHECKING:
     from groundtune.evaluation.predictions import Evaluation
@@ -85,7 +85,8 @@ def _causes(known: Known) -> Iterator[tuple[float, Step]]:
     n, passages = known.evaluation.n, known.evaluation.passages
     if passages < FEWEST_PASSAGES:
         more = FEWEST_PASSAGES - passages
-        text = f"Too few to conclude anything: questions on {passages} passages, and a verdict takes {FEWEST_PASSAGES}"
+        few = f"questions on {counted(passages, 'passage')}, and a verdict takes {FEWEST_PASSAGES}"
+        text = f"Too few to conclude anything: {few}"
         yield n + 1, Step(f"{text}, so add questions on {more} more or better many more", _more_questions(known, 100))
     elif (found := known.difference) and found.verdict == "no clear difference" and found.detectable > _FINE:
         needed = _rounded_up(n * (found.detectable / _FINE) ** 2)

@@ -13,7 +13,7 @@ from groundtune.evaluation.statistics import Interval
 from groundtune.reporting.markdown import md, md_fence, md_list, md_table
 from groundtune.reporting.report import callout, minus, page
 from groundtune.runs.record import inputs, run_facts
-from groundtune.system.text import as_json
+from groundtune.system.text import as_json, counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,7 +54,7 @@ def retriever_table(compared: Compared) -> Table:
 
 
 def _title(compared: Compared) -> str:
-    return f"{len(compared.examples)} questions on {compared.passages} passages: {compared.what}"
+    return f"{counted(len(compared.examples), 'question')} on {counted(compared.passages, 'passage')}: {compared.what}"
 
 
 def _rows(compared: Compared) -> Iterator[list[str]]:

@@ -14,6 +14,7 @@ from groundtune.reporting.comparison_page import html_row
 from groundtune.reporting.plots import points_plot
 from groundtune.reporting.report import callout, minus
 from groundtune.reporting.results import cells, verdict_word
+from groundtune.system.text import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,14 +64,15 @@ def study_tables(study: Study) -> Iterator[Table]:
             table.add_column(heading, no_wrap=bool(heading))
         colours = {"better": "green", "worse": "red"}
         for point in part.points:
+            label = point.label.replace("_", " ")  # so that a long one goes on in the next line
             for i, (name, mean, change, word) in enumerate(lines_of(part, point)):
                 shown = [" ".join(cell).strip() for cell in (mean, change)]
-                table.add_row("" if i else point.label, name, *shown, word, style=colours.get(word))
+                table.add_row("" if i else label, name, *shown, word, style=colours.get(word))
         yield table
 
 
 def _title(part: Part) -> str:
-    return f"{part.title}: {part.n} question{'s' * (part.n != 1)}"
+    return f"{part.title}: {counted(part.n, 'question')}"
 
 
 def html_study(study: Study) -> str:
@@ -125,7 +127,8 @@ def forgetting_lines(found: Forgetting) -> Iterator[str]:
         word = word if change.passages >= FEWEST_PASSAGES else f"no verdict on fewer than {FEWEST_PASSAGES} texts"
         yield (
             f"Loss on {found.path}: {' - '.join(reversed([*found.by_system]))} {change.value:+.3f} "
-            f"{change.ends(3, '+')}, {word} ({change.n} tokens of {change.passages} texts)"
+            f"{change.ends(3, '+')}, {word} ({counted(change.n, 'token')} of "
+            f"{counted(change.passages, 'text')})"
         )
 
 

@@ -60,6 +60,11 @@ def _without_secrets_in_text(text: str) -> str:
     return hide_secrets(text)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural unless it is 1."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def hide_secrets(text: str) -> str:
     """A text with "***" for passwords and tokens in URLs, and for tokens in the format of known services."""
     for pattern, replacement in _SECRETS:

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from test_results import COLOURS, F1, evaluation, wrong
 
+from groundtune.cli import main
 from groundtune.errors import DataError
 from groundtune.evaluation.comparison import compare, find_predictions, read_systems, short_names
 from groundtune.evaluation.outcomes import Rightness, with_outcomes
-from groundtune.evaluation.predictions import write_predictions
+from groundtune.evaluation.predictions import evaluation_of, write_predictions
 from groundtune.reporting.comparison_page import comparison_table, failures, outcomes_table, write_comparisons
 from groundtune.schema import Turn
 
@@ -61,6 +62,25 @@ def test_questions_that_not_all_have_are_left_out_and_counted():
     assert found.n == 7 and found.left_out == {"a": 17, "b": 15, "c": 2}
     assert found.evaluations["a"].n == 7
     assert any("a: 17 questions are left out" in line for line in failures(found))
+    (one,) = failures(compare("t", {"a": answered(COLOURS), "b": answered(COLOURS)[1:]}))
+    assert one == "a: 1 question is left out because not all systems answered it"
+
+
+def test_the_banner_of_a_page_keeps_names_as_they_are(tmp_path):
+    for other, head, rest in ((wrong(), "<h2>sft: k=4 answers worse than swr: k=4</h2>", "Token F1 0.00"),
+                              (COLOURS, "<h2>No difference</h2>", "sft: k=4 and swr: k=4 have the same")):  # fmt: skip
+        found = compare("t", {"swr: k=4": answered(COLOURS), "sft: k=4": answered(other)})
+        write_comparisons(tmp_path / "page.html", "comparison", "t", [found], {}, [], {})
+        page = (tmp_path / "page.html").read_text("utf-8")
+        banner = page[page.index('<section class="banner') :]
+        assert head in banner and f'<p class="num">{rest}' in banner
+
+
+def test_an_empty_name_is_refused(tmp_path, capsys):
+    for name in "ab":
+        write_predictions(tmp_path / f"{name}.jsonl", evaluation_of(answered(COLOURS), 100))
+    words = ["compare", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), "--names", "a"]
+    assert main([*words, " "]) == 2 and "--names: a name is empty" in capsys.readouterr().err
 
 
 def test_the_same_words_after_another_history_are_another_question():

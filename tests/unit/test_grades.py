@@ -95,7 +95,14 @@ def test_preferences_are_wins_losses_and_ties_with_an_interval():
     (found,) = people(rows).preferences
     assert (found.found.wins, found.found.losses, found.found.ties) == (16, 3, 5)
     assert found.found.value == pytest.approx(13 / 24) and found.found.low > 0
-    assert str(found).startswith("People prefer b to a: b was preferred 16 times, a 3 times, ties 5; +0.54 [")
+    assert str(found).startswith("People prefer b to a: b was preferred on 16 questions, a on 3, neither on 5; +0.54 [")
+
+
+def test_one_question_is_not_in_the_plural():
+    rows = [row(A[0], B[0], preferred=B[0]), row(A[0], B[0], rater="ben", preferred=B[0])]
+    found = people(rows)
+    assert "b was preferred on 1 question, a on 0, neither on 0" in str(found.preferences[0])
+    assert "agree on preference in 1 of 1 case;" in str(found.agreements[0])
 
 
 def test_raters_who_prefer_different_answers_cancel_each_other_out():
@@ -133,7 +140,7 @@ def test_agreement_is_over_what_both_raters_graded():
     (found,) = people(rows).agreements
     assert (found.aspect, found.raters, found.n) == ("correct", ("anna", "ben"), 18)
     assert found.share == pytest.approx(15 / 18) and 0 < found.kappa < 1
-    assert "anna and ben agree on correct in 0.83 of 18 cases" in str(found)
+    assert "anna and ben agree on correct in 15 of 18 cases;" in str(found)
 
 
 def test_raters_agree_on_a_preference_whatever_the_order_of_the_answers():

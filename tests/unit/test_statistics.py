@@ -13,8 +13,8 @@ import pytest
 
 from groundtune.evaluation import statistics
 from groundtune.evaluation.statistics import (
-    FEWEST_REPEATED,
     FEWEST_PASSAGES,
+    FEWEST_REPEATED,
     PairedDifference,
     aggregate,
     clusters_of,

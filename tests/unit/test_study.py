@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
@@ -10,15 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_documents, tiny_examples
+from rich.console import Console
 
+from groundtune.arguments import no_such_file
 from groundtune.errors import DataError
+from groundtune.evaluation.arguments import AnswerArguments
 from groundtune.evaluation.forgetting import Forgetting, Measured, measure, read_texts
 from groundtune.evaluation.learning_curve import nested_share, read_curve
 from groundtune.evaluation.predictions import evaluation_of, write_predictions
 from groundtune.evaluation.statistics import clusters_of
 from groundtune.evaluation.study import Study, cells_of, studied
 from groundtune.prompts.policies import DISTRACTORS, RANKS, STUDIED, draw, kept
-from groundtune.reporting.study_page import forgetting_lines, html_study
+from groundtune.reporting.study_page import forgetting_lines, html_study, study_tables
 from groundtune.schema import Document, Example, Hit, Prediction
 
 # Passages
@@ -66,6 +70,17 @@ def test_a_study_of_thresholds_alone_has_no_section_of_tables():
     assert html_study(Study(abstention={"retrieved": {}})) == ""
     noted = html_study(Study(notes=["No threshold is chosen"]))
     assert "No threshold is chosen" in noted and "second column" not in noted
+
+
+def test_a_long_label_of_a_point_is_whole_on_a_terminal_of_80_columns():
+    predictions = [Prediction(e, (), "x", True, 0, 1, 1, {"generation/f1": 0.5}) for e in rows(30)]
+    by_system = dict.fromkeys(("base", "model"), evaluation_of(predictions, 100))
+    in_contexts = dict.fromkeys(("retrieved", "gold_and_distractors"), by_system)
+    (table,) = study_tables(Study(studied([], {}, in_contexts, ["contexts"], 4)))
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table)
+    shown = console.file.getvalue()
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown and "gold and" in shown and "distractors" in shown
 
 
 # Shares of the rows
@@ -206,3 +221,8 @@ def test_half_a_character_is_named_with_its_line(family, tmp_path, row):
     path.write_text(json.dumps({"text": "Dogs wait at the door."}) + "\n" + json.dumps(row))
     with pytest.raises(DataError, match="other.jsonl:2: contains half of a surrogate pair"):
         read_texts(str(path), family.tokenizer, 500)
+
+
+def test_a_folder_in_place_of_a_file_is_said_to_be_one(tmp_path):
+    (problem,) = no_such_file(AnswerArguments(forgetting=str(tmp_path)), ["forgetting"])
+    assert problem == f"--forgetting: {tmp_path} is a folder; name a file in it"
