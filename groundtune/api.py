@@ -405,15 +405,17 @@ def _path_of(run: PathLike | Run | Evaluated) -> str:
 
 
 def _written(function: str, *parts: Any) -> str:
-    """A Python call as text, without secrets; `parts` are values, then dictionaries of keywords or `--flags`."""
+    """A Python call as text, without secrets; `parts` are values, then dictionaries of keywords or `--flags`, of which
+    later ones replace earlier ones."""
+    values = [part for part in parts if not isinstance(part, Mapping)]
+    keywords = {name.removeprefix("--"): value for part in parts if isinstance(part, Mapping)
+                for name, value in part.items()}  # fmt: skip
     words = []
-    for part in parts:
-        keywords = part.items() if isinstance(part, Mapping) else [("", part)]
-        for name, value in keywords:
-            keyword, value = name.removeprefix("--"), as_in_a_file(value)
-            if value not in (None, []):
-                shown = repr(without_secrets(value, keyword))
-                words.append(f"{keyword}={shown}" if keyword else shown)
+    for name, value in [*(("", value) for value in values), *keywords.items()]:
+        value = as_in_a_file(value)
+        if value not in (None, []):
+            shown = repr(without_secrets(value, name))
+            words.append(f"{name}={shown}" if name else shown)
     return f"{function}({', '.join(words)})"
 
 

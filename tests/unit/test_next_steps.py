@@ -10,6 +10,7 @@ import pytest
 from test_documented_commands import test_a_command_that_no_test_runs_is_understood as understood
 from test_results import COLOURS, evaluation, results, wrong
 
+from groundtune.api import _written
 from groundtune.evaluation.abstention import REFUSED
 from groundtune.evaluation.arguments import with_flags
 from groundtune.evaluation.predictions import evaluation_of
@@ -114,6 +115,15 @@ def test_another_limit_repeats_the_evaluation_as_it_was_typed():
                           "there --max_new_tokens 32")  # fmt: skip
     (found,) = [line for line in lines(replace(made(wrong(), rank=3), again=again)) if "no room" in line]
     assert found.endswith("-o there --max_seq_length 600")
+
+
+def test_another_limit_replaces_the_one_of_a_call_in_python():
+    again = partial(_written, "groundtune.evaluate", "a run", {"config": None, "max_new_tokens": 8, "api_key": "x"})
+    cut = [replace(p, finished=False, answer="it is", new_tokens=4) for p in evaluation(wrong(), COLOURS).predictions]
+    found = next(
+        line for line in lines(replace(known(cut), settings={"max_new_tokens": 4}, again=again)) if "cut" in line
+    )
+    assert found.endswith(": groundtune.evaluate('a run', max_new_tokens='32', api_key='***')")
 
 
 def test_wrong_answers_with_the_evidence_lead_to_the_other_method_with_the_same_arguments():
