@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,41 +31,34 @@ from groundtune.evaluation.answering import (
     open_questions,
     read_here,
 )
-from groundtune.evaluation.arguments import BASE, MODEL, PARTS, InferenceArguments
+from groundtune.evaluation.arguments import BASE, MODEL, InferenceArguments
 from groundtune.evaluation.comparison import Comparison, compare
 from groundtune.evaluation.confidence import KEPT, Thresholds, abstaining, curve, keep
 from groundtune.evaluation.evaluator import spread
+from groundtune.evaluation.folder import check_replaces, made, remove_earlier, write_answers
 from groundtune.evaluation.forgetting import Forgetting, Measured, UnrelatedText, read_texts
 from groundtune.evaluation.judge import JudgePrompt, judged, open_judge, probe_judge, read_judge_prompts
 from groundtune.evaluation.outcomes import Rightness, outcome_counts, with_outcomes
-from groundtune.evaluation.predictions import Evaluation, evaluation_of, write_predictions
+from groundtune.evaluation.predictions import Evaluation, evaluation_of
 from groundtune.evaluation.requirements import Checked, check_limits
 from groundtune.evaluation.study import DEPTH, Cell, Study, cells_of, studied
 from groundtune.evaluation.verdicts import F1
 from groundtune.model.endpoint import failing, lasting
 from groundtune.model.generators import computing
 from groundtune.model.limits import check_positions
-from groundtune.prompts.policies import CONTEXTS
 from groundtune.prompts.rows import left_out_note
 from groundtune.reporting.comparison_page import failures, write_comparisons
 from groundtune.reporting.next_steps import Known, Step, next_steps
 from groundtune.reporting.study_page import html_forgetting, html_study
 from groundtune.runs.known_answers import KnownAnswers, fingerprint
 from groundtune.runs.record import run_record
-from groundtune.runs.remembered import changed_inputs, remembered
+from groundtune.runs.remembered import changed_inputs
 from groundtune.schema import Document, Example, Prediction
 from groundtune.system.durable import disk_errors
 from groundtune.system.locks import alone
-from groundtune.system.outputs import inside
 from groundtune.system.text import as_json, counted, hide_secrets
 
 logger = logging.getLogger(__name__)
-
-# What an evaluation writes: its results, and the names of its files of answers (`_files`).
-_RESULTS = (
-    "metrics.json", "run.json", "study.json", "evaluation.json", "evaluation.html", "evaluation_answers.html",
-)  # fmt: skip
-_PREDICTIONS = re.compile(rf"({'|'.join(CONTEXTS)}|study_({'|'.join(PARTS)})_\d+)(_{BASE})?\.jsonl")
 
 OnProgress = Callable[[str, int], Callable[[int], None]]  # (what, total) -> a function called with the number done
 
@@ -152,7 +144,7 @@ def evaluate(arguments: InferenceArguments, on_progress: OnProgress) -> Evaluate
     right = Rightness(arguments.answers.right_metric, arguments.answers.right_threshold)
     _check_right(right, judges)
     arguments.thresholds()  # before hours of work, if there is a problem
-    _check_replaces(arguments.output_dir, Path(arguments.data.eval_file))
+    check_replaces(arguments.output_dir, Path(arguments.data.eval_file))
     with alone(arguments.output_dir):
         return _evaluate(arguments, judges, right, on_progress)
 
@@ -172,7 +164,7 @@ def _evaluate(
         parts, questions.examples, questions.hits, questions.ask, told, arguments.retrieval.eval_num_to_retrieve
     )
     probe_judge(arguments)
-    output_dir = _made(arguments.output_dir)
+    output_dir = made(arguments.output_dir)
 
     evaluations: dict[str, dict[str, Evaluation]] = {one.context: {} for one in asked}
     reused: list[str] = []
@@ -200,8 +192,8 @@ def _evaluate(
         notes.append(f"the thresholds are in {arguments.run.folder / KEPT}" if kept else f"--keep_thresholds: {why}")
     to_write = evaluations | {f"study_{name}": by_system for name, by_system in answered.items()}
     with disk_errors(output_dir):  # before judging, so that no answer is lost if the judge fails
-        _remove_earlier(output_dir, to_write)
-        _write_predictions(output_dir, to_write)
+        remove_earlier(output_dir, to_write)
+        write_answers(output_dir, to_write)
     evaluations = _judge(arguments, judges, evaluations, on_progress, durations)
     evaluations = {context: _with_outcomes(by_system, right) for context, by_system in evaluations.items()}
 
@@ -468,55 +460,12 @@ def _steps(arguments: InferenceArguments, found: Evaluated) -> list[Step]:
     return next_steps(Known(model, found.end_to_end[MODEL], settings, found.right, difference, method, again))
 
 
-def _check_replaces(folder: Path, questions: Path) -> None:
-    """Only an evaluation is replaced: neither a training nor the questions, which may be a file of answers."""
-    if (run := remembered(str(folder))) and run.method:
-        raise DataError([f"--output_dir: {folder} holds a training run; name another, such as {folder / 'evaluation'}"])
-    if _PREDICTIONS.fullmatch(questions.name) and realpath(questions.parent) == realpath(folder / "predictions"):
-        raise DataError([f"--eval_file: {questions} is a result in --output_dir, and would be replaced; name another"])
-
-
-def _made(folder: Path) -> Path:
-    """Create the results folder now, so that a failure is reported before hours of work."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError([f"--output_dir: {folder} cannot be made ({error.strerror}); name another folder"]) from error
-    return folder
-
-
-def _remove_earlier(folder: Path, evaluations: dict[str, dict[str, Evaluation]]) -> None:
-    """Remove what an earlier evaluation wrote here and these do not replace: `compare` would take it for theirs.
-
-    Its results go, too, as these are written only after judging; files of other names are the user's.
-    """
-    for name in _RESULTS:
-        inside(folder, name).unlink(missing_ok=True)
-    for path in (folder / "predictions").glob("*.jsonl"):
-        if _PREDICTIONS.fullmatch(path.name) and path.name not in _files(evaluations):
-            inside(folder, "predictions", path.name).unlink()
-
-
-def _write_predictions(folder: Path, evaluations: dict[str, dict[str, Evaluation]]) -> None:
-    for name, evaluation in _files(evaluations).items():
-        write_predictions(inside(folder, "predictions", name), evaluation)
-
-
-def _files(evaluations: dict[str, dict[str, Evaluation]]) -> dict[str, Evaluation]:
-    """Evaluations by the names of their files."""
-    return {
-        f"{context}.jsonl" if name == MODEL else f"{context}_{name}.jsonl": evaluation
-        for context, by_system in evaluations.items()
-        for name, evaluation in by_system.items()
-    }
-
-
 def _write(
     found: Evaluated, arguments: InferenceArguments, judges: Sequence[JudgePrompt], durations: dict[str, float]
 ) -> None:
     """Write predictions/CONTEXT.jsonl, the judge prompts, metrics.json, run.json, and the HTML page."""
     folder = found.output_dir
-    _write_predictions(folder, found.evaluations)
+    write_answers(folder, found.evaluations)
     for prompt in judges:
         write_text(folder / f"judge_{prompt.name}.txt", prompt.text)
     groups = ("data", "retrieval", "prompt", "model", "evaluation", "generator", "judge", "answers")
