@@ -166,6 +166,7 @@ def _estimate(left: Sequence[Cell], known: Sequence[Figures], tell: Any, dry: bo
     """Print how long it will take, by the minutes of finished cells or, without any, by the doctor's estimate."""
     from groundtune.recipes.sweep import expected_minutes
     from groundtune.system.progress import rounded_time
+    from groundtune.system.text import counted
 
     estimated = _estimated([cell for cell in left if cell.method])
     minutes = {cell.label: expected_minutes(cell, known, estimated.get(cell.label)) for cell in left}
@@ -177,9 +178,14 @@ def _estimate(left: Sequence[Cell], known: Sequence[Figures], tell: Any, dry: bo
     by_doctor = estimated.keys() - measured
     basis = "estimated by the doctor, without evaluations" if by_doctor else "measured"
     unknown = sum(one is None for one in minutes.values())
-    more = f", and {unknown} of which nothing is known" if unknown else ""
-    runs = "1 run is left" if len(left) == 1 else f"{len(left)} runs are left"
-    tell(f"{runs}: about {rounded_time(60 * total)} ({basis}){more}" if left else "no run is left")
+    runs = f"{counted(len(left), 'run')} {'is' if len(left) == 1 else 'are'} left"
+    if not left:
+        tell("no run is left")
+    elif unknown == len(left):
+        tell(f"{runs}; how long is not known")
+    else:
+        more = f", without {unknown} of which nothing is known" if unknown else ""
+        tell(f"{runs}: about {rounded_time(60 * total)} ({basis}{more})")
     return minutes
 
 
