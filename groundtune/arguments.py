@@ -208,7 +208,7 @@ class PassageArguments:
     passage_order: str = argument(
         GOLD_FIRST,
         "Order of the passages; several gold passages (those with the answer) stay together. gold_first: gold, then "
-        "the others. shuffled: any order. ranked: as retrieved, and gold that was not retrieved anywhere among them.",
+        "the others. shuffled, the default of swr and raft: any order. ranked: as retrieved, and gold that was not retrieved anywhere among them.",
         list(ORDERS),
     )
     num_distractors: int | None = argument(
@@ -219,8 +219,8 @@ class PassageArguments:
     distractors: list[str] = argument(
         ["retrieved"],
         "Where distractors come from, one of each in turn: retrieved (best first), given (hard_neg_docs), mined "
-        f"(retrieved lower, down to rank {_SEARCHED}, without the answer), random. Never a passage that repeats gold; "
-        "swr without any of these flags may read one.",
+        f"(retrieved lower, down to rank {_SEARCHED}, without the answer), random. Never a passage that repeats gold, "
+        "except in swr --passage_order gold_first alone.",
         list(DISTRACTORS),
     )
     gold_dropout: float = argument(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from groundtune.arguments import OutputArguments
+from groundtune.arguments import GOLD_FIRST, OutputArguments
 from groundtune.commands.parsing import at_their_lines, light_parser, parse_arguments
 from groundtune.commands.terminal import (
     add_output_flags,
@@ -42,7 +42,7 @@ def train_by(argv: Sequence[str]) -> int:
 
 
 # Defaults of the two historical scripts: as in LocalRQA, whatever `groundtune sft` and `swr` learn to do better.
-LOCALRQA_DEFAULTS = {"retriever": "dense", "query_history": "none"}
+LOCALRQA_DEFAULTS = {"retriever": "dense", "query_history": "none", "passage_order": GOLD_FIRST}
 
 
 def train_as_localrqa(argv: Sequence[str]) -> int:

@@ -190,8 +190,8 @@ def _one_citation(arguments: Arguments) -> Iterator[Finding]:
     flags = arguments.passages
     alone = not (METHODS[arguments.method].retrieves if flags.num_distractors is None else flags.num_distractors)
     if arguments.prompt.citations == TAUGHT and (alone or flags.passage_order == GOLD_FIRST):
-        message = "gold is always the first passage, so the model learns to write ⟦1⟧ everywhere; train with others "
-        yield Finding(WARNING, "one-citation", "--citations", "", f"{message}(swr, raft) and --passage_order shuffled")
+        message = "gold is always the first passage, so the model learns to write ⟦1⟧ everywhere; train with others, "
+        yield Finding(WARNING, "one-citation", "--citations", "", f"{message}in any order, as swr and raft do")
 
 
 def _emulated(arguments: Arguments) -> Iterator[Finding]:
