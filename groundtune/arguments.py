@@ -208,7 +208,8 @@ class PassageArguments:
     passage_order: str = argument(
         GOLD_FIRST,
         "Order of the passages; several gold passages (those with the answer) stay together. gold_first: gold, then "
-        "the others. shuffled, the default of swr and raft: any order. ranked: as retrieved, and gold that was not retrieved anywhere among them.",
+        "the others. shuffled (the default of swr and raft): any order. ranked: as retrieved, and gold that was not "
+        "retrieved anywhere among them.",
         list(ORDERS),
     )
     num_distractors: int | None = argument(
