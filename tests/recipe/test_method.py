@@ -207,12 +207,12 @@ def test_bad_numbers_are_named_and_so_is_an_abstention_that_would_count_as_an_an
 @pytest.mark.parametrize(
     "method, flags, warned",
     [
-        ("swr", {"citations": "taught"}, True),
-        ("swr", {"citations": "taught", "passage_order": "shuffled"}, False),
+        ("swr", {"citations": "taught", "passage_order": "gold_first"}, True),
+        ("swr", {"citations": "taught"}, False),
         ("raft", {"citations": "taught"}, False),
         ("sft", {"citations": "taught", "passage_order": "shuffled"}, True),
         ("sft", {"citations": "taught", "passage_order": "shuffled", "num_distractors": 2}, False),
-        ("swr", {"citations": "taught", "passage_order": "shuffled", "num_distractors": 0}, True),
+        ("swr", {"citations": "taught", "num_distractors": 0}, True),
         ("swr", {"citations": "afterwards"}, False),
     ],
 )

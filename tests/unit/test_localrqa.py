@@ -17,6 +17,7 @@ from groundtune.arguments import RetrievalArguments
 from groundtune.commands.localrqa import TRAINING_DEFAULTS
 from groundtune.commands.parsing import parse_arguments
 from groundtune.methods import METHODS
+from groundtune.prompts.policies import draw
 from groundtune.retrieval.queries import query_of
 from groundtune.schema import USER, Example, Hit, Turn
 from groundtune.training.retriever_arguments import RetrieverArguments, TrainingFlags
@@ -64,15 +65,25 @@ def test_the_query_of_the_scripts_is_the_question_alone():
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_a_row_of_swr_has_gold_first_and_at_most_k_and_one_passages(k):
+def test_a_row_of_swr_has_at_most_k_and_one_passages_and_gold_first_in_the_script_and_anywhere_in_the_command(
+    k, monkeypatch
+):
     assert ROWS["passages of a SwR row"] == ("at most k + 1",) * 2
-    assert ROWS["order of a SwR row"] == ("gold first",) * 2
+    script = parsed_by_script("swr", ["--output_dir", "out"], monkeypatch).passages
+    command = parse_arguments("swr", ["--output_dir", "out"]).passages
+    assert ROWS["order of a SwR row"] == tuple(f"--passage_order {p.passage_order}" for p in (script, command))
     documents = tiny_documents()
     for gold in (documents[:1], documents[3:5]):
+        example = Example("Q?", "A.", tuple(gold), ())
         hits = [Hit(document, 1.0) for document in documents[:k]]
-        passages = METHODS["swr"].policy(Example("Q?", "A.", tuple(gold), ()), hits, None)
-        read = [passage.document for passage in passages]
-        assert read[: len(gold)] == gold[: k + 1] and len(read) <= k + 1
+        places = {}
+        for flags in (script, command):
+            draws = METHODS["swr"].draws(flags, k, documents)
+            rows = [[p.document for p in draws(example, hits, draw(0, 0, n))[1]] for n in range(20)]
+            assert all(len(row) <= k + 1 and row.index(gold[0]) >= 0 for row in rows)
+            places[flags.passage_order] = {row.index(gold[0]) for row in rows}
+        assert places["gold_first"] == {0}
+        assert len(places["shuffled"]) > 1 or k + 1 <= len(gold)
 
 
 def test_every_row_of_the_table_is_checked_here():
@@ -98,7 +109,9 @@ def test_the_help_of_a_script_shows_its_own_defaults(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "scripts/train/qa_llm" / SCRIPTS["sft"]), run_name="__main__")
     assert ended.value.code == 0
-    assert capsys.readouterr().out.endswith("defaults of this script: --retriever dense, --query_history none\n")
+    assert capsys.readouterr().out.endswith(
+        "defaults of this script: --retriever dense, --query_history none, --passage_order gold_first\n"
+    )
 
 
 def test_the_defaults_of_the_retriever_script_are_those_of_the_table():
