@@ -58,9 +58,9 @@ def test_help_made_from_something_else_is_made_anew_and_kept(tmp_path, monkeypat
     monkeypatch.setattr(training_help, "made_from", lambda: f"transformers 5.99.{len(made) > 2}, arguments 0")
     monkeypatch.setattr(training_help, "generated", lambda: made.append(1) or f"data:\n  --flag  text {len(made)}")
     for _ in range(2):
-        assert main(["swr", "-h"]) == 0
+        assert main(["sft", "-h"]) == 0
         shown = capsys.readouterr().out
-        assert shown.startswith("usage: groundtune swr ") and shown.endswith("--flag  text 1\n")
+        assert shown.startswith("usage: groundtune sft ") and shown.endswith("--flag  text 1\n")
     made += [1, 1]  # and now for another version
     assert "text 4" in training_help.training_help("sft")
 
