@@ -56,7 +56,9 @@ def _rendered(run: Path) -> Results:
     """Write the run's pages again, with paths as in the folder where it was made."""
     record = (run / "run.json").read_text("utf-8")
     made_in = json.loads(record)["working_directory"]
-    (run / "run.json").write_text(record.replace(f"{made_in}/", "").replace(f"{ROOT}/", "").replace(str(Path.home()), "~"), "utf-8")
+    for folder, shown in ((f"{made_in}/", ""), (f"{ROOT}/", ""), (str(Path.home()), "~")):
+        record = record.replace(folder, shown)
+    (run / "run.json").write_text(record, "utf-8")
     results = read_results(run)
     write_results(run, results)
     return results
