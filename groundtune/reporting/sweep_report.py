@@ -14,6 +14,7 @@ from groundtune.reporting.markdown import md, md_table
 from groundtune.reporting.plots import as_file, systems_plot
 from groundtune.runs.cells import Plan
 from groundtune.system.inputs import read_text
+from groundtune.system.text import counted
 
 NOT_MEASURED = "not measured"
 _BEGIN, _END = "<!-- sweep {name}: begin -->", "<!-- sweep {name}: end -->"
@@ -162,7 +163,7 @@ def _counted(values: Iterable[str]) -> str:
     different = dict.fromkeys(listed)
     if len(different) < 2:
         return next(iter(different), "an unknown machine")
-    return "; ".join(f"{value} ({listed.count(value)} runs)" for value in different)
+    return "; ".join(f"{value} ({counted(listed.count(value), 'run')})" for value in different)
 
 
 def _title(at: At) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.data.files import sha256_of
-from groundtune.system.text import plain, without_secrets, words_without_secrets
+from groundtune.system.text import counted, plain, without_secrets, words_without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def device() -> str:
     details = Path("/proc/cpuinfo")  # on Linux, `platform` only reports "x86_64"
     names = re.findall(r"model name\s*: (.+)", details.read_text(errors="replace")) if details.exists() else []
     cpu = names[0] if names else cpu
-    return f"{cpu}, {torch.get_num_threads()} threads"
+    return f"{cpu}, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def run_facts(record: Mapping[str, Any]) -> dict[str, str]:
