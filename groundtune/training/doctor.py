@@ -238,7 +238,7 @@ def _rows(arguments: Arguments, dataset: Dataset, split: str, prompt: Prompt, fi
     """The rows that fit into the length budget; the others become findings."""
     method, k, flags = METHODS[arguments.method], arguments.retrieval.embedding_max_num_to_retrieve, arguments.passages
     data, train = arguments.data, split == "train"
-    encode = partial(method.encode, prompt=prompt, max_length=data.max_seq_length, shorten=data.too_long == "shorten")
+    limits = (prompt, data.max_seq_length, data.too_long == "shorten")
     draws = method.draws(flags, k, dataset.documents, keep_gold=not train)
     with_gold = method.draws(flags, k, dataset.documents, keep_gold=True)
     searched = flags.searched(k) if method.searches(flags) else 0
@@ -247,9 +247,9 @@ def _rows(arguments: Arguments, dataset: Dataset, split: str, prompt: Prompt, fi
         try:
             if train and flags.gold_dropout and example.has_evidence:  # an epoch may draw either row
                 gold = tuple(passage for passage in with_gold(example, hits, rng())[1] if not passage.droppable)
-                encode([example, without_gold(example, flags.abstention)], [gold, ()])
+                method.encode([example, without_gold(example, flags.abstention)], [gold, ()], *limits)
             drawn, passages = draws(example, hits, rng())
-            (row,) = encode([drawn], [passages])
+            (row,) = method.encode([drawn], [passages], *limits)
         except DataError as error:
             findings += _too_long(error, example, "row", data.too_long)
             continue
