@@ -41,8 +41,11 @@ def dot_plot(results: Results) -> str:
     return _figure("before_after", (3.7, 3.9), "Means with 95 % intervals", "", alt, draw)
 
 
-def systems_plot(title: str, names: Sequence[str], rows: Mapping[str, Sequence[Interval | None]]) -> str:
-    """A row per metric label with a dot per system: the first is grey, each of the others has its own marker."""
+def systems_plot(
+    title: str, names: Sequence[str], rows: Mapping[str, Sequence[Interval | None]], width: float = 3.7
+) -> str:
+    """A row per metric label with a dot per system: the first is grey, each of the others has its own marker; `width`
+    in inches."""
     spread = 0.56 / len(names)
 
     def draw(axes: Axes) -> None:
@@ -63,7 +66,7 @@ def systems_plot(title: str, names: Sequence[str], rows: Mapping[str, Sequence[I
         for label, ends in rows.items()
     )
     height = 1.0 + len(rows) * max(0.42, 0.16 * len(names)) + 0.2 * (len(names) // _columns(names))
-    return _figure(f"systems {title}", (3.7, height), "Means with 95 % intervals", "", alt, draw)
+    return _figure(f"systems {title}", (width, height), "Means with 95 % intervals", "", alt, draw)
 
 
 def differences_plot(

@@ -57,7 +57,7 @@ def plot(plan: Plan, found: Sequence[Standings]) -> str:
     for name in plan.names:
         means = [one.of(name).mean for one in shown]
         rows[name if any(means) else f"{name} ({NOT_MEASURED})"] = means
-    return systems_plot(plan.file.stem, [f"{one.at.evaluation}, {one.at.context}" for one in shown], rows)
+    return systems_plot(plan.file.stem, [f"{one.at.evaluation}, {one.at.context}" for one in shown], rows, width=7)
 
 
 def write_sweep(plan: Plan, figures: Sequence[Figures], found: Sequence[Standings]) -> None:
