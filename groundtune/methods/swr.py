@@ -11,6 +11,6 @@ SWR = Method(
     reads="gold and retrieved passages",
     retrieves=True,
     policy=augmented_passages,
-    # Gold always first teaches a model to read the first passage: it answers worse (docs/results.md).
+    # Gold always first teaches a model to read the first passage, and gold elsewhere less well (docs/results.md).
     defaults={"passage_order": SHUFFLED},
 )

@@ -65,7 +65,8 @@ def test_four_times_the_text_takes_at_most_six_times_as_long_to_cut(counter, uni
         assert all(len(passage) < 10_000 for passage in found)
         return max(time.process_time() - begin, 0.01)
 
-    assert min(seconds(40_000), seconds(40_000)) <= 6 * min(seconds(10_000), seconds(10_000)) + 0.1
+    many, few = zip(*((seconds(40_000), seconds(10_000)) for _ in range(4)))  # in turn, as a busy machine slows both
+    assert min(many) <= 6 * min(few) + 0.1
 
 
 # Passages within each other
