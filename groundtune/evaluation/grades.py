@@ -356,7 +356,7 @@ class People:
     def __iter__(self) -> Iterator[str]:
         """Lines for the terminal and the page."""
         n, raters = self.questions, len(self.raters)
-        yield f"People: {n} question{'s' * (n != 1)} graded by {raters} rater{'s' * (raters != 1)}"
+        yield f"People: {counted(n, 'question')} graded by {counted(raters, 'rater')}"
         yield from map(str, (*self.preferences, *self.agreements, *self.calibrations))
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from groundtune.errors import DataError
 from groundtune.evaluation.metrics import METRICS, greater_is_better, largest
 from groundtune.evaluation.statistics import FEWEST_PASSAGES, PairedDifference, clusters_of, paired_difference
 from groundtune.evaluation.verdicts import F1, decimals, power
+from groundtune.system.text import counted
 
 if TYPE_CHECKING:
     from groundtune.evaluation.comparison import Comparison
@@ -163,7 +164,7 @@ def _checked(comparison: Comparison, condition: Worse, name: str, found: PairedD
     digits, same = decimals(found), found.wins == found.losses == 0
     seen = (
         f"{condition.metric} {found.value:+.{digits}f} {found.ends(digits)} against "
-        f"{reference} on {found.n} question{'s' * (found.n != 1)}; {power(found)}"
+        f"{reference} on {counted(found.n, 'question')}; {power(found)}"
     )
     if condition.margin is None:
         passed = found.verdict != "worse"
@@ -223,7 +224,7 @@ def _within(evaluation: Evaluation, limit: Limit, system: str) -> Checked:
     within = "; the interval includes it, so this may be chance" if mean.low <= limit.value <= mean.high else ""
     reason = (
         f"{limit.metric} of {system} is {side} {limit.value:g}: {mean.value:.{digits}f} {mean.ends(digits)} "
-        f"on {len(values)} question{'s' * (len(values) != 1)}{within}; {power(against)}"
+        f"on {counted(len(values), 'question')}{within}; {power(against)}"
     )
     return Checked(str(limit), system, passed, reason, against.detectable)
 

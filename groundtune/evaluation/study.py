@@ -17,6 +17,7 @@ from groundtune.evaluation.statistics import Interval, PairedDifference, cluster
 from groundtune.evaluation.verdicts import F1
 from groundtune.prompts.policies import DISTRACTORS, RANKS, STUDIED, draw
 from groundtune.schema import Example, Hit
+from groundtune.system.text import counted
 
 KS = range(1, 9)  # passages per question, besides the usual number
 DEPTH = 12  # hits: of the part distractors, some repeat gold
@@ -197,7 +198,7 @@ def cells_of(
             most = max(map(len, hits), default=0)
             for k in sorted({*KS[: max(1, most)], max(1, min(usual, most))}):
                 some = [found[:k] for found in hits]
-                cells.append(Cell(part, f"{k} passage{'s' * (k > 1)}", k, ask("retrieved", list(examples), some)))
+                cells.append(Cell(part, counted(k, "passage"), k, ask("retrieved", list(examples), some)))
         elif part in SEARCHED_PARTS:
             cells += _with_gold(part, examples, hits, ask, notes)
     return cells
@@ -234,7 +235,7 @@ def _with_gold(
     if len(chosen) < len(examples):
         why = "the others have no gold passage, too few other passages, or do not fit into --max_seq_length"
         notes.append(f"study, {part}: {len(chosen)} of {len(examples)} questions; {why}")
-    labels = [f"rank {place}" if part == "rank" else f"{place} other{'s' * (place != 1)}" for place in places]
+    labels = [f"rank {place}" if part == "rank" else counted(place, "other") for place in places]
     return [Cell(part, label, place, one) for label, place, one in zip(labels, places, found)]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from groundtune.evaluation.abstention import ANSWERED, REFUSED
 from groundtune.evaluation.metrics import greater_is_better, is_share
 from groundtune.evaluation.statistics import FEWEST_PASSAGES, TIE, Interval, PairedDifference, paired_difference
+from groundtune.system.text import counted
 
 if TYPE_CHECKING:
     from groundtune.evaluation.predictions import Evaluation
@@ -77,7 +78,7 @@ def verdict_parts(
 ) -> tuple[str, str]:
     """The same before and after its colon: a name may have colons, too."""
     f1 = differences[F1]
-    questions = "1 question" if f1.n == 1 else f"{f1.n} questions"
+    questions = counted(f1.n, "question")
     if f1.wins == f1.losses == 0:
         both = f"{name} and {than}" if than else "both models"
         return "No difference", f"{both} have the same token F1 on every one of {questions}"

@@ -65,7 +65,7 @@ def _talk(known: Known) -> list[Step]:
 def _summary(known: Known) -> Step:
     counts = _counts(known)
     n, right = known.evaluation.n, counts.get(RIGHT, 0) + counts.get(LUCKY, 0) + counts.get(KNEW, 0)
-    return Step(f"{right} of {n} question{'s' * (n != 1)} answered right ({known.right})")
+    return Step(f"{right} of {counted(n, 'question')} answered right ({known.right})")
 
 
 def _counts(known: Known) -> dict[str, int]:

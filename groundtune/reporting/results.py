@@ -30,6 +30,7 @@ from groundtune.evaluation.verdicts import (
     verdict,
 )
 from groundtune.methods import METHODS
+from groundtune.system.text import counted
 
 if TYPE_CHECKING:
     from groundtune.evaluation.predictions import Evaluation
@@ -234,7 +235,7 @@ def _short(path: str | None) -> str:
 def questions(evaluation: Evaluation) -> str:
     """How many questions an evaluation has, and on how many passages."""
     n, passages = evaluation.n, evaluation.passages
-    return f"{n} question{'s' * (n != 1)} on {passages} passage{'s' * (passages != 1)}"
+    return f"{counted(n, 'question')} on {counted(passages, 'passage')}"
 
 
 def warning(results: Results) -> str:
