@@ -8,6 +8,7 @@ from pathlib import Path
 
 from groundtune.errors import DataError
 from groundtune.evaluation.arguments import BASE, MODEL, PARTS
+from groundtune.evaluation.confidence import KEPT
 from groundtune.evaluation.predictions import Evaluation, write_predictions
 from groundtune.prompts.policies import CONTEXTS
 from groundtune.runs.remembered import remembered
@@ -47,6 +48,12 @@ def remove_earlier(folder: Path, evaluations: dict[str, dict[str, Evaluation]]) 
     for path in (folder / "predictions").glob("*.jsonl"):
         if _PREDICTIONS.fullmatch(path.name) and path.name not in _files(evaluations):
             inside(folder, "predictions", path.name).unlink()
+
+
+def forget_earlier(run: Path) -> None:
+    """Remove what was measured of the model that was in a run's folder: `groundtune evaluate RUN`, and thresholds."""
+    remove_earlier(run / "evaluation", {})
+    inside(run, KEPT).unlink(missing_ok=True)
 
 
 def write_answers(folder: Path, evaluations: dict[str, dict[str, Evaluation]]) -> None:

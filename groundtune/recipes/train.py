@@ -18,6 +18,7 @@ from groundtune.data.checks import counts, place
 from groundtune.data.files import in_the_way, sha256_of
 from groundtune.errors import DataError
 from groundtune.evaluation.evaluator import EndToEndEvaluator, Evaluation, read_evaluation, spread
+from groundtune.evaluation.folder import forget_earlier
 from groundtune.evaluation.learning_curve import nested_share
 from groundtune.evaluation.predictions import write_predictions
 from groundtune.methods import Method, method_of
@@ -312,6 +313,7 @@ def _save(trainer: QATrainer) -> None:
     if is_main():
         # Adapters are saved without them, but generation must stop where the evaluation did.
         trainer.model.generation_config.save_pretrained(folder)
+        forget_earlier(folder)
 
 
 def _results(

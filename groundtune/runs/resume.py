@@ -56,7 +56,6 @@ _RESULTS = (
     "run.json",
     "metrics.json",
     "trainer_state.json",
-    "thresholds.json",  # `evaluation/confidence.py`: of the model that was here
 )  # report.html is written last
 FOLDS = "folds"  # the subfolder of a cross-validation
 # The subfolders that a run writes into; `runs` is TensorBoard's.

@@ -116,9 +116,15 @@ def test_a_killed_run_ends_as_an_undisturbed_one_and_answers_the_untouched_model
     assert "already holds this run, finished: see" in capsys.readouterr().out
     assert train_command("swr", command(seed=7)) == 2
     assert "--seed: 42 in the finished run, 7 now" in capsys.readouterr().err.splitlines()
-    (tmp_path / "run/thresholds.json").write_text("{}")
+    # What was measured of the other model goes, and what the user wrote beside it stays.
+    measured = [tmp_path / "run" / name for name in ("thresholds.json", "evaluation/predictions/retrieved.jsonl")]
+    notes = tmp_path / "run/evaluation/notes.txt"
+    notes.parent.mkdir()
+    (notes.parent / "predictions").mkdir()
+    for path in (*measured, notes):
+        path.write_text("{}")
     assert train_command("swr", command(seed=7, overwrite_output_dir="true")) == 0
-    assert not (tmp_path / "run/thresholds.json").exists()  # they were those of the other model
+    assert not any(path.exists() for path in measured) and notes.exists()
     assert weights(tmp_path / "run") != weights(whole)
 
 
