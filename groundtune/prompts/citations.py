@@ -19,7 +19,7 @@ CITE = "After each sentence, write the number of the passage that it is taken fr
 _PLAIN = str.maketrans("⟦⟧", "[]")
 _NUMBER = re.compile(r"\d{1,4}")
 _MARK = re.compile(r"⟦\s*\d{1,4}(?:\s*[,;–-]\s*\d{1,4})*\s*⟧")  # also ⟦1, 2⟧, as other models write it
-_MARKS = re.compile(r"(?:[^\S\n]?⟦[^⟦⟧\n]{0,40}⟧)+|[^\S\n]?⟦\d{0,4}$")  # also one that was cut
+_MARKS = re.compile(r"(?:[^\S\n]?⟦[^⟦⟧\n]{0,40}⟧)+|[^\S\n]?⟦[\d ,;–-]{0,40}$")  # also one that was cut
 # What a full stop follows inside a sentence: initials, abbreviations, and the number of a list's item.
 _ABBREVIATIONS = (
     r"\b\p{Lu}|\b(?:Dr|Mr|Mrs|Ms|Prof|St|Nr|Abs|Art|vs|approx|incl|inkl|bzw|ca|[ap]\.m|e\.g|i\.e|z\.\s?B|d\.\s?h)"
@@ -142,5 +142,5 @@ def taught(example: Example, passages: Sequence[Document]) -> str:
     answer = inert(example.answer.strip())
     if not example.answerable or not gold:
         return answer
-    one = (gold[0],) if len(gold) == 1 else None
+    one = (gold[0],) if len(ids) == 1 else None  # not of several, of which one was left out
     return with_marks([(sentence, one or sources_of(sentence, passages, gold)) for sentence in sentences(answer)])

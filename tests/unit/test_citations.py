@@ -53,7 +53,8 @@ def test_marks_leave_no_trace_in_a_text_and_are_read_as_they_were_written(text):
 
 
 def test_marks_that_a_model_did_not_finish_or_number_are_no_part_of_its_answer():
-    assert without_marks("It is so. ⟦1") == "It is so." and without_marks("It is ⟦x⟧ so⟦⟧.") == "It is so."
+    assert {without_marks(f"It is so.{cut}") for cut in (" ⟦", " ⟦1", " ⟦1, 2", "⟦1–")} == {"It is so."}
+    assert without_marks("It is ⟦x⟧ so⟦⟧.") == "It is so."
     assert read_marks("It is so here. ⟦2⟧⟦3⟧ ⟦2⟧ And on it goes") == [
         ("It is so here.", (2, 3)),
         (" And on it goes", ()),
@@ -118,6 +119,13 @@ def test_a_sentence_learns_the_place_of_its_gold_passage_wherever_that_stands():
     assert taught(replace(one, answerable=False), [SHIPS]) == ANSWER and taught(one, [OTHER]) == ANSWER
 
 
+@pytest.mark.parametrize(("read", "first", "second"), [([SHIPS, OTHER], " ⟦1⟧", ""), ([OTHER, COSTS], "", " ⟦2⟧")])
+def test_the_gold_passage_that_is_left_is_no_source_of_what_another_one_says(read, first, second):
+    assert taught(EXAMPLE, read) == (
+        f"Parcels travel overnight by ship.{first} A parcel of two kilograms costs nine euros.{second}"
+    )
+
+
 def test_brackets_of_marks_in_texts_become_ordinary_ones():
     passage, example = (
         Document("See ⟦1⟧ there."),
@@ -154,14 +162,16 @@ def test_a_row_teaches_marks_for_the_passages_that_fit_into_it(family, style):
 
 def test_a_row_that_loses_gold_passages_fits_with_the_marks_that_are_left(family, style):
     prompt = make_prompt(family.tokenizer, PromptArguments(**flags(style), citations=TAUGHT))
-    answer = " ".join(f"Whales number {n} sing all night long." for n in range(20))  # no passage supports it
-    example, passages = replace(EXAMPLE, answer=answer), (Passage(SHIPS), Passage(COSTS))
-    (whole,) = encode_rows([example], [passages], prompt, 4000)
-    (alone,) = encode_rows([example], [passages[:1]], prompt, 4000)
-    assert whole.answer.count(mark(1)) == 0 and alone.answer.count(mark(1)) == 20
-    assert len(alone) > len(whole)
-    with pytest.raises(DataError, match="too long"):
-        encode_rows([example], [passages], prompt, len(whole) - 1, shorten=True)
+    passages = (Passage(SHIPS), Passage(COSTS))
+    (whole,) = encode_rows([EXAMPLE], [passages], prompt, 4000)
+    (cut,) = encode_rows([EXAMPLE], [passages], prompt, len(whole) - 1, shorten=True)
+    assert whole.answer == taught(EXAMPLE, [SHIPS, COSTS]) and whole.answer.count(mark(2)) == 1
+    assert cut.left_out.gold == 1 and cut.answer == taught(EXAMPLE, [SHIPS]) and len(cut) < len(whole)
+    assert what_else_is_learnt(cut, cut.answer, prompt) is None
+    unanswered = replace(EXAMPLE, answer=" ".join(f"Whales number {n} sing all night long." for n in range(20)))
+    (whole,) = encode_rows([unanswered], [passages], prompt, 4000)
+    (alone,) = encode_rows([unanswered], [passages[:1]], prompt, 4000)
+    assert whole.answer == alone.answer == unanswered.answer  # no passage supports it
 
 
 def flags(style):
