@@ -212,11 +212,15 @@ def _code() -> str:
 
 def _is_lora(config: Any) -> bool:
     """Whether an adapter is nothing but LoRA beside the layers, which leaves the base model as it was."""
-    return str(getattr(config.peft_type, "value", config.peft_type)) == "LORA" and not config.modules_to_save
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    return kind == "LORA" and not config.modules_to_save and not getattr(config, "trainable_token_indices", None)
 
 
 def _adds_nothing(base: Model) -> bool:
-    return all(not parameter.any() for name, parameter in base.named_parameters() if ".lora_B." in name)
+    """Whether every low-rank product is 0 and there is nothing else, such as DoRA's magnitudes or the product of an
+    embedding, whose factors have other names."""
+    parts = [(name, parameter) for name, parameter in base.named_parameters() if "lora_" in name]
+    return all(".lora_A." in name or (".lora_B." in name and not parameter.any()) for name, parameter in parts)
 
 
 def _plain(config: Any) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_family
+from peft import LoraConfig, get_peft_model
 from test_generation import frequent_stops, prompts_for
 
 from groundtune.arguments import ModelArguments
@@ -148,6 +149,28 @@ def test_a_model_is_known_by_its_weights_configuration_and_adapter(families, tmp
     assert fingerprint(trained) == base
     elsewhere = make_family("llama", tmp_path / "elsewhere")  # the same seed
     assert fingerprint(elsewhere.model()) == base
+
+
+@pytest.mark.parametrize(
+    ("trained", "changes"),
+    [
+        ("lora_embedding", {"target_modules": ["embed_tokens"]}),
+        ("lora_magnitude", {"target_modules": ["q_proj"], "use_dora": True}),
+        ("trainable_tokens", {"target_modules": ["q_proj"], "trainable_token_indices": [1, 2]}),
+    ],
+)
+def test_an_adapter_that_changes_outputs_in_any_way_is_another_model_than_its_base(families, trained, changes):
+    family, ids = families["llama"], torch.tensor([[1, 2, 3]])
+    model, base = get_peft_model(family.model(), LoraConfig(r=2, **changes)).eval(), family.model().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if trained in name:
+                parameter.add_(torch.ones_like(parameter))
+        assert not torch.equal(model(ids).logits, base(ids).logits)
+        with model.disable_adapter():
+            assert torch.equal(model(ids).logits, base(ids).logits)
+    found = fingerprint(model)
+    assert found not in (fingerprint(base), fingerprint(model, without_adapter=True))
 
 
 def test_a_model_that_is_not_all_here_is_not_known(families):
