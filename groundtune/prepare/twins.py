@@ -13,7 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from groundtune.data.files import stream_documents, write_documents
-from groundtune.data.words import has_other_script, words
+from groundtune.data.words import spaced
 from groundtune.schema import Document
 
 _FIRST = 4  # words by which a passage is looked for in others; a shorter one is left alone
@@ -54,12 +54,12 @@ def _contained(path: Path) -> set[int]:
 
 def _sums(text: str) -> list[int]:
     """The hashes of the first 0, 1, 2 ... words, from which that of any row of words follows."""
-    values = map(_value, words(text) if has_other_script(text) else _tokens(text))
+    values = map(_value, _tokens(text))
     return list(accumulate(values, lambda total, value: (total * _BASE + value) % _PRIME, initial=0))
 
 
 def _tokens(text: str) -> list[str]:
-    return [token for word in text.lower().split() if any(map(str.isalnum, token := word.strip(_PUNCTUATION)))]
+    return [token for word in spaced(text).lower().split() if any(map(str.isalnum, token := word.strip(_PUNCTUATION)))]
 
 
 @lru_cache(100_000)

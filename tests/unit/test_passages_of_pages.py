@@ -101,6 +101,24 @@ def test_passages_that_are_part_of_others_are_merged(tmp_path, suffix):
     assert merge_contained(path) == 0
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "merged"),
+    [
+        ("Store it at -5 degrees in winter here", "Store it at 5 degrees in winter here", 0),
+        ("温度是 -5 度，在冬天的北京市", "温度是 5 度，在冬天的北京市", 0),
+        ("Хранить зимой при -5кг на полке тут", "Хранить зимой при 5кг на полке тут", 0),
+        ("Цена 3.5 рубля за каждую штуку", "Цена 3-5 рубля за каждую штуку", 0),
+        ("язык C++ нужен для этого курса", "язык C нужен для этого курса", 0),
+        ("温度是5度，在冬天的北京市。", "温度是 5 度 在冬天的北京市", 1),
+        ("سعر ٣٥ درهما لكل قطعة هنا، اليوم", "سعر 35 درهما لكل قطعة هنا", 1),
+    ],
+)
+def test_passages_whose_numbers_or_names_differ_are_kept_in_every_script(tmp_path, one, other, merged):
+    path = tmp_path / "documents.jsonl"
+    write_documents(path, [Document(one), Document(other)])
+    assert merge_contained(path) == merged
+
+
 def test_the_time_to_merge_grows_with_the_number_of_words(tmp_path):
     def seconds(number: int) -> float:
         path = tmp_path / f"{number}.jsonl"
