@@ -42,27 +42,35 @@ def take_answers_away(
     """Make about this share of each split's questions unanswerable, and leave out all passages that answer them, by
     what is `evidence`."""
     evidence = evidence or Evidence(documents)
-    gone, lost = set[int](), set[Example]()
+    needed = Counter(id for examples in splits.values() for example in examples for id in _gold_of(example))
+    gone, lost, unanswerable = set[int](), set[Example](), 0
     for examples in splits.values():
-        of_passage: dict[tuple[str, ...], list[Example]] = defaultdict(list)
+        of_passages: dict[frozenset[str], list[Example]] = defaultdict(list)
         for example in examples:
             if example.has_evidence:
-                of_passage[tuple(document.id for document in example.gold_documents)].append(example)
-        groups = list(of_passage.values())
+                of_passages[_gold_of(example)].append(example)
+        groups = list(of_passages.items())
         Random(f"{seed} unanswerable").shuffle(groups)  # noqa: S311  is to be repeatable, unlike a secret
         wanted, taken = round(share * len(examples)), 0
-        for group in groups:
+        for gold, group in groups:
             if taken >= wanted:
                 break
             removed = set[int]().union(*map(evidence.of, group))
-            if not evidence.needed(removed, splits, [*lost, *group]):
+            ids = {documents[i].id for i in removed}
+            if all(needed[id] == (len(group) if id in gold else 0) for id in ids):  # by no question that keeps its own
                 gone |= removed
                 lost |= set(group)
                 taken += len(group)
+                needed.subtract(dict.fromkeys(gold, len(group)))
+        unanswerable += taken
     left = [document for i, document in enumerate(documents) if i not in gone]
     ids = {documents[i].id for i in gone}
     made = {name: [_without(e, ids, e in lost) for e in examples] for name, examples in splits.items()}
-    return WithoutAnswers(made, left, len(lost), len(gone))
+    return WithoutAnswers(made, left, unanswerable, len(gone))
+
+
+def _gold_of(example: Example) -> frozenset[str]:
+    return frozenset(document.id for document in example.gold_documents)
 
 
 def _without(example: Example, gone: set[str], lost: bool) -> Example:
@@ -101,14 +109,3 @@ class Evidence:
             for i in (*self._of_id.get(gold.id, ()), *self._overlap.shares(gold.body, owners=None))
         }
         return {i for i in near if repeats(self.documents[i], example.gold_documents)}
-
-    def needed(self, removed: set[int], splits: dict[str, list[Example]], lost: Sequence[Example]) -> bool:
-        """Whether an example that is to keep its answer has its gold passage among these."""
-        ids, without = {self.documents[i].id for i in removed}, set(lost)
-        return any(
-            document.id in ids
-            for examples in splits.values()
-            for example in examples
-            if example not in without
-            for document in example.gold_documents
-        )

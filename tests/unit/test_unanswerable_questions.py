@@ -117,6 +117,25 @@ def test_a_passage_that_another_question_needs_stays():
     assert found.splits["train"] == [one] and shared in found.documents
 
 
+def test_a_question_that_is_there_twice_counts_twice():
+    documents, _ = world()
+    twice = [Example("What?", " ".join(documents[9].body.split()[:4]), (documents[9],))] * 2
+    found = take_answers_away({"train": twice}, documents, 0.9, seed=0)
+    assert found.unanswerable == 2 == sum(not example.answerable for example in found.splits["train"])
+
+
+def test_the_work_grows_with_the_number_of_questions_and_not_with_its_square(monkeypatch):
+    documents = [Document(f"{WORDS[i % 32]}{i} {WORDS[i % 31]}{i} lies on shelf {i}.") for i in range(200)]
+    examples = [
+        Example(f"What is {i}?", f"{WORDS[i % 32]}{i} of course", (document,), source=f"a:{i}")
+        for i, document in enumerate(documents)
+    ]
+    counted, hash_of = [], Example.__hash__
+    monkeypatch.setattr(Example, "__hash__", lambda example: counted.append(1) or hash_of(example))
+    assert take_answers_away({"train": examples}, documents, 0.5, seed=0).unanswerable == 100
+    assert len(counted) <= 4 * len(examples)
+
+
 def speak(body: dict) -> str:
     """A model that asks about the first words of a passage, and answers with the next ones."""
     (said,) = re.findall(r"(?:\w+?\d+ ){10,}", json.dumps(body))[:1]
