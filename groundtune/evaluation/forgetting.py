@@ -66,6 +66,10 @@ class Forgetting:
         values = [loss for losses in self.by_system[system].losses for loss in losses]
         return mean_interval(values, self.clusters, shares=False) if values else None
 
+    def perplexity(self, system: str) -> float | None:
+        """e to the loss, bounded: a model that diverged may have thousands of nats."""
+        return math.exp(min(loss.value, 700)) if (loss := self.loss(system)) else None
+
     def change(self) -> PairedDifference | None:
         """The loss of the second system - that of the first, token by token; None if only one was measured."""
         if len(self.by_system) != 2 or not self.clusters:
@@ -88,7 +92,7 @@ class Forgetting:
             "texts": len(self.texts),
             "tokens": len(self.clusters),
             "loss": {system: found.to_dict() for system, found in loss.items()},
-            "perplexity": {system: math.exp(min(found.value, 700)) for system, found in loss.items()},
+            "perplexity": {system: self.perplexity(system) for system in loss},
             **({"change": change.to_dict()} if change else {}),
             "continued": [
                 {"source": text.source, "prompt": text.prompt, "expected": text.expected, "answers": answers}

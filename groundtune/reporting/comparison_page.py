@@ -289,7 +289,7 @@ def _html_abstention(abstention: Mapping[str, Mapping[str, Any]]) -> str:
         abstention_plot(f"{context}, by {_BY[signal]}", {name: found[signal] for name, found in by_system.items()})
         for context, by_system in abstention.items()
         for signal in _BY
-        if all("chosen" in found and len(found[signal]) > 1 for found in by_system.values())
+        if all("chosen" in found and _has_curve(found[signal]) for found in by_system.values())
     )
     how = (
         "Each point is a threshold: answers below it are withheld. Chosen is the pair of thresholds with the highest "
@@ -302,6 +302,11 @@ def _html_abstention(abstention: Mapping[str, Mapping[str, Any]]) -> str:
         f'<section id="withheld"><h2>If unlikely answers were withheld</h2><p class="small">{escape(how)}</p>'
         f'<ul>{chosen}</ul><div class="pair">{plots}</div></section>'
     )
+
+
+def _has_curve(points: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether there are several points, of questions with and without an answer: else one of the rates is unknown."""
+    return len(points) > 1 and None not in (points[0]["unanswerable_answered"], points[0]["answerable_refused"])
 
 
 def thresholds_chosen(abstention: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, cast
@@ -151,7 +152,7 @@ def abstention_plot(title: str, curves: Mapping[str, Sequence[Mapping[str, Any]]
 
     def draw(axes: Axes) -> None:
         for i, (name, points) in enumerate(curves.items()):
-            x, y = ([point[rate] or 0.0 for point in points] for rate in (refused, answered))
+            x, y = ([point[rate] for point in points] for rate in (refused, answered))
             colour = _COLOURS["base" if name == "base" else "tuned"]
             axes.plot(x, y, _MARKS[i % len(_MARKS)] + "-", color=colour, ms=3, label=_short(name), clip_on=False)
         axes.set_xlabel("answerable, refused")
@@ -166,7 +167,8 @@ def abstention_plot(title: str, curves: Mapping[str, Sequence[Mapping[str, Any]]
 
 def _short(name: str) -> str:
     """A name shortened for the legend; keeps its end, where paths differ."""
-    return name if len(name) <= 30 else f"…{name[-29:]}"
+    short = name if len(name) <= 30 else f"…{name[-29:]}"
+    return f" {short}" if short.startswith("_") else short  # a legend leaves out what begins with "_"
 
 
 def _columns(names: Sequence[str]) -> int:
@@ -292,6 +294,7 @@ def _figure(
         "xtick.color": c["muted"], "ytick.color": c["muted"], "xtick.major.size": 3, "ytick.major.size": 0,
         "axes.edgecolor": c["muted"], "axes.labelcolor": c["muted"], "axes.grid": True, "axes.axisbelow": True,
         "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+        "text.parse_math": False,  # names may have dollar signs
     }  # fmt: skip
     with matplotlib.rc_context(cast("dict[Any, Any]", style)):
         figure = Figure(figsize=size, layout="constrained")
@@ -304,7 +307,10 @@ def _svg(figure: Figure, alt: str) -> str:
     from io import StringIO
 
     file = StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser has fonts of its own
+        about = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=about)
     svg = re.sub(r"<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
     box = re.findall(r'viewBox="[^"]*"', svg)[0]
     svg = svg[svg.index(">", svg.index("<svg")) + 1 :]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from html import escape
-from math import exp
 from typing import TYPE_CHECKING
 
 from groundtune.evaluation.statistics import FEWEST_PASSAGES, Interval, PairedDifference
@@ -120,8 +119,9 @@ def _plot(part: Part) -> str:
 def forgetting_lines(found: Forgetting) -> Iterator[str]:
     """The losses, and what became of them, in words."""
     for system in found.by_system:
-        if loss := found.loss(system):
-            yield f"{system}: {loss.value:.3f} nats per token {loss.ends(3)}, perplexity {exp(loss.value):.2f}"
+        if (loss := found.loss(system)) and (perplexity := found.perplexity(system)):
+            shown = f"{perplexity:.2f}" if perplexity < 1e6 else f"{perplexity:.1e}"
+            yield f"{system}: {loss.value:.3f} nats per token {loss.ends(3)}, perplexity {shown}"
     if change := found.change():
         word = {"better": "lower", "worse": "higher"}.get(change.verdict, "no clear difference")
         word = word if change.passages >= FEWEST_PASSAGES else f"no verdict on fewer than {FEWEST_PASSAGES} texts"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -191,6 +192,15 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+
+
+@pytest.mark.parametrize("name", ["a$\\frac$", "_old", "測試", "a_b^c"])
+@pytest.mark.filterwarnings("error")
+def test_a_system_of_any_name_is_in_the_legend_of_the_plots(tmp_path, name):
+    found = compare("t", {name: answered(wrong(24)), "other": answered(COLOURS)})
+    write_comparisons(tmp_path / "c.html", "comparison", "t", [found], {}, [], {})
+    svg = (tmp_path / "c.html").read_text("utf-8").partition("<svg")[2].partition("</svg>")[0]
+    assert name in [said.strip() for said in re.findall(r">([^<]+)</text>", svg)]
 
 
 def test_the_page_loads_nothing_runs_nothing_and_holds_the_numbers(tmp_path):

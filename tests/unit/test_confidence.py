@@ -155,7 +155,8 @@ def test_the_page_shows_the_curve_where_questions_lack_an_answer(tmp_path):
 
     made = predictions()
     compared = compare("one", {"one": made})
-    for name, some in (("with", made), ("without", made[:4])):
+    unanswerable = [one for one in made if not one.example.answerable]
+    for name, some in (("with", made), ("without", made[:4]), ("only", unanswerable)):
         write_comparisons(
             tmp_path / f"{name}.html", "evaluation", "one", [compared], {}, [], {},
             abstention={"retrieved": {"model": curve(some), "base": curve(some)}},
@@ -163,7 +164,8 @@ def test_the_page_shows_the_curve_where_questions_lack_an_answer(tmp_path):
     page = (tmp_path / "with.html").read_text("utf-8")
     assert "If unlikely answers were withheld" in page and page.count("unanswerable, answered</text>") == 2
     assert '<a href="#withheld">If unlikely answers were withheld</a>' in page and '<section id="withheld">' in page
-    assert "If unlikely answers" not in (tmp_path / "without.html").read_text("utf-8")
+    for name in ("without", "only"):  # one of both rates is unknown
+        assert "If unlikely answers" not in (tmp_path / f"{name}.html").read_text("utf-8")
 
 
 def test_the_terminal_says_which_thresholds_a_study_chose_and_what_they_do(monkeypatch, tmp_path, capsys):

@@ -204,6 +204,13 @@ def test_means_are_over_tokens_and_intervals_over_texts():
     assert "tuned - base +0.250 [unknown], no verdict on fewer than 20 texts" in change
 
 
+def test_the_loss_of_a_model_that_diverged_is_shown_too():
+    found = Forgetting("x", [], {"base": Measured([[2.0]], []), "tuned": Measured([[900.0]], [])})
+    _, tuned, _ = forgetting_lines(found)
+    assert tuned == "tuned: 900.000 nats per token [unknown], perplexity 1.0e+304"
+    assert found.to_dict()["perplexity"]["tuned"] < math.inf
+
+
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe", b"\x00\xff\xff"])
 def test_a_file_without_text_is_an_error_of_one_line(family, tmp_path, content):
     for name in ("other.txt", "other.jsonl"):
