@@ -264,8 +264,9 @@ def finished_cells(cells: Sequence[Cell], place: Path) -> tuple[dict[str, Figure
 
 def unlike(figures: Sequence[Figures]) -> list[str]:
     """One line for each difference that makes figures incomparable, for whoever does not read the data: settings that
-    differ between seeds of a cell, and questions that differ between cells."""
-    found = []
+    differ between seeds of a cell, a seed that is there twice, and questions that differ between cells."""
+    runs = Counter((one.cell, one.seed) for one in figures)
+    found = [f"{cell}: two files are of seed {seed}" for (cell, seed), number in runs.items() if number > 1]
     first: dict[str, Figures] = {}
     questions: dict[str, tuple[str, Any]] = {}
     for one in figures:

@@ -80,7 +80,7 @@ def greater_is_better(metric: str) -> bool:
 
 def is_share(metric: str) -> bool:
     """Whether a metric lies in [0, 1], by its name: all but times, losses and numbers of tokens do."""
-    name = re.sub(r"^(eval|test)_", "", metric)
+    name = re.sub(r"^judge/\w+$", "judge/*", re.sub(r"^(eval|test)_", "", metric))
     return not (name.startswith("latency/") or "loss" in name or name == "generation/new_tokens")
 
 

@@ -34,7 +34,10 @@ class At:
 
 @dataclass(frozen=True)
 class Standing:
-    """A cell's place: its mean over questions and seeds, and its difference from the baseline, if both are measured."""
+    """A cell's place: its mean over questions and seeds, and its difference from the baseline, if both are measured.
+
+    `seeds`: how many have the score.
+    """
 
     name: str
     seeds: int
@@ -115,14 +118,14 @@ def standings(
     rows = []
     for name in names:
         if name not in scored:
-            rows.append(Standing(name, len(of[name]), None, minutes=_minutes(of[name])))
+            rows.append(Standing(name, 0, None, minutes=_minutes(of[name])))
             continue
         values, clusters = scored[name].array(), scored[name].clusters()
         found = None
         if name != baseline and baseline in scored:
             found = _from_to(pairs, baseline, name)
         rows.append(Standing(
-            name, len(of[name]), mean_over_seeds(values, clusters, samples=samples),
+            name, len(values), mean_over_seeds(values, clusters, samples=samples),
             tuple(values.mean(axis=1).tolist()), found, verdict(found, level) if found else "", _minutes(of[name]),
         ))  # fmt: skip
     measured = [row for row in rows if row.mean]

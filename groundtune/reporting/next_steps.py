@@ -162,12 +162,13 @@ def _other_method(known: Known, text: str) -> Step:
 def _longer(known: Known, cut: Sequence[Prediction], text: str) -> tuple[str, str]:
     """A limit that the longest gold answer would fit into, at the tokens per character of the answers that were cut.
 
-    Thoughts count as tokens but not as text: answers with more tokens than bytes say nothing of a limit. The prompts
-    keep their room.
+    Thoughts count as tokens but not as text: answers with more tokens than bytes say nothing of a limit. An answer
+    whose tokens a server did not count has as many as the limit. The prompts keep their room.
     """
     limit = _number(known, "max_new_tokens")
-    begun = [p for p in cut if (p.new_tokens or 0) <= len(p.answer.encode("utf-8", "replace"))]
-    written = sum(p.new_tokens or 0 for p in begun) / max(1, sum(len(p.answer) for p in begun))
+    tokens = [limit if p.new_tokens is None else p.new_tokens for p in cut]
+    begun = [(p.answer, n) for p, n in zip(cut, tokens, strict=True) if n <= len(p.answer.encode("utf-8", "replace"))]
+    written = sum(n for _, n in begun) / max(1, sum(len(answer) for answer, _ in begun))
     longest = max(len(answer) for p in cut for answer in p.example.acceptable_answers)
     needed = 32 * math.ceil(1.2 * longest * written / 32)
     if not begun:

@@ -44,7 +44,8 @@ def table(found: Sequence[Standings]) -> tuple[list[str], list[list[str]]]:
             rows.append([row.name, "0", NOT_MEASURED, *[""] * (len(shown) + 2)])
             continue
         means = [_interval(one.of(row.name).mean) or NOT_MEASURED for one in shown]
-        rows.append([row.name, str(row.seeds), *means, _interval(row.difference, "+"), _word(row), _minutes(row)])
+        seeds = row.seeds or max(one.of(row.name).seeds for one in shown)  # those of the difference, if there is one
+        rows.append([row.name, str(seeds), *means, _interval(row.difference, "+"), _word(row), _minutes(row)])
     return header, rows
 
 

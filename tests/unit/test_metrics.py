@@ -15,6 +15,8 @@ from groundtune.evaluation.metrics import (
     exact_match,
     generation_scores,
     greater_is_better,
+    is_share,
+    largest,
     ndcg_at_k,
     recall_at_k,
     reciprocal_rank,
@@ -279,3 +281,13 @@ def test_importing_the_module_loads_no_scorer():
         "sys.exit(any(m in sys.modules for m in ('rouge_score', 'sacrebleu', 'nltk', 'torch')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["judge/glossary", "judge/closs", "test_judge/latency", "generation/f1"])
+def test_a_judge_of_any_name_gives_shares(name):
+    assert is_share(name) and largest(name) == 1 and greater_is_better(name)
+
+
+@pytest.mark.parametrize("name", ["eval_loss", "loss_with_gold_passage", "latency/retrieval_s", "generation/new_tokens"])
+def test_times_losses_and_counts_are_no_shares(name):
+    assert not is_share(name)

@@ -47,7 +47,7 @@ from groundtune.recipes.sweep import (
     on,
     sweep,
 )
-from groundtune.reporting.sweep_report import all_standings, markdown, write_sweep
+from groundtune.reporting.sweep_report import all_standings, markdown, table, write_sweep
 from groundtune.runs.cells import Plan, chosen
 from groundtune.schema import Document, Example, Prediction
 from groundtune.system.locks import alone
@@ -652,6 +652,26 @@ def between_marks(page: str, name: str) -> str:
     """What a sweep wrote into a page."""
     begin, end = (f"<!-- sweep {name}: {mark} -->" for mark in ("begin", "end"))
     return page.partition(begin)[2].partition(end)[0].strip("\n") + "\n"
+
+
+def test_the_seeds_of_a_row_are_those_that_have_the_score(plan):
+    run(plan, only=["sft", "swr"])
+    lacking = [replace(one, scored={**one.scored, "mix": {}}) if one.seed == 1 else one for one in figures(plan)]
+    found = all_standings(plan, lacking, 300)
+    assert found[0].of("swr").seeds == len(found[0].of("swr").of_seeds) == 1 and found[2].of("swr").seeds == 2
+    row = next(row for row in table(found)[1] if row[0] == "swr")
+    assert row[1] == "1"
+    nowhere = [replace(one, scored={**one.scored, "mix": {}}) for one in figures(plan)]
+    row = next(row for row in table(all_standings(plan, nowhere, 300))[1] if row[0] == "swr")
+    assert row[1] == "2"
+
+
+def test_a_seed_whose_file_was_copied_does_not_count_twice(plan, tmp_path, capsys):
+    run(plan)
+    results = tmp_path / "runs" / "results"
+    (results / "sft-seed1.json").write_bytes((results / "sft-seed0.json").read_bytes())
+    assert main(["sweep", str(tmp_path / "try.yaml"), "--report_only"]) == 2
+    assert "sft: two files are of seed 0" in capsys.readouterr().err
 
 
 def test_a_page_with_marks_keeps_all_that_is_outside_them(plan):
