@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -230,7 +231,7 @@ def found_within(documents: int) -> int:
 
 
 def _suitable(text: str, settings: Settings) -> bool:
-    letters = sum(map(str.isalpha, text))
+    letters = sum(unicodedata.category(character)[0] in "LM" for character in text)  # M: vowels of many scripts
     return len(words(text)) >= settings.min_words and letters >= 0.5 * len("".join(text.split()))
 
 
