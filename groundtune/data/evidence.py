@@ -67,7 +67,7 @@ def says(answer: str, question: str, passage: str) -> bool:
     number. An answer that adds no word of its own, such as "Yes.", is said where the question's words are.
     """
     held, added = held_by(passage), told_by(answer, question)
-    numbers = [one for one in added if all(reading[0] == "#" for reading in one)]
+    numbers = numbers_among(added)
     if numbers and not any(one & held for one in numbers):
         return False
     return bool(added) and sum(bool(one & held) for one in added) >= SUPPORTED * len(added)
@@ -79,6 +79,11 @@ def told_by(answer: str, question: str) -> list[frozenset[str]]:
     said, asked = _readings(answer, without=_YES_OR_NO), _readings(question)
     known = frozenset[str]().union(*asked)
     return [one for one in said if not one & known] or said or asked
+
+
+def numbers_among(told: Sequence[frozenset[str]]) -> list[frozenset[str]]:
+    """Those of `told_by` that are numbers however they are read."""
+    return [one for one in told if all(reading[0] == "#" for reading in one)]
 
 
 def _readings(text: str, without: Collection[str] = ()) -> list[frozenset[str]]:

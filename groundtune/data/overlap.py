@@ -32,22 +32,31 @@ class Overlap:
         order = np.argsort(every, kind="stable")
         self._hashes: Hashes = every[order]
         self._owners = np.concatenate(owners)[order] if owners else np.empty(0, np.int32)
+        self._sizes = np.array(list(map(len, hashes)), np.int64)
 
-    def shares(self, text: str, owners: int | None = _MOST_OWNERS) -> dict[int, float]:
+    def shares(self, text: str) -> dict[int, float]:
         """Position of each passage that has any 5-gram of the text -> the share of the text's 5-grams that it has.
 
-        A 5-gram of more passages than `owners`, such as one of a header, counts for the first of them only, so that the
-        time for all passages grows with their number and not with its square; None counts it for all.
+        A 5-gram of more than 64 passages, such as one of a header, counts for the first of them only, so that the time
+        for all passages grows with their number and not with its square.
         """
+        positions, counts, length = self._common(text, _MOST_OWNERS)
+        return dict(zip(positions.tolist(), (counts / length).tolist()))
+
+    def likeness(self, text: str) -> dict[int, float]:
+        """Position of each passage that has any 5-gram of the text -> the larger of the shares that the passage has of
+        the text, and the text of the passage; every 5-gram counts for all."""
+        positions, counts, length = self._common(text, None)
+        return dict(zip(positions.tolist(), (counts / np.minimum(length, self._sizes[positions])).tolist()))
+
+    def _common(self, text: str, owners: int | None) -> tuple[NDArray[np.int32], NDArray[np.intp], int]:
+        """The passages that share 5-grams with the text, how many each, and how many the text has (1 for none)."""
         found = grams(text)
-        if not len(found):
-            return {}
         begin, end = (np.searchsorted(self._hashes, found, side) for side in ("left", "right"))
         end = end if owners is None else np.minimum(end, begin + owners)
-        positions, counts = np.unique(
-            np.concatenate([self._owners[b:e] for b, e in zip(begin, end)]), return_counts=True
-        )
-        return dict(zip(positions.tolist(), (counts / len(found)).tolist()))
+        pieces = [self._owners[b:e] for b, e in zip(begin, end)]
+        positions, counts = np.unique(np.concatenate([self._owners[:0], *pieces]), return_counts=True)
+        return positions, counts, max(1, len(found))
 
     def holding(self, text: str, least: float = HOLDS) -> set[int]:
         """Positions of the passages that have at least this share of the text's 5-grams."""

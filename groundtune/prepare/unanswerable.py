@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from groundtune.data.evidence import SUPPORTED, held_by, repeats, says, told_by
+from groundtune.data.evidence import REPEATS, SUPPORTED, held_by, numbers_among, told_by
 from groundtune.data.overlap import Overlap
 from groundtune.prompts.mixing import without_gold
 from groundtune.schema import Document, Example
@@ -96,16 +96,19 @@ class Evidence:
         found = self.repeating(example)
         for answer in example.acceptable_answers:
             added = told_by(answer, example.question)
-            counts = Counter(i for one in added for i in {i for reading in one for i in self._with.get(reading, ())})
-            near = (i for i, count in counts.items() if count >= SUPPORTED * len(added))
-            found |= {i for i in near if says(answer, example.question, self.documents[i].text)}
+            counts = Counter(i for one in added for i in self._holding(one))
+            near = {i for i, count in counts.items() if count >= SUPPORTED * len(added)}
+            if numbers := numbers_among(added):
+                near &= set[int]().union(*map(self._holding, numbers))
+            found |= near
         return found
 
     def repeating(self, example: Example) -> set[int]:
         """Positions of the documents that repeat a gold passage."""
-        near = {
-            i
-            for gold in example.gold_documents
-            for i in (*self._of_id.get(gold.id, ()), *self._overlap.shares(gold.body, owners=None))
-        }
-        return {i for i in near if repeats(self.documents[i], example.gold_documents)}
+        same = {i for gold in example.gold_documents for i in self._of_id.get(gold.id, ())}
+        alike = (self._overlap.likeness(gold.body) for gold in example.gold_documents)
+        return same | {i for found in alike for i, share in found.items() if share >= REPEATS}
+
+    def _holding(self, readings: frozenset[str]) -> set[int]:
+        """Positions of the documents with a word or number that is read in one of these ways."""
+        return set[int]().union(*(self._with.get(reading, ()) for reading in readings))

@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_documents, tiny_examples
 
 from groundtune.arguments import AFTERWARDS, OFF, TAUGHT, PromptArguments
-from groundtune.errors import DataError, ModelError
+from groundtune.errors import ModelError
 from groundtune.evaluation.citations import citation_scores, marked
 from groundtune.evaluation.evaluator import score_replies
 from groundtune.evaluation.metrics import METRICS, greater_is_better, token_f1

@@ -288,6 +288,8 @@ def test_a_judge_of_any_name_gives_shares(name):
     assert is_share(name) and largest(name) == 1 and greater_is_better(name)
 
 
-@pytest.mark.parametrize("name", ["eval_loss", "loss_with_gold_passage", "latency/retrieval_s", "generation/new_tokens"])
+@pytest.mark.parametrize(
+    "name", ["eval_loss", "loss_with_gold_passage", "latency/retrieval_s", "generation/new_tokens"]
+)
 def test_times_losses_and_counts_are_no_shares(name):
     assert not is_share(name)

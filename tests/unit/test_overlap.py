@@ -55,3 +55,17 @@ def test_text_that_all_passages_share_costs_no_more_than_other_text():
 
 def test_word_order_counts():
     assert share_held("one two three four five six", "six five four three two one") == 0
+
+
+def test_likeness_is_the_larger_of_both_shares_and_counts_every_5_gram():
+    made = [*texts(), *[f"all of these begin like this {n}" for n in range(100)]]
+    overlap = Overlap(made)
+    for text in made[-1:] + made[:20]:
+        of_text, of_each = plain(text), list(map(plain, made))
+        expected = {
+            i: len(of_text & other) / min(len(of_text), len(other))
+            for i, other in enumerate(of_each)
+            if of_text & other
+        }
+        assert overlap.likeness(text) == pytest.approx(expected)
+    assert overlap.likeness("?") == Overlap([]).likeness("w1 w2") == {}

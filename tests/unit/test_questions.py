@@ -107,10 +107,7 @@ def test_short_passages_and_tables_of_figures_are_not_sampled():
 
 
 def test_a_passage_in_a_script_whose_vowels_are_marks_is_sampled():
-    burmese = Document(
-        "မြန်မာနိုင်ငံသည် အရှေ့တောင်အာရှတွင် တည်ရှိသော နိုင်ငံတစ်ခု ဖြစ်သည်။ ရန်ကုန်မြို့သည် အကြီးဆုံးမြို့ဖြစ်ပြီး "
-        "နေပြည်တော်သည် မြို့တော်ဖြစ်သည်။"
-    )
+    burmese = Document("မြန်မာနိုင်ငံသည် အရှေ့တောင်အာရှတွင် တည်ရှိသော နိုင်ငံတစ်ခု ဖြစ်သည်။ ရန်ကုန်မြို့သည် အကြီးဆုံးမြို့ဖြစ်ပြီး နေပြည်တော်သည် မြို့တော်ဖြစ်သည်။")
     assert sample_passages([burmese], settings()) == [burmese]
 
 

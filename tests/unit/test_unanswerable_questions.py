@@ -44,6 +44,19 @@ def test_the_index_finds_what_comparing_each_document_finds():
         assert evidence.of(example) == {i for i, document in enumerate(documents) if gives_away(document, example)}
 
 
+def test_the_index_compares_no_passage_with_another(monkeypatch):
+    from groundtune.data import evidence as compared
+
+    documents, splits = world()
+    documents += [Document(f"All passages of this book begin like this, {word}.") for word in WORDS]
+    example = Example("How does it begin?", "Like this", (documents[-1],))
+    expected = [{i for i, d in enumerate(documents) if gives_away(d, e)} for e in (example, *splits["train"][:5])]
+    index = Evidence(documents)
+    for name in ("likeness", "held_by"):
+        monkeypatch.setattr(compared, name, lambda *texts: pytest.fail("slow"))
+    assert [index.of(e) for e in (example, *splits["train"][:5])] == expected and len(expected[0]) >= len(WORDS)
+
+
 def test_every_copy_of_a_passage_goes_however_many_there_are():
     body = "Members may bring one companion to every evening screening in the garden without any fee"
     documents = [Document(body, f"Title: Branch {n}\n{body}") for n in range(100)]
