@@ -159,6 +159,9 @@ class QATrainingArguments(TrainingArguments):
             self.auto_find_batch_size = False
         if getattr(self, "train_sampling_strategy", "random") != "random":
             logger.warning("--train_sampling_strategy has no effect: rows are batched by length or common passages")
+        if self.dataloader_persistent_workers:
+            logger.warning("--dataloader_persistent_workers has no effect: each epoch has its own rows and workers")
+            self.dataloader_persistent_workers = False
         if self.greater_is_better is None:
             self.greater_is_better = greater_is_better(self.metric_for_best_model)
         if self.dataloader_pin_memory and not torch.cuda.is_available():

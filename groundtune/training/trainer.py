@@ -302,7 +302,6 @@ class QATrainer(SafeTrainer):
             collate_fn=self.data_collator,
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=bool(workers) and self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
         even, self.accelerator.even_batches = self.accelerator.even_batches, False

@@ -13,8 +13,8 @@ from groundtune.arguments import ModelArguments
 from groundtune.methods import METHODS
 from groundtune.model.loading import add_lora
 from groundtune.prompts.policies import required_first
-from groundtune.prompts.rows import Row, encode_rows
-from groundtune.schema import Example
+from groundtune.prompts.rows import EpochRows, Row, encode_rows
+from groundtune.schema import Document, Example
 from groundtune.training.arguments import QATrainingArguments
 from groundtune.training.batching import IGNORED, EpochOrder, collate, prefix_order
 from groundtune.training.loss import answer_loss
@@ -237,6 +237,34 @@ def test_the_order_of_training_is_the_sampler_s_and_changes_with_the_epoch(famil
     sampler.set_epoch(1)
     assert [i for batch in seen for i in batch] == [*expected, *sampler]
     assert expected != list(sampler)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_epoch_reads_its_own_rows_also_in_workers_that_would_stay(families, tmp_path, workers):
+    family, seen = families["llama"], []
+
+    def drawn(example, hits, rng):
+        return required_first([Document(str(rng.random()))])
+
+    def encoded(examples, passages, prompt, max_length):
+        (of_row,) = zip(*passages, strict=True)
+        return [Row([int(1000 * float(one.document.text)) % 90 + 5] * 3, [7], "") for one in of_row]
+
+    def loss(model, batch, **options):
+        seen.extend(batch["input_ids"][batch["labels"].roll(-1) == 7].tolist())
+        return answer_loss(model, batch, **options)
+
+    examples = [Example("Why?", "So.", ())] * 6
+    rows = EpochRows(encoded, drawn, examples, [()] * 6, None, 100, seed=0)
+    method = replace(METHODS["sft"], loss=loss)
+    flags = {"dataloader_num_workers": workers, "dataloader_persistent_workers": bool(workers)}
+    train(family, rows, tmp_path, method=method, num_train_epochs=3, per_device_train_batch_size=2, **flags)
+    expected = []
+    for epoch in range(3):
+        rows.set_epoch(epoch)
+        expected.append(sorted(row.prompt_ids[0] for row in rows))
+    assert [sorted(seen[6 * epoch : 6 * epoch + 6]) for epoch in range(3)] == expected
+    assert expected[0] != expected[1]
 
 
 def test_the_loss_with_gold_is_the_mean_over_all_answer_tokens_of_the_file(families, tmp_path):
