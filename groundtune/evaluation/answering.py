@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, cast
 
 from groundtune.aliases import Model, Tokenizer
@@ -22,7 +23,7 @@ from groundtune.evaluation.predictions import Evaluation, evaluation_of
 from groundtune.model.endpoint import Endpoint, lasting
 from groundtune.model.generators import computing
 from groundtune.prompts.policies import kept
-from groundtune.prompts.prompt import chat_messages, make_prompt, to_continue
+from groundtune.prompts.prompt import Prompt, chat_messages, make_prompt, to_continue
 from groundtune.prompts.rows import fits
 from groundtune.retrieval.opening import index_folder, open_retriever
 from groundtune.retrieval.queries import Query, queries_of, too_long_note
@@ -60,6 +61,7 @@ class Asked:
 
 
 Answer = Callable[[Asked, OnDone], Evaluation]
+Fits = Callable[[str, Example, tuple[Hit, ...]], bool]  # of a context, a question and its hits
 Reads = Callable[[Sequence[UnrelatedText], OnDone], Measured]
 
 
@@ -142,10 +144,12 @@ def answer_by_chat(endpoint: Endpoint) -> Answer:
 
 @dataclass(frozen=True)
 class Found:
-    """The examples to answer, with at least as many hits as a context reads; `ask` makes questions of some of them."""
+    """The examples to answer, with at least as many hits as a context reads; `ask` makes questions of some of them, and
+    `fits` says which would be left out because they are too long."""
 
     examples: list[Example]
     hits: list[tuple[Hit, ...]]
+    fits: Fits
     ask: Callable[[str, list[Example], list[tuple[Hit, ...]]], Asked]
 
 
@@ -172,15 +176,19 @@ def open_questions(
         seconds = time.perf_counter() - begin
         notes += too_long_note(queries, retriever.limit)
     usual = [found[: arguments.retrieval.eval_num_to_retrieve] for found in hits]
-    if tokenizer is not None and arguments.data.too_long != "error":
-        fitting = _fitting(arguments, examples, usual, tokenizer)
-        examples = [examples[i] for i in fitting]
-        hits, usual = ([these[i] for i in fitting] for these in (hits, usual))
+    fits_in = _fitting(arguments, tokenizer)
+    fitting = [
+        i for i, one in enumerate(zip(examples, usual)) if all(fits_in(context, *one) for context in arguments.contexts)
+    ]  # so that all contexts have the same questions
+    if not fitting:
+        raise DataError(["--eval_file: every question is too long; raise --max_seq_length"])
+    examples = [examples[i] for i in fitting]
+    hits, usual = ([these[i] for i in fitting] for these in (hits, usual))
 
     def ask(context: str, some: list[Example], their: list[tuple[Hit, ...]]) -> Asked:
         return _asked(arguments, context, some, their, seconds, tokenizer)
 
-    return [ask(context, examples, usual) for context in arguments.contexts], Found(examples, hits, ask)
+    return [ask(context, examples, usual) for context in arguments.contexts], Found(examples, hits, fits_in, ask)
 
 
 def _queries(arguments: InferenceArguments, examples: list[Example], notes: list[str]) -> list[Query]:
@@ -194,25 +202,21 @@ def _queries(arguments: InferenceArguments, examples: list[Example], notes: list
     return queries
 
 
-def _fitting(
-    arguments: InferenceArguments, examples: list[Example], hits: list[tuple[Hit, ...]], tokenizer: Tokenizer
-) -> list[int]:
-    """The numbers of the examples whose prompt fits in every context, so that all contexts have the same questions."""
+def _fitting(arguments: InferenceArguments, tokenizer: Tokenizer | None) -> Fits:
+    """Whether a prompt fits; with --too_long error all are taken to fit, and asking one that does not is the error."""
+    if tokenizer is None or arguments.data.too_long == "error":
+        return lambda context, example, hits: True
     room = room_for_prompt(arguments.data.max_seq_length, arguments.evaluation.max_new_tokens)
-    shorten = arguments.data.too_long == "shorten"
-    too_long: set[int] = set()
-    for context in arguments.contexts:
-        prompt = make_prompt(tokenizer, replace(arguments.prompt, instruction=_instruction(arguments, context)))
-        passages = passages_of(context, examples, hits)
-        too_long |= {
-            i
-            for i, (example, these) in enumerate(zip(examples, passages, strict=True))
-            if not fits(example, these, prompt, room, shorten)
-        }
-    fitting = [i for i in range(len(examples)) if i not in too_long]
-    if not fitting:
-        raise DataError(["--eval_file: every question is too long; raise --max_seq_length"])
-    return fitting
+
+    @cache
+    def prompt_of(context: str) -> Prompt:
+        return make_prompt(tokenizer, replace(arguments.prompt, instruction=_instruction(arguments, context)))
+
+    def fits_in(context: str, example: Example, hits: tuple[Hit, ...]) -> bool:
+        (passages,) = passages_of(context, [example], [hits])
+        return fits(example, passages, prompt_of(context), room, arguments.data.too_long == "shorten")
+
+    return fits_in
 
 
 def _instruction(arguments: InferenceArguments, context: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from groundtune.evaluation.answering import Asked
+from groundtune.evaluation.answering import Asked, Fits
 from groundtune.evaluation.arguments import SEARCHED_PARTS
 from groundtune.evaluation.predictions import Evaluation
 from groundtune.evaluation.statistics import Interval, PairedDifference, clusters_of, paired_difference
@@ -186,11 +186,13 @@ def cells_of(
     ask: Callable[[str, list[Example], list[tuple[Hit, ...]]], Asked],
     notes: list[str],
     usual: int,
+    fits: Fits = lambda context, example, hits: True,
 ) -> list[Cell]:
     """The questions of every point of the parts that need their own; `hits` has `DEPTH` or more of each example, and
     `usual` is the usual number of passages.
 
-    `ask` makes the questions of a context. `notes` gets a line about a part that no question, or not every one, suits.
+    `ask` makes the questions of a context; those that are too long for it (`fits`) are left out. `notes` gets a line
+    about a part that no question, or not every one, suits.
     """
     cells = []
     for part in parts:
@@ -200,7 +202,7 @@ def cells_of(
                 some = [found[:k] for found in hits]
                 cells.append(Cell(part, counted(k, "passage"), k, ask("retrieved", list(examples), some)))
         elif part in SEARCHED_PARTS:
-            cells += _with_gold(part, examples, hits, ask, notes)
+            cells += _with_gold(part, examples, hits, ask, notes, fits)
     return cells
 
 
@@ -210,13 +212,17 @@ def _with_gold(
     hits: Sequence[tuple[Hit, ...]],
     ask: Callable[[str, list[Example], list[tuple[Hit, ...]]], Asked],
     notes: list[str],
+    fits: Fits,
 ) -> list[Cell]:
     """The points of a part in which gold is read, with the questions that suit every point.
 
     Of distractors, as many as at least half of the questions have: a small database has few.
     """
     prefix, places = {"rank": ("gold_at", RANKS), "distractors": ("gold_with", DISTRACTORS)}[part]
-    numbers = [_others(prefix, places[-1], *pair) if pair[0].has_evidence else -1 for pair in zip(examples, hits)]
+    numbers = [
+        _others(prefix, places[-1], *pair) if pair[0].has_evidence and fits(f"{prefix}_{places[0]}", *pair) else -1
+        for pair in zip(examples, hits)
+    ]
     known = sorted((number for number in numbers if number >= 0), reverse=True)
     if part == "distractors" and known:
         places = tuple(place for place in places if place <= known[(len(known) - 1) // 2])

@@ -161,8 +161,9 @@ def _evaluate(
     texts = _texts(arguments, asked)
     told: list[str] = []
     cells = cells_of(
-        parts, questions.examples, questions.hits, questions.ask, told, arguments.retrieval.eval_num_to_retrieve
-    )
+        parts, questions.examples, questions.hits, questions.ask, told, arguments.retrieval.eval_num_to_retrieve,
+        questions.fits,
+    )  # fmt: skip
     probe_judge(arguments)
     output_dir = made(arguments.output_dir)
 

@@ -19,11 +19,13 @@ from fake_server import FakeServer, Refusal
 from test_recipes import flags, lines
 
 from groundtune.cli import main
+from groundtune.data.files import write_documents, write_jsonl
 from groundtune.errors import ModelError
 from groundtune.prompts.policies import CONTEXTS
 from groundtune.recipes.evaluate import BASE, MODEL  # noqa: F401  what the files and the JSON call them
 from groundtune.retrieval.embedder import Embedder
 from groundtune.runs.remembered import record_own_run
+from groundtune.schema import Document, Example
 
 
 @pytest.fixture(scope="module")
@@ -874,6 +876,24 @@ def test_a_study_asks_the_same_questions_everywhere_and_what_was_answered_is_not
     for name in ("study", "forgetting"):
         without = json.dumps(again[name]).split('"latency')[0]
         assert without == json.dumps(found[name]).split('"latency')[0]
+
+
+@pytest.mark.parametrize("too_long", ["drop", "shorten"])
+def test_a_question_whose_gold_passage_is_too_long_is_left_out_of_the_parts_that_read_it(
+    adapter_run, capsys, tmp_path, too_long
+):
+    documents = [Document(f"The {name} door opens at nine.") for name in ("red", "blue", "green", "grey", "white")]
+    documents.append(Document("Tales follow. " * 900))
+    gold = documents[0], documents[1], documents[-1]
+    examples = [Example(f"Which door is {i}?", "It opens at nine.", (document,)) for i, document in enumerate(gold)]
+    write_jsonl(tmp_path / "e.jsonl", (example.to_dict() for example in examples))
+    write_documents(tmp_path / "d.jsonl", documents)
+    flags = {"eval_file": "e.jsonl", "full_dataset_file_path": "d.jsonl", "full_dataset_index_path": "index"}
+    words = [word for name, file in flags.items() for word in (f"--{name}", tmp_path / file)]
+    words += ["--output_dir", tmp_path / "out", "--max_new_tokens", "3", "--too_long", too_long, "--retriever", "bm25"]
+    status, found, _ = run(capsys, "evaluate", adapter_run, *words, "--study", "rank,k")
+    assert status == 0 and {name: part["n"] for name, part in found["study"]["parts"].items()} == {"rank": 2, "k": 3}
+    assert "study, rank: 2 of 3 questions" in found["study"]["notes"][0]
 
 
 def test_parts_of_a_study_are_chosen_and_wrong_ones_named(adapter_run, capsys, tmp_path):
