@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import overload
+from typing import Any, overload
 
 from groundtune.errors import DataError
 from groundtune.prompts.citations import taught
@@ -155,6 +155,10 @@ class EpochRows(Sequence[Row]):
     def _encoded(self, drawn: Sequence[tuple[Example, Passages]]) -> list[Row]:
         examples, passages = [example for example, _ in drawn], [these for _, these in drawn]
         return self._encode(examples, passages, self._prompt, self._max_length)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a process that loads data needs, where that is a new one: the rows, and nothing to draw others with."""
+        return {"of_epoch": self.of_epoch}
 
     def __len__(self) -> int:
         return len(self.of_epoch)

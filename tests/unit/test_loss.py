@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from conftest import make_family, random_documents, random_history, random_text
 
-from groundtune.arguments import ModelArguments
+from groundtune.arguments import ModelArguments, PassageArguments
 from groundtune.methods import METHODS
 from groundtune.model.loading import add_lora
 from groundtune.prompts.policies import required_first
@@ -265,6 +266,19 @@ def test_each_epoch_reads_its_own_rows_also_in_workers_that_would_stay(families,
         expected.append(sorted(row.prompt_ids[0] for row in rows))
     assert [sorted(seen[6 * epoch : 6 * epoch + 6]) for epoch in range(3)] == expected
     assert expected[0] != expected[1]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_process_that_loads_data_gets_the_rows_of_any_method_and_how_to_batch_them(families, tmp_path, name):
+    family, method = families["llama"], METHODS[name]
+    rows, gold = rows_for(family, 2), Document("gold")
+    draws = method.draws(PassageArguments(**method.defaults), 1, [gold])
+    made = EpochRows(lambda *given: rows, method.policy, [Example("Q", "A", (gold,))], [()], None, 9, 0, draws)
+    loader = train(family, made, tmp_path, method=method).get_train_dataloader()
+    dataset, collate_rows = pickle.loads(pickle.dumps([loader.dataset, loader.collate_fn]))  # noqa: S301  our own
+    assert list(dataset) == list(made) == rows and torch.equal(
+        collate_rows(rows)["labels"], loader.collate_fn(rows)["labels"]
+    )
 
 
 def test_the_loss_with_gold_is_the_mean_over_all_answer_tokens_of_the_file(families, tmp_path):
