@@ -18,12 +18,16 @@ from test_recipes import flags
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from groundtune.cli import main
+from groundtune.commands.evaluate import inference_arguments, parser
+from groundtune.commands.parsing import given
 from groundtune.errors import ModelError
 from groundtune.evaluation.predictions import read_predictions
 from groundtune.export.about import read_about
 from groundtune.export.checks import weights_differ
 from groundtune.export.merging import merged
-from groundtune.export.verifying import _compared, _not_finite
+from groundtune.export.verifying import _compared, _evaluator, _not_finite
+from groundtune.prompts.prompt import make_prompt
+from groundtune.schema import Reply
 
 pytest.importorskip("openai", reason="needs the extra [endpoint]")
 
@@ -97,6 +101,18 @@ def test_a_run_of_all_weights_in_the_prefix_style_is_exported(
         add_generation_prompt=True,
     )
     assert text == "<s>S\n\nUSER: Q ASSISTANT:"
+
+
+def test_an_export_is_scored_as_its_run_was(run_folder, tmp_path):
+    (tmp_path / "wordings.txt").write_text("vet ej\n")
+    words = [str(run_folder), "--citations", "taught", "--abstentions", str(tmp_path / "wordings.txt")]
+    arguments = inference_arguments(given(parser(), words), for_questions=True, again=lambda more: "")
+    tokenizer = arguments.answering_model().open_tokenizer()
+    measured = read_predictions(run_folder / "predictions/test_tuned.jsonl")
+    evaluator = _evaluator(arguments, measured, make_prompt(tokenizer, arguments.prompt), tokenizer.pad_token_id)
+    said = evaluator.predictions([Reply("At nine. ⟦1⟧"), Reply("Vet ej."), Reply("No.")], seconds=1)
+    assert said[0].answer == "At nine." and said[0].scores["citations/recall"] in (0, 1)
+    assert [p.scores["errors/answerable_refused"] for p in said] == [0, 1, 0]
 
 
 # Planted in the folder
