@@ -47,7 +47,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = inference_arguments(words, for_questions=False, again=typed)
     if problems := arguments.check(has_examples=False):
         raise DataError(problems)
-    question = words.get("asked") or words["question"]
+    question = words.get("asked", words["question"])
+    if question is not None and not question.strip():
+        raise DataError(["QUESTION: is empty; write one, or leave it out for a dialogue"])
 
     from groundtune.serving.dialogue import open_dialogue
 
@@ -69,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
     made = inference_parser("ask", USAGE, DESCRIPTION, EXAMPLES, WITHOUT)
     made.add_argument(
-        "question", nargs="?", default="", metavar="QUESTION", help="Without a question, a dialogue starts."
+        "question", nargs="?", default=None, metavar="QUESTION", help="Without a question, a dialogue starts."
     )
     made.add_argument("--question", dest="asked", metavar="TEXT", help="The question, if no MODEL is named.")
     return made

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from groundtune.arguments import OFF, TAUGHT, PromptArguments, room_for_prompt
 from groundtune.data.files import read_documents
+from groundtune.errors import DataError
 from groundtune.evaluation.arguments import MODEL, InferenceArguments
 from groundtune.evaluation.citations import Marked
 from groundtune.model.endpoint import Endpoint
@@ -19,7 +20,7 @@ from groundtune.retrieval.retrievers import Retriever, Rewrite, retrieve
 from groundtune.retrieval.rewriting import open_rewriter
 from groundtune.schema import ASSISTANT, USER, Document, Example, Hit, Sampling, Turn, Words
 from groundtune.serving.telling import Manner, Told, noted, told_of, withholding
-from groundtune.system.text import one_line
+from groundtune.system.text import encodable, one_line
 
 Write = Callable[[Example, Passages], tuple[Sequence[Document], Words]]
 _NAMES = ("title", "source", "url", "id")  # metadata keys; the first one present is used
@@ -93,8 +94,10 @@ class Dialogue:
     def ask(self, question: str) -> tuple[list[Source], Iterator[str]]:
         """The sources, and the answer's words as they arrive; both turns are recorded after the last word.
 
-        Raises `DataError` if the question and the earlier turns leave no room for an answer.
+        Raises `DataError` if the question is not text, or leaves no room for an answer with the earlier turns.
         """
+        if not encodable(question):  # bytes of a terminal, a pipe or a command line
+            raise DataError(["your question: is not valid UTF-8; type it again, or save the file in UTF-8"])
         example = Example(question, "", (), tuple(self.turns), source="your question")
         hits = retrieve(self.retriever, [example], self.k, self.query_history, self.rewrite)[0]
         read, words = self.write(example, retrieved_passages(example, hits))

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from groundtune.cli import main
 from groundtune.commands import ask
 from groundtune.prompts.policies import kept
 from groundtune.schema import ASSISTANT, USER, Document, Ended, Example, Hit, Turn
@@ -50,6 +51,20 @@ def typed(monkeypatch):
         monkeypatch.setattr("builtins.input", read)
 
     return type_
+
+
+def test_a_question_that_is_no_utf_8_is_one_line_and_the_dialogue_goes_on(typed, capsys):
+    typed("caf\udce9?", "Can I?")
+    ask._converse(dialogue("Yes", "."))
+    shown = capsys.readouterr()
+    assert shown.err.startswith("your question: is not valid UTF-8") and "Yes." in shown.out
+
+
+@pytest.mark.parametrize("words", [[" "], ["--question", ""]])
+def test_an_empty_question_is_refused_before_anything_is_opened(words, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("groundtune.evaluation.arguments.InferenceArguments.check", lambda self, has_examples: [])
+    assert main(["ask", str(tmp_path), *words]) == 2
+    assert capsys.readouterr().err == "QUESTION: is empty; write one, or leave it out for a dialogue\n"
 
 
 def test_a_source_is_shown_with_its_score_its_section_and_its_file(typed, capsys):
