@@ -152,7 +152,7 @@ def _arguments(words: Mapping[str, Any], argv: Sequence[str]) -> InferenceArgume
 def _problems(words: Mapping[str, Any]) -> list[str]:
     folder = Path(words["output_dir"])
     problems = in_the_way("output_dir", folder, folder=True) or links_in(folder, flag="output_dir")
-    if words["margin"] < 0:
+    if not words["margin"] >= 0:  # NaN, too
         problems.append(f"--margin: is {words['margin']:g}; give a loss of token F1 from 0 up")
     if words["max_questions"] < 0:
         problems.append(f"--max_questions: is {words['max_questions']}; give a number from 0 up")

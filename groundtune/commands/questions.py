@@ -383,7 +383,7 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
     problems = [
         f"--{name}: is {value}; give {least.get(name, 0)} or more"
         for name, *_ in _SETTINGS
-        if (value := getattr(arguments, name)) < least.get(name, 0)
+        if not (value := getattr(arguments, name)) >= least.get(name, 0)  # `not >=` also catches NaN
     ]
     if arguments.support == "lexical":
         unused = [

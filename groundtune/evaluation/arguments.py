@@ -477,6 +477,8 @@ class InferenceArguments:
             problems.append(f"--right_metric: {self.answers.right_metric} is unknown; choose from {', '.join(known)}")
         if self.answers.right_metric.startswith("judge/") and not judge.judge:
             problems.append(f"--right_metric: {self.answers.right_metric} needs a judge; name one with --judge")
+        if not 0 <= (least := self.answers.right_threshold) <= 1:
+            problems.append(f"--right_threshold: {least:g}; give a number from 0 to 1 (a judge's 4 of 5 is 0.75)")
         if is_server(judge.judge):
             problems += server_problems("judge", judge.judge, judge.judge_model, judge.judge_options)
         elif judge.judge:

@@ -400,6 +400,9 @@ def test_all_that_is_wrong_with_the_arguments_is_said_at_once(capsys, tmp_path, 
     assert "MODEL: missing" in capsys.readouterr().err
     assert main(["evaluate", "gpt2", "--right_metric", "loss"]) == 2
     assert "--right_metric: loss is unknown" in capsys.readouterr().err
+    for threshold in ("nan", "4"):
+        assert main(["evaluate", "gpt2", "--right_threshold", threshold]) == 2
+        assert f"--right_threshold: {threshold}; give a number from 0 to 1" in capsys.readouterr().err
     assert main(["ask", "Can I return it?"]) == 2
     shown = capsys.readouterr().err
     assert "write --question before it" in shown and "--contexts" not in shown

@@ -394,6 +394,7 @@ def test_what_is_wrong_is_said_in_one_line(run_folder, tmp_path, capsys):
         (["nowhere", "-o", "x"], "RUN: nowhere: no such folder; name the folder of a finished run"),
         ([str(tmp_path / "empty"), "-o", "x"], "holds no run.json"),
         ([str(run_folder), "-o", "x", "--margin", "-1", "--verify"], "--margin: is -1"),
+        ([str(run_folder), "-o", "x", "--margin", "nan", "--verify"], "--margin: is nan"),
         ([str(run_folder), "-o", "x", "--endpoint", "openai:http://h/v1", "--endpoint_model", "m"], "add it"),
     ):
         assert main(["export", *words]) == 2

@@ -730,6 +730,8 @@ def test_a_model_loaded_here_writes_too(database, tmp_path, families, capsys):
         (["--generator", "openai:localhost"], "'localhost' is not an address"),
         (["--generator", "openai:http://x/v1"], "--generator_model: missing"),
         (["--generator", "x", "--passages", "0"], "--passages: is 0; give 1 or more"),
+        (["--generator", "x", "--unanswerable_share", "nan"], "--unanswerable_share: is nan; give 0 or more"),
+        (["--generator", "x", "--min_support", "nan"], "--min_support: is nan; give 0 or more"),
         (["--generator", "x", "--eval_share", "0.5", "--test_share", "0.5"], "leave nothing to train on"),
         (["--generator", "x", "--min_words", "999"], "no passage has 999 words; lower --min_words"),
         (["--generator", "x", "--question_prompt", "prompt.txt"], "prompt.txt: lacks {passage}"),
