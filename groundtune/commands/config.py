@@ -270,5 +270,5 @@ def _constructed(loader: yaml.SafeLoader, node: yaml.Node, where: str) -> Any:
 
 
 def _no_mapping(path: str, whole: object) -> DataError:
-    kind = "nothing" if whole is None else type(whole).__name__
+    kind = "nothing" if whole is None else "a list" if isinstance(whole, list) else "one value"
     return DataError([f"{path}:1: line: the file contains {kind}; it must map argument names to values"])

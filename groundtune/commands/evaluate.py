@@ -43,6 +43,7 @@ EXAMPLES = """examples:
 # Flags of training only, and flags that have another name here.
 _NOT_HERE = {
     "train_file", "test_file", "model_name_or_path", "use_peft", "embedding_max_num_to_retrieve", "share_prefix",
+    "max_train_samples", "train_share", "eval_endpoint",
 }  # fmt: skip
 _HELPS = {
     "eval_file": "Examples (.jsonl) to answer and score. Default: the test file of MODEL's run.",

@@ -91,13 +91,14 @@ def read_plan(path: str, changes: Mapping[str, str], output_dir: str = "") -> Pl
             reader.problem(
                 name, f"no figures of {lost[0]} are kept; take one such as {F1} or errors/answerable_refused"
             )
+    results, report = reader.text("results"), reader.text("report")
     if reader.problems:
         raise DataError(reader.problems)
     return Plan(
         file=Path(path),
         output_dir=folder,
-        results=beside / results if (results := not output_dir and reader.text("results")) else folder / "results",
-        report=beside / report if (report := not output_dir and reader.text("report")) else folder / "sweep.md",
+        results=beside / results if results and not output_dir else folder / "results",
+        report=beside / report if report and not output_dir else folder / "sweep.md",
         metric=metric,
         also=tuple(also),
         baseline=baseline,
@@ -162,7 +163,10 @@ class _Reader:
             return default
         given = entry.value if isinstance(entry.value, list) else [entry.value]
         if given and all(isinstance(one, str) and re.fullmatch(r"\d{1,9}", one) for one in given):
-            return tuple(dict.fromkeys(map(int, given)))
+            numbers = tuple(map(int, given))
+            if twice := [one for one, count in Counter(numbers).items() if count > 1]:
+                self.problems.append(f"{entry.label}: {twice[0]} is there twice; give each seed once")
+            return numbers
         self.problems.append(f"{entry.label}: must be a list of whole numbers, such as [0, 1, 2]")
         return default
 
@@ -180,8 +184,13 @@ class _Reader:
             return {}
         for name, entry in named.items():
             if _NOT_OF_A_NAME.search(name) or not 0 < len(name) <= 60:
-                self.problems.append(f"{entry.label}: the name of an evaluation has letters, digits, . = + - only")
-        return {name: self._flags(entry) for name, entry in named.items()}
+                self.problems.append(
+                    f"{entry.label}: the name of an evaluation has up to 60 letters, digits, . = + - only"
+                )
+        flags = {name: self._flags(entry) for name, entry in named.items()}
+        for its in flags.values():
+            self.refuse_ours(its)
+        return flags
 
     def cells(self, seeds: tuple[int, ...]) -> list[tuple[str, str, dict[str, Entry], tuple[int, ...]]]:
         """Name, method, flags and seeds of each cell, as listed or as all combinations of a grid."""
@@ -230,7 +239,9 @@ class _Reader:
         self, name: str, entry: Entry, flags: dict[str, Entry], seeds: tuple[int, ...]
     ) -> tuple[str, str, dict[str, Entry], tuple[int, ...]]:
         if _NOT_OF_A_NAME.search(name) or not 0 < len(name) <= 100 or name.startswith((".", "-")):
-            self.problems.append(f"{entry.label}: the name of a cell is the name of a folder: letters, digits, . = + -")
+            self.problems.append(
+                f"{entry.label}: the name of a cell is the name of a folder: up to 100 letters, digits, . = + -"
+            )
         its_seeds = self.seeds(flags.pop("seeds", None), seeds)
         method = flags.pop("method").value if "method" in flags else self.text("method", SWR.name)
         if method not in (*METHODS, BASE):

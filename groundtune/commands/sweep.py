@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the sweep, print the table and write the report; returns 1 if a cell failed, else 0."""
     words = given(parser(), argv)
     seconds = _seconds(words["time_budget"]) if "time_budget" in words else None
+    if words["report_only"] and (idle := [name for name in ("dry_run", "time_budget") if words.get(name)]):
+        raise DataError([f"--{idle[0]}: has no effect with --report_only, which starts nothing; remove one of them"])
     if words["quiet"] or words["json"]:
         be_quiet()
 
@@ -268,7 +270,7 @@ def _show(
             "failed": list(failed), "table": [dict(zip(header, row)) for row in rows], "report": str(plan.report),
         })  # fmt: skip
     else:
-        shown = TextTable(*header)
+        shown = TextTable(*header, box=None, padding=(0, 1, 0, 0))
         for row in rows:
             shown.add_row(*row)
         say_table(shown)

@@ -198,7 +198,7 @@ def _evaluate(
     evaluations = _judge(arguments, judges, evaluations, on_progress, durations)
     evaluations = {context: _with_outcomes(by_system, right) for context, by_system in evaluations.items()}
 
-    comparisons = _comparisons(evaluations, arguments.name)
+    comparisons = _comparisons(evaluations, arguments.name, arguments.evaluation.bootstrap_samples)
     found = Evaluated(
         evaluations, comparisons, right, notes, output_dir, abstention=curves, reused=reused,
         scored_by=arguments.scored_by, questions=digest,
@@ -433,17 +433,18 @@ def _with_outcomes(by_system: dict[str, Evaluation], right: Rightness) -> dict[s
     }
 
 
-def _comparisons(evaluations: dict[str, dict[str, Evaluation]], name: str) -> list[Comparison]:
+def _comparisons(evaluations: dict[str, dict[str, Evaluation]], name: str, samples: int) -> list[Comparison]:
     """Compare the model with the base model, if evaluated, in each context; and several contexts with each other."""
     comparisons = []
     for context, by_system in evaluations.items():
         if BASE in by_system:
             systems = {f"{name}, base": by_system[BASE], name: by_system[MODEL]}
-            comparisons.append(compare(f"Context: {context}", {n: e.predictions for n, e in systems.items()}))
+            comparisons.append(compare(f"Context: {context}", {n: e.predictions for n, e in systems.items()}, samples))
     if len(evaluations) > 1 or not comparisons:
         first = sorted(evaluations, key=lambda context: context != "retrieved")  # the reference
         title = f"{name}: contexts" if len(evaluations) > 1 else f"{name}: {first[0]}"
-        comparisons.append(compare(title, {context: evaluations[context][MODEL].predictions for context in first}))
+        of_model = {context: evaluations[context][MODEL].predictions for context in first}
+        comparisons.append(compare(title, of_model, samples))
     return comparisons
 
 

@@ -118,6 +118,9 @@ def _plot(part: Part) -> str:
 
 def forgetting_lines(found: Forgetting) -> Iterator[str]:
     """The losses, and what became of them, in words."""
+    if not found.clusters:
+        told = f", but {counted(len(found.continued), 'continuation')}" if found.continued else ""
+        yield f"{found.path}: no text has a token to predict, so there is no loss{told}"
     for system in found.by_system:
         if (loss := found.loss(system)) and (perplexity := found.perplexity(system)):
             shown = f"{perplexity:.2f}" if perplexity < 1e6 else f"{perplexity:.1e}"

@@ -17,6 +17,7 @@ from groundtune.system.inputs import read_text
 from groundtune.system.text import counted
 
 NOT_MEASURED = "not measured"
+_NAMED_BY_GROUP = ("citations", "grounded")  # "recall" alone would be that of an answer
 _BEGIN, _END = "<!-- sweep {name}: begin -->", "<!-- sweep {name}: end -->"
 
 
@@ -178,7 +179,9 @@ def _column(one: Standings, found: Sequence[Standings]) -> str:
 
 def _metric(name: str) -> str:
     known = {F1: "F1", **{metric: label for metric, label in SCORES.items() if metric != F1}, **ERRORS}
-    return known.get(name, name.partition("/")[2].replace("_", " ").capitalize())
+    group, _, its = name.partition("/")
+    words = its.replace("_", " ")
+    return known.get(name, (f"{group}, {words}" if group in _NAMED_BY_GROUP else words).capitalize())
 
 
 def _interval(found: Interval | None, sign: str = "") -> str:

@@ -11,7 +11,8 @@ from groundtune.system.text import harmless_line
 
 
 class TextTable(Table):
-    """A rich table without markup, emoji codes or control characters."""
+    """A rich table without markup, emoji codes or control characters. A long word goes on in the next line: with its
+    end cut off, names that begin alike would be one."""
 
     def __init__(self, *headers: str, title: str = "", caption: str = "", **layout: Any) -> None:
         super().__init__(*headers, **layout)
@@ -19,7 +20,7 @@ class TextTable(Table):
         self.caption = literal(caption, "table.caption") if caption else None
 
     def add_column(self, header: Any = "", *args: Any, **layout: Any) -> None:
-        super().add_column(literal(header), *args, **layout)
+        super().add_column(literal(header), *args, **{"overflow": "fold", **layout})
 
     def add_row(self, *cells: Any, **layout: Any) -> None:
         super().add_row(*map(literal, cells), **layout)

@@ -127,6 +127,11 @@ def test_four_contexts_are_answered_by_both_and_each_question_has_one_outcome(ad
     titles = [comparison["title"] for comparison in found["comparisons"]]
     assert titles == [*(f"Context: {context}" for context in CONTEXTS), f"{adapter_run.name}: contexts"]
     assert found["comparisons"][-1]["reference"] == "retrieved"
+    for comparison, by_system in zip(
+        found["comparisons"], found["evaluations"].values()
+    ):  # each number has one interval
+        shown = list(comparison["systems"].values())[-1]["metrics"]
+        assert all(shown[name] == value for name, value in by_system[MODEL]["metrics"].items() if name in shown)
     for file in ("metrics.json", "run.json", "evaluation.html", "evaluation.json"):
         assert (tmp_path / file).stat().st_size > 100
 
@@ -400,6 +405,10 @@ def test_all_that_is_wrong_with_the_arguments_is_said_at_once(capsys, tmp_path, 
     assert "MODEL: missing" in capsys.readouterr().err
     assert main(["evaluate", "gpt2", "--right_metric", "loss"]) == 2
     assert "--right_metric: loss is unknown" in capsys.readouterr().err
+    for flag in ("--train_share", "--max_train_samples", "--eval_endpoint"):  # of training
+        for command in ("evaluate", "ask", "serve"):
+            assert main([command, "gpt2", flag, "1"]) == 2
+            assert f"{flag}: no such argument" in capsys.readouterr().err
     for threshold in ("nan", "4"):
         assert main(["evaluate", "gpt2", "--right_threshold", threshold]) == 2
         assert f"--right_threshold: {threshold}; give a number from 0 to 1" in capsys.readouterr().err

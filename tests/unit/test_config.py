@@ -95,7 +95,7 @@ YAML_PROBLEMS = {
     "a: 2024-13-45": "run.yaml:1: a: cannot be read (month must be in 1..12)",
     "a: 1\n? [b]\n: 1": "run.yaml:2: line: has a list or mapping before the colon",
     "a: 1\nb: \x00": "run.yaml:2: line: contains the character 0x0",
-    "- a": "run.yaml:1: line: the file contains list; it must map",
+    "- a": "run.yaml:1: line: the file contains a list; it must map",
     "": "run.yaml:1: line: the file contains nothing; it must map",
     b"a: 1\nb: \xff": "run.yaml:2: line: not UTF-8",
     "[" * 2000: "run.yaml:1: line: is nested too deeply",
@@ -104,7 +104,7 @@ JSON_PROBLEMS = {
     '{"a": 1,\n "a": 2}': "run.json:2: a: is also given in line 1",
     '{"a": 1,\n "b": }': "run.json:2: line: not valid JSON: ",
     "{'a': 1}": "run.json:1: line: not valid JSON: ",
-    "[1]": "run.json:1: line: the file contains list; it must map",
+    "[1]": "run.json:1: line: the file contains a list; it must map",
     "[" * 100_000: "run.json:1: line: the file cannot be read",
     '{"a": ' + "9" * 5000 + "}": "run.json:1: line: the file cannot be read",
 }

@@ -211,6 +211,15 @@ def test_the_loss_of_a_model_that_diverged_is_shown_too():
     assert found.to_dict()["perplexity"]["tuned"] < math.inf
 
 
+def test_texts_with_nothing_to_predict_are_said_to_have_no_loss(family, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Say hello."}\n')
+    texts = read_texts(str(tmp_path / "prompts.jsonl"), family.tokenizer, 500)
+    found = Forgetting("prompts.jsonl", texts, {"base": Measured([[]], ["Hi."]), "model": Measured([[]], ["Ho."])})
+    assert list(forgetting_lines(found)) == [
+        "prompts.jsonl: no text has a token to predict, so there is no loss, but 1 continuation"
+    ]
+
+
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe", b"\x00\xff\xff"])
 def test_a_file_without_text_is_an_error_of_one_line(family, tmp_path, content):
     for name in ("other.txt", "other.jsonl"):

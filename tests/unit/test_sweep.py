@@ -47,7 +47,7 @@ from groundtune.recipes.sweep import (
     on,
     sweep,
 )
-from groundtune.reporting.sweep_report import all_standings, markdown, table, write_sweep
+from groundtune.reporting.sweep_report import _metric, all_standings, markdown, table, write_sweep
 from groundtune.runs.cells import Plan, chosen
 from groundtune.schema import Document, Example, Prediction
 from groundtune.system.locks import alone
@@ -237,8 +237,14 @@ BAD = {
     "questions: q\ngrid: {{k: [a/b, a|b]}}": "two combinations have the same name",
     "questions: q\ncells: {{a: {{}}}}\nevaluate: {{a/b: {{}}}}": "the name of an evaluation",
     "questions: [q]\ncells: {{a: {{}}}}": "questions: must be one text",
+    "questions: q\ncells: {{a: {{}}}}\nreport: [a, b]": "try.yaml:3: report: must be one text",
+    "questions: q\ncells: {{a: {{}}}}\nresults: {{a: b}}": "try.yaml:3: results: must be one text",
+    "questions: q\ncells: {{a: {{}}}}\nseeds: [0, 1, 0]": "try.yaml:3: seeds: 0 is there twice",
+    "questions: q\ncells: {{a: {{}}}}\nevaluate: {{m: {{output_dir: x}}}}": "output_dir: cannot be set by a plan",
+    "questions: q\ncells: {{" + "a" * 101 + ": {{}}}}": "up to 100 letters",
     "questions: &x q\ncells: {{a: {{k: *x}}}}": "is an alias",
-    "- a": "it must map argument names to values",
+    "- a": "the file contains a list; it must map argument names to values",
+    "a": "the file contains one value; it must map",
     "questions: q\ngrid: {{" + ", ".join(f"k{i}: [1, 2]" for i in range(11)) + "}}": "2,048 combinations",
 }
 
@@ -648,6 +654,20 @@ def test_the_report_has_one_table_one_plot_and_says_what_is_not_measured(plan):
     assert "raft (not measured)" in svg
 
 
+def test_names_that_begin_alike_are_whole_on_a_terminal_of_80_columns(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"learning_rate={rate},num_train_epochs=3,lora_r=16" for rate in ("1e-2", "1e-3")]
+    write_text(tmp_path / "try.yaml", "\n  ".join(["questions: q\ncells:", *(f"{name}: {{}}" for name in names)]))
+    assert main(["sweep", str(tmp_path / "try.yaml"), "--report_only", "-o", str(tmp_path / "runs")]) == 0
+    shown = capsys.readouterr().out
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown and "1e-2" in shown and "1e-3" in shown
+
+
+def test_a_metric_is_headed_by_a_name_that_no_other_one_has():
+    assert _metric("citations/recall") == "Citations, recall" and _metric("generation/recall") == "Recall"
+    assert _metric("grounded/tokens") == "Grounded, tokens" and _metric("retrieval/recall@4") == "Recall@4"
+
+
 def between_marks(page: str, name: str) -> str:
     """What a sweep wrote into a page."""
     begin, end = (f"<!-- sweep {name}: {mark} -->" for mark in ("begin", "end"))
@@ -740,6 +760,8 @@ def test_what_is_measured_in_part_is_in_the_report(plan):
         (["--only", "nobody"], "--only: no cell is called nobody; take one of base, sft, swr, raft"),
         (["--time_budget", "soon"], "--time_budget: soon: write a number with s, m or h"),
         (["--set", "learning_rate"], "--set: learning_rate: write FLAG=VALUE"),
+        (["--report_only", "--dry_run"], "--dry_run: has no effect with --report_only"),
+        (["--report_only", "--time_budget", "9m"], "--time_budget: has no effect with --report_only"),
     ],
 )
 def test_wrong_arguments_of_the_command_are_one_line(plan, tmp_path, capsys, words, problem):
