@@ -127,9 +127,7 @@ def test_four_contexts_are_answered_by_both_and_each_question_has_one_outcome(ad
     titles = [comparison["title"] for comparison in found["comparisons"]]
     assert titles == [*(f"Context: {context}" for context in CONTEXTS), f"{adapter_run.name}: contexts"]
     assert found["comparisons"][-1]["reference"] == "retrieved"
-    for comparison, by_system in zip(
-        found["comparisons"], found["evaluations"].values()
-    ):  # each number has one interval
+    for comparison, by_system in zip(found["comparisons"], found["evaluations"].values()):  # one interval per number
         shown = list(comparison["systems"].values())[-1]["metrics"]
         assert all(shown[name] == value for name, value in by_system[MODEL]["metrics"].items() if name in shown)
     for file in ("metrics.json", "run.json", "evaluation.html", "evaluation.json"):
