@@ -128,8 +128,8 @@ def test_four_contexts_are_answered_by_both_and_each_question_has_one_outcome(ad
     assert titles == [*(f"Context: {context}" for context in CONTEXTS), f"{adapter_run.name}: contexts"]
     assert found["comparisons"][-1]["reference"] == "retrieved"
     for comparison, by_system in zip(found["comparisons"], found["evaluations"].values()):  # one interval per number
-        shown = list(comparison["systems"].values())[-1]["metrics"]
-        assert all(shown[name] == value for name, value in by_system[MODEL]["metrics"].items() if name in shown)
+        shown, measured = list(comparison["systems"].values())[-1], by_system[MODEL]
+        assert {name: value for name, value in measured.items() if name in shown} == shown
     for file in ("metrics.json", "run.json", "evaluation.html", "evaluation.json"):
         assert (tmp_path / file).stat().st_size > 100
 

@@ -278,7 +278,7 @@ def test_one_json_file_is_data_to_the_commands_that_do_not_train(tmp_path, capsy
     said = capsys.readouterr().err
     assert problem in said and "must map argument names" not in said
     assert run(command, "--config", path) == 2
-    assert f"{path}:1: line: the file contains list; it must map argument names" in capsys.readouterr().err
+    assert f"{path}:1: line: the file contains a list; it must map argument names" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix, write", [("yaml", yaml.safe_dump), ("json", json.dumps)])
@@ -371,7 +371,7 @@ def test_a_list_at_the_end_of_a_file_takes_no_word_of_the_command_line(tmp_path)
         (None, " No such file or directory; name a YAML or JSON file"),
         ("a: [1, 2", "1: line: not valid YAML: "),
         ("a:\n\t- b", "2: line: not valid YAML: "),
-        ("- a\n- b", "1: line: the file contains list; it must map"),
+        ("- a\n- b", "1: line: the file contains a list; it must map"),
         ("", "1: line: the file contains nothing; it must map"),
         (b"\xff\xfe\x00", "1: line: not UTF-8"),
     ],
