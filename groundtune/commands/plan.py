@@ -129,8 +129,8 @@ class _Reader:
 
     def text(self, name: str, default: str = "") -> str:
         value = self.tree[name].value if name in self.tree else None
-        if isinstance(value, (list, dict)):
-            self.problem(name, "must be one text")
+        if isinstance(value, (list, dict)) or "\0" in (value or ""):
+            self.problem(name, "must be one text" + (", without null characters" if isinstance(value, str) else ""))
             return default
         return default if value is None else value
 

@@ -405,13 +405,13 @@ class InferenceArguments:
             problems += in_the_way("full_dataset_index_path", data.full_dataset_index_path, folder=True)
         if has_examples:
             problems += in_the_way("output_dir", self.output_dir, folder=True) or self._links()
-        unknown = [context for context in self.contexts if context not in CONTEXTS]
+        unknown = [context or '""' for context in self.contexts if context not in CONTEXTS]
         if unknown:
             problems.append(f"--contexts: unknown: {', '.join(unknown)}; choose from {', '.join(CONTEXTS)}, or all")
         problems += no_such_file(self.answers, ["forgetting"])
         if self.answers.forgetting and self.api != "here":
             problems.append("--forgetting: a server gives no loss of a text; name a model on this machine")
-        if unknown := [part for part in self.study if part not in PARTS]:
+        if unknown := [part or '""' for part in self.study if part not in PARTS]:
             problems.append(f"--study: unknown: {', '.join(unknown)}; choose from {', '.join(PARTS)}, or all")
         if "abstention" in self.study and "retrieved" not in self.contexts:
             problems.append("--study: abstention needs the context retrieved; add it to --contexts")

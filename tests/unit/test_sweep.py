@@ -239,6 +239,7 @@ BAD = {
     "questions: [q]\ncells: {{a: {{}}}}": "questions: must be one text",
     "questions: q\ncells: {{a: {{}}}}\nreport: [a, b]": "try.yaml:3: report: must be one text",
     "questions: q\ncells: {{a: {{}}}}\nresults: {{a: b}}": "try.yaml:3: results: must be one text",
+    'questions: q\ncells: {{a: {{}}}}\nreport: "a\\0b"': "try.yaml:3: report: must be one text, without null",
     "questions: q\ncells: {{a: {{}}}}\nseeds: [0, 1, 0]": "try.yaml:3: seeds: 0 is there twice",
     "questions: q\ncells: {{a: {{}}}}\nevaluate: {{m: {{output_dir: x}}}}": "output_dir: cannot be set by a plan",
     "questions: q\ncells: {{" + "a" * 101 + ": {{}}}}": "up to 100 letters",
@@ -258,10 +259,10 @@ def test_what_is_wrong_with_a_plan_is_one_line_with_its_place(tmp_path, text, pr
 
 def test_wrong_flags_of_any_cell_are_reported_before_anything_runs(tmp_path, plan, capsys):
     text = PLAN.replace("citations: off", "citation: taught").replace("retriever: dense", "retrieve: dense")
-    text = text.replace("retrieved,gold", "retrieved,../gold")
+    text = text.replace("retrieved,gold", "retrieved,../gold,")
     assert main(["sweep", str(write_plan(tmp_path, text)), "--dry_run"]) == 2
     shown = capsys.readouterr().err
-    assert "evaluation mix: --contexts: unknown: ../gold" in shown
+    assert 'evaluation mix: --contexts: unknown: ../gold, ""; choose from' in shown
     assert "swr: --citation: no such argument" in shown and "retrieve: no such argument" in shown
     assert "sft: --train_file: missing" in shown
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["probe.jsonl"]
