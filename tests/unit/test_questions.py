@@ -843,7 +843,7 @@ def test_given_questions_without_an_answer_are_named(server, database, tmp_path,
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_keeps_what_was_written_and_reports_it_and_the_next_run_asks_only_for_the_rest(
-    server, database, tmp_path, capsys, signum
+    server, database, tmp_path, capsys, signum, signals_of_a_terminal
 ):
     flags = (
         database,
