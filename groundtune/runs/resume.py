@@ -58,8 +58,10 @@ _RESULTS = (
     "trainer_state.json",
 )  # report.html is written last
 FOLDS = "folds"  # the subfolder of a cross-validation
-# The subfolders that a run writes into; `runs` is TensorBoard's.
-_WRITTEN = ("predictions", "checkpoint-*", ".writing-*", ".pushing-*", "additional_chat_templates", "runs", FOLDS)
+# The subfolders that a run writes into; `runs` is TensorBoard's, and an earlier `evaluation` is removed.
+_WRITTEN = (
+    "predictions", "checkpoint-*", ".writing-*", ".pushing-*", "additional_chat_templates", "runs", FOLDS, "evaluation",
+)  # fmt: skip
 _WAYS_OUT = "name another --output_dir, or give --overwrite_output_dir to start over"
 
 

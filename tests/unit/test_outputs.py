@@ -344,7 +344,7 @@ COMMANDS = [
         for name in (
             "adapter_model.safetensors", "trainer_state.json", "run.json", ".run.lock", ".run.holder", "predictions",
             "predictions/eval_step_000002.jsonl", "checkpoint-2", "checkpoint-2/model.safetensors", "runs/Jan01",
-            ".writing-checkpoint-2", "additional_chat_templates/a.jinja",
+            ".writing-checkpoint-2", "additional_chat_templates/a.jinja", "evaluation/predictions", "thresholds.json",
         )
         for more in ("", "--overwrite_output_dir true")
     ),
