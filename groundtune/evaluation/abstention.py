@@ -24,6 +24,7 @@ SHIPPED = Path(__file__).parent / "abstentions.txt"  # explains how a wording is
 _SENTENCE = re.compile(r"[^.!?\n\u3002\uff01\uff1f\uff0e\u2026]+")
 _PIECE = re.compile(r"\{([^{}]*)\}|([(|)*])|([^{}(|)*\s]+)|([{}])")
 _LONGEST = 300  # characters of a sentence that is compared
+_LEADS = 4  # in one sentence; without a bound, leads that can be read in two ways take exponential time
 _MANY = 4  # words with which only an abstention begins
 
 
@@ -40,7 +41,7 @@ class Wordings:
     def match(self, answer: str) -> bool:
         """Whether the first sentence, or the whole answer, is one of the wordings, and no answer follows it."""
         sentences = [one for one in _SENTENCE.findall(answer) if _spaced(one)]
-        while len(sentences) > 1 and self.lead.fullmatch(_spaced(sentences[0])):
+        while len(sentences) > 1 and self._leads(sentences[0]):
             del sentences[0]
         if not sentences or any(map(self._is_answer, sentences[1:2])):
             return False
@@ -58,9 +59,13 @@ class Wordings:
         """A sentence up to the clause with which an answer may follow, and the rest; "I'm sorry, but ..." is whole."""
         for border in _CLAUSE.finditer(sentence):
             first, rest = sentence[: border.start()], sentence[border.end() :]
-            if self.answers.match(_spaced(rest)) and not self.lead.fullmatch(_spaced(first)):
+            if self.answers.match(_spaced(rest)) and not self._leads(first):
                 return first, rest
         return sentence, ""
+
+    def _leads(self, clause: str) -> bool:
+        said = _spaced(clause)
+        return len(said) <= _LONGEST and bool(self.lead.fullmatch(said))
 
     def _is_answer(self, clause: str) -> bool:
         said = _spaced(clause)
@@ -110,7 +115,7 @@ def read_wordings(path: str = "") -> Wordings:
     one_of = {kind: f"(?:{'|'.join(patterns)})" for kind, patterns in kinds.items()}
     spaced = f"{one_of['+']}{{0,2}}{one_of['']}"
     unspaced = spaced.replace(_ANY, ".{0,60}?").replace(" ", "")
-    return Wordings(*map(re.compile, (spaced, unspaced, f"{one_of['+']}+", one_of["!"], one_of["&"])))
+    return Wordings(*map(re.compile, (spaced, unspaced, f"{one_of['+']}{{1,{_LEADS}}}", one_of["!"], one_of["&"])))
 
 
 def _line_of(line: str, names: Mapping[str, str]) -> str:

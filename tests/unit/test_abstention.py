@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,6 +132,18 @@ CASES = [line for line in (ROOT / "tests/abstentions.txt").read_text("utf-8").sp
 @pytest.mark.parametrize("line", CASES)
 def test_an_abstention_and_what_looks_like_one_are_told_apart_in_eight_languages(line):
     assert abstains(line[2:], ()) == (line[0] == "+")
+
+
+@pytest.mark.parametrize(
+    "repeated", ["I apologize again ", "As an AI developed by ", "Sorry but ", "I am sorry for that "]
+)
+def test_an_answer_that_begins_over_and_over_is_read_in_no_time(repeated, tmp_path):
+    own = tmp_path / "own.txt"
+    own.write_text("+ again\n+ i apologize again\n+ as an ai developed by *\n+ sorry but *")  # two ways to read each
+    begin = time.process_time()
+    for answer in (repeated * 40 + "x " * 60 + ". Yes.", repeated * 400 + ", but x. Yes."):
+        assert not any(abstains(answer, (), wordings) for wordings in ("", str(own)))
+    assert time.process_time() - begin < 5
 
 
 def test_there_are_twenty_wordings_and_twenty_near_misses_in_each_of_eight_languages():
