@@ -130,7 +130,7 @@ class _Reader:
     def text(self, name: str, default: str = "") -> str:
         value = self.tree[name].value if name in self.tree else None
         if isinstance(value, (list, dict)) or "\0" in (value or ""):
-            self.problem(name, "must be one text" + (", without null characters" if isinstance(value, str) else ""))
+            self.problem(name, "must be one text, without null characters")
             return default
         return default if value is None else value
 

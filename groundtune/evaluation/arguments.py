@@ -36,7 +36,7 @@ from groundtune.methods import Method, method_of
 from groundtune.model.endpoint import Endpoint, endpoint_at, is_server, server_problems
 from groundtune.prompts.policies import CONTEXTS
 from groundtune.retrieval.rewriting import cannot_rewrite
-from groundtune.runs.remembered import BASE_MODEL, Remembered, base_not_followed, leads_out_of
+from groundtune.runs.remembered import BASE_MODEL, EVALUATION, Remembered, base_not_followed, leads_out_of
 from groundtune.schema import nfc
 from groundtune.system.model_folders import adapter_base_of, model_problems
 from groundtune.system.outputs import links_at, links_in
@@ -247,7 +247,7 @@ class InferenceArguments:
     def output_dir(self) -> Path:
         """The folder for the results."""
         in_run = self.run is not None and self.api == "here"
-        default = Path(self.model.model_name_or_path, "evaluation") if in_run else Path("runs", f"evaluate-{self.name}")
+        default = Path(self.model.model_name_or_path, EVALUATION) if in_run else Path("runs", f"evaluate-{self.name}")
         return Path(self.answers.output_dir or default)
 
     @property

@@ -11,7 +11,7 @@ from groundtune.evaluation.arguments import BASE, MODEL, PARTS
 from groundtune.evaluation.confidence import KEPT
 from groundtune.evaluation.predictions import Evaluation, write_predictions
 from groundtune.prompts.policies import CONTEXTS
-from groundtune.runs.remembered import remembered
+from groundtune.runs.remembered import EVALUATION, remembered
 from groundtune.system.outputs import inside
 
 # What an evaluation writes: its results, and the names of its files of answers (`_files`).
@@ -24,7 +24,7 @@ _PREDICTIONS = re.compile(rf"({'|'.join(CONTEXTS)}|study_({'|'.join(PARTS)})_\d+
 def check_replaces(folder: Path, questions: Path) -> None:
     """Only an evaluation is replaced: neither a training nor the questions, which may be a file of answers."""
     if (run := remembered(str(folder))) and run.method:
-        raise DataError([f"--output_dir: {folder} holds a training run; name another, such as {folder / 'evaluation'}"])
+        raise DataError([f"--output_dir: {folder} holds a training run; name another, such as {folder / EVALUATION}"])
     if _PREDICTIONS.fullmatch(questions.name) and realpath(questions.parent) == realpath(folder / "predictions"):
         raise DataError([f"--eval_file: {questions} is a result in --output_dir, and would be replaced; name another"])
 
@@ -52,7 +52,7 @@ def remove_earlier(folder: Path, evaluations: dict[str, dict[str, Evaluation]]) 
 
 def forget_earlier(run: Path) -> None:
     """Remove what was measured of the model that was in a run's folder: `groundtune evaluate RUN`, and thresholds."""
-    remove_earlier(run / "evaluation", {})
+    remove_earlier(run / EVALUATION, {})
     inside(run, KEPT).unlink(missing_ok=True)
 
 

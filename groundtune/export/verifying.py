@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from groundtune.aliases import Model
-from groundtune.arguments import OFF, ModelArguments
+from groundtune.arguments import ModelArguments
 from groundtune.data.files import in_folder, sha256_of
 from groundtune.errors import DataError
 from groundtune.evaluation.arguments import InferenceArguments
@@ -184,7 +184,7 @@ def _evaluator(
         bootstrap_samples=arguments.evaluation.bootstrap_samples,
         abstentions=arguments.evaluation.abstentions,
         shorten=arguments.data.too_long == "shorten",
-        **({} if arguments.prompt.citations == OFF else {"citations": arguments.prompt.citations}),
+        citations=arguments.prompt.citations,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 from transformers import PrinterCallback, set_seed
 
 from groundtune.aliases import Model
-from groundtune.arguments import BLOCK, OFF, REWRITE, DataArguments
+from groundtune.arguments import BLOCK, REWRITE, DataArguments
 from groundtune.data.checks import counts, place
 from groundtune.data.files import in_the_way, sha256_of
 from groundtune.errors import DataError
@@ -196,7 +196,7 @@ def _evaluators(
             abstentions=arguments.evaluation.abstentions,
             shorten=arguments.data.too_long == "shorten",
             passage_cache=arguments.evaluation.passage_cache,
-            **({} if arguments.prompt.citations == OFF else {"citations": arguments.prompt.citations}),
+            citations=arguments.prompt.citations,
         )
         for split in ("eval", "test")
     }

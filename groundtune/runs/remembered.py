@@ -37,6 +37,7 @@ from groundtune.system.text import harmless_line, to_json
 logger = logging.getLogger(__name__)
 
 RUN = "run.json"
+EVALUATION = "evaluation"  # the folder in a run's that `groundtune evaluate RUN` writes
 BASE_MODEL = "model_name_or_path"
 # By the group that run.json keeps them in. Never: code to run, keys, judges, trackers, hub, paths to write to. A server
 # can only be a name of a model, which is not followed unless this machine made the run.

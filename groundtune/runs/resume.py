@@ -20,6 +20,7 @@ from groundtune.errors import DataError
 from groundtune.prompts.rows import EpochRows
 from groundtune.runs.checkpoints import Checkpoint, checkpoint_folders, newest_checkpoint, read_checkpoint
 from groundtune.runs.record import versions
+from groundtune.runs.remembered import EVALUATION
 from groundtune.system.durable import Damaged, discard
 from groundtune.system.locks import alone
 from groundtune.system.outputs import links_in
@@ -58,9 +59,9 @@ _RESULTS = (
     "trainer_state.json",
 )  # report.html is written last
 FOLDS = "folds"  # the subfolder of a cross-validation
-# The subfolders that a run writes into; `runs` is TensorBoard's, and an earlier `evaluation` is removed.
+# The subfolders that a run writes into; `runs` is TensorBoard's, and an earlier evaluation is removed.
 _WRITTEN = (
-    "predictions", "checkpoint-*", ".writing-*", ".pushing-*", "additional_chat_templates", "runs", FOLDS, "evaluation",
+    "predictions", "checkpoint-*", ".writing-*", ".pushing-*", "additional_chat_templates", "runs", FOLDS, EVALUATION,
 )  # fmt: skip
 _WAYS_OUT = "name another --output_dir, or give --overwrite_output_dir to start over"
 
